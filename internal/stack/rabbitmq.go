@@ -1,0 +1,99 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"strconv"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+func rabbitmqService() service {
+	return service{
+		name:      "rabbitmq",
+		variable:  "LEAT_TEST_RABBITMQ_URL",
+		standard:  []string{"amqp://guest:guest@127.0.0.1:5672/"},
+		account:   "rabbitmq",
+		programs:  []string{"epmd", "rabbitmq-server"},
+		debian:    "rabbitmq-server",
+		handshake: greetRabbitMQ,
+		start:     startRabbitMQ,
+	}
+}
+
+// greetRabbitMQ opens a channel too: a node that is still booting accepts the
+// connection before it can do that.
+func greetRabbitMQ(ctx context.Context, url string) (version string, err error) {
+	conn, err := amqp.DialConfig(url, amqp.Config{Dial: dialWithin(ctx)})
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	if _, err := conn.Channel(); err != nil {
+		return "", err
+	}
+	version, _ = conn.Properties["version"].(string)
+	return version, nil
+}
+
+// dialWithin ends the connection with the context, so that a server which
+// accepts and then says nothing is given up in time.
+func dialWithin(ctx context.Context) func(network, address string) (net.Conn, error) {
+	return func(network, address string) (net.Conn, error) {
+		var dialer net.Dialer
+		conn, err := dialer.DialContext(ctx, network, address)
+		if err == nil {
+			context.AfterFunc(ctx, func() { _ = conn.Close() })
+		}
+		return conn, err
+	}
+}
+
+// startRabbitMQ shares nothing with a RabbitMQ installed beside it: not the
+// node name, not the cookie, not the configuration, and not epmd, Erlang's
+// name server, which a node would otherwise start as a daemon that outlives it.
+func startRabbitMQ(ctx context.Context, box *sandbox) (string, error) {
+	ports, err := freePorts(3)
+	if err != nil {
+		return "", err
+	}
+	port, distribution, epmd := strconv.Itoa(ports[0]), strconv.Itoa(ports[1]), strconv.Itoa(ports[2])
+	if err := box.launch("epmd", "-address", "127.0.0.1", "-port", epmd); err != nil {
+		return "", err
+	}
+	if err := awaitPort(ctx, "127.0.0.1:"+epmd); err != nil {
+		return "", fmt.Errorf("epmd: %w", err)
+	}
+	box.env = append(box.env,
+		"RABBITMQ_NODENAME=leat"+port+"@localhost",
+		"RABBITMQ_NODE_IP_ADDRESS=127.0.0.1",
+		"RABBITMQ_NODE_PORT="+port,
+		"RABBITMQ_DIST_PORT="+distribution,
+		"ERL_EPMD_ADDRESS=127.0.0.1",
+		"ERL_EPMD_PORT="+epmd,
+		"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=-kernel inet_dist_use_interface {127,0,0,1}",
+		"RABBITMQ_CONF_ENV_FILE="+box.path("no-rabbitmq-env.conf"),
+		"RABBITMQ_CONFIG_FILE="+box.path("no-rabbitmq"),
+		"RABBITMQ_CONFIG_FILES="+box.path("no-conf.d"),
+		"RABBITMQ_ADVANCED_CONFIG_FILE="+box.path("no-advanced"),
+		"RABBITMQ_ENABLED_PLUGINS_FILE="+box.path("enabled_plugins"),
+		"RABBITMQ_MNESIA_BASE="+box.path("mnesia"),
+		"RABBITMQ_LOG_BASE="+box.path("log"),
+		"RABBITMQ_LOGS=-",
+		"RABBITMQ_PID_FILE="+box.path("pid"),
+	)
+	err = box.launch("rabbitmq-server")
+	return "amqp://guest:guest@127.0.0.1:" + port + "/", err
+}
+
+func awaitPort(ctx context.Context, address string) error {
+	return poll(ctx, func(ctx context.Context) error {
+		var dialer net.Dialer
+		conn, err := dialer.DialContext(ctx, "tcp", address)
+		if err != nil {
+			return err
+		}
+		return conn.Close()
+	})
+}

@@ -1,0 +1,51 @@
+// Package tally counts what is under way, so that somebody can wait for the end of it.
+package tally
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+)
+
+// Tally is a counter that can be waited on until it is zero. The zero Tally is ready. All methods
+// may be called concurrently.
+type Tally struct {
+	n       atomic.Int64
+	mu      sync.Mutex
+	waiters []chan struct{}
+}
+
+// Add adds n, which may be negative.
+func (t *Tally) Add(n int64) {
+	if t.n.Add(n) > 0 {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.n.Load() > 0 {
+		return // whoever added since then waits on
+	}
+	for _, w := range t.waiters {
+		close(w)
+	}
+	t.waiters = nil
+}
+
+// Wait blocks until the tally is zero or below, or ctx is done.
+func (t *Tally) Wait(ctx context.Context) error {
+	t.mu.Lock()
+	if t.n.Load() <= 0 {
+		t.mu.Unlock()
+		return nil
+	}
+	done := make(chan struct{})
+	t.waiters = append(t.waiters, done)
+	t.mu.Unlock()
+
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}

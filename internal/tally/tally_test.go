@@ -1,0 +1,47 @@
+package tally_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"github.com/leatbus/leat/internal/tally"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestWaitEndsWhenTheTallyIsZero(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var n tally.Tally
+		require.NoError(t, n.Wait(t.Context()), "it begins at zero")
+		n.Add(2)
+		ended := make(chan error, 2)
+		for range 2 {
+			go func() { ended <- n.Wait(t.Context()) }()
+		}
+		n.Add(-1)
+		synctest.Wait()
+		require.Empty(t, ended)
+		n.Add(-1)
+		require.NoError(t, <-ended)
+		require.NoError(t, <-ended)
+	})
+}
+
+func TestWaitEndsWithItsContextAndItsCause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var n tally.Tally
+		n.Add(1)
+		impatient := errors.New("impatient")
+		ctx, cancel := context.WithTimeoutCause(t.Context(), time.Second, impatient)
+		defer cancel()
+		require.ErrorIs(t, n.Wait(ctx), impatient)
+		n.Add(-1)
+		require.NoError(t, n.Wait(t.Context()))
+	})
+}
