@@ -1,0 +1,349 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+)
+
+// Config is how a bus works. The zero Config does: JSON, the default slog logger, no stack.
+type Config struct {
+	// Service names the service. It begins every group name, so that two services with a handler of
+	// the same name never take each other's messages, and is the CloudEvents source. "" means the
+	// last element of the main module's path.
+	Service string
+	// Stack wraps every handler. nil means none: a handler's errors are redelivered with a growing
+	// delay, for ever. Services use middleware.Standard.
+	Stack Stack
+	// Decorators are the publish middleware, outermost first.
+	Decorators []message.PublisherDecorator
+	// Observers see every message published, and with the observe step of the stack every delivery.
+	Observers []Observer
+	// Codec encodes and decodes events. nil means [JSON].
+	Codec Codec
+	// Outbox takes what [Bus.InTx] publishes, where the transport does not publish in transactions
+	// itself. nil means none.
+	Outbox Outbox
+	// Logger is nil for slog.Default().
+	Logger *slog.Logger
+	// MaxPayload is the largest payload to publish, in bytes. 0 means 16 MiB, which is RabbitMQ 4's
+	// default limit.
+	MaxPayload int
+	// Breaker is the circuit breaker of handlers that have none of their own.
+	Breaker BreakerPolicy
+	// DrainTimeout is how long handlers may go on after the bus was told to stop. 0 means 20 s.
+	DrainTimeout time.Duration
+}
+
+const (
+	defaultMaxPayload   = 16 << 20
+	defaultDrainTimeout = 20 * time.Second
+)
+
+// Bus publishes events to a transport and runs handlers over what comes from it. All methods may be
+// called concurrently.
+type Bus struct {
+	cfg       Config
+	transport Transport
+	durable   bool
+	encoder   Encoder
+	process   process
+	send      func(ctx context.Context, topic string, msgs []*message.Message) error
+
+	mu        sync.Mutex // guards what follows
+	groups    []*group   // and their feeds
+	runCalled bool
+	table     TopicTable[*group]
+
+	subscribing chan struct{} // holds a token while nobody subscribes
+	subscribed  atomic.Bool   // every group has its feed
+
+	unrouted unroutedTopics
+
+	running   chan struct{}
+	stopping  chan struct{} // closed when the bus stops taking in
+	stopped   chan struct{} // closed when Run is over
+	cut       atomic.Bool   // the drain timeout has passed
+	stopOnce  sync.Once
+	stop      chan struct{}   // closed by Drain and Close
+	stopCtx   context.Context // Drain's; valid once stop is closed
+	runErr    error           // valid once stopped is closed
+	closeOnce sync.Once
+	closing   chan struct{} // closed by Close
+	closed    chan struct{} // closed when Close is over
+	closeErr  error         // valid once closed is closed
+
+	_      apart
+	ledger ledger
+}
+
+// apart keeps counters that change with every message out of the cache line of what is only read.
+type apart [64]byte
+
+// New makes a bus over an open transport. The bus owns the transport, and the outbox, from now on:
+// [Bus.Close] closes them.
+func New(t Transport, cfg Config) (*Bus, error) {
+	if t == nil {
+		return nil, errors.New("bus: transport is nil; open one with transports.Open")
+	}
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	b := &Bus{
+		cfg:       cfg,
+		transport: t,
+		durable:   t.Capabilities().Durable,
+		encoder:   Encoder{Codec: cfg.Codec, Source: cfg.Service, Instance: NewID(), known: &knownTypes{}},
+		process:   thisProcess(),
+		running:   make(chan struct{}),
+		stopping:  make(chan struct{}),
+		stopped:   make(chan struct{}),
+		stop:      make(chan struct{}),
+		closing:   make(chan struct{}),
+		closed:    make(chan struct{}),
+
+		subscribing: make(chan struct{}, 1),
+	}
+	b.subscribing <- struct{}{}
+	b.send, err = b.decorate(cfg.Decorators)
+	if err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+func (c Config) withDefaults() (Config, error) {
+	if c.Service == "" {
+		c.Service = DefaultService()
+	}
+	if err := validateName(c.Service, MaxGroupBytes/2-len(".")); err != nil {
+		return c, fmt.Errorf("bus: service %q: %w", c.Service, err)
+	}
+	if err := c.Breaker.Validate(); err != nil {
+		return c, err
+	}
+	if c.Codec == nil {
+		c.Codec = JSON{}
+	}
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	if c.MaxPayload == 0 {
+		c.MaxPayload = defaultMaxPayload
+	}
+	if c.DrainTimeout == 0 {
+		c.DrainTimeout = defaultDrainTimeout
+	}
+	return c, nil
+}
+
+// DefaultService is what a service is called that does not say: the last element of the main module's
+// path, without a major version.
+func DefaultService() string {
+	name := ""
+	if info, ok := debug.ReadBuildInfo(); ok {
+		name = info.Main.Path
+		if base := path.Base(name); len(base) > 1 && base[0] == 'v' && strings.Trim(base[1:], "0123456789") == "" {
+			name = path.Dir(name)
+		}
+		name = path.Base(name)
+	}
+	if name == "" || name == "." || name == "/" {
+		name = strings.TrimSuffix(filepath.Base(os.Args[0]), ".test")
+	}
+	return strings.Map(func(r rune) rune {
+		if validateName("a"+string(r), 8) != nil {
+			return '-'
+		}
+		return r
+	}, strings.TrimLeft(name, "._-"))
+}
+
+// Handle registers a handler. It fails where the handler can't work, its name is taken, the stack
+// does not fit it, or the transport lacks what it asks for. Handle must be called before [Bus.Run].
+func (b *Bus) Handle(h Handler) error {
+	h = h.withDefaults()
+	if err := h.Validate(); err != nil {
+		return err
+	}
+	g := &group{bus: b, name: b.GroupName(h.Name), handler: h}
+	g.breaker.init(g, b.cfg.Breaker)
+	if h.Breaker != nil {
+		g.breaker.init(g, *h.Breaker)
+	}
+	if err := g.build(); err != nil {
+		return fmt.Errorf("bus: handler %q: %w", h.Name, err)
+	}
+	if err := b.transport.Capabilities().Check(g.subscription()); err != nil {
+		return fmt.Errorf("bus: handler %q: %w", h.Name, err)
+	}
+
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case b.isClosed():
+		return fmt.Errorf("bus: handler %q: %w", h.Name, ErrClosed)
+	case b.runCalled:
+		return fmt.Errorf("bus: handler %q is registered after Run; register handlers first", h.Name)
+	case slices.ContainsFunc(b.groups, func(other *group) bool { return other.name == g.name }):
+		return fmt.Errorf("bus: handler %q is registered twice; a name is one consumer group, so give the second handler its own, "+
+			"or put both functions into one with handlers.Routes", h.Name)
+	}
+	b.groups = append(b.groups, g)
+	b.table.Add(g, h.Topics...)
+	b.subscribed.Store(false)
+	return nil
+}
+
+// Handlers are the registered handlers, in the order of their registration.
+func (b *Bus) Handlers() []Handler {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	all := make([]Handler, len(b.groups))
+	for i, g := range b.groups {
+		all[i] = g.handler
+	}
+	return all
+}
+
+// GroupName is the group of the handler with this name: <service>.<handler name>.
+func (b *Bus) GroupName(handler string) string { return b.cfg.Service + "." + handler }
+
+// Transport is the transport under the bus.
+func (b *Bus) Transport() Transport { return b.transport }
+
+// Encoder is how the bus puts events into messages.
+func (b *Bus) Encoder() Encoder { return b.encoder }
+
+// Running is closed when every group is subscribed and consumes.
+func (b *Bus) Running() <-chan struct{} { return b.running }
+
+// Drain stops the handlers as the end of Run's context would, waits for Run to return, and answers
+// its error. Handlers may go on until the drain timeout or shortly before ctx's deadline, whichever
+// is first; what is still out then is given back. The transport stays open, and Publish works on,
+// unless the transport would lose what nobody handles any more.
+func (b *Bus) Drain(ctx context.Context) error {
+	b.stopOnce.Do(func() {
+		b.stopCtx = ctx
+		close(b.stop)
+	})
+	b.mu.Lock()
+	ran := b.runCalled
+	b.runCalled = true
+	b.mu.Unlock()
+	if !ran {
+		close(b.stopped) // and Run will refuse
+	}
+	<-b.stopped
+	return b.runErr
+}
+
+// Close drains the bus and closes its transport. The error names handlers that would not end, unless
+// Run or Drain has done so before. Later calls wait for the first and answer the same. Afterwards
+// Publish answers [ErrClosed].
+func (b *Bus) Close(ctx context.Context) error {
+	first := false
+	b.closeOnce.Do(func() { first = true })
+	if first {
+		defer close(b.closed)
+		told := b.state() == Stopped // Run or Drain has answered what went wrong
+		drainErr := b.Drain(ctx)
+		if told {
+			drainErr = nil
+		}
+		close(b.closing)
+		if n := b.backlog(func(_ *group, now, later int) int { return now + later }); n > 0 {
+			b.cfg.Logger.Warn("leat: the transport is not durable, and closing it loses messages that were still waiting", "messages", n)
+		}
+		b.closeErr = errors.Join(drainErr, b.closeFeeds(ctx), b.closeOutbox(ctx), b.transport.Close(ctx))
+		return b.closeErr
+	}
+	<-b.closed
+	return b.closeErr
+}
+
+func (b *Bus) isClosed() bool {
+	select {
+	case <-b.closing:
+		return true
+	default:
+		return false
+	}
+}
+
+// subscribe makes sure that every group exists, so that a message published from now on waits for
+// its handler.
+func (b *Bus) subscribe(ctx context.Context) error {
+	if b.subscribed.Load() {
+		return nil
+	}
+	select {
+	case <-b.subscribing:
+		defer func() { b.subscribing <- struct{}{} }()
+	case <-ctx.Done():
+		return fmt.Errorf("bus: subscribe: %w", context.Cause(ctx))
+	}
+	for {
+		g := b.withoutFeed()
+		if g == nil {
+			return nil
+		}
+		feed, err := b.transport.Subscribe(ctx, g.subscription()) // may block: b.mu is free meanwhile
+		if err != nil {
+			return fmt.Errorf("bus: subscribe handler %q: %w", g.handler.Name, err)
+		}
+		if f, ok := feed.(interface {
+			OnPark(func(*message.Message))
+		}); ok {
+			f.OnPark(g.parked)
+		}
+		b.mu.Lock()
+		g.feed = feed
+		b.mu.Unlock()
+	}
+}
+
+// withoutFeed is the next group to subscribe, nil when all of them are.
+func (b *Bus) withoutFeed() *group {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, g := range b.groups {
+		if g.feed == nil {
+			return g
+		}
+	}
+	b.subscribed.Store(true)
+	return nil
+}
+
+func (b *Bus) closeOutbox(ctx context.Context) error {
+	if b.cfg.Outbox == nil {
+		return nil
+	}
+	return b.cfg.Outbox.Close(ctx)
+}
+
+func (b *Bus) closeFeeds(ctx context.Context) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var errs []error
+	for _, g := range b.groups {
+		if g.feed != nil {
+			errs = append(errs, g.feed.Close(ctx))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,148 @@
+package bustest
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/leatbus/leat/bus"
+)
+
+// story is all that happened, as an observer saw it.
+type story struct {
+	mu        sync.Mutex
+	published []*message.Message
+	ends      []end
+}
+
+// end is the end of one delivery.
+type end struct {
+	id, group   string
+	attempt     int
+	tries       int
+	observation bus.Observation
+}
+
+func (s *story) Published(_ context.Context, p bus.Publication) {
+	if p.Err != nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.published = append(s.published, p.Messages...)
+}
+
+func (s *story) Started(ctx context.Context, _ *bus.Delivery) context.Context { return ctx }
+
+func (s *story) Finished(_ context.Context, d *bus.Delivery, o bus.Observation) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ends = append(s.ends, end{bus.MessageID(d.Message), d.Group, d.Attempt, d.Try, o})
+}
+
+func (s *story) messages(topic string) (found []*message.Message) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, msg := range s.published {
+		if bus.TopicOf(msg) == topic {
+			found = append(found, msg)
+		}
+	}
+	return found
+}
+
+func (s *story) outcomes(group string, want bus.Outcome) (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range s.ends {
+		if e.group == group && e.observation.Outcome == want {
+			n++
+		}
+	}
+	return n
+}
+
+// String tells, for each message, what became of it.
+func (s *story) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var b strings.Builder
+	b.WriteString("what happened:\n")
+	if len(s.published) == 0 {
+		b.WriteString("  nothing was published\n")
+	}
+	told := make(map[string]bool)
+	for _, msg := range s.published {
+		id := bus.MessageID(msg)
+		fmt.Fprintf(&b, "  %s %s %s\n", bus.TopicOf(msg), id, bus.OneLine(string(msg.Payload), 120))
+		if told[id] {
+			b.WriteString("    published again; see above\n")
+			continue
+		}
+		told[id] = true
+		s.tell(&b, id)
+	}
+	return b.String()
+}
+
+func (s *story) tell(b *strings.Builder, id string) {
+	n := 0
+	for _, e := range s.ends {
+		if e.id != id {
+			continue
+		}
+		n++
+		fmt.Fprintf(b, "    %s, attempt %d, up to try %d: %s", e.group, e.attempt, e.tries, e.observation.Outcome)
+		if err := e.observation.Err; err != nil {
+			fmt.Fprintf(b, ": %s", bus.OneLine(err.Error(), 240))
+		}
+		b.WriteByte('\n')
+	}
+	if n == 0 {
+		b.WriteString("    reached no handler\n")
+	}
+}
+
+// failures are the tries that are to fail, by handler.
+type failures struct {
+	mu   sync.Mutex
+	errs map[string][]error
+}
+
+func (f *failures) add(handler string, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.errs == nil {
+		f.errs = make(map[string][]error)
+	}
+	f.errs[handler] = append(f.errs[handler], err)
+}
+
+func (f *failures) next(handler string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	queue := f.errs[handler]
+	if len(queue) == 0 {
+		return nil
+	}
+	f.errs[handler] = queue[1:]
+	return queue[0]
+}
+
+// left says which failures have not come yet.
+func (f *failures) left() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var names []string
+	for handler, queue := range f.errs {
+		if len(queue) > 0 {
+			names = append(names, fmt.Sprintf("%d of %s", len(queue), handler))
+		}
+	}
+	slices.Sort(names)
+	return strings.Join(names, ", ")
+}

@@ -1,0 +1,212 @@
+package bus_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"maps"
+	"strings"
+	"testing"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+)
+
+// cloudEvent is a valid event's text with members put into it.
+func cloudEvent(members string) string {
+	const minimal = `{"specversion":"1.0","id":"e-1","source":"/shop","type":"order.paid.v1"`
+	if members == "" {
+		return minimal + "}"
+	}
+	return minimal + "," + members + "}"
+}
+
+func TestParseCloudEventTakes(t *testing.T) {
+	for name, c := range map[string]struct {
+		text    string
+		headers message.Metadata // beside id, source and type
+		payload string
+	}{
+		"only what is required": {cloudEvent(``), nil, ``},
+		"data, byte for byte":   {cloudEvent(`"data": {"b": 1.50,  "a":"\u00e4<"} `), nil, `{"b": 1.50,  "a":"\u00e4<"}`},
+		"every attribute": {
+			cloudEvent(`"subject":"o-1","time":"2026-01-02T03:04:05.678+02:00","dataschema":"https://shop.example/s","datacontenttype":"application/json","data":1`),
+			message.Metadata{
+				bus.HeaderSubject: "o-1", bus.HeaderTime: "2026-01-02T03:04:05.678+02:00",
+				bus.HeaderDataSchema: "https://shop.example/s", bus.HeaderContentType: "application/json",
+			},
+			`1`,
+		},
+		"extensions: text, boolean, integer": {
+			cloudEvent(`"tenant":"acme","sampled":true,"rank":-2147483648,"max":2147483647,"empty":""`),
+			message.Metadata{"ce_tenant": "acme", "ce_sampled": "true", "ce_rank": "-2147483648", "ce_max": "2147483647", "ce_empty": ""},
+			``,
+		},
+		"trace and correlation under their own names": {
+			cloudEvent(`"traceparent":"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01","correlationid":"c-1","causationid":"e-0","partitionkey":"k"`),
+			message.Metadata{
+				bus.HeaderTraceParent:   "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+				bus.HeaderCorrelationID: "c-1", bus.HeaderCausationID: "e-0", bus.HeaderPartitionKey: "k",
+			},
+			``,
+		},
+		"null is absent":                     {cloudEvent(`"subject":null,"time":null,"tenant":null,"datacontenttype":null`), nil, ``},
+		"text of another media type":         {cloudEvent(`"datacontenttype":"text/plain","data":"one\ntwo"`), message.Metadata{bus.HeaderContentType: "text/plain"}, "one\ntwo"},
+		"text as JSON keeps its quotes":      {cloudEvent(`"datacontenttype":"application/json; charset=utf-8","data":"one"`), message.Metadata{bus.HeaderContentType: "application/json; charset=utf-8"}, `"one"`},
+		"a media type that ends in +json":    {cloudEvent(`"datacontenttype":"application/vnd.shop+json","data":{"a":1}`), message.Metadata{bus.HeaderContentType: "application/vnd.shop+json"}, `{"a":1}`},
+		"JSON under a media type of another": {cloudEvent(`"datacontenttype":"application/xml","data":{"a":1}`), message.Metadata{bus.HeaderContentType: "application/xml"}, `{"a":1}`},
+		"binary data":                        {cloudEvent(`"data_base64":"AP8B"`), nil, "\x00\xff\x01"},
+		"data null is JSON":                  {cloudEvent(`"data":null`), nil, `null`},
+		"a source that is a URN":             {strings.Replace(cloudEvent(``), "/shop", "urn:uuid:6e8bc430-9c3a-11d9-9669-0800200c9a66", 1), message.Metadata{bus.HeaderSource: "urn:uuid:6e8bc430-9c3a-11d9-9669-0800200c9a66"}, ``},
+		"white space around":                 {"\r\n\t" + cloudEvent(``) + " \n", nil, ``},
+		"a type that no topic could be":      {strings.Replace(cloudEvent(``), "order.paid.v1", "com.shop/order paid", 1), message.Metadata{bus.HeaderType: "com.shop/order paid"}, ``},
+		"data nested 9,990 deep":             {cloudEvent(`"data":` + strings.Repeat("[", 9_990) + strings.Repeat("]", 9_990)), nil, strings.Repeat("[", 9_990) + strings.Repeat("]", 9_990)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			msg, err := bus.ParseCloudEvent([]byte(c.text))
+			require.NoError(t, err)
+			want := message.Metadata{bus.HeaderID: "e-1", bus.HeaderSource: "/shop", bus.HeaderType: paidTopic}
+			maps.Copy(want, c.headers)
+			require.Equal(t, want, msg.Metadata)
+			require.Equal(t, c.payload, string(msg.Payload))
+			require.Equal(t, "e-1", msg.UUID)
+		})
+	}
+}
+
+func TestParseCloudEventRefuses(t *testing.T) {
+	without := func(attribute string) string {
+		var members map[string]any
+		if err := json.Unmarshal([]byte(cloudEvent(``)), &members); err != nil {
+			panic(err)
+		}
+		delete(members, attribute)
+		text, _ := json.Marshal(members)
+		return string(text)
+	}
+	for name, c := range map[string]struct{ text, want string }{
+		"nothing":                         {``, "not a JSON object"},
+		"no JSON":                         {`order paid`, "not a JSON object"},
+		"half an object":                  {cloudEvent(``)[:40], "not a JSON object"},
+		"two objects":                     {cloudEvent(``) + cloudEvent(``), "not a JSON object"},
+		"an array (the batch format)":     {`[` + cloudEvent(``) + `]`, "not a JSON object"},
+		"null":                            {`null`, "not a JSON object: null"},
+		"invalid UTF-8":                   {cloudEvent("\"tenant\":\"\xff\""), "not valid UTF-8"},
+		"a byte order mark":               {"\ufeff" + cloudEvent(``), "not a JSON object"},
+		"no specversion":                  {without("specversion"), "attribute specversion is missing"},
+		"no id":                           {without("id"), "attribute id is missing"},
+		"no source":                       {without("source"), "attribute source is missing"},
+		"no type":                         {without("type"), "attribute type is missing"},
+		"an empty id":                     {strings.Replace(cloudEvent(``), "e-1", "", 1), "attribute id is missing or empty"},
+		"a null id":                       {strings.Replace(cloudEvent(``), `"e-1"`, "null", 1), "attribute id is missing or empty"},
+		"an id that is a number":          {strings.Replace(cloudEvent(``), `"e-1"`, "1", 1), "attribute id: 1 is not a string"},
+		"a specversion of 0.3":            {strings.Replace(cloudEvent(``), `"1.0"`, `"0.3"`, 1), `specversion is "0.3"`},
+		"a specversion that is a number":  {strings.Replace(cloudEvent(``), `"1.0"`, `1.0`, 1), "attribute specversion"},
+		"a source that is no URI":         {strings.Replace(cloudEvent(``), "/shop", "://%zz", 1), "not a URI reference"},
+		"a time that is none":             {cloudEvent(`"time":"yesterday"`), `time "yesterday" is not RFC 3339`},
+		"a time without a zone":           {cloudEvent(`"time":"2026-01-02T03:04:05"`), "not RFC 3339"},
+		"a time that is a number":         {cloudEvent(`"time":1767322800`), "attribute time: 1767322800 is not a string"},
+		"an empty subject":                {cloudEvent(`"subject":""`), "subject is empty"},
+		"an empty dataschema":             {cloudEvent(`"dataschema":""`), "dataschema is empty"},
+		"an empty content type":           {cloudEvent(`"datacontenttype":""`), "datacontenttype is empty"},
+		"an attribute in capitals":        {cloudEvent(`"Tenant":"acme"`), `attribute name "Tenant"`},
+		"an attribute with an underscore": {cloudEvent(`"ten_ant":"acme"`), `attribute name "ten_ant"`},
+		"an attribute without a name":     {cloudEvent(`"":"acme"`), `attribute name ""`},
+		"an attribute that is an object":  {cloudEvent(`"tenant":{"id":1}`), "attribute tenant:"},
+		"an attribute that is an array":   {cloudEvent(`"tenant":[]`), "attribute tenant:"},
+		"a fraction":                      {cloudEvent(`"rank":1.5`), "1.5 is not a 32-bit integer"},
+		"an exponent":                     {cloudEvent(`"rank":1e3`), "not a 32-bit integer"},
+		"an integer of 33 bits":           {cloudEvent(`"rank":2147483648`), "not a 32-bit integer"},
+		"an integer of 33 bits, negative": {cloudEvent(`"rank":-2147483649`), "not a 32-bit integer"},
+		"a control character":             {cloudEvent(`"tenant":"a\u0000b"`), "attribute tenant: it has a control character"},
+		"a newline in the id":             {strings.Replace(cloudEvent(``), "e-1", `e\r\n1`, 1), "attribute id: it has a control character"},
+		"both kinds of data":              {cloudEvent(`"data":1,"data_base64":"AA=="`), "both data and data_base64"},
+		"base64 that is none":             {cloudEvent(`"data_base64":"?"`), "data_base64: illegal base64"},
+		"base64 that is no text":          {cloudEvent(`"data_base64":1`), "data_base64 is not a string"},
+		"data nested 10,001 deep":         {cloudEvent(`"data":` + strings.Repeat("[", 10_001) + strings.Repeat("]", 10_001)), "exceeded max depth"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := bus.ParseCloudEvent([]byte(c.text))
+			require.ErrorContains(t, err, c.want)
+			require.Less(t, len(err.Error()), 512, "an error is short, whatever the input")
+		})
+	}
+}
+
+func TestFormatCloudEvent(t *testing.T) {
+	base := message.Metadata{bus.HeaderSource: "/shop", bus.HeaderType: paidTopic}
+	for name, c := range map[string]struct {
+		headers message.Metadata
+		payload string
+		want    string // beside the required attributes
+	}{
+		"JSON":                            {nil, `{"a": 1}`, `"data":{"a": 1}`},
+		"no payload":                      {nil, ``, ``},
+		"JSON that is none":               {nil, `{"a":`, `"data_base64":"eyJhIjo="`},
+		"JSON with invalid UTF-8 in it":   {nil, "\"\xff\"", `"data_base64":"Iv8i"`},
+		"binary":                          {message.Metadata{bus.HeaderContentType: "image/png"}, "\xff\x00", `"datacontenttype":"image/png","data_base64":"/wA="`},
+		"text":                            {message.Metadata{bus.HeaderContentType: "text/plain"}, "a\nb", `"datacontenttype":"text/plain","data":"a\nb"`},
+		"attributes and the plain ones":   {message.Metadata{bus.HeaderSubject: "o-1", "ce_tenant": "acme", bus.HeaderCorrelationID: "c-1"}, ``, `"subject":"o-1","tenant":"acme","correlationid":"c-1"`},
+		"other headers are left out":      {message.Metadata{bus.HeaderInstance: "here", "x-death": "1", "ce_Bad-Name": "x"}, ``, ``},
+		"an attribute can't pose as data": {message.Metadata{"ce_data": "x", "ce_specversion": "0.3"}, ``, ``},
+	} {
+		t.Run(name, func(t *testing.T) {
+			msg := &message.Message{UUID: "e-1", Metadata: maps.Clone(base), Payload: []byte(c.payload)}
+			maps.Copy(msg.Metadata, c.headers)
+			text, err := bus.FormatCloudEvent(msg)
+			require.NoError(t, err)
+			require.JSONEq(t, cloudEvent(c.want), string(text))
+			require.NotContains(t, string(text), "\n", "one line")
+		})
+	}
+	for _, missing := range []string{bus.HeaderSource, bus.HeaderType} {
+		headers := maps.Clone(base)
+		delete(headers, missing)
+		_, err := bus.FormatCloudEvent(&message.Message{UUID: "e-1", Metadata: headers})
+		require.ErrorContains(t, err, "message e-1 has no "+missing)
+	}
+}
+
+func TestFormatCloudEventKeepsTextAsItIs(t *testing.T) {
+	msg, err := bus.ParseCloudEvent([]byte(cloudEvent(`"data":{"html":"<b>&\u2028"}`)))
+	require.NoError(t, err)
+	text, err := bus.FormatCloudEvent(msg)
+	require.NoError(t, err)
+	again, err := bus.ParseCloudEvent(text)
+	require.NoError(t, err)
+	require.Equal(t, string(msg.Payload), string(again.Payload))
+}
+
+// FuzzParseCloudEvent: it never panics, and what it has read survives a round trip.
+func FuzzParseCloudEvent(f *testing.F) {
+	for _, members := range []string{
+		``, `"data":{"a": [1, "<"]}`, `"data_base64":"AP8B"`, `"datacontenttype":"text/plain","data":"x"`, `"datacontenttype":"text/xml","data":{"a":1}`,
+		`"rank":-5,"sampled":false,"tenant":"\ud800"`, `"time":"2026-01-02T03:04:05Z","subject":"s"`, `"data":null`, `"data_base64":""`, `"data_base64":null`,
+	} {
+		f.Add([]byte(cloudEvent(members)))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		msg, err := bus.ParseCloudEvent(text)
+		if err != nil {
+			t.Skip()
+		}
+		require.NotEmpty(t, bus.MessageID(msg))
+		formatted, err := bus.FormatCloudEvent(msg)
+		require.NoError(t, err)
+		again, err := bus.ParseCloudEvent(formatted)
+		require.NoError(t, err, "%s", formatted)
+		require.Equal(t, msg.Metadata, again.Metadata)
+		require.Equal(t, msg.UUID, again.UUID)
+		require.Equal(t, compact(msg.Payload), compact(again.Payload))
+	})
+}
+
+// compact is JSON without its white space, and anything else as it is.
+func compact(payload []byte) string {
+	var b bytes.Buffer
+	if json.Compact(&b, payload) != nil {
+		return string(payload)
+	}
+	return b.String()
+}

@@ -1,0 +1,268 @@
+package bus
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+)
+
+// Delivery is one hand-over of a message to a group. The transport makes it, the router settles it,
+// and the steps of the stack read it with [DeliveryFrom]. It belongs to one goroutine at a time;
+// Stopping and Interrupted may be called by others.
+type Delivery struct {
+	Message   *message.Message
+	Topic     string    // where the message was published; empty where the transport can't tell
+	Group     string    // who it is handed to
+	Attempt   int       // 1 for the first hand-over to this group; snoozes and shutdowns don't count
+	FirstSeen time.Time // when the group got the message; zero where the transport can't tell
+	Settler   Settler   // the transport's side; nil under a stock Watermill router
+
+	// FailedSince is when the handler first failed with the message, over all its deliveries; zero
+	// where it has not. The retry step sets it, and a transport that takes the delivery back keeps it.
+	FailedSince time.Time
+
+	// Rehearsal is set where the handler is only tried; nil otherwise.
+	Rehearsal *Rehearsal
+
+	// Try is the number of the current try over all deliveries, from 1. The retry step counts it.
+	Try int
+
+	group   *group          // nil under a stock Watermill router
+	ctx     deliveryContext // its message's, made with it: one allocation less for each
+	started time.Time       // when the router took it
+	probe   bool            // it shows whether a paused group can go on
+	failed  bool            // the breaker knows that it failed
+	run     int             // the run of failures that it belongs to
+	outcome Outcome
+	cause   error // what a poisoned message failed with
+	settled atomic.Bool
+}
+
+// Settler is the transport's side of a delivery. The router calls one of its methods, once. Ack may
+// return before the transport has carried it out; an error means that the message may come again.
+type Settler interface {
+	// Ack says that the message is done.
+	Ack() error
+	// Redeliver asks for the message again after the delay; the attempt counts.
+	Redeliver(after time.Duration) error
+	// GiveBack asks for the message again after the delay; the attempt does not count.
+	GiveBack(after time.Duration) error
+	// Poison moves the message to its group's poison queue and acks it. It returns nil only when
+	// the poison queue has confirmed its copy; on an error the delivery is not settled.
+	Poison(ctx context.Context, fault Fault) error
+}
+
+// DeliveryFrom is the delivery that ctx belongs to, nil outside a handler.
+func DeliveryFrom(ctx context.Context) *Delivery {
+	d, _ := ctx.Value(deliveryKey{}).(*Delivery)
+	return d
+}
+
+// ContextWithDelivery is ctx inside the handling of d: what is published with it goes on d's
+// correlation and trace. The router does this by itself.
+func ContextWithDelivery(ctx context.Context, d *Delivery) context.Context {
+	return &deliveryContext{ctx, d}
+}
+
+// Attach is the delivery of a message on its way through a stack. Under a stock Watermill router,
+// which knows no deliveries, it makes one and puts it into the message's context.
+func Attach(msg *message.Message) *Delivery {
+	if d := DeliveryFrom(msg.Context()); d != nil {
+		return d
+	}
+	d := &Delivery{
+		Message: msg,
+		Topic:   message.SubscribeTopicFromCtx(msg.Context()),
+		Group:   message.HandlerNameFromCtx(msg.Context()),
+		Attempt: 1,
+	}
+	msg.SetContext(ContextWithDelivery(msg.Context(), d))
+	return d
+}
+
+type deliveryKey struct{}
+
+// deliveryContext is context.WithValue for the one value every handler has; a delivery brings its own.
+type deliveryContext struct {
+	context.Context
+	d *Delivery
+}
+
+func (c *deliveryContext) Value(key any) any {
+	if _, ok := key.(deliveryKey); ok {
+		return c.d
+	}
+	return c.Context.Value(key)
+}
+
+// Type is the event type the message says it has: its ce_type, else its topic. Where that names no
+// version, as with foreign producers, the version is the payload's field "version", else 1.
+func (d *Delivery) Type() (Type, error) {
+	name := d.Message.Metadata[HeaderType]
+	if name == "" {
+		name = d.Topic
+	}
+	if t, ok := ParseType(name); ok {
+		return t, nil
+	}
+	if name == "" {
+		return Type{}, fmt.Errorf("bus: message has no type: neither the header %s nor a topic names one", HeaderType)
+	}
+	return Type{Name: name, Version: bodyVersion(d.Message.Payload)}, nil
+}
+
+// bodyVersion reads a top-level "version": 2, "2" or "v2".
+func bodyVersion(payload []byte) int {
+	var body struct {
+		Version json.RawMessage `json:"version"`
+	}
+	if json.Unmarshal(payload, &body) != nil {
+		return 1
+	}
+	if v, ok := parseVersion(strings.TrimPrefix(strings.Trim(string(body.Version), `"`), "v")); ok {
+		return v
+	}
+	return 1
+}
+
+// Handler is the handler that the delivery goes to. Its zero value stands for a stock router's.
+func (d *Delivery) Handler() Handler {
+	if d.group == nil {
+		return Handler{Name: d.Group}
+	}
+	return d.group.handler
+}
+
+// Started is when the router took the delivery; now under a stock router.
+func (d *Delivery) Started() time.Time {
+	if d.started.IsZero() {
+		return time.Now()
+	}
+	return d.started
+}
+
+// Own reports whether the bus that handles the message also published it; see [HeaderInstance].
+func (d *Delivery) Own() bool {
+	return d.group != nil && d.Message.Metadata[HeaderInstance] == d.group.bus.encoder.Instance
+}
+
+// Observers are the bus's; none under a stock router.
+func (d *Delivery) Observers() []Observer {
+	if d.group == nil {
+		return nil
+	}
+	return d.group.bus.cfg.Observers
+}
+
+// Codec is the bus's; [JSON] under a stock router.
+func (d *Delivery) Codec() Codec {
+	if d.group == nil {
+		return JSON{}
+	}
+	return d.group.bus.cfg.Codec
+}
+
+// Stopping is closed when the bus stops taking in. A handler's context stays alive meanwhile; a step
+// that only waits should give the delivery back.
+func (d *Delivery) Stopping() <-chan struct{} {
+	if d.group == nil {
+		return nil
+	}
+	return d.group.bus.stopping
+}
+
+// Interrupted reports whether the drain timeout has passed and the handler's context was cancelled
+// for it. What fails then has not failed. A stock Watermill router cancels the message's context when
+// it closes; there that is what tells.
+func (d *Delivery) Interrupted() bool {
+	if d.Settler == nil {
+		return errors.Is(d.Message.Context().Err(), context.Canceled)
+	}
+	return d.group != nil && d.group.bus.interrupted()
+}
+
+// Degraded reports a part of the group that does not work as it should, such as its poison queue;
+// a nil reason says that it works again. It shows in [Bus.Health].
+func (d *Delivery) Degraded(part string, reason error) {
+	if d.group == nil || !d.group.health.set(part, reason) {
+		return
+	}
+	logger := d.group.bus.cfg.Logger
+	if reason == nil {
+		logger.Info("leat: works again", "group", d.Group, "part", part)
+	} else {
+		logger.Warn("leat: degraded", "group", d.Group, "part", part, "err", reason)
+	}
+}
+
+// Poison moves the message to the group's poison queue and acks it. See [Settler].
+func (d *Delivery) Poison(ctx context.Context, fault Fault) error {
+	if d.Settler == nil {
+		return fmt.Errorf("bus: poison: %w", ErrUnsupported)
+	}
+	if err := d.Settler.Poison(ctx, fault); err != nil {
+		return err
+	}
+	d.settled.Store(true)
+	d.MarkPoisoned(fault.Err)
+	return nil
+}
+
+// MarkPoisoned records that the message went to a poison queue, where a step has put it there by
+// other means than Poison.
+func (d *Delivery) MarkPoisoned(cause error) { d.outcome, d.cause = Poisoned, cause }
+
+// MarkDuplicate records that the message was handled before and is acked without its handler.
+func (d *Delivery) MarkDuplicate() { d.outcome = Duplicate }
+
+// Outcome is how the delivery ends when err is what comes out of the stack.
+func (d *Delivery) Outcome(err error) Outcome {
+	switch {
+	case d.outcome != "":
+		return d.outcome
+	case err == nil:
+		return Handled
+	case IsDiscard(err):
+		return Discarded
+	case d.Interrupted():
+		return Interrupted
+	default:
+		return Redelivered
+	}
+}
+
+// Cause is what a poisoned message failed with, else nil.
+func (d *Delivery) Cause() error { return d.cause }
+
+// settle carries the outcome out. A delivery is settled once, whoever comes first.
+func (d *Delivery) settle(outcome Outcome, err error) error {
+	if !d.settled.CompareAndSwap(false, true) {
+		return nil
+	}
+	switch outcome {
+	case Interrupted:
+		return d.Settler.GiveBack(0)
+	case Redelivered:
+		return d.redeliver(err)
+	default:
+		return d.Settler.Ack()
+	}
+}
+
+func (d *Delivery) redeliver(err error) error {
+	r, ok := AsRedelivery(err)
+	switch {
+	case !ok: // no retry step in the stack: try for ever, but never in a hot loop
+		return d.Settler.Redeliver(min(time.Second<<min(d.Attempt-1, 6), time.Minute))
+	case r.Cost == CostsNothing:
+		return d.Settler.GiveBack(r.After)
+	default:
+		return d.Settler.Redeliver(r.After)
+	}
+}

@@ -1,0 +1,23 @@
+// Package bus is what a message is, and the router that moves it.
+//
+// A service publishes events and handles them. Both run along one line each, left to right:
+//
+//	publish:  event ─► envelope ─► encode ─► publish middleware ─► transport
+//	consume:  transport ─► observe ─► poison ─► dedup ─► retry ─► recover ─► timeout ─► version ─► decode+validate ─► function
+//
+// The currency is Watermill's: a message is a [message.Message], a step of the stack is a
+// [message.HandlerMiddleware], so every Watermill middleware runs in a leat stack and every
+// Watermill Pub/Sub can stand under a bus (see [Watermill], [NewPublisher] and [NewSubscriber]).
+//
+// [Bus.InTx] publishes in a transaction of the service's own database, with its rows or not at all; see
+// [Outbox] for transports that are not that database.
+//
+// This package holds what every service shares: [Event], [Envelope], [Codec], [Bus], the error
+// wrappers a handler steers with ([Permanent], [RetryAfter], [Snooze], [Discard]) and the
+// [Transport] seam with its contract. The shapes of user functions are in package handlers, the
+// steps of the stack in package middleware, the message systems below transports.
+//
+// In the terms of Enterprise Integration Patterns (Hohpe, Woolf, 2003): a topic is a
+// Publish-Subscribe Channel, a group is a set of Competing Consumers, the envelope is an Envelope
+// Wrapper, and the poison queue is a Dead Letter Channel.
+package bus

@@ -1,0 +1,222 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+)
+
+// Encoder puts an event into its envelope and encodes it. The zero Encoder writes JSON. It may be
+// used concurrently.
+type Encoder struct {
+	Codec    Codec  // nil means [JSON]
+	Source   string // the CloudEvents source: the service
+	Instance string // the publishing bus; see [HeaderInstance]
+
+	known *knownTypes // nil means that every type is looked at anew
+}
+
+// knownTypes remembers the wire names of the types that were found valid: a program has few.
+type knownTypes struct {
+	mu    sync.RWMutex
+	names map[Type]string
+}
+
+// name is the type on the wire.
+func (k *knownTypes) name(t Type) (string, error) {
+	if k == nil {
+		return t.String(), t.Validate()
+	}
+	k.mu.RLock()
+	name, ok := k.names[t]
+	k.mu.RUnlock()
+	if ok {
+		return name, nil
+	}
+	if err := t.Validate(); err != nil {
+		return "", err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.names == nil {
+		k.names = make(map[Type]string)
+	}
+	k.names[t] = t.String()
+	return k.names[t], nil
+}
+
+// PublishOption changes how one call publishes.
+type PublishOption func(*publication)
+
+// publication is what the options of one call add up to.
+type publication struct {
+	id           string
+	key          string
+	subject      string
+	delay        time.Duration
+	headers      []header
+	requireRoute bool
+}
+
+type header struct{ key, value string }
+
+// ID sets the event's id in place of a new UUIDv7. Publishing the same fact twice under the same id
+// lets consumers see that it is a duplicate. For one event only.
+func ID(id string) PublishOption { return func(p *publication) { p.id = id } }
+
+// Key sets the partition key, in place of the event's PartitionKey method.
+func Key(key string) PublishOption { return func(p *publication) { p.key = key } }
+
+// Subject sets the CloudEvents subject: what the event is about, such as the order's id.
+func Subject(subject string) PublishOption { return func(p *publication) { p.subject = subject } }
+
+// Delay makes every group get the event no earlier than after d.
+func Delay(d time.Duration) PublishOption { return func(p *publication) { p.delay = d } }
+
+// Header sets a header of the message, such as the CloudEvents extension "ce_tenant". What leat sets by
+// itself, and names beginning with "leat_", are refused.
+func Header(key, value string) PublishOption {
+	return func(p *publication) { p.headers = append(p.headers, header{key, value}) }
+}
+
+// RequireRoute makes Publish answer an [*UnroutableError] when no group wants the event, where it
+// would otherwise count and log it.
+func RequireRoute() PublishOption { return func(p *publication) { p.requireRoute = true } }
+
+func newPublication(opts []PublishOption) publication {
+	if len(opts) == 0 { // and nothing to allocate
+		return publication{}
+	}
+	var p publication
+	for _, opt := range opts {
+		opt(&p)
+	}
+	return p
+}
+
+// Encode makes the message for an event. ctx connects it with the message being handled, if there
+// is one: the correlation id and the trace go on, and the handled message is the cause.
+func (c Encoder) Encode(ctx context.Context, e Event, opts ...PublishOption) (*message.Message, error) {
+	return c.encode(ctx, e, newPublication(opts))
+}
+
+func (c Encoder) encode(ctx context.Context, e Event, p publication) (*message.Message, error) {
+	if isNil(e) {
+		return nil, errors.New("event is nil")
+	}
+	t, err := typeOf(e)
+	if err != nil {
+		return nil, err
+	}
+	name, err := c.known.name(t)
+	if err != nil {
+		return nil, err
+	}
+	if v, ok := e.(interface{ Validate() error }); ok {
+		if err := v.Validate(); err != nil {
+			return nil, fmt.Errorf("%s: invalid event: %w", t, err)
+		}
+	}
+	codec := c.codec()
+	payload, err := codec.Marshal(e)
+	if err != nil {
+		return nil, fmt.Errorf("%s: encode %T: %w", t, e, err)
+	}
+
+	h := make(message.Metadata, 8)
+	h[HeaderID] = p.id
+	if p.id == "" {
+		h[HeaderID] = NewID()
+	}
+	h[HeaderType] = name
+	h[HeaderSource] = c.source()
+	h[HeaderTime] = formatTime(time.Now())
+	setUnlessEmpty(h, HeaderInstance, c.Instance)
+	setUnlessEmpty(h, HeaderSubject, p.subject)
+	if contentType := codec.ContentType(); contentType != (JSON{}).ContentType() {
+		h[HeaderContentType] = contentType
+	}
+	inherit(ctx, h)
+	if k, ok := e.(interface{ PartitionKey() string }); ok {
+		setUnlessEmpty(h, HeaderPartitionKey, k.PartitionKey())
+	}
+	setUnlessEmpty(h, HeaderPartitionKey, p.key)
+	if k, ok := e.(interface{ DedupKey() string }); ok {
+		setUnlessEmpty(h, HeaderDedupKey, k.DedupKey())
+	}
+	if p.delay > 0 {
+		h[HeaderDeliverAt] = formatTime(time.Now().Add(p.delay))
+	}
+	if err := p.setHeaders(h); err != nil {
+		return nil, fmt.Errorf("%s: %w", t, err)
+	}
+
+	msg := &message.Message{UUID: h[HeaderID], Metadata: h, Payload: payload}
+	msg.SetContext(ctx)
+	return msg, nil
+}
+
+func (p publication) setHeaders(h message.Metadata) error {
+	for _, extra := range p.headers {
+		if reservedHeader(extra.key) {
+			return fmt.Errorf("header %q is leat's own; there are options for what can be set", extra.key)
+		}
+		h[extra.key] = extra.value
+	}
+	return nil
+}
+
+// inherit connects new headers with the message being handled, or begins a trace.
+func inherit(ctx context.Context, h message.Metadata) {
+	d := DeliveryFrom(ctx)
+	if d == nil {
+		h[HeaderTraceParent] = newTraceParent()
+		return
+	}
+	parent := d.Message.Metadata
+	id := MessageID(d.Message)
+	h[HeaderCausationID] = id
+	h[HeaderCorrelationID] = id
+	setUnlessEmpty(h, HeaderCorrelationID, parent[HeaderCorrelationID])
+	setUnlessEmpty(h, HeaderTraceParent, parent[HeaderTraceParent])
+	setUnlessEmpty(h, HeaderTraceState, parent[HeaderTraceState])
+	setUnlessEmpty(h, HeaderBaggage, parent[HeaderBaggage])
+	if h[HeaderTraceParent] == "" {
+		h[HeaderTraceParent] = newTraceParent()
+	}
+}
+
+// reservedHeader reports whether only leat may set the header.
+func reservedHeader(key string) bool {
+	switch key {
+	case HeaderID, HeaderSource, HeaderType, HeaderTime, HeaderSpecVersion, HeaderContentType:
+		return true
+	default:
+		return strings.HasPrefix(key, "leat_")
+	}
+}
+
+func setUnlessEmpty(h message.Metadata, key, value string) {
+	if value != "" {
+		h[key] = value
+	}
+}
+
+func (c Encoder) codec() Codec {
+	if c.Codec == nil {
+		return JSON{}
+	}
+	return c.Codec
+}
+
+func (c Encoder) source() string {
+	if c.Source == "" {
+		return "leat"
+	}
+	return c.Source
+}

@@ -1,0 +1,228 @@
+package bus_test
+
+import (
+	"context"
+	"errors"
+	"regexp"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+)
+
+// inHandlerOf is the context of a handler that has got a message with these headers.
+func inHandlerOf(uuid string, headers message.Metadata) context.Context {
+	d := &bus.Delivery{Message: &message.Message{UUID: uuid, Metadata: headers}}
+	return bus.ContextWithDelivery(context.Background(), d)
+}
+
+var traceParent = regexp.MustCompile(`^00-[0-9a-f]{32}-[0-9a-f]{16}-00$`)
+
+func TestAnEventGetsItsEnvelope(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		encoder := bus.Encoder{Source: "shop", Instance: "here"}
+		msg, err := encoder.Encode(t.Context(), &orderShipped{OrderID: "o-1", Parcel: "p-1"})
+		require.NoError(t, err)
+		require.JSONEq(t, `{"order_id":"o-1","parcel":"p-1"}`, string(msg.Payload))
+		require.Equal(t, msg.UUID, msg.Metadata[bus.HeaderID])
+		require.Regexp(t, `^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$`, msg.UUID, "a UUIDv7")
+		require.Regexp(t, traceParent, msg.Metadata[bus.HeaderTraceParent])
+		delete(msg.Metadata, bus.HeaderID)
+		delete(msg.Metadata, bus.HeaderTraceParent)
+		require.Equal(t, message.Metadata{
+			bus.HeaderType:         "order.shipped.v3",
+			bus.HeaderSource:       "shop",
+			bus.HeaderTime:         "2000-01-01T00:00:00Z",
+			bus.HeaderPartitionKey: "o-1",
+			bus.HeaderDedupKey:     "o-1/p-1",
+			bus.HeaderInstance:     "here",
+		}, msg.Metadata)
+	})
+}
+
+func TestPublishOptionsChangeTheEnvelope(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		msg, err := bus.Encoder{}.Encode(t.Context(), &orderShipped{OrderID: "o-1"},
+			bus.ID("id-1"), bus.Key("k-1"), bus.Subject("s-1"), bus.Delay(time.Hour), bus.Header("tenant", "acme"), bus.Header("ce_tenant", "acme"))
+		require.NoError(t, err)
+		require.Equal(t, "id-1", msg.UUID)
+		e := bus.EnvelopeOf(msg)
+		require.Equal(t, "id-1", e.ID)
+		require.Equal(t, "k-1", e.PartitionKey, "the option is stronger than the event's method")
+		require.Equal(t, "s-1", e.Subject)
+		require.Equal(t, "leat", e.Source)
+		require.Equal(t, "id-1", e.CorrelationID, "it begins the conversation")
+		require.Equal(t, "application/json", e.ContentType)
+		require.True(t, time.Now().Equal(e.Time))
+		require.Equal(t, "2000-01-01T01:00:00Z", msg.Metadata[bus.HeaderDeliverAt])
+		require.Equal(t, "acme", msg.Metadata["tenant"])
+		require.NotContains(t, msg.Metadata, bus.HeaderInstance)
+	})
+}
+
+func TestEmptyKeysSetNothing(t *testing.T) {
+	msg, err := bus.Encoder{}.Encode(t.Context(), orderPaid{}, bus.ID(""), bus.Key(""), bus.Subject(""), bus.Delay(0))
+	require.NoError(t, err)
+	require.NotEmpty(t, msg.UUID)
+	for _, header := range []string{bus.HeaderPartitionKey, bus.HeaderSubject, bus.HeaderDeliverAt, bus.HeaderDedupKey, bus.HeaderContentType} {
+		require.NotContains(t, msg.Metadata, header)
+	}
+}
+
+type textCodec struct{ bus.JSON }
+
+func (textCodec) ContentType() string { return "text/x-order" }
+
+func TestAnotherCodecNamesItsContentType(t *testing.T) {
+	msg, err := bus.Encoder{Codec: textCodec{}}.Encode(t.Context(), orderPaid{})
+	require.NoError(t, err)
+	require.Equal(t, "text/x-order", bus.EnvelopeOf(msg).ContentType)
+}
+
+func TestWhatAHandlerPublishesGoesOnTheConversation(t *testing.T) {
+	const parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	for name, c := range map[string]struct {
+		uuid    string
+		headers message.Metadata
+		want    message.Metadata
+	}{
+		"the first message's id is the correlation": {
+			"w-1",
+			message.Metadata{bus.HeaderID: "m-1", bus.HeaderTraceParent: parent},
+			message.Metadata{bus.HeaderCausationID: "m-1", bus.HeaderCorrelationID: "m-1", bus.HeaderTraceParent: parent},
+		},
+		"a later one hands its correlation on": {
+			"w-2",
+			message.Metadata{
+				bus.HeaderID: "m-2", bus.HeaderCorrelationID: "c-1", bus.HeaderCausationID: "m-1",
+				bus.HeaderTraceParent: parent, bus.HeaderTraceState: "vendor=1", bus.HeaderBaggage: "user=7",
+			},
+			message.Metadata{
+				bus.HeaderCausationID: "m-2", bus.HeaderCorrelationID: "c-1",
+				bus.HeaderTraceParent: parent, bus.HeaderTraceState: "vendor=1", bus.HeaderBaggage: "user=7",
+			},
+		},
+		"a foreign one has its Watermill UUID": {
+			"w-3", nil, message.Metadata{bus.HeaderCausationID: "w-3", bus.HeaderCorrelationID: "w-3"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			msg, err := bus.Encoder{}.Encode(inHandlerOf(c.uuid, c.headers), orderPaid{})
+			require.NoError(t, err)
+			for key, value := range c.want {
+				require.Equal(t, value, msg.Metadata[key], key)
+			}
+			if c.headers[bus.HeaderTraceParent] == "" {
+				require.Regexp(t, traceParent, msg.Metadata[bus.HeaderTraceParent], "a trace begins")
+			}
+			for _, key := range []string{bus.HeaderTraceState, bus.HeaderBaggage} {
+				require.Equal(t, c.want[key], msg.Metadata[key], key)
+			}
+		})
+	}
+}
+
+func TestEnvelopeOfAForeignMessage(t *testing.T) {
+	t.Run("without any header", func(t *testing.T) {
+		e := bus.EnvelopeOf(&message.Message{UUID: "w-1"})
+		require.Equal(t, bus.Envelope{ID: "w-1", CorrelationID: "w-1", ContentType: "application/json"}, e)
+	})
+	t.Run("its subject is its key", func(t *testing.T) {
+		e := bus.EnvelopeOf(&message.Message{UUID: "w-1", Metadata: message.Metadata{bus.HeaderSubject: "o-1"}})
+		require.Equal(t, "o-1", e.PartitionKey)
+	})
+	t.Run("a time that is none", func(t *testing.T) {
+		e := bus.EnvelopeOf(&message.Message{UUID: "w-1", Metadata: message.Metadata{bus.HeaderTime: "yesterday"}})
+		require.True(t, e.Time.IsZero())
+	})
+}
+
+func TestEnvelopeFromIsForHandlers(t *testing.T) {
+	_, ok := bus.EnvelopeFrom(t.Context())
+	require.False(t, ok)
+	require.Nil(t, bus.DeliveryFrom(t.Context()))
+
+	e, ok := bus.EnvelopeFrom(inHandlerOf("w-1", message.Metadata{bus.HeaderType: paidTopic}))
+	require.True(t, ok)
+	require.Equal(t, paidTopic, e.Type)
+}
+
+func TestDeliveryType(t *testing.T) {
+	for name, c := range map[string]struct {
+		header, topic, payload string
+		want                   string
+	}{
+		"the header names it":                  {"order.paid.v2", "legacy", `{"version":7}`, "order.paid.v2"},
+		"else the topic does":                  {"", "order.paid.v3", `{}`, "order.paid.v3"},
+		"without a version, the body names it": {"order.paid", "", `{"version":4}`, "order.paid.v4"},
+		"as text":                              {"", "order.paid", `{"version":"5"}`, "order.paid.v5"},
+		"with a v":                             {"", "order.paid", `{"version":"v6"}`, "order.paid.v6"},
+		"else it is 1":                         {"order.paid", "", `{"order_id":"a"}`, "order.paid.v1"},
+		"a body without a usable version":      {"order.paid", "", `{"version":{"major":2}}`, "order.paid.v1"},
+		"a body that is no JSON":               {"order.paid", "", "\x00\xff", "order.paid.v1"},
+		"no body":                              {"order.paid", "", "", "order.paid.v1"},
+		"a body nested too deep":               {"order.paid", "", `{"version":[[[[1]]]]}`, "order.paid.v1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := bus.Delivery{Topic: c.topic, Message: &message.Message{Payload: []byte(c.payload), Metadata: message.Metadata{}}}
+			if c.header != "" {
+				d.Message.Metadata[bus.HeaderType] = c.header
+			}
+			typ, err := d.Type()
+			require.NoError(t, err)
+			require.Equal(t, c.want, typ.String())
+		})
+	}
+	t.Run("nothing names it", func(t *testing.T) {
+		_, err := (&bus.Delivery{Message: &message.Message{Payload: []byte(`{"version":1}`)}}).Type()
+		require.ErrorContains(t, err, "message has no type")
+	})
+}
+
+type unencodable struct {
+	Reply chan int `json:"reply"`
+}
+
+func (unencodable) EventType() (string, int) { return "order.odd", 1 }
+
+func TestEncodeRefuses(t *testing.T) {
+	var nilPointer *orderShipped
+	for name, c := range map[string]struct {
+		event bus.Event
+		want  string
+	}{
+		"no event":              {nil, "event is nil"},
+		"a nil pointer":         {nilPointer, "event is nil"},
+		"an invalid event":      {&orderShipped{}, "order.shipped.v3: invalid event: order_id is empty"},
+		"what JSON can't say":   {unencodable{Reply: make(chan int)}, "order.odd.v1: encode bus_test.unencodable: json: unsupported type"},
+		"a name with a space":   {badName{}, "white space"},
+		"version 0":             {badVersion{}, "versions start at 1"},
+		"a version in the name": {versionInName{}, "return it as the version instead"},
+		"a panicking EventType": {asksItsFields{}, "EventType of bus_test.asksItsFields panics"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := bus.Encoder{}.Encode(t.Context(), c.event)
+			require.ErrorContains(t, err, c.want)
+		})
+	}
+	t.Run("an event's own error stays in the chain", func(t *testing.T) {
+		_, err := bus.Encoder{}.Encode(t.Context(), refusing{})
+		require.ErrorIs(t, err, errBroken)
+	})
+}
+
+type refusing struct{}
+
+func (refusing) EventType() (string, int) { return "order.refused", 1 }
+func (refusing) Validate() error          { return errors.Join(errBroken) }
+
+func TestWhatLeatSetsByItselfCanNotBeSetAsAHeader(t *testing.T) {
+	for _, key := range []string{bus.HeaderID, bus.HeaderType, bus.HeaderInstance, bus.HeaderDeliverAt, bus.HeaderFaultError} {
+		_, err := bus.Encoder{}.Encode(t.Context(), orderPaid{}, bus.Header(key, "forged"))
+		require.ErrorContains(t, err, key)
+	}
+}

@@ -1,0 +1,118 @@
+package bus
+
+import (
+	"fmt"
+	"reflect"
+	"strconv"
+	"strings"
+)
+
+// Event names itself on the wire. Domain packages satisfy it without importing leat:
+//
+//	func (OrderPaid) EventType() (name string, version int) { return "order.paid", 1 }
+//
+// The name and the version are chosen by hand and are part of the wire format: changing one is a
+// breaking change for every consumer. EventType must not depend on the event's fields.
+//
+// An event may have any of these methods too; leat calls them while publishing, and Validate
+// also after decoding:
+//
+//	PartitionKey() string // messages of one key keep their order where a handler asks for it
+//	DedupKey() string     // what identifies the fact, where the message id does not
+//	Validate() error      // a failure is permanent: it will not be better the next time
+type Event interface {
+	EventType() (name string, version int)
+}
+
+// Type is an event's name and version, such as order.paid v2.
+type Type struct {
+	Name    string
+	Version int
+}
+
+// String is the type on the wire: the CloudEvents type and the topic, such as "order.paid.v2".
+func (t Type) String() string { return t.Name + ".v" + strconv.Itoa(t.Version) }
+
+// Validate says whether the type can stand on the wire.
+func (t Type) Validate() error {
+	if t.Version < 1 {
+		return fmt.Errorf("bus: event type %q has version %d; versions start at 1", t.Name, t.Version)
+	}
+	if err := ValidateTopic(t.Name); err != nil {
+		return fmt.Errorf("bus: event name %q: %w", t.Name, err)
+	}
+	if _, versioned := ParseType(t.Name); versioned {
+		return fmt.Errorf("bus: event name %q ends in a version; return it as the version instead", t.Name)
+	}
+	if s := t.String(); len(s) > MaxTopicBytes {
+		return fmt.Errorf("bus: event type %q has %d bytes; at most %d fit", s, len(s), MaxTopicBytes)
+	}
+	return nil
+}
+
+// ParseType takes "order.paid.v2" apart. ok is false where the last segment is no version.
+func ParseType(s string) (t Type, ok bool) {
+	dot := strings.LastIndexByte(s, '.')
+	if dot <= 0 || dot+2 >= len(s) || s[dot+1] != 'v' {
+		return Type{}, false
+	}
+	version, ok := parseVersion(s[dot+2:])
+	if !ok {
+		return Type{}, false
+	}
+	return Type{Name: s[:dot], Version: version}, true
+}
+
+// parseVersion reads decimal digits without sign or leading zero.
+func parseVersion(s string) (int, bool) {
+	if s == "" || s[0] == '0' || len(s) > 9 {
+		return 0, false
+	}
+	n := 0
+	for i := range len(s) {
+		if s[i] < '0' || s[i] > '9' {
+			return 0, false
+		}
+		n = n*10 + int(s[i]-'0')
+	}
+	return n, true
+}
+
+// TypeOf is the type that events of the Go type T carry. It is meant for registration: it asks a
+// zero T, and where T is a pointer, a new value of what it points to.
+func TypeOf[T Event]() (Type, error) {
+	goType := reflect.TypeFor[T]()
+	var zero T
+	switch goType.Kind() {
+	case reflect.Pointer:
+		zero = reflect.New(goType.Elem()).Interface().(T)
+	case reflect.Interface:
+		return Type{}, fmt.Errorf("bus: %s is an interface; an event's Go type must be a struct", goType)
+	default:
+	}
+	t, err := typeOf(zero)
+	if err != nil {
+		return Type{}, err
+	}
+	return t, t.Validate()
+}
+
+// typeOf asks one event. EventType is the user's code, so a panic in it becomes an error.
+func typeOf(e Event) (t Type, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = fmt.Errorf("bus: EventType of %T panics: %v; it must not depend on the event's fields", e, v)
+		}
+	}()
+	t.Name, t.Version = e.EventType()
+	return t, nil
+}
+
+// isNil reports whether e holds nothing: no value, or a nil pointer.
+func isNil(e Event) bool {
+	if e == nil {
+		return true
+	}
+	v := reflect.ValueOf(e)
+	return v.Kind() == reflect.Pointer && v.IsNil()
+}

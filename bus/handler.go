@@ -1,0 +1,169 @@
+package bus
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+)
+
+// Handler is a user's function with its durable name and settings. Package handlers makes it from
+// plain functions; its fields are for those who write a shape of their own.
+type Handler struct {
+	// Name is durable: it names the consumer group, and with it queues and dedup keys. Renaming it
+	// makes a new group and leaves the old one's messages behind.
+	Name string
+	// Topics are the topics and patterns that the group subscribes to.
+	Topics []string
+	// Types are the event types that Func takes; empty for a raw handler, which takes all.
+	Types []Type
+	// Bind makes the function that handles messages. It is called once per bus. Messages that the
+	// function returns are published to their ce_type before the delivery is acked.
+	Bind func(Encoder) message.HandlerFunc
+
+	Concurrency int            // deliveries handled at once; 0 means 10, 1 with OrderedStrictly
+	Order       Order          // the order it asks of the transport
+	Park        ParkMode       // whether the messages of a key wait behind a poisoned one
+	Timeout     time.Duration  // of one try; 0 means the stack's default, negative none
+	Retry       *RetryPolicy   // nil means the stack's default
+	RetryOn     []RetryRule    // policies of some errors; the first that matches counts
+	Breaker     *BreakerPolicy // nil means the bus's
+	Dedup       DedupMode      // what to do when the dedup store is away
+	Stack       Stack          // in place of the bus's; nil means the bus's
+	Effects     Effects        // what is known of what it does
+}
+
+// DefaultConcurrency is how many deliveries of a group are handled at once.
+const DefaultConcurrency = 10
+
+// DedupMode is what the dedup step does when its store can't be reached.
+type DedupMode string
+
+// Dedup modes.
+const (
+	DedupDefault DedupMode = ""       // as the stack is configured: open, unless changed
+	DedupOpen    DedupMode = "open"   // handle; a duplicate may be handled twice
+	DedupClosed  DedupMode = "closed" // wait: the message is redelivered until the store is back
+	DedupOff     DedupMode = "off"    // no dedup for this handler
+)
+
+// ParkMode is what becomes of the later messages of a key when one was poisoned; see
+// [Subscription.Park].
+type ParkMode string
+
+// Park modes.
+const (
+	ParkDefault ParkMode = ""    // on for ordered handlers, off for others
+	ParkOn      ParkMode = "on"  // they wait until it is replayed or dropped
+	ParkOff     ParkMode = "off" // they go on without it
+)
+
+// Stack wraps a handler's function in the steps of the consume path. package middleware has the
+// one that services use.
+type Stack interface {
+	// Wrap is called once per handler, at start. An error is a wrong order of the steps, or a
+	// handler that does not fit them.
+	Wrap(h Handler, next message.HandlerFunc) (message.HandlerFunc, error)
+}
+
+func (h Handler) withDefaults() Handler {
+	if h.Concurrency == 0 {
+		h.Concurrency = DefaultConcurrency
+		if h.Order == OrderedStrictly {
+			h.Concurrency = 1
+		}
+	}
+	return h
+}
+
+// Validate says what is wrong with the handler.
+func (h Handler) Validate() error {
+	if err := h.validate(); err != nil {
+		return fmt.Errorf("bus: handler %q: %w", h.Name, err)
+	}
+	return nil
+}
+
+func (h Handler) validate() error {
+	if err := validateName(h.Name, MaxGroupBytes/2); err != nil {
+		return err
+	}
+	if h.Bind == nil {
+		return errors.New("it has no function")
+	}
+	for _, t := range h.Types {
+		if err := t.Validate(); err != nil {
+			return err
+		}
+	}
+	if len(h.Topics) == 0 {
+		return errors.New("it subscribes to no topic")
+	}
+	for _, topic := range h.Topics {
+		if err := ValidatePattern(topic); err != nil {
+			return err
+		}
+	}
+	if h.Concurrency < 0 {
+		return fmt.Errorf("concurrency is %d; it is at least 1", h.Concurrency)
+	}
+	if h.Order == OrderedStrictly && h.Concurrency > 1 {
+		return fmt.Errorf("concurrency is %d, but strict order handles one message at a time", h.Concurrency)
+	}
+	if h.Order < Unordered || h.Order > OrderedStrictly {
+		return fmt.Errorf("order %d is unknown; it is one of Unordered, OrderedByKey, OrderedStrictly", h.Order)
+	}
+	switch h.Dedup {
+	case DedupDefault, DedupOpen, DedupClosed, DedupOff:
+	default:
+		return fmt.Errorf("dedup mode %q is unknown; it is one of %s, %s, %s", h.Dedup, DedupOpen, DedupClosed, DedupOff)
+	}
+	switch h.Park {
+	case ParkDefault, ParkOn, ParkOff:
+	default:
+		return fmt.Errorf("park mode %q is unknown; it is one of %s, %s", h.Park, ParkOn, ParkOff)
+	}
+	if h.Park == ParkOn && h.Order == Unordered {
+		return errParkUnordered
+	}
+	if h.Breaker != nil {
+		if err := h.Breaker.Validate(); err != nil {
+			return err
+		}
+	}
+	for _, rule := range h.RetryOn {
+		if err := rule.Validate(); err != nil {
+			return err
+		}
+	}
+	if h.Retry != nil {
+		return h.Retry.Validate()
+	}
+	return nil
+}
+
+// parks reports whether the messages of a key wait behind a poisoned one.
+func (h Handler) parks() bool { return h.Order != Unordered && h.Park != ParkOff }
+
+// known are the exact topics behind the handler's types, older versions included, for transports
+// without patterns; nil where the handler is bound by pattern alone.
+func (h Handler) known() []string {
+	var topics []string
+	for _, t := range h.Types {
+		for v := 1; v <= t.Version; v++ {
+			topic := Type{t.Name, v}.String()
+			if !slices.Contains(topics, topic) { // two routes may take two versions of one event
+				topics = append(topics, topic)
+			}
+		}
+	}
+	if len(h.Types) > 0 {
+		return topics
+	}
+	if slices.ContainsFunc(h.Topics, IsPattern) {
+		return nil
+	}
+	return h.Topics
+}

@@ -1,0 +1,94 @@
+package bus_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+)
+
+func TestErrorChainNamesWhatIsAndAsFind(t *testing.T) {
+	busy := errors.New("busy")
+	for want, err := range map[string]error{
+		``:                           nil,
+		`"EOF"`:                      fmt.Errorf("read: %w", io.EOF),
+		`"busy"`:                     bus.Permanent(bus.RetryAfter(fmt.Errorf("charge: %w", busy), time.Second)),
+		`*bus_test.declined`:         &bus.Redelivery{Err: &declined{51}},
+		`*bus_test.wrapping > "EOF"`: &wrapping{io.EOF},
+		`*fs.PathError > syscall.Errno`: func() error {
+			_, err := os.Open("/no/such/file")
+			return fmt.Errorf("config: %w", err)
+		}(),
+		`context.deadlineExceededError`:                  context.DeadlineExceeded,
+		`panic(*bus_test.declined) > *bus_test.declined`: bus.NewPanicError(&declined{51}),
+		`panic(string)`:       bus.NewPanicError("boom"),
+		`*bus_test.declined `: errors.Join(&declined{1}, busy),
+	} {
+		require.Equal(t, strings.TrimSpace(want), bus.ErrorChain(err))
+	}
+	var deep error = &declined{1}
+	for range 100 {
+		deep = &wrapping{deep}
+	}
+	require.LessOrEqual(t, len(bus.ErrorChain(deep)), 512)
+	require.NotContains(t, bus.ErrorChain(errors.New("two\nlines")), "\n")
+}
+
+func TestTheStackStandsInTheRecordAndNotInWhatTravels(t *testing.T) {
+	msg := newMessage(paidTopic, "m-1")
+	msg.Metadata[bus.HeaderTraceParent] = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	d := &bus.Delivery{Message: msg, Attempt: 2, FailedSince: time.Now().Add(-time.Hour)}
+	fault := bus.NewFault(d, fmt.Errorf("ledger: %w", fall(200)))
+	require.Contains(t, fault.Stack, "bus_test.fall")
+	require.LessOrEqual(t, len(fault.Stack), 4<<10)
+	require.True(t, strings.HasSuffix(fault.Stack, "\n"), "whole lines")
+
+	travels, record := message.Metadata{}, message.Metadata{}
+	fault.Set(travels)
+	fault.Record(record)
+	require.NotContains(t, travels, bus.HeaderFaultStack)
+	require.Equal(t, fault.Stack, record[bus.HeaderFaultStack])
+	delete(record, bus.HeaderFaultStack)
+	require.Equal(t, travels, record, "nothing else is different")
+	for name, value := range travels {
+		require.LessOrEqual(t, len(value), 1024, name)
+	}
+
+	fault.Record(record)
+	back := bus.FaultOf(record)
+	require.Equal(t, "0af7651916cd43dd8448eb211c80319c", back.TraceID)
+	require.Equal(t, fault.Chain, back.Chain)
+	require.True(t, d.FailedSince.Equal(back.FailedAt), "the first failure")
+	require.WithinDuration(t, time.Now(), back.At, time.Minute, "the last")
+	bus.ClearFault(record)
+	require.Empty(t, record)
+}
+
+// fall panics that deep.
+func fall(n int) (err error) {
+	if n > 0 {
+		return fall(n - 1)
+	}
+	defer func() { err = bus.NewPanicError(recover()) }()
+	panic(io.EOF)
+}
+
+func TestFailedSinceGoesAndComesBack(t *testing.T) {
+	headers := message.Metadata{"own": "1"}
+	bus.SetFailedSince(headers, time.Time{})
+	require.Len(t, headers, 1)
+	require.Zero(t, bus.TakeFailedSince(headers))
+	now := time.Now()
+	bus.SetFailedSince(headers, now)
+	require.True(t, now.Equal(bus.TakeFailedSince(headers)))
+	require.Equal(t, message.Metadata{"own": "1"}, headers)
+}

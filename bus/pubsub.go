@@ -1,0 +1,135 @@
+package bus
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+)
+
+// NewPublisher hands a transport out as a plain Watermill publisher. The context of the first
+// message of a call is the call's. As in Watermill, publishing what no group wants is no error,
+// unless the transport is configured so. Close does nothing: whoever opened the transport closes it.
+func NewPublisher(t Transport) message.Publisher { return lenientPublisher{publisher{t}} }
+
+type lenientPublisher struct{ publisher }
+
+func (p lenientPublisher) Publish(topic string, msgs ...*message.Message) error {
+	err := p.publisher.Publish(topic, msgs...)
+	if u, ok := asUnroutable(err); ok && !u.Strict {
+		return nil
+	}
+	return err
+}
+
+// publisher is a transport, as far as it publishes, with a publisher's methods, and all its errors.
+type publisher struct {
+	transport interface {
+		Publish(ctx context.Context, topic string, msgs ...*message.Message) error
+	}
+}
+
+func (p publisher) Publish(topic string, msgs ...*message.Message) error {
+	if len(msgs) == 0 {
+		return nil
+	}
+	return p.transport.Publish(msgs[0].Context(), topic, msgs...)
+}
+
+func (p publisher) Close() error { return nil }
+
+// NewSubscriber hands a transport out as a plain Watermill subscriber. Each topic is a group of its
+// own, <group>.<topic>, consumed one message at a time per call of Subscribe, so that further calls
+// and processes compete. A nack redelivers at once and counts as an attempt. Closing the
+// subscriber closes its feeds, not the transport.
+func NewSubscriber(t Transport, group string) message.Subscriber {
+	s := &subscriber{transport: t, group: group}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	return s
+}
+
+type subscriber struct {
+	transport Transport
+	group     string
+	ctx       context.Context
+	cancel    context.CancelFunc
+	wg        sync.WaitGroup
+}
+
+// SubscribeInitialize makes the group, so that messages published from now on wait in it.
+func (s *subscriber) SubscribeInitialize(topic string) error {
+	feed, err := s.feed(s.ctx, topic)
+	if err != nil {
+		return err
+	}
+	return feed.Close(s.ctx)
+}
+
+func (s *subscriber) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
+	if s.ctx.Err() != nil {
+		return nil, fmt.Errorf("bus: subscribe %s: %w", topic, ErrClosed)
+	}
+	feed, err := s.feed(ctx, topic)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(s.ctx, cancel)
+	out := make(chan *message.Message)
+	s.wg.Go(func() {
+		defer close(out)
+		defer cancel()
+		defer stop()
+		defer func() { _ = feed.Close(context.WithoutCancel(ctx)) }()
+		for s.forward(ctx, feed, out) {
+		}
+	})
+	return out, nil
+}
+
+func (s *subscriber) feed(ctx context.Context, topic string) (Feed, error) {
+	sub := Subscription{Group: s.group + "." + topic, Topics: []string{topic}, Known: []string{topic}, Concurrency: 1}
+	if err := sub.Validate(); err != nil {
+		return nil, fmt.Errorf("bus: subscribe %s: %w", topic, err)
+	}
+	return s.transport.Subscribe(ctx, sub)
+}
+
+// forward moves one message and waits for its ack.
+func (s *subscriber) forward(ctx context.Context, feed Feed, out chan<- *message.Message) bool {
+	d, err := feed.Next(ctx)
+	if err != nil {
+		return false
+	}
+	msg := message.NewMessage(d.Message.UUID, d.Message.Payload)
+	msg.Metadata = d.Message.Metadata
+	settler := d.Settler
+	d.Message, d.Settler = msg, nil // who has the message settles it with Ack and Nack, and no other way
+	msgCtx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	msg.SetContext(&deliveryContext{msgCtx, d})
+
+	select {
+	case out <- msg:
+	case <-ctx.Done():
+		_ = settler.GiveBack(0)
+		return false
+	}
+	select {
+	case <-msg.Acked():
+		_ = settler.Ack()
+	case <-msg.Nacked():
+		_ = settler.Redeliver(0)
+	case <-ctx.Done():
+		_ = settler.GiveBack(0)
+		return false
+	}
+	return true
+}
+
+func (s *subscriber) Close() error {
+	s.cancel()
+	s.wg.Wait()
+	return nil
+}

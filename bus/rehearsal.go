@@ -1,0 +1,50 @@
+package bus
+
+import (
+	"context"
+	"sync"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+)
+
+// Rehearsal marks a delivery that is tried and undone, to see what a handler would do with a message: what
+// the handler publishes with its context is kept here in place of being published, and handlers.Tx rolls
+// its transaction back. Other effects happen; a handler that has them can ask [IsRehearsal].
+type Rehearsal struct {
+	mu        sync.Mutex
+	published []*message.Message
+}
+
+// Published is what was published so far. It may be called concurrently.
+func (r *Rehearsal) Published() []*message.Message {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.published
+}
+
+// IsRehearsal reports whether the handler that ctx belongs to is only tried.
+func IsRehearsal(ctx context.Context) bool {
+	d := DeliveryFrom(ctx)
+	return d != nil && d.Rehearsal != nil
+}
+
+// rehearsed keeps messages that are published in a rehearsal, and reports whether it is one.
+func rehearsed(ctx context.Context, msgs []*message.Message) bool {
+	if !IsRehearsal(ctx) {
+		return false
+	}
+	r := DeliveryFrom(ctx).Rehearsal
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.published = append(r.published, msgs...)
+	return true
+}
+
+// Effects is what is known of what a handler does beside publishing.
+type Effects string
+
+// What a rehearsal can undo, and what it can't.
+const (
+	EffectsUnknown       Effects = ""            // they may be anything, and can't be undone
+	EffectsInTransaction Effects = "transaction" // all of them are in a transaction that a [Rehearsal] rolls back
+)

@@ -1,0 +1,504 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+)
+
+const (
+	// interruptGrace is how long handlers get to notice that their context was cancelled.
+	interruptGrace = time.Second
+	// drainNotice is how long a drain goes on before it says whom it waits for.
+	drainNotice = 3 * time.Second
+	// backlogPoll is how often a draining bus looks whether a transport that would lose its
+	// backlog has worked it off.
+	backlogPoll = 2 * time.Millisecond
+)
+
+// Run subscribes every handler's group and handles messages until ctx is done; it blocks. Then it
+// drains: it stops taking in, lets handlers finish with a live context, cancels what is left after
+// the drain timeout and gives it back. Where the transport is not durable, what already waits is
+// handled first. Run returns nil after a drain that left nothing behind; an error names the
+// handlers that would not end, or says why a group could not be subscribed. A bus runs once.
+func (b *Bus) Run(ctx context.Context) error {
+	b.mu.Lock()
+	switch {
+	case b.isClosed():
+		b.mu.Unlock()
+		return fmt.Errorf("bus: run: %w", ErrClosed)
+	case b.runCalled:
+		b.mu.Unlock()
+		return errors.New("bus: run: a bus runs once, and not after it was drained")
+	}
+	b.runCalled = true
+	b.mu.Unlock()
+	defer close(b.stopped)
+	b.runErr = b.run(ctx)
+	return b.runErr
+}
+
+func (b *Bus) run(ctx context.Context) error {
+	if err := b.subscribeUntilStopped(ctx); err != nil {
+		return err
+	}
+	r := newRun(ctx, b)
+	r.start()
+	close(b.running)
+
+	select {
+	case <-ctx.Done():
+	case <-b.stop:
+	case <-r.failed:
+	}
+	err := r.drain()
+	select {
+	case <-r.failed:
+		return errors.Join(r.err, err)
+	default:
+		return err
+	}
+}
+
+// subscribeUntilStopped subscribes every group, and gives up when the bus is stopped meanwhile.
+func (b *Bus) subscribeUntilStopped(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	subscribed := make(chan error, 1)
+	go func() { subscribed <- b.subscribe(ctx) }()
+	select {
+	case err := <-subscribed:
+		return err
+	case <-b.stop:
+		cancel()
+		if err := <-subscribed; err != nil {
+			return fmt.Errorf("bus: run: stopped at start: %w", ErrClosed)
+		}
+		return nil
+	}
+}
+
+func (b *Bus) isStopping() bool {
+	select {
+	case <-b.stopping:
+		return true
+	default:
+		return false
+	}
+}
+
+func (b *Bus) interrupted() bool { return b.cut.Load() }
+
+// run is one Run: its workers, and the contexts by which they stop.
+type run struct {
+	bus       *Bus
+	wg        sync.WaitGroup
+	intake    context.Context // ends when workers must take no more
+	closeIn   context.CancelFunc
+	handling  context.Context // every handler's; ends when they are interrupted
+	interrupt context.CancelCauseFunc
+
+	relaying  sync.WaitGroup // the outbox's relay
+	relayCtx  context.Context
+	stopRelay context.CancelFunc
+
+	failOnce sync.Once
+	failed   chan struct{}
+	err      error
+}
+
+func newRun(ctx context.Context, b *Bus) *run {
+	r := &run{bus: b, failed: make(chan struct{})}
+	r.intake, r.closeIn = context.WithCancel(context.Background())
+	r.handling, r.interrupt = context.WithCancelCause(context.WithoutCancel(ctx))
+	r.relayCtx, r.stopRelay = context.WithCancel(context.WithoutCancel(ctx))
+	return r
+}
+
+func (r *run) start() {
+	r.bus.mu.Lock()
+	defer r.bus.mu.Unlock()
+	for _, g := range r.bus.groups {
+		g.breaker.start(r.intake)
+		for range g.handler.Concurrency {
+			g.workers = append(g.workers, &worker{run: r, group: g})
+		}
+		for _, w := range g.workers {
+			r.wg.Go(w.work)
+		}
+	}
+	if r.bus.cfg.Outbox != nil {
+		r.relaying.Go(r.relay)
+	}
+}
+
+func (r *run) relay() {
+	if err := r.bus.relay(r.relayCtx); err != nil {
+		r.fail(r.bus.cfg.Outbox.Group(), err)
+	}
+}
+
+// fail stops the bus for an error that the transport can't recover from.
+func (r *run) fail(group string, err error) {
+	r.failOnce.Do(func() {
+		r.err = fmt.Errorf("bus: group %q: %w", group, err)
+		close(r.failed)
+	})
+}
+
+// drain is the end of a run, in stages.
+func (r *run) drain() error {
+	defer r.interrupt(nil)
+	defer r.stopBreakers()
+	close(r.bus.stopping)
+	r.stopRelay() // before a transport that is not durable is worked off
+	r.relaying.Wait()
+
+	limit, cancel := r.bus.drainLimit()
+	defer cancel()
+	if !r.bus.durable {
+		r.workOffBacklog(limit)
+	}
+	r.closeIn()
+	if r.wait(limit) {
+		return nil
+	}
+	r.bus.cut.Store(true)
+	r.interrupt(ErrInterrupted)
+	grace, cancel := context.WithTimeout(context.Background(), interruptGrace)
+	defer cancel()
+	if r.wait(grace) {
+		return nil
+	}
+	return r.abandon()
+}
+
+func (r *run) stopBreakers() {
+	for _, g := range r.bus.groups {
+		g.breaker.stop()
+	}
+}
+
+// drainLimit ends when handlers have had their time: the drain timeout, or what Drain's context
+// leaves of it after the grace.
+func (b *Bus) drainLimit() (context.Context, context.CancelFunc) {
+	d := b.cfg.DrainTimeout
+	select {
+	case <-b.stop:
+		if deadline, ok := b.stopCtx.Deadline(); ok {
+			d = min(d, max(time.Until(deadline)-2*interruptGrace, 0))
+		}
+	default:
+	}
+	return context.WithTimeout(context.Background(), d)
+}
+
+// workOffBacklog lets the workers handle what waits in a transport that would lose it. Messages that
+// wait for a later time are not waited for, nor is a group that is paused.
+func (r *run) workOffBacklog(limit context.Context) {
+	for r.bus.backlog(func(g *group, now, _ int) int {
+		if g.breaker.isPaused() {
+			return 0
+		}
+		return now
+	}) > 0 {
+		select {
+		case <-limit.Done():
+			return
+		case <-r.failed: // the transport hands nothing out any more
+			return
+		case <-time.After(backlogPoll):
+		}
+	}
+}
+
+// backlog adds up what waits in transports that would lose it: for now, and for a later time.
+func (b *Bus) backlog(count func(g *group, now, later int) int) (n int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, g := range b.groups {
+		if f, ok := g.feed.(interface{ Backlog() (now, later int) }); ok {
+			now, later := f.Backlog()
+			n += count(g, now, later)
+		}
+	}
+	return n
+}
+
+// wait reports whether every worker ended before the limit.
+func (r *run) wait(limit context.Context) bool {
+	done := make(chan struct{})
+	go func() {
+		r.wg.Wait()
+		close(done)
+	}()
+	notice := time.NewTimer(drainNotice)
+	defer notice.Stop()
+	for {
+		select {
+		case <-done:
+			return true
+		case <-limit.Done():
+			return false
+		case <-notice.C:
+			r.bus.cfg.Logger.Warn("leat: draining; still waiting for handlers", "handlers", strings.Join(r.inFlight(), ", "))
+		}
+	}
+}
+
+// inFlight names the handlers that are at work, with their messages.
+func (r *run) inFlight() (names []string) {
+	for _, g := range r.bus.groups {
+		for _, w := range g.workers {
+			if d := w.current.Load(); d != nil {
+				names = append(names, fmt.Sprintf("%s (message %s)", g.handler.Name, MessageID(d.Message)))
+			}
+		}
+	}
+	return names
+}
+
+// abandon gives back the deliveries of handlers that ignore their context, and names them.
+func (r *run) abandon() error {
+	stuck := r.inFlight()
+	for _, g := range r.bus.groups {
+		for _, w := range g.workers {
+			if d := w.current.Load(); d != nil {
+				g.giveBack(d)
+			}
+		}
+	}
+	if len(stuck) == 0 {
+		return nil
+	}
+	fate := "their messages come again"
+	if !r.bus.durable {
+		fate = "their messages are lost with the transport, which is not durable"
+	}
+	return fmt.Errorf("bus: drain: left behind, because they ignore their cancelled context: %s; %s", strings.Join(stuck, ", "), fate)
+}
+
+// worker handles one delivery of its group at a time.
+type worker struct {
+	run     *run
+	group   *group
+	current atomic.Pointer[Delivery]
+}
+
+func (w *worker) work() {
+	done := false
+	defer func() {
+		if !done { // the handler ended its goroutine with runtime.Goexit; the group keeps its workers
+			w.exited()
+		}
+	}()
+	for w.next() {
+	}
+	done = true
+}
+
+func (w *worker) next() bool {
+	in := w.group.breaker.intake.Load()
+	if in.turn != nil {
+		return w.pause(in)
+	}
+	d, err := w.group.feed.Next(in.ctx)
+	if err != nil {
+		return w.refused(in.ctx, err)
+	}
+	return w.take(d)
+}
+
+// refused reports whether the worker goes on after the feed gave it nothing.
+func (w *worker) refused(ctx context.Context, err error) bool {
+	switch {
+	case w.run.intake.Err() != nil:
+		return false
+	case ctx.Err() != nil: // the group is paused, or there is nothing to probe with
+		return true
+	default: // ErrClosed, too: somebody closed the transport under the bus
+		w.run.fail(w.group.name, err)
+		return false
+	}
+}
+
+// pause waits for the end of the group's pause, or for the turn to probe.
+func (w *worker) pause(in *intake) bool {
+	select {
+	case <-in.over:
+		return true
+	case <-w.run.intake.Done():
+		return false
+	case <-in.turn:
+	}
+	breaker := &w.group.breaker
+	breaker.probe()
+	for breaker.probing() {
+		if !w.nextProbe(breaker) {
+			return false
+		}
+	}
+	return true
+}
+
+// nextProbe handles one message of a paused group.
+func (w *worker) nextProbe(breaker *breaker) bool {
+	ctx, cancel := breaker.probeContext(w.run.intake)
+	defer cancel()
+	d, err := w.group.feed.Next(ctx)
+	if err != nil {
+		if !w.refused(ctx, err) {
+			return false
+		}
+		breaker.nothingThere()
+		return true
+	}
+	d.probe = true
+	return w.take(d)
+}
+
+// take handles a delivery.
+func (w *worker) take(d *Delivery) bool {
+	if w.run.bus.interrupted() { // it came too late, and its context is over
+		w.group.giveBack(d)
+		return false
+	}
+	d.started = time.Now()
+	w.current.Store(d)
+	w.group.handle(w.run.handling, d)
+	w.current.Store(nil)
+	return true
+}
+
+func (w *worker) exited() {
+	d := w.current.Swap(nil)
+	w.group.finish(d, ErrGoexit)
+	w.run.wg.Go(w.work)
+}
+
+// group is a handler with its feed.
+type group struct {
+	bus     *Bus
+	name    string
+	handler Handler
+	fn      message.HandlerFunc
+	feed    Feed
+	workers []*worker // while it runs
+	health  health
+	breaker breaker
+
+	_      apart
+	counts counts
+}
+
+// build binds the handler's function and wraps it in its stack.
+func (g *group) build() (err error) {
+	g.fn = g.publishProduced(g.handler.Bind(g.bus.encoder))
+	stack := g.bus.cfg.Stack
+	if g.handler.Stack != nil {
+		stack = g.handler.Stack
+	}
+	if stack != nil {
+		g.fn, err = stack.Wrap(g.handler, g.fn)
+	}
+	return err
+}
+
+// publishProduced publishes what the function returns before anything further out can take the
+// message for done: produced events are part of the effect.
+func (g *group) publishProduced(fn message.HandlerFunc) message.HandlerFunc {
+	return func(msg *message.Message) ([]*message.Message, error) {
+		produced, err := fn(msg)
+		if err != nil || len(produced) == 0 {
+			return nil, err
+		}
+		return nil, g.bus.PublishMessages(msg.Context(), produced...)
+	}
+}
+
+func (g *group) subscription() Subscription {
+	return Subscription{
+		Group:       g.name,
+		Topics:      g.handler.Topics,
+		Known:       g.handler.known(),
+		Concurrency: g.handler.Concurrency,
+		Order:       g.handler.Order,
+		Park:        g.handler.parks(),
+	}
+}
+
+// handle takes one delivery through the stack and settles it.
+func (g *group) handle(ctx context.Context, d *Delivery) {
+	d.group = g
+	d.ctx = deliveryContext{ctx, d}
+	d.Message.SetContext(&d.ctx)
+	g.counts.inFlight.Add(1)
+	g.bus.ledger.outstanding.Add(1) // the delivery itself, so that Idle waits for its end
+	g.finish(d, g.call(d.Message))
+}
+
+// parked closes the account of a message that waits behind a poisoned one from now on: only an operator
+// knows for how long. The transport takes the bus's name off it.
+func (g *group) parked(msg *message.Message) {
+	if msg.Metadata[HeaderInstance] == g.bus.encoder.Instance {
+		g.counts.parked.Add(1)
+		g.bus.ledger.outstanding.Add(-1)
+	}
+}
+
+// giveBack returns a delivery that is not to be handled, or whose handler is left behind.
+func (g *group) giveBack(d *Delivery) {
+	if err := d.settle(Interrupted, ErrInterrupted); err != nil {
+		g.bus.cfg.Logger.Warn("leat: give back", "group", g.name, "message_id", MessageID(d.Message), "err", err)
+	}
+}
+
+// call is the last resort against panics: the recover step, where the stack has it, sees them first.
+func (g *group) call(msg *message.Message) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = NewPanicError(v)
+		}
+	}()
+	produced, err := g.fn(msg)
+	if err == nil && len(produced) > 0 { // by a step of the stack; the handler's own are published already
+		err = g.bus.PublishMessages(msg.Context(), produced...)
+	}
+	return err
+}
+
+// weigh tells the breaker what it wants to know of an outcome: how a probe ended, and what failed
+// where no retry step has told.
+func (g *group) weigh(d *Delivery, outcome Outcome, err error) {
+	switch {
+	case outcome == Handled:
+		g.breaker.succeeded()
+	case !d.failed && countsAsFailure(outcome, err):
+		_ = g.breaker.failed(d, err, MoreTries) // it is settled
+	}
+}
+
+// finish settles a delivery and counts its outcome.
+func (g *group) finish(d *Delivery, err error) {
+	outcome := d.Outcome(err)
+	if settleErr := d.settle(outcome, err); settleErr != nil {
+		g.bus.cfg.Logger.Warn("leat: settle; the message may come again",
+			"group", g.name, "message_id", MessageID(d.Message), "outcome", string(outcome), "err", settleErr)
+	}
+	defer g.bus.ledger.outstanding.Add(-1)
+	g.counts.inFlight.Add(-1)
+	g.counts.add(outcome)
+	if err != nil || d.probe {
+		g.weigh(d, outcome, err)
+	}
+	if outcome.Terminal() && d.Own() {
+		g.counts.settled.Add(1)
+		g.bus.ledger.outstanding.Add(-1)
+	}
+}

@@ -1,0 +1,221 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+)
+
+// Watermill puts a Watermill Pub/Sub under a bus. It promises no more than the Pub/Sub does: no
+// patterns (a handler is subscribed to the versions it knows), no order by key, attempts counted in
+// this process only, a delayed redelivery that holds the message until its time, and a poison queue
+// that is a topic, <group>.poison.
+type Watermill struct {
+	Publisher message.Publisher
+	// Subscriber makes the subscriber of a group; in Watermill, the consumer group is part of the
+	// construction. It is called once for each Subscribe.
+	Subscriber func(group string) (message.Subscriber, error)
+	// Durable says that messages outlive the process.
+	Durable bool
+}
+
+// Transport is the Pub/Sub as a transport.
+func (w Watermill) Transport() Transport {
+	t := &watermillTransport{Watermill: w, attempts: make(map[string]int)}
+	t.ctx, t.cancel = context.WithCancel(context.Background())
+	return t
+}
+
+type watermillTransport struct {
+	Watermill
+	ctx    context.Context
+	cancel context.CancelFunc
+
+	mu       sync.Mutex
+	feeds    []*watermillFeed
+	attempts map[string]int // group and id of messages that were nacked and not yet acked
+	closeErr error
+}
+
+func (t *watermillTransport) Capabilities() Capabilities { return Capabilities{Durable: t.Durable} }
+
+func (t *watermillTransport) Publish(ctx context.Context, topic string, msgs ...*message.Message) error {
+	if t.ctx.Err() != nil {
+		return ErrClosed
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	for _, msg := range msgs {
+		msg.SetContext(ctx)
+	}
+	return t.Publisher.Publish(topic, msgs...)
+}
+
+func (t *watermillTransport) Subscribe(_ context.Context, s Subscription) (Feed, error) {
+	if err := t.Capabilities().Check(s); err != nil {
+		return nil, err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.ctx.Err() != nil {
+		return nil, ErrClosed
+	}
+	sub, err := t.Watermill.Subscriber(s.Group)
+	if err != nil {
+		return nil, fmt.Errorf("subscriber of group %q: %w", s.Group, err)
+	}
+	f := &watermillFeed{transport: t, sub: sub, group: s.Group, out: make(chan *Delivery)}
+	f.ctx, f.cancel = context.WithCancel(t.ctx)
+	for _, topic := range s.Known {
+		msgs, err := sub.Subscribe(f.ctx, topic)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("subscribe %s: %w", topic, err), f.Close(f.ctx))
+		}
+		f.wg.Go(func() { f.forward(topic, msgs) })
+	}
+	t.feeds = append(t.feeds, f)
+	return f, nil
+}
+
+func (t *watermillTransport) PoisonQueue(string) PoisonQueue { return unsupportedPoisonQueue{} }
+
+func (t *watermillTransport) Close(ctx context.Context) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.ctx.Err() != nil {
+		return t.closeErr
+	}
+	t.cancel()
+	for _, f := range t.feeds {
+		t.closeErr = errors.Join(t.closeErr, f.Close(ctx))
+	}
+	t.closeErr = errors.Join(t.closeErr, t.Publisher.Close())
+	return t.closeErr
+}
+
+// attempt counts one more hand-over of a message that may come again.
+func (t *watermillTransport) attempt(group, id string) int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.attempts[group+"\x00"+id] + 1
+}
+
+func (t *watermillTransport) setAttempt(group, id string, n int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if n == 0 {
+		delete(t.attempts, group+"\x00"+id)
+	} else {
+		t.attempts[group+"\x00"+id] = n
+	}
+}
+
+type watermillFeed struct {
+	transport *watermillTransport
+	sub       message.Subscriber
+	group     string
+	out       chan *Delivery
+	ctx       context.Context
+	cancel    context.CancelFunc
+	wg        sync.WaitGroup
+	closeOnce sync.Once
+	closeErr  error
+}
+
+func (f *watermillFeed) forward(topic string, msgs <-chan *message.Message) {
+	for msg := range msgs {
+		if msg.Metadata == nil {
+			msg.Metadata = message.Metadata{}
+		}
+		d := &Delivery{Message: msg, Topic: topic, Group: f.group, Attempt: f.transport.attempt(f.group, MessageID(msg))}
+		d.Settler = &watermillSettler{feed: f, delivery: d}
+		select {
+		case f.out <- d:
+		case <-f.ctx.Done():
+			msg.Nack()
+		}
+	}
+}
+
+func (f *watermillFeed) Next(ctx context.Context) (*Delivery, error) {
+	select {
+	case d := <-f.out:
+		return d, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-f.ctx.Done():
+		return nil, ErrClosed
+	}
+}
+
+func (f *watermillFeed) Close(context.Context) error {
+	f.closeOnce.Do(func() {
+		f.cancel()
+		f.closeErr = f.sub.Close()
+		f.wg.Wait()
+	})
+	return f.closeErr
+}
+
+type watermillSettler struct {
+	feed     *watermillFeed
+	delivery *Delivery
+}
+
+func (s *watermillSettler) Ack() error {
+	s.feed.transport.setAttempt(s.feed.group, MessageID(s.delivery.Message), 0)
+	s.delivery.Message.Ack()
+	return nil
+}
+
+func (s *watermillSettler) Redeliver(after time.Duration) error {
+	s.feed.transport.setAttempt(s.feed.group, MessageID(s.delivery.Message), s.delivery.Attempt)
+	return s.GiveBack(after)
+}
+
+func (s *watermillSettler) GiveBack(after time.Duration) error {
+	if after <= 0 {
+		s.delivery.Message.Nack()
+		return nil
+	}
+	time.AfterFunc(after, func() { s.delivery.Message.Nack() })
+	return nil
+}
+
+func (s *watermillSettler) Poison(ctx context.Context, fault Fault) error {
+	dead := s.delivery.Message.Copy()
+	fault.Set(dead.Metadata)
+	dead.SetContext(ctx)
+	if err := s.feed.transport.Publisher.Publish(s.feed.group+".poison", dead); err != nil {
+		return err
+	}
+	return s.Ack()
+}
+
+// unsupportedPoisonQueue is the poison queue of a transport that has none to look into.
+type unsupportedPoisonQueue struct{}
+
+func (unsupportedPoisonQueue) List(context.Context, string, int) ([]PoisonedMessage, error) {
+	return nil, ErrUnsupported
+}
+
+func (unsupportedPoisonQueue) Get(context.Context, string) (PoisonedMessage, error) {
+	return PoisonedMessage{}, ErrUnsupported
+}
+
+func (unsupportedPoisonQueue) Put(context.Context, ...PoisonedMessage) error {
+	return ErrUnsupported
+}
+
+func (unsupportedPoisonQueue) Replay(context.Context, ...string) (int, error) {
+	return 0, ErrUnsupported
+}
+
+func (unsupportedPoisonQueue) Drop(context.Context, ...string) (int, error) { return 0, ErrUnsupported }
+
+func (unsupportedPoisonQueue) Len(context.Context) (int, error) { return 0, ErrUnsupported }

@@ -1,0 +1,125 @@
+package handlers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/leatbus/leat/bus"
+)
+
+// Func makes a handler of a plain function. It panics when T can't be an event, which is a mistake
+// in the program.
+func Func[T bus.Event](name string, fn func(context.Context, T) error, opts ...Option) bus.Handler {
+	require(name, fn != nil)
+	return typed(name, opts, func() typedFunc[T] {
+		return func(ctx context.Context, _ bus.Encoder, e T) ([]*message.Message, error) {
+			return nil, fn(ctx, e)
+		}
+	})
+}
+
+// Method makes a handler of a method expression and its receiver, such as (*Ledger).Record.
+func Method[S any, T bus.Event](name string, receiver S, fn func(S, context.Context, T) error, opts ...Option) bus.Handler {
+	require(name, fn != nil)
+	return Func(name, func(ctx context.Context, e T) error { return fn(receiver, ctx, e) }, opts...)
+}
+
+// Reply makes a handler of a function whose result is published when it succeeds. The message is done
+// only when the result is safe on the transport.
+func Reply[In, Out bus.Event](name string, fn func(context.Context, In) (Out, error), opts ...Option) bus.Handler {
+	require(name, fn != nil)
+	return typed(name, opts, func() typedFunc[In] {
+		return func(ctx context.Context, encoder bus.Encoder, in In) ([]*message.Message, error) {
+			out, err := fn(ctx, in)
+			if err != nil {
+				return nil, err
+			}
+			msg, err := encoder.Encode(ctx, out)
+			if err != nil {
+				return nil, bus.Permanent(fmt.Errorf("reply: %w", err))
+			}
+			return []*message.Message{msg}, nil
+		}
+	})
+}
+
+// require panics for a handler without a function: a mistake in the program.
+func require(name string, function bool) {
+	if !function {
+		panic(fmt.Sprintf("handlers: handler %q: its function is nil", name))
+	}
+}
+
+// typedFunc is what all typed shapes come down to.
+type typedFunc[T bus.Event] func(context.Context, bus.Encoder, T) ([]*message.Message, error)
+
+// typed makes a handler that decodes, validates and calls.
+func typed[T bus.Event](name string, opts []Option, bind func() typedFunc[T]) bus.Handler {
+	t, err := bus.TypeOf[T]()
+	if err != nil {
+		panic(fmt.Sprintf("handlers: handler %q: %v", name, err))
+	}
+	h := bus.Handler{
+		Name:   name,
+		Types:  []bus.Type{t},
+		Topics: everyVersion(t.Name),
+		Bind: func(encoder bus.Encoder) message.HandlerFunc {
+			codec := encoder.Codec
+			if codec == nil {
+				codec = bus.JSON{}
+			}
+			fn, validate := bind(), validation[T]()
+			return func(msg *message.Message) ([]*message.Message, error) {
+				event, err := decode(t, codec, validate, msg)
+				if err != nil {
+					return nil, bus.Permanent(err)
+				}
+				return fn(msg.Context(), encoder, event)
+			}
+		},
+	}
+	for _, opt := range opts {
+		opt(&h)
+	}
+	return h
+}
+
+// everyVersion is the topics of all versions of an event, and the one foreign producers use that
+// put the version into the body.
+func everyVersion(name string) []string { return []string{name + ".*", name} }
+
+// ErrNoRoute says that a handler got a version or type of event that it does not take, and for which
+// there is no upcaster.
+var ErrNoRoute = errors.New("the handler does not take this type")
+
+// decode makes the event. Its errors are permanent.
+func decode[T bus.Event](want bus.Type, codec bus.Codec, validate func(T) error, msg *message.Message) (event T, err error) {
+	have, err := bus.Attach(msg).Type()
+	if err != nil {
+		return event, err
+	}
+	if have != want {
+		return event, fmt.Errorf("%s: %w: it takes %s (add a function for %s, or an upcaster from it)", have, ErrNoRoute, want, have)
+	}
+	if err := codec.Unmarshal(msg.Payload, &event); err != nil {
+		return event, fmt.Errorf("decode %s: %w", have, err)
+	}
+	if err := validate(event); err != nil {
+		return event, fmt.Errorf("invalid %s: %w", have, err)
+	}
+	return event, nil
+}
+
+type validator interface{ Validate() error }
+
+// validation is the events' own Validate, or nothing where they have none.
+func validation[T any]() func(T) error {
+	if !reflect.TypeFor[T]().Implements(reflect.TypeFor[validator]()) {
+		return func(T) error { return nil }
+	}
+	return func(event T) error { return any(event).(validator).Validate() }
+}

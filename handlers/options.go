@@ -1,0 +1,79 @@
+package handlers
+
+import (
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/leatbus/leat/bus"
+)
+
+// Option changes one handler.
+type Option func(*bus.Handler)
+
+// Concurrency is how many deliveries the group handles at once in this process. The default is 10.
+func Concurrency(n int) Option { return func(h *bus.Handler) { h.Concurrency = n } }
+
+// OrderedByKey handles the messages of one partition key one after the other, in the order in which
+// they were published; keys run beside each other. Behind a poisoned message its key waits; see [Park].
+func OrderedByKey() Option { return func(h *bus.Handler) { h.Order = bus.OrderedByKey } }
+
+// OrderedStrictly handles one message at a time, across all processes of the service. A poisoned
+// message stops it until an operator replays or drops that one; see [Park].
+func OrderedStrictly() Option { return func(h *bus.Handler) { h.Order = bus.OrderedStrictly } }
+
+// Park is whether the later messages of a key wait behind one that was poisoned, until an operator
+// replays or drops it. Ordered handlers do that unless told otherwise; a strictly ordered one then
+// stops altogether. With [bus.ParkOff] they go on without it. [bus.ParkOn] is an error at start for a
+// handler without an order.
+func Park(mode bus.ParkMode) Option { return func(h *bus.Handler) { h.Park = mode } }
+
+// Timeout bounds one try; a negative value means that nothing does.
+func Timeout(d time.Duration) Option { return func(h *bus.Handler) { h.Timeout = d } }
+
+// Retry is the handler's own retry policy.
+func Retry(policy bus.RetryPolicy) Option { return func(h *bus.Handler) { h.Retry = &policy } }
+
+// RetryOn is the policy of errors that errors.Is finds to be target. Of several such options the first
+// that matches an error counts; an error that none matches has the handler's policy.
+func RetryOn(target error, policy bus.RetryPolicy) Option {
+	return rule(is(target), &policy)
+}
+
+// RetryOnType is the policy of errors that errors.As finds to be an E, as RetryOn is that of a value.
+func RetryOnType[E error](policy bus.RetryPolicy) Option {
+	return rule(as[E], &policy)
+}
+
+// PermanentOn says that errors which errors.Is finds to be one of the targets are permanent: their
+// messages go to the poison queue at once. It is one of the options of which the first match counts.
+func PermanentOn(targets ...error) Option { return rule(is(targets...), nil) }
+
+// PermanentOnType says so of errors that errors.As finds to be an E.
+func PermanentOnType[E error]() Option { return rule(as[E], nil) }
+
+func rule(match func(error) bool, policy *bus.RetryPolicy) Option {
+	return func(h *bus.Handler) { h.RetryOn = append(h.RetryOn, bus.RetryRule{Match: match, Policy: policy}) }
+}
+
+func is(targets ...error) func(error) bool {
+	return func(err error) bool {
+		return slices.ContainsFunc(targets, func(target error) bool { return errors.Is(err, target) })
+	}
+}
+
+func as[E error](err error) bool {
+	_, ok := errors.AsType[E](err)
+	return ok
+}
+
+// Breaker is the handler's own circuit breaker; see [bus.BreakerPolicy] and [bus.NoBreaker].
+func Breaker(policy bus.BreakerPolicy) Option {
+	return func(h *bus.Handler) { h.Breaker = &policy }
+}
+
+// Dedup is what to do when the dedup store can't be reached, or [bus.DedupOff].
+func Dedup(mode bus.DedupMode) Option { return func(h *bus.Handler) { h.Dedup = mode } }
+
+// Stack is the handler's own stack, in place of the bus's.
+func Stack(s bus.Stack) Option { return func(h *bus.Handler) { h.Stack = s } }

@@ -1,0 +1,68 @@
+package handlers
+
+import (
+	"fmt"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/leatbus/leat/bus"
+)
+
+// Routes puts several typed handlers under one name: one group, one queue, and each message goes to
+// the function that takes its type (Content-Based Router). The names and options of the routes are
+// not used; give the options here. It panics when two routes take one type, and when one takes none, as
+// raw handlers do.
+func Routes(name string, routes []bus.Handler, opts ...Option) bus.Handler {
+	h := bus.Handler{Name: name}
+	for _, route := range routes {
+		if len(route.Types) == 0 {
+			panic(fmt.Sprintf("handlers: handler %q: route %q takes no event type; a raw handler has to be one of its own", name, route.Name))
+		}
+		h.Types = append(h.Types, route.Types...)
+		h.Topics = append(h.Topics, route.Topics...)
+	}
+	seen := make(map[bus.Type]bool)
+	for _, t := range h.Types {
+		if seen[t] {
+			panic(fmt.Sprintf("handlers: handler %q: two routes take %s", name, t))
+		}
+		seen[t] = true
+	}
+	h.Topics = unique(h.Topics)
+	h.Bind = func(encoder bus.Encoder) message.HandlerFunc {
+		table := make(map[bus.Type]message.HandlerFunc)
+		for _, route := range routes {
+			fn := route.Bind(encoder)
+			for _, t := range route.Types {
+				table[t] = fn
+			}
+		}
+		return func(msg *message.Message) ([]*message.Message, error) {
+			t, err := bus.Attach(msg).Type()
+			if err != nil {
+				return nil, bus.Permanent(err)
+			}
+			fn, ok := table[t]
+			if !ok {
+				return nil, bus.Permanent(fmt.Errorf("%s: %w: it takes %v", t, ErrNoRoute, h.Types))
+			}
+			return fn(msg)
+		}
+	}
+	for _, opt := range opts {
+		opt(&h)
+	}
+	return h
+}
+
+func unique(topics []string) []string {
+	seen := make(map[string]bool, len(topics))
+	kept := topics[:0]
+	for _, t := range topics {
+		if !seen[t] {
+			kept = append(kept, t)
+		}
+		seen[t] = true
+	}
+	return kept
+}

@@ -1,0 +1,97 @@
+package middleware
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/sony/gobreaker/v2"
+)
+
+const (
+	// tripAfter is how many calls in a row must fail before the store counts as away.
+	tripAfter = 5
+	// probeEvery is how often a store that is away is asked whether it is back.
+	probeEvery = time.Second
+)
+
+// errCallerGone marks a store call that was cut short by the message's own context: it says nothing
+// about the store.
+var errCallerGone = errors.New("cut short by the caller")
+
+// guard keeps a store that is slow or away from slowing the handlers down: a call gets a budget of
+// time, and after a few failures in a row only one call a second is tried.
+type guard struct {
+	store   Store
+	budget  time.Duration
+	breaker *gobreaker.CircuitBreaker[Claim]
+	last    atomic.Pointer[error] // what the last failed call failed with
+}
+
+func newGuard(store Store, budget time.Duration, log *slog.Logger) *guard {
+	g := &guard{store: store, budget: budget}
+	g.breaker = gobreaker.NewCircuitBreaker[Claim](gobreaker.Settings{
+		Timeout:      probeEvery,
+		ReadyToTrip:  func(c gobreaker.Counts) bool { return c.ConsecutiveFailures >= tripAfter },
+		IsSuccessful: func(err error) bool { return err == nil || errors.Is(err, ErrClaimLost) },
+		IsExcluded:   func(err error) bool { return errors.Is(err, errCallerGone) },
+		OnStateChange: func(_ string, from, to gobreaker.State) {
+			switch {
+			case from == gobreaker.StateClosed:
+				log.Warn("leat: dedup store is away", "err", g.lastError())
+			case to == gobreaker.StateClosed:
+				log.Info("leat: dedup store is back")
+			}
+		},
+	})
+	return g
+}
+
+func (g *guard) Claim(ctx context.Context, key string, lease time.Duration) (Claim, error) {
+	return g.call(ctx, func(ctx context.Context) (Claim, error) { return g.store.Claim(ctx, key, lease) })
+}
+
+func (g *guard) Renew(ctx context.Context, c Claim, lease time.Duration) error {
+	_, err := g.call(ctx, func(ctx context.Context) (Claim, error) { return c, g.store.Renew(ctx, c, lease) })
+	return err
+}
+
+func (g *guard) Done(ctx context.Context, c Claim, keep time.Duration) error {
+	_, err := g.call(ctx, func(ctx context.Context) (Claim, error) { return c, g.store.Done(ctx, c, keep) })
+	return err
+}
+
+func (g *guard) Release(ctx context.Context, c Claim) error {
+	_, err := g.call(ctx, func(ctx context.Context) (Claim, error) { return c, g.store.Release(ctx, c) })
+	return err
+}
+
+func (g *guard) call(ctx context.Context, op func(context.Context) (Claim, error)) (Claim, error) {
+	c, err := g.breaker.Execute(func() (Claim, error) {
+		budgeted, cancel := context.WithTimeout(ctx, g.budget)
+		defer cancel()
+		c, err := op(budgeted)
+		switch {
+		case err == nil || errors.Is(err, ErrClaimLost):
+		case ctx.Err() != nil:
+			err = fmt.Errorf("%w: %w", errCallerGone, err)
+		default:
+			g.last.Store(&err)
+		}
+		return c, err
+	})
+	if errors.Is(err, gobreaker.ErrOpenState) || errors.Is(err, gobreaker.ErrTooManyRequests) {
+		return Claim{}, fmt.Errorf("store is away, asked again every %s: %w", probeEvery, g.lastError())
+	}
+	return c, err
+}
+
+func (g *guard) lastError() error {
+	if err := g.last.Load(); err != nil {
+		return *err
+	}
+	return errors.New("no answer")
+}

@@ -1,0 +1,176 @@
+package middleware_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	watermill "github.com/ThreeDotsLabs/watermill/message/router/middleware"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/internal/testenv"
+	"github.com/leatbus/leat/middleware"
+	"github.com/leatbus/leat/middleware/redisstore"
+)
+
+// Environment of the child process that is killed.
+const (
+	childDedup     = "LEAT_TEST_CHILD_DEDUP"     // whose: leat or watermill
+	childNamespace = "LEAT_TEST_CHILD_NAMESPACE" // of its keys
+)
+
+const childLease = time.Second
+
+// setNX is the repository that articles on Watermill's Deduplicator show.
+type setNX struct {
+	client    *redis.Client
+	namespace string
+}
+
+func (r setNX) IsDuplicate(ctx context.Context, key string) (bool, error) {
+	fresh, err := r.client.SetNX(ctx, r.namespace+key, "1", time.Hour).Result() // as the articles do
+	return !fresh, err
+}
+
+// dedupByName is a dedup middleware on the test's Redis.
+func dedupByName(t *testing.T, name, namespace string) message.HandlerMiddleware {
+	t.Helper()
+	url := testenv.Redis(t)
+	if name == "watermill" {
+		opts, err := redis.ParseURL(url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		client := redis.NewClient(opts)
+		t.Cleanup(func() { _ = client.Close() })
+		d := &watermill.Deduplicator{
+			KeyFactory: watermill.NewMessageHasherFromMetadataField(bus.HeaderID),
+			Repository: setNX{client, namespace},
+			Timeout:    time.Second,
+		}
+		return d.Middleware
+	}
+	store, err := redisstore.Open(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = store.Close() })
+	return newDedupStep(store, middleware.DedupConfig{Namespace: namespace, Lease: childLease}).middleware
+}
+
+// TestKilledChild is not a test: it is the process that the next one kills.
+func TestKilledChild(t *testing.T) {
+	name := os.Getenv(childDedup)
+	if name == "" {
+		return
+	}
+	msg := event("killed")
+	deliveryOf(msg)
+	_, err := dedupByName(t, name, os.Getenv(childNamespace))(func(*message.Message) ([]*message.Message, error) {
+		_, _ = os.Stdout.WriteString("handling\n")
+		<-t.Context().Done() // never
+		return nil, nil
+	})(msg)
+	t.Fatalf("the handler came back: %v", err)
+}
+
+// killInMidHandler runs the child until it handles the message, and kills it with signal 9.
+func killInMidHandler(t *testing.T, name, namespace string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestKilledChild$")
+	cmd.Env = append(os.Environ(), childDedup+"="+name, childNamespace+"="+namespace)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		if lines.Text() == "handling" {
+			break
+		}
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	var exit *exec.ExitError
+	if err := cmd.Wait(); !errors.As(err, &exit) || exit.Exited() {
+		t.Fatalf("the child was not killed: %v", err)
+	}
+}
+
+func TestMessageOfAKilledProcessIsHandledAfterTheLease(t *testing.T) {
+	opts, err := redis.ParseURL(testenv.Redis(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := redis.NewClient(opts)
+	defer client.Close()
+
+	for _, tc := range []struct {
+		name    string
+		handled bool
+	}{
+		{"leat", true},
+		{"watermill", false}, // marked before it was handled, it is taken for a duplicate: lost
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			namespace := "leat:test:" + bus.NewID() + ":"
+			t.Cleanup(func() {
+				ctx := context.WithoutCancel(t.Context())
+				for keys := client.Scan(ctx, 0, namespace+"*", 10_000).Iterator(); keys.Next(ctx); {
+					client.Unlink(ctx, keys.Val())
+				}
+			})
+			killInMidHandler(t, tc.name, namespace)
+			if n := len(client.Keys(t.Context(), namespace+"*").Val()); n != 1 {
+				t.Fatalf("the child left %d keys in Redis, want 1", n)
+			}
+
+			handled := false
+			handler := dedupByName(t, tc.name, namespace)(func(*message.Message) ([]*message.Message, error) {
+				handled = true
+				return nil, nil
+			})
+			redelivered := redeliverUntilAcked(t, handler)
+			if handled != tc.handled {
+				t.Errorf("handled: %t, want %t", handled, tc.handled)
+			}
+			t.Logf("handled: %t, after %d redeliveries", handled, redelivered)
+			if tc.handled && redelivered == 0 {
+				t.Error("the claim of the dead process did not hold; the test shows nothing")
+			}
+		})
+	}
+}
+
+// redeliverUntilAcked does what a transport does with a message that was not acked.
+func redeliverUntilAcked(t *testing.T, handler message.HandlerFunc) (redelivered int) {
+	t.Helper()
+	timeout := time.After(20 * childLease)
+	for {
+		msg := event("killed")
+		deliveryOf(msg)
+		_, err := handler(msg)
+		if err == nil {
+			return redelivered
+		}
+		var r *bus.Redelivery
+		if !errors.As(err, &r) {
+			t.Fatal(err)
+		}
+		redelivered++
+		select {
+		case <-time.After(r.After):
+		case <-timeout:
+			t.Fatal("the message is never handled")
+		}
+	}
+}

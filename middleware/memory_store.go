@@ -1,0 +1,165 @@
+package middleware
+
+import (
+	"context"
+	"fmt"
+	"hash/maphash"
+	"strconv"
+	"sync"
+	"time"
+)
+
+// DefaultMemoryCapacity is how many marks a [MemoryStore] keeps at most.
+const DefaultMemoryCapacity = 4 << 20
+
+// memoryShards keep goroutines from waiting for each other.
+const memoryShards = 16
+
+// MemoryStore is a [LocalStore]: the dedup store of services that run once, of tests, and of the memory
+// transport. It keeps a mark for at least the time it was asked to, and for
+// at most twice that, unless more messages than half its capacity are done within it: then it
+// forgets the older ones first, and always knows the latest half. A key counts as its 96-bit hash
+// under seeds of the process. The store starts no goroutine and needs no closing.
+type MemoryStore struct {
+	seeds  [2]maphash.Seed
+	shards [memoryShards]shard
+}
+
+// NewMemoryStore makes an empty store for at most capacity marks; 0 means [DefaultMemoryCapacity], and
+// less than 1,000 counts as 1,000. A full store takes up to 15 bytes per mark.
+func NewMemoryStore(capacity int) *MemoryStore {
+	if capacity == 0 {
+		capacity = DefaultMemoryCapacity
+	}
+	s := &MemoryStore{seeds: [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()}}
+	for i := range s.shards {
+		s.shards[i].claims = make(map[hash]string)
+		s.shards[i].capacity = max(capacity, 1000) / memoryShards / 2
+	}
+	return s
+}
+
+// Local marks the store as one in the process's own memory.
+func (s *MemoryStore) Local() {}
+
+// Claim implements [Store]. The claim has no lease: it dies with the process. The error
+// is ctx's, where that is over.
+func (s *MemoryStore) Claim(ctx context.Context, key string, _ time.Duration) (Claim, error) {
+	if err := ctx.Err(); err != nil {
+		return Claim{}, fmt.Errorf("middleware: memory store: claim: %w", err)
+	}
+	h, sh := s.find(key)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	return sh.claim(key, h), nil
+}
+
+// Renew implements [Store].
+func (s *MemoryStore) Renew(_ context.Context, c Claim, _ time.Duration) error {
+	h, sh := s.find(c.Key)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if !sh.owns(c, h) {
+		return fmt.Errorf("middleware: memory store: renew: %w", ErrClaimLost)
+	}
+	sh.claims[h] = c.Token
+	return nil
+}
+
+// Done implements [Store].
+func (s *MemoryStore) Done(_ context.Context, c Claim, keep time.Duration) error {
+	h, sh := s.find(c.Key)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if !sh.owns(c, h) {
+		return fmt.Errorf("middleware: memory store: done: %w", ErrClaimLost)
+	}
+	delete(sh.claims, h)
+	sh.mark(h, keep)
+	return nil
+}
+
+// Release implements [Store].
+func (s *MemoryStore) Release(_ context.Context, c Claim) error {
+	h, sh := s.find(c.Key)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if !sh.owns(c, h) {
+		return fmt.Errorf("middleware: memory store: release: %w", ErrClaimLost)
+	}
+	delete(sh.claims, h)
+	return nil
+}
+
+func (s *MemoryStore) find(key string) (hash, *shard) {
+	a, b := maphash.String(s.seeds[0], key), maphash.String(s.seeds[1], key)
+	return hash{high: max(a, 1), low: uint32(b & 0xffffffff)}, &s.shards[(b>>32)%memoryShards]
+}
+
+// shard is a part of the keys. Its marks are in two generations: new ones go to the young one, and
+// when that is full or its time is over, it becomes the old one and the old one is dropped as a
+// whole. No mark needs a time of its own.
+type shard struct {
+	mu       sync.Mutex
+	claims   map[hash]string // the token of each key in progress
+	tokens   uint64          // made so far
+	young    *set
+	old      *set
+	turned   time.Time     // when young was begun
+	keep     time.Duration // the longest time a mark was to be kept
+	capacity int           // of one generation
+}
+
+func (s *shard) claim(key string, h hash) Claim {
+	if _, taken := s.claims[h]; taken {
+		return Claim{Key: key, State: InProgress}
+	}
+	if s.marked(h) {
+		return Claim{Key: key, State: Done}
+	}
+	s.tokens++
+	token := strconv.FormatUint(s.tokens, 36)
+	s.claims[h] = token
+	return Claim{Key: key, Token: token, State: Claimed}
+}
+
+// owns reports whether the key is the claim's, or nobody's.
+func (s *shard) owns(c Claim, h hash) bool {
+	if token, taken := s.claims[h]; taken {
+		return token == c.Token
+	}
+	return !s.marked(h)
+}
+
+func (s *shard) marked(h hash) bool {
+	if s.young == nil {
+		return false
+	}
+	s.expire(time.Now())
+	return s.young.has(h) || s.old.has(h)
+}
+
+func (s *shard) mark(h hash, keep time.Duration) {
+	now := time.Now()
+	s.expire(now)
+	s.keep = max(s.keep, keep)
+	if s.young == nil || s.young.full() {
+		s.turn(now)
+	}
+	s.young.add(h)
+}
+
+func (s *shard) expire(now time.Time) {
+	age := now.Sub(s.turned)
+	if s.young == nil || age < s.keep {
+		return
+	}
+	s.turn(now)
+	if age >= 2*s.keep { // nobody looked for so long that the young ones are over too
+		s.old = nil
+	}
+}
+
+func (s *shard) turn(now time.Time) {
+	s.old, s.young, s.turned = s.young, newSet(s.capacity), now
+}

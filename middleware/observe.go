@@ -1,0 +1,65 @@
+package middleware
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/leatbus/leat/bus"
+)
+
+// Observe tells observers of each delivery, once, with its final outcome: those of the bus, and
+// those given here, which a stock Watermill router needs.
+func Observe(extra ...bus.Observer) message.HandlerMiddleware {
+	return func(next message.HandlerFunc) message.HandlerFunc {
+		return func(msg *message.Message) ([]*message.Message, error) {
+			d := bus.Attach(msg)
+			observers := d.Observers()
+			if len(extra) > 0 {
+				observers = append(slices.Clip(observers), extra...)
+			}
+			if len(observers) == 0 {
+				return next(msg)
+			}
+			return observe(observers, d, msg, next)
+		}
+	}
+}
+
+func observe(observers []bus.Observer, d *bus.Delivery, msg *message.Message, next message.HandlerFunc) (produced []*message.Message, err error) {
+	began := d.Started()
+	ctx := msg.Context()
+	for _, o := range observers {
+		ctx = o.Started(ctx, d) //nolint:fatcontext // as many layers as observers
+	}
+	msg.SetContext(ctx)
+
+	returned := false
+	defer func() {
+		if v := recover(); v != nil { // the stack has no recover step
+			err = bus.NewPanicError(v)
+		} else if !returned {
+			err = bus.ErrGoexit
+		}
+		finish(ctx, observers, d, bus.Observation{Outcome: d.Outcome(err), Took: time.Since(began), Err: reason(d, err)})
+	}()
+	produced, err = next(msg)
+	returned = true
+	return produced, err
+}
+
+func finish(ctx context.Context, observers []bus.Observer, d *bus.Delivery, o bus.Observation) {
+	for _, observer := range slices.Backward(observers) {
+		observer.Finished(ctx, d, o)
+	}
+}
+
+// reason is why a delivery was not handled: a poisoned one comes without an error, but has a cause.
+func reason(d *bus.Delivery, err error) error {
+	if err == nil {
+		return d.Cause()
+	}
+	return err
+}

@@ -1,0 +1,103 @@
+package prommetrics_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/bustest"
+	"github.com/leatbus/leat/handlers"
+	"github.com/leatbus/leat/middleware/prommetrics"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+type orderPaid struct{ ID string }
+
+func (orderPaid) EventType() (string, int) { return "order.paid", 1 }
+
+func TestEveryOutcomeIsCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		registry := prometheus.NewRegistry()
+		observer, err := prommetrics.New(registry)
+		require.NoError(t, err)
+		h := bustest.NewWith(t, bustest.Config{Bus: bus.Config{Observers: []bus.Observer{observer}}},
+			handlers.Func("ledger", func(_ context.Context, e orderPaid) error {
+				if e.ID == "bad" {
+					return bus.Permanent(errors.New("bad"))
+				}
+				return nil
+			}))
+		require.NoError(t, prommetrics.Health(registry, h.Bus()))
+		h.FailNext("ledger", errors.New("once"))
+		h.Publish(orderPaid{"good"})
+		h.WaitIdle()
+		h.Publish(orderPaid{"bad"})
+		h.WaitIdle()
+		for range 5 {
+			h.FailNext("ledger", errors.New("five times"))
+		}
+		h.Publish(orderPaid{"late"})
+		h.WaitIdle()
+		require.ErrorIs(t, h.Bus().Transport().Publish(t.Context(), "nobody.v1", message.NewMessage("id", nil)), bus.ErrUnroutable)
+
+		require.NoError(t, testutil.GatherAndCompare(registry, strings.NewReader(`
+# HELP leat_deliveries_total Deliveries, by final outcome.
+# TYPE leat_deliveries_total counter
+leat_deliveries_total{group="test.ledger",outcome="handled",topic="order.paid.v1"} 2
+leat_deliveries_total{group="test.ledger",outcome="poisoned",topic="order.paid.v1"} 1
+leat_deliveries_total{group="test.ledger",outcome="redelivered",topic="order.paid.v1"} 2
+# HELP leat_in_flight Deliveries in the stack now.
+# TYPE leat_in_flight gauge
+leat_in_flight{group="test.ledger"} 0
+# HELP leat_published_messages_total Messages published, by result: ok, unrouted or error.
+# TYPE leat_published_messages_total counter
+leat_published_messages_total{result="ok",topic="order.paid.v1"} 3
+# HELP leat_transport_blocked 1 while the message system accepts no messages.
+# TYPE leat_transport_blocked gauge
+leat_transport_blocked{transport="memory"} 0
+# HELP leat_transport_connected 1 while the message system can be reached.
+# TYPE leat_transport_connected gauge
+leat_transport_connected{transport="memory"} 1
+# HELP leat_transport_reconnects_total Connections that were lost and made again.
+# TYPE leat_transport_reconnects_total counter
+leat_transport_reconnects_total{transport="memory"} 0
+# HELP leat_transport_unroutable_total Messages published that no group wanted.
+# TYPE leat_transport_unroutable_total counter
+leat_transport_unroutable_total{transport="memory"} 1
+`), "leat_transport_blocked", "leat_transport_connected", "leat_transport_reconnects_total", "leat_transport_unroutable_total", "leat_deliveries_total", "leat_in_flight", "leat_published_messages_total"))
+		n, err := testutil.GatherAndCount(registry, "leat_process_duration_seconds", "leat_delivery_lag_seconds", "leat_group_degraded")
+		require.NoError(t, err)
+		require.Equal(t, 4, n) // three outcomes and one lag; nothing is degraded
+	})
+}
+
+func TestTopicsFromForeignInputStayBounded(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	observer, err := prommetrics.New(registry)
+	require.NoError(t, err)
+	for i := range 10_000 {
+		observer.Published(t.Context(), bus.Publication{Topic: fmt.Sprintf("t%d.v1", i)})
+	}
+	n, err := testutil.GatherAndCount(registry, "leat_published_messages_total")
+	require.NoError(t, err)
+	require.Equal(t, 501, n)
+}
+
+func TestRegisteringTwiceIsAnError(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	_, err := prommetrics.New(registry)
+	require.NoError(t, err)
+	_, err = prommetrics.New(registry)
+	require.Error(t, err)
+}

@@ -1,0 +1,19 @@
+package middleware
+
+import (
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/leatbus/leat/bus"
+)
+
+// Recover makes a panic a [*bus.PanicError].
+func Recover(next message.HandlerFunc) message.HandlerFunc {
+	return func(msg *message.Message) (produced []*message.Message, err error) {
+		defer func() {
+			if v := recover(); v != nil {
+				produced, err = nil, bus.NewPanicError(v)
+			}
+		}()
+		return next(msg)
+	}
+}

@@ -1,0 +1,53 @@
+package memory_test
+
+import (
+	"context"
+	"net/url"
+	"testing"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/ThreeDotsLabs/watermill/pubsub/tests"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/transports/memory"
+	"github.com/leatbus/leat/transports/transporttest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestConformance(t *testing.T) {
+	transporttest.Run(t, transporttest.Harness{
+		Open: func(testing.TB) bus.Transport { return memory.New(memory.Config{Queue: 512}) },
+		URL:  "memory://",
+		OpenURL: func(ctx context.Context, rawURL string) (bus.Transport, error) {
+			u, err := url.Parse(rawURL)
+			if err != nil {
+				return nil, err
+			}
+			return memory.Open(ctx, u)
+		},
+		Bound: 512,
+	})
+}
+
+// TestWatermillSuite runs Watermill's universal Pub/Sub tests over the transport. One transport is the
+// message system; each publisher and subscriber is a view of it.
+func TestWatermillSuite(t *testing.T) {
+	transport := memory.New(memory.Config{Queue: 100_000})
+	defer func() { require.NoError(t, transport.Close(context.Background())) }()
+	open := func(group string) (message.Publisher, message.Subscriber) {
+		return bus.NewPublisher(transport), bus.NewSubscriber(transport, group)
+	}
+	t.Run("suite", func(t *testing.T) {
+		tests.TestPubSub(t, tests.Features{
+			ConsumerGroups:                      true,
+			GuaranteedOrder:                     true,
+			GuaranteedOrderWithSingleSubscriber: true,
+			Persistent:                          true,
+		},
+			func(*testing.T) (message.Publisher, message.Subscriber) { return open("test") },
+			func(_ *testing.T, group string) (message.Publisher, message.Subscriber) { return open(group) })
+	})
+}

@@ -1,0 +1,269 @@
+package memory
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/internal/tally"
+	"github.com/leatbus/leat/internal/urlopt"
+)
+
+// Scheme is the URL scheme.
+const Scheme = "memory"
+
+// Config bounds the queues. The zero Config has the defaults of the URL's options.
+type Config struct {
+	Queue       int // messages a group may hold
+	Bytes       int // payload bytes a group may hold
+	PoisonBytes int // bytes a poison queue may hold, headers included
+	// StrictRoutes makes Publish fail for a message that no group wants; see [bus.UnroutableError].
+	StrictRoutes bool
+	// Logger gets a line when a publisher has waited long for a full group. nil means slog.Default().
+	Logger *slog.Logger
+}
+
+const (
+	defaultQueue       = 1024
+	defaultBytes       = 64 << 20
+	defaultPoisonBytes = 256 << 20
+)
+
+// Transport is a [bus.Transport] in memory.
+type Transport struct {
+	cfg   Config
+	table bus.TopicTable[*queue]
+	busy  tally.Tally // messages that are not settled, over all groups
+
+	unroutable atomic.Int64
+
+	mu     sync.Mutex
+	queues map[string]*queue
+	closed atomic.Bool // written under mu
+
+	tailing sync.Mutex
+	tails   []*tail
+	tailed  atomic.Int32 // len(tails)
+}
+
+var (
+	_ bus.Transport    = (*Transport)(nil)
+	_ bus.HealthTeller = (*Transport)(nil)
+)
+
+// Open makes a transport from its URL. Every call makes another one: they share nothing.
+func Open(_ context.Context, u *url.URL) (bus.Transport, error) {
+	if u.Host != "" || (u.Path != "" && u.Path != "/") || u.User != nil {
+		return nil, fmt.Errorf("memory: %q has a host or a path; write memory://", u.Redacted())
+	}
+	o := urlopt.New(u)
+	cfg := Config{
+		Queue:        o.Int("queue", defaultQueue, 1),
+		Bytes:        o.Int("bytes", defaultBytes, 1),
+		PoisonBytes:  o.Int("poison", defaultPoisonBytes, 0),
+		StrictRoutes: o.Choice("unroutable", "report", "report", "error") == "error",
+	}
+	if err := o.Err(); err != nil {
+		return nil, fmt.Errorf("memory: %w", err)
+	}
+	return New(cfg), nil
+}
+
+// New makes a transport.
+func New(cfg Config) *Transport {
+	if cfg.Queue == 0 {
+		cfg.Queue = defaultQueue
+	}
+	if cfg.Bytes == 0 {
+		cfg.Bytes = defaultBytes
+	}
+	if cfg.PoisonBytes == 0 {
+		cfg.PoisonBytes = defaultPoisonBytes
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	return &Transport{cfg: cfg, queues: make(map[string]*queue)}
+}
+
+// Capabilities is everything but durability.
+func (t *Transport) Capabilities() bus.Capabilities {
+	return bus.Capabilities{Delay: true, Patterns: true, ByKey: true, Strict: true, Poison: true, Park: true}
+}
+
+// Health is connected until the transport is closed.
+func (t *Transport) Health() bus.TransportHealth {
+	h := bus.TransportHealth{Transport: Scheme, Connected: !t.closed.Load(), Unroutable: t.unroutable.Load()}
+	if !h.Connected {
+		h.Err = bus.ErrClosed
+	}
+	return h
+}
+
+// Publish queues each message in every group that wants it, in all or in none, and blocks while one
+// of them is full.
+func (t *Transport) Publish(ctx context.Context, topic string, msgs ...*message.Message) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if t.closed.Load() {
+		return bus.ErrClosed
+	}
+	queues := t.table.Match(topic)
+	if len(queues) == 0 {
+		t.show(topic, msgs)
+		t.unroutable.Add(int64(len(msgs)))
+		return &bus.UnroutableError{Topics: slices.Repeat([]string{topic}, len(msgs)), Strict: t.cfg.StrictRoutes}
+	}
+	now, overdraft := time.Now(), 1
+	if bus.DeliveryFrom(ctx) != nil {
+		overdraft = handlerOverdraft
+	}
+	for i, msg := range msgs {
+		due := deliverAt(msg)
+		if len(queues) == 1 && queues[0].offer(&item{msg: msg, topic: topic, since: now, due: due}, overdraft) {
+			continue
+		}
+		if err := reserve(ctx, queues, len(msg.Payload), overdraft); err != nil {
+			t.show(topic, msgs[:i])
+			return &bus.PublishError{Failed: msgs[i:], Err: fmt.Errorf("memory: %w", err)}
+		}
+		for _, q := range queues {
+			q.push(&item{msg: msg, topic: topic, since: now, due: due})
+		}
+	}
+	t.show(topic, msgs)
+	return nil
+}
+
+// reserve takes room for one message in every queue, or in none.
+func reserve(ctx context.Context, queues []*queue, size, overdraft int) error {
+	for i, q := range queues {
+		if err := q.reserve(ctx, size, overdraft); err != nil {
+			for _, taken := range queues[:i] {
+				taken.release(size)
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// Subscribe makes the group, if it is new, and a feed on it.
+func (t *Transport) Subscribe(_ context.Context, s bus.Subscription) (bus.Feed, error) {
+	if err := s.Validate(); err != nil {
+		return nil, fmt.Errorf("memory: %w", err)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed.Load() {
+		return nil, bus.ErrClosed
+	}
+	q := t.queue(s.Group)
+	if err := q.adopt(s); err != nil {
+		return nil, fmt.Errorf("memory: %w", err)
+	}
+	t.table.Set(q, s.Topics...)
+	return &feed{queue: q, done: make(chan struct{})}, nil
+}
+
+// queue is the group's, made on first sight. The caller holds t.mu.
+func (t *Transport) queue(group string) *queue {
+	q, ok := t.queues[group]
+	if !ok {
+		q = newQueue(group, t.cfg, &t.busy)
+		t.queues[group] = q
+	}
+	return q
+}
+
+// PoisonQueue is the poison queue of a group.
+func (t *Transport) PoisonQueue(group string) bus.PoisonQueue {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return &poisonQueue{queue: t.queue(group), transport: t}
+}
+
+// WaitIdle blocks until no group holds a message that is not settled: none waits, none is delayed,
+// none is in a handler. What handlers publish counts too, because they publish before they settle. What
+// is parked behind a poisoned message does not: it waits for an operator.
+func (t *Transport) WaitIdle(ctx context.Context) error { return t.busy.Wait(ctx) }
+
+// Redeliver hands a message to one group that may have had it before, as a broker does that lost an
+// ack. It is for tests.
+func (t *Transport) Redeliver(ctx context.Context, group, topic string, msg *message.Message) error {
+	t.mu.Lock()
+	q, ok := t.queues[group]
+	t.mu.Unlock()
+	if !ok {
+		return fmt.Errorf("memory: group %q: %w", group, bus.ErrNotFound)
+	}
+	if err := q.reserve(ctx, len(msg.Payload), 1); err != nil {
+		return err
+	}
+	q.push(&item{msg: msg, topic: topic, attempts: 1, since: time.Now()})
+	return nil
+}
+
+// Close drops what waits and wakes everybody who blocks with [bus.ErrClosed].
+func (t *Transport) Close(context.Context) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed.Swap(true) {
+		return nil
+	}
+	for _, q := range t.queues {
+		q.close()
+	}
+	t.endTails()
+	return nil
+}
+
+// deliverAt is when the message may be handed out; the zero time means at once.
+func deliverAt(msg *message.Message) time.Time {
+	at := msg.Metadata[bus.HeaderDeliverAt]
+	if at == "" {
+		return time.Time{}
+	}
+	due, err := time.Parse(time.RFC3339Nano, at)
+	if err != nil {
+		return time.Time{}
+	}
+	return due
+}
+
+// feed is one subscription's view of its queue.
+type feed struct {
+	queue *queue
+	once  sync.Once
+	done  chan struct{}
+}
+
+func (f *feed) Next(ctx context.Context) (*bus.Delivery, error) { return f.queue.next(ctx, f.done) }
+
+func (f *feed) Close(context.Context) error {
+	f.once.Do(func() {
+		close(f.done)
+		f.queue.leave(f)
+	})
+	return nil
+}
+
+// OnPark calls fn with every message that begins to wait behind a poisoned one. The bus closes its
+// account of it then.
+func (f *feed) OnPark(fn func(*message.Message)) { f.queue.tell(f, fn) }
+
+// Backlog is how many messages of the group are waiting or in flight, and how many wait for a later
+// time or behind a poisoned message. The bus asks for it when it drains.
+func (f *feed) Backlog() (now, later int) { return f.queue.backlog() }
+
+var errPoisonFull = errors.New("the poison queue is full; replay or drop what is in it, or raise the option poison")

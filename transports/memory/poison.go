@@ -1,0 +1,281 @@
+package memory
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/leatbus/leat/bus"
+)
+
+// poisoned is a message in the poison queue. Poison queues may grow long and are seldom looked at, so
+// the message is packed.
+type poisoned struct {
+	id    int // ascending
+	data  []byte
+	taken bool   // somebody replays or drops it
+	place int    // its place in the group
+	holds string // the key that it holds back, "" for none
+}
+
+// parcelOverhead is about what a poisoned message takes beside its data, in bytes.
+const parcelOverhead = 64
+
+// keep puts a message into the poison queue. The caller holds q.mu.
+func (q *queue) keep(it *item, fault bus.Fault) error {
+	headers := maps.Clone(it.msg.Metadata)
+	if headers == nil {
+		headers = message.Metadata{}
+	}
+	fault.Record(headers)
+	x := &poisoned{place: it.place}
+	if err := q.store(x, pack(it.msg.UUID, it.topic, headers, it.msg.Payload)); err != nil {
+		return err
+	}
+	if q.park && it.key != "" {
+		x.holds = it.key
+		q.holdBack(it.key, it.place)
+	}
+	return nil
+}
+
+// store gives a poisoned message its data, and a new one its place. The caller holds q.mu.
+func (q *queue) store(x *poisoned, data []byte) error {
+	more := len(data) - len(x.data)
+	if x.id == 0 {
+		more += parcelOverhead
+	}
+	if q.poisoned+more > q.cfg.PoisonBytes {
+		return fmt.Errorf("memory: group %q holds %d poisoned bytes: %w", q.group, q.poisoned, errPoisonFull)
+	}
+	q.poisoned += more
+	x.data = data
+	if x.id == 0 {
+		q.nextID++
+		x.id = q.nextID
+		q.poison = append(q.poison, x)
+	}
+	return nil
+}
+
+// forget takes the messages out of the poison queue that are done with, and says how many.
+func (q *queue) forget(done map[int]bool) int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	var gone []*poisoned
+	q.poison = slices.DeleteFunc(q.poison, func(x *poisoned) bool {
+		if done[x.id] {
+			q.poisoned -= len(x.data) + parcelOverhead
+			gone = append(gone, x)
+		}
+		return done[x.id]
+	})
+	for _, x := range gone {
+		q.letGo(x.holds, x.place)
+	}
+	return len(gone)
+}
+
+// claim finds a message that nobody else is replaying or dropping.
+func (q *queue) claim(id string) (*poisoned, error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	x, err := q.find(id)
+	if err == nil && x.taken {
+		return nil, q.notFound(id)
+	}
+	if err == nil {
+		x.taken = true
+	}
+	return x, err
+}
+
+func (q *queue) unclaim(x *poisoned) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	x.taken = false
+}
+
+// poisonQueue is a group's poison queue.
+type poisonQueue struct {
+	queue     *queue
+	transport *Transport
+}
+
+func (p *poisonQueue) List(_ context.Context, after string, limit int) ([]bus.PoisonedMessage, error) {
+	start := 0
+	if after != "" {
+		id, err := strconv.Atoi(after)
+		if err != nil {
+			return nil, fmt.Errorf("memory: poisoned message %q: %w", after, bus.ErrNotFound)
+		}
+		start = id
+	}
+	q := p.queue
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	i, _ := slices.BinarySearchFunc(q.poison, start+1, func(x *poisoned, id int) int { return x.id - id })
+	var list []bus.PoisonedMessage
+	for _, x := range q.poison[i:min(len(q.poison), i+limit)] {
+		list = append(list, q.show(x))
+	}
+	return list, nil
+}
+
+func (p *poisonQueue) Get(_ context.Context, id string) (bus.PoisonedMessage, error) {
+	q := p.queue
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	x, err := q.find(id)
+	if err != nil {
+		return bus.PoisonedMessage{}, err
+	}
+	return q.show(x), nil
+}
+
+// Replay hands messages to the group again. It blocks while the group is full.
+func (p *poisonQueue) Replay(ctx context.Context, ids ...string) (int, error) {
+	return p.take(ids, func(x *poisoned) error {
+		topic, msg := unpack(x.data)
+		since := bus.FaultOf(msg.Metadata).FirstAt
+		bus.ClearFault(msg.Metadata)
+		if err := p.queue.reserve(ctx, len(msg.Payload), handlerOverdraft); err != nil {
+			return err
+		}
+		p.queue.push(&item{msg: msg, topic: topic, since: since, place: x.place})
+		return nil
+	})
+}
+
+func (p *poisonQueue) Drop(_ context.Context, ids ...string) (int, error) {
+	return p.take(ids, func(*poisoned) error { return nil })
+}
+
+// Put fails where the poison queue has no room.
+func (p *poisonQueue) Put(_ context.Context, msgs ...bus.PoisonedMessage) error {
+	if p.transport.closed.Load() {
+		return bus.ErrClosed
+	}
+	for _, m := range msgs {
+		if err := bus.ValidateTopic(m.Topic()); err != nil {
+			return fmt.Errorf("memory: poisoned message %s: %w", bus.MessageID(m.Message), err)
+		}
+	}
+	q := p.queue
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	var missing error
+	for _, m := range msgs {
+		data := pack(m.Message.UUID, m.Topic(), m.Message.Metadata, m.Message.Payload)
+		old := new(poisoned)
+		if m.ID != "" {
+			x, err := q.find(m.ID)
+			if err == nil && x.taken {
+				err = q.notFound(m.ID)
+			}
+			if err != nil {
+				missing = err
+				continue
+			}
+			old = x
+		}
+		if err := q.store(old, data); err != nil {
+			return err
+		}
+	}
+	return missing
+}
+
+// take calls do with each message and takes those out of the queue for which it succeeds.
+func (p *poisonQueue) take(ids []string, do func(*poisoned) error) (int, error) {
+	if p.transport.closed.Load() {
+		return 0, bus.ErrClosed
+	}
+	var firstErr error
+	done := make(map[int]bool)
+	for _, id := range ids {
+		x, err := p.queue.claim(id)
+		if err == nil {
+			if err = do(x); err == nil {
+				done[x.id] = true
+			} else {
+				p.queue.unclaim(x)
+			}
+		}
+		if err != nil && firstErr == nil {
+			firstErr = err
+		}
+	}
+	return p.queue.forget(done), firstErr
+}
+
+func (p *poisonQueue) Len(context.Context) (int, error) {
+	p.queue.mu.Lock()
+	defer p.queue.mu.Unlock()
+	return len(p.queue.poison), nil
+}
+
+// find looks a message up. The caller holds q.mu.
+func (q *queue) find(id string) (*poisoned, error) {
+	n, err := strconv.Atoi(id)
+	if err == nil {
+		if i, ok := slices.BinarySearchFunc(q.poison, n, func(x *poisoned, id int) int { return x.id - id }); ok {
+			return q.poison[i], nil
+		}
+	}
+	return nil, q.notFound(id)
+}
+
+func (q *queue) notFound(id string) error {
+	return fmt.Errorf("memory: poisoned message %q of group %q: %w", id, q.group, bus.ErrNotFound)
+}
+
+// show makes what operators see. The caller holds q.mu.
+func (q *queue) show(x *poisoned) bus.PoisonedMessage {
+	_, msg := unpack(x.data)
+	return bus.PoisonedMessage{ID: strconv.Itoa(x.id), Message: msg, Fault: bus.FaultOf(msg.Metadata), Parked: q.parkedBehind(x)}
+}
+
+// pack writes a message as length-prefixed texts, the payload last.
+func pack(uuid, topic string, headers message.Metadata, payload []byte) []byte {
+	var data []byte
+	add := func(text string) {
+		data = binary.AppendUvarint(data, uint64(len(text)))
+		data = append(data, text...)
+	}
+	add(uuid)
+	add(topic)
+	data = binary.AppendUvarint(data, uint64(len(headers)))
+	for key, value := range headers {
+		add(key)
+		add(value)
+	}
+	return slices.Clip(append(data, payload...))
+}
+
+// unpack reads what pack wrote.
+func unpack(data []byte) (topic string, msg *message.Message) {
+	next := func() string {
+		n, width := binary.Uvarint(data)
+		text := string(data[width : width+int(n)]) //nolint:gosec // a length that pack wrote
+		data = data[width+int(n):]                 //nolint:gosec // as above
+		return text
+	}
+	msg = &message.Message{UUID: next()}
+	topic = next()
+	n, width := binary.Uvarint(data)
+	data = data[width:]
+	msg.Metadata = make(message.Metadata, n)
+	for range n {
+		key := next()
+		msg.Metadata[key] = next()
+	}
+	msg.Payload = bytes.Clone(data)
+	return topic, msg
+}

@@ -1,0 +1,107 @@
+package transporttest
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+)
+
+// testBounds is promise 8.
+func testBounds(t *testing.T, h Harness) {
+	if h.Bound == 0 {
+		t.Run("a consumer takes no more than it can handle", func(t *testing.T) { testConsumerBound(t, h) })
+		return
+	}
+	t.Run("a slow group slows its own publishers, and nobody else's", func(t *testing.T) {
+		w := newWorld(t, h)
+		transport := w.open()
+		slow, quick := w.topic("slow.v1"), w.topic("quick.v1")
+		slowFeed := w.subscribe(transport, w.subscription("slow", slow))
+		quickFeed := w.subscribe(transport, w.subscription("quick", quick))
+
+		accepted := w.fill(transport, slow, 2*h.Bound)
+		require.Less(t, accepted, 2*h.Bound, "nothing stopped the publisher")
+		require.GreaterOrEqual(t, accepted, h.Bound/2)
+		w.publish(transport, quick, "q")
+		require.Equal(t, []string{"q"}, w.collect(quickFeed, 1))
+
+		unblocked := make(chan error, 1)
+		go func() { unblocked <- transport.Publish(w.ctx, slow, newMessage(slow, "last")) }()
+		got := w.collect(slowFeed, accepted+1)
+		require.NoError(t, <-unblocked)
+		require.Equal(t, "last", got[len(got)-1])
+		w.nothing(slowFeed, 50*time.Millisecond)
+	})
+
+	t.Run("a handler that publishes to its own full group does not stand still", func(t *testing.T) {
+		w := newWorld(t, h)
+		transport := w.open()
+		topic := w.topic("slow.v1")
+		feed := w.subscribe(transport, w.subscription("slow", topic))
+		accepted := w.fill(transport, topic, 2*h.Bound)
+		d := w.next(feed)
+		handling := bus.ContextWithDelivery(w.ctx, d)
+		for range 3 { // one acked makes room for one only
+			require.NoError(t, transport.Publish(handling, topic, newMessage(topic, "from-handler")))
+		}
+		w.ack(d)
+		require.Len(t, w.collect(feed, accepted-1+3), accepted-1+3)
+	})
+}
+
+// fill publishes until Publish blocks, and returns how many messages were accepted.
+func (w *world) fill(transport bus.Transport, topic string, limit int) int {
+	payload := bytes.Repeat([]byte("x"), 1024)
+	for i := range limit {
+		ctx, cancel := context.WithTimeout(w.ctx, 100*time.Millisecond)
+		msg := newMessage(topic, fmt.Sprintf("m-%06d", i))
+		msg.Payload = payload
+		err := transport.Publish(ctx, topic, msg)
+		cancel()
+		if err != nil {
+			require.ErrorIs(w, err, context.DeadlineExceeded)
+			return i
+		}
+	}
+	return limit
+}
+
+// testConsumerBound: 64 MiB wait in the message system; a consumer that handles nothing must not
+// fetch them.
+func testConsumerBound(t *testing.T, h Harness) {
+	w := newWorld(t, h)
+	transport := w.open()
+	topic := w.topic("slow.v1")
+	sub := w.subscription("slow", topic)
+	sub.Concurrency = 4
+	feed := w.subscribe(transport, sub)
+	payload := bytes.Repeat([]byte("x"), 64<<10)
+	const n = 1024
+	for i := range n {
+		msg := newMessage(topic, fmt.Sprintf("m-%06d", i))
+		msg.Payload = payload
+		require.NoError(t, transport.Publish(w.ctx, topic, msg))
+	}
+	before := heap()
+	d := w.next(feed)
+	ctx, cancel := context.WithTimeout(w.ctx, 500*time.Millisecond)
+	defer cancel()
+	<-ctx.Done() // let it fetch what it wants
+	grown := heap() - before
+	require.Less(t, grown, int64(32<<20), "the consumer holds %d MiB of a backlog of 64", grown>>20)
+	w.ack(d)
+}
+
+func heap() int64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc) //nolint:gosec // far below
+}

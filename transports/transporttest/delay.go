@@ -1,0 +1,143 @@
+package transporttest
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+)
+
+// testDelay is promise 4.
+func testDelay(t *testing.T, h Harness) {
+	const delay = 400 * time.Millisecond
+
+	t.Run("others pass meanwhile, other groups see nothing of it", func(t *testing.T) {
+		w := newWorld(t, h)
+		transport := w.open()
+		skipWithoutDelay(t, transport)
+		topic := w.topic("order.paid.v1")
+		ledger := w.subscribe(transport, w.subscription("ledger", topic))
+		mail := w.subscribe(transport, w.subscription("mail", topic))
+		w.untilTelling(delay, func(delay time.Duration) (told bool) {
+			w.publish(transport, topic, "late")
+			d := w.next(ledger)
+			began := time.Now()
+			require.NoError(t, d.Settler.Redeliver(delay))
+			w.publish(transport, topic, "next")
+			for range 2 {
+				d = w.next(ledger)
+				if bus.MessageID(d.Message) == "late" {
+					require.Equal(t, 2, d.Attempt)
+					require.GreaterOrEqual(t, time.Since(began), delay, "it came early")
+				}
+				told = bus.MessageID(d.Message) == "late" // it was the second
+				w.ack(d)
+			}
+			require.Equal(t, []string{"late", "next"}, w.collect(mail, 2))
+			return told
+		})
+		w.nothing(mail, delay)
+	})
+
+	t.Run("short ones overtake long ones", func(t *testing.T) {
+		w := newWorld(t, h)
+		transport := w.open()
+		skipWithoutDelay(t, transport)
+		topic := w.topic("order.paid.v1")
+		feed := w.subscribe(transport, w.subscription("ledger", topic))
+		w.untilTelling(1500*time.Millisecond, func(long time.Duration) (told bool) {
+			w.publish(transport, topic, "long", "short")
+			for range 2 {
+				d := w.next(feed)
+				wait := 200 * time.Millisecond
+				if bus.MessageID(d.Message) == "long" {
+					wait = long
+				}
+				require.NoError(t, d.Settler.GiveBack(wait))
+			}
+			return w.collect(feed, 2)[0] == "short"
+		})
+	})
+
+	t.Run("publishing with a delay", func(t *testing.T) {
+		w := newWorld(t, h)
+		transport := w.open()
+		skipWithoutDelay(t, transport)
+		topic := w.topic("order.paid.v1")
+		ledger := w.subscribe(transport, w.subscription("ledger", topic))
+		mail := w.subscribe(transport, w.subscription("mail", topic))
+		due := time.Now().Add(delay)
+		msg := newMessage(topic, "m")
+		msg.Metadata[bus.HeaderDeliverAt] = due.UTC().Format(time.RFC3339Nano)
+		require.NoError(t, transport.Publish(w.ctx, topic, msg))
+		for _, feed := range []bus.Feed{ledger, mail} {
+			d := w.next(feed)
+			require.False(t, time.Now().Before(due), "it came early")
+			require.Equal(t, 1, d.Attempt)
+			w.ack(d)
+		}
+	})
+
+	t.Run("a delay outlives its process", func(t *testing.T) {
+		w := newWorld(t, h)
+		first := h.Open(t)
+		defer func() { _ = first.Close(w.ctx) }()
+		skipUnlessDurable(t, first)
+		topic := w.topic("order.paid.v1")
+		feed := w.subscribe(first, w.subscription("ledger", topic))
+		w.publish(first, topic, "m")
+		began := time.Now()
+		require.NoError(t, w.next(feed).Settler.Redeliver(time.Second))
+		require.NoError(t, first.Close(w.ctx))
+
+		second := w.open()
+		d := w.next(w.subscribe(second, w.subscription("ledger", topic)))
+		require.GreaterOrEqual(t, time.Since(began), time.Second)
+		require.Equal(t, 2, d.Attempt)
+		w.ack(d)
+	})
+
+	t.Run("a delay outlives a restart of the message system", func(t *testing.T) {
+		if h.Restart == nil {
+			t.Skip("nothing to restart")
+		}
+		w := newWorld(t, h)
+		transport := w.open()
+		topic := w.topic("order.paid.v1")
+		feed := w.subscribe(transport, w.subscription("ledger", topic))
+		w.publish(transport, topic, "m")
+		require.NoError(t, w.next(feed).Settler.Redeliver(time.Second))
+		h.Restart(t)
+		d := w.next(feed)
+		require.Equal(t, "m", bus.MessageID(d.Message))
+		require.Equal(t, 2, d.Attempt)
+		w.ack(d)
+	})
+}
+
+func skipWithoutDelay(t *testing.T, transport bus.Transport) {
+	if !transport.Capabilities().Delay {
+		t.Skip("this transport holds delayed messages in its process, and says so")
+	}
+}
+
+func skipUnlessDurable(t *testing.T, transport bus.Transport) {
+	if !transport.Capabilities().Durable {
+		t.Skip("this transport is not durable, and says so")
+	}
+}
+
+// untilTelling tries with a delay, and again with longer ones: on a busy machine a short one may be over
+// before the test has done what it is to outlast.
+func (w *world) untilTelling(delay time.Duration, try func(delay time.Duration) (told bool)) {
+	w.Helper()
+	for range 3 {
+		if try(delay) {
+			return
+		}
+		delay *= 3
+	}
+	w.Fatalf("nothing passed what waited, not even for %s", delay/3)
+}

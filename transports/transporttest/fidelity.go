@@ -1,0 +1,99 @@
+package transporttest
+
+import (
+	"bytes"
+	"maps"
+	"testing"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+)
+
+// testFidelity is promise 5.
+func testFidelity(t *testing.T, h Harness) {
+	big := bytes.Repeat([]byte("0123456789abcdef"), 1<<16) // 1 MiB
+	binary := make([]byte, 256)
+	for i := range binary {
+		binary[i] = byte(i)
+	}
+	for _, c := range []struct {
+		name    string
+		payload []byte
+	}{
+		{"JSON with odd spaces", []byte(" { \"b\" : 1 , \"a\": 1.50, \"a\": 2 }\n")},
+		{"binary", binary},
+		{"invalid UTF-8", []byte("\xff\xfe{\x00}")},
+		{"empty", []byte{}},
+		{"1 MiB", big},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t, h)
+			transport := w.open()
+			topic := w.topic("order.paid.v1")
+			feed := w.subscribe(transport, w.subscription("ledger", topic))
+			msg := newMessage(topic, "m")
+			msg.Payload = c.payload
+			require.NoError(t, transport.Publish(w.ctx, topic, msg))
+			d := w.next(feed)
+			require.True(t, bytes.Equal(c.payload, d.Message.Payload), "payload changed")
+			w.ack(d)
+		})
+	}
+
+	t.Run("headers", func(t *testing.T) {
+		w := newWorld(t, h)
+		transport := w.open()
+		topic := w.topic("order.paid.v1")
+		feed := w.subscribe(transport, w.subscription("ledger", topic))
+		headers := message.Metadata{
+			bus.HeaderID:            "0190b7a0-7b0e-7cc4-9c6a-000000000001",
+			bus.HeaderType:          topic,
+			bus.HeaderSource:        "/shop/checkout?zone=1",
+			bus.HeaderTime:          "2026-01-02T03:04:05.000000006Z",
+			bus.HeaderSubject:       "Bestellung/42 – Größe",
+			bus.HeaderPartitionKey:  "customer-7",
+			bus.HeaderDedupKey:      "42",
+			bus.HeaderContentType:   "application/vnd.shop+json",
+			bus.HeaderDataSchema:    "https://example.com/schema",
+			"ce_tenant":             "acme",
+			bus.HeaderCorrelationID: "c-1",
+			bus.HeaderCausationID:   "c-0",
+			bus.HeaderTraceParent:   "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+			bus.HeaderTraceState:    "a=1,b=2",
+			bus.HeaderInstance:      "i-1",
+			"plain":                 "value",
+			"UPPER-Case_key.x":      "kept",
+			"名前":                    "値",
+			"empty":                 "",
+			"spaces and = signs":    " around ",
+			"number":                "42",
+			"true":                  "true",
+			"long":                  string(bytes.Repeat([]byte("x"), 4096)),
+		}
+		msg := &message.Message{UUID: headers[bus.HeaderID], Payload: []byte("{}"), Metadata: headers}
+		want := maps.Clone(headers)
+		require.NoError(t, transport.Publish(w.ctx, topic, msg))
+		d := w.next(feed)
+		require.Equal(t, headers[bus.HeaderID], d.Message.UUID)
+		require.Equal(t, want, d.Message.Metadata)
+		require.NoError(t, d.Settler.Redeliver(0))
+		d = w.next(feed)
+		require.Equal(t, want, d.Message.Metadata, "after a redelivery")
+		w.ack(d)
+	})
+
+	t.Run("a message without headers", func(t *testing.T) {
+		w := newWorld(t, h)
+		transport := w.open()
+		topic := w.topic("order.paid.v1")
+		feed := w.subscribe(transport, w.subscription("ledger", topic))
+		require.NoError(t, transport.Publish(w.ctx, topic, &message.Message{UUID: "m", Payload: []byte("{}")}))
+		d := w.next(feed)
+		require.Equal(t, "m", bus.MessageID(d.Message))
+		require.NotNil(t, d.Message.Metadata)
+		require.Equal(t, topic, d.Topic)
+		w.ack(d)
+	})
+}

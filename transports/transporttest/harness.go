@@ -1,0 +1,256 @@
+package transporttest
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+)
+
+// Harness is what the suite needs to know of a transport.
+type Harness struct {
+	// Open makes one more instance on the same message system, as another process would. The suite
+	// closes it. A transport that is not durable may answer with a world of its own each time.
+	Open func(t testing.TB) bus.Transport
+	// URL opens the transport without options, through OpenURL.
+	URL string
+	// OpenURL is the transport's opener.
+	OpenURL func(ctx context.Context, rawURL string) (bus.Transport, error)
+	// Restart stops the message system and starts it again. nil where there is none to restart, or
+	// where the suite may not; then promise 9 and the restart half of promise 4 are not tested.
+	Restart func(t testing.TB)
+	// Bound is how many messages of 1 KiB a group holds before Publish blocks. 0 means that the
+	// message system keeps them outside of this process.
+	Bound int
+	// Patience is how long the suite waits for what must happen; 0 means 30 s.
+	Patience time.Duration
+}
+
+// Run tests every promise.
+func Run(t *testing.T, h Harness) {
+	if h.Patience == 0 {
+		h.Patience = 30 * time.Second
+	}
+	for _, promise := range []struct {
+		name string
+		test func(*testing.T, Harness)
+	}{
+		{"01 every group gets every message, one consumer handles it", testGroups},
+		{"02 publish returns when the message is safe", testPublish},
+		{"03 acked is done, everything else comes again", testSettle},
+		{"04 a redelivery is delayed, for its group only", testDelay},
+		{"05 payload and headers come back exactly", testFidelity},
+		{"06 a group outlives its consumers", testDurability},
+		{"07 order holds as asked for", testOrder},
+		{"07 order holds past a poisoned message", testPark},
+		{"08 memory is bounded", testBounds},
+		{"09 it reconnects by itself", testReconnect},
+		{"10 close drains and is final", testClose},
+		{"11 poisoned messages can be worked with", testPoison},
+		{"11 poisoned messages can be changed and added", testPut},
+		{"12 mistakes are clear errors at start", testMistakes},
+		{"operators see what is there", testInspect},
+	} {
+		t.Run(promise.name, func(t *testing.T) { promise.test(t, h) })
+	}
+}
+
+// world is one test's corner of the message system: its instances, names and patience.
+type world struct {
+	testing.TB
+	h      Harness
+	ctx    context.Context
+	prefix string
+}
+
+func newWorld(t testing.TB, h Harness) *world {
+	ctx, cancel := context.WithTimeout(context.Background(), h.Patience)
+	t.Cleanup(cancel)
+	return &world{TB: t, h: h, ctx: ctx, prefix: fmt.Sprintf("t%08x", rand.Uint32())}
+}
+
+// open makes an instance and closes it at the end of the test.
+func (w *world) open() bus.Transport {
+	transport := w.h.Open(w.TB)
+	w.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), w.h.Patience)
+		defer cancel()
+		require.NoError(w, transport.Close(ctx))
+	})
+	return transport
+}
+
+// another is a further instance where instances share a message system, else the same one.
+func (w *world) another(transport bus.Transport) bus.Transport {
+	if transport.Capabilities().Durable {
+		return w.open()
+	}
+	return transport
+}
+
+func (w *world) topic(name string) string { return w.prefix + "." + name }
+func (w *world) group(name string) string { return w.prefix + "." + name }
+
+func (w *world) subscription(group string, topics ...string) bus.Subscription {
+	return bus.Subscription{Group: w.group(group), Topics: topics, Known: topics, Concurrency: 1}
+}
+
+func (w *world) subscribe(transport bus.Transport, s bus.Subscription) bus.Feed {
+	w.Helper()
+	feed, err := transport.Subscribe(w.ctx, s)
+	require.NoError(w, err)
+	return feed
+}
+
+func (w *world) publish(transport bus.Transport, topic string, ids ...string) {
+	w.Helper()
+	for _, id := range ids {
+		require.NoError(w, transport.Publish(w.ctx, topic, newMessage(topic, id)))
+	}
+}
+
+// next takes one delivery, or fails the test.
+func (w *world) next(feed bus.Feed) *bus.Delivery {
+	w.Helper()
+	d, err := feed.Next(w.ctx)
+	require.NoError(w, err, "a message should have come")
+	require.NotNil(w, d.Message)
+	require.NotEmpty(w, bus.MessageID(d.Message), "an empty message came that nobody published")
+	return d
+}
+
+// nothing makes sure that no message comes for a while.
+func (w *world) nothing(feed bus.Feed, during time.Duration) {
+	w.Helper()
+	ctx, cancel := context.WithTimeout(w.ctx, during)
+	defer cancel()
+	d, err := feed.Next(ctx)
+	if err == nil {
+		w.Fatalf("message %s came, attempt %d, where none was due", bus.MessageID(d.Message), d.Attempt)
+	}
+	require.ErrorIs(w, err, context.DeadlineExceeded)
+}
+
+func (w *world) ack(d *bus.Delivery) {
+	w.Helper()
+	require.NoError(w, d.Settler.Ack())
+}
+
+// collect acks n messages and returns their ids in the order of arrival.
+func (w *world) collect(feed bus.Feed, n int) []string {
+	w.Helper()
+	ids := make([]string, 0, n)
+	for range n {
+		d := w.next(feed)
+		ids = append(ids, bus.MessageID(d.Message))
+		w.ack(d)
+	}
+	return ids
+}
+
+// consume runs n consumers on the feed until the test ends or the returned function is called.
+func (w *world) consume(feed bus.Feed, n int, handle func(*bus.Delivery)) (stop func()) {
+	ctx, cancel := context.WithCancel(w.ctx)
+	var wg sync.WaitGroup
+	for range n {
+		wg.Go(func() {
+			for {
+				d, err := feed.Next(ctx)
+				if err != nil {
+					return
+				}
+				handle(d)
+			}
+		})
+	}
+	stop = sync.OnceFunc(func() {
+		cancel()
+		wg.Wait()
+	})
+	w.Cleanup(stop)
+	return stop
+}
+
+// eventually waits for a condition.
+func (w *world) eventually(what string, condition func() bool) {
+	w.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for !condition() {
+		select {
+		case <-tick.C:
+		case <-w.ctx.Done():
+			w.Fatalf("waited %s for: %s", w.h.Patience, what)
+		}
+	}
+}
+
+func newMessage(topic, id string) *message.Message {
+	msg := message.NewMessage(id, []byte(`{"id":"`+id+`"}`))
+	msg.Metadata = message.Metadata{
+		bus.HeaderID:     id,
+		bus.HeaderType:   topic,
+		bus.HeaderSource: "transporttest",
+		bus.HeaderTime:   time.Now().UTC().Format(time.RFC3339Nano),
+	}
+	return msg
+}
+
+func withKey(msg *message.Message, key string) *message.Message {
+	msg.Metadata[bus.HeaderPartitionKey] = key
+	return msg
+}
+
+func ids(prefix string, n int) []string {
+	all := make([]string, n)
+	for i := range all {
+		all[i] = fmt.Sprintf("%s-%04d", prefix, i)
+	}
+	return all
+}
+
+// tallySheet counts ids concurrently.
+type tallySheet struct {
+	mu    sync.Mutex
+	seen  map[string]int
+	order []string
+}
+
+func newTallySheet() *tallySheet { return &tallySheet{seen: make(map[string]int)} }
+
+func (s *tallySheet) add(id string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.seen[id]++
+	s.order = append(s.order, id)
+	return s.seen[id]
+}
+
+func (s *tallySheet) counts() map[string]int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(s.seen)
+}
+
+func (s *tallySheet) len() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.seen)
+}
+
+// once is the count of each id when every one was seen once.
+func once(ids []string) map[string]int {
+	counts := make(map[string]int, len(ids))
+	for _, id := range ids {
+		counts[id] = 1
+	}
+	return counts
+}

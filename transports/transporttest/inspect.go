@@ -1,0 +1,161 @@
+package transporttest
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+)
+
+// testInspect is for transports that are a [bus.Inspector]. A count may be unknown, and may lag.
+func testInspect(t *testing.T, h Harness) {
+	w := newWorld(t, h)
+	transport := w.open()
+	inspector, ok := w.another(transport).(bus.Inspector)
+	if !ok {
+		t.Skip("this transport shows operators nothing")
+	}
+	paid, placed := w.topic("order.paid.v1"), w.topic("order.placed.v1")
+	ledger := w.subscribe(transport, w.subscription("ledger", paid))
+	mail := w.subscription("mail", paid, placed)
+	mail.Topics = []string{w.topic("order.*.*")}
+	w.subscribe(transport, mail)
+
+	t.Run("groups", func(*testing.T) {
+		w.publish(transport, paid, ids("m", 4)...)
+		w.publish(transport, placed, "p")
+		poisoned := w.next(ledger)
+		require.NoError(w, poisoned.Settler.Poison(w.ctx, bus.NewFault(poisoned, errBroken)))
+		require.NoError(w, w.next(ledger).Settler.Redeliver(time.Hour))
+		held := w.next(ledger)
+		w.eventually("the counts are true", func() bool {
+			groups := w.groups(inspector)
+			l, m := groups[w.group("ledger")], groups[w.group("mail")]
+			return is(l.Poisoned, 1) && is(l.Delayed, 1) && inAll(2, l.InFlight, l.Waiting) && is(m.Poisoned, 0) && inAll(5, m.InFlight, m.Waiting) &&
+				is(l.Consumers, 1) && m.Consumers <= 1 // nobody has asked for mail's first message
+		})
+		groups := w.groups(inspector)
+		require.Equal(w, []string{paid}, groups[w.group("ledger")].Topics)
+		require.Equal(w, mail.Topics, groups[w.group("mail")].Topics)
+		if oldest := groups[w.group("mail")].Oldest; !oldest.IsZero() {
+			require.WithinDuration(w, time.Now(), oldest, time.Minute)
+		}
+		w.ack(held)
+	})
+
+	t.Run("topics", func(*testing.T) {
+		topics, err := inspector.Topics(w.ctx)
+		require.NoError(w, err)
+		have := make(map[string][]string)
+		for _, topic := range topics {
+			have[topic.Topic] = topic.Groups
+		}
+		require.Equal(w, []string{w.group("ledger")}, have[paid])
+		require.Equal(w, []string{w.group("mail")}, have[w.topic("order.*.*")])
+	})
+
+	t.Run("tail", func(t *testing.T) { w.tail(t, transport, inspector, placed) })
+
+	t.Run("diagnose", func(*testing.T) {
+		findings := inspector.Diagnose(w.ctx)
+		require.NotEmpty(w, findings)
+		for _, f := range findings {
+			require.NotEmpty(w, f.Check)
+			require.NoError(w, f.Err, f.Check)
+			require.NotEmpty(w, f.Text, f.Check)
+		}
+	})
+}
+
+var errEnough = errors.New("seen enough")
+
+// tail looks at a topic: copies come, groups get all they would have got, and nothing is left behind.
+func (w *world) tail(t *testing.T, transport bus.Transport, inspector bus.Inspector, topic string) {
+	topics, err := inspector.Topics(w.ctx)
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(w.ctx)
+	seen, ended := make(chan string, 1000), make(chan error, 1)
+	go func() {
+		ended <- inspector.Tail(ctx, w.topic("order.placed.>"), func(topic string, msg *message.Message) error {
+			seen <- topic + " " + bus.MessageID(msg)
+			return nil
+		})
+	}()
+	n := 0
+	for waiting := true; waiting; { // it takes a while until copies come
+		n++
+		w.publish(transport, topic, ids("copied", n)[n-1])
+		select {
+		case got := <-seen:
+			require.Contains(t, got, topic+" copied-")
+			waiting = false
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	cancel()
+	require.ErrorIs(t, <-ended, context.Canceled)
+
+	result := make(chan error, 1)
+	go func() {
+		result <- inspector.Tail(w.ctx, topic, func(string, *message.Message) error { return errEnough })
+	}()
+	w.eventually("the reader's own error ends it", func() bool {
+		n++
+		w.publish(transport, topic, ids("copied", n)[n-1])
+		select {
+		case err := <-result:
+			require.ErrorIs(t, err, errEnough)
+			return true
+		default:
+			return false
+		}
+	})
+
+	w.eventually("the group has every message", func() bool {
+		m := w.groups(inspector)[w.group("mail")]
+		return inAll(5+n, m.InFlight, m.Waiting)
+	})
+	after, err := inspector.Topics(w.ctx)
+	require.NoError(t, err)
+	require.Equal(t, w.mine(topics), w.mine(after), "a tail leaves nothing behind that shows")
+	require.Error(t, inspector.Tail(w.ctx, "order.>.paid", nil), "no pattern")
+}
+
+// mine are the topics of this test; others may run beside it.
+func (w *world) mine(all []bus.TopicInfo) (mine []bus.TopicInfo) {
+	for _, topic := range all {
+		if bus.MatchTopic(w.prefix+".>", topic.Topic) {
+			mine = append(mine, topic)
+		}
+	}
+	return mine
+}
+
+func (w *world) groups(inspector bus.Inspector) map[string]bus.GroupInfo {
+	all, err := inspector.Groups(w.ctx)
+	require.NoError(w, err)
+	byName := make(map[string]bus.GroupInfo, len(all))
+	for _, g := range all {
+		byName[g.Name] = g
+	}
+	return byName
+}
+
+// is reports whether a count is so, as far as the transport can tell.
+func is(count, want int) bool { return count == want || count == bus.Unknown }
+
+// inAll reports whether counts add up, unless one of them is unknown.
+func inAll(want int, counts ...int) bool {
+	for _, n := range counts {
+		if n == bus.Unknown {
+			return true
+		}
+		want -= n
+	}
+	return want == 0
+}

@@ -1,0 +1,185 @@
+package transporttest
+
+import (
+	"fmt"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+)
+
+// testOrder is promise 7.
+func testOrder(t *testing.T, h Harness) {
+	t.Run("concurrency 1 keeps the order of arrival", func(t *testing.T) {
+		w := newWorld(t, h)
+		transport := w.open()
+		topic := w.topic("order.paid.v1")
+		feed := w.subscribe(transport, w.subscription("ledger", topic))
+		published := ids("m", 200)
+		w.publish(transport, topic, published...)
+		require.Equal(t, published, w.collect(feed, len(published)))
+	})
+
+	t.Run("by key, with many consumers", func(t *testing.T) {
+		w := newWorld(t, h)
+		transport := w.open()
+		skipUnlessByKey(t, transport)
+		const keys, each = 20, 20
+		feed := w.subscribe(transport, w.byKey(8))
+		lanes := newLanes()
+		w.consume(feed, 8, func(d *bus.Delivery) {
+			lanes.enter(w, d)
+			runtime.Gosched()
+			lanes.leave(d)
+			w.ack(d)
+		})
+		topic := w.topic("order.paid.v1")
+		for i := range each {
+			for k := range keys {
+				key := fmt.Sprintf("key-%d", k)
+				require.NoError(t, transport.Publish(w.ctx, topic, withKey(newMessage(topic, fmt.Sprintf("%s/%03d", key, i)), key)))
+			}
+		}
+		w.eventually("all arrive", func() bool { return lanes.total() == keys*each })
+		lanes.requireOrder(t, each)
+	})
+
+	t.Run("a message that waits holds back its key and no other", func(t *testing.T) {
+		w := newWorld(t, h)
+		transport := w.open()
+		skipUnlessByKey(t, transport)
+		topic := w.topic("order.paid.v1")
+		feed := w.subscribe(transport, w.byKey(4))
+		for _, id := range []string{"a/1", "a/2", "b/1", "a/3", "b/2"} {
+			require.NoError(t, transport.Publish(w.ctx, topic, withKey(newMessage(topic, id), id[:1])))
+		}
+		var mu sync.Mutex
+		var order []string
+		failed := false
+		w.consume(feed, 4, func(d *bus.Delivery) {
+			mu.Lock()
+			defer mu.Unlock()
+			id := bus.MessageID(d.Message)
+			if id == "a/1" && !failed {
+				failed = true
+				require.NoError(w, d.Settler.Redeliver(3*time.Second)) // a busy machine may be slow to take the others
+				return
+			}
+			order = append(order, id)
+			w.ack(d)
+		})
+		seen := func() []string {
+			mu.Lock()
+			defer mu.Unlock()
+			return append([]string(nil), order...)
+		}
+		w.eventually("key b passes", func() bool { return len(seen()) >= 2 })
+		require.Equal(t, []string{"b/1", "b/2"}, seen())
+		w.eventually("key a follows", func() bool { return len(seen()) == 5 })
+		require.Equal(t, []string{"a/1", "a/2", "a/3"}, seen()[2:])
+	})
+
+	t.Run("a poisoned message lets its key go on", func(t *testing.T) {
+		w := newWorld(t, h)
+		transport := w.open()
+		skipUnlessByKey(t, transport)
+		topic := w.topic("order.paid.v1")
+		feed := w.subscribe(transport, w.byKey(2))
+		for _, id := range []string{"a/1", "a/2"} {
+			require.NoError(t, transport.Publish(w.ctx, topic, withKey(newMessage(topic, id), "a")))
+		}
+		d := w.next(feed)
+		require.Equal(t, "a/1", bus.MessageID(d.Message))
+		require.NoError(t, d.Settler.Poison(w.ctx, bus.NewFault(d, errBroken)))
+		require.Equal(t, []string{"a/2"}, w.collect(feed, 1))
+	})
+
+	t.Run("strictly, one at a time over all consumers", func(t *testing.T) {
+		w := newWorld(t, h)
+		first := w.open()
+		if !first.Capabilities().Strict {
+			t.Skip("this transport has no strict order, and says so")
+		}
+		topic := w.topic("order.paid.v1")
+		sub := w.subscription("ledger", topic)
+		sub.Order = bus.OrderedStrictly
+		published := ids("m", 60)
+		lanes := newLanes()
+		feeds := []bus.Feed{w.subscribe(first, sub), w.subscribe(w.another(first), sub)}
+		w.publish(first, topic, published...)
+		for _, feed := range feeds {
+			w.consume(feed, 1, func(d *bus.Delivery) {
+				lanes.enter(w, d)
+				runtime.Gosched()
+				lanes.leave(d)
+				w.ack(d)
+			})
+		}
+		w.eventually("all arrive", func() bool { return lanes.total() == len(published) })
+		require.Equal(t, published, lanes.order[""])
+	})
+}
+
+func skipUnlessByKey(t *testing.T, transport bus.Transport) {
+	if !transport.Capabilities().ByKey {
+		t.Skip("this transport has no order by key, and says so")
+	}
+}
+
+func (w *world) byKey(concurrency int) bus.Subscription {
+	s := w.subscription("ledger", w.topic("order.paid.v1"))
+	s.Order, s.Concurrency = bus.OrderedByKey, concurrency
+	return s
+}
+
+// lanes watches that no key has two messages out.
+type lanes struct {
+	mu    sync.Mutex
+	busy  map[string]string
+	order map[string][]string
+	n     int
+}
+
+func newLanes() *lanes {
+	return &lanes{busy: make(map[string]string), order: make(map[string][]string)}
+}
+
+func (l *lanes) enter(w *world, d *bus.Delivery) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	key, id := bus.PartitionKey(d.Message), bus.MessageID(d.Message)
+	if other, out := l.busy[key]; out {
+		w.Errorf("%s was handed out while %s of the same key was", id, other)
+	}
+	l.busy[key] = id
+	l.order[key] = append(l.order[key], id)
+	l.n++
+}
+
+func (l *lanes) leave(d *bus.Delivery) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.busy, bus.PartitionKey(d.Message))
+}
+
+func (l *lanes) total() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.n
+}
+
+func (l *lanes) requireOrder(t *testing.T, each int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for key, got := range l.order {
+		want := make([]string, each)
+		for i := range want {
+			want[i] = fmt.Sprintf("%s/%03d", key, i)
+		}
+		require.Equal(t, want, got)
+	}
+}

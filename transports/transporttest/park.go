@@ -1,0 +1,284 @@
+package transporttest
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+)
+
+// testPark is the other half of promise 7: order past a poisoned message.
+func testPark(t *testing.T, h Harness) {
+	t.Run("a poisoned message holds back its key and no other", func(t *testing.T) {
+		w := newWorld(t, h)
+		transport := w.open()
+		skipUnlessParks(t, transport)
+		feed := w.subscribe(transport, w.parking(4))
+		w.publishKeyed(transport, "a/1", "b/1", "a/2", "b/2", "/1")
+		w.poison(feed, "a/1")
+		w.publishKeyed(transport, "a/3", "b/3", "/2")
+		require.ElementsMatch(t, []string{"b/1", "b/2", "b/3", "/1", "/2"}, w.collect(feed, 5), "others go on")
+		w.nothing(feed, 50*time.Millisecond)
+		w.parked(transport, 2)
+
+		// An operator replays it, from elsewhere, and it comes first.
+		queue := w.another(transport).PoisonQueue(w.group("ledger"))
+		w.replay(queue, w.listPoisoned(queue, 10)...)
+		w.publishKeyed(transport, "a/4")
+		require.Equal(t, []string{"a/1", "a/2", "a/3", "a/4"}, w.collect(feed, 4))
+		w.parked(transport, 0)
+	})
+
+	t.Run("the next poisoned message of the key holds back what is behind it", func(t *testing.T) {
+		w := newWorld(t, h)
+		transport := w.open()
+		skipUnlessParks(t, transport)
+		feed := w.subscribe(transport, w.parking(4))
+		w.publishKeyed(transport, "a/1", "a/2", "a/3", "a/4")
+		queue := w.another(transport).PoisonQueue(w.group("ledger"))
+		w.poison(feed, "a/1")
+		w.replay(queue, w.listPoisoned(queue, 10)...)
+		w.poison(feed, "a/1") // again
+		w.nothing(feed, 50*time.Millisecond)
+		w.parked(transport, 3)
+		w.replay(queue, w.listPoisoned(queue, 10)...)
+		w.ack(w.nextIs(feed, "a/1"))
+		w.poison(feed, "a/2")
+		w.nothing(feed, 50*time.Millisecond)
+		w.parked(transport, 2)
+		w.replay(queue, w.listPoisoned(queue, 10)...)
+		require.Equal(t, []string{"a/2", "a/3", "a/4"}, w.collect(feed, 3))
+	})
+
+	t.Run("a dropped message releases its key", func(t *testing.T) {
+		w := newWorld(t, h)
+		transport := w.open()
+		skipUnlessParks(t, transport)
+		feed := w.subscribe(transport, w.parking(4))
+		w.publishKeyed(transport, "a/1", "a/2", "a/3", "b/1")
+		w.poison(feed, "a/1")
+		w.poison(feed, "b/1")
+		w.publishKeyed(transport, "b/2")
+		queue := w.another(transport).PoisonQueue(w.group("ledger"))
+		poisoned := w.listPoisoned(queue, 10)
+		n, err := queue.Drop(w.ctx, poisoned[0].ID)
+		require.NoError(t, err)
+		require.Equal(t, 1, n)
+		require.Equal(t, []string{"a/2", "a/3"}, w.collect(feed, 2))
+		w.nothing(feed, 50*time.Millisecond)
+		w.replay(queue, poisoned[1])
+		require.Equal(t, []string{"b/1", "b/2"}, w.collect(feed, 2))
+	})
+
+	t.Run("a message that waits for its next try is not passed by the parked", func(t *testing.T) {
+		w := newWorld(t, h)
+		transport := w.open()
+		skipUnlessParks(t, transport)
+		feed := w.subscribe(transport, w.parking(4))
+		w.publishKeyed(transport, "a/1", "a/2", "a/3")
+		queue := w.another(transport).PoisonQueue(w.group("ledger"))
+		w.poison(feed, "a/1")
+		w.replay(queue, w.listPoisoned(queue, 10)...)
+		require.NoError(t, w.nextIs(feed, "a/1").Settler.Redeliver(200*time.Millisecond))
+		d := w.nextIs(feed, "a/1")
+		require.Equal(t, 2, d.Attempt)
+		w.ack(d)
+		require.Equal(t, []string{"a/2", "a/3"}, w.collect(feed, 2))
+	})
+
+	t.Run("a strictly ordered group stops", func(t *testing.T) {
+		w := newWorld(t, h)
+		transport := w.open()
+		skipUnlessParks(t, transport)
+		if !transport.Capabilities().Strict {
+			t.Skip("this transport has no strict order, and says so")
+		}
+		sub := w.parking(1)
+		sub.Order = bus.OrderedStrictly
+		feed := w.subscribe(transport, sub)
+		w.publishKeyed(transport, "a/1", "b/1", "/1")
+		w.poison(feed, "a/1")
+		w.nothing(feed, 50*time.Millisecond)
+		w.parked(transport, 2)
+		queue := w.another(transport).PoisonQueue(w.group("ledger"))
+		w.replay(queue, w.listPoisoned(queue, 10)...)
+		w.publishKeyed(transport, "a/2")
+		require.Equal(t, []string{"a/1", "b/1", "/1", "a/2"}, w.collect(feed, 4))
+	})
+
+	t.Run("it outlives the consumers", func(t *testing.T) {
+		w := newWorld(t, h)
+		first := w.open()
+		skipUnlessParks(t, first)
+		feed := w.subscribe(first, w.parking(4))
+		w.publishKeyed(first, "a/1", "a/2")
+		w.poison(feed, "a/1")
+		require.NoError(t, feed.Close(w.ctx))
+		if first.Capabilities().Durable {
+			require.NoError(t, first.Close(w.ctx))
+		}
+		second := w.another(first)
+		feed = w.subscribe(second, w.parking(4))
+		w.publishKeyed(second, "a/3", "b/1")
+		require.Equal(t, []string{"b/1"}, w.collect(feed, 1))
+		w.nothing(feed, 50*time.Millisecond)
+		w.parked(second, 2)
+		queue := second.PoisonQueue(w.group("ledger"))
+		w.replay(queue, w.listPoisoned(queue, 10)...)
+		require.Equal(t, []string{"a/1", "a/2", "a/3"}, w.collect(feed, 3))
+	})
+
+	t.Run("a group that does not park any more lets everything go", func(t *testing.T) {
+		w := newWorld(t, h)
+		transport := w.open()
+		skipUnlessParks(t, transport)
+		feed := w.subscribe(transport, w.parking(4))
+		w.publishKeyed(transport, "a/1", "a/2", "a/3")
+		w.poison(feed, "a/1")
+		w.nothing(feed, 50*time.Millisecond)
+		w.parked(transport, 2)
+		require.NoError(t, feed.Close(w.ctx))
+		feed = w.subscribe(w.another(transport), w.byKey(4))
+		w.publishKeyed(transport, "a/4")
+		require.Equal(t, []string{"a/2", "a/3", "a/4"}, w.collect(feed, 3))
+	})
+
+	t.Run("many keys, several of them poisoned, many consumers", func(t *testing.T) {
+		w := newWorld(t, h)
+		transport := w.open()
+		skipUnlessParks(t, transport)
+		const keys, each, bad = 12, 15, 3
+		feeds := []bus.Feed{w.subscribe(transport, w.parking(4)), w.subscribe(w.another(transport), w.parking(4))}
+		lanes, poisoned := newLanes(), newTallySheet()
+		for _, feed := range feeds {
+			w.consume(feed, 4, func(d *bus.Delivery) {
+				id := bus.MessageID(d.Message)
+				for k := range bad {
+					if id == fmt.Sprintf("%d/%03d", k, 2*k) && poisoned.add(id) == 1 {
+						require.NoError(w, d.Settler.Poison(w.ctx, bus.NewFault(d, errBroken)))
+						return
+					}
+				}
+				lanes.enter(w, d)
+				lanes.leave(d)
+				w.ack(d)
+			})
+		}
+		waiting := 0
+		for k := range bad {
+			waiting += each - 2*k - 1
+		}
+		for i := range each {
+			for k := range keys {
+				w.publishKeyed(transport, fmt.Sprintf("%d/%03d", k, i))
+			}
+		}
+		w.eventually("the others arrive", func() bool { return lanes.total() == keys*each-bad-waiting })
+		w.parked(transport, waiting)
+		queue := w.another(transport).PoisonQueue(w.group("ledger"))
+		for _, p := range w.listPoisoned(queue, 2) {
+			w.replay(queue, p)
+		}
+		w.eventually("the parked arrive", func() bool { return lanes.total() == keys*each })
+		lanes.requireOrder(t, each)
+	})
+
+	t.Run("a group without an order can't park", func(t *testing.T) {
+		w := newWorld(t, h)
+		sub := w.parking(1)
+		sub.Order = bus.Unordered
+		_, err := w.open().Subscribe(w.ctx, sub)
+		require.ErrorContains(t, err, "not ordered")
+	})
+}
+
+func skipUnlessParks(t *testing.T, transport bus.Transport) {
+	if !transport.Capabilities().Park {
+		t.Skip("this transport does not park, and says so")
+	}
+}
+
+func (w *world) parking(concurrency int) bus.Subscription {
+	s := w.byKey(concurrency)
+	s.Park = true
+	return s
+}
+
+// publishKeyed publishes messages whose key is what comes before the slash.
+func (w *world) publishKeyed(transport bus.Transport, ids ...string) {
+	w.Helper()
+	topic := w.topic("order.paid.v1")
+	for _, id := range ids {
+		msg := newMessage(topic, id)
+		if key, _, _ := strings.Cut(id, "/"); key != "" {
+			msg = withKey(msg, key)
+		}
+		require.NoError(w, transport.Publish(w.ctx, topic, msg))
+	}
+}
+
+func (w *world) nextIs(feed bus.Feed, id string) *bus.Delivery {
+	w.Helper()
+	d := w.next(feed)
+	require.Equal(w, id, bus.MessageID(d.Message))
+	return d
+}
+
+// poison poisons the message with this id, and gives back what comes before it.
+func (w *world) poison(feed bus.Feed, id string) {
+	w.Helper()
+	var others []*bus.Delivery
+	d := w.next(feed)
+	for ; bus.MessageID(d.Message) != id; d = w.next(feed) {
+		others = append(others, d)
+	}
+	require.NoError(w, d.Settler.Poison(w.ctx, bus.NewFault(d, errBroken)))
+	for _, d := range others {
+		require.NoError(w, d.Settler.GiveBack(0))
+	}
+}
+
+func (w *world) replay(queue bus.PoisonQueue, list ...bus.PoisonedMessage) {
+	w.Helper()
+	ids := make([]string, len(list))
+	for i, p := range list {
+		ids[i] = p.ID
+	}
+	n, err := queue.Replay(w.ctx, ids...)
+	require.NoError(w, err)
+	require.Equal(w, len(ids), n)
+}
+
+// parked waits until so many messages of the group are shown as parked.
+func (w *world) parked(transport bus.Transport, want int) {
+	w.Helper()
+	queue := transport.PoisonQueue(w.group("ledger"))
+	w.eventually(fmt.Sprintf("%d are shown behind poisoned messages", want), func() bool {
+		n := 0
+		for _, p := range w.listPoisoned(queue, 100) {
+			if p.Parked == bus.Unknown {
+				return true
+			}
+			n += p.Parked
+		}
+		return n == want
+	})
+	inspector, ok := transport.(bus.Inspector)
+	if !ok {
+		return
+	}
+	w.eventually(fmt.Sprintf("%d are shown as parked", want), func() bool {
+		groups, err := inspector.Groups(w.ctx)
+		require.NoError(w, err)
+		for _, g := range groups {
+			if g.Name == w.group("ledger") {
+				return g.Parked == want || g.Parked == bus.Unknown
+			}
+		}
+		return false
+	})
+}

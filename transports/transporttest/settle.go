@@ -1,0 +1,107 @@
+package transporttest
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+)
+
+// testSettle is promise 3.
+func testSettle(t *testing.T, h Harness) {
+	t.Run("acked does not come again", func(t *testing.T) {
+		w := newWorld(t, h)
+		first := w.open()
+		topic := w.topic("order.paid.v1")
+		feed := w.subscribe(first, w.subscription("ledger", topic))
+		w.publish(first, topic, "m")
+		w.ack(w.next(feed))
+		w.nothing(feed, 50*time.Millisecond)
+		require.NoError(t, feed.Close(w.ctx))
+		second := w.another(first)
+		w.nothing(w.subscribe(second, w.subscription("ledger", topic)), 150*time.Millisecond)
+	})
+
+	t.Run("a redelivery counts an attempt", func(t *testing.T) {
+		w := newWorld(t, h)
+		transport := w.open()
+		topic := w.topic("order.paid.v1")
+		feed := w.subscribe(transport, w.subscription("ledger", topic))
+		w.publish(transport, topic, "m")
+		for attempt := 1; attempt <= 4; attempt++ {
+			d := w.next(feed)
+			require.Equal(t, "m", bus.MessageID(d.Message))
+			require.Equal(t, attempt, d.Attempt)
+			require.NoError(t, d.Settler.Redeliver(0))
+		}
+		w.ack(w.next(feed))
+	})
+
+	t.Run("giving back costs nothing", func(t *testing.T) {
+		w := newWorld(t, h)
+		transport := w.open()
+		topic := w.topic("order.paid.v1")
+		feed := w.subscribe(transport, w.subscription("ledger", topic))
+		w.publish(transport, topic, "m")
+		require.NoError(t, w.next(feed).Settler.Redeliver(0))
+		for range 3 {
+			d := w.next(feed)
+			require.Equal(t, 2, d.Attempt)
+			require.NoError(t, d.Settler.GiveBack(0))
+		}
+		d := w.next(feed)
+		require.Equal(t, 2, d.Attempt)
+		w.ack(d)
+	})
+
+	t.Run("a handler that changes its message changes it for nobody", func(t *testing.T) {
+		w := newWorld(t, h)
+		transport := w.open()
+		topic := w.topic("order.paid.v1")
+		ledger := w.subscribe(transport, w.subscription("ledger", topic))
+		mail := w.subscribe(transport, w.subscription("mail", topic))
+		w.publish(transport, topic, "m")
+		d := w.next(ledger)
+		d.Message.Metadata["changed"] = "yes"
+		delete(d.Message.Metadata, bus.HeaderType)
+		require.NoError(t, d.Settler.Redeliver(0))
+		for _, feed := range []bus.Feed{ledger, mail} {
+			d := w.next(feed)
+			require.NotContains(t, d.Message.Metadata, "changed")
+			require.Equal(t, topic, d.Message.Metadata[bus.HeaderType])
+			w.ack(d)
+		}
+	})
+
+	t.Run("what a closed instance had not settled comes again, with its attempt counted", func(t *testing.T) {
+		w := newWorld(t, h)
+		first := h.Open(t)
+		if !first.Capabilities().Durable {
+			require.NoError(t, first.Close(w.ctx))
+			t.Skip("not durable: what a process holds ends with it")
+		}
+		topic := w.topic("order.paid.v1")
+		feed := w.subscribe(first, bus.Subscription{Group: w.group("ledger"), Topics: []string{topic}, Concurrency: 4})
+		w.publish(first, topic, "a", "b", "c")
+		w.ack(w.next(feed))
+		lost := bus.MessageID(w.next(feed).Message)
+		ctx, cancel := context.WithTimeout(w.ctx, 100*time.Millisecond) // nobody will settle it
+		defer cancel()
+		_ = first.Close(ctx)
+
+		second := w.open()
+		feed = w.subscribe(second, w.subscription("ledger", topic))
+		attempts := map[string]int{}
+		for range 2 {
+			d := w.next(feed)
+			attempts[bus.MessageID(d.Message)] = d.Attempt
+			w.ack(d)
+		}
+		require.Contains(t, attempts, lost)
+		require.NotContains(t, attempts, "a")
+		w.nothing(feed, 100*time.Millisecond)
+	})
+}
