@@ -1,0 +1,178 @@
+package amqp
+
+import (
+	"cmp"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/leatbus/leat/internal/urlopt"
+)
+
+// The URL schemes.
+const (
+	Scheme    = "amqp"
+	SchemeTLS = "amqps"
+)
+
+// QueueType is the type of the queues that leat declares.
+type QueueType string
+
+// Quorum queues are replicated and count deliveries. Classic queues are neither, and lighter.
+const (
+	Quorum  QueueType = "quorum"
+	Classic QueueType = "classic"
+)
+
+// Topology is the set of names on the broker.
+type Topology string
+
+const (
+	// TopologyLeat is one topic exchange and a queue for each group.
+	TopologyLeat Topology = "leat"
+	// TopologyWatermill is what watermill-amqp's NewDurablePubSubConfig makes with
+	// GenerateQueueNameTopicNameWithSuffix(group): a fanout exchange for each topic, and a classic
+	// queue <topic>_<group> for each topic of a group. There are no patterns in it.
+	TopologyWatermill Topology = "watermill"
+)
+
+// Unroutable says what Publish makes of a message that no group wants. Its copy is gone either way.
+type Unroutable string
+
+// Publish answers with a [bus.UnroutableError] in both cases; its field Strict says which it is.
+const (
+	ReportUnroutable Unroutable = "report"
+	RefuseUnroutable Unroutable = "error"
+)
+
+// Auth is the way to log in.
+type Auth string
+
+// Plain logs in with user and password, External with the client's certificate.
+const (
+	Plain    Auth = "plain"
+	External Auth = "external"
+)
+
+// Declare says whether leat makes exchanges and queues.
+type Declare string
+
+const (
+	// DeclareMissing makes what is missing, at start and again where it was deleted.
+	DeclareMissing Declare = "missing"
+	// DeclareNothing checks at start that everything is there, for users without the right to configure.
+	DeclareNothing Declare = "nothing"
+)
+
+const (
+	defaultExchange       = "events"
+	defaultHeartbeat      = 10 * time.Second
+	defaultDialTimeout    = 5 * time.Second
+	defaultConnectTimeout = 15 * time.Second
+)
+
+// Config says where the broker is and how to use it. The zero Config is a broker on this machine with
+// the defaults of the URL's options. Names are those of watermill-amqp where it has them.
+type Config struct {
+	Host     string // with or without port
+	Vhost    string
+	Username string
+	Password string
+	Auth     Auth
+
+	TLSConfig  *tls.Config // nil: no TLS, unless UseTLS or one of the files is given
+	UseTLS     bool
+	CACert     string // file; the system's authorities where it is empty
+	Cert       string // file; with Key, the client's certificate
+	Key        string // file
+	ServerName string
+
+	ExchangeName  string
+	QueueType     QueueType
+	Topology      Topology
+	Declare       Declare
+	PrefetchCount int // 0: by the group's concurrency
+	Unroutable    Unroutable
+
+	AppID          string
+	ConnectionName string
+	Heartbeat      time.Duration
+	DialTimeout    time.Duration // one try, TLS and login included
+	ConnectTimeout time.Duration // the first connection, all tries included
+	Logger         *slog.Logger  // connections lost and found; slog.Default where nil
+}
+
+// ConfigFromURL reads a URL; see the package documentation. An error never contains the password.
+func ConfigFromURL(u *url.URL) (Config, error) {
+	cfg := Config{Host: u.Host, Username: u.User.Username(), UseTLS: u.Scheme == SchemeTLS}
+	cfg.Password, _ = u.User.Password()
+	if len(u.Path) > 1 {
+		cfg.Vhost = u.Path[1:]
+	}
+	o := urlopt.New(u)
+	cfg.ExchangeName = o.String("exchange", "")
+	cfg.QueueType = QueueType(o.Choice("queue", "", string(Quorum), string(Classic)))
+	cfg.Topology = Topology(o.Choice("topology", "", string(TopologyLeat), string(TopologyWatermill)))
+	cfg.PrefetchCount = o.Int("prefetch", 0, 1)
+	cfg.Unroutable = Unroutable(o.Choice("unroutable", "", string(ReportUnroutable), string(RefuseUnroutable)))
+	if !o.Bool("declare", true) {
+		cfg.Declare = DeclareNothing
+	}
+	cfg.AppID = o.String("app_id", "")
+	cfg.ConnectionName = o.String("name", "")
+	cfg.Heartbeat = o.Duration("heartbeat", 0)
+	cfg.DialTimeout = o.Duration("dial_timeout", 0)
+	cfg.ConnectTimeout = o.Duration("connect_timeout", 0)
+	cfg.Auth = Auth(o.Choice("auth", "", string(Plain), string(External)))
+	cfg.CACert = o.String("cacert", "")
+	cfg.Cert = o.String("cert", "")
+	cfg.Key = o.String("key", "")
+	cfg.ServerName = o.String("server_name", "")
+	if u.Scheme == Scheme && (cfg.CACert != "" || cfg.Cert != "" || cfg.Key != "" || cfg.ServerName != "") {
+		return Config{}, errors.New("cacert, cert, key and server_name are for amqps://; with amqp:// nothing would be encrypted")
+	}
+	return cfg, o.Err()
+}
+
+// withDefaults fills what is left out and says what can't be.
+func (c Config) withDefaults() (Config, error) {
+	program := filepath.Base(os.Args[0])
+	c.Username, c.Password = cmp.Or(c.Username, "guest"), cmp.Or(c.Password, "guest")
+	c.Vhost = cmp.Or(c.Vhost, "/")
+	c.Auth = cmp.Or(c.Auth, Plain)
+	c.ExchangeName = cmp.Or(c.ExchangeName, defaultExchange)
+	c.QueueType = cmp.Or(c.QueueType, Quorum)
+	c.Topology = cmp.Or(c.Topology, TopologyLeat)
+	c.Declare = cmp.Or(c.Declare, DeclareMissing)
+	c.Unroutable = cmp.Or(c.Unroutable, ReportUnroutable)
+	c.AppID = cmp.Or(c.AppID, program)
+	c.ConnectionName = cmp.Or(c.ConnectionName, program)
+	c.Heartbeat = cmp.Or(c.Heartbeat, defaultHeartbeat)
+	c.DialTimeout = cmp.Or(c.DialTimeout, defaultDialTimeout)
+	c.ConnectTimeout = cmp.Or(c.ConnectTimeout, defaultConnectTimeout)
+	c.UseTLS = c.UseTLS || c.TLSConfig != nil || c.CACert != "" || c.Cert != ""
+	c.Host = withPort(c.Host, c.UseTLS)
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	return c, c.validate()
+}
+
+func (c Config) validate() error {
+	switch {
+	case len(c.ExchangeName) > maxNameBytes:
+		return checkName("exchange", c.ExchangeName)
+	case (c.Cert == "") != (c.Key == ""):
+		return errors.New("cert and key belong together; give both files or none")
+	case c.Auth == External && c.Cert == "" && c.TLSConfig == nil:
+		return errors.New("auth=external logs in with the client's certificate; give cert and key")
+	case c.PrefetchCount < 0 || c.PrefetchCount > maxPrefetch:
+		return fmt.Errorf("prefetch is %d; it is between 1 and %d", c.PrefetchCount, maxPrefetch)
+	}
+	return nil
+}

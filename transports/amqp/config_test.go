@@ -1,0 +1,113 @@
+package amqp_test
+
+import (
+	"context"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	rabbit "github.com/rabbitmq/amqp091-go"
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/internal/testenv"
+	"github.com/leatbus/leat/transports/amqp"
+)
+
+func TestMistakesInTheURLAreNamedWithTheirCure(t *testing.T) {
+	for raw, want := range map[string]string{
+		"amqp://localhost/?prefech=10":                                                `Did you mean "prefetch"?`,
+		"amqp://localhost/?queue=quorrum":                                             "one of quorum, classic",
+		"amqp://localhost/?heartbeat=10":                                              "a positive duration",
+		"amqp://localhost/?cacert=ca.pem":                                             "nothing would be encrypted",
+		"amqps://localhost/?cert=c.pem":                                               "give both files or none",
+		"amqps://localhost/?auth=external":                                            "give cert and key",
+		"amqp://localhost/?prefetch=70000":                                            "between 1 and 65535",
+		"amqps://127.0.0.1:1/?cacert=/none.pem&dial_timeout=1s&connect_timeout=100ms": "127.0.0.1:1",
+	} {
+		_, err := openURL(t.Context(), raw)
+		require.ErrorContains(t, err, want, raw)
+	}
+}
+
+func TestABrokerOutOfReachIsAClearErrorWithoutCredentials(t *testing.T) {
+	const secret = "s3cr3t@/%#"
+	const encoded = "s3cr3t%40%2F%25%23"
+	broker := testenv.RabbitMQ(t)
+	u, err := rabbit.ParseURI(broker)
+	require.NoError(t, err)
+	address := u.Host + ":" + itoa(u.Port)
+	for raw, want := range map[string]string{
+		"amqp://shop:" + encoded + "@127.0.0.1:1/?connect_timeout=200ms":                                "connect to 127.0.0.1:1",
+		"amqp://shop:" + encoded + "@" + address + "/":                                                  "correct user and password",
+		"amqps://shop:" + encoded + "@" + address + "/?connect_timeout=200ms":                           "TLS",
+		"amqp://guest:guest@" + address + "/no-such-host":                                               "no access to this virtual host",
+		"amqp://shop:" + encoded + "@" + silentServer(t) + "/?dial_timeout=200ms&connect_timeout=300ms": "no answer in time",
+	} {
+		began := time.Now()
+		_, err := openURL(t.Context(), raw)
+		require.ErrorContains(t, err, want, raw)
+		require.NotContains(t, err.Error(), secret)
+		require.NotContains(t, err.Error(), encoded)
+		require.Less(t, time.Since(began), 5*time.Second, raw)
+	}
+}
+
+func TestAConflictSaysWhichArgumentDiffers(t *testing.T) {
+	broker := testenv.RabbitMQ(t)
+	group := unique("ledger")
+	first := open(t, broker)
+	subscribe(t, first, bus.Subscription{Group: group, Topics: []string{"a.v1"}, Concurrency: 1})
+	second := open(t, withOptions(broker, "queue=classic"))
+	_, err := second.Subscribe(t.Context(), bus.Subscription{Group: group, Topics: []string{"a.v1"}, Concurrency: 1})
+	var conflict *amqp.ConflictError
+	require.ErrorAs(t, err, &conflict)
+	require.Equal(t, "x-queue-type", conflict.Argument)
+	require.ErrorContains(t, err, group)
+	require.ErrorContains(t, err, "option queue")
+
+	third := open(t, broker)
+	_, err = third.Subscribe(t.Context(), bus.Subscription{Group: group, Topics: []string{"a.v1"}, Concurrency: 1, Order: bus.OrderedByKey})
+	require.ErrorAs(t, err, &conflict)
+	require.Equal(t, "x-single-active-consumer", conflict.Argument)
+
+	exchange := unique("direct")
+	withBroker(t, broker, func(ch *rabbit.Channel) {
+		require.NoError(t, ch.ExchangeDeclare(exchange, "direct", true, false, false, false, nil))
+	})
+	defer deleteExchange(t, broker, exchange)
+	_, err = openURL(t.Context(), withOptions(broker, "exchange="+exchange))
+	require.ErrorContains(t, err, "choose another exchange")
+	closeAll(t, first, second, third)
+}
+
+func TestNothingIsDeclaredWhereItIsOnlyChecked(t *testing.T) {
+	broker := testenv.RabbitMQ(t)
+	closeAll(t, open(t, broker)) // somebody with the right has declared it
+	transport := open(t, withOptions(broker, "declare=false"))
+	group, topic := unique("ledger"), unique("order.paid.v1")
+	_, err := transport.Subscribe(t.Context(), bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+	require.ErrorContains(t, err, "it is not there and declare=false")
+
+	declaring := open(t, broker)
+	subscribe(t, declaring, bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+	feed := subscribe(t, transport, bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+	publish(t, transport, topic, "a")
+	require.Equal(t, "a", take(t, feed))
+	_, err = openURL(t.Context(), withOptions(broker, "declare=false&exchange="+unique("missing")))
+	require.ErrorContains(t, err, "it is not there and declare=false")
+	closeAll(t, transport, declaring)
+}
+
+func TestTheZeroConfigWorks(t *testing.T) {
+	broker := testenv.RabbitMQ(t)
+	if !strings.Contains(broker, "guest:guest@127.0.0.1:5672/") {
+		t.Skip("the zero Config is a broker on this machine")
+	}
+	transport, err := amqp.New(t.Context(), amqp.Config{Logger: slog.New(slog.DiscardHandler)})
+	require.NoError(t, err)
+	require.True(t, transport.Health().Connected)
+	closeAll(t, transport)
+	require.ErrorIs(t, transport.Publish(context.Background(), "a.v1", newMessage("a.v1", "m")), bus.ErrClosed)
+}

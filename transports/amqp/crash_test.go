@@ -1,0 +1,126 @@
+package amqp_test
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/internal/testenv"
+)
+
+// crashHelper is the process that crashes: it handles what comes, tells the attempts on its standard
+// output, and dies without a word over the message "killer".
+func TestMainOfTheProcessThatCrashes(t *testing.T) {
+	group := os.Getenv("LEAT_TEST_CRASH_GROUP")
+	if group == "" {
+		t.Skip("this is the other process of TestAMessageThatKillsItsProcess")
+	}
+	transport, err := openURL(t.Context(), os.Getenv("LEAT_TEST_CRASH_URL"))
+	require.NoError(t, err)
+	topic := os.Getenv("LEAT_TEST_CRASH_TOPIC")
+	feed, err := transport.Subscribe(t.Context(), bus.Subscription{
+		Group: group, Topics: []string{topic}, Known: []string{topic}, Concurrency: 4, Order: crashOrder(),
+	})
+	require.NoError(t, err)
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for {
+				d, err := feed.Next(t.Context())
+				if err != nil {
+					return
+				}
+				mu.Lock()
+				_, _ = os.Stdout.WriteString("\nhanded " + bus.MessageID(d.Message) + " " + strconv.Itoa(d.Attempt) + "\n")
+				mu.Unlock()
+				if bus.MessageID(d.Message) == "killer" {
+					os.Exit(9)
+				}
+				select { // in the middle of handling when the process dies
+				case <-time.After(50 * time.Millisecond):
+				case <-t.Context().Done():
+				}
+				_ = d.Settler.Ack()
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// A message that kills its process must be seen with growing attempts, so that it can be poisoned;
+// its neighbours, fetched or handled at the same time, must not be counted along for long.
+func TestAMessageThatKillsItsProcess(t *testing.T) {
+	broker := testenv.RabbitMQ(t)
+	for name, c := range map[string]struct {
+		queue string
+		order bus.Order
+	}{
+		"quorum":                 {"quorum", bus.Unordered},
+		"classic":                {"classic", bus.Unordered},
+		"quorum, ordered by key": {"quorum", bus.OrderedByKey},
+		"quorum, strictly":       {"quorum", bus.OrderedStrictly},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Setenv("LEAT_TEST_CRASH_ORDER", strconv.Itoa(int(c.order)))
+			raw := withOptions(broker, "queue="+c.queue)
+			transport := open(t, raw)
+			group, topic := unique("ledger"), unique("order.paid.v1")
+			subscribe(t, transport, bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 4, Order: c.order})
+			for _, id := range []string{"a", "killer", "b", "c", "d", "e", "f"} {
+				msg := newMessage(topic, id)
+				msg.Metadata[bus.HeaderPartitionKey] = id
+				require.NoError(t, transport.Publish(t.Context(), topic, msg))
+			}
+			highest := map[string]int{}
+			for crash := 1; crash <= 6; crash++ {
+				for id, attempt := range crashOnce(t, raw, group, topic) {
+					highest[id] = max(highest[id], attempt)
+				}
+				t.Logf("after crash %d: %v", crash, highest)
+			}
+			require.GreaterOrEqual(t, highest["killer"], 6)
+			for id, attempt := range highest {
+				if id != "killer" {
+					require.LessOrEqual(t, attempt, 4, "message %s did no harm", id)
+				}
+			}
+			closeAll(t, transport)
+		})
+	}
+}
+
+// crashOnce runs the process until it dies, and returns the attempts it saw.
+func crashOnce(t *testing.T, raw, group, topic string) map[string]int {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestMainOfTheProcessThatCrashes$")
+	cmd.Env = append(os.Environ(), "LEAT_TEST_CRASH_GROUP="+group, "LEAT_TEST_CRASH_URL="+raw, "LEAT_TEST_CRASH_TOPIC="+topic)
+	out, err := cmd.Output()
+	var exit *exec.ExitError
+	require.ErrorAs(t, err, &exit)
+	require.Equal(t, 9, exit.ExitCode(), "%s", out)
+	seen := make(map[string]int)
+	for line := range strings.Lines(string(out)) {
+		fields := strings.Fields(line)
+		if len(fields) == 3 && fields[0] == "handed" {
+			attempt, _ := strconv.Atoi(fields[2])
+			seen[fields[1]] = max(seen[fields[1]], attempt)
+		}
+	}
+	return seen
+}
+
+func crashOrder() bus.Order {
+	n, _ := strconv.Atoi(os.Getenv("LEAT_TEST_CRASH_ORDER"))
+	return bus.Order(n)
+}

@@ -1,0 +1,313 @@
+package amqp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/leatbus/leat/bus"
+)
+
+const (
+	// diagnosePatience is how long the broker may take to answer a publish: it reads none when it runs
+	// out of memory or disk.
+	diagnosePatience = 5 * time.Second
+
+	// The oldest RabbitMQ whose quorum queues pass a message on before they forget it, which delays need.
+	oldestMajor, oldestMinor = 3, 10
+)
+
+// diagnosis is what was found so far.
+type diagnosis struct {
+	*inspection
+	findings []bus.Finding
+}
+
+// Diagnose connects anew and checks what a service needs: the login, the broker's version, that it accepts
+// messages, the user's rights, the exchange, the queues for delays, the registry, and of each group the
+// queues and their arguments. A check of a right to make something makes what leat makes at start anyway,
+// with declare=false nothing; a publish is taken back before the broker routes it; no message of a group
+// is taken. Messages that wait in poison queues, or with nobody to consume them, are told and are no error.
+func (t *Transport) Diagnose(ctx context.Context) []bus.Finding {
+	d := new(diagnosis)
+	reached := bus.Finding{
+		Check: "reach the broker and log in",
+		Cure:  "start the broker, or correct the URL's host, port, user, password, virtual host and TLS options",
+	}
+	err := t.inspect(ctx, "diagnose", func(i *inspection) error {
+		d.inspection = i
+		reached.Text, reached.Cure = i.where(), ""
+		d.findings = append(d.findings, reached, i.version())
+		d.findings = append(d.findings, t.accepts(ctx))
+		for _, check := range []func() error{d.exchange, d.delays, d.registry} {
+			if err := check(); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	switch {
+	case d.inspection == nil:
+		reached.Err = err
+		d.findings = append(d.findings, reached)
+	case err != nil:
+		d.findings = append(d.findings, bus.Finding{Check: "everything else", Err: fmt.Errorf("not checked: %w", err), Cure: "try again"})
+	}
+	return d.findings
+}
+
+// add notes a check's end. The error is the finding's, unless the connection went with it.
+func (d *diagnosis) add(f bus.Finding, err error, cure string) error {
+	if err != nil {
+		if d.conn.IsClosed() || d.ctx.Err() != nil {
+			return err
+		}
+		if conflict, ok := errors.AsType[*ConflictError](err); ok {
+			cure = conflict.cure()
+		}
+		f.Err, f.Text, f.Cure = err, "", cure
+	}
+	d.findings = append(d.findings, f)
+	return nil
+}
+
+// where says what answered, and to whom.
+func (i *inspection) where() string {
+	c := i.t.cfg
+	user, secure := "user "+c.Username, "not encrypted"
+	if c.Auth == External {
+		user = "logged in by certificate"
+	}
+	if c.UseTLS {
+		secure = "TLS"
+	}
+	return fmt.Sprintf("%s, virtual host %q, %s, %s", c.Host, c.Vhost, user, secure)
+}
+
+func (i *inspection) version() bus.Finding {
+	product, _ := i.conn.Properties["product"].(string)
+	version, _ := i.conn.Properties["version"].(string)
+	f := bus.Finding{Check: "version of the broker", Text: strings.TrimSpace(product + " " + version)}
+	if f.Text == "" {
+		f.Text = "unknown"
+	}
+	if product == "RabbitMQ" && i.t.cfg.QueueType == Quorum && olderThan(version, oldestMajor, oldestMinor) {
+		f.Err = fmt.Errorf("%s: delays on quorum queues need %d.%d or later", f.Text, oldestMajor, oldestMinor)
+		f.Cure = "upgrade the broker, or use the option queue=classic"
+	}
+	return f
+}
+
+func olderThan(version string, major, minor int) bool {
+	parts := strings.SplitN(version, ".", 3)
+	if len(parts) < 2 {
+		return false
+	}
+	x, errX := strconv.Atoi(parts[0])
+	y, errY := strconv.Atoi(parts[1])
+	return errX == nil && errY == nil && (x < major || x == major && y < minor)
+}
+
+// accepts publishes and takes back: in a transaction the broker checks the right at once, and routes
+// at the commit, which never comes. It has a connection of its own, because a broker that accepts no
+// messages stops reading.
+func (t *Transport) accepts(ctx context.Context) bus.Finding {
+	f := bus.Finding{Check: "publish", Text: "the broker accepts messages, and the user may send them"}
+	ctx, stop := context.WithTimeout(ctx, diagnosePatience)
+	defer stop()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	err := t.inspect(ctx, "publish", func(i *inspection) error {
+		blocked := i.conn.NotifyBlocked(make(chan amqp.Blocking, 1))
+		go func() {
+			for b := range blocked { // until the connection is closed
+				if b.Active {
+					cancel(fmt.Errorf("%w: %s", errBlocked, bus.OneLine(b.Reason, maxNameBytes)))
+				}
+			}
+		}()
+		exchanges := []string{""} // redeliveries and poisoned messages go by the default exchange
+		if !t.topology.watermill() {
+			exchanges = append(exchanges, t.cfg.ExchangeName)
+		}
+		for _, exchange := range exchanges {
+			if err := i.do(func(ch *amqp.Channel) error { return takeBack(ctx, ch, exchange) }); err != nil {
+				return fmt.Errorf("exchange %q: %w", exchange, err)
+			}
+		}
+		return nil
+	})
+	if err == nil {
+		return f
+	}
+	f.Err, f.Text = err, ""
+	switch {
+	case errors.Is(err, errBlocked):
+		f.Cure = "see to the broker's memory and disk; publishers wait until then, and consumers go on"
+	case isCode(err, amqp.AccessRefused):
+		f.Cure = "grant the user the right to write to the exchange and to the default exchange (amq.default)"
+	default:
+		f.Cure = "see what the broker's log says"
+	}
+	return f
+}
+
+var errBlocked = errors.New("the broker accepts no messages")
+
+func takeBack(ctx context.Context, ch *amqp.Channel, exchange string) error {
+	if err := ch.Tx(); err != nil {
+		return err
+	}
+	const mandatory, immediate = false, false
+	if err := ch.PublishWithContext(ctx, exchange, "leat.diagnose", mandatory, immediate, amqp.Publishing{}); err != nil {
+		return err
+	}
+	return ch.TxRollback()
+}
+
+// exchange checks the exchange as the transport does at start.
+func (d *diagnosis) exchange() error {
+	if d.t.topology.watermill() {
+		return nil
+	}
+	f := bus.Finding{Check: "exchange " + d.t.cfg.ExchangeName, Text: "a durable topic exchange, " + d.declared()}
+	err := d.do(func(ch *amqp.Channel) error {
+		dec := d.t.topology.declarer(ch)
+		dec.exchange(d.t.cfg.ExchangeName, amqp.ExchangeTopic, nil)
+		return dec.err
+	})
+	return d.add(f, err, "let the user configure it, or let somebody who may make it and use declare=false")
+}
+
+func (d *diagnosis) declared() string {
+	if d.t.cfg.Declare == DeclareNothing {
+		return "which is there"
+	}
+	return "which is there, and the user may configure it"
+}
+
+// delays checks the queues for delays, and tells of what is in them.
+func (d *diagnosis) delays() error {
+	l := d.t.topology.ladder
+	f := bus.Finding{Check: "queues for delays " + l.name("*")}
+	err := d.do(func(ch *amqp.Channel) error { return l.declare(d.ctx, d.t.topology.declarer(ch)) })
+	if err != nil {
+		return d.add(f, err, "let the user configure, write and read leat.*, or let somebody who may make them and use declare=false")
+	}
+	waiting := 0
+	for n := range delayLevels {
+		q, _, err := d.queue(l.level(n))
+		if err != nil {
+			return err
+		}
+		waiting += q.Messages
+	}
+	near, _, err := d.queue(l.near())
+	if err != nil {
+		return err
+	}
+	kept, _, err := d.queue(l.undelivered())
+	if err != nil {
+		return err
+	}
+	f.Text = fmt.Sprintf("they are there; %d messages wait for a time, and %d processes see to their last seconds", waiting+near.Messages, near.Consumers)
+	if kept.Messages > 0 {
+		f.Text += fmt.Sprintf("; %d redeliveries to groups whose queue is gone are kept in %s", kept.Messages, l.undelivered())
+	}
+	return d.add(f, d.mayRead(l.near()), "let the user read leat.*")
+}
+
+// registry reads the registry, and goes on with the groups in it.
+func (d *diagnosis) registry() error {
+	f := bus.Finding{Check: "registry of groups " + registryPrefix + "*"}
+	groups, err := d.groups()
+	f.Text = fmt.Sprintf("%d groups are known", len(groups))
+	if err := d.add(f, err, "let the user read it, and let one process that may configure it subscribe to any group"); err != nil {
+		return err
+	}
+	unattended := 0
+	for _, k := range groups {
+		info, there, err := d.count(k)
+		if err != nil {
+			return err
+		}
+		if !there {
+			continue
+		}
+		if info.Consumers == 0 {
+			unattended++
+		}
+		if err := d.group(k, info); err != nil {
+			return err
+		}
+	}
+	text := "the broker does not tell them; a process that consumes a group makes its bindings again every 30 seconds"
+	if unattended > 0 {
+		text += fmt.Sprintf("; %d groups have none", unattended)
+	}
+	return d.add(bus.Finding{Check: "bindings of topics", Text: text}, nil, "")
+}
+
+// group checks one group.
+func (d *diagnosis) group(k known, info bus.GroupInfo) error {
+	f := bus.Finding{Check: "group " + k.Group, Text: describe(k, info)}
+	if d.t.cfg.Declare != DeclareNothing {
+		if err := d.conflictWith(k); err != nil {
+			return d.add(f, err, "")
+		}
+	}
+	for _, queue := range d.queuesOf(k) {
+		if err := d.mayRead(queue); err != nil {
+			return d.add(f, err, "let the user read the group's queues, or leave them to another service's user")
+		}
+	}
+	if d.t.cfg.Declare == DeclareNothing { // else a consumer makes them
+		for _, queue := range d.t.topology.noted(k.note).own(k.subscription()) {
+			_, there, err := d.queue(queue)
+			if err != nil {
+				return err
+			}
+			if !there {
+				return d.add(f, fmt.Errorf("queue %q is not there", queue), "make it; its arguments are those that a process with declare=true gives it")
+			}
+		}
+	}
+	return d.add(f, nil, "")
+}
+
+func describe(k known, info bus.GroupInfo) string {
+	parts := []string{"it is " + k.Order, fmt.Sprintf("%d messages are ready", info.Waiting), fmt.Sprintf("%d processes consume", info.Consumers)}
+	if info.Poisoned > 0 {
+		parts = append(parts, fmt.Sprintf("%d are poisoned: look at them, and replay or drop them", info.Poisoned))
+	}
+	if len(k.earlier) > 0 {
+		parts = append(parts, fmt.Sprintf("%s may still be bound, which the version that came last does not ask for: unbind when no other runs",
+			strings.Join(k.earlier, ", ")))
+	}
+	return strings.Join(parts, ", ")
+}
+
+// mayRead asks to consume in a way that the broker refuses, after it has checked the right to: nothing
+// is delivered.
+func (i *inspection) mayRead(queue string) error {
+	const autoAck, noLocal = false, false
+	err := i.do(func(ch *amqp.Channel) error {
+		_, err := ch.Consume(queue, "", autoAck, exclusive, noLocal, noWait, amqp.Table{"x-priority": "none"})
+		return err
+	})
+	switch {
+	case err == nil: // a broker that takes anything
+		i.close()
+		return nil
+	case isCode(err, amqp.PreconditionFailed), isCode(err, amqp.NotFound):
+		return nil
+	case isCode(err, amqp.AccessRefused):
+		return fmt.Errorf("the user may not read queue %q: %w", queue, err)
+	}
+	return err
+}

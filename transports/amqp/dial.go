@@ -1,0 +1,185 @@
+package amqp
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+const (
+	defaultPort    = "5672"
+	defaultPortTLS = "5671"
+
+	// frameMax is the frame size that leat asks for: RabbitMQ's own default.
+	frameMax = 131072
+)
+
+// withPort completes an address.
+func withPort(host string, useTLS bool) string {
+	port := defaultPort
+	if useTLS {
+		port = defaultPortTLS
+	}
+	name, given, err := net.SplitHostPort(host)
+	if err != nil {
+		name, given = strings.Trim(host, "[]"), ""
+	}
+	return net.JoinHostPort(cmp.Or(name, "localhost"), cmp.Or(given, port))
+}
+
+// dial connects and logs in. The time-out covers all of it: a server that accepts and then says
+// nothing is given up in time. The error names the server and never the credentials.
+func (c Config) dial(ctx context.Context, role string) (*amqp.Connection, *coalescer, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.DialTimeout)
+	defer cancel()
+	conn, wire, err := c.open(ctx, role)
+	if err != nil {
+		return nil, nil, fmt.Errorf("connect to %s, virtual host %q: %w", c.Host, c.Vhost, explain(ctx, err))
+	}
+	return conn, wire, nil
+}
+
+func (c Config) open(ctx context.Context, role string) (*amqp.Connection, *coalescer, error) {
+	var dialer net.Dialer
+	socket, err := dialer.DialContext(ctx, "tcp", c.Host)
+	if err != nil {
+		return nil, nil, err
+	}
+	if c.UseTLS {
+		secure, err := c.secure(ctx, socket)
+		if err != nil {
+			_ = socket.Close()
+			return nil, nil, err
+		}
+		socket = secure
+	}
+	wire := newCoalescer(socket)
+	giveUp := context.AfterFunc(ctx, func() { _ = socket.Close() })
+	conn, err := amqp.Open(wire, amqp.Config{
+		SASL:       c.sasl(),
+		Vhost:      c.Vhost,
+		FrameSize:  frameMax,
+		Heartbeat:  c.Heartbeat,
+		Locale:     "en_US",
+		Properties: c.properties(role),
+	})
+	if !giveUp() && err == nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		_ = wire.Close()
+		return nil, nil, err
+	}
+	return conn, wire, nil
+}
+
+func (c Config) sasl() []amqp.Authentication {
+	if c.Auth == External {
+		return []amqp.Authentication{&amqp.ExternalAuth{}}
+	}
+	return []amqp.Authentication{&amqp.PlainAuth{Username: c.Username, Password: c.Password}}
+}
+
+func (c Config) properties(role string) amqp.Table {
+	properties := amqp.NewConnectionProperties()
+	properties.SetClientConnectionName(c.ConnectionName + " (" + role + ")")
+	properties["product"] = "leat"
+	return properties
+}
+
+func (c Config) secure(ctx context.Context, socket net.Conn) (net.Conn, error) {
+	cfg, err := c.tlsConfig()
+	if err != nil {
+		return nil, err
+	}
+	secure := tls.Client(socket, cfg)
+	if err := secure.HandshakeContext(ctx); err != nil {
+		return nil, fmt.Errorf("TLS: %w", err)
+	}
+	return secure, nil
+}
+
+// tlsConfig reads the certificate files anew.
+func (c Config) tlsConfig() (*tls.Config, error) {
+	cfg := &tls.Config{MinVersion: tls.VersionTLS12}
+	if c.TLSConfig != nil {
+		cfg = c.TLSConfig.Clone()
+	}
+	if cfg.ServerName == "" || c.ServerName != "" {
+		host, _, _ := net.SplitHostPort(c.Host)
+		cfg.ServerName = cmp.Or(c.ServerName, host)
+	}
+	if c.CACert != "" {
+		pem, err := os.ReadFile(c.CACert)
+		if err != nil {
+			return nil, fmt.Errorf("cacert: %w", err)
+		}
+		cfg.RootCAs = x509.NewCertPool()
+		if !cfg.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("cacert: %s has no certificate in PEM format", c.CACert)
+		}
+	}
+	if c.Cert != "" {
+		pair, err := tls.LoadX509KeyPair(c.Cert, c.Key)
+		if err != nil {
+			return nil, fmt.Errorf("cert and key: %w", err)
+		}
+		cfg.Certificates = []tls.Certificate{pair}
+	}
+	return cfg, nil
+}
+
+// explain puts the cure beside a failure to connect.
+func explain(ctx context.Context, err error) error {
+	var refused *amqp.Error
+	switch {
+	case ctx.Err() != nil: // first: a connection that is given up half-way looks like a refused login
+		return fmt.Errorf("no answer in time (dial_timeout): %w", context.Cause(ctx))
+	case errors.Is(err, amqp.ErrCredentials),
+		errors.As(err, &refused) && refused.Code == amqp.AccessRefused && strings.Contains(refused.Reason, "login"):
+		return fmt.Errorf("the broker refused the login; correct user and password: %w", errLogin)
+	case errors.Is(err, amqp.ErrSASL):
+		return fmt.Errorf("the broker does not offer this way to log in; choose another auth: %w", errLogin)
+	case errors.Is(err, amqp.ErrVhost),
+		errors.As(err, &refused) && (refused.Code == amqp.NotAllowed || refused.Code == amqp.InvalidPath):
+		return fmt.Errorf("no access to this virtual host; make it, or give the user rights to it: %w", errLogin)
+	case errors.Is(err, amqp.ErrClosed), errors.Is(err, net.ErrClosed):
+		return errors.New("the server hung up during the handshake; is it RabbitMQ, and amqps:// if it wants TLS?")
+	}
+	return err
+}
+
+// errLogin marks failures that waiting does not mend.
+var errLogin = errors.New("not admitted")
+
+// backoff is the pause before the next try: 50 ms, doubled up to 5 s.
+type backoff struct{ next time.Duration }
+
+const (
+	firstBackoff = 50 * time.Millisecond
+	backoffMax   = 5 * time.Second
+)
+
+func (b *backoff) reset() { b.next = 0 }
+
+// wait pauses, and reports false when ctx is done.
+func (b *backoff) wait(ctx context.Context) bool {
+	b.next = min(max(2*b.next, firstBackoff), backoffMax)
+	timer := time.NewTimer(b.next)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

@@ -1,0 +1,94 @@
+// Package amqp is the transport on RabbitMQ (AMQP 0-9-1), without plugins. Every message is confirmed
+// by the broker before Publish returns; a group is a durable queue, by default a quorum queue.
+//
+// Its URL is amqp://user:password@host:5672/vhost, or amqps:// for TLS. What is left out is guest,
+// guest, localhost, 5672 (5671 for amqps) and the virtual host "/". These are its options:
+//
+//	option           default       what
+//	exchange         events        the topic exchange that events are published to
+//	queue            quorum        quorum or classic: the type of the queues that leat declares
+//	topology         leat          leat, or watermill for the names plain Watermill services use
+//	prefetch         0             messages fetched ahead by a group; 0: five for each worker, 20 at least
+//	unroutable       report        report: a message that no group wants is reported; error: and fails
+//	declare          true          false: only check that exchanges and queues are there
+//	app_id           program name  the app-id property of published messages
+//	name             program name  the connection's name in the broker's own lists
+//	heartbeat        10s           how often a silent connection is checked
+//	dial_timeout     5s            for one try to connect, TLS and login included
+//	connect_timeout  15s           for the first connection, all tries included
+//	auth             plain         plain: user and password; external: the client certificate
+//	cacert           system's      file with the authorities (PEM) that may have signed the broker's certificate
+//	cert, key        none          files with the client's certificate and private key (PEM)
+//	server_name      the host      the name that the broker's certificate must have
+//
+// # On the broker
+//
+// There is one durable topic exchange; a message's routing key is its topic. Each group has a durable
+// queue of its name, bound to the group's topics, and a queue <group>.poison; an ordered group also has
+// <group>.held and, with x-single-active-consumer, <group>.lead. A topic that a group no
+// longer asks for stays bound until somebody unbinds it: another version of the service may still
+// run.
+//
+// Delays need no plugin: 20 queues, each with a fixed time to live, are the binary digits of a delay,
+// and every leat process holds messages for their last seconds (see delay.go). They are shared by all
+// groups of a virtual host and survive restarts of the broker and of every process. The longest delay
+// is 48 days.
+//
+// # Attempts
+//
+// An attempt is counted in a header when leat redelivers. What comes again by itself, because a
+// process crashed or a connection was lost, is counted by the broker (x-delivery-count), and so is
+// what was fetched ahead and not yet handed out. leat corrects that where the same process gets it
+// again, and keeps the count of a message that crashes its process apart from its neighbours': one
+// that was in two crashes is fetched or handed out alone. Classic queues only tell that a message
+// came before; leat then counts in the header, by which the message goes to the end of its queue. In
+// an ordered group of classic queues all crashes count as one.
+//
+// # Order
+//
+// One process consumes an ordered group, the others wait to take over. A quorum queue keeps the order of
+// what it takes back from a lost consumer as long as all consumers of the group fetch the same number
+// ahead; a change of prefetch can cost a few messages their place once.
+//
+// Such a group has two more queues. In <group>.held waits what can't go on: a message whose next try is
+// later than in 100 ms, with its time and its attempts, the place of a poisoned message, and what came
+// behind either. So a delay outlives the process and the broker, and a key that waits holds back itself
+// only, however much is behind it; the process remembers about a hundred bytes of each held message, and
+// 16 MiB of bodies. Who leads is settled by <group>.lead. A shorter delay is waited for in the process; a crash
+// forgets that one and its attempt, not the message. A key whose message is being handled, and does not
+// wait, counts against prefetch (200 at least by key) with what is behind it. See held.go for how it works.
+//
+// A process that crashes may leave a message in two places. Which is known by the message's id and body,
+// so those without an id may come twice; and a message that may have been handed out when the process
+// crashed counts one attempt more.
+//
+// Parked messages ([bus.Subscription]) wait in the same queue. A poisoned message tells of its place in a
+// header, and its replay or its drop lets the key go on, from any process. A key whose poisoned message was
+// taken away by other means, such as a purge of the poison queue, stays parked; a subscription that does
+// not park lets everything go. How many are parked is unknown.
+//
+// Ordered groups share a third connection, over which held messages are published as well: while the
+// broker is out of memory, it is theirs that waits.
+//
+// # What operators see
+//
+// AMQP can't list queues, and the management plugin may be absent. So each group leaves a note — its
+// name, topics and order, no message of anybody's — in a queue, leat.groups.quorum or leat.groups.classic
+// after the type of its own queues, when it is subscribed and when its consumer has to come again.
+// Whoever asks for the groups reads the notes under a lock, puts them back, and takes away those that say
+// nothing new and those of groups that are gone. Nobody consumes that queue, and nothing else depends on
+// it: deleted, it fills again as services start. Who makes it by hand, for users without the right to,
+// gives it x-queue-type, x-max-length 10000 and, if it is a quorum queue, x-delivery-limit 1073741824.
+// Those users leave notes and read them without the lock, so that two who read at once may miss some.
+//
+// The broker tells how many messages of a group are ready, not how many wait for a time or are handed
+// out, and to look at the oldest would count as an attempt; of an ordered group's processes it may count only the
+// one that leads. An inspection has a connection of its own.
+//
+// Health tells of the connections: connected, blocked, reconnects, unroutable messages. A bus shows what is
+// wrong with them in the health of its groups, and middleware/prommetrics as the metrics leat_transport_*.
+//
+// # TLS
+//
+// Certificate files are read at every connection, so that they can be renewed under a running process.
+package amqp

@@ -1,0 +1,50 @@
+package amqp
+
+// ReplayWindow is how many messages a killed replay leaves in both places at most.
+const ReplayWindow = replayWindow
+
+// QueuesForTest are the queues that tests clean up.
+func (t *Transport) QueuesForTest() []string {
+	_, groups := t.topology.remembered()
+	var queues []string
+	for _, s := range groups {
+		queues = append(append(queues, t.topology.queues(s)...), t.topology.own(s)...)
+	}
+	return queues
+}
+
+// HeldForTest is how many held messages the transport's groups know of, all written down.
+func (t *Transport) HeldForTest() (n int) {
+	t.mu.Lock()
+	feeds := t.open
+	t.mu.Unlock()
+	for _, f := range feeds {
+		f.mu.Lock()
+		if f.session != nil && f.session.held != nil {
+			for _, k := range f.session.held.keys {
+				for _, e := range k.entries {
+					if e.tag != 0 {
+						n++
+					}
+				}
+			}
+		}
+		f.mu.Unlock()
+	}
+	return n
+}
+
+// TickForTest is what time does to held messages.
+func (t *Transport) TickForTest() {
+	t.mu.Lock()
+	feeds := t.open
+	t.mu.Unlock()
+	for _, f := range feeds {
+		f.mu.Lock()
+		s := f.session
+		f.mu.Unlock()
+		if s != nil && s.held != nil {
+			s.held.tick()
+		}
+	}
+}

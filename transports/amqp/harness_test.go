@@ -1,0 +1,96 @@
+package amqp_test
+
+import (
+	"context"
+	"log/slog"
+	"math/rand/v2"
+	"net/url"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	rabbit "github.com/rabbitmq/amqp091-go"
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/internal/testenv"
+	"github.com/leatbus/leat/transports/amqp"
+	"github.com/leatbus/leat/transports/transporttest"
+)
+
+const patience = 30 * time.Second
+
+// TestConformanceClassic runs on the broker that tests share; TestConformanceQuorum on one that it
+// may restart.
+func TestConformanceClassic(t *testing.T) {
+	transporttest.Run(t, harness(testenv.RabbitMQ(t), "queue=classic"))
+}
+
+func harness(broker, options string) transporttest.Harness {
+	broker = withOptions(broker, options)
+	return transporttest.Harness{
+		Open:    func(t testing.TB) bus.Transport { return open(t, broker) },
+		URL:     broker,
+		OpenURL: openURL,
+	}
+}
+
+func openURL(ctx context.Context, raw string) (bus.Transport, error) {
+	u, err := url.Parse(raw)
+	if err != nil {
+		return nil, err
+	}
+	return amqp.Open(ctx, u)
+}
+
+// open makes a transport that logs to the test, and deletes the queues of its groups at the end.
+func open(t testing.TB, raw string) *amqp.Transport {
+	t.Helper()
+	u, err := url.Parse(raw)
+	require.NoError(t, err)
+	cfg, err := amqp.ConfigFromURL(u)
+	require.NoError(t, err)
+	cfg.Logger = slog.New(slog.DiscardHandler)
+	if testing.Verbose() {
+		cfg.Logger = slog.New(slog.NewTextHandler(t.Output(), nil))
+	}
+	transport, err := amqp.New(t.Context(), cfg)
+	require.NoError(t, err)
+	t.Cleanup(func() { cleanUp(t, raw, transport.QueuesForTest()) })
+	return transport
+}
+
+func cleanUp(t testing.TB, raw string, queues []string) {
+	conn, err := rabbit.Dial(bare(raw))
+	if err != nil {
+		t.Logf("clean up: %v", err)
+		return
+	}
+	defer func() { _ = conn.Close() }()
+	ch, err := conn.Channel()
+	require.NoError(t, err)
+	for _, queue := range queues {
+		_, _ = ch.QueueDelete(queue, false, false, false)
+	}
+}
+
+// bare is the URL without leat's options.
+func bare(raw string) string {
+	address, _, _ := strings.Cut(raw, "?")
+	return address
+}
+
+func withOptions(raw, options string) string {
+	if options == "" {
+		return raw
+	}
+	if strings.Contains(raw, "?") {
+		return raw + "&" + options
+	}
+	return raw + "?" + options
+}
+
+func unique(name string) string {
+	return "t" + strconv.FormatUint(uint64(rand.Uint32()), 16) + "." + name
+}

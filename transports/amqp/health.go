@@ -1,0 +1,22 @@
+package amqp
+
+import "github.com/leatbus/leat/bus"
+
+var _ bus.HealthTeller = (*Transport)(nil)
+
+// Health is connected when both connections are, and blocked when one of them is. It does not block.
+func (t *Transport) Health() bus.TransportHealth {
+	h := bus.TransportHealth{Transport: Scheme, Connected: true, Unroutable: t.unroutable.Load()}
+	for _, l := range t.links() {
+		l.mu.Lock()
+		h.Reconnects += l.reconnects
+		if l.conn == nil {
+			h.Connected, h.Err = false, l.lastErr
+		}
+		if l.blocked != "" {
+			h.Blocked = l.blocked
+		}
+		l.mu.Unlock()
+	}
+	return h
+}

@@ -1,0 +1,194 @@
+package amqp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/leatbus/leat/bus"
+)
+
+// link is one connection to the broker for the life of a transport: made anew whenever it is lost.
+// There are two, because the broker stops reading from connections that publish when it runs out of
+// memory, and acks must pass meanwhile.
+type link struct {
+	cfg    Config
+	role   string
+	ctx    context.Context // ends when the link is to be closed; its cause is the context to do it in
+	cancel context.CancelCauseFunc
+	done   chan struct{}
+
+	mu         sync.Mutex
+	conn       *amqp.Connection
+	wire       *coalescer
+	changed    chan struct{} // closed at the next change of the state
+	blocked    string        // why the broker has stopped reading
+	lastErr    error
+	reconnects int
+}
+
+// openLink makes the first connection, trying for as long as ctx and the configuration allow.
+func openLink(ctx context.Context, cfg Config, role string) (*link, error) {
+	l := &link{cfg: cfg, role: role, changed: make(chan struct{}), done: make(chan struct{})}
+	l.ctx, l.cancel = context.WithCancelCause(context.Background())
+	ctx, cancel := context.WithTimeout(ctx, cfg.ConnectTimeout)
+	defer cancel()
+
+	var pause backoff
+	for {
+		conn, wire, err := cfg.dial(ctx, role)
+		if err == nil {
+			l.conn, l.wire = conn, wire
+			go l.run(conn, wire)
+			return l, nil
+		}
+		if errors.Is(err, errLogin) || !pause.wait(ctx) {
+			l.cancel(nil)
+			return nil, err
+		}
+	}
+}
+
+// run watches the connection and replaces it.
+func (l *link) run(conn *amqp.Connection, wire *coalescer) {
+	defer close(l.done)
+	for conn != nil {
+		l.watch(conn, wire)
+		if l.ctx.Err() != nil {
+			return
+		}
+		conn, wire = l.redial()
+	}
+}
+
+// watch returns when the connection has ended.
+func (l *link) watch(conn *amqp.Connection, wire *coalescer) {
+	closed := conn.NotifyClose(make(chan *amqp.Error, 1))
+	blocked := conn.NotifyBlocked(make(chan amqp.Blocking, 1))
+	l.set(func() { l.conn, l.wire, l.lastErr = conn, wire, nil })
+	for {
+		select {
+		case b, ok := <-blocked:
+			if !ok {
+				blocked = nil
+				continue
+			}
+			l.set(func() { l.blocked = blockedReason(b) })
+			if b.Active {
+				l.cfg.Logger.Warn("leat: amqp: the broker accepts no messages for now", "reason", b.Reason)
+			}
+		case reason := <-closed:
+			l.set(func() { l.conn, l.wire, l.blocked, l.lastErr = nil, nil, "", lost(reason) })
+			l.cfg.Logger.Warn("leat: amqp: connection lost", "role", l.role, "err", lost(reason))
+			return
+		case <-l.ctx.Done():
+			_ = conn.CloseDeadline(l.deadline()) // lost already, or lost now
+			return
+		}
+	}
+}
+
+func blockedReason(b amqp.Blocking) string {
+	if !b.Active {
+		return ""
+	}
+	return bus.OneLine("blocked by the broker: "+b.Reason, 256)
+}
+
+func lost(reason *amqp.Error) error {
+	if reason == nil {
+		return errors.New("connection lost")
+	}
+	return fmt.Errorf("connection lost: %w", reason)
+}
+
+// redial tries for ever. It returns nil when the link is closed.
+func (l *link) redial() (*amqp.Connection, *coalescer) {
+	var pause backoff
+	for pause.wait(l.ctx) {
+		conn, wire, err := l.cfg.dial(l.ctx, l.role)
+		if err == nil {
+			l.set(func() { l.reconnects++ })
+			l.cfg.Logger.Info("leat: amqp: connected again", "role", l.role, "host", l.cfg.Host)
+			return conn, wire
+		}
+		l.set(func() { l.lastErr = err })
+	}
+	return nil, nil
+}
+
+// set changes the state and wakes who waits for a change.
+func (l *link) set(change func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	change()
+	close(l.changed)
+	l.changed = make(chan struct{})
+}
+
+// connection waits for a connection as long as ctx allows. The error says why there is none.
+func (l *link) connection(ctx context.Context) (*amqp.Connection, *coalescer, error) {
+	for {
+		l.mu.Lock()
+		conn, wire, changed, lastErr := l.conn, l.wire, l.changed, l.lastErr
+		l.mu.Unlock()
+		if conn != nil && !conn.IsClosed() {
+			return conn, wire, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, nil, notConnected(ctx, lastErr)
+		case <-l.ctx.Done():
+			return nil, nil, bus.ErrClosed
+		}
+	}
+}
+
+// notConnected joins the caller's reason to stop waiting with the reason for the wait.
+func notConnected(ctx context.Context, lastErr error) error {
+	if lastErr == nil {
+		return context.Cause(ctx)
+	}
+	return fmt.Errorf("%w (%w)", context.Cause(ctx), lastErr)
+}
+
+// state is why nothing can be sent now; nil when it can.
+func (l *link) state() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.blocked != "":
+		return errors.New(l.blocked)
+	case l.conn == nil:
+		return l.lastErr
+	}
+	return nil
+}
+
+// close ends the connection politely, as long as ctx allows, and waits for the goroutine.
+func (l *link) close(ctx context.Context) {
+	l.cancel(&closing{ctx})
+	<-l.done
+}
+
+// closing is the cause by which a link ends.
+type closing struct{ ctx context.Context }
+
+func (*closing) Error() string { return "closing" }
+
+// deadline leaves the broker some time to answer, even when whoever closes has none left.
+func (l *link) deadline() time.Time {
+	const least, most = 200 * time.Millisecond, 5 * time.Second
+	left := most
+	if c, ok := errors.AsType[*closing](context.Cause(l.ctx)); ok {
+		if deadline, ok := c.ctx.Deadline(); ok {
+			left = time.Until(deadline)
+		}
+	}
+	return time.Now().Add(min(max(left, least), most))
+}

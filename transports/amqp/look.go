@@ -1,0 +1,481 @@
+package amqp
+
+import (
+	"cmp"
+	"container/heap"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/leatbus/leat/bus"
+)
+
+const (
+	// lockSuffix ends the name of the queue that is a lock; see locked.
+	lockSuffix = ".poison.lock"
+	// lockPause is how often a lock is asked for that somebody else has.
+	lockPause = 25 * time.Millisecond
+
+	// stride is how many messages are read at once.
+	stride = 1000
+	// silence is how long a message may take that the queue says it has.
+	silence = 2 * time.Second
+	// settleTries and settlePause: how long to wait until the queue shows what was put back.
+	settleTries = 100
+	settlePause = 5 * time.Millisecond
+)
+
+// look is one visit to a queue that nobody consumes: a poison queue, or the registry. What was read and
+// not taken is back in its place at the end.
+type look struct {
+	ctx   context.Context
+	t     *Transport
+	queue string
+	group string // whose poison queue it is
+	conn  *amqp.Connection
+	ch    *amqp.Channel
+	lane  *lane // made at the first replay
+	wire  *coalescer
+	read  int // messages that were read and not taken
+
+	strides int
+	before  int             // how many messages the queue had at the first stride
+	through uint64          // everything up to this delivery tag was taken
+	taken   map[string]bool // what was taken and has an id of its own
+	back    bool            // some of that may have come back
+}
+
+// look calls do with the queue open, while no other leat process has it open.
+func (q *poisonQueue) look(ctx context.Context, do func(*look) error) error {
+	conn, wire, err := q.t.publishing.connection(ctx)
+	if err != nil {
+		return err
+	}
+	return q.t.look(&look{ctx: ctx, conn: conn, wire: wire, queue: poisonName(q.group), group: q.group}, q.group+lockSuffix, do)
+}
+
+// look calls do under a lock. A queue that nobody has made yet has nothing in it.
+func (t *Transport) look(l *look, lock string, do func(*look) error) error {
+	unlock, err := t.lock(l.ctx, l.conn, lock)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	l.t = t
+	if l.ch, err = l.conn.Channel(); err != nil {
+		return err
+	}
+	ch := l.ch
+	defer closeQuietly(ch)
+	giveUp := context.AfterFunc(l.ctx, func() { closeQuietly(ch) })
+	defer giveUp()
+	err = do(l)
+	switch {
+	case err != nil && l.ctx.Err() != nil:
+		return context.Cause(l.ctx)
+	case isCode(err, amqp.NotFound):
+		return nil
+	case err != nil:
+		return err
+	}
+	if err := l.putBack(); err != nil {
+		return err
+	}
+	for range retakes {
+		if !l.back {
+			return nil
+		}
+		if err := l.retake(); err != nil {
+			return err
+		}
+	}
+	return errComesBack
+}
+
+// retakes is how often a look tries to take what comes back. Each time at least pace messages don't.
+const retakes = 1000
+
+var errComesBack = errors.New("the broker puts messages back that were taken out; try again when it has less to do")
+
+// retake takes once more what was taken and is there again. A quorum queue's acks are lost where their
+// channel is closed while more than a few of them wait for the disk.
+func (l *look) retake() error {
+	again := &look{ctx: l.ctx, t: l.t, conn: l.conn, wire: l.wire, queue: l.queue, group: l.group}
+	var err error
+	if again.ch, err = l.conn.Channel(); err != nil {
+		return err
+	}
+	ch := again.ch
+	defer closeQuietly(ch)
+	giveUp := context.AfterFunc(l.ctx, func() { closeQuietly(ch) })
+	defer giveUp()
+	var found []*amqp.Delivery
+	err = again.walk(func(id string, d *amqp.Delivery) (bool, error) {
+		if l.taken[id] {
+			found = append(found, d)
+		}
+		return true, nil
+	})
+	if err == nil {
+		err = again.take(found...)
+	}
+	if err == nil {
+		err = again.putBack()
+	}
+	l.back = again.back
+	return err
+}
+
+// lock takes the broker's lock: a queue that only this connection may use, and that goes away with
+// the connection. A user without the right to make queues works without.
+func (t *Transport) lock(ctx context.Context, conn *amqp.Connection, name string) (unlock func(), err error) {
+	if t.cfg.Declare == DeclareNothing {
+		return func() {}, nil
+	}
+	const transient, ours = false, true
+	for {
+		ch, err := conn.Channel()
+		if err != nil {
+			return nil, err
+		}
+		_, err = ch.QueueDeclare(name, transient, autoDelete, ours, noWait, nil)
+		if err == nil {
+			return func() {
+				_, _ = ch.QueueDelete(name, false, false, noWait) // else the connection's end does it
+				closeQuietly(ch)
+			}, nil
+		}
+		closeQuietly(ch)
+		if !isCode(err, amqp.ResourceLocked) {
+			return nil, err
+		}
+		if err := sleep(ctx, lockPause); err != nil {
+			return nil, fmt.Errorf("another process looks into it: %w", err)
+		}
+	}
+}
+
+func isCode(err error, code int) bool {
+	var refused *amqp.Error
+	return errors.As(err, &refused) && refused.Code == code
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// size is how many messages are in the queue and not being looked at.
+func (l *look) size() (int, error) {
+	q, err := l.ch.QueueDeclarePassive(l.queue, durable, autoDelete, exclusive, noWait, nil)
+	return q.Messages, err
+}
+
+// walk calls visit with the messages in order, until it wants no more.
+func (l *look) walk(visit func(id string, d *amqp.Delivery) (more bool, err error)) error {
+	seen := make(map[string]int)
+	for {
+		batch, end, err := l.next()
+		if err != nil {
+			return err
+		}
+		for i := range batch {
+			more, err := visit(idOf(&batch[i], seen), &batch[i])
+			if err != nil || !more {
+				return err
+			}
+		}
+		if end {
+			return nil
+		}
+	}
+}
+
+// next reads up to a stride: as many as the queue says it has. Nothing else takes any away, under the
+// lock; what a foreign client takes all the same is not waited for.
+func (l *look) next() (batch []amqp.Delivery, end bool, err error) {
+	const size, global = 0, false
+	const autoAck, noLocal = false, false
+	n, err := l.size()
+	if err != nil || n == 0 {
+		return nil, true, err
+	}
+	// Each stride has a consumer of its own, which stays: a cancelled one's messages would go to the
+	// end of the queue.
+	if l.strides++; l.strides == 1 {
+		l.before = n
+	}
+	tag := "look-" + strconv.Itoa(l.strides)
+	if err := l.ch.Qos(stride, size, global); err != nil {
+		return nil, false, err
+	}
+	deliveries, err := l.ch.Consume(l.queue, tag, autoAck, exclusive, noLocal, noWait, nil)
+	if err != nil {
+		return nil, false, err
+	}
+	timeout := time.NewTimer(silence)
+	defer timeout.Stop()
+	for wait := true; wait && len(batch) < min(n, stride); {
+		select {
+		case d, ok := <-deliveries:
+			if !ok {
+				return nil, false, errors.New("the connection was lost; try again")
+			}
+			batch = append(batch, d)
+		case <-timeout.C:
+			end, wait = true, false
+		}
+	}
+	l.read += len(batch)
+	return batch, end || n <= stride, nil
+}
+
+// list reads the messages behind the one with the id after, up to the bounds of a list. It reads them
+// all, because the queue's order is not that of arrival for sure: somebody else may have looked into
+// it by other means.
+func (l *look) list(after string) ([]bus.PoisonedMessage, error) {
+	var first page
+	err := l.walk(func(id string, d *amqp.Delivery) (bool, error) {
+		if id > after {
+			first.add(shown(id, d))
+		}
+		return true, nil
+	})
+	slices.SortFunc(first.messages, func(a, b bus.PoisonedMessage) int { return strings.Compare(a.ID, b.ID) })
+	return first.messages, err
+}
+
+// page keeps the messages with the lowest ids, up to the bounds of a list: a heap with the highest on
+// top.
+type page struct {
+	messages []bus.PoisonedMessage
+	bytes    int
+}
+
+func (p *page) add(m bus.PoisonedMessage) {
+	heap.Push(p, m)
+	for len(p.messages) > listMessages || p.bytes > listBytes && len(p.messages) > 1 {
+		heap.Pop(p)
+	}
+}
+
+func (p *page) Len() int           { return len(p.messages) }
+func (p *page) Less(i, j int) bool { return p.messages[i].ID > p.messages[j].ID }
+func (p *page) Swap(i, j int)      { p.messages[i], p.messages[j] = p.messages[j], p.messages[i] }
+
+func (p *page) Push(x any) {
+	m := x.(bus.PoisonedMessage)
+	p.messages = append(p.messages, m)
+	p.bytes += len(m.Message.Payload)
+}
+
+func (p *page) Pop() any {
+	last := len(p.messages) - 1
+	m := p.messages[last]
+	p.messages[last] = bus.PoisonedMessage{}
+	p.messages = p.messages[:last]
+	p.bytes -= len(m.Message.Payload)
+	return m
+}
+
+// pace is how many acks may be on their way by themselves. RabbitMQ keeps those beyond 32 back that the
+// queue has not carried out yet, and forgets them with their channel.
+const pace = 32
+
+// take removes messages from the queue: where they are the first that were read, with one ack.
+func (l *look) take(all ...*amqp.Delivery) error {
+	const alone, upTo = false, true
+	slices.SortFunc(all, func(a, b *amqp.Delivery) int { return cmp.Compare(a.DeliveryTag, b.DeliveryTag) })
+	l.read -= len(all)
+	for _, d := range all {
+		if id, ok := d.Headers[headerPoisonID].(string); ok {
+			if l.taken == nil {
+				l.taken = make(map[string]bool)
+			}
+			l.taken[id] = true
+		}
+	}
+	first := 0
+	for first < len(all) && all[first].DeliveryTag == l.through+1 {
+		l.through++
+		first++
+	}
+	if first > 0 {
+		if err := l.ch.Ack(l.through, upTo); err != nil {
+			return err
+		}
+	}
+	for i, d := range all[first:] {
+		if err := l.ch.Ack(d.DeliveryTag, alone); err != nil {
+			return err
+		}
+		if i%pace == pace-1 {
+			if _, err := l.size(); err != nil { // an answer comes after what was asked before
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// replay publishes messages to the group's own queue, or to their places among those of their keys that
+// wait behind them, over the channel by which they are then taken, and returns those that are safe there.
+func (l *look) replay(window []*amqp.Delivery) (safe []*amqp.Delivery, err error) {
+	out := make([]*outgoing, len(window))
+	for i, d := range window {
+		target, _ := d.Headers[headerQueue].(string)
+		if target == "" {
+			target = l.group
+		}
+		out[i] = &outgoing{key: target, msg: fresh(d)}
+		if p, ok := placeOf(d); ok {
+			out[i].key = heldName(l.group)
+			out[i].msg.Headers[headerTopic], _ = d.Headers[headerTopic].(string)
+			p.rev++
+			p.set(out[i].msg.Headers)
+		}
+	}
+	err = l.send(out...)
+	for i, o := range out {
+		if o.confirmed && !o.unroutable {
+			safe = append(safe, window[i])
+		}
+	}
+	return safe, err
+}
+
+// release lets the keys of messages go on without them.
+func (l *look) release(window []*amqp.Delivery) error {
+	var out []*outgoing
+	for _, d := range window {
+		if p, ok := placeOf(d); ok {
+			h := amqp.Table{headerHeldNote: noteSkip}
+			p.set(h)
+			out = append(out, &outgoing{key: heldName(l.group), msg: amqp.Publishing{
+				DeliveryMode: amqp.Persistent, MessageId: bus.NewID(), Headers: h,
+			}})
+		}
+	}
+	return l.send(out...)
+}
+
+// send publishes over the look's own channel and waits until all is confirmed.
+func (l *look) send(out ...*outgoing) (err error) {
+	if len(out) == 0 {
+		return nil
+	}
+	if l.lane == nil {
+		if l.lane, err = newLane(l.ch, l.wire); err != nil {
+			return err
+		}
+	}
+	pending, err := l.lane.send(l.ctx, l.t.publishing, out)
+	if err != nil {
+		return err
+	}
+	if len(pending) > 0 {
+		return errors.New("the connection was lost; try again")
+	}
+	for _, o := range out {
+		if o.unroutable {
+			return fmt.Errorf("queue %q is not there; subscribe the group first", o.key)
+		}
+	}
+	return nil
+}
+
+// putBack requeues what was read, and waits until the queue shows it: the next look must not miss it. Then
+// it also shows what was taken and came back.
+func (l *look) putBack() error {
+	if l.strides == 0 {
+		return nil
+	}
+	closeQuietly(l.ch) // a nack, too, would put them to the end of the queue
+	var err error
+	if l.ch, err = l.conn.Channel(); err != nil {
+		return err
+	}
+	defer closeQuietly(l.ch)
+	for try := range settleTries {
+		q, err := l.ch.QueueDeclarePassive(l.queue, durable, autoDelete, exclusive, noWait, nil)
+		if err != nil {
+			return err
+		}
+		if q.Messages >= l.read && (q.Consumers == 0 || try > settleTries/4) { // unless others consume it by other means
+			l.back = len(l.taken) > 0 && q.Messages > l.before-len(l.taken)
+			return nil
+		}
+		if err := sleep(l.ctx, settlePause); err != nil {
+			return err
+		}
+	}
+	return nil // somebody consumes from the poison queue by other means
+}
+
+// idOf is a message's id: the one that leat gave it, else one made of its content, for what the
+// broker dead-lettered by itself. Equal ones are numbered. Both begin with the time, so that the order
+// of ids is that of arrival.
+func idOf(d *amqp.Delivery, seen map[string]int) string {
+	if id, ok := d.Headers[headerPoisonID].(string); ok {
+		return id
+	}
+	at := d.Timestamp
+	for _, death := range deaths(d.Headers["x-death"]) {
+		if t, ok := death["time"].(time.Time); ok {
+			at = t
+			break
+		}
+	}
+	ms := fmt.Sprintf("%012x", max(at.UnixMilli(), 0)) // as a UUIDv7 begins
+	sum := sha256.Sum256(append([]byte(d.MessageId+"\x00"), d.Body...))
+	id := ms[:8] + "-" + ms[8:12] + "-" + hex.EncodeToString(sum[:12])
+	seen[id]++
+	if n := seen[id]; n > 1 {
+		return fmt.Sprintf("%s-%d", id, n)
+	}
+	return id
+}
+
+func shown(id string, d *amqp.Delivery) bus.PoisonedMessage {
+	msg := new(message.Message)
+	unmarshal(msg, d)
+	shown := bus.PoisonedMessage{ID: id, Message: msg, Fault: bus.FaultOf(msg.Metadata)}
+	if _, parks := placeOf(d); parks {
+		shown.Parked = bus.Unknown
+	}
+	return shown
+}
+
+// fresh is the message as it was before its first delivery, but for the bus that published it: that
+// one has settled its account of the message.
+func fresh(d *amqp.Delivery) amqp.Publishing {
+	topic, _ := d.Headers[headerTopic].(string)
+	p := copyOf(d, topic)
+	for name := range p.Headers {
+		switch {
+		case strings.HasPrefix(name, faultPrefix),
+			name == headerAttempt, name == headerCrashes, name == headerPoisonID, name == headerQueue,
+			name == bus.HeaderInstance:
+			delete(p.Headers, name)
+		}
+	}
+	return p
+}
+
+// faultPrefix is what bus.Fault's headers have in common.
+const faultPrefix = "leat_fault_"

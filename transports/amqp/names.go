@@ -1,0 +1,55 @@
+package amqp
+
+import "fmt"
+
+// maxNameBytes is what a short string of AMQP 0-9-1 holds: names, routing keys, header names and
+// most properties.
+const maxNameBytes = 255
+
+// poisonSuffix ends the name of a group's poison queue.
+const poisonSuffix = ".poison"
+
+// heldSuffix and leadSuffix end the names of an ordered group's further queues; see held.
+const (
+	heldSuffix = ".held"
+	leadSuffix = ".lead"
+)
+
+// The headers that leat puts beside a message's own on the wire, for itself. They are taken away
+// again before the message is handed out. They must not begin with x-, because a headers exchange
+// does not look at such.
+const (
+	privatePrefix = "leat-"
+
+	headerAttempt  = "leat-attempt"   // hand-overs that counted, before the next
+	headerCrashes  = "leat-crashes"   // those of them that nobody settled
+	headerTopic    = "leat-topic"     // where the message was published, once the routing key is another
+	headerPoisonID = "leat-poison-id" // a message's place in a poison queue
+	headerQueue    = "leat-queue"     // the queue that a poisoned message came from
+	headerExtra    = "leat-extra"     // headers that can't stand under their own names, as JSON
+	headerVersion  = "leat-version"   // ce_specversion where the message has it itself
+
+	headerDelayTo = "leat-delay-to" // the exchange that a delayed message goes to at its time
+	headerDelay   = "leat-delay-"   // + digit: the message passes through that delay queue
+	headerDue     = "leat-due"      // when, in microseconds since 1970
+	headerKey     = "leat-key"      // its routing key, where it goes by another meanwhile
+
+	headerHeld      = "leat-held-"      // what they begin with that tell of a held message
+	headerHeldKey   = "leat-held-key"   // its key
+	headerHeldPlace = "leat-held-place" // its place among the messages of its key
+	headerHeldRev   = "leat-held-rev"   // how often it was written anew at its place
+	headerHeldUntil = "leat-held-until" // when it may be handed out, in microseconds since 1970
+	headerHeldPrint = "leat-held-print" // a fingerprint of the message that it is a copy of
+	headerHeldNote  = "leat-held-note"  // what it is where it is no message; see held
+)
+
+// headerWatermillUUID is where a plain Watermill service keeps the message's UUID.
+const headerWatermillUUID = "_watermill_message_uuid"
+
+// checkName says whether a name fits on the wire.
+func checkName(what, name string) error {
+	if len(name) > maxNameBytes {
+		return fmt.Errorf("%s %q… has %d bytes; at most %d fit; shorten it", what, name[:32], len(name), maxNameBytes)
+	}
+	return nil
+}

@@ -1,0 +1,85 @@
+//go:build unix
+
+package amqp_test
+
+import (
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+)
+
+// Order by key holds over lost connections: what comes again comes before what has not come yet.
+func TestOrderByKeyOutlivesLostConnections(t *testing.T) {
+	b := ownBroker(t)
+	for _, queue := range []string{"quorum", "classic"} {
+		t.Run(queue, func(t *testing.T) {
+			transport := open(t, withOptions(b.url(), "queue="+queue))
+			topic := unique("order.paid.v1")
+			feed := subscribe(t, transport, bus.Subscription{
+				Group: unique("ledger"), Topics: []string{topic}, Concurrency: 16, Order: bus.OrderedByKey,
+			})
+			const keys, each = 12, 150
+			var publishers sync.WaitGroup
+			for k := range keys {
+				publishers.Go(func() {
+					for i := range each {
+						msg := newMessage(topic, fmt.Sprintf("k%02d/%04d", k, i))
+						msg.Metadata[bus.HeaderPartitionKey] = fmt.Sprint(k)
+						if err := transport.Publish(t.Context(), topic, msg); err != nil {
+							t.Errorf("publish: %v", err)
+						}
+					}
+				})
+			}
+			publishers.Wait() // so that there is a backlog to be fetched, and given back
+			var mu sync.Mutex
+			out, last := make(map[string]string), make(map[string]string)
+			handled := make(map[string]bool)
+			var workers sync.WaitGroup
+			for range 16 {
+				workers.Go(func() {
+					for {
+						d, err := feed.Next(t.Context())
+						if err != nil {
+							return
+						}
+						id := bus.MessageID(d.Message)
+						key, _, _ := strings.Cut(id, "/")
+						mu.Lock()
+						if other := out[key]; other != "" {
+							t.Errorf("%s was handed out while %s was", id, other)
+						}
+						out[key] = id
+						if !handled[id] && id < last[key] {
+							t.Errorf("%s came after %s", id, last[key])
+						}
+						handled[id], last[key] = true, max(last[key], id)
+						mu.Unlock()
+						<-time.After(15 * time.Millisecond)
+						mu.Lock()
+						out[key] = ""
+						mu.Unlock()
+						_ = d.Settler.Ack()
+					}
+				})
+			}
+			for range 3 {
+				b.ctl(t, "close_all_connections", "testing")
+			}
+			eventually(t, "all is handled", func() bool {
+				mu.Lock()
+				defer mu.Unlock()
+				return len(handled) == keys*each
+			})
+			closeAll(t, transport)
+			workers.Wait()
+			require.Len(t, handled, keys*each)
+		})
+	}
+}

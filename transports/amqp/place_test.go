@@ -1,0 +1,43 @@
+package amqp_test
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/internal/testenv"
+)
+
+// What a closing consumer has fetched and not handed out goes back to its place, where order counts.
+func TestOrderOutlivesADeploy(t *testing.T) {
+	broker := testenv.RabbitMQ(t)
+	for name, sub := range map[string]bus.Subscription{
+		"one worker":       {Concurrency: 1},
+		"ordered by key":   {Concurrency: 4, Order: bus.OrderedByKey},
+		"ordered strictly": {Concurrency: 1, Order: bus.OrderedStrictly},
+	} {
+		t.Run(name, func(t *testing.T) {
+			sub.Group, sub.Topics = unique("ledger"), []string{unique("order.paid.v1")}
+			publisher := open(t, broker)
+			subscribe(t, publisher, sub)
+			const n = 120
+			for i := range n {
+				msg := newMessage(sub.Topics[0], fmt.Sprintf("%03d", i))
+				msg.Metadata[bus.HeaderPartitionKey] = "one key"
+				require.NoError(t, publisher.Publish(t.Context(), sub.Topics[0], msg))
+			}
+			for i := 0; i < n; {
+				consumer := open(t, broker)
+				feed := subscribe(t, consumer, sub)
+				for range 20 {
+					require.Equal(t, fmt.Sprintf("%03d", i), take(t, feed))
+					i++
+				}
+				closeAll(t, consumer)
+			}
+			closeAll(t, publisher)
+		})
+	}
+}

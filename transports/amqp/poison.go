@@ -1,0 +1,288 @@
+package amqp
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/leatbus/leat/bus"
+)
+
+const (
+	// A list keeps so much in memory, for so long, for its further pages.
+	listMessages = 20_000
+	listBytes    = 64 << 20
+	listAge      = 10 * time.Second
+)
+
+// poisonLocks are this process's own locks, beside the broker's: to that one a whole connection is
+// one client.
+type poisonLocks struct {
+	mu     sync.Mutex
+	groups map[string]*poisonQueue
+}
+
+// PoisonQueue is the queue <group>.poison. Its methods read messages and put them back where they
+// were; they exclude each other, here and in other processes, by a lock on the broker. A group that
+// has no poison queue yet has an empty one. Ids are given by leat when it poisons; what the broker
+// itself dead-lettered has one made of its content.
+func (t *Transport) PoisonQueue(group string) bus.PoisonQueue {
+	t.poison.mu.Lock()
+	defer t.poison.mu.Unlock()
+	if t.poison.groups == nil {
+		t.poison.groups = make(map[string]*poisonQueue)
+	}
+	q, ok := t.poison.groups[group]
+	if !ok {
+		q = &poisonQueue{t: t, group: group, turn: make(chan struct{}, 1)}
+		t.poison.groups[group] = q
+	}
+	return q
+}
+
+type poisonQueue struct {
+	t     *Transport
+	group string
+	turn  chan struct{} // holds one while somebody looks
+
+	// What the last List read and did not return, for the next page. The one whose turn it is has it.
+	pages   []bus.PoisonedMessage
+	pagesAt time.Time
+}
+
+// List reads the whole queue, keeps its first 20,000 messages or 64 MiB, and answers further pages of
+// that from memory for ten seconds.
+func (q *poisonQueue) List(ctx context.Context, after string, limit int) ([]bus.PoisonedMessage, error) {
+	if limit < 1 {
+		return nil, nil
+	}
+	var page []bus.PoisonedMessage
+	err := q.guard(ctx, "list", func(ctx context.Context) error {
+		if page = q.nextPage(after, limit); page != nil {
+			return nil
+		}
+		return q.look(ctx, func(l *look) error {
+			all, err := l.list(after)
+			page = all[:min(limit, len(all))]
+			q.pages, q.pagesAt = all, time.Now()
+			return err
+		})
+	})
+	return page, err
+}
+
+// nextPage is the page behind a message that an earlier List has read, nil where none is known.
+func (q *poisonQueue) nextPage(after string, limit int) []bus.PoisonedMessage {
+	if after == "" || time.Since(q.pagesAt) > listAge {
+		return nil
+	}
+	i := slices.IndexFunc(q.pages, func(p bus.PoisonedMessage) bool { return p.ID == after })
+	if i < 0 || i+1 == len(q.pages) {
+		return nil
+	}
+	return q.pages[i+1 : min(i+1+limit, len(q.pages))]
+}
+
+// Get reads the queue up to the message.
+func (q *poisonQueue) Get(ctx context.Context, id string) (found bus.PoisonedMessage, err error) {
+	err = q.all(ctx, "get", []string{id}, func(_ *look, _ []string, all []*amqp.Delivery) error {
+		for _, d := range all {
+			found = shown(id, d)
+		}
+		return nil
+	})
+	return found, err
+}
+
+// replayWindow is how many messages are replayed at once.
+const replayWindow = 1000
+
+// Replay publishes messages to the group's own queue and takes them out of this one when that is
+// confirmed, a window of them at once over one channel: a process killed in the middle leaves at most
+// a window of messages in both, and none in neither.
+func (q *poisonQueue) Replay(ctx context.Context, ids ...string) (n int, err error) {
+	err = q.all(ctx, "replay", ids, func(l *look, _ []string, found []*amqp.Delivery) error {
+		for window := range slices.Chunk(found, replayWindow) {
+			safe, err := l.replay(window)
+			if err := errors.Join(err, l.take(safe...)); err != nil {
+				return err
+			}
+			n += len(safe)
+		}
+		return nil
+	})
+	return n, err
+}
+
+// Drop deletes messages, and lets what is parked behind them go on.
+func (q *poisonQueue) Drop(ctx context.Context, ids ...string) (n int, err error) {
+	err = q.all(ctx, "drop", ids, func(l *look, _ []string, found []*amqp.Delivery) error {
+		for window := range slices.Chunk(found, replayWindow) {
+			if err := l.release(window); err != nil {
+				return err
+			}
+			if err := l.take(window...); err != nil {
+				return err
+			}
+			n += len(window)
+		}
+		return nil
+	})
+	return n, err
+}
+
+// Put publishes messages to the poison queue. The place of one that is changed is its id's: it is
+// published first and the old one taken then, so that a process killed in between leaves both.
+func (q *poisonQueue) Put(ctx context.Context, msgs ...bus.PoisonedMessage) error {
+	var added []*outgoing
+	changed := make(map[string]*outgoing)
+	for _, m := range msgs {
+		o, err := q.outgoing(m)
+		switch {
+		case err != nil:
+			return fmt.Errorf("amqp: poison queue of group %q: write: %w", q.group, err)
+		case m.ID == "":
+			added = append(added, o)
+		default:
+			changed[m.ID] = o
+		}
+	}
+	err := q.all(ctx, "write", slices.Sorted(maps.Keys(changed)), func(l *look, ids []string, found []*amqp.Delivery) error {
+		for i, d := range found {
+			o := changed[ids[i]]
+			o.msg.Headers[headerQueue], o.msg.Timestamp = d.Headers[headerQueue], d.Timestamp
+			if p, ok := placeOf(d); ok {
+				p.set(o.msg.Headers)
+			}
+			if err := l.send(o); err != nil {
+				return err
+			}
+			if err := l.take(d); err != nil {
+				return err
+			}
+		}
+		l.taken = nil // the new ones have the ids of the old
+		return nil
+	})
+	if len(added) == 0 || err != nil && !errors.Is(err, bus.ErrNotFound) {
+		return err
+	}
+	return errors.Join(err, q.guard(ctx, "write", func(ctx context.Context) error {
+		q.pages = nil
+		if err := q.t.publisher.send(ctx, added); err != nil {
+			return err
+		}
+		for _, o := range added {
+			if o.unroutable {
+				return fmt.Errorf("queue %q is not there; start the group's service once, which makes it", o.key)
+			}
+		}
+		return nil
+	}))
+}
+
+// outgoing is a poisoned message on its way to the poison queue.
+func (q *poisonQueue) outgoing(m bus.PoisonedMessage) (*outgoing, error) {
+	if err := bus.ValidateTopic(m.Topic()); err != nil {
+		return nil, fmt.Errorf("message %s: %w", bus.MessageID(m.Message), err)
+	}
+	p, err := marshal(m.Message, m.Topic(), &q.t.cfg)
+	if err != nil {
+		return nil, err
+	}
+	p.Headers[headerTopic] = m.Topic()
+	p.Headers[headerPoisonID] = cmp.Or(m.ID, bus.NewID())
+	if first := bus.FaultOf(m.Message.Metadata).FirstAt; !first.IsZero() {
+		p.Timestamp = first
+	}
+	return &outgoing{key: poisonName(q.group), msg: p}, nil
+}
+
+// Len is exact unless another process looks into the queue right now, for which it waits.
+func (q *poisonQueue) Len(ctx context.Context) (n int, err error) {
+	err = q.guard(ctx, "count", func(ctx context.Context) error {
+		return q.look(ctx, func(l *look) error {
+			n, err = l.size()
+			return err
+		})
+	})
+	return n, err
+}
+
+// all calls do with the messages of these ids that are there, in the order of their arrival. The error
+// tells of those that are not.
+func (q *poisonQueue) all(ctx context.Context, what string, ids []string, do func(l *look, ids []string, found []*amqp.Delivery) error) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	wanted := make(map[string]bool, len(ids))
+	for _, id := range ids {
+		wanted[id] = true
+	}
+	return q.guard(ctx, what, func(ctx context.Context) error {
+		q.pages = nil
+		err := q.look(ctx, func(l *look) error {
+			found := make(map[string]*amqp.Delivery, len(ids))
+			err := l.walk(func(id string, d *amqp.Delivery) (bool, error) {
+				if wanted[id] {
+					found[id] = d
+					delete(wanted, id)
+				}
+				return len(wanted) > 0, nil
+			})
+			if err != nil {
+				return err
+			}
+			there := slices.Sorted(maps.Keys(found))
+			inOrder := make([]*amqp.Delivery, len(there))
+			for i, id := range there {
+				inOrder[i] = found[id]
+			}
+			return do(l, there, inOrder)
+		})
+		if err == nil && len(wanted) > 0 {
+			err = missing(ids, wanted)
+		}
+		return err
+	})
+}
+
+func missing(ids []string, wanted map[string]bool) error {
+	for _, id := range ids {
+		if wanted[id] {
+			return fmt.Errorf("message %q and %d more: %w", id, len(wanted)-1, bus.ErrNotFound)
+		}
+	}
+	return nil
+}
+
+// guard waits for the turn.
+func (q *poisonQueue) guard(ctx context.Context, what string, do func(context.Context) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := checkName("queue", q.group+lockSuffix); err != nil {
+		return fmt.Errorf("amqp: %w", err)
+	}
+	if !q.t.enter() {
+		return bus.ErrClosed
+	}
+	defer q.t.active.Add(-1)
+	select {
+	case q.turn <- struct{}{}:
+		defer func() { <-q.turn }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if err := do(ctx); err != nil {
+		return fmt.Errorf("amqp: poison queue of group %q: %s: %w", q.group, what, err)
+	}
+	return nil
+}

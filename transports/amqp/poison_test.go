@@ -1,0 +1,210 @@
+package amqp_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	rabbit "github.com/rabbitmq/amqp091-go"
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/internal/testenv"
+)
+
+func TestAPoisonQueueOfTenThousand(t *testing.T) {
+	broker := testenv.RabbitMQ(t)
+	transport, other := open(t, broker), open(t, broker)
+	group, topic := unique("ledger"), unique("order.paid.v1")
+	const n = 10_000
+	feed := subscribe(t, transport, bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+	fillPoison(t, transport, feed, topic, n)
+
+	poison := other.PoisonQueue(group)
+	began := time.Now()
+	var ids []string
+	for after := ""; ; after = ids[len(ids)-1] {
+		page, err := poison.List(t.Context(), after, 100)
+		require.NoError(t, err)
+		if len(page) == 0 {
+			break
+		}
+		for _, p := range page {
+			require.Equal(t, fmt.Sprintf("m-%05d", len(ids)), bus.MessageID(p.Message))
+			ids = append(ids, p.ID)
+		}
+	}
+	require.Len(t, ids, n)
+	t.Logf("listed %d in pages of 100 in %s", n, time.Since(began))
+	require.Less(t, time.Since(began), 10*time.Second)
+
+	began = time.Now()
+	_, err := poison.Get(t.Context(), ids[n-1])
+	require.NoError(t, err)
+	t.Logf("got the last in %s", time.Since(began))
+
+	began = time.Now()
+	moved, err := poison.Replay(t.Context(), ids[:500]...)
+	require.NoError(t, err)
+	require.Equal(t, 500, moved)
+	t.Logf("replayed 500 in %s", time.Since(began))
+	for i := range 500 {
+		require.Equal(t, fmt.Sprintf("m-%05d", i), take(t, feed))
+	}
+
+	began = time.Now()
+	dropped, err := poison.Drop(t.Context(), ids[500:n-10]...)
+	require.NoError(t, err)
+	require.Equal(t, n-510, dropped)
+	t.Logf("dropped %d in %s", dropped, time.Since(began))
+	left, err := transport.PoisonQueue(group).Len(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, 10, left)
+	closeAll(t, transport, other)
+}
+
+func TestPoisonQueuesOfManyProcessesDoNotDisturbEachOther(t *testing.T) {
+	broker := testenv.RabbitMQ(t)
+	transport := open(t, broker)
+	group, topic := unique("ledger"), unique("order.paid.v1")
+	feed := subscribe(t, transport, bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+	const n = 200
+	fillPoison(t, transport, feed, topic, n)
+	var wg sync.WaitGroup
+	for range 3 {
+		other := open(t, broker)
+		wg.Go(func() {
+			for range 5 {
+				list, err := other.PoisonQueue(group).List(t.Context(), "", n)
+				if err != nil || len(list) != n || bus.MessageID(list[0].Message) != "m-00000" {
+					t.Errorf("listed %d of %d: %v", len(list), n, err)
+				}
+			}
+			closeAll(t, other)
+		})
+	}
+	wg.Wait()
+	closeAll(t, transport)
+}
+
+func TestThePoisonQueueOfAnUnknownGroupIsEmpty(t *testing.T) {
+	transport := open(t, testenv.RabbitMQ(t))
+	poison := transport.PoisonQueue(unique("nobody"))
+	n, err := poison.Len(t.Context())
+	require.NoError(t, err)
+	require.Zero(t, n)
+	list, err := poison.List(t.Context(), "", 10)
+	require.NoError(t, err)
+	require.Empty(t, list)
+	_, err = poison.Get(t.Context(), "x")
+	require.ErrorIs(t, err, bus.ErrNotFound)
+	closeAll(t, transport)
+}
+
+// fillPoison poisons n messages, m-00000 and so on.
+func fillPoison(t *testing.T, transport bus.Transport, feed bus.Feed, topic string, n int) {
+	t.Helper()
+	msgs := make([]*message.Message, n)
+	for i := range msgs {
+		msgs[i] = newMessage(topic, fmt.Sprintf("m-%05d", i))
+	}
+	require.NoError(t, transport.Publish(t.Context(), topic, msgs...))
+	for range n {
+		d := next(t, feed)
+		require.NoError(t, d.Settler.Poison(t.Context(), bus.NewFault(d, context.Canceled)))
+	}
+}
+
+// A foreign producer may fill a frame with headers. The fault has room beside them, its stack has not
+// and stays out: with it the broker would close the connection, again and again.
+func TestTheStackDoesNotBurstAFrame(t *testing.T) {
+	broker := testenv.RabbitMQ(t)
+	transport := open(t, broker)
+	group, topic := unique("ledger"), unique("order.paid.v1")
+	feed := subscribe(t, transport, bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+	large := strings.Repeat("x", 124<<10)
+	withBroker(t, broker, func(ch *rabbit.Channel) {
+		require.NoError(t, ch.Publish("", group, false, false, rabbit.Publishing{MessageId: "m-1", Headers: rabbit.Table{"large": large}, Body: []byte("{}")}))
+	})
+	publish(t, transport, topic, "m-2")
+	for range 2 {
+		d := next(t, feed)
+		fault := bus.NewFault(d, errors.New("broken"))
+		fault.Stack = strings.Repeat("y", 4<<10)
+		require.NoError(t, d.Settler.Poison(t.Context(), fault))
+	}
+	list, err := transport.PoisonQueue(group).List(t.Context(), "", 10)
+	require.NoError(t, err)
+	require.Len(t, list, 2)
+	require.Equal(t, large, list[0].Message.Metadata["large"])
+	require.Equal(t, "broken", list[0].Fault.Text)
+	require.Empty(t, list[0].Fault.Stack)
+	require.Len(t, list[1].Fault.Stack, 4<<10)
+	closeAll(t, transport)
+}
+
+// The time of the first failure goes with a message through the delay queues.
+func TestTheFirstFailureOutlivesALongDelay(t *testing.T) {
+	transport := open(t, testenv.RabbitMQ(t))
+	group, topic := unique("ledger"), unique("order.paid.v1")
+	feed := subscribe(t, transport, bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+	publish(t, transport, topic, "m-1")
+	d := next(t, feed)
+	since := time.Now().Add(-time.Hour)
+	d.FailedSince = since
+	require.NoError(t, d.Settler.Redeliver(3*time.Second))
+	d = next(t, feed)
+	require.Equal(t, 2, d.Attempt)
+	require.True(t, since.Equal(d.FailedSince))
+	require.NotContains(t, d.Message.Metadata, bus.HeaderFaultFailedAt)
+	ack(t, d)
+	closeAll(t, transport)
+}
+
+// TestWhatIsTakenOutOfAPoisonQueueStaysOut takes many from between others: a quorum queue forgets acks that
+// wait for the disk when their channel is closed.
+func TestWhatIsTakenOutOfAPoisonQueueStaysOut(t *testing.T) {
+	transport := open(t, testenv.RabbitMQ(t))
+	group, topic := unique("ledger"), unique("order.paid.v1")
+	feed := subscribe(t, transport, bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+	const n = 600
+	msgs := make([]bus.PoisonedMessage, n)
+	for i := range msgs {
+		msgs[i].Message = message.NewMessage(fmt.Sprintf("m-%05d", i), nil)
+		bus.Fault{Topic: topic, Group: group}.Set(msgs[i].Message.Metadata)
+	}
+	poison := transport.PoisonQueue(group)
+	require.NoError(t, poison.Put(t.Context(), msgs...))
+	list, err := poison.List(t.Context(), "", n)
+	require.NoError(t, err)
+	var odd, even []string
+	for i, m := range list {
+		if i%2 == 0 {
+			even = append(even, m.ID)
+		} else {
+			odd = append(odd, m.ID)
+		}
+	}
+	done, err := poison.Drop(t.Context(), odd...)
+	require.NoError(t, err)
+	require.Len(t, odd, done)
+	left, err := poison.List(t.Context(), "", n)
+	require.NoError(t, err)
+	require.Len(t, left, len(even))
+
+	done, err = poison.Replay(t.Context(), even[100:]...)
+	require.NoError(t, err)
+	require.Equal(t, len(even)-100, done)
+	left, err = poison.List(t.Context(), "", n)
+	require.NoError(t, err)
+	require.Len(t, left, 100)
+	for i := range len(even) - 100 {
+		require.Equal(t, fmt.Sprintf("m-%05d", 200+2*i), take(t, feed))
+	}
+	closeAll(t, transport)
+}

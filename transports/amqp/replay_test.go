@@ -1,0 +1,153 @@
+package amqp_test
+
+import (
+	"bufio"
+	"context"
+	"log/slog"
+	"os"
+	"os/exec"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	rabbit "github.com/rabbitmq/amqp091-go"
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/internal/testenv"
+	"github.com/leatbus/leat/middleware"
+	"github.com/leatbus/leat/transports/amqp"
+)
+
+// killsVariable is how often TestAReplayIsKilled kills.
+const killsVariable = "LEAT_TEST_KILLS"
+
+// TestMainOfTheProcessThatReplays replays a whole poison queue, until it is killed.
+func TestMainOfTheProcessThatReplays(t *testing.T) {
+	group := os.Getenv("LEAT_TEST_REPLAY_GROUP")
+	if group == "" {
+		t.Skip("this is the other process of TestAReplayIsKilled")
+	}
+	transport, err := openURL(t.Context(), os.Getenv("LEAT_TEST_REPLAY_URL"))
+	require.NoError(t, err)
+	ids := poisoned(t, transport, group)
+	_, _ = os.Stdout.WriteString("\nreplaying\n")
+	_, err = transport.PoisonQueue(group).Replay(t.Context(), ids...)
+	require.NoError(t, err)
+	closeAll(t, transport)
+}
+
+// An operator's process that is killed in the middle of a replay leaves no message in neither place, and
+// at most a window of them in both. Those are handled once, where dedup is on.
+func TestAReplayIsKilled(t *testing.T) {
+	broker := testenv.RabbitMQ(t)
+	kills := 3
+	if n, err := strconv.Atoi(os.Getenv(killsVariable)); err == nil {
+		kills = n
+	}
+	for _, queue := range []string{"quorum", "classic"} {
+		t.Run(queue, func(t *testing.T) {
+			raw := withOptions(broker, "queue="+queue)
+			transport := open(t, raw)
+			service, topic := unique("shop"), unique("order.paid.v1")
+			group := service + ".ledger"
+			feed := subscribe(t, transport, bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+			n := 400 * kills
+			fillPoison(t, transport, feed, topic, n)
+			require.NoError(t, feed.Close(t.Context()))
+
+			for kill := 1; kill <= kills; kill++ {
+				killReplay(t, raw, group, kill*n/(kills+1))
+				eventually(t, "what was under way is in one place or the other, or both", func() bool {
+					both := depth(t, raw, group) + depth(t, raw, group+".poison") - n
+					return both >= 0 && both <= kill*amqp.ReplayWindow
+				})
+			}
+			handled, stats := handleAll(t, raw, service, topic, n)
+			require.Len(t, handled, n, "nothing is lost")
+			for id, times := range handled {
+				require.Equal(t, 1, times, "message %s", id)
+			}
+			require.LessOrEqual(t, int(stats.Duplicates), kills*amqp.ReplayWindow)
+			t.Logf("%d messages, %d kills, %d were in both places", n, kills, stats.Duplicates)
+			closeAll(t, transport)
+		})
+	}
+}
+
+// killReplay starts a replay, and kills it when so many messages are in the group's queue.
+func killReplay(t *testing.T, raw, group string, when int) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestMainOfTheProcessThatReplays$")
+	cmd.Env = append(os.Environ(), "LEAT_TEST_REPLAY_GROUP="+group, "LEAT_TEST_REPLAY_URL="+raw)
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	lines := bufio.NewScanner(out)
+	for lines.Scan() && lines.Text() != "replaying" {
+		require.NotContains(t, lines.Text(), "FAIL")
+	}
+	withBroker(t, raw, func(ch *rabbit.Channel) { // asked without a pause: a replay is over soon
+		began := time.Now()
+		for n := 0; n < when; {
+			require.Less(t, time.Since(began), patience, "some of it should be replayed")
+			q, err := ch.QueueDeclarePassive(group, true, false, false, false, nil)
+			require.NoError(t, err)
+			n = q.Messages
+		}
+		require.NoError(t, cmd.Process.Kill())
+	})
+	_ = cmd.Wait() // killed
+}
+
+// handleAll handles what is in the group's queue, with dedup, then replays the rest and handles that.
+func handleAll(t *testing.T, raw, service, topic string, n int) (handled map[string]int, stats bus.GroupStats) {
+	t.Helper()
+	transport := open(t, raw)
+	b, err := bus.New(transport, bus.Config{Service: service, Stack: middleware.Standard(middleware.Config{}), Logger: slog.New(slog.DiscardHandler)})
+	require.NoError(t, err)
+	var mu sync.Mutex
+	handled = make(map[string]int)
+	require.NoError(t, b.Handle(bus.Handler{
+		Name: "ledger", Topics: []string{topic}, Concurrency: 8,
+		Bind: func(bus.Encoder) message.HandlerFunc {
+			return func(msg *message.Message) ([]*message.Message, error) {
+				mu.Lock()
+				defer mu.Unlock()
+				handled[bus.MessageID(msg)]++
+				return nil, nil
+			}
+		},
+	}))
+	ran := make(chan error, 1)
+	ctx, stop := context.WithCancel(t.Context())
+	go func() { ran <- b.Run(ctx) }()
+	<-b.Running()
+	rest := poisoned(t, transport, service+".ledger")
+	moved, err := transport.PoisonQueue(service+".ledger").Replay(t.Context(), rest...)
+	require.NoError(t, err)
+	require.Equal(t, len(rest), moved)
+	eventually(t, "everything is handled", func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(handled) >= n && depth(t, raw, service+".ledger") == 0
+	})
+	stop()
+	require.NoError(t, <-ran)
+	stats = b.Stats().Groups["ledger"]
+	require.NoError(t, b.Close(context.Background()))
+	return handled, stats
+}
+
+// poisoned are the ids of everything in a poison queue.
+func poisoned(t *testing.T, transport bus.Transport, group string) (ids []string) {
+	t.Helper()
+	list, err := transport.PoisonQueue(group).List(t.Context(), "", 100_000)
+	require.NoError(t, err)
+	for _, p := range list {
+		ids = append(ids, p.ID)
+	}
+	return ids
+}

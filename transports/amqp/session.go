@@ -1,0 +1,322 @@
+package amqp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/leatbus/leat/bus"
+)
+
+const (
+	// soundSession is how long a session lasts that did not fail at once.
+	soundSession = 2 * time.Second
+	// assertInterval is how often bindings are made again that somebody may have taken away: a
+	// deleted exchange takes them along, and tells no consumer.
+	assertInterval = 30 * time.Second
+	// suspicion is how many times a message may be lost in a crash before it is handled alone.
+	suspicion = 2
+)
+
+// session is one channel of a feed, from one loss of the connection to the next.
+type session struct {
+	feed *feed
+	ch   *amqp.Channel
+	acks *acks
+
+	gone      chan *amqp.Error // the channel was closed
+	cancelled chan string      // the broker cancelled a consumer
+	over      atomic.Bool
+	pumps     sync.WaitGroup
+	consumers int // made so far, for their tags
+	tags      []string
+
+	// A message that crashes its process crashes the next as well, and the broker counts a delivery
+	// for every message that was fetched with it. So a session begins by fetching one message, and
+	// more as soon as it sees one that has not been in two crashes: then a bad one is alone when it
+	// crashes, and the count of the others stays true.
+	careful atomic.Bool
+	wide    chan struct{} // may fetch more
+	begun   bool          // a message has come; guarded by the feed's mu
+	held    *held         // in an ordered group
+	lost    chan error    // what an ordered group needs beside the channel is gone
+	idle    chan struct{} // closed when nothing is out, after the feed was closed
+	settled func()
+}
+
+// run consumes until the feed is closed, over as many sessions as it takes.
+func (f *feed) run() {
+	defer f.release()
+	var pause backoff
+	for again := false; f.intake.Err() == nil; again = true {
+		began := time.Now()
+		s, err := f.connect()
+		if err == nil {
+			if again {
+				f.t.registry.announce(f.sub) // it was forgotten if the queue was gone for a while
+			}
+			err = s.serve()
+			f.purge(s)
+		}
+		if time.Since(began) > soundSession {
+			pause.reset()
+		}
+		if f.intake.Err() != nil {
+			return
+		}
+		f.t.cfg.Logger.Warn("leat: amqp: consuming is interrupted", "group", f.sub.Group, "err", err)
+		pause.wait(f.intake)
+	}
+}
+
+// connect opens a channel, makes what is missing and begins to consume.
+func (f *feed) connect() (*session, error) {
+	conn, wire, err := f.link().connection(f.intake)
+	if err != nil {
+		return nil, err
+	}
+	ch, err := conn.Channel()
+	if err != nil {
+		return nil, err
+	}
+	s := &session{feed: f, ch: ch, wide: make(chan struct{}, 1), lost: make(chan error, 1), idle: make(chan struct{})}
+	s.settled = sync.OnceFunc(func() { close(s.idle) })
+	s.gone = ch.NotifyClose(make(chan *amqp.Error, 1))
+	s.cancelled = ch.NotifyCancel(make(chan string, len(f.queues)+1))
+	s.acks = newAcks(ch, 1)
+	s.careful.Store(f.sub.Order == bus.Unordered && f.prefetch > 1)
+
+	f.mu.Lock()
+	f.session = s
+	f.mu.Unlock()
+	switch err = f.t.topology.subscribe(ch, f.sub); {
+	case err != nil:
+	case f.sub.Order != bus.Unordered:
+		err = openHeld(s, conn, wire)
+	default:
+		err = s.consume(s.firstPrefetch())
+	}
+	if err != nil {
+		s.close()
+		f.purge(s)
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *session) firstPrefetch() int {
+	if s.careful.Load() {
+		return 1
+	}
+	return s.feed.prefetch
+}
+
+// consume begins to fetch so many messages ahead from each queue.
+func (s *session) consume(prefetch int) error {
+	const size, global = 0, false
+	const autoAck, noLocal = false, false
+	if err := s.ch.Qos(prefetch, size, global); err != nil {
+		return err
+	}
+	s.acks.setBatch(max(prefetch/prefetchPerWorker, 1))
+	for _, queue := range s.feed.queues {
+		s.consumers++
+		tag := s.feed.sub.Group + "-" + strconv.Itoa(s.consumers)
+		deliveries, err := s.ch.Consume(queue, tag, autoAck, exclusive, noLocal, noWait, nil)
+		if err != nil {
+			return err
+		}
+		s.tags = append(s.tags, tag)
+		s.pumps.Go(func() {
+			// The range ends when the broker cancels the consumer or the channel is gone; it
+			// never yields a message that nobody sent.
+			for d := range deliveries {
+				s.feed.arrive(s, queue, &d)
+			}
+		})
+	}
+	return nil
+}
+
+// judge decides after the first message whether more can be fetched at once. Not in an ordered group:
+// a quorum queue keeps the order of what it takes back only while its consumers always fetch the same
+// number.
+func (s *session) judge(it *item) {
+	if !it.suspect() && s.careful.CompareAndSwap(true, false) {
+		s.acks.hold()
+		s.wide <- struct{}{}
+	}
+}
+
+func (s *session) isOver() bool { return s.over.Load() }
+
+// serve returns when the channel is gone or the feed was closed and nothing is out.
+func (s *session) serve() error {
+	defer s.close()
+	assert := time.NewTicker(assertInterval)
+	defer assert.Stop()
+	for {
+		select {
+		case err := <-s.gone:
+			return channelLost(err)
+		case tag := <-s.cancelled:
+			return fmt.Errorf("the broker cancelled the consumer %s: its queue was deleted or lost its leader", tag)
+		case err := <-s.lost:
+			return err
+		case <-s.wide:
+			if err := s.refocus(s.feed.prefetch); err != nil {
+				return err
+			}
+		case <-assert.C:
+			if err := s.feed.t.topology.subscribe(s.ch, s.feed.sub); err != nil {
+				return err
+			}
+		case <-s.feed.intake.Done():
+			return s.drain()
+		}
+	}
+}
+
+// refocus replaces the consumers by ones that fetch more. Acks are held meanwhile.
+func (s *session) refocus(prefetch int) error {
+	defer s.acks.goOn()
+	if err := s.cancel(); err != nil {
+		return err
+	}
+	return s.consume(prefetch)
+}
+
+// settle returns when everything has arrived that the queues sent so far: they answer behind it.
+func (s *session) settle() error {
+	for _, queue := range s.feed.queues {
+		if _, err := s.ch.QueueDeclarePassive(queue, durable, autoDelete, exclusive, noWait, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *session) cancel() error {
+	for _, tag := range s.tags {
+		if err := s.ch.Cancel(tag, noWait); err != nil {
+			return err
+		}
+	}
+	s.tags = nil
+	return nil
+}
+
+// drain is the end of a session whose feed was closed: it gives back what was not handed out, and
+// stays until the rest is settled.
+//
+// What is not settled when the channel is closed goes back to its place in a quorum queue; what is
+// nacked, or had its consumer cancelled, to the end. So where the place matters, the consumer stays
+// until everything that is out is settled; nor can the next one take over before.
+func (s *session) drain() error {
+	defer s.feed.release()
+	if s.feed.keepsPlace() {
+		s.feed.t.active.Add(1) // Close waits for the farewell too
+		defer s.feed.t.active.Add(-1)
+		s.feed.giveBack()
+		s.feed.release()
+		err := s.awaitIdle()
+		if err == nil && s.held != nil {
+			s.held.farewell()
+		}
+		return err
+	}
+	s.acks.hold()
+	if err := s.settle(); err != nil {
+		return err
+	}
+	if err := s.cancel(); err != nil {
+		return err
+	}
+	s.pumps.Wait()
+	s.acks.goOn()
+	s.feed.giveBack()
+	s.feed.release()
+	return s.awaitIdle()
+}
+
+func (s *session) awaitIdle() error {
+	f := s.feed
+	f.mu.Lock()
+	if f.out == 0 {
+		s.settled()
+	}
+	f.mu.Unlock()
+	select {
+	case <-s.idle:
+		return nil
+	case err := <-s.gone:
+		return channelLost(err)
+	case <-f.life.Done():
+		return context.Cause(f.life)
+	}
+}
+
+func channelLost(reason *amqp.Error) error {
+	if reason == nil {
+		return errors.New("the connection was lost")
+	}
+	return fmt.Errorf("the broker closed the channel: %w", reason)
+}
+
+// close ends the channel. What was not acked goes back to its queue.
+func (s *session) close() {
+	s.over.Store(true)
+	s.acks.end()
+	closeQuietly(s.ch)
+	if s.held != nil {
+		s.held.end() // after it: what this process took from the group's queue is back when another leads
+	}
+	s.pumps.Wait()
+}
+
+// keepsPlace reports whether the order of the queue is to be kept when a consumer ends: where order is
+// asked for, or there is one worker.
+func (f *feed) keepsPlace() bool { return f.sub.Order != bus.Unordered || f.sub.Concurrency == 1 }
+
+// giveBack returns what was never handed out. The broker would count each as delivered, which it
+// was not; so it is published again, at the end of the queue. Where place matters more than the
+// count, it is left to the end of the channel.
+func (f *feed) giveBack() {
+	f.mu.Lock()
+	moves := make(map[*item]time.Duration)
+	for it, h := range f.held {
+		h.timer.Stop()
+		if f.sub.Order == bus.Unordered {
+			moves[it] = time.Until(h.due)
+		}
+	}
+	clear(f.held)
+	for _, it := range f.ready {
+		if !f.keepsPlace() {
+			moves[it] = 0
+		}
+	}
+	f.ready = nil
+	clear(f.lanes)
+	f.behind = 0
+	for range moves {
+		f.takeOut()
+	}
+	f.mu.Unlock()
+
+	var all sync.WaitGroup
+	for it, after := range moves {
+		all.Add(1)
+		f.t.background(func(ctx context.Context) {
+			defer all.Done()
+			f.move(ctx, it, it.attempts, after)
+		})
+	}
+	all.Wait()
+}

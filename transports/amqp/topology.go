@@ -1,0 +1,229 @@
+package amqp
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/leatbus/leat/bus"
+)
+
+// manyDeliveries is the x-delivery-limit of group and poison queues. RabbitMQ 4 drops a message
+// after 20 deliveries by default; leat counts for itself. It is a number and not -1 (no limit),
+// because the same arguments must do on every version: a queue can't change them.
+const manyDeliveries = int64(1 << 30)
+
+// topology knows the names on the broker, and declares what is missing. What was declared is
+// remembered, so that it can be made again where it was deleted.
+type topology struct {
+	cfg    *Config
+	ladder ladder
+
+	mu        sync.Mutex
+	exchanges map[string]bool // fanout exchanges of topology=watermill that were published to
+	groups    map[string]bus.Subscription
+}
+
+func newTopology(cfg *Config) *topology {
+	t := &topology{cfg: cfg, ladder: ladder{cfg.QueueType}, groups: make(map[string]bus.Subscription)}
+	t.exchanges = make(map[string]bool)
+	return t
+}
+
+func (t *topology) watermill() bool { return t.cfg.Topology == TopologyWatermill }
+
+// address is where a topic's messages are published.
+func (t *topology) address(topic string) (exchange, key string) {
+	if t.watermill() {
+		return topic, ""
+	}
+	return t.cfg.ExchangeName, topic
+}
+
+// queues are the queues of a group: one, or with topology=watermill one for each topic.
+func (t *topology) queues(s bus.Subscription) []string {
+	if !t.watermill() {
+		return []string{s.Group}
+	}
+	var names []string
+	for _, topic := range s.Known {
+		names = append(names, topic+"_"+s.Group)
+	}
+	return names
+}
+
+func poisonName(group string) string { return group + poisonSuffix }
+func heldName(group string) string   { return group + heldSuffix }
+func leadName(group string) string   { return group + leadSuffix }
+
+// own are the queues of a group that only leat publishes to.
+func (t *topology) own(s bus.Subscription) []string {
+	names := []string{poisonName(s.Group)}
+	if s.Order != bus.Unordered {
+		names = append(names, heldName(s.Group), leadName(s.Group))
+	}
+	return names
+}
+
+// check says whether the subscription's names fit on the wire.
+func (t *topology) check(s bus.Subscription) error {
+	for _, name := range append(t.queues(s), t.own(s)...) {
+		if err := checkName("queue", name); err != nil {
+			return err
+		}
+		if strings.HasPrefix(name, "amq.") {
+			return fmt.Errorf("queue %q: names that begin with amq. belong to the broker; choose another", name)
+		}
+	}
+	return nil
+}
+
+// declareAll makes everything that this transport needs. It runs at start, and again over every new
+// channel for publishing, because a missing exchange is what may have closed the last one.
+func (t *topology) declareAll(ctx context.Context, ch *amqp.Channel) error {
+	d := t.declarer(ch)
+	if !t.watermill() {
+		d.exchange(t.cfg.ExchangeName, amqp.ExchangeTopic, nil)
+	}
+	if err := t.ladder.declare(ctx, d); err != nil {
+		return err
+	}
+	topics, groups := t.remembered()
+	for _, topic := range topics {
+		t.declareTopic(d, topic)
+	}
+	for _, s := range groups {
+		t.declareGroup(d, s)
+	}
+	return d.err
+}
+
+// remembered is what was declared so far. No lock is held while the broker is asked.
+func (t *topology) remembered() (topics []string, groups []bus.Subscription) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.Collect(maps.Keys(t.exchanges)), slices.Collect(maps.Values(t.groups))
+}
+
+func (t *topology) declarer(ch *amqp.Channel) *declarer {
+	return &declarer{ch: ch, passive: t.cfg.Declare == DeclareNothing}
+}
+
+// declareTopic makes the fanout exchange of a topic.
+func (t *topology) declareTopic(d *declarer, topic string) {
+	d.exchange(topic, amqp.ExchangeFanout, nil)
+}
+
+// subscribe makes a group's queues and remembers them.
+func (t *topology) subscribe(ch *amqp.Channel, s bus.Subscription) error {
+	d := t.declarer(ch)
+	t.declareGroup(d, s)
+	if d.err != nil {
+		return d.err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.groups[s.Group] = s
+	return nil
+}
+
+func (t *topology) declareGroup(d *declarer, s bus.Subscription) {
+	d.queue(poisonName(s.Group), t.plainArgs())
+	if s.Order != bus.Unordered {
+		d.queue(heldName(s.Group), t.plainArgs())
+		lead := t.plainArgs()
+		lead["x-single-active-consumer"] = true
+		d.queue(leadName(s.Group), lead)
+	}
+	for _, queue := range t.queues(s) {
+		d.queue(queue, t.queueArgs(s))
+	}
+	if t.watermill() {
+		for i, topic := range s.Known {
+			t.declareTopic(d, topic)
+			d.bind(t.queues(s)[i], "", topic, nil)
+		}
+		return
+	}
+	for _, topic := range s.Topics {
+		d.bind(s.Group, bindingKey(topic), t.cfg.ExchangeName, nil)
+	}
+}
+
+// bindingKey is a leat pattern as the topic exchange's: # stands for any number of words there, and
+// so > is * and # together, one word or more.
+func bindingKey(pattern string) string {
+	if pattern == ">" {
+		return "#" // topics have at least one word
+	}
+	if head, ok := strings.CutSuffix(pattern, ".>"); ok {
+		return head + ".*.#"
+	}
+	return pattern
+}
+
+func (t *topology) queueArgs(s bus.Subscription) amqp.Table {
+	if t.watermill() {
+		return nil // a queue of the same name that a plain Watermill service declares has none
+	}
+	args := t.plainArgs()
+	// What the broker itself throws out, by a policy with a limit or a time to live, is not lost.
+	args["x-dead-letter-exchange"] = ""
+	args["x-dead-letter-routing-key"] = poisonName(s.Group)
+	if s.Order != bus.Unordered {
+		args["x-single-active-consumer"] = true
+	}
+	return args
+}
+
+// plainArgs are those of every queue that leat has to itself. Classic is said too: a virtual host may
+// have another default.
+func (t *topology) plainArgs() amqp.Table {
+	args := amqp.Table{"x-queue-type": string(t.cfg.QueueType)}
+	if t.cfg.QueueType == Quorum {
+		args["x-delivery-limit"] = manyDeliveries
+	}
+	return args
+}
+
+// publishTo makes sure that a topic's exchange is there, where topics have their own.
+func (t *topology) publishTo(topic string, declare func(func(*amqp.Channel) error) error) error {
+	if !t.watermill() {
+		return nil
+	}
+	t.mu.Lock()
+	known := t.exchanges[topic]
+	t.mu.Unlock()
+	if known {
+		return nil
+	}
+	err := declare(func(ch *amqp.Channel) error {
+		d := t.declarer(ch)
+		t.declareTopic(d, topic)
+		return d.err
+	})
+	if err != nil {
+		return err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.exchanges[topic] = true
+	return nil
+}
+
+// adopt refuses a subscription that disagrees with one of the same group in this process.
+func (t *topology) adopt(s bus.Subscription) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	other, ok := t.groups[s.Group]
+	if !ok || other.Order == s.Order && slices.Equal(other.Topics, s.Topics) {
+		return nil
+	}
+	return fmt.Errorf("group %q is subscribed to %v (%s) already, and now to %v (%s); consumers of one group must agree, "+
+		"so give one of them another name", s.Group, other.Topics, other.Order, s.Topics, s.Order)
+}

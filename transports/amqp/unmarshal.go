@@ -1,0 +1,184 @@
+package amqp
+
+import (
+	"encoding/json"
+	"strings"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/leatbus/leat/bus"
+)
+
+// unmarshal reads a message from any producer into msg. It never fails: a header of any type is text
+// in the end, and what is missing is missing.
+func unmarshal(msg *message.Message, d *amqp.Delivery) {
+	h := make(message.Metadata, len(d.Headers)+1)
+	for name, field := range d.Headers {
+		if name := headerName(name, field); name != "" {
+			h[name] = fieldText(field)
+		}
+	}
+	if d.ContentType != "" {
+		h[bus.HeaderContentType] = d.ContentType
+	}
+	if d.CorrelationId != "" && h[bus.HeaderCorrelationID] == "" {
+		h[bus.HeaderCorrelationID] = d.CorrelationId
+	}
+	if version, ok := d.Headers[headerVersion]; ok {
+		h[bus.HeaderSpecVersion] = fieldText(version)
+	} else if h[bus.HeaderSpecVersion] == "1.0" {
+		delete(h, bus.HeaderSpecVersion) // what a missing one means
+	}
+	setForeign(h, d)
+	restoreExtra(h, d.Headers)
+
+	msg.UUID = d.MessageId
+	if id, ok := d.Headers[headerWatermillUUID]; ok {
+		msg.UUID = fieldText(id)
+	}
+	if msg.UUID == "" && h[bus.HeaderID] == "" {
+		msg.UUID = bus.NewID() // a foreign producer's; nothing can work with a message that has no name
+	}
+	msg.Metadata = h
+	msg.Payload = d.Body
+}
+
+// headerName is a wire header's name in leat, "" for one that is not the message's own.
+func headerName(wire string, field any) string {
+	for _, prefix := range []string{wirePrefix, wirePrefixAlternate} {
+		if attribute, ok := strings.CutPrefix(wire, prefix); ok && attribute != "" {
+			if plainAttribute(attribute) {
+				return attribute
+			}
+			return attributePrefix + attribute
+		}
+	}
+	switch {
+	case strings.HasPrefix(wire, privatePrefix), wire == headerWatermillUUID:
+		return ""
+	case wire == "x-death" && len(foreignDeaths(field)) > 0:
+		return wire
+	case brokersOwn(wire):
+		return ""
+	}
+	return wire
+}
+
+// setForeign keeps the properties that leat does not write and a foreign producer may mean.
+func setForeign(h message.Metadata, d *amqp.Delivery) {
+	set := func(name, value string) {
+		if value != "" {
+			h[name] = value
+		}
+	}
+	set("amqp_reply_to", d.ReplyTo)
+	set("amqp_content_encoding", d.ContentEncoding)
+	set("amqp_expiration", d.Expiration)
+	set("amqp_user_id", d.UserId)
+}
+
+func restoreExtra(h message.Metadata, headers amqp.Table) {
+	text, ok := headers[headerExtra].(string)
+	if !ok {
+		return
+	}
+	var pairs map[string][]byte
+	if json.Unmarshal([]byte(text), &pairs) != nil {
+		return // not written by leat
+	}
+	for name, value := range pairs {
+		h[name] = string(value)
+	}
+}
+
+// deaths are the entries of x-death, which the broker writes for each queue that a message was
+// dead-lettered from.
+func deaths(field any) []amqp.Table {
+	list, _ := field.([]any)
+	tables := make([]amqp.Table, 0, len(list))
+	for _, entry := range list {
+		if table, ok := entry.(amqp.Table); ok {
+			tables = append(tables, table)
+		}
+	}
+	return tables
+}
+
+// foreignDeaths are the entries of x-death that do not tell of leat's own delays. Those must not stay
+// with a message: the broker drops one that expires in the same queue twice, as it takes it for a loop.
+func foreignDeaths(field any) []any {
+	var foreign []any
+	for _, death := range deaths(field) {
+		if queue, _ := death["queue"].(string); !strings.HasPrefix(queue, delayPrefix) {
+			foreign = append(foreign, death)
+		}
+	}
+	return foreign
+}
+
+// handOvers are the earlier hand-overs of a delivery to the group that has the queue: those that
+// leat counted, those that the broker counted because nobody settled them, and those that a foreign
+// retry topology counted by dead-lettering.
+func handOvers(d *amqp.Delivery, queue string) (attempts, crashes int) {
+	crashes = fieldInt(d.Headers["x-delivery-count"])
+	if crashes == 0 && d.Redelivered {
+		crashes = 1
+	}
+	attempts = fieldInt(d.Headers[headerAttempt]) + crashes
+	for _, death := range deaths(d.Headers["x-death"]) {
+		if name, _ := death["queue"].(string); name == queue {
+			attempts += fieldInt(death["count"])
+		}
+	}
+	return attempts, crashes + fieldInt(d.Headers[headerCrashes])
+}
+
+// topicOf is where the message was published; "" where it went to the queue directly.
+func topicOf(d *amqp.Delivery, queue string, cfg *Config) string {
+	if topic, ok := d.Headers[headerTopic].(string); ok {
+		return topic
+	}
+	switch {
+	case d.RoutingKey == queue && d.Exchange == "":
+		return ""
+	case cfg.Topology == TopologyWatermill:
+		return d.Exchange
+	}
+	return d.RoutingKey
+}
+
+// firstSeen is when the message was published, to the second; the zero time where it does not tell.
+func firstSeen(d *amqp.Delivery) time.Time { return d.Timestamp }
+
+// copyOf makes a publishing that is the same message: as it came, whatever its handler made of it,
+// but for what the broker and leat note down about one delivery.
+func copyOf(d *amqp.Delivery, topic string) amqp.Publishing {
+	h := make(amqp.Table, len(d.Headers)+4)
+	for name, field := range d.Headers {
+		if !brokersOwn(name) && !strings.HasPrefix(name, headerDelay) && !strings.HasPrefix(name, headerHeld) {
+			h[name] = field
+		}
+	}
+	if deaths := foreignDeaths(d.Headers["x-death"]); deaths != nil {
+		h["x-death"] = deaths
+	}
+	if topic != "" {
+		h[headerTopic] = topic
+	}
+	return amqp.Publishing{
+		Headers:         h,
+		ContentType:     d.ContentType,
+		ContentEncoding: d.ContentEncoding,
+		DeliveryMode:    amqp.Persistent,
+		Priority:        d.Priority,
+		CorrelationId:   d.CorrelationId,
+		ReplyTo:         d.ReplyTo,
+		MessageId:       d.MessageId,
+		Timestamp:       d.Timestamp,
+		Type:            d.Type,
+		AppId:           d.AppId,
+		Body:            d.Body,
+	}
+}
