@@ -1,0 +1,126 @@
+package sql_test
+
+import (
+	stdsql "database/sql"
+	"fmt"
+	"strings"
+	"testing"
+
+	wsql "github.com/ThreeDotsLabs/watermill-sql/v3/pkg/sql"
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/transports/sql"
+)
+
+// publishInTx publishes by Watermill's own publisher in the user's own transaction.
+func publishInTx(t testing.TB, tx *stdsql.Tx, cfg sql.Config, topic string, msgs ...*message.Message) {
+	t.Helper()
+	adapter, err := sql.NewSchemaAdapter(cfg)
+	require.NoError(t, err)
+	publisher, err := wsql.NewPublisher(tx, wsql.PublisherConfig{SchemaAdapter: adapter}, nil)
+	require.NoError(t, err)
+	require.NoError(t, publisher.Publish(topic, msgs...))
+}
+
+// TestPublishInTheUsersTransaction: with the user's rows or not at all.
+func TestPublishInTheUsersTransaction(t *testing.T) {
+	eachSystem(t, func(t *testing.T, s system) {
+		transport := s.start(t)
+		ctx := testContext(t)
+		plain, err := transport.Subscribe(ctx, subscription("shop.ledger", 1, "order.paid.v1"))
+		require.NoError(t, err)
+		all, err := transport.Subscribe(ctx, subscription("shop.mail", 1, "order.*.v1", "order.>"))
+		require.NoError(t, err)
+		db := s.db(t)
+		if s.cfg.Dialect == sql.MySQL {
+			db = s.stdPool(t) // with prepared statements, as users have it
+		}
+		for _, end := range []string{"rolled back", "committed"} {
+			tx, err := db.BeginTx(ctx, nil)
+			require.NoError(t, err)
+			msg := newMessage("order.paid.v1", end)
+			msg.Payload = []byte("\x00\xff" + end)
+			publishInTx(t, tx, s.cfg, "order.paid.v1", msg, newMessage("order.paid.v1", end+"/2"))
+			if end == "committed" {
+				require.NoError(t, tx.Commit())
+			} else {
+				require.NoError(t, tx.Rollback())
+			}
+		}
+		for _, feed := range []bus.Feed{plain, all} {
+			for _, want := range []string{"committed", "committed/2"} {
+				d := next(t, feed, patience)
+				require.Equal(t, want, bus.MessageID(d.Message))
+				require.Equal(t, "order.paid.v1", d.Topic)
+				require.NoError(t, d.Settler.Ack())
+			}
+		}
+	})
+}
+
+// TestOneConsumerKeepsTheOrderOfACommit: messages of one commit are there together, whenever a claim
+// looks.
+func TestOneConsumerKeepsTheOrderOfACommit(t *testing.T) {
+	eachSystemAtOnce(t, func(t *testing.T, s system) {
+		if s.cfg.Dialect == sql.SQLite {
+			t.Skip("one connection writes at a time, and the user's would be in the way")
+		}
+		transport, ctx := s.start(t, "poll", "1ms"), testContext(t)
+		feed, err := transport.Subscribe(ctx, subscription("shop.ledger", 1, "order.paid.v1"))
+		require.NoError(t, err)
+		const rounds, each = 200, 10
+		db := s.db(t)
+		got := make(chan string, rounds*each)
+		go func() {
+			defer close(got)
+			for range rounds * each {
+				d, err := feed.Next(ctx)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				got <- d.Message.UUID
+				_ = d.Settler.Ack()
+			}
+		}()
+		for round := range rounds {
+			msgs := newMessages(each)
+			for i, msg := range msgs {
+				msg.UUID = fmt.Sprintf("%03d/%d", round, i)
+			}
+			tx, err := db.BeginTx(ctx, nil)
+			require.NoError(t, err)
+			publishInTx(t, tx, s.cfg, "order.paid.v1", msgs...)
+			require.NoError(t, tx.Commit())
+		}
+		for round := range rounds {
+			for i := range each {
+				require.Equal(t, fmt.Sprintf("%03d/%d", round, i), <-got)
+			}
+		}
+	})
+}
+
+func TestSchemaAdapterSaysWhatItCannotDo(t *testing.T) {
+	adapter, err := sql.NewSchemaAdapter(sql.Config{})
+	require.NoError(t, err)
+	_, err = adapter.InsertQuery("order.paid.v1", nil)
+	require.ErrorContains(t, err, "no messages")
+	_, err = adapter.InsertQuery("order..v1", message.Messages{newMessage("a", "m")})
+	require.ErrorContains(t, err, "empty segment")
+	_, err = adapter.InsertQuery("order.paid.v1", make(message.Messages, 1000))
+	require.ErrorContains(t, err, "at most")
+	_, err = adapter.UnmarshalMessage(nil)
+	require.ErrorContains(t, err, "publishes only")
+	require.Empty(t, adapter.SchemaInitializingQueries("order.paid.v1"))
+	_, err = sql.NewSchemaAdapter(sql.Config{Prefix: `x"; DROP TABLE users; --`})
+	require.ErrorContains(t, err, "prefix")
+	_, err = sql.NewSchemaAdapter(sql.Config{Dialect: "oracle"})
+	require.ErrorContains(t, err, "oracle")
+
+	query, err := adapter.InsertQuery(strings.Repeat("a.", 100)+"b", message.Messages{newMessage("a", "m")})
+	require.NoError(t, err)
+	require.Less(t, len(query.Args), 120)
+}

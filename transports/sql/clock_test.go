@@ -1,0 +1,64 @@
+package sql_test
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+)
+
+// TestClocksDisagree: the processes' clocks and the database's are an hour apart, either way. Leases,
+// delays and scheduled messages take as long as they should. The unit tests prove that no time of a
+// process's own goes into any statement, so that each process may be wrong in its own way.
+func TestClocksDisagree(t *testing.T) {
+	for _, hours := range []int{-1, 1} {
+		t.Run(fmt.Sprintf("by %d hours", hours), func(t *testing.T) {
+			s := onPostgres(t)
+			db := s.db(t)
+			run(t, db, fmt.Sprintf(`CREATE FUNCTION %s.statement_timestamp() RETURNS timestamptz LANGUAGE sql STABLE AS
+				$$ SELECT pg_catalog.statement_timestamp() + interval '%d hours' $$`, s.cfg.Schema, hours))
+			s.url = withOption(t, s.url, "search_path", s.cfg.Schema+",pg_catalog")
+			options := []string{"lease", "1s", "keep_poisoned", "30m", "keep_handled", "30m"}
+			one, other := s.start(t, options...), s.start(t, options...)
+			require.Equal(t, hours, count(t, s.db(t), `SELECT round(extract(epoch FROM statement_timestamp() - now()) / 3600)`), "the clock is not wrong")
+			ctx := testContext(t)
+			sub := subscription("shop.ledger", 1, "order.paid.v1")
+			feed, err := one.Subscribe(ctx, sub)
+			require.NoError(t, err)
+
+			began := time.Now()
+			late := newMessage("order.paid.v1", "late")
+			late.Metadata[bus.HeaderDeliverAt] = began.Add(400 * time.Millisecond).Format(time.RFC3339Nano)
+			require.NoError(t, one.Publish(ctx, "order.paid.v1", late))
+			require.NoError(t, one.Publish(ctx, "order.paid.v1", newMessage("order.paid.v1", "held")))
+			held, d := next(t, feed, patience), next(t, feed, patience) // an hour is longer than patience
+			require.GreaterOrEqual(t, time.Since(began).Milliseconds(), int64(399))
+			if bus.MessageID(held.Message) == "late" { // a busy machine may take longer to publish the other
+				held, d = d, held
+			}
+			require.Equal(t, []string{"held", "late"}, []string{bus.MessageID(held.Message), bus.MessageID(d.Message)})
+
+			began = time.Now()
+			require.NoError(t, d.Settler.Redeliver(400*time.Millisecond))
+			d = next(t, feed, patience)
+			require.Equal(t, 2, d.Attempt)
+			require.GreaterOrEqual(t, time.Since(began).Milliseconds(), int64(399))
+			require.NoError(t, d.Settler.Poison(ctx, bus.Fault{Text: "test"}))
+
+			// Longer than the lease: what is held stays held, and the rest goes to whoever is free.
+			l, stop := load(t, other, other, sub)
+			l.waitAccepted(t, 1000)
+			stop()
+			_, missing, twice := l.balance()
+			require.Zero(t, missing)
+			require.Zero(t, twice)
+			require.NoError(t, held.Settler.Ack())
+			n, err := one.PoisonQueue(sub.Group).Len(ctx)
+			require.NoError(t, err)
+			require.Equal(t, 1, n)
+		})
+	}
+}

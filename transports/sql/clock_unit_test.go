@@ -1,0 +1,127 @@
+package sql
+
+import (
+	"context"
+	"math"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+)
+
+// clockless fails the test where a time of this process goes into a statement.
+type clockless struct {
+	database
+	t *testing.T
+}
+
+func (d clockless) exec(ctx context.Context, query string, args ...any) (int64, error) {
+	d.check(query, args)
+	return d.database.exec(ctx, query, args...)
+}
+
+func (d clockless) query(ctx context.Context, query string, args ...any) (rows, error) {
+	d.check(query, args)
+	return d.database.query(ctx, query, args...)
+}
+
+func (d clockless) inTx(ctx context.Context, f func(executor) error) error {
+	return d.database.inTx(ctx, func(tx executor) error { return f(clocklessTx{tx, d}) })
+}
+
+type clocklessTx struct {
+	executor
+	db clockless
+}
+
+func (tx clocklessTx) exec(ctx context.Context, query string, args ...any) (int64, error) {
+	tx.db.check(query, args)
+	return tx.executor.exec(ctx, query, args...)
+}
+
+func (tx clocklessTx) query(ctx context.Context, query string, args ...any) (rows, error) {
+	tx.db.check(query, args)
+	return tx.executor.query(ctx, query, args...)
+}
+
+func (d clockless) check(query string, args []any) {
+	for _, arg := range args {
+		if isNow(arg) {
+			d.t.Errorf("a time of this process, %v, goes into %s", arg, query)
+		}
+	}
+}
+
+// isNow recognizes a time of these days in any unit.
+func isNow(arg any) bool {
+	n, ok := arg.(int64)
+	if _, isTime := arg.(time.Time); isTime || !ok {
+		return isTime
+	}
+	for _, unit := range []time.Duration{time.Nanosecond, time.Microsecond, time.Millisecond, time.Second} {
+		if math.Abs(float64(n)-float64(time.Now().UnixNano())/float64(unit)) < float64(24*time.Hour/unit) {
+			return true
+		}
+	}
+	return false
+}
+
+// TestNoTimeOfThisProcessIsWritten: only the database's clock counts, whatever a transport does.
+func TestNoTimeOfThisProcessIsWritten(t *testing.T) {
+	require.True(t, isNow(time.Now().UnixMicro()))
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	db, err := source{url: mustParse(t, "sqlite://"+t.TempDir()+"/test.db"), cfg: Config{Dialect: SQLite}}.connect()
+	require.NoError(t, err)
+	transport, err := open(ctx, clockless{db, t}, Config{Dialect: SQLite, Lease: time.Second, KeepHandled: time.Second, KeepPoisoned: time.Hour})
+	require.NoError(t, err)
+	for _, order := range []bus.Order{bus.Unordered, bus.OrderedByKey, bus.OrderedStrictly} {
+		topic := "order.paid.v" + string(rune('1'+int(order)))
+		feed, err := transport.Subscribe(ctx, bus.Subscription{Group: topic, Topics: []string{topic, "order.>"}, Order: order, Concurrency: 1, Park: order != bus.Unordered})
+		require.NoError(t, err)
+		msg := message.NewMessage("m", nil)
+		msg.Metadata = message.Metadata{
+			bus.HeaderDeliverAt:    time.Now().Add(30 * time.Millisecond).Format(time.RFC3339Nano),
+			bus.HeaderPartitionKey: "key",
+		}
+		require.NoError(t, transport.Publish(ctx, topic, msg))
+		for _, settle := range []func(*bus.Delivery) error{
+			func(d *bus.Delivery) error { return d.Settler.Redeliver(20 * time.Millisecond) },
+			func(d *bus.Delivery) error { return d.Settler.GiveBack(20 * time.Millisecond) },
+			func(d *bus.Delivery) error { return d.Settler.GiveBack(0) },
+			func(d *bus.Delivery) error { return d.Settler.Poison(ctx, bus.Fault{Text: "test"}) },
+		} {
+			d, err := feed.Next(ctx)
+			require.NoError(t, err)
+			require.NoError(t, settle(d))
+		}
+		queue := transport.PoisonQueue(topic)
+		list, err := queue.List(ctx, "", 10)
+		require.NoError(t, err)
+		require.Len(t, list, 1)
+		n, err := queue.Replay(ctx, list[0].ID)
+		require.NoError(t, err)
+		require.Equal(t, 1, n)
+		d, err := feed.Next(ctx)
+		require.NoError(t, err)
+		require.NoError(t, d.Settler.Ack())
+		require.NoError(t, feed.Close(ctx))
+	}
+	require.NoError(t, transport.store.clean(ctx))
+	feed, err := transport.Subscribe(ctx, bus.Subscription{Group: "lease", Topics: []string{"order.>"}, Concurrency: 1})
+	require.NoError(t, err)
+	first, renewed := int64(0), int64(0)
+	for renewed == first { // until the lease is renewed
+		require.True(t, sleep(ctx, 10*time.Millisecond))
+		renewed, _, err = number(ctx, db, transport.store.sql(`SELECT expires_at FROM {consumers}`))
+		require.NoError(t, err)
+		if first == 0 {
+			first = renewed
+		}
+	}
+	require.NoError(t, feed.Close(ctx))
+	require.NoError(t, transport.Close(ctx))
+}

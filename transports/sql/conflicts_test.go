@@ -1,0 +1,316 @@
+package sql_test
+
+import (
+	"context"
+	stdsql "database/sql"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-sql-driver/mysql"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/transports/sql"
+)
+
+// failures counts the errors of a pool's statements by their code.
+type failures struct {
+	mu    sync.Mutex
+	codes map[string]int
+}
+
+func (f *failures) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+	return ctx
+}
+
+func (f *failures) TraceQueryEnd(_ context.Context, _ *pgx.Conn, data pgx.TraceQueryEndData) {
+	if coded, ok := errors.AsType[*pgconn.PgError](data.Err); ok {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.codes[coded.Code]++
+	}
+}
+
+func (f *failures) count(code string) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.codes[code]
+}
+
+// pool is a user's own pool on the system, with settings of the server.
+func (s system) pool(t testing.TB, settings ...string) (*pgxpool.Pool, *failures) {
+	raw, _, _ := strings.Cut(s.url, "?")
+	cfg, err := pgxpool.ParseConfig(raw + "?sslmode=disable")
+	require.NoError(t, err)
+	for i := 0; i < len(settings); i += 2 {
+		cfg.ConnConfig.RuntimeParams[settings[i]] = settings[i+1]
+	}
+	f := &failures{codes: map[string]int{}}
+	cfg.ConnConfig.Tracer = f
+	pool, err := pgxpool.NewWithConfig(testContext(t), cfg)
+	require.NoError(t, err)
+	t.Cleanup(pool.Close)
+	return pool, f
+}
+
+// onPool is a transport over it.
+func (s system) onPool(t testing.TB, pool *pgxpool.Pool) bus.Transport {
+	transport, err := sql.NewPgx(testContext(t), pool, s.cfg)
+	require.NoError(t, err)
+	t.Cleanup(func() { closeNow(t, transport) })
+	return transport
+}
+
+func (s system) table(name string) string {
+	if s.cfg.Schema == "" {
+		return "leat_" + name
+	}
+	return s.cfg.Schema + ".leat_" + name
+}
+
+// foreign is a transaction of somebody else's.
+type foreign struct {
+	*stdsql.Tx
+	t testing.TB
+	s system
+}
+
+func (s system) foreign(t testing.TB, db *stdsql.DB) foreign {
+	tx, err := db.BeginTx(testContext(t), &stdsql.TxOptions{Isolation: stdsql.LevelReadCommitted})
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = tx.Rollback() }) // where the test fails in the middle
+	return foreign{tx, t, s}
+}
+
+func (f foreign) run(query string, args ...any) {
+	f.t.Helper()
+	_, err := f.ExecContext(testContext(f.t), query, args...)
+	require.NoError(f.t, err)
+}
+
+// lock waits for the lock on a message, and reports whether it has it.
+func (f foreign) lock(id int64, how string) bool {
+	f.t.Helper()
+	err := f.lockRow(id, how)
+	if errors.Is(err, stdsql.ErrNoRows) {
+		return false
+	}
+	require.NoError(f.t, err)
+	return true
+}
+
+// lockRow is lock for goroutines other than the test's.
+func (f foreign) lockRow(id int64, how string) error {
+	var got int64
+	return f.QueryRowContext(testContext(f.t), fmt.Sprintf("SELECT id FROM %s WHERE id = %d FOR UPDATE %s", f.s.table("messages"), id, how)).Scan(&got)
+}
+
+// waitBlocked waits until a statement that begins so, the transport's or a foreign one, waits for a lock.
+func (s system) waitBlocked(t testing.TB, db *stdsql.DB, statement string) {
+	t.Helper()
+	query := `SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '` + statement + `%` + s.cfg.Schema + `%'`
+	if s.cfg.Dialect == sql.MySQL {
+		query = `SELECT count(*) FROM information_schema.processlist p JOIN information_schema.innodb_trx x ON x.trx_mysql_thread_id = p.id
+			WHERE x.trx_state = 'LOCK WAIT' AND p.db = DATABASE() AND p.info LIKE '` + statement + `%'`
+	}
+	// InnoDB shows its transactions from a cache that it renews only when nobody has looked for 100 ms.
+	require.Eventually(t, func() bool { return count(t, db, query) > 0 }, 20*time.Second, 250*time.Millisecond, "nobody waits")
+}
+
+func count(t testing.TB, db *stdsql.DB, query string, args ...any) (n int) {
+	t.Helper()
+	require.NoError(t, db.QueryRowContext(context.Background(), query, args...).Scan(&n))
+	return n
+}
+
+// conflict has an ack of several messages wait for one of them, which is locked by the transaction that
+// it returns. The ack has locked the messages before that one, and not those behind.
+func conflict(t *testing.T, s system, transport bus.Transport) (tx foreign, c conflicting) {
+	ctx := testContext(t)
+	feed, err := transport.Subscribe(ctx, subscription("shop.ledger", 6, "order.paid.v1"))
+	require.NoError(t, err)
+	require.NoError(t, transport.Publish(ctx, "order.paid.v1", newMessages(6)...))
+	deliveries := make([]*bus.Delivery, 6)
+	for i := range deliveries {
+		deliveries[i] = next(t, feed, 5*time.Second)
+	}
+	db := s.db(t)
+	id := func(n int) (id int64) {
+		require.NoError(t, db.QueryRowContext(ctx, fmt.Sprintf("SELECT id FROM %s WHERE uuid = '%s'", s.table("messages"), deliveries[n].Message.UUID)).Scan(&id))
+		return id
+	}
+	c = conflicting{locked: id(1), awaited: id(4), beyond: id(5)}
+	before, tx := s.foreign(t, db), s.foreign(t, db)
+	require.True(t, before.lock(id(0), ""))
+	require.True(t, tx.lock(c.awaited, ""))
+	require.NoError(t, deliveries[0].Settler.Ack())
+	s.waitBlocked(t, db, "DELETE") // the others' acks gather behind it
+	for _, d := range deliveries[1:] {
+		require.NoError(t, d.Settler.Ack())
+	}
+	require.NoError(t, before.Rollback())
+	require.Eventually(t, func() bool {
+		return count(t, db, "SELECT count(*) FROM "+s.table("messages")) == 5
+	}, 10*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { // so it is under way, and goes on until the awaited one
+		probe := s.foreign(t, db)
+		free := probe.lock(c.locked, "SKIP LOCKED")
+		return assert.NoError(t, probe.Rollback()) && !free
+	}, 20*time.Second, 10*time.Millisecond, "the ack has not locked anything")
+	return tx, c
+}
+
+// conflicting are the ids of messages that an ack has locked, waits for, and has still to lock.
+type conflicting struct{ locked, awaited, beyond int64 }
+
+func requireAllHandled(t *testing.T, s system) {
+	t.Helper()
+	db := s.db(t)
+	require.Eventually(t, func() bool { return count(t, db, "SELECT count(*) FROM "+s.table("messages")) == 0 },
+		10*time.Second, 10*time.Millisecond, "the acks were lost")
+}
+
+// TestDeadlock: the database rolls an ack back, because a foreign transaction and it wait for each
+// other. The ack is tried again. It is the last of the two to wait, so that it is the one that Postgres
+// ends: whoever waits looks for deadlocks once, after a second.
+func TestDeadlock(t *testing.T) {
+	for name, open := range map[string]func(testing.TB) system{"postgres": onPostgres, "mysql": onMySQL} {
+		t.Run(name, func(t *testing.T) {
+			s := open(t)
+			transport := s.start(t)
+			db := s.db(t)
+			if s.cfg.Dialect == sql.MySQL {
+				run(t, db, "CREATE TABLE heavy (id INT PRIMARY KEY)")
+			}
+			gate, ids := conflict(t, s, transport)
+			tx := s.foreign(t, db)
+			if s.cfg.Dialect == sql.MySQL { // the lighter transaction is rolled back
+				tx.run("INSERT INTO heavy VALUES (0)" + manyValues(500))
+			} else {
+				tx.run("SET LOCAL deadlock_timeout = '1min'")
+			}
+			require.True(t, tx.lock(ids.beyond, ""))
+			locked := make(chan bool, 1)
+			go func() { locked <- assert.NoError(t, tx.lockRow(ids.locked, "")) }()
+			s.waitBlocked(t, db, "SELECT id")
+			require.NoError(t, gate.Rollback()) // now the ack goes on to what tx has
+			require.True(t, <-locked)
+			require.NoError(t, tx.Rollback())
+			requireAllHandled(t, s)
+		})
+	}
+}
+
+func manyValues(n int) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, ",(%d)", i+1)
+	}
+	return b.String()
+}
+
+// TestSerializationFailure: on a pool whose transactions are serializable, statements fail that
+// would not at the level for which they are made.
+func TestSerializationFailure(t *testing.T) {
+	t.Run("of an ack", func(t *testing.T) {
+		s := onPostgres(t)
+		pool, failures := s.pool(t, "default_transaction_isolation", "serializable")
+		tx, ids := conflict(t, s, s.onPool(t, pool))
+		tx.run(fmt.Sprintf("UPDATE %s SET first_at = first_at WHERE id = %d", s.table("messages"), ids.awaited))
+		require.NoError(t, tx.Commit())
+		requireAllHandled(t, s)
+		require.Positive(t, failures.count("40001"))
+	})
+	t.Run("under load", func(t *testing.T) {
+		s := onPostgres(t)
+		pool, failures := s.pool(t, "default_transaction_isolation", "serializable")
+		one, other := s.onPool(t, pool), s.onPool(t, pool)
+		sub := subscription("shop.ledger", 4, "order.paid.v1")
+		l, stop := load(t, one, one, sub)
+		l.join(t, other, sub)
+		l.waitAccepted(t, 1000)
+		stop()
+		_, missing, twice := l.balance()
+		require.Zero(t, missing)
+		require.Zero(t, twice)
+		t.Logf("%d serialization failures", failures.count("40001"))
+	})
+}
+
+// TestStatementTimeout: the server ends statements while somebody keeps the table.
+func TestStatementTimeout(t *testing.T) {
+	sub := subscription("shop.ledger", 4, "order.paid.v1")
+	t.Run("postgres", func(t *testing.T) {
+		s := onPostgres(t)
+		pool, failures := s.pool(t, "statement_timeout", "100")
+		transport := s.onPool(t, pool)
+		l, stop := load(t, transport, transport, sub)
+		db := s.db(t)
+		for round := range 3 {
+			l.waitAccepted(t, 200*(round+1))
+			before, tx := failures.count("57014"), s.foreign(t, db)
+			tx.run("LOCK TABLE " + s.table("messages") + " IN ACCESS EXCLUSIVE MODE")
+			require.Eventually(t, func() bool { return failures.count("57014") > before+5 }, 10*time.Second, 10*time.Millisecond)
+			require.NoError(t, tx.Rollback())
+		}
+		stop()
+		_, missing, twice := l.balance()
+		require.Zero(t, missing)
+		require.Zero(t, twice)
+	})
+	t.Run("mariadb", func(t *testing.T) {
+		s := onMySQL(t)
+		db := s.db(t)
+		var version string
+		require.NoError(t, db.QueryRowContext(testContext(t), "SELECT VERSION()").Scan(&version))
+		if !strings.Contains(version, "MariaDB") {
+			t.Skip("MySQL has a timeout for SELECT only")
+		}
+		transport, err := sql.New(testContext(t), s.stdPool(t, "max_statement_time", "0.1"), s.cfg)
+		require.NoError(t, err)
+		t.Cleanup(func() { closeNow(t, transport) })
+		l, stop := load(t, transport, transport, sub)
+		exceeded := func() int {
+			return count(t, db, "SELECT variable_value FROM information_schema.global_status WHERE variable_name = 'Max_statement_time_exceeded'")
+		}
+		for round := range 3 {
+			l.waitAccepted(t, 200*(round+1))
+			before := exceeded()
+			conn, err := db.Conn(testContext(t))
+			require.NoError(t, err)
+			_, err = conn.ExecContext(testContext(t), "LOCK TABLES leat_messages WRITE")
+			require.NoError(t, err)
+			require.Eventually(t, func() bool { return exceeded() > before+5 }, 10*time.Second, 10*time.Millisecond)
+			_, err = conn.ExecContext(testContext(t), "UNLOCK TABLES")
+			require.NoError(t, err)
+			require.NoError(t, conn.Close())
+		}
+		stop()
+		_, missing, twice := l.balance()
+		require.Zero(t, missing)
+		require.Zero(t, twice)
+	})
+}
+
+// stdPool is a user's own pool on MySQL, with settings of the server.
+func (s system) stdPool(t testing.TB, settings ...string) *stdsql.DB {
+	cfg, err := mysql.ParseDSN(s.dsn(t))
+	require.NoError(t, err)
+	cfg.Params = map[string]string{}
+	for i := 0; i < len(settings); i += 2 {
+		cfg.Params[settings[i]] = settings[i+1]
+	}
+	connector, err := mysql.NewConnector(cfg)
+	require.NoError(t, err)
+	db := stdsql.OpenDB(connector)
+	t.Cleanup(func() { require.NoError(t, db.Close()) })
+	return db
+}

@@ -1,0 +1,57 @@
+package sql_test
+
+import (
+	"context"
+	"sync/atomic"
+	"testing"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/ThreeDotsLabs/watermill/pubsub/tests"
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/transports/transporttest"
+)
+
+func TestConformance(t *testing.T) {
+	eachSystemAtOnce(t, func(t *testing.T, s system) {
+		transporttest.Run(t, transporttest.Harness{
+			Open:    func(t testing.TB) bus.Transport { return s.open(t) },
+			URL:     s.url,
+			OpenURL: openURL,
+
+			Patience: patience,
+		})
+	})
+}
+
+// TestWatermillSuite runs Watermill's universal Pub/Sub tests over the transport.
+func TestWatermillSuite(t *testing.T) {
+	eachSystemAtOnce(t, func(t *testing.T, s system) {
+		// The suite makes a hundred instances at once; here they are a few processes, with many
+		// subscribers each.
+		var transports [3]bus.Transport
+		for i := range transports {
+			transports[i] = s.start(t)
+		}
+		var n atomic.Int32
+		open := func(_ *testing.T, group string) (message.Publisher, message.Subscriber) {
+			transport := transports[int(n.Add(1))%len(transports)]
+			return bus.NewPublisher(transport), bus.NewSubscriber(transport, group)
+		}
+		t.Run("suite", func(t *testing.T) { // returns when its parallel tests are over
+			tests.TestPubSub(t, tests.Features{
+				ConsumerGroups:                      true,
+				GuaranteedOrder:                     false, // with competing consumers
+				GuaranteedOrderWithSingleSubscriber: true,
+				Persistent:                          true,
+			}, func(t *testing.T) (message.Publisher, message.Subscriber) { return open(t, "test") }, open)
+		})
+	})
+}
+
+func closeNow(t testing.TB, transport bus.Transport) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	require.NoError(t, transport.Close(ctx))
+}

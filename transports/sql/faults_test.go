@@ -1,0 +1,439 @@
+package sql_test
+
+import (
+	"bufio"
+	"context"
+	stdsql "database/sql"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/transports/sql"
+	"github.com/leatbus/leat/transports/transporttest"
+)
+
+// TestServerIsRestarted runs the whole contract on a server that may be restarted, PostgreSQL in
+// immediate mode, MariaDB by a crash: clients are cut off, and what was not committed is gone.
+func TestServerIsRestarted(t *testing.T) {
+	restarted := func(t *testing.T, server *private, how syscall.Signal) {
+		t.Parallel()
+		transporttest.Run(t, transporttest.Harness{
+			Open:    func(t testing.TB) bus.Transport { return server.system().open(t) },
+			URL:     server.url,
+			OpenURL: openURL,
+			Restart: func(t testing.TB) {
+				server.stop(t, how)
+				server.start(t)
+			},
+		})
+	}
+	t.Run("postgres", func(t *testing.T) { restarted(t, newPrivatePostgres(t), syscall.SIGQUIT) })
+	t.Run("mariadb", func(t *testing.T) { restarted(t, newPrivateMariaDB(t), syscall.SIGKILL) })
+}
+
+func TestConnectionsAreTerminatedUnderLoad(t *testing.T) {
+	s := onPostgres(t)
+	name := "leat_" + s.cfg.Schema
+	transport := s.start(t, "application_name", name)
+	l, stop := load(t, transport, transport, subscription("shop.ledger", 4, "order.paid.v1"))
+	db := s.db(t)
+	for round := range 5 {
+		l.waitAccepted(t, (round+1)*200)
+		run(t, db, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1`, name)
+	}
+	stop()
+	accepted, missing, twice := l.balance()
+	require.Zero(t, missing)
+	t.Logf("%d accepted, %d handled twice", accepted, twice)
+}
+
+func TestConnectionsAreKilledUnderLoadOnMySQL(t *testing.T) {
+	s := onMySQL(t)
+	transport := s.start(t)
+	l, stop := load(t, transport, transport, subscription("shop.ledger", 4, "order.paid.v1"))
+	db := s.db(t)
+	for round := range 3 {
+		l.waitAccepted(t, (round+1)*200)
+		killConnections(t, db)
+	}
+	stop()
+	accepted, missing, twice := l.balance()
+	require.Zero(t, missing)
+	t.Logf("%d accepted, %d handled twice", accepted, twice)
+}
+
+func killConnections(t *testing.T, db *stdsql.DB) {
+	rows, err := db.QueryContext(testContext(t), `SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()`)
+	require.NoError(t, err)
+	defer rows.Close()
+	var ids []int64
+	for rows.Next() {
+		var id int64
+		require.NoError(t, rows.Scan(&id))
+		ids = append(ids, id)
+	}
+	require.NoError(t, rows.Err())
+	for _, id := range ids {
+		_, _ = db.ExecContext(testContext(t), fmt.Sprintf("KILL %d", id)) // it may be gone by itself
+	}
+}
+
+func TestServerBecomesReadOnlyForAWhile(t *testing.T) {
+	readOnly := func(t *testing.T, s system, on, off func()) {
+		transport := s.start(t)
+		l, stop := load(t, transport, transport, subscription("shop.ledger", 2, "order.paid.v1"))
+		l.waitAccepted(t, 100)
+		on()
+		before := -1
+		require.Eventually(t, func() bool { // what was under way comes through
+			last := before
+			before, _, _ = l.balance()
+			return before == last
+		}, patience, 200*time.Millisecond, "the server is not read-only")
+		off()
+		l.waitAccepted(t, before+100)
+		stop()
+		_, missing, _ := l.balance()
+		require.Zero(t, missing)
+	}
+	t.Run("postgres", func(t *testing.T) {
+		server := newPrivatePostgres(t)
+		readOnly(t, server.system(), func() {
+			server.run(t, `ALTER SYSTEM SET default_transaction_read_only = on`)
+			server.run(t, `SELECT pg_reload_conf()`)
+		}, func() {
+			server.run(t, `ALTER SYSTEM RESET default_transaction_read_only`)
+			server.run(t, `SELECT pg_reload_conf()`)
+		})
+	})
+	t.Run("mariadb", func(t *testing.T) {
+		server := newPrivateMariaDB(t)
+		server.run(t, `CREATE USER service@'%' IDENTIFIED BY 'leat'`) // root may write all the same
+		server.run(t, `GRANT ALL ON test.* TO service@'%'`)
+		s := server.system()
+		s.url = as(t, s.url, "service")
+		readOnly(t, s, func() { server.run(t, `SET GLOBAL read_only = ON`) }, func() { server.run(t, `SET GLOBAL read_only = OFF`) })
+	})
+}
+
+// A publisher whose context is over says so, and what the database last said.
+func TestPublishWaitsWithinItsContext(t *testing.T) {
+	server := newPrivatePostgres(t)
+	transport := server.system().start(t)
+	_, err := transport.Subscribe(testContext(t), subscription("shop.ledger", 1, "order.paid.v1"))
+	require.NoError(t, err)
+	server.stop(t, syscall.SIGINT)
+	ctx, cancel := context.WithTimeout(testContext(t), 300*time.Millisecond)
+	defer cancel()
+	err = transport.Publish(ctx, "order.paid.v1", newMessage("order.paid.v1", "m"))
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	server.start(t)
+	require.NoError(t, transport.Publish(testContext(t), "order.paid.v1", newMessage("order.paid.v1", "m")))
+}
+
+// foreignVariable is how long TestForeignTransaction keeps its transaction open; 30s shows that no
+// time-out is at work.
+const foreignVariable = "LEAT_TEST_FOREIGN"
+
+// TestForeignTransaction: a transaction that somebody leaves open, having published in it and locked
+// what it read, delays nothing and nobody; when it commits, its messages come.
+func TestForeignTransaction(t *testing.T) {
+	open := 3 * time.Second
+	if d, err := time.ParseDuration(os.Getenv(foreignVariable)); err == nil {
+		open = d
+	}
+	for name, on := range map[string]func(testing.TB) system{"postgres": onPostgres, "mysql": onMySQL} { // SQLite has one writer, and must wait
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := on(t)
+			transport := s.start(t)
+			ctx, cancel := context.WithTimeout(context.Background(), open+time.Minute)
+			defer cancel()
+			feed, err := transport.Subscribe(ctx, subscription("shop.ledger", 1, "order.paid.v1"))
+			require.NoError(t, err)
+			before := latencies(t, transport, feed, time.Second)
+
+			tx, err := s.db(t).BeginTx(ctx, &stdsql.TxOptions{Isolation: stdsql.LevelRepeatableRead})
+			require.NoError(t, err)
+			publishInTx(t, tx, s.cfg, "order.paid.v1", newMessage("order.paid.v1", "foreign"))
+			newcomer := s.start(t)
+			subscribed := make(chan error, 1)
+			go func() {
+				_, err := newcomer.Subscribe(ctx, subscription("shop.newcomer", 1, "order.new.v1"))
+				subscribed <- err
+			}()
+			if s.cfg.Dialect == sql.Postgres { // on MySQL this one waits, see the package's documentation
+				require.NoError(t, <-subscribed)
+				close(subscribed)
+			}
+			during := latencies(t, transport, feed, open)
+			again, err := s.start(t).Subscribe(ctx, subscription("shop.ledger", 1, "order.paid.v1"))
+			require.NoError(t, err, "an instance starts meanwhile")
+			require.NoError(t, again.Close(ctx))
+			t.Logf("p50 %s, p99 %s; with the transaction open %s, %s", before[0], before[1], during[0], during[1])
+			require.Less(t, during[0], 10*before[0]+time.Second, "it does not wait for the transaction; bench/ has the figures")
+
+			require.NoError(t, tx.Commit())
+			require.NoError(t, <-subscribed)
+			d := next(t, feed, patience)
+			require.Equal(t, "foreign", bus.MessageID(d.Message))
+			require.NoError(t, d.Settler.Ack())
+		})
+	}
+}
+
+// latencies are p50 and p99 from before the commit to the handler.
+func latencies(t *testing.T, transport bus.Transport, feed bus.Feed, span time.Duration) [2]time.Duration {
+	var all []time.Duration
+	for i, end := 0, time.Now().Add(span); time.Now().Before(end); i++ {
+		id := fmt.Sprintf("m-%d", i)
+		began := time.Now()
+		require.NoError(t, transport.Publish(testContext(t), "order.paid.v1", newMessage("order.paid.v1", id)))
+		d := next(t, feed, patience)
+		all = append(all, time.Since(began))
+		require.Equal(t, id, bus.MessageID(d.Message))
+		require.NoError(t, d.Settler.Ack())
+		pace(testContext(t))
+	}
+	slices.Sort(all)
+	return [2]time.Duration{all[len(all)/2], all[len(all)*99/100]}
+}
+
+func TestManyInstancesStartAtOnce(t *testing.T) {
+	start := func(t *testing.T, s system, n int) {
+		transports := make([]bus.Transport, n)
+		errs := make([]error, n)
+		var wg sync.WaitGroup
+		for i := range transports {
+			wg.Go(func() { transports[i], errs[i] = openURL(testContext(t), s.url) })
+		}
+		wg.Wait()
+		require.NoError(t, errors.Join(errs...))
+		for _, transport := range transports {
+			closeNow(t, transport)
+		}
+		version, err := sql.MigrationStatus(testContext(t), s.db(t), s.cfg)
+		require.NoError(t, err)
+		require.Equal(t, sql.SchemaVersion, version)
+	}
+	t.Run("postgres", func(t *testing.T) { start(t, newPrivatePostgres(t).system(), 50) })
+	t.Run("mysql", func(t *testing.T) { start(t, onMySQL(t), 50) })
+	t.Run("sqlite", func(t *testing.T) { start(t, onSQLite(t), 50) })
+}
+
+func TestDumpIsRestoredElsewhere(t *testing.T) {
+	dump, psql := program(t, "postgres", "pg_dump"), program(t, "postgres", "psql")
+	old, fresh := newPrivatePostgres(t), newPrivatePostgres(t)
+	for range 100 { // the old server's transaction ids are far ahead
+		old.run(t, `SELECT pg_current_xact_id()`)
+	}
+	first := old.system().open(t)
+	ctx := testContext(t)
+	feed, err := first.Subscribe(ctx, subscription("shop.ledger", 1, "order.>"))
+	require.NoError(t, err)
+	for i := range 20 {
+		require.NoError(t, first.Publish(ctx, "order.paid.v1", newMessage("order.paid.v1", fmt.Sprintf("m-%d", i))))
+	}
+	require.NoError(t, next(t, feed, patience).Settler.Redeliver(10*time.Millisecond))
+	closeNow(t, first)
+	restore := exec.Command("sh", "-c", fmt.Sprintf("%s '%s' | %s -q -v ON_ERROR_STOP=1 '%s'", dump, old.url, psql, fresh.url))
+	out, err := restore.CombinedOutput()
+	require.NoError(t, err, string(out))
+
+	second := fresh.system().start(t)
+	feed, err = second.Subscribe(ctx, subscription("shop.ledger", 1, "order.>"))
+	require.NoError(t, err)
+	require.NoError(t, second.Publish(ctx, "order.paid.v1", newMessage("order.paid.v1", "after")))
+	seen := map[string]int{}
+	for range 21 {
+		d := next(t, feed, patience)
+		seen[bus.MessageID(d.Message)]++
+		require.NoError(t, d.Settler.Ack())
+	}
+	require.Len(t, seen, 21)
+}
+
+func TestDiskIsFull(t *testing.T) {
+	ctx := testContext(t)
+	db, err := stdsql.Open("sqlite", "file:"+filepath.Join(t.TempDir(), "small.db")+"?_pragma=busy_timeout(5000)&_pragma=journal_mode(WAL)&_txlock=immediate")
+	require.NoError(t, err)
+	defer func() { require.NoError(t, db.Close()) }()
+	db.SetMaxOpenConns(1)
+	transport, err := sql.New(ctx, db, sql.Config{Dialect: sql.SQLite})
+	require.NoError(t, err)
+	defer closeNow(t, transport)
+	feed, err := transport.Subscribe(ctx, subscription("shop.ledger", 1, "order.paid.v1"))
+	require.NoError(t, err)
+	run(t, db, "PRAGMA max_page_count = 60")
+	accepted := 0
+	for err == nil {
+		msg := newMessage("order.paid.v1", fmt.Sprintf("m-%d", accepted))
+		msg.Payload = make([]byte, 8<<10)
+		if err = transport.Publish(ctx, "order.paid.v1", msg); err == nil {
+			accepted++
+		}
+		require.Less(t, accepted, 100)
+	}
+	require.ErrorContains(t, err, "full")
+	run(t, db, "PRAGMA max_page_count = 1000") // somebody makes room
+	require.NoError(t, transport.Publish(ctx, "order.paid.v1", newMessage("order.paid.v1", "after")))
+	for range accepted + 1 {
+		require.NoError(t, next(t, feed, patience).Settler.Ack())
+	}
+}
+
+// childVariable makes this program a consumer that handles nothing and is killed for it.
+const childVariable = "LEAT_SQL_TEST_CHILD"
+
+// TestConsumerIsKilled: a process dies by kill -9 in the middle of handling. Its messages come again
+// when its lease has run out, with their attempts counted, and no others do.
+func TestConsumerIsKilled(t *testing.T) {
+	eachSystem(t, func(t *testing.T, s system) {
+		transport := s.start(t, "lease", "1s")
+		ctx := testContext(t)
+		sub := subscription("shop.ledger", 3, "order.paid.v1")
+		feed, err := transport.Subscribe(ctx, sub)
+		require.NoError(t, err)
+		for i := range 10 {
+			require.NoError(t, transport.Publish(ctx, "order.paid.v1", newMessage("order.paid.v1", fmt.Sprintf("m-%d", i))))
+		}
+		taken := startAndKill(t, withOption(t, s.url, "lease", "1s"))
+		require.Len(t, taken, 3)
+		attempts := map[string]int{}
+		for range 10 {
+			d := next(t, feed, patience)
+			attempts[bus.MessageID(d.Message)] = d.Attempt
+			require.NoError(t, d.Settler.Ack())
+		}
+		require.Len(t, attempts, 10)
+		for _, id := range taken {
+			require.Equal(t, 2, attempts[id], id)
+			delete(attempts, id)
+		}
+		for id, attempt := range attempts {
+			require.Equal(t, 1, attempt, "%s was not handed out to the one that died", id)
+		}
+	})
+}
+
+// TestCrashesAreCounted: a message that kills its process again and again comes with every hand-over
+// counted, which is how the retry step knows it.
+func TestCrashesAreCounted(t *testing.T) {
+	eachSystemAtOnce(t, func(t *testing.T, s system) {
+		transport, ctx := s.start(t), testContext(t)
+		sub := subscription("shop.ledger", 3, "order.paid.v1")
+		feed, err := transport.Subscribe(ctx, sub)
+		require.NoError(t, err)
+		require.NoError(t, feed.Close(ctx))
+		require.NoError(t, transport.Publish(ctx, "order.paid.v1", newMessages(3)...))
+		const crashes = 4
+		for range crashes {
+			require.Len(t, startAndKill(t, withOption(t, s.url, "lease", "1s")), 3)
+		}
+		feed, err = transport.Subscribe(ctx, sub)
+		require.NoError(t, err)
+		for range 3 {
+			d := next(t, feed, patience)
+			require.Equal(t, crashes+1, d.Attempt)
+			require.NoError(t, d.Settler.Poison(ctx, bus.NewFault(d, errors.New("it kills"))))
+		}
+		n, err := transport.PoisonQueue(sub.Group).Len(ctx)
+		require.NoError(t, err)
+		require.Equal(t, 3, n)
+	})
+}
+
+// startAndKill returns what the child had taken.
+func startAndKill(t *testing.T, raw string) (taken []string) {
+	child := exec.Command(os.Args[0], "-test.run=TestChild")
+	child.Env = append(os.Environ(), childVariable+"="+raw)
+	out, err := child.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, child.Start())
+	lines := bufio.NewScanner(out)
+	for len(taken) < 3 && lines.Scan() {
+		if id, ok := strings.CutPrefix(lines.Text(), "taken "); ok {
+			taken = append(taken, id)
+		}
+	}
+	require.NoError(t, child.Process.Kill())
+	_, _ = io.Copy(io.Discard, out)
+	_ = child.Wait() // it was killed
+	return taken
+}
+
+func TestChild(t *testing.T) {
+	raw := os.Getenv(childVariable)
+	if raw == "" {
+		t.Skip("for TestConsumerIsKilled")
+	}
+	u, err := url.Parse(raw)
+	require.NoError(t, err)
+	transport, err := sql.Open(context.Background(), u)
+	require.NoError(t, err)
+	feed, err := transport.Subscribe(context.Background(), subscription("shop.ledger", 3, "order.paid.v1"))
+	require.NoError(t, err)
+	for range 3 {
+		go func() {
+			d, err := feed.Next(context.Background())
+			if err == nil {
+				fmt.Printf("taken %s\n", bus.MessageID(d.Message))
+			}
+		}()
+	}
+	select {}
+}
+
+// TestLeaseIsRenewed: a handler may take much longer than the lease.
+func TestLeaseIsRenewed(t *testing.T) {
+	eachSystemAtOnce(t, func(t *testing.T, s system) {
+		const lease = 6 * time.Second // a busy machine may be late by some seconds
+		first, second := s.start(t, "lease", lease.String()), s.start(t, "lease", lease.String())
+		ctx := testContext(t)
+		slow, err := first.Subscribe(ctx, subscription("shop.ledger", 1, "order.paid.v1"))
+		require.NoError(t, err)
+		require.NoError(t, first.Publish(ctx, "order.paid.v1", newMessage("order.paid.v1", "m")))
+		d := next(t, slow, patience)
+		other, err := second.Subscribe(ctx, subscription("shop.ledger", 1, "order.paid.v1"))
+		require.NoError(t, err)
+		waiting, cancel := context.WithTimeout(ctx, lease*3/2)
+		defer cancel()
+		_, err = other.Next(waiting)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.NoError(t, d.Settler.Ack())
+	})
+}
+
+// TestLocksOfOthers: the user's transactions lock leat's rows in every order, and cut some of leat's off.
+func TestLocksOfOthers(t *testing.T) {
+	s := onPostgres(t)
+	transport := s.start(t)
+	l, stop := load(t, transport, transport, subscription("shop.ledger", 4, "order.paid.v1"))
+	db := s.db(t)
+	table := pgx.Identifier{s.cfg.Schema, "leat_messages"}.Sanitize()
+	for round := range 10 {
+		l.waitAccepted(t, (round+1)*50)
+		tx, err := db.BeginTx(testContext(t), nil)
+		require.NoError(t, err)
+		_, err = tx.ExecContext(testContext(t), "SELECT id FROM "+table+" ORDER BY id DESC FOR UPDATE")
+		require.NoError(t, err)
+		_, err = tx.ExecContext(testContext(t), `SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND state = 'active' AND query LIKE '%'||$1||'%'`, s.cfg.Schema)
+		require.NoError(t, err)
+		require.NoError(t, tx.Rollback())
+	}
+	stop()
+}

@@ -1,0 +1,543 @@
+package sql
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/leatbus/leat/bus"
+)
+
+// feed hands out one group's messages. One goroutine takes them from the database into a buffer, one
+// carries out how they were settled.
+type feed struct {
+	transport *Transport
+	store     *store
+	group     group
+	owner     int64 // the consumer that the feed is to the database
+	alone     bool  // it has one worker
+
+	buffer   chan *delivery
+	waiting  atomic.Int32  // calls of Next that found the buffer empty
+	handed   atomic.Int64  // deliveries that left the buffer so far
+	pushed   atomic.Int64  // deliveries put into the buffer so far
+	finished atomic.Int64  // deliveries settled so far
+	hints    atomic.Uint64 // reasons to look for messages so far
+	signal   chan struct{} // wakes the fetcher
+	dueAt    atomic.Int64  // when a message comes again that this feed delayed, in Unix nanoseconds; 0 for none
+
+	settlements settlements
+	turn        sync.Mutex // held while messages are taken, and while some are given back
+	bundle      int        // for relays: how many messages to take and hand out at once; 0 for one by one
+
+	ctx      context.Context // ends when the feed closes
+	cancel   context.CancelFunc
+	talking  context.Context // ends when the feed can wait no more for what it has asked the database
+	hangUp   context.CancelFunc
+	fetching sync.WaitGroup
+	closing  sync.Once
+	closeErr error
+}
+
+func newFeed(t *Transport, g group, s bus.Subscription, owner int64) *feed {
+	f := &feed{
+		transport: t,
+		store:     t.store,
+		group:     g,
+		owner:     owner,
+		alone:     s.Concurrency == 1,
+		buffer:    make(chan *delivery, t.store.cfg.Prefetch+s.Concurrency),
+		signal:    make(chan struct{}, 1),
+	}
+	f.ctx, f.cancel = context.WithCancel(t.ctx)
+	f.talking, f.hangUp = context.WithCancel(t.ctx)
+	f.settlements.init(f)
+	return f
+}
+
+func (f *feed) start() {
+	f.fetching.Go(newFetcher(f).run)
+	f.settlements.running.Go(f.settlements.run)
+}
+
+// Next hands out the next message. It takes from the database as many as there are calls of Next
+// that wait, and more only while these are handled quickly.
+func (f *feed) Next(ctx context.Context) (*bus.Delivery, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if f.ctx.Err() != nil {
+		return nil, bus.ErrClosed
+	}
+	select {
+	case d := <-f.buffer:
+		return f.hand(d), nil
+	default:
+	}
+	f.waiting.Add(1)
+	f.poke()
+	select {
+	case d := <-f.buffer:
+		f.waiting.Add(-1) // before the hand-over: never may more seem to wait than do
+		defer f.poke()
+		return f.hand(d), nil
+	case <-ctx.Done():
+		f.waiting.Add(-1)
+		return nil, ctx.Err()
+	case <-f.ctx.Done():
+		f.waiting.Add(-1)
+		return nil, bus.ErrClosed
+	}
+}
+
+func (f *feed) hand(d *delivery) *bus.Delivery {
+	f.handed.Add(1)
+	if len(f.buffer) == f.cap()/4 {
+		f.poke()
+	}
+	return &d.delivery
+}
+
+// delayed notes that a message of the feed comes again then.
+func (f *feed) delayed(after time.Duration) {
+	at := time.Now().Add(after).UnixNano()
+	for {
+		known := f.dueAt.Load()
+		if known != 0 && known <= at {
+			return
+		}
+		if f.dueAt.CompareAndSwap(known, at) {
+			f.poke()
+			return
+		}
+	}
+}
+
+func (f *feed) cap() int { return cap(f.buffer) }
+
+// poke lets the fetcher see what is wanted; hint says that there is something to fetch.
+func (f *feed) poke() { wake(f.signal) }
+
+func (f *feed) hint() {
+	f.hints.Add(1)
+	f.poke()
+}
+
+// Close stops the feed and gives back what it holds and has not handed out.
+func (f *feed) Close(ctx context.Context) error {
+	f.closing.Do(func() {
+		f.cancel()
+		f.transport.waker.remove(f)
+		stop := context.AfterFunc(ctx, f.hangUp)
+		f.fetching.Wait()
+		stop()
+		f.hangUp()
+		f.giveBackBuffer()
+		f.closeErr = f.settlements.flush(ctx)
+		if f.closeErr == nil && f.settlements.out() == 0 {
+			f.closeErr = f.end(ctx)
+		}
+	})
+	return f.closeErr
+}
+
+// end gives back what is out, and ends the lease.
+func (f *feed) end(ctx context.Context) error {
+	if err := f.settlements.close(ctx); err != nil {
+		return fmt.Errorf("sql: close group %q: %w; what it held comes again when its lease has run out", f.group.name, err)
+	}
+	return f.transport.forget(ctx, f)
+}
+
+// giveBackBuffer gives back what is in the buffer. It costs no attempt: nobody has seen it.
+func (f *feed) giveBackBuffer() {
+	for {
+		select {
+		case d := <-f.buffer:
+			f.handed.Add(1 + int64(len(d.behind)))
+			for _, d := range d.behind {
+				_ = d.GiveBack(0)
+			}
+			_ = d.GiveBack(0) // it is settled once, here
+		default:
+			return
+		}
+	}
+}
+
+// deliver makes deliveries of what was taken and puts them into the buffer, which has room. What the
+// feed holds already is left out: a crash of the server has undone the claim, and this one repeats it.
+// The caller holds f.turn, so that nothing is on its way back.
+func (f *feed) deliver(taken []record) {
+	var bundle []*delivery
+	for i := range taken {
+		d, err := f.newDelivery(&taken[i])
+		if err != nil {
+			f.store.cfg.Logger.Error("leat: sql: unreadable headers", "group", f.group.name, "id", taken[i].id, "err", err)
+		}
+		switch {
+		case !f.settlements.track(d):
+		case f.bundle > 0:
+			bundle = append(bundle, d)
+		default:
+			f.pushed.Add(1)
+			f.buffer <- d
+		}
+	}
+	if len(bundle) > 0 {
+		bundle[0].behind = bundle[1:]
+		f.pushed.Add(int64(len(bundle)))
+		f.buffer <- bundle[0]
+	}
+}
+
+func (f *feed) newDelivery(m *record) (*delivery, error) {
+	headers, err := decodeHeaders(m.headers)
+	if headers == nil {
+		headers = message.Metadata{}
+	}
+	d := &delivery{feed: f, id: m.id, state: m.state, failedSince: bus.TakeFailedSince(headers)}
+	msg := message.NewMessage(m.uuid, m.payload)
+	msg.Metadata = headers
+	d.headers = m.headers
+	d.delivery = bus.Delivery{
+		Message:   msg,
+		Topic:     m.topic,
+		Group:     f.group.name,
+		Attempt:   m.attempt,
+		FirstSeen: time.UnixMicro(m.firstAt),
+		Settler:   d,
+
+		FailedSince: d.failedSince,
+	}
+	return d, err
+}
+
+// fetcher is the goroutine that takes messages from the database.
+type fetcher struct {
+	*feed
+	prefetch int       // how many to take beyond the calls that wait
+	fetched  time.Time // when the last were taken
+	number   int       // how many they were
+	before   int64     // how many deliveries were finished then
+	full     bool      // the last claim got all it asked for
+	seen     uint64    // the hints before the last claim
+	empty    bool      // it found less than it asked for
+	wait     backoff   // until the database is asked again without a hint
+	nextPoll time.Time
+	sure     bool // everything taken is known
+	low      lowest
+	after    int64     // where the last walk over the lanes ended
+	due      time.Time // when a delayed message is due; zero for none
+	lookDue  time.Time // when to look for delayed messages of other processes
+	arranged time.Time
+}
+
+const (
+	// keepUp is the time in which handlers must have worked off a fetch for the next to be larger,
+	// fallBehind the one after which it is smaller, and giveUp the one after which a buffer from
+	// which nobody takes goes back to the group.
+	keepUp     = 50 * time.Millisecond
+	fallBehind = 200 * time.Millisecond
+	giveUp     = 300 * time.Millisecond
+	// longestPoll is how often an idle feed looks by itself, whatever it is told.
+	longestPoll = time.Second
+	// arrange is how often a feed looks for messages in the wrong place.
+	arrange = 15 * time.Second
+)
+
+func newFetcher(f *feed) *fetcher {
+	return &fetcher{feed: f, sure: true, after: math.MinInt64, arranged: time.Now()}
+}
+
+func (f *fetcher) run() {
+	defer f.leave()
+	for f.ctx.Err() == nil {
+		want := f.demand()
+		if want == 0 {
+			f.rest()
+			continue
+		}
+		if !f.worthwhile() {
+			f.pause()
+			continue
+		}
+		if err := f.fetch(want); err != nil {
+			f.trouble(err)
+		}
+	}
+}
+
+// leave is the last word with the database: what a claim took whose answer was lost goes back.
+func (f *fetcher) leave() {
+	ctx, cancel := context.WithTimeout(f.talking, statementTimeout)
+	defer cancel()
+	if err := f.settleDoubts(ctx); err != nil && f.talking.Err() == nil {
+		f.store.cfg.Logger.Warn("leat: sql: close; some messages come again with an attempt counted", "group", f.group.name, "err", err)
+	}
+}
+
+// demand is how many messages to take now: as many as are waited for, and beyond them as many as
+// were handled in about the time of one fetch.
+func (f *fetcher) demand() int {
+	if f.bundle > 0 {
+		if len(f.buffer) > 0 || f.waiting.Load() == 0 {
+			return 0
+		}
+		return f.bundle
+	}
+	held := len(f.buffer)
+	between := int(f.pushed.Load()-f.handed.Load()) - held // out of the buffer, and its caller still counts as waiting
+	want := max(int(f.waiting.Load())-max(between, 0), 0)
+	if f.group.order != bus.OrderedStrictly {
+		f.adapt(held)
+		want += f.prefetch
+	} else if f.settlements.out() > 0 {
+		return 0
+	}
+	if held*2 > want || want == 0 {
+		return 0
+	}
+	return min(want, f.cap()) - held
+}
+
+// adapt learns from how long the last fetch lasted. It is more than halfway through it that it is
+// asked; but only what was handled counts, as workers may take many and finish none.
+func (f *fetcher) adapt(held int) {
+	if f.fetched.IsZero() || held*2 > f.prefetch {
+		return
+	}
+	lasted := time.Since(f.fetched)
+	handled := int(f.finished.Load() - f.before)
+	switch {
+	case lasted > fallBehind:
+		f.prefetch /= 2
+	case lasted < keepUp && f.full && handled > 0 && 2*handled >= f.number:
+		f.prefetch = min(max(2*f.prefetch, 2*int(f.waiting.Load()), 4), f.store.cfg.Prefetch)
+	case lasted < keepUp:
+		return // too early to tell
+	}
+	f.fetched = time.Time{}
+}
+
+// worthwhile reports whether a claim may find something: the last one did, something happened since,
+// or it is time to look.
+func (f *fetcher) worthwhile() bool {
+	now := time.Now()
+	if local := f.dueAt.Swap(0); local != 0 {
+		f.dueIn(time.Duration(local - now.UnixNano()))
+	}
+	return !f.empty || f.hints.Load() != f.seen || !now.Before(f.nextPoll) || f.isDue(now)
+}
+
+func (f *fetcher) isDue(now time.Time) bool {
+	return !f.due.IsZero() && !now.Before(f.due)
+}
+
+// rest waits until something is wanted. A buffer that nobody takes from goes back to the group: its
+// other consumers may be free.
+func (f *fetcher) rest() {
+	handed := f.handed.Load()
+	timer := time.NewTimer(giveUp)
+	defer timer.Stop()
+	select {
+	case <-f.signal:
+	case <-f.ctx.Done():
+	case <-timer.C:
+		if len(f.buffer) > 0 && handed == f.handed.Load() {
+			f.prefetch = 0
+			f.giveBackBuffer()
+		}
+	}
+}
+
+// pause waits until something may be there.
+func (f *fetcher) pause() {
+	until := f.nextPoll
+	if !f.due.IsZero() && f.due.Before(until) {
+		until = f.due
+	}
+	timer := time.NewTimer(time.Until(until))
+	defer timer.Stop()
+	select {
+	case <-f.signal:
+	case <-f.ctx.Done():
+	case <-timer.C:
+	}
+}
+
+// fetch takes up to want messages.
+func (f *fetcher) fetch(want int) error {
+	ctx, cancel := context.WithTimeout(f.talking, statementTimeout)
+	defer cancel()
+	hinted := f.hints.Load() != f.seen
+	f.seen = f.hints.Load()
+	if err := f.settleDoubts(ctx); err != nil {
+		return err
+	}
+	if err := f.promoteDue(ctx, hinted); err != nil {
+		return err
+	}
+	f.turn.Lock()
+	defer f.turn.Unlock()
+	f.sure = false // until the database has answered
+	taken, err := f.claim(ctx, want)
+	if err != nil {
+		return err
+	}
+	f.store.link.works()
+	f.sure = true
+	f.full = len(taken) >= want
+	f.empty = !f.full
+	f.fetched, f.number, f.before = time.Now(), len(taken), f.finished.Load()
+	f.deliver(taken)
+	if len(taken) > 0 || hinted {
+		f.wait.reset()
+	}
+	f.schedule()
+	return nil
+}
+
+// schedule sets when to look again without a hint: soon after something was there, as what was
+// inserted before may be committed later, and then ever more seldom.
+func (f *fetcher) schedule() {
+	f.nextPoll = time.Now().Add(min(f.wait.next(), longestPoll))
+}
+
+func (f *fetcher) claim(ctx context.Context, want int) ([]record, error) {
+	c := claim{
+		group: f.group, owner: f.owner, limit: want, bytes: f.store.cfg.PrefetchBytes, after: f.after,
+		runs: f.bundle > 0, alone: f.alone,
+	}
+	var taken []record
+	if f.group.order != bus.OrderedStrictly {
+		began := time.Now()
+		c.from = f.low.from(began)
+		ready, err := f.store.claimReady(ctx, c)
+		if err != nil {
+			return nil, err
+		}
+		f.low.taken(began, c.from, ready, len(ready) < want)
+		taken = ready
+	}
+	if f.group.order == bus.Unordered || len(taken) == want {
+		return taken, nil
+	}
+	if f.group.order == bus.OrderedStrictly {
+		want = 1
+	}
+	c.limit = want - len(taken)
+	found, err := f.store.claimLanes(ctx, c)
+	if err != nil {
+		f.deliver(taken) // these are known
+		return nil, err
+	}
+	f.after = found.after
+	if found.holds {
+		f.dueIn(found.wait)
+	}
+	return append(taken, found.taken...), nil
+}
+
+// promoteDue makes delayed messages ready. What this process delays it knows of; for what others
+// do it looks when something was published, and now and then.
+func (f *fetcher) promoteDue(ctx context.Context, hinted bool) error {
+	now := time.Now()
+	if !f.isDue(now) && now.Before(f.lookDue) && !hinted {
+		return nil
+	}
+	f.due = time.Time{}
+	wait, ok, err := f.store.promote(ctx, f.group)
+	if err != nil {
+		return err
+	}
+	if ok {
+		f.dueIn(wait)
+	}
+	f.lookDue = now.Add(longestPoll / 2)
+	if now.Sub(f.arranged) > arrange {
+		f.arranged = now
+		return f.store.rearrange(ctx, f.store.db, f.group)
+	}
+	return nil
+}
+
+// dueIn notes when a delayed message is due.
+func (f *fetcher) dueIn(wait time.Duration) {
+	at := time.Now().Add(max(wait, 0))
+	if f.due.IsZero() || at.Before(f.due) {
+		f.due = at
+	}
+}
+
+// settleDoubts gives back what a claim took whose answer was lost: the database says that it is this
+// feed's, and the feed has never seen it.
+func (f *fetcher) settleDoubts(ctx context.Context) error {
+	if f.sure {
+		return nil
+	}
+	ids, err := f.store.owned(ctx, f.group, f.owner)
+	if err != nil {
+		return err
+	}
+	if ids = f.settlements.unknown(ids); len(ids) > 0 {
+		err = f.store.put(ctx, f.store.db, f.owner, ids, 1)
+	}
+	f.sure = err == nil
+	return err
+}
+
+// trouble waits before the next try.
+func (f *fetcher) trouble(err error) {
+	if f.ctx.Err() != nil {
+		return
+	}
+	f.prefetch = 0 // what was too much for a statement timeout is less next time
+	f.empty = false
+	wait := f.wait.next()
+	if !f.store.temporary(err) {
+		wait = longestBackoff
+	}
+	if wait > longestBackoff/4 { // a conflict or two with others is nobody's business
+		f.store.cfg.Logger.Warn("leat: sql: fetch; trying again", "group", f.group.name, "err", err)
+	}
+	sleep(f.ctx, wait)
+}
+
+// lowest says where a claim may begin. Deleted messages stay in the index until nobody can see them
+// any more, which a transaction that somebody leaves open delays; a claim need not walk over those
+// that were taken a while ago. What is committed late, comes back or was another's is below: now and
+// then, and whenever there seems to be nothing, a claim begins at the start.
+type lowest struct {
+	whole         time.Time // when the last claim from the start was
+	took          time.Duration
+	turned        time.Time
+	older, recent int64
+	all           bool
+}
+
+func (l *lowest) from(now time.Time) int64 {
+	if l.all || now.Sub(l.whole) > max(time.Second, 20*l.took) {
+		return 0
+	}
+	return l.older
+}
+
+func (l *lowest) taken(began time.Time, from int64, ready []record, short bool) {
+	now := time.Now()
+	if from == 0 {
+		l.whole, l.took = now, now.Sub(began)
+	}
+	l.all = short
+	if len(ready) == 0 {
+		return
+	}
+	if now.Sub(l.turned) > time.Second/2 {
+		l.older, l.recent, l.turned = l.recent, ready[len(ready)-1].id, now
+	}
+}

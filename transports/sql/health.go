@@ -1,0 +1,56 @@
+package sql
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"github.com/leatbus/leat/bus"
+)
+
+var _ bus.HealthTeller = (*Transport)(nil)
+
+// link is whether the database can be reached, by the last statement that could tell.
+type link struct {
+	lost atomic.Bool
+
+	mu         sync.Mutex
+	err        error
+	reconnects int
+}
+
+// fails notes that a connection was lost or could not be made.
+func (l *link) fails(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.err = err
+	l.lost.Store(true)
+}
+
+// works notes that the database has answered.
+func (l *link) works() {
+	if !l.lost.Load() {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.lost.CompareAndSwap(true, false) {
+		l.err = nil
+		l.reconnects++
+	}
+}
+
+// Health is that of the last statements; a process that publishes and consumes nothing learns nothing
+// new. A database refuses messages one by one, so that it is never blocked.
+func (t *Transport) Health() bus.TransportHealth {
+	l := t.store.link
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	h := bus.TransportHealth{
+		Transport: string(t.store.name), Connected: l.err == nil && !t.isClosed(), Err: l.err,
+		Reconnects: l.reconnects, Unroutable: t.unroutable.Load(),
+	}
+	if h.Err == nil && !h.Connected {
+		h.Err = bus.ErrClosed
+	}
+	return h
+}

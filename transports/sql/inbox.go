@@ -1,0 +1,245 @@
+package sql
+
+import (
+	"context"
+	"crypto/sha256"
+	stdsql "database/sql"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+	"unicode/utf8"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/leatbus/leat/bus"
+)
+
+// InboxConfig is how an inbox works. Its zero value does, on PostgreSQL.
+type InboxConfig struct {
+	// Tables are the tables that the inbox uses: the same as a transport's, made and migrated the
+	// same way. Services may share them.
+	Tables Config
+	// Keep is how long ids are remembered. A message that comes again later is handled again. 0 means
+	// 7 days.
+	Keep time.Duration
+	// Isolation is the level of the handlers' transactions. 0 means READ COMMITTED. What fails to
+	// serialize is tried again like any other failure. SQLite knows one level.
+	Isolation stdsql.IsolationLevel
+}
+
+const (
+	defaultInboxKeep = 7 * 24 * time.Hour
+	// maxInboxID is what fits the column; what is longer, or no text, is hashed.
+	maxInboxID = 255
+	// undoTimeout bounds a rollback, whose caller's context may be over.
+	undoTimeout = 5 * time.Second
+)
+
+// Inbox is a [handlers.Inbox] in the tables of this package: the handler's transaction also records the
+// message, so that both happen once or not at all. TX is *sql.Tx or pgx.Tx. Its methods may be called
+// concurrently.
+//
+// A handler's transaction begins with the record. So the same message in two places at once is one
+// transaction that waits for the other, and on SQLite it has the right to write from its beginning.
+//
+// [handlers.Inbox]: https://pkg.go.dev/github.com/leatbus/leat/handlers#Inbox
+type Inbox[TX any] struct {
+	store *store
+	keep  time.Duration
+	begin func(ctx context.Context) (undertaking[TX], error)
+
+	ctx     context.Context
+	cancel  context.CancelFunc
+	work    sync.WaitGroup
+	release func() error // closes the pool where it is the inbox's own
+}
+
+// undertaking is a transaction that is under way.
+type undertaking[TX any] struct {
+	executor
+	tx       TX
+	commit   func(ctx context.Context) error
+	rollback func(ctx context.Context) error
+}
+
+// NewInbox makes an inbox in the database of a pool, which stays the caller's: handlers get their
+// transactions from it. It sees to the tables and waits for the database as [New] does.
+func NewInbox(ctx context.Context, db *stdsql.DB, cfg InboxConfig) (*Inbox[*stdsql.Tx], error) {
+	isolation := cfg.Isolation
+	if isolation == stdsql.LevelDefault {
+		isolation = stdsql.LevelReadCommitted
+	}
+	options := &stdsql.TxOptions{Isolation: isolation}
+	if cfg.Tables.Dialect == SQLite {
+		options = nil
+	}
+	return newInbox(ctx, &stdDatabase{db: db, tx: options}, cfg, func(ctx context.Context) (u undertaking[*stdsql.Tx], err error) {
+		tx, err := db.BeginTx(ctx, options)
+		return undertaking[*stdsql.Tx]{
+			stdExecutor{tx},
+			tx,
+			func(context.Context) error { return tx.Commit() },
+			func(context.Context) error { return tx.Rollback() },
+		}, err
+	})
+}
+
+// NewPgxInbox is [NewInbox] over a pgx pool.
+func NewPgxInbox(ctx context.Context, pool *pgxpool.Pool, cfg InboxConfig) (*Inbox[pgx.Tx], error) {
+	cfg.Tables.Dialect = Postgres
+	options := pgx.TxOptions{IsoLevel: pgx.ReadCommitted}
+	if cfg.Isolation != stdsql.LevelDefault {
+		options.IsoLevel = pgx.TxIsoLevel(strings.ToLower(cfg.Isolation.String()))
+	}
+	return newInbox(ctx, &pgxDatabase{pool: pool}, cfg, func(ctx context.Context) (u undertaking[pgx.Tx], err error) {
+		tx, err := pool.BeginTx(ctx, options)
+		if err != nil {
+			return u, err
+		}
+		return undertaking[pgx.Tx]{pgxExecutor{tx}, tx, tx.Commit, tx.Rollback}, nil
+	})
+}
+
+// OpenInbox makes an inbox with connections of its own, from the URL of a transport, whose options name
+// the tables.
+func OpenInbox(ctx context.Context, u *url.URL, cfg InboxConfig) (*Inbox[*stdsql.Tx], error) {
+	db, tables, err := OpenDB(u)
+	if err != nil {
+		return nil, err
+	}
+	cfg.Tables = tables
+	ctx, cancel := context.WithTimeout(ctx, defaultWait)
+	defer cancel()
+	i, err := NewInbox(ctx, db, cfg)
+	if err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	i.release = db.Close
+	return i, nil
+}
+
+func newInbox[TX any](ctx context.Context, db database, cfg InboxConfig, begin func(context.Context) (undertaking[TX], error)) (*Inbox[TX], error) {
+	s, err := newStore(db, cfg.Tables)
+	if err == nil && cfg.Keep < 0 {
+		err = fmt.Errorf("inbox: keep is %s; it can't be negative", cfg.Keep)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("sql: %w", err)
+	}
+	if err := s.prepare(ctx); err != nil {
+		return nil, fmt.Errorf("sql: inbox: %w", err)
+	}
+	i := &Inbox[TX]{store: s, keep: cfg.Keep, begin: begin, release: func() error { return nil }}
+	if i.keep == 0 {
+		i.keep = defaultInboxKeep
+	}
+	i.ctx, i.cancel = context.WithCancel(context.Background()) //nolint:gosec // Close calls it
+	i.work.Go(i.cleanUp)
+	return i, nil
+}
+
+// Once runs fn in a transaction that records the id for the group, unless it is recorded already. It is
+// for handlers.Tx; see [handlers.Inbox]. Its errors are those of the database, deadlocks and failures
+// to serialize included, or fn's.
+//
+// [handlers.Inbox]: https://pkg.go.dev/github.com/leatbus/leat/handlers#Inbox
+func (i *Inbox[TX]) Once(ctx context.Context, group, id string, fn func(ctx context.Context, tx TX) error) (seen bool, err error) {
+	if i.ctx.Err() != nil {
+		return false, bus.ErrClosed
+	}
+	u, err := i.begin(ctx)
+	if err != nil {
+		return false, fmt.Errorf("sql: begin: %w", err)
+	}
+	done := false
+	defer func() { // also where fn panics
+		if !done {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+			defer cancel()
+			_ = u.rollback(ctx) // whatever it says, nothing is committed
+		}
+	}()
+	query := `INSERT INTO {inbox} (seen_at, group_name, message_id) VALUES ({now}, ?, ?) ON CONFLICT DO NOTHING`
+	if i.store.name == MySQL { // what IGNORE would cut is not there
+		query = `INSERT IGNORE INTO {inbox} (seen_at, group_name, message_id) VALUES ({now}, ?, ?)`
+	}
+	recorded, err := u.exec(ctx, i.store.sql(query), group, inboxID(id))
+	if err != nil {
+		return false, fmt.Errorf("sql: record message %s: %w", id, i.store.txError(err))
+	}
+	if recorded == 0 {
+		return true, nil
+	}
+	if err := fn(ctx, u.tx); err != nil {
+		return false, err
+	}
+	done = true
+	if err := u.commit(ctx); err != nil {
+		return false, fmt.Errorf("sql: commit: %w", err)
+	}
+	return false, nil
+}
+
+func inboxID(id string) string {
+	if len(id) <= maxInboxID && utf8.ValidString(id) && strings.IndexByte(id, 0) < 0 {
+		return id
+	}
+	sum := sha256.Sum256([]byte(id))
+	return "sha256:" + hex.EncodeToString(sum[:])
+}
+
+// Check reads the inbox's table.
+func (i *Inbox[TX]) Check(ctx context.Context) error {
+	_, _, err := number(ctx, i.store.db, i.store.sql(`SELECT max(seen_at) FROM {inbox}`))
+	if err != nil {
+		return fmt.Errorf("sql: inbox: %w", err)
+	}
+	return nil
+}
+
+// Close ends the cleaning, and the connections that are the inbox's own. Close the bus first: its
+// handlers need them.
+func (i *Inbox[TX]) Close() error {
+	i.cancel()
+	i.work.Wait()
+	return i.release()
+}
+
+// cleanUp deletes ids whose time is over.
+func (i *Inbox[TX]) cleanUp() {
+	every := min(cleanEvery, max(i.keep, time.Second))
+	for sleep(i.ctx, every) {
+		ctx, cancel := context.WithTimeout(i.ctx, cleanEvery)
+		err := i.clean(ctx)
+		cancel()
+		if err != nil && i.ctx.Err() == nil {
+			i.store.temporary(err)
+			i.store.cfg.Logger.Warn("leat: sql: clean the inbox", "err", err)
+		}
+	}
+}
+
+// clean deletes some at a time, at READ COMMITTED, so that no lock lies between what is there.
+func (i *Inbox[TX]) clean(ctx context.Context) error {
+	s := i.store
+	for {
+		limit, some, err := number(ctx, s.db, s.sql(`
+			SELECT max(seen_at) FROM (SELECT seen_at FROM {inbox} WHERE seen_at < {now} - ? ORDER BY seen_at LIMIT ?) old`),
+			i.keep.Microseconds(), cleanAtOnce)
+		if err != nil || !some {
+			return err
+		}
+		err = s.db.inTx(ctx, func(tx executor) error {
+			_, err := tx.exec(ctx, s.sql(`DELETE FROM {inbox} WHERE seen_at <= ?`), limit)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+}

@@ -1,0 +1,299 @@
+package sql_test
+
+import (
+	"bufio"
+	"context"
+	stdsql "database/sql"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/url"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/handlers"
+	"github.com/leatbus/leat/middleware"
+	"github.com/leatbus/leat/transports/memory"
+	"github.com/leatbus/leat/transports/sql"
+)
+
+// tables are an application's, beside leat's.
+func (s system) tables(t testing.TB, db *stdsql.DB) {
+	run(t, db, "CREATE TABLE "+s.named("accounts")+" (id INT PRIMARY KEY, cents BIGINT NOT NULL)")
+	run(t, db, "CREATE TABLE "+s.named("bookings")+" (event VARCHAR(100) NOT NULL)")
+	run(t, db, "INSERT INTO "+s.named("accounts")+" VALUES (1, 0), (2, 0)")
+}
+
+func (s system) named(name string) string {
+	if s.cfg.Schema != "" {
+		return s.cfg.Schema + "." + name
+	}
+	return name
+}
+
+func (s system) number(t testing.TB, db *stdsql.DB, query string) (n int) {
+	require.NoError(t, db.QueryRowContext(testContext(t), query).Scan(&n))
+	return n
+}
+
+func (s system) inbox(t testing.TB, db *stdsql.DB, cfg sql.InboxConfig) *sql.Inbox[*stdsql.Tx] {
+	cfg.Tables = s.cfg
+	inbox, err := sql.NewInbox(testContext(t), db, cfg)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, inbox.Close()) })
+	return inbox
+}
+
+// book is an effect: it adds up, and leaves a row.
+func (s system) book(ctx context.Context, tx *stdsql.Tx, account int, event string) error {
+	if _, err := tx.ExecContext(ctx, fmt.Sprintf("UPDATE %s SET cents = cents + 1 WHERE id = %d", s.named("accounts"), account)); err != nil {
+		return err
+	}
+	_, err := tx.ExecContext(ctx, fmt.Sprintf("INSERT INTO %s VALUES ('%s')", s.named("bookings"), event))
+	return err
+}
+
+// TestTheSameMessageFiftyTimesAtOnce, and half of the handler's runs fail: its effect is there once.
+func TestTheSameMessageFiftyTimesAtOnce(t *testing.T) {
+	eachSystem(t, func(t *testing.T, s system) {
+		db := s.service(t)
+		s.tables(t, db)
+		var runs atomic.Int64
+		handler := handlers.Tx("ledger", s.inbox(t, db, sql.InboxConfig{}), func(ctx context.Context, tx *stdsql.Tx, e paid) error {
+			if err := s.book(ctx, tx, 1, e.OrderID); err != nil {
+				return err
+			}
+			switch runs.Add(1) % 4 {
+			case 1:
+				return errors.New("failed")
+			case 3:
+				panic("failed")
+			}
+			return nil
+		}, handlers.Concurrency(50), handlers.Dedup(bus.DedupOff), handlers.Retry(bus.RetryPolicy{Delays: append(make([]time.Duration, 60), time.Second)}))
+		b := consuming(t, handler)
+		for range 50 {
+			require.NoError(t, b.Publish(testContext(t), paid{"o-1"}, bus.ID("the-same")))
+		}
+		require.NoError(t, b.Idle(testContext(t)))
+		require.Equal(t, 1, s.number(t, db, "SELECT cents FROM "+s.named("accounts")+" WHERE id = 1"))
+		require.Equal(t, 1, s.number(t, db, "SELECT count(*) FROM "+s.named("bookings")))
+		stats := b.Stats().Groups["ledger"]
+		require.EqualValues(t, 1, stats.Handled)
+		require.EqualValues(t, 49, stats.Duplicates)
+	})
+}
+
+// consuming is a bus in memory that runs the handler until the end of the test.
+func consuming(t testing.TB, handler bus.Handler) *bus.Bus {
+	b, err := bus.New(memory.New(memory.Config{}), bus.Config{Service: "shop", Stack: middleware.Standard(middleware.Config{})})
+	require.NoError(t, err)
+	require.NoError(t, b.Handle(handler))
+	ended := make(chan error, 1)
+	go func() { ended <- b.Run(context.Background()) }()
+	<-b.Running()
+	t.Cleanup(func() {
+		require.NoError(t, b.Close(context.Background()))
+		require.NoError(t, <-ended)
+	})
+	return b
+}
+
+// TestTransactionsThatDeadlockAreTriedAgain: handlers that lock two rows in two orders.
+func TestTransactionsThatDeadlockAreTriedAgain(t *testing.T) {
+	eachSystem(t, func(t *testing.T, s system) {
+		db := s.service(t)
+		s.tables(t, db)
+		const n = 24
+		handler := handlers.Tx("ledger", s.inbox(t, db, sql.InboxConfig{Isolation: stdsql.LevelSerializable}), func(ctx context.Context, tx *stdsql.Tx, e paid) error {
+			first := int(e.OrderID[len(e.OrderID)-1]) % 2
+			if s.cfg.Dialect == sql.Postgres { // which looks for deadlocks after a second
+				if _, err := tx.ExecContext(ctx, "SET LOCAL deadlock_timeout = '10ms'"); err != nil {
+					return err
+				}
+			}
+			if err := s.book(ctx, tx, 1+first, e.OrderID); err != nil {
+				return err
+			}
+			return s.book(ctx, tx, 2-first, e.OrderID)
+		}, handlers.Concurrency(4), handlers.Dedup(bus.DedupOff), handlers.Retry(bus.RetryPolicy{Delays: make([]time.Duration, 1000)}))
+		b := consuming(t, handler)
+		for i := range n {
+			require.NoError(t, b.Publish(testContext(t), paid{fmt.Sprintf("o-%d", i)}))
+		}
+		require.NoError(t, b.Idle(testContext(t)))
+		require.Equal(t, n, s.number(t, db, "SELECT cents FROM "+s.named("accounts")+" WHERE id = 1"))
+		require.Equal(t, n, s.number(t, db, "SELECT cents FROM "+s.named("accounts")+" WHERE id = 2"))
+		require.Equal(t, 2*n, s.number(t, db, "SELECT count(*) FROM "+s.named("bookings")))
+	})
+}
+
+func TestInboxOfPgx(t *testing.T) {
+	s := onPostgres(t)
+	pool, _ := s.pool(t)
+	db, ctx := s.db(t), testContext(t)
+	s.tables(t, db)
+	inbox, err := sql.NewPgxInbox(ctx, pool, sql.InboxConfig{Tables: s.cfg})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, inbox.Close()) }()
+	book := func(ctx context.Context, tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, "INSERT INTO "+s.named("bookings")+" VALUES ('x')")
+		return err
+	}
+	for _, group := range []string{"shop.ledger", "shop.mail"} {
+		for want := range 3 {
+			seen, err := inbox.Once(ctx, group, strings.Repeat("long", 100)+"\x00", book)
+			require.NoError(t, err)
+			require.Equal(t, want > 0, seen)
+		}
+	}
+	errFailed := errors.New("failed")
+	_, err = inbox.Once(ctx, "shop.ledger", "other", func(ctx context.Context, tx pgx.Tx) error { return errors.Join(book(ctx, tx), errFailed) })
+	require.ErrorIs(t, err, errFailed)
+	over, cancel := context.WithCancel(ctx)
+	_, err = inbox.Once(over, "shop.ledger", "third", func(ctx context.Context, tx pgx.Tx) error {
+		defer cancel()
+		return book(ctx, tx)
+	})
+	require.ErrorIs(t, err, context.Canceled)
+	require.Equal(t, 2, s.number(t, db, "SELECT count(*) FROM "+s.named("bookings")))
+	require.Equal(t, 2, s.number(t, db, "SELECT count(*) FROM "+s.named("leat_inbox")))
+	require.NoError(t, inbox.Check(ctx))
+	run(t, db, "ALTER TABLE "+s.named("leat_inbox")+" RENAME TO gone")
+	require.ErrorContains(t, inbox.Check(ctx), "leat_inbox")
+}
+
+// TestIdsAreForgotten after their time, whatever transactions are open, and others are not.
+func TestIdsAreForgotten(t *testing.T) {
+	eachSystemAtOnce(t, func(t *testing.T, s system) {
+		db, ctx := s.service(t), testContext(t)
+		nothing := func(context.Context, *stdsql.Tx) error { return nil }
+		long := s.inbox(t, db, sql.InboxConfig{Keep: time.Hour})
+		for i := range 1500 {
+			_, err := long.Once(ctx, "shop.ledger", fmt.Sprintf("m-%d", i), nothing)
+			require.NoError(t, err)
+		}
+		run(t, db, "UPDATE "+s.named("leat_inbox")+" SET seen_at = seen_at - 3600000000 WHERE message_id <> 'm-7'")
+		s.inbox(t, db, sql.InboxConfig{Keep: 40 * time.Minute}) // which cleans
+		short := s.inbox(t, db, sql.InboxConfig{Keep: time.Second})
+		if s.cfg.Dialect == sql.Postgres { // on the others the last one waits for a row right behind it that is not committed
+			_, err := long.Once(ctx, "shop.ledger", "open", func(ctx context.Context, _ *stdsql.Tx) error {
+				awaitRows(t, s, db, 0)
+				return nil
+			})
+			require.NoError(t, err)
+		}
+		awaitRows(t, s, db, 0)
+		seen, err := short.Once(ctx, "shop.ledger", "m-7", nothing)
+		require.NoError(t, err)
+		require.False(t, seen)
+	})
+}
+
+func awaitRows(t testing.TB, s system, db *stdsql.DB, n int) {
+	require.Eventually(t, func() bool { return s.number(t, db, "SELECT count(*) FROM "+s.named("leat_inbox")) == n }, 30*time.Second, 20*time.Millisecond)
+}
+
+// bookerVariable makes this program a service that books messages until it is killed.
+const bookerVariable = "LEAT_SQL_TEST_BOOKER"
+
+// TestBookersAreKilled: processes whose handlers write in the inbox's transaction die by kill -9 at any
+// point, and every message was published twice. Each has its effect once.
+func TestBookersAreKilled(t *testing.T) {
+	kills := 20
+	if n, err := strconv.Atoi(os.Getenv(killsVariable)); err == nil {
+		kills = n
+	}
+	eachSystemAtOnce(t, func(t *testing.T, s system) {
+		db := s.service(t)
+		s.tables(t, db)
+		transport, ctx := s.start(t, "lease", "1s"), context.Background()
+		_, err := transport.Subscribe(ctx, subscription("shop.ledger", 1, "order.*", "order.paid.*"))
+		require.NoError(t, err)
+		published, kills := 0, kills
+		if s.cfg.Dialect == sql.SQLite { // where one writer waits for the other
+			kills = (kills + 1) / 2
+		}
+		for round := range kills {
+			var booked atomic.Int64
+			for ; published < 40*(round+1); published++ {
+				for range 2 {
+					msg := newMessage("order.paid.v1", fmt.Sprintf("m-%d", published))
+					msg.Payload = fmt.Appendf(nil, `{"OrderID":"%s"}`, msg.UUID)
+					require.NoError(t, transport.Publish(ctx, "order.paid.v1", msg))
+				}
+			}
+			bookAndDie(t, withOption(t, s.url, "lease", "1s")+" "+s.cfg.Schema, &booked)
+		}
+		last := startBooker(t, withOption(t, s.url, "lease", "1s")+" "+s.cfg.Schema)
+		defer func() {
+			require.NoError(t, last.Process.Kill())
+			_ = last.Wait()
+		}()
+		require.Eventually(t, func() bool {
+			return s.number(t, db, "SELECT count(*) FROM "+s.named("leat_messages")) == 0
+		}, 50*time.Second, 50*time.Millisecond)
+		require.Equal(t, published, s.number(t, db, "SELECT cents FROM "+s.named("accounts")+" WHERE id = 1"))
+		require.Equal(t, published, s.number(t, db, "SELECT count(*) FROM "+s.named("bookings")))
+		require.Equal(t, published, s.number(t, db, "SELECT count(DISTINCT event) FROM "+s.named("bookings")))
+	})
+}
+
+func startBooker(t *testing.T, arguments string) *exec.Cmd {
+	booker := exec.Command(os.Args[0], "-test.run=TestBooker$")
+	booker.Env = append(os.Environ(), bookerVariable+"="+arguments)
+	require.NoError(t, booker.Start())
+	return booker
+}
+
+// bookAndDie kills a booker after some of its handlers' runs.
+func bookAndDie(t *testing.T, arguments string, booked *atomic.Int64) {
+	booker := exec.Command(os.Args[0], "-test.run=TestBooker$")
+	booker.Env = append(os.Environ(), bookerVariable+"="+arguments)
+	out, err := booker.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, booker.Start())
+	until := 1 + rand.Int64N(30)
+	for lines := bufio.NewScanner(out); lines.Scan() && booked.Load() < until; {
+		if lines.Text() == "booked" {
+			booked.Add(1)
+		}
+	}
+	time.Sleep(rand.N(5 * time.Millisecond)) // any point will do
+	require.NoError(t, booker.Process.Kill())
+	_ = booker.Wait() // it was killed
+}
+
+func TestBooker(t *testing.T) {
+	raw, schema, ok := strings.Cut(os.Getenv(bookerVariable), " ")
+	if !ok {
+		t.Skip("for TestBookersAreKilled")
+	}
+	ctx := context.Background()
+	transport, err := openURL(ctx, raw)
+	require.NoError(t, err)
+	u, err := url.Parse(raw)
+	require.NoError(t, err)
+	s := system{url: raw, cfg: sql.Config{Dialect: sql.Dialect(u.Scheme), Schema: schema}}
+	inbox, err := sql.NewInbox(ctx, s.service(t), sql.InboxConfig{Tables: s.cfg})
+	require.NoError(t, err)
+	b, err := bus.New(transport, bus.Config{Service: "shop"})
+	require.NoError(t, err)
+	require.NoError(t, b.Handle(handlers.Tx("ledger", inbox, func(ctx context.Context, tx *stdsql.Tx, e paid) error {
+		if err := s.book(ctx, tx, 1, e.OrderID); err != nil {
+			return err
+		}
+		fmt.Println("booked")
+		return nil
+	}, handlers.Concurrency(4))))
+	require.NoError(t, b.Run(ctx))
+}

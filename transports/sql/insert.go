@@ -1,0 +1,171 @@
+package sql
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/leatbus/leat/bus"
+)
+
+// A publish is one statement, which finds the groups that want the topic and gives each its own row.
+// Nothing about groups is remembered outside of the database, so a group that was there when the
+// statement began is not missed.
+
+const (
+	insertInto = `
+INSERT INTO {messages} (group_id, state, pos, lane, first_at, topic, uuid, headers, payload)
+SELECT g.id,
+	CASE WHEN m.delay > 0 THEN 1 WHEN g.ordering = 2 OR g.ordering = 1 AND m.lane <> 0 THEN 4 ELSE 0 END,
+	CASE WHEN m.delay > 0 THEN {now} + m.delay WHEN g.ordering = 1 THEN m.lane ELSE 0 END,
+	m.lane, {now}, `
+	insertFrom = `, m.uuid, m.headers, m.payload
+FROM {groups} g CROSS JOIN `
+	insertWhere = `
+WHERE g.id IN (
+	SELECT group_id FROM {subscriptions} WHERE pattern = `
+	insertUnion = `
+	UNION ALL
+	SELECT s.group_id FROM {subscriptions} s JOIN (`
+	insertHere = ` AND EXISTS (SELECT 1 FROM {migrations} WHERE version = 1 AND applied_at = ?)`
+	insertOne  = `
+WHERE g.id = ? AND g.created_at = ?`
+	insertOrder = ` ORDER BY m.n`
+)
+
+// way is a condition on the groups that get the messages of an insert. It appends its arguments.
+type way func(args []any) (where string, _ []any)
+
+// publication is a message as it is inserted.
+type publication struct {
+	uuid    string
+	headers []byte
+	payload []byte
+	lane    int64
+	delay   int64 // microseconds from the insert
+}
+
+// maxUUID is what fits the column. It is checked here, because some servers cut what is too long.
+const maxUUID = 255
+
+var errNUL = errors.New("it is not valid UTF-8, or has a NUL")
+
+func newPublication(msg *message.Message) (publication, error) {
+	if len(msg.UUID) > maxUUID {
+		return publication{}, fmt.Errorf("message %.32s…: its UUID has %d bytes; at most %d fit", msg.UUID, len(msg.UUID), maxUUID)
+	}
+	if !utf8.ValidString(msg.UUID) || strings.IndexByte(msg.UUID, 0) >= 0 {
+		return publication{}, fmt.Errorf("message UUID %q: %w", msg.UUID, errNUL)
+	}
+	delay, err := delayOf(msg)
+	if err != nil {
+		return publication{}, fmt.Errorf("message %s: %w", msg.UUID, err)
+	}
+	payload := []byte(msg.Payload)
+	if payload == nil {
+		payload = []byte{} // not NULL
+	}
+	return publication{
+		uuid:    msg.UUID,
+		headers: encodeHeaders(msg.Metadata),
+		payload: payload,
+		lane:    laneOf(msg),
+		delay:   delay,
+	}, nil
+}
+
+// delayOf makes a span of the time at which the message is due: this process's clock said when that
+// is, and the database's clock need not agree with it.
+func delayOf(msg *message.Message) (microseconds int64, err error) {
+	at := msg.Metadata[bus.HeaderDeliverAt]
+	if at == "" {
+		return 0, nil
+	}
+	due, err := time.Parse(time.RFC3339Nano, at)
+	if err != nil {
+		return 0, fmt.Errorf("header %s: %q is no RFC 3339 time", bus.HeaderDeliverAt, at)
+	}
+	if wait := time.Until(due); wait > 0 {
+		return wait.Microseconds() + 1, nil
+	}
+	return 0, nil
+}
+
+// insert is the statement for messages of one topic, in any driver's reach.
+func (s *statements) insert(topic string, msgs []publication, to way) (query string, args []any) {
+	args = make([]any, 0, 5*len(msgs)+8)
+	values := make([]string, len(msgs))
+	args = append(args, topic)
+	for i, m := range msgs {
+		values[i] = fmt.Sprintf(s.rowValues, i+1)
+		args = append(args, m.uuid, m.headers, m.payload, m.lane, m.delay)
+	}
+	table := fmt.Sprintf(s.rowsTable, strings.Join(values, s.rowSeparate))
+	where, args := to(args)
+	return s.complete(insertInto + s.text() + insertFrom + table + where + insertOrder), args
+}
+
+// insertArrays is the same for a driver that takes arrays: one statement for any number of messages.
+func (s *statements) insertArrays(topic string, msgs []publication, to way) (query string, args []any) {
+	var (
+		uuids    = make([]string, len(msgs))
+		headers  = make([][]byte, len(msgs))
+		payloads = make([][]byte, len(msgs))
+		lanes    = make([]int64, len(msgs))
+		delays   = make([]int64, len(msgs))
+	)
+	for i, m := range msgs {
+		uuids[i], headers[i], payloads[i], lanes[i], delays[i] = m.uuid, m.headers, m.payload, m.lane, m.delay
+	}
+	where, args := to([]any{topic, uuids, headers, payloads, lanes, delays})
+	return s.sql(insertInto + s.text() + insertFrom + insertPostgresRows + where + insertOrder), args
+}
+
+// text is an argument that is a text; PostgreSQL wants to be told.
+func (s *statements) text() string {
+	if s.dollars {
+		return "?::text"
+	}
+	return "?"
+}
+
+// wanted leads to the groups that want the topic. Its text depends on the number of the topic's
+// segments only.
+func (s *statements) wanted(topic string) way {
+	return func(args []any) (string, []any) { return s.route(topic, args) }
+}
+
+// wantedHere is wanted, in these tables and not in others of the same names.
+func (s *store) wantedHere(topic string) way {
+	return func(args []any) (string, []any) {
+		where, args := s.route(topic, args)
+		return where + insertHere, append(args, s.born)
+	}
+}
+
+// only leads to one group, in these tables and not in others of the same names: the time at which it was
+// made tells, in microseconds.
+func (g group) only(born int64) way {
+	return func(args []any) (string, []any) { return insertOne, append(args, g.id, born) }
+}
+
+func (s *statements) route(topic string, args []any) (where string, _ []any) {
+	var b strings.Builder
+	b.WriteString(insertWhere)
+	b.WriteString(s.text())
+	b.WriteString(insertUnion)
+	args = append(args, topic)
+	for i, c := range cuts(topic) {
+		if i > 0 {
+			b.WriteString(" UNION ALL ")
+		}
+		fmt.Fprintf(&b, "SELECT %d AS depth, %s AS prefix", c.depth, s.text())
+		args = append(args, c.text)
+	}
+	fmt.Fprintf(&b, ") p ON s.depth = p.depth AND p.prefix "+s.like+")", "s.matches")
+	return b.String(), args
+}

@@ -1,0 +1,231 @@
+package sql_test
+
+import (
+	"context"
+	stdsql "database/sql"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/transports/memory"
+	"github.com/leatbus/leat/transports/sql"
+)
+
+// unencodable has a field that JSON does not know.
+type unencodable struct{ F func() }
+
+func (unencodable) EventType() (name string, version int) { return "order.paid", 1 }
+
+// busWith has a transport of no use, and an outbox.
+func busWith(t testing.TB, o bus.Outbox) *bus.Bus {
+	b, err := bus.New(memory.New(memory.Config{}), bus.Config{Service: "shop", Outbox: o})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, b.Close(context.Background())) })
+	return b
+}
+
+// TestMistakesInTx: each is a clear error, and nothing is written.
+func TestMistakesInTx(t *testing.T) {
+	t.Run("no outbox", func(t *testing.T) {
+		require.ErrorIs(t, busWith(t, nil).InTx(new(stdsql.Tx)).Publish(t.Context(), paid{"1"}), bus.ErrNoOutbox)
+	})
+	eachSystem(t, func(t *testing.T, s system) {
+		o := s.outbox(t, sql.OutboxConfig{})
+		b, db, ctx := busWith(t, o), s.service(t), testContext(t)
+		require.ErrorContains(t, b.InTx(nil).Publish(ctx, paid{"1"}), "the transaction is nil")
+		require.ErrorContains(t, b.InTx((*stdsql.Tx)(nil)).Publish(ctx, paid{"1"}), "a nil *sql.Tx: this is no transaction")
+		require.ErrorContains(t, b.InTx(db).Publish(ctx, paid{"1"}), "a *sql.DB: this is no transaction")
+		over, err := db.BeginTx(ctx, nil)
+		require.NoError(t, err)
+		require.NoError(t, over.Rollback())
+		require.ErrorContains(t, b.InTx(over).Publish(ctx, paid{"1"}), "the transaction is over; publish before its commit")
+
+		tx, err := db.BeginTx(ctx, nil)
+		require.NoError(t, err)
+		require.ErrorContains(t, b.InTx(tx).Publish(ctx, nil), "event is nil")
+		require.ErrorContains(t, b.InTx(tx).PublishAll(ctx, []bus.Event{paid{"1"}, unencodable{}}), "event 2 of 2: order.paid.v1: encode")
+		require.ErrorContains(t, b.InTx(tx).Publish(ctx, paid{"1"}, bus.RequireRoute()), "RequireRoute can't be kept by an outbox")
+		require.ErrorContains(t, b.InTx(tx).Publish(ctx, paid{"1"}, bus.ID(strings.Repeat("x", 300))), "at most 255 fit")
+		require.ErrorContains(t, b.InTx(tx).Publish(ctx, paid{strings.Repeat("x", 17<<20)}), "at most 16777216 are allowed")
+		require.NoError(t, tx.Commit())
+		stats, err := b.OutboxStats(ctx)
+		require.NoError(t, err)
+		require.Zero(t, stats, "something was written")
+	})
+}
+
+// TestTransactionOfAnotherDatabase: with leat's tables in it, and the same names; without; of another kind.
+func TestTransactionOfAnotherDatabase(t *testing.T) {
+	publish := func(t *testing.T, b *bus.Bus, db *stdsql.DB, opts ...bus.PublishOption) error {
+		tx, err := db.BeginTx(testContext(t), nil)
+		require.NoError(t, err)
+		defer func() { _ = tx.Rollback() }()
+		return b.InTx(tx).Publish(testContext(t), paid{"1"}, opts...)
+	}
+	for name, on := range systems() {
+		t.Run(name, func(t *testing.T) {
+			s, twin, empty := on(t), on(t), on(t)
+			if name == "postgres" { // whose tables are found by the search path
+				s.url, twin.url, empty.url = s.searched(t), twin.searched(t), empty.searched(t)
+			}
+			twin.outbox(t, sql.OutboxConfig{})
+			b, ctx := busWith(t, s.outbox(t, sql.OutboxConfig{})), testContext(t)
+			const want = "the transaction is not one of the database that has these tables"
+			require.ErrorContains(t, publish(t, b, twin.service(t)), want)
+			require.ErrorContains(t, publish(t, b, empty.service(t)), want)
+			for other, onOther := range systems() {
+				if other != name {
+					require.ErrorContains(t, publish(t, b, onOther(t).service(t)), want, other)
+				}
+			}
+			own, err := bus.New(s.open(t), bus.Config{Service: "shop"})
+			require.NoError(t, err)
+			defer func() { require.NoError(t, own.Close(ctx)) }()
+			require.ErrorContains(t, publish(t, own, twin.service(t)), want)
+			require.NoError(t, publish(t, own, s.service(t)), "nobody wants it, which is counted")
+			require.ErrorIs(t, publish(t, own, s.service(t), bus.RequireRoute()), bus.ErrUnroutable)
+		})
+	}
+}
+
+// searched finds the system's tables by the search path, as an application's connection may.
+func (s system) searched(t testing.TB) string {
+	return withOption(t, withOption(t, s.url, "search_path", s.cfg.Schema), "schema", "")
+}
+
+// TestInTxOnItsOwnTransport: the publish itself goes into the groups, with the commit.
+func TestInTxOnItsOwnTransport(t *testing.T) {
+	eachSystem(t, func(t *testing.T, s system) {
+		transport, ctx := s.open(t), testContext(t)
+		feed, err := transport.Subscribe(ctx, subscription("shop.ledger", 1, "order.*"))
+		require.NoError(t, err)
+		all, err := transport.Subscribe(ctx, subscription("shop.audit", 1, "order.>"))
+		require.NoError(t, err)
+		b, err := bus.New(transport, bus.Config{Service: "shop"})
+		require.NoError(t, err)
+		defer func() { require.NoError(t, b.Close(ctx)) }()
+		db := s.service(t)
+		for i := range 4 {
+			tx, err := db.BeginTx(ctx, nil)
+			require.NoError(t, err)
+			require.NoError(t, b.InTx(tx).Publish(ctx, paid{fmt.Sprint(i)}))
+			if i%2 == 0 {
+				require.NoError(t, tx.Rollback())
+			} else {
+				require.NoError(t, tx.Commit())
+			}
+		}
+		for _, want := range []string{"1", "3"} {
+			d := next(t, all, 20*time.Second)
+			require.Equal(t, want, bus.PartitionKey(d.Message))
+			require.NoError(t, d.Settler.Ack())
+		}
+		waiting, cancel := context.WithTimeout(ctx, 10*time.Millisecond)
+		defer cancel()
+		_, err = feed.Next(waiting)
+		require.ErrorIs(t, err, context.DeadlineExceeded, "order.* does not take order.paid.v1")
+	})
+}
+
+func TestInTxOfPgx(t *testing.T) {
+	s := onPostgres(t)
+	pool, _ := s.pool(t)
+	ctx := testContext(t)
+	o, err := sql.NewPgxOutbox(ctx, pool, sql.OutboxConfig{Service: "shop", Tables: s.cfg})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, o.Close(context.Background())) }()
+	f := &far{}
+	relay(t, o, f)
+	errUndone := errors.New("undone")
+	for i := range 10 {
+		err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+			require.NoError(t, o.PublishTx(ctx, tx, "order.paid.v1", newMessage("order.paid.v1", fmt.Sprintf("m-%d", i)), newMessage("order.paid.v1", fmt.Sprintf("n-%d", i))))
+			if i%2 == 0 {
+				return errUndone
+			}
+			return nil
+		})
+		require.Equal(t, i%2 == 0, errors.Is(err, errUndone))
+	}
+	require.ElementsMatch(t, []string{"m-1", "n-1", "m-3", "n-3", "m-5", "n-5", "m-7", "n-7", "m-9", "n-9"}, f.await(t, 10))
+
+	over, err := pool.Begin(ctx)
+	require.NoError(t, err)
+	require.NoError(t, over.Rollback(ctx))
+	require.ErrorContains(t, o.PublishTx(ctx, over, "order.paid.v1", newMessage("order.paid.v1", "x")), "the transaction is over")
+}
+
+// TestLateCommitIsNotLost: A takes the lower id, B commits first.
+func TestLateCommitIsNotLost(t *testing.T) {
+	for name, on := range map[string]func(testing.TB) system{"postgres": onPostgres, "mysql": onMySQL} { // SQLite has one writer
+		for _, key := range []string{"", "a"} {
+			t.Run(name+" key="+key, func(t *testing.T) {
+				s := on(t)
+				o, db, f, ctx := s.outbox(t, sql.OutboxConfig{}), s.service(t), &far{}, testContext(t)
+				relay(t, o, f)
+				for i := range 10 {
+					a, err := db.BeginTx(ctx, nil)
+					require.NoError(t, err)
+					require.NoError(t, o.PublishTx(ctx, a, "order.paid.v1", keyed("order.paid.v1", key, 2*i)))
+					inTx(t, db, o, keyed("order.paid.v1", key, 2*i+1))
+					f.await(t, 2*i+1) // B is on its way, and what was in front of it is not there yet
+					require.NoError(t, a.Commit())
+					f.await(t, 2*i+2)
+				}
+			})
+		}
+	}
+}
+
+// TestRelaysBlockNoTransactionOfTheUsers: whatever a relay that hangs in the middle of a claim has locked,
+// the service's transactions go on.
+func TestRelaysBlockNoTransactionOfTheUsers(t *testing.T) {
+	for name, on := range map[string]func(testing.TB) system{"postgres": onPostgres, "mysql": onMySQL} {
+		t.Run(name, func(t *testing.T) {
+			s := on(t)
+			o, db, ctx := s.outbox(t, sql.OutboxConfig{}), s.service(t), testContext(t)
+			for i := range 20 {
+				inTx(t, db, o, keyed("order.paid.v1", "a", i), keyed("order.paid.v1", "", i))
+			}
+			hung, err := s.db(t).BeginTx(ctx, &stdsql.TxOptions{Isolation: stdsql.LevelReadCommitted})
+			require.NoError(t, err)
+			for _, query := range []string{
+				"SELECT group_id FROM " + s.named("leat_turns") + " FOR UPDATE",
+				"SELECT id FROM " + s.named("leat_messages") + " FOR UPDATE",
+				"UPDATE " + s.named("leat_messages") + " SET attempt = attempt + 1",
+			} {
+				_, err := hung.ExecContext(ctx, query)
+				require.NoError(t, err)
+			}
+			for i := range 20 {
+				inTx(t, db, o, keyed("order.paid.v1", "a", 20+i), keyed("order.paid.v1", "b", i), keyed("order.paid.v1", "", 100+i))
+			}
+			require.NoError(t, hung.Rollback())
+			f := &far{}
+			relay(t, o, f)
+			f.await(t, 100)
+		})
+	}
+}
+
+// TestDelayedInTx: the outbox holds a message until it is due, whatever its transport can do.
+func TestDelayedInTx(t *testing.T) {
+	eachSystem(t, func(t *testing.T, s system) {
+		o, db, f, ctx := s.outbox(t, sql.OutboxConfig{}), s.service(t), &far{}, testContext(t)
+		b := busWith(t, o)
+		relay(t, o, f)
+		due := time.Now().Add(300 * time.Millisecond)
+		tx, err := db.BeginTx(ctx, nil)
+		require.NoError(t, err)
+		require.NoError(t, b.InTx(tx).Publish(ctx, paid{"1"}, bus.Delay(time.Until(due))))
+		require.NoError(t, tx.Commit())
+		f.await(t, 1)
+		require.False(t, time.Now().Before(due))
+	})
+}

@@ -1,0 +1,200 @@
+package sql_test
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/url"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/transports/sql"
+)
+
+// workerVariable makes this program a worker that publishes and consumes until it is killed, and
+// tells by lines of "ok", "in" and "out" what was accepted, and which deliveries begin and end.
+const workerVariable = "LEAT_SQL_TEST_WORKER"
+
+// killsVariable is how often TestWorkersAreKilled kills; a nightly run may want 200.
+const killsVariable = "LEAT_TEST_KILLS"
+
+// TestWorkersAreKilled: processes that publish and consume by key die by kill -9, over and over, and
+// others take their place. Nothing is lost, and no key has two messages out.
+func TestWorkersAreKilled(t *testing.T) {
+	rounds := 10 // on each of two sides
+	if n, err := strconv.Atoi(os.Getenv(killsVariable)); err == nil {
+		rounds = (n + 1) / 2
+	}
+	eachSystem(t, func(t *testing.T, s system) {
+		raw := withOption(t, s.url, "lease", "1s")
+		transport := s.start(t, "lease", "1s")
+		sub := subscription("shop.ledger", 4, "order.paid.v1")
+		sub.Order = bus.OrderedByKey
+		_, err := transport.Subscribe(testContext(t), sub) // the group is there, and nobody takes here
+		require.NoError(t, err)
+		l := newLedger()
+		var wg sync.WaitGroup
+		for side := range 2 {
+			wg.Go(func() {
+				for round := range rounds {
+					workAndDie(t, l, raw, fmt.Sprintf("%d-%d", side, round))
+				}
+			})
+		}
+		wg.Wait()
+
+		feed, err := transport.Subscribe(testContext(t), sub)
+		require.NoError(t, err)
+		for {
+			accepted, missing, twice := l.balance()
+			if missing == 0 {
+				t.Logf("%d accepted, %d handled twice", accepted, twice)
+				require.Greater(t, accepted, rounds)
+				return
+			}
+			d := next(t, feed, patience)
+			l.handle(bus.MessageID(d.Message))
+			require.NoError(t, d.Settler.Ack())
+		}
+	})
+}
+
+func workAndDie(t *testing.T, l *ledger, raw, name string) {
+	worker := exec.Command(os.Args[0], "-test.run=TestWorker$")
+	worker.Env = append(os.Environ(), workerVariable+"="+raw+" "+name)
+	out, err := worker.StdoutPipe()
+	if err != nil || worker.Start() != nil {
+		t.Error("the worker does not start", err)
+		return
+	}
+	lines := bufio.NewScanner(out)
+	kill := time.AfterFunc(time.Minute, func() {})
+	for lines.Scan() {
+		what, id, _ := strings.Cut(lines.Text(), " ")
+		switch what {
+		case "ready":
+			kill = time.AfterFunc(50*time.Millisecond+rand.N(250*time.Millisecond), func() { _ = worker.Process.Kill() })
+		case "ok":
+			l.accept(id)
+		case "out":
+			l.handle(id)
+		}
+	}
+	kill.Stop()
+	_ = worker.Wait() // it was killed
+}
+
+func TestWorker(t *testing.T) {
+	raw, name, ok := strings.Cut(os.Getenv(workerVariable), " ")
+	if !ok {
+		t.Skip("for TestWorkersAreKilled")
+	}
+	ctx := context.Background()
+	u, err := url.Parse(raw)
+	require.NoError(t, err)
+	transport, err := sql.Open(ctx, u)
+	require.NoError(t, err)
+	sub := subscription("shop.ledger", 4, "order.paid.v1")
+	sub.Order = bus.OrderedByKey
+	feed, err := transport.Subscribe(ctx, sub)
+	require.NoError(t, err)
+	for range sub.Concurrency {
+		go func() {
+			for {
+				d, err := feed.Next(ctx)
+				if err != nil {
+					return
+				}
+				fmt.Printf("out %s\n", bus.MessageID(d.Message))
+				_ = d.Settler.Ack()
+			}
+		}()
+	}
+	fmt.Println("ready")
+	for i := 0; ; i++ {
+		msg := newMessage("order.paid.v1", fmt.Sprintf("%s-%d", name, i))
+		msg.Metadata[bus.HeaderPartitionKey] = fmt.Sprintf("key-%d", i%5)
+		if transport.Publish(ctx, "order.paid.v1", msg) == nil {
+			fmt.Printf("ok %s\n", bus.MessageID(msg))
+		}
+	}
+}
+
+// TestOrderByKeyAcrossInstances: one message of a key at a time, in order, whoever takes it, while
+// some fail and come again.
+func TestOrderByKeyAcrossInstances(t *testing.T) {
+	eachSystem(t, func(t *testing.T, s system) {
+		ctx := testContext(t)
+		sub := subscription("shop.ledger", 4, "order.paid.v1")
+		sub.Order = bus.OrderedByKey
+		const keys, each = 10, 15
+		var mu sync.Mutex
+		out, seen, failed := map[string]string{}, map[string][]string{}, map[string]bool{}
+		var wg sync.WaitGroup
+		consuming, stop := context.WithCancel(ctx)
+		for range 3 {
+			feed, err := s.start(t).Subscribe(ctx, sub)
+			require.NoError(t, err)
+			for range sub.Concurrency {
+				wg.Go(func() {
+					for {
+						d, err := feed.Next(consuming)
+						if err != nil {
+							return
+						}
+						key, id := bus.PartitionKey(d.Message), bus.MessageID(d.Message)
+						mu.Lock()
+						if other := out[key]; other != "" {
+							t.Errorf("%s came while %s was out", id, other)
+						}
+						out[key] = id
+						mu.Unlock()
+						time.Sleep(rand.N(2 * time.Millisecond))
+						mu.Lock()
+						delete(out, key)
+						if !failed[id] && rand.IntN(5) == 0 {
+							failed[id] = true
+							_ = d.Settler.Redeliver(rand.N(40 * time.Millisecond))
+						} else {
+							seen[key] = append(seen[key], id)
+							_ = d.Settler.Ack()
+						}
+						mu.Unlock()
+					}
+				})
+			}
+		}
+		publisher := s.start(t)
+		want := map[string][]string{}
+		for i := range each {
+			for k := range keys {
+				msg := newMessage("order.paid.v1", fmt.Sprintf("%d/%03d", k, i))
+				key := fmt.Sprintf("key-%d", k)
+				msg.Metadata[bus.HeaderPartitionKey] = key
+				want[key] = append(want[key], msg.UUID)
+				require.NoError(t, publisher.Publish(ctx, "order.paid.v1", msg))
+			}
+		}
+		require.Eventually(t, func() bool {
+			mu.Lock()
+			defer mu.Unlock()
+			n := 0
+			for _, ids := range seen {
+				n += len(ids)
+			}
+			return n == keys*each
+		}, patience, 10*time.Millisecond)
+		stop()
+		wg.Wait()
+		require.Equal(t, want, seen)
+	})
+}

@@ -1,0 +1,160 @@
+package sql_test
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+)
+
+// ledger keeps account of what was accepted and what was handled.
+type ledger struct {
+	mu       sync.Mutex
+	accepted map[string]bool
+	handled  map[string]int
+}
+
+func newLedger() *ledger { return &ledger{accepted: map[string]bool{}, handled: map[string]int{}} }
+
+func (l *ledger) accept(id string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.accepted[id] = true
+}
+
+func (l *ledger) handle(id string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.handled[id]++
+}
+
+// missing is how many were accepted and not handled; twice is how many were handled more than once.
+func (l *ledger) balance() (accepted, missing, twice int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for id := range l.accepted {
+		if l.handled[id] == 0 {
+			missing++
+		}
+	}
+	for _, n := range l.handled {
+		if n > 1 {
+			twice++
+		}
+	}
+	return len(l.accepted), missing, twice
+}
+
+// load publishes and consumes until the test ends or stop is called, which waits until everything
+// accepted is handled.
+func load(t *testing.T, publisher, consumer bus.Transport, sub bus.Subscription) (l *ledger, stop func()) {
+	l = newLedger()
+	ctx, cancel := context.WithCancel(testContext(t))
+	var wg sync.WaitGroup
+	feed, err := consumer.Subscribe(ctx, sub)
+	require.NoError(t, err)
+	for range sub.Concurrency {
+		wg.Go(func() { l.work(ctx, feed) })
+	}
+	publishing, halt := context.WithCancel(ctx)
+	var publishers sync.WaitGroup
+	for p := range 4 {
+		publishers.Go(func() {
+			for i := 0; publishing.Err() == nil; i++ {
+				id := fmt.Sprintf("m-%d-%06d", p, i)
+				if err := publisher.Publish(ctx, sub.Topics[0], newMessage(sub.Topics[0], id)); err == nil {
+					l.accept(id)
+				} else {
+					t.Errorf("publish %s: %v", id, err)
+				}
+				pace(ctx)
+			}
+		})
+	}
+	stop = sync.OnceFunc(func() {
+		halt()
+		publishers.Wait()
+		require.Eventually(t, func() bool {
+			_, missing, _ := l.balance()
+			return missing == 0
+		}, patience, 10*time.Millisecond, "messages are lost")
+		cancel()
+		wg.Wait()
+	})
+	t.Cleanup(stop)
+	return l, stop
+}
+
+// pace keeps a load below what the machine can do.
+func pace(ctx context.Context) {
+	select {
+	case <-time.After(time.Millisecond):
+	case <-ctx.Done():
+	}
+}
+
+func (l *ledger) waitAccepted(t *testing.T, n int) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		accepted, _, _ := l.balance()
+		return accepted >= n
+	}, patience, 5*time.Millisecond, "publishing stands still")
+}
+
+func subscription(group string, concurrency int, topics ...string) bus.Subscription {
+	return bus.Subscription{Group: group, Topics: topics, Known: topics, Concurrency: concurrency}
+}
+
+func newMessage(topic, id string) *message.Message {
+	msg := message.NewMessage(id, []byte(`{"id":"`+id+`"}`))
+	msg.Metadata = message.Metadata{bus.HeaderID: id, bus.HeaderType: topic}
+	return msg
+}
+
+// next takes one delivery.
+func next(t testing.TB, feed bus.Feed, within time.Duration) *bus.Delivery {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), within)
+	defer cancel()
+	d, err := feed.Next(ctx)
+	require.NoError(t, err)
+	return d
+}
+
+func newMessages(n int) []*message.Message {
+	msgs := make([]*message.Message, n)
+	for i := range msgs {
+		msgs[i] = newMessage("order.paid.v1", fmt.Sprintf("m-%05d", i))
+	}
+	return msgs
+}
+
+// join adds a consumer of messages that are published until the test's load stops.
+func (l *ledger) join(t *testing.T, consumer bus.Transport, sub bus.Subscription) {
+	ctx, cancel := context.WithCancel(testContext(t))
+	var wg sync.WaitGroup
+	t.Cleanup(func() { cancel(); wg.Wait() })
+	feed, err := consumer.Subscribe(ctx, sub)
+	require.NoError(t, err)
+	for range sub.Concurrency {
+		wg.Go(func() { l.work(ctx, feed) })
+	}
+}
+
+// work handles what the feed hands out until ctx ends.
+func (l *ledger) work(ctx context.Context, feed bus.Feed) {
+	for {
+		d, err := feed.Next(ctx)
+		if err != nil {
+			return
+		}
+		l.handle(bus.MessageID(d.Message))
+		_ = d.Settler.Ack()
+	}
+}

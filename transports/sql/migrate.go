@@ -1,0 +1,205 @@
+package sql
+
+import (
+	"context"
+	stdsql "database/sql"
+	"embed"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"strings"
+)
+
+// One file for each version and dialect, with the tables' names in braces. A file that has been
+// released never changes; what comes later is a new file.
+//
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+// SchemaVersion is the version of the tables that this program works with.
+const SchemaVersion = 3
+
+// SchemaError says that the tables are not what the program needs.
+type SchemaError struct {
+	Found, Want int
+	Prefix      string
+}
+
+func (e *SchemaError) Error() string {
+	found := fmt.Sprintf("are at version %d", e.Found)
+	if e.Found == 0 {
+		found = "are missing"
+	}
+	return fmt.Sprintf("the tables %s* %s, and this program needs version %d; "+
+		"run leat migrate up, or let the transport do it with the option migrate=auto", e.Prefix, found, e.Want)
+}
+
+// Migrate makes the tables that the configuration names, or brings them up to [SchemaVersion]. Any
+// number of processes may do so at once: one does it, and the others wait for it. Tables that are
+// newer than the program are left alone.
+func Migrate(ctx context.Context, db *stdsql.DB, cfg Config) error {
+	s, err := newStore(&stdDatabase{db: db}, cfg)
+	if err != nil {
+		return fmt.Errorf("sql: %w", err)
+	}
+	if err := s.migrate(ctx); err != nil {
+		return fmt.Errorf("sql: %w", err)
+	}
+	return nil
+}
+
+// MigrationStatus is the version of the tables that are there, 0 for none. The program wants
+// [SchemaVersion].
+func MigrationStatus(ctx context.Context, db *stdsql.DB, cfg Config) (version int, err error) {
+	s, err := newStore(&stdDatabase{db: db}, cfg)
+	if err != nil {
+		return 0, fmt.Errorf("sql: %w", err)
+	}
+	version, err = s.version(ctx, s.db)
+	if err != nil {
+		return 0, fmt.Errorf("sql: %w", err)
+	}
+	return version, nil
+}
+
+// MigrationSQL is what [Migrate] runs on tables of the version from, as a script for other tools.
+func MigrationSQL(cfg Config, from int) (string, error) {
+	cfg = cfg.withDefaults()
+	if err := cfg.validate(); err != nil {
+		return "", fmt.Errorf("sql: %w", err)
+	}
+	s, err := newStatements(cfg)
+	if err != nil {
+		return "", fmt.Errorf("sql: %w", err)
+	}
+	var b strings.Builder
+	for _, statement := range s.migration(from) {
+		b.WriteString(statement)
+		b.WriteString(";\n\n")
+	}
+	return b.String(), nil
+}
+
+// migration is every statement that leads from a version to this program's.
+func (s *statements) migration(from int) (all []string) {
+	names := strings.NewReplacer(
+		"{subscriptions_depth}", s.quote(s.cfg.Prefix+"subscriptions_depth"),
+		"{holds_lane}", s.quote(s.cfg.Prefix+"holds_lane"),
+		"{inbox_seen}", s.quote(s.cfg.Prefix+"inbox_seen"),
+	)
+	if from == 0 {
+		all = append(all, s.sql(`CREATE TABLE IF NOT EXISTS {migrations} (version INTEGER NOT NULL PRIMARY KEY, applied_at BIGINT NOT NULL)`))
+	}
+	for version := from + 1; version <= SchemaVersion; version++ {
+		script, err := migrations.ReadFile(fmt.Sprintf("migrations/%s_%d.sql", s.name, version))
+		if err != nil {
+			panic(err) // the file is part of the program
+		}
+		for statement := range strings.SplitSeq(s.names.Replace(names.Replace(string(script))), ";\n") {
+			if statement = strings.TrimSpace(statement); statement != "" {
+				all = append(all, statement)
+			}
+		}
+		all = append(all, s.names.Replace(fmt.Sprintf(`INSERT INTO {migrations} (version, applied_at) VALUES (%d, {now})`, version)))
+	}
+	return all
+}
+
+func (s *store) migrate(ctx context.Context) error {
+	return s.retry(ctx, func(ctx context.Context) error {
+		version, err := s.version(ctx, s.db)
+		if err != nil || version >= SchemaVersion {
+			return err
+		}
+		return s.db.inTx(ctx, func(tx executor) error { return s.migrateAlone(ctx, tx) })
+	})
+}
+
+func (s *store) migrateAlone(ctx context.Context, tx executor) error {
+	unlock, err := s.lockMigration(ctx, tx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	version, err := s.version(ctx, tx)
+	if err != nil {
+		return err
+	}
+	for _, statement := range s.migration(version) {
+		if _, err := tx.exec(ctx, statement); err != nil {
+			return fmt.Errorf("migrate to version %d (leat migrate print shows what for, should somebody else have to do it): %w", SchemaVersion, err)
+		}
+	}
+	return nil
+}
+
+// errLocked is a wait for another process's migration that took too long.
+var errLocked = errors.New("another process has been changing the tables for 60s")
+
+// lockMigration keeps other processes out. SQLite's transaction is the only writer's by itself.
+func (s *store) lockMigration(ctx context.Context, tx executor) (unlock func(), err error) {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte("leat migration of " + s.table("messages"))) // never fails
+	key := int64(h.Sum64())                                            //nolint:gosec // any number will do
+	switch s.name {
+	case Postgres:
+		_, err := tx.exec(ctx, s.sql(`SELECT pg_advisory_xact_lock(?)`), key)
+		return func() {}, err
+	case MySQL:
+		name := fmt.Sprintf("leat migration %x", key)
+		got, _, err := number(ctx, tx, s.sql(`SELECT GET_LOCK(?, 60)`), name)
+		if err == nil && got != 1 {
+			err = errLocked
+		}
+		return func() { _, _, _ = number(context.WithoutCancel(ctx), tx, s.sql(`SELECT RELEASE_LOCK(?)`), name) }, err
+	case SQLite:
+	}
+	return func() {}, nil
+}
+
+// version is the version of the tables, 0 where there are none.
+func (s *store) version(ctx context.Context, ex executor) (int, error) {
+	args := []any{s.cfg.Prefix + "migrations"}
+	there := `SELECT count(*) FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = ?`
+	switch s.name {
+	case Postgres: // not to_regclass: it may answer from what the connection remembers
+		there = `SELECT count(*) FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+			WHERE c.relname = ?::text AND (n.nspname = ?::text OR ?::text = '' AND n.nspname = ANY (current_schemas(false)))`
+		args = append(args, s.cfg.Schema, s.cfg.Schema)
+	case SQLite:
+		there = `SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ?`
+	case MySQL:
+	}
+	n, _, err := number(ctx, ex, s.sql(there), args...)
+	if err != nil || n == 0 {
+		return 0, err
+	}
+	version, _, err := number(ctx, ex, s.sql(`SELECT max(version) FROM {migrations}`))
+	return int(version), err
+}
+
+// prepare sees to the tables when a transport opens.
+func (s *store) prepare(ctx context.Context) error {
+	if err := s.prepareTables(ctx); err != nil {
+		return err
+	}
+	return s.retry(ctx, func(ctx context.Context) (err error) {
+		s.born, _, err = number(ctx, s.db, s.sql(`SELECT applied_at FROM {migrations} WHERE version = 1`))
+		return err
+	})
+}
+
+func (s *store) prepareTables(ctx context.Context) error {
+	if s.cfg.Migrate == MigrateAuto {
+		return s.migrate(ctx)
+	}
+	var version int
+	err := s.retry(ctx, func(ctx context.Context) (err error) {
+		version, err = s.version(ctx, s.db)
+		return err
+	})
+	if err == nil && version < SchemaVersion {
+		err = &SchemaError{Found: version, Want: SchemaVersion, Prefix: s.cfg.Prefix}
+	}
+	return err
+}

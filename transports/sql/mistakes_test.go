@@ -1,0 +1,260 @@
+package sql_test
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/transports/sql"
+)
+
+func TestMistakesInTheURL(t *testing.T) {
+	for _, c := range []struct{ url, want string }{
+		{"oracle://host/db", `scheme "oracle"`},
+		{"postgres://u:s3cret@host/db?sslmod=disable", `Did you mean "sslmode"`},
+		{"postgres://u:s3cret@host/db?prefix=a%22b", "prefix"},
+		{"postgres://u:s3cret@host/db?schema=" + strings.Repeat("s", 70), "schema"},
+		{"postgres://u:s3cret@host:99999/db", "port"},
+		{"postgres://u:s3cret@host/db?sslmode=s3cret", "sslmode"},
+		{"postgres://u:s3cret@host/db?migrate=never", "one of auto, check"},
+		{"mysql://u:s3cret@host", "names no database"},
+		{"mysql://u:s3cret@host/db?schema=x", "unknown option"},
+		{"mysql://u:s3cret@host/db?lease=soon", "positive duration"},
+		{"sqlite://", "names no file"},
+		{"sqlite:////", "names no file"},
+		{"sqlite:///tmp/", "names no file"},
+		{"sqlite://u:s3cret@host/x.db", "no user"},
+		{"sqlite:a%2.db", "%25"},
+		{"sqlite:///leat/is/not/here/x.db", "directory of /leat/is/not/here/x.db is missing"},
+		{"sqlite::memory:", "memory://"},
+		{"sqlite:///x.db?lease=1ms", "at least 1s"},
+	} {
+		_, err := openURL(testContext(t), c.url)
+		require.ErrorContains(t, err, c.want, c.url)
+		require.NotContains(t, err.Error(), "s3cret", c.url)
+	}
+}
+
+func TestSQLitePaths(t *testing.T) {
+	directory := t.TempDir()
+	t.Chdir(directory)
+	require.True(t, strings.HasPrefix(directory, "/"))
+	for i, c := range []struct{ url, file string }{
+		{"sqlite://" + directory + "/three.db", "three.db"},
+		{"sqlite:///" + directory + "/four.db", "four.db"},
+		{"sqlite:" + directory + "/opaque.db", "opaque.db"},
+		{"sqlite:relative.db", "relative.db"},
+		{"sqlite:./here.db", "here.db"},
+		{"sqlite://./dot.db", "dot.db"},
+		{"sqlite:a%20b%25%3F%23.db?prefix=x_", "a b%?#.db"},
+		{"sqlite://" + directory + "/a%20b%25%3F%23%26.db", "a b%?#&.db"},
+	} {
+		transport, err := openURL(testContext(t), c.url)
+		require.NoError(t, err, c.url)
+		closeNow(t, transport)
+		require.FileExists(t, filepath.Join(directory, c.file), c.url)
+		files, err := filepath.Glob(filepath.Join(directory, "*.db"))
+		require.NoError(t, err)
+		require.Len(t, files, i+1, "%s makes no other file", c.url)
+	}
+}
+
+func TestWrongPasswordFailsAtOnceAndIsNotShown(t *testing.T) {
+	s := onMySQL(t)
+	raw := strings.Replace(s.url, "root@", "leat_nobody:s3cret@", 1)
+	began := time.Now()
+	_, err := openURL(testContext(t), raw)
+	require.ErrorContains(t, err, "Access denied")
+	require.NotContains(t, err.Error(), "s3cret")
+	require.Less(t, time.Since(began), 14*time.Second, "the option wait is 15s")
+}
+
+func TestTablesAreMissing(t *testing.T) {
+	eachSystem(t, func(t *testing.T, s system) {
+		_, err := openURL(testContext(t), withOption(t, s.url, "migrate", "check"))
+		var missing *sql.SchemaError
+		require.ErrorContains(t, err, "leat migrate up")
+		require.ErrorContains(t, err, "are missing")
+		require.ErrorAs(t, err, &missing)
+		closeNow(t, s.open(t))
+		closeNow(t, s.open(t, "migrate", "check"))
+	})
+}
+
+// TestMigrationByAnotherTool: the printed script makes the same tables.
+func TestMigrationByAnotherTool(t *testing.T) {
+	eachSystem(t, func(t *testing.T, s system) {
+		script, err := sql.MigrationSQL(s.cfg, 0)
+		require.NoError(t, err)
+		db := s.db(t)
+		for statement := range strings.SplitSeq(script, ";\n\n") {
+			if strings.TrimSpace(statement) != "" {
+				run(t, db, statement)
+			}
+		}
+		version, err := sql.MigrationStatus(testContext(t), db, s.cfg)
+		require.NoError(t, err)
+		require.Equal(t, sql.SchemaVersion, version)
+		require.NoError(t, sql.Migrate(testContext(t), db, s.cfg)) // nothing to do
+		transport := s.start(t, "migrate", "check")
+		_, err = transport.Subscribe(testContext(t), subscription("shop.ledger", 1, "order.>"))
+		require.NoError(t, err)
+	})
+}
+
+func TestNamesOfAnyAllowedLengthDoNotCollide(t *testing.T) {
+	eachSystem(t, func(t *testing.T, s system) {
+		transport := s.start(t)
+		ctx := testContext(t)
+		long := strings.Repeat("a", bus.MaxTopicBytes-2)
+		group := strings.Repeat("g", bus.MaxGroupBytes-1)
+		var feeds []bus.Feed
+		for _, last := range []string{"a", "A"} {
+			feed, err := transport.Subscribe(ctx, subscription(group+last, 1, long+"."+last))
+			require.NoError(t, err)
+			feeds = append(feeds, feed)
+		}
+		for i, last := range []string{"a", "A"} {
+			require.NoError(t, transport.Publish(ctx, long+"."+last, newMessage("x", last)))
+			d := next(t, feeds[i], patience)
+			require.Equal(t, last, bus.MessageID(d.Message))
+			require.Equal(t, long+"."+last, d.Topic)
+			require.NoError(t, d.Settler.Ack())
+		}
+		require.ErrorContains(t, transport.Publish(ctx, long+".a", newMessage("x", strings.Repeat("u", 300))), "300 bytes")
+		require.ErrorContains(t, transport.Publish(ctx, long+".a", newMessage("x", "a\x00b")), "NUL")
+	})
+}
+
+// TestUnroutableIsAnError where the transport is told so.
+func TestUnroutableIsAnError(t *testing.T) {
+	transport := onSQLite(t).start(t, "unroutable", "error")
+	err := transport.Publish(testContext(t), "order.paid.v1", newMessage("x", "m"))
+	var unroutable *bus.UnroutableError
+	require.ErrorAs(t, err, &unroutable)
+	require.True(t, unroutable.Strict)
+}
+
+// TestManyMessagesInOneCall: all or none, whatever a statement takes.
+func TestManyMessagesInOneCall(t *testing.T) {
+	eachSystem(t, func(t *testing.T, s system) {
+		transport := s.start(t)
+		ctx := testContext(t)
+		feed, err := transport.Subscribe(ctx, subscription("shop.ledger", 1, "order.paid.v1"))
+		require.NoError(t, err)
+		const n = 1500
+		msgs := newMessages(n)
+		require.NoError(t, transport.Publish(ctx, "order.paid.v1", msgs...))
+		for _, msg := range msgs {
+			d := next(t, feed, patience)
+			require.Equal(t, msg.UUID, d.Message.UUID)
+			require.NoError(t, d.Settler.Ack())
+		}
+	})
+}
+
+// TestOrderOfAGroupChanges while messages wait: they go where the new order wants them.
+func TestOrderOfAGroupChanges(t *testing.T) {
+	eachSystem(t, func(t *testing.T, s system) {
+		ctx := testContext(t)
+		sub := subscription("shop.ledger", 1, "order.paid.v1")
+		for i, order := range []bus.Order{bus.Unordered, bus.OrderedByKey, bus.OrderedStrictly, bus.Unordered} {
+			transport := s.open(t)
+			sub.Order = order
+			feed, err := transport.Subscribe(ctx, sub)
+			require.NoError(t, err)
+			if i > 0 {
+				d := next(t, feed, patience)
+				require.NoError(t, d.Settler.Ack())
+			}
+			for range 2 {
+				msg := newMessage("order.paid.v1", "m")
+				msg.Metadata[bus.HeaderPartitionKey] = "key"
+				require.NoError(t, transport.Publish(ctx, "order.paid.v1", msg))
+			}
+			closeNow(t, transport)
+		}
+		transport := s.start(t)
+		feed, err := transport.Subscribe(ctx, sub)
+		require.NoError(t, err)
+		for range 5 {
+			require.NoError(t, next(t, feed, patience).Settler.Ack())
+		}
+	})
+}
+
+func TestHandledMessagesAreKeptForAWhile(t *testing.T) {
+	eachSystem(t, func(t *testing.T, s system) {
+		ctx := testContext(t)
+		transport := s.open(t, "keep_handled", "1h")
+		feed, err := transport.Subscribe(ctx, subscription("shop.ledger", 1, "order.paid.v1"))
+		require.NoError(t, err)
+		require.NoError(t, transport.Publish(ctx, "order.paid.v1", newMessages(3)...))
+		for range 3 {
+			require.NoError(t, next(t, feed, patience).Settler.Ack())
+		}
+		closeNow(t, transport)
+		var n int
+		table := "leat_messages"
+		if s.cfg.Schema != "" {
+			table = s.cfg.Schema + "." + table
+		}
+		require.NoError(t, s.db(t).QueryRowContext(ctx, "SELECT count(*) FROM "+table+" WHERE state = 3").Scan(&n))
+		require.Equal(t, 3, n)
+	})
+}
+
+func TestOpenHonoursItsContext(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
+	defer cancel()
+	began := time.Now()
+	_, err := openURL(ctx, "postgres://postgres@127.0.0.1:1/test?sslmode=disable")
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	require.Less(t, time.Since(began), 14*time.Second, "the option wait is 15s")
+}
+
+// TestOldTablesAreBroughtUpToDate: a program that may not alter them says what they lack, one that may
+// does, and what waits in them comes.
+func TestOldTablesAreBroughtUpToDate(t *testing.T) {
+	eachSystem(t, func(t *testing.T, s system) {
+		ctx, db := testContext(t), s.db(t)
+		script, err := sql.MigrationSQL(s.cfg, 0)
+		require.NoError(t, err)
+		for statement := range strings.SplitSeq(script, ";\n\n") {
+			run(t, db, statement)
+			if strings.HasPrefix(statement, "INSERT INTO") {
+				break // version 1 is complete
+			}
+		}
+		run(t, db, fmt.Sprintf("INSERT INTO %s (name, ordering, created_at) VALUES ('shop.ledger', 0, 0)", s.table("groups")))
+		run(t, db, fmt.Sprintf("INSERT INTO %s (group_id, created_at) SELECT id, 0 FROM %s", s.table("turns"), s.table("groups")))
+		run(t, db, fmt.Sprintf(`INSERT INTO %s (group_id, state, pos, lane, first_at, topic, uuid, headers, payload)
+			SELECT id, 0, 0, 0, 0, 'order.paid.v1', 'old', '', '{}' FROM %s`, s.table("messages"), s.table("groups")))
+
+		var old *sql.SchemaError
+		_, err = openURL(ctx, withOption(t, s.url, "migrate", "check"))
+		require.ErrorAs(t, err, &old)
+		require.Equal(t, 1, old.Found)
+		require.ErrorContains(t, err, "are at version 1")
+		require.ErrorContains(t, err, "leat migrate up")
+		rest, err := sql.MigrationSQL(s.cfg, 1)
+		require.NoError(t, err)
+		require.NotContains(t, rest, "leat_turns")
+
+		transport := s.start(t)
+		version, err := sql.MigrationStatus(ctx, db, s.cfg)
+		require.NoError(t, err)
+		require.Equal(t, sql.SchemaVersion, version)
+		feed, err := transport.Subscribe(ctx, subscription("shop.ledger", 1, "order.paid.v1"))
+		require.NoError(t, err)
+		d := next(t, feed, patience)
+		require.Equal(t, "old", d.Message.UUID)
+		require.NoError(t, d.Settler.Ack())
+	})
+}

@@ -1,0 +1,287 @@
+package sql
+
+import (
+	"context"
+	stdsql "database/sql"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/go-sql-driver/mysql"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/internal/urlopt"
+)
+
+// Schemes are the URL schemes.
+func Schemes() []string { return []string{"postgres", "postgresql", "mysql", "mariadb", "sqlite"} }
+
+// Open makes a transport from its URL; see the package's documentation for the options. It connects,
+// sees to the tables, and waits for a server that is just starting as long as ctx allows, but no
+// longer than the option wait.
+func Open(ctx context.Context, u *url.URL) (bus.Transport, error) {
+	source, err := parse(u)
+	if err != nil {
+		return nil, fmt.Errorf("sql: %w", err)
+	}
+	db, err := source.connect()
+	if err != nil {
+		return nil, fmt.Errorf("sql: %w", source.redact(err))
+	}
+	waiting, cancel := context.WithTimeout(ctx, source.wait)
+	defer cancel()
+	t, err := open(waiting, db, source.cfg)
+	if err != nil {
+		db.close()
+		return nil, source.redact(err)
+	}
+	return t, nil
+}
+
+// OpenDB opens the database of a URL through database/sql, with the configuration that the URL's
+// options make: for [Migrate] and its like. The pool is the caller's to close.
+func OpenDB(u *url.URL) (*stdsql.DB, Config, error) {
+	source, err := parse(u)
+	if err != nil {
+		return nil, Config{}, fmt.Errorf("sql: %w", err)
+	}
+	db, err := source.connect()
+	if err != nil {
+		return nil, Config{}, fmt.Errorf("sql: %w", source.redact(err))
+	}
+	switch db := db.(type) {
+	case *pgxDatabase:
+		std := stdlib.OpenDB(*db.pool.Config().ConnConfig)
+		db.close()
+		return std, source.cfg, nil
+	case *sqliteDatabase:
+		return db.db, source.cfg, nil
+	default:
+		return db.(*stdDatabase).db, source.cfg, nil
+	}
+}
+
+// OpenExistingDB is [OpenDB] for a database that is only looked at. Where a SQLite file is not there, it
+// makes none and answers an error that is [os.ErrNotExist], with the configuration.
+func OpenExistingDB(u *url.URL) (*stdsql.DB, Config, error) {
+	db, cfg, err := OpenDB(u) // it connects to nothing yet
+	if err != nil || cfg.Dialect != SQLite {
+		return db, cfg, err
+	}
+	path, err := sqlitePath(u)
+	if err == nil {
+		_, err = os.Stat(path) //nolint:gosec // the operator says where to look
+	}
+	if err != nil {
+		return nil, cfg, fmt.Errorf("sql: %w", errors.Join(err, db.Close()))
+	}
+	return db, cfg, nil
+}
+
+// source is what a URL says.
+type source struct {
+	url         *url.URL
+	cfg         Config
+	connections int
+	wait        time.Duration
+	driver      url.Values // what goes to the driver
+}
+
+var errScheme = errors.New("use postgres, postgresql, mysql (MariaDB's too) or sqlite")
+
+// parse reads a URL. Its errors never show the URL: there may be a password in it.
+func parse(u *url.URL) (source, error) {
+	s := source{url: u, driver: url.Values{}}
+	o := urlopt.New(u)
+	var forDriver []string
+	switch u.Scheme {
+	case "postgres", "postgresql":
+		s.cfg.Dialect = Postgres
+		s.cfg.Schema = o.String("schema", "")
+		forDriver = []string{
+			"sslmode", "sslrootcert", "sslcert", "sslkey", "connect_timeout", "application_name",
+			"search_path", "target_session_attrs", "default_query_exec_mode",
+		}
+	case "mysql", "mariadb":
+		s.cfg.Dialect = MySQL
+		forDriver = []string{"tls", "socket", "connect_timeout"}
+	case "sqlite":
+		s.cfg.Dialect = SQLite
+	default:
+		return s, fmt.Errorf("scheme %q: %w", u.Scheme, errScheme)
+	}
+	s.cfg.Prefix = o.String("prefix", defaultPrefix)
+	s.cfg.Migrate = Migration(o.Choice("migrate", string(MigrateAuto), string(MigrateAuto), string(MigrateCheck)))
+	s.cfg.Unroutable = Unroutable(o.Choice("unroutable", string(UnroutableReport), string(UnroutableReport), string(UnroutableError)))
+	s.cfg.Lease = o.Duration("lease", defaultLease)
+	s.cfg.Prefetch = o.Int("prefetch", defaultPrefetch, 1)
+	s.cfg.Poll = o.Duration("poll", defaultPoll)
+	s.cfg.KeepHandled = o.Duration("keep_handled", 0)
+	s.cfg.KeepPoisoned = o.Duration("keep_poisoned", 0)
+	s.wait = o.Duration("wait", defaultWait)
+	if s.cfg.Dialect != SQLite {
+		s.connections = o.Int("connections", defaultConnections, 2)
+	}
+	for _, name := range forDriver {
+		if v := o.String(name, ""); v != "" {
+			s.driver.Set(name, v)
+		}
+	}
+	if err := o.Err(); err != nil {
+		return s, err
+	}
+	return s, s.cfg.withDefaults().validate()
+}
+
+const (
+	defaultConnections = 12
+	defaultWait        = 15 * time.Second
+)
+
+func (s source) connect() (database, error) {
+	switch s.cfg.Dialect {
+	case Postgres:
+		return s.connectPostgres()
+	case MySQL:
+		return s.connectMySQL()
+	default:
+		return s.connectSQLite()
+	}
+}
+
+func (s source) connectPostgres() (database, error) {
+	clean := *s.url
+	if s.driver.Get("application_name") == "" {
+		s.driver.Set("application_name", "leat")
+	}
+	if s.driver.Get("connect_timeout") == "" {
+		s.driver.Set("connect_timeout", "5")
+	}
+	clean.RawQuery = s.driver.Encode()
+	cfg, err := pgxpool.ParseConfig(clean.String())
+	if err != nil {
+		return nil, err
+	}
+	cfg.MaxConnIdleTime = time.Minute
+	cfg.MaxConns = int32(s.connections) //nolint:gosec // a small number
+	pool, err := pgxpool.NewWithConfig(context.Background(), cfg)
+	if err != nil {
+		return nil, err
+	}
+	return &pgxDatabase{pool: pool, owned: true}, nil
+}
+
+var (
+	errNoDatabase = errors.New("the URL names no database; write mysql://user:password@host:3306/database")
+	errNoFile     = errors.New("the URL names no file; write sqlite:///path/to/file.db, or sqlite:file.db for one in the working directory")
+	errNotAHost   = errors.New("a SQLite file has no user and no port; write sqlite:///path/to/file.db")
+	errInMemory   = errors.New("a database in memory outlives no process; use memory://, which is quicker")
+)
+
+func (s source) connectMySQL() (database, error) {
+	cfg := mysql.NewConfig()
+	cfg.DBName = strings.TrimPrefix(s.url.Path, "/")
+	if cfg.DBName == "" || strings.Contains(cfg.DBName, "/") {
+		return nil, errNoDatabase
+	}
+	cfg.User = s.url.User.Username()
+	cfg.Passwd, _ = s.url.User.Password()
+	cfg.Net, cfg.Addr = "tcp", s.url.Host
+	if s.url.Port() == "" {
+		cfg.Addr = net.JoinHostPort(s.url.Hostname(), "3306")
+	}
+	if socket := s.driver.Get("socket"); socket != "" {
+		cfg.Net, cfg.Addr = "unix", socket
+	}
+	cfg.TLSConfig = s.driver.Get("tls")
+	cfg.Timeout = 5 * time.Second
+	if timeout := s.driver.Get("connect_timeout"); timeout != "" {
+		d, err := time.ParseDuration(timeout + "s")
+		if err != nil {
+			return nil, fmt.Errorf("option connect_timeout=%q: it is a number of seconds", timeout)
+		}
+		cfg.Timeout = d
+	}
+	cfg.InterpolateParams = true // one round trip in place of three
+	cfg.RejectReadOnly = true    // a failover is under way: the connection leads to the wrong server
+	cfg.Logger = &mysql.NopLogger{}
+	cfg.MaxAllowedPacket = 0 // ask the server
+	cfg.Params = map[string]string{"sql_mode": "'STRICT_ALL_TABLES'"}
+	connector, err := mysql.NewConnector(cfg)
+	if err != nil {
+		return nil, err
+	}
+	db := stdsql.OpenDB(connector)
+	db.SetMaxOpenConns(s.connections)
+	db.SetMaxIdleConns(s.connections)
+	db.SetConnMaxIdleTime(time.Minute)
+	return &stdDatabase{db: db, owned: true, tx: &stdsql.TxOptions{Isolation: stdsql.LevelReadCommitted}}, nil
+}
+
+// sqlitePath is the file of a URL: sqlite:///path and sqlite:////path are from the root,
+// sqlite:path and sqlite://./path from the working directory.
+func sqlitePath(u *url.URL) (string, error) {
+	path := u.Host + u.Path
+	if u.Opaque != "" {
+		var err error
+		if path, err = url.PathUnescape(u.Opaque); err != nil {
+			return "", errors.New("the file's name can't be read; write %25 for a % in it")
+		}
+	}
+	switch {
+	case u.User != nil || u.Port() != "":
+		return "", errNotAHost
+	case strings.Contains(path, ":memory:"):
+		return "", errInMemory
+	case strings.Trim(path, "/.") == "" || strings.HasSuffix(path, "/"):
+		return "", errNoFile
+	}
+	return filepath.Clean(path), nil
+}
+
+func (s source) connectSQLite() (database, error) {
+	path, err := sqlitePath(s.url)
+	if err != nil {
+		return nil, err
+	}
+	if info, err := os.Stat(filepath.Dir(path)); err != nil || !info.IsDir() {
+		return nil, fmt.Errorf("the directory of %s is missing; make it first, or write sqlite:///path from the root and sqlite:path from the working directory", path)
+	}
+	if _, err := os.Stat(path); s.cfg.Migrate == MigrateCheck && errors.Is(err, os.ErrNotExist) {
+		return nil, &SchemaError{Found: 0, Want: SchemaVersion, Prefix: s.cfg.Prefix} // opening would make an empty file
+	}
+	dsn := url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath(), RawQuery: url.Values{
+		"_pragma": {"busy_timeout(2)", "journal_mode(WAL)", "synchronous(FULL)"},
+		"_txlock": {"immediate"},
+	}.Encode()}
+	db, err := stdsql.Open("sqlite", dsn.String())
+	if err != nil {
+		return nil, err
+	}
+	db.SetMaxOpenConns(1)
+	return newSQLiteDatabase(db), nil
+}
+
+// redact takes the password out of an error's text.
+func (s source) redact(err error) error {
+	password, ok := s.url.User.Password()
+	if err == nil || !ok || password == "" {
+		return err
+	}
+	text := err.Error()
+	clean := text
+	for _, secret := range []string{password, url.QueryEscape(password), url.PathEscape(password)} {
+		clean = strings.ReplaceAll(clean, secret, "xxxxx")
+	}
+	if clean == text {
+		return err
+	}
+	return errors.New(clean)
+}

@@ -1,0 +1,410 @@
+package sql_test
+
+import (
+	"context"
+	stdsql "database/sql"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/url"
+	"slices"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/transports/memory"
+	"github.com/leatbus/leat/transports/sql"
+)
+
+// outbox opens an instance of the system's outbox, closed at the end of the test.
+func (s system) outbox(t testing.TB, cfg sql.OutboxConfig, options ...string) *sql.Outbox {
+	raw := s.url
+	for i := 0; i < len(options); i += 2 {
+		raw = withOption(t, raw, options[i], options[i+1])
+	}
+	u, err := url.Parse(raw)
+	require.NoError(t, err)
+	cfg.Service = "shop"
+	o, err := sql.OpenOutbox(testContext(t), u, cfg)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		require.NoError(t, o.Close(ctx))
+	})
+	return o
+}
+
+// far is a transport beyond the outbox: it keeps what it gets, in order, and fails as it is told.
+type far struct {
+	mu   sync.Mutex
+	got  []*message.Message
+	fail func(msgs []*message.Message) error // nil for never
+}
+
+func (f *far) publish(_ context.Context, topic string, msgs ...*message.Message) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, msg := range msgs {
+		if bus.TopicOf(msg) != topic {
+			return fmt.Errorf("%s came as %s", bus.TopicOf(msg), topic)
+		}
+	}
+	if f.fail != nil {
+		if err := f.fail(msgs); err != nil {
+			return err
+		}
+	}
+	f.got = append(f.got, msgs...)
+	return nil
+}
+
+// ids are what came, each the first time.
+func (f *far) ids() (ids []string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	seen := map[string]bool{}
+	for _, msg := range f.got {
+		if id := bus.MessageID(msg); !seen[id] {
+			seen[id] = true
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+func (f *far) await(t testing.TB, n int) []string {
+	t.Helper()
+	require.Eventually(t, func() bool { return len(f.ids()) >= n }, 40*time.Second, 2*time.Millisecond, "only %d of %d came", len(f.ids()), n)
+	return f.ids()
+}
+
+// relay runs until the test ends or stop is called.
+func relay(t testing.TB, o bus.Outbox, f *far) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- o.Relay(ctx, f.publish) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		require.NoError(t, <-ended)
+	})
+	t.Cleanup(stop)
+	return stop
+}
+
+// service is a pool as a service has it, which knows nothing of leat.
+func (s system) service(t testing.TB) *stdsql.DB {
+	if s.cfg.Dialect != sql.SQLite {
+		return s.db(t)
+	}
+	u, err := url.Parse(s.url)
+	require.NoError(t, err)
+	db, err := stdsql.Open("sqlite", "file:"+u.Path+"?_pragma=busy_timeout(20000)&_txlock=immediate")
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, db.Close()) })
+	return db
+}
+
+// inTx writes messages in a transaction of its own.
+func inTx(t testing.TB, db *stdsql.DB, p bus.TxPublisher, msgs ...*message.Message) {
+	t.Helper()
+	ctx := testContext(t)
+	tx, err := db.BeginTx(ctx, nil)
+	require.NoError(t, err)
+	for _, msg := range msgs {
+		require.NoError(t, p.PublishTx(ctx, tx, bus.TopicOf(msg), msg))
+	}
+	require.NoError(t, tx.Commit())
+}
+
+func keyed(topic, key string, n int) *message.Message {
+	msg := newMessage(topic, fmt.Sprintf("%s-%04d", key, n))
+	msg.Metadata[bus.HeaderPartitionKey] = key
+	return msg
+}
+
+func TestWhatIsCommittedIsRelayedAndWhatIsRolledBackIsNot(t *testing.T) {
+	eachSystem(t, func(t *testing.T, s system) {
+		o, db, f := s.outbox(t, sql.OutboxConfig{}), s.service(t), &far{}
+		relay(t, o, f)
+		var want []string
+		for i := range 30 {
+			msg := newMessage("order.paid.v1", fmt.Sprintf("m-%02d", i))
+			msg.Metadata[bus.HeaderTraceParent] = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+			if i%3 > 0 {
+				inTx(t, db, o, msg)
+				want = append(want, msg.UUID)
+				continue
+			}
+			tx, err := db.BeginTx(testContext(t), nil)
+			require.NoError(t, err)
+			_ = o.PublishTx(testContext(t), tx, "order.paid.v1", msg)
+			require.NoError(t, tx.Rollback())
+		}
+		require.ElementsMatch(t, want, f.await(t, len(want)))
+		require.Equal(t, "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", f.got[0].Metadata[bus.HeaderTraceParent])
+		require.Eventually(t, func() bool {
+			stats, err := o.Stats(testContext(t))
+			require.NoError(t, err)
+			return stats == bus.OutboxStats{}
+		}, 20*time.Second, 5*time.Millisecond)
+	})
+}
+
+// TestOrderByKeyThroughManyRelays: keys whose messages are of several topics, relays that compete, and a
+// transport that refuses some, keeps a part of others, and is away now and then.
+func TestOrderByKeyThroughManyRelays(t *testing.T) {
+	eachSystem(t, func(t *testing.T, s system) {
+		db, f := s.service(t), &far{}
+		f.fail = func(msgs []*message.Message) error {
+			switch rand.IntN(12) {
+			case 0:
+				return errors.New("refused")
+			case 1:
+				return fmt.Errorf("away: %w", context.DeadlineExceeded)
+			case 2:
+				f.got = append(f.got, msgs[:len(msgs)/2]...) // confirmed, and nobody was told
+				return errors.New("connection lost")
+			case 3:
+				f.got = append(f.got, msgs[:len(msgs)/2]...)
+				return &bus.PublishError{Failed: msgs[len(msgs)/2:], Err: errors.New("connection lost")}
+			}
+			return nil
+		}
+		cfg := sql.OutboxConfig{Batch: 16, Retry: bus.RetryPolicy{Delays: slices.Repeat([]time.Duration{5 * time.Millisecond}, 50)}}
+		outboxes := []*sql.Outbox{s.outbox(t, cfg), s.outbox(t, cfg), s.outbox(t, cfg)}
+		const keys, each = 6, 24
+		want := map[string][]string{}
+		var wg sync.WaitGroup
+		for k := range keys {
+			key := fmt.Sprintf("key-%d", k)
+			var msgs []*message.Message
+			for n := range each {
+				topic := []string{"order.placed.v1", "order.paid.v1", "order.paid.v1"}[n%3]
+				msgs = append(msgs, keyed(topic, key, n))
+				want[key] = append(want[key], msgs[n].UUID)
+			}
+			wg.Go(func() {
+				for n := 0; n < each; n += 4 {
+					inTx(t, db, outboxes[k%3], msgs[n:n+4]...)
+				}
+			})
+		}
+		for _, o := range outboxes {
+			relay(t, o, f)
+		}
+		wg.Wait()
+		got := map[string][]string{}
+		for _, id := range f.await(t, keys*each) {
+			got[id[:5]] = append(got[id[:5]], id)
+		}
+		require.Equal(t, want, got)
+	})
+}
+
+func TestAMessageThatIsNeverTakenIsSetAsideAndStopsNobody(t *testing.T) {
+	eachSystem(t, func(t *testing.T, s system) {
+		db, f := s.service(t), &far{}
+		f.fail = func(msgs []*message.Message) error {
+			if slices.ContainsFunc(msgs, func(m *message.Message) bool { return m.UUID == "a-0001" }) {
+				return errors.New("too large for the broker")
+			}
+			return nil
+		}
+		o := s.outbox(t, sql.OutboxConfig{Retry: bus.RetryPolicy{Delays: []time.Duration{5 * time.Millisecond, 5 * time.Millisecond}}})
+		for n := range 4 {
+			inTx(t, db, o, keyed("order.paid.v1", "a", n), keyed("order.paid.v1", "b", n), keyed("order.paid.v1", "", n))
+		}
+		relay(t, o, f)
+		ids := f.await(t, 11)
+		a := slices.DeleteFunc(slices.Clone(ids), func(id string) bool { return id[0] != 'a' })
+		require.Equal(t, []string{"a-0000", "a-0002", "a-0003"}, a)
+
+		queue := s.start(t).PoisonQueue("shop.outbox") // as the command line sees it
+		list, err := queue.List(testContext(t), "", 10)
+		require.NoError(t, err)
+		require.Len(t, list, 1)
+		require.Equal(t, "a-0001", bus.MessageID(list[0].Message))
+		require.Equal(t, "too large for the broker", list[0].Fault.Text)
+		require.Equal(t, 3, list[0].Fault.Attempts)
+		f.mu.Lock()
+		f.fail = nil
+		f.mu.Unlock()
+		_, err = queue.Replay(testContext(t), list[0].ID)
+		require.NoError(t, err)
+		require.Contains(t, f.await(t, 12), "a-0001")
+	})
+}
+
+// TestARelayKeepsWithinItsBytes, with keys and without.
+func TestARelayKeepsWithinItsBytes(t *testing.T) {
+	eachSystem(t, func(t *testing.T, s system) {
+		db, f, largest := s.service(t), &far{}, 0
+		f.fail = func(msgs []*message.Message) error {
+			largest = max(largest, len(msgs))
+			return nil
+		}
+		tables := s.cfg
+		tables.PrefetchBytes = 2500
+		o, err := sql.NewOutbox(testContext(t), db, sql.OutboxConfig{Service: "shop", Tables: tables})
+		require.NoError(t, err)
+		defer func() { require.NoError(t, o.Close(context.Background())) }()
+		for i := range 100 {
+			msg := keyed("order.paid.v1", []string{"a", "b", ""}[i%3], i)
+			msg.Payload = make([]byte, 1000)
+			inTx(t, db, o, msg)
+		}
+		relay(t, o, f)
+		f.await(t, 100)
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		require.LessOrEqual(t, largest, 6, "three of the lanes, and three without a key")
+		require.Greater(t, largest, 1)
+	})
+}
+
+func TestATransportThatIsAwayCostsNoTry(t *testing.T) {
+	eachSystem(t, func(t *testing.T, s system) {
+		db, f := s.service(t), &far{}
+		tries := 0
+		f.fail = func([]*message.Message) error {
+			tries++
+			return fmt.Errorf("no broker: %w", context.DeadlineExceeded)
+		}
+		o := s.outbox(t, sql.OutboxConfig{Retry: bus.RetryPolicy{Delays: []time.Duration{time.Millisecond}}})
+		inTx(t, db, o, keyed("order.paid.v1", "a", 0), keyed("order.paid.v1", "", 0))
+		relay(t, o, f)
+		require.Eventually(t, func() bool { return o.Problem() != nil }, 20*time.Second, time.Millisecond)
+		require.ErrorContains(t, o.Problem(), "no broker")
+		require.Eventually(t, func() bool {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			if tries > 5 {
+				f.fail = nil
+			}
+			return f.fail == nil
+		}, 20*time.Second, time.Millisecond)
+		f.await(t, 2)
+		require.Eventually(t, func() bool { return o.Problem() == nil }, 20*time.Second, time.Millisecond)
+		n, err := o.PoisonQueue().Len(testContext(t))
+		require.NoError(t, err)
+		require.Zero(t, n)
+	})
+}
+
+// TestInTxOnABus: through the bus's whole publish path, onto a transport that is not SQL.
+func TestInTxOnABus(t *testing.T) {
+	eachSystem(t, func(t *testing.T, s system) {
+		transport := memory.New(memory.Config{})
+		feed, err := transport.Subscribe(testContext(t), subscription("shop.ledger", 1, "order.>"))
+		require.NoError(t, err)
+		b, err := bus.New(transport, bus.Config{Service: "shop", Outbox: s.outbox(t, sql.OutboxConfig{})})
+		require.NoError(t, err)
+		db, ctx := s.service(t), testContext(t)
+		running, stop := context.WithCancel(ctx)
+		ended := make(chan error, 1)
+		go func() { ended <- b.Run(running) }()
+		<-b.Running()
+
+		parent := &bus.Delivery{Message: newMessage("order.placed.v1", "cause")}
+		parent.Message.Metadata[bus.HeaderTraceParent] = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+		tx, err := db.BeginTx(ctx, nil)
+		require.NoError(t, err)
+		require.NoError(t, b.InTx(tx).PublishAll(bus.ContextWithDelivery(ctx, parent), []bus.Event{paid{"o-1"}, paid{"o-2"}}))
+		require.NoError(t, tx.Commit())
+		for _, want := range []string{"o-1", "o-2"} {
+			d := next(t, feed, 20*time.Second)
+			require.JSONEq(t, `{"OrderID":"`+want+`"}`, string(d.Message.Payload))
+			require.Equal(t, want, bus.PartitionKey(d.Message))
+			require.Contains(t, d.Message.Metadata[bus.HeaderTraceParent], "0af7651916cd43dd8448eb211c80319c")
+			require.Equal(t, "cause", d.Message.Metadata[bus.HeaderCausationID])
+			require.NoError(t, d.Settler.Ack())
+		}
+		require.NoError(t, b.Idle(ctx))
+		require.EqualValues(t, 2, b.Stats().Published)
+		health := b.Health()
+		require.Equal(t, []bus.Health{{Group: "shop.outbox", State: bus.Running}}, health)
+		stop()
+		require.NoError(t, <-ended)
+		require.NoError(t, b.Close(ctx))
+	})
+}
+
+type paid struct{ OrderID string }
+
+func (paid) EventType() (name string, version int) { return "order.paid", 1 }
+func (p paid) PartitionKey() string                { return p.OrderID }
+
+// TestPostgresIsRestarted under transactions of which 30 % roll back: what was committed is relayed, and
+// nothing else.
+func TestPostgresIsRestarted(t *testing.T) {
+	server := newPrivatePostgres(t)
+	s := server.system()
+	s.cfg.Dialect = sql.Postgres
+	server.run(t, `CREATE TABLE orders (id text PRIMARY KEY)`)
+	f := &far{}
+	first, second := s.outbox(t, sql.OutboxConfig{}, "lease", "1s"), s.outbox(t, sql.OutboxConfig{}, "lease", "1s")
+	relay(t, first, f)
+	relay(t, second, f)
+	db, ctx := s.service(t), testContext(t)
+	writing, stop := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	for w := range 4 {
+		wg.Go(func() {
+			for n := 0; writing.Err() == nil; n++ {
+				_ = orderInTx(ctx, db, first, keyed("order.paid.v1", fmt.Sprintf("w%d", w), n), rand.IntN(10) < 3)
+				pace(ctx)
+			}
+		})
+	}
+	for range 3 {
+		before := len(f.ids())
+		require.Eventually(t, func() bool { return len(f.ids()) > before+50 }, 30*time.Second, 5*time.Millisecond)
+		server.stop(t, syscall.SIGQUIT)
+		server.start(t)
+	}
+	stop()
+	wg.Wait()
+	rows, err := db.QueryContext(ctx, `SELECT id FROM orders`)
+	require.NoError(t, err)
+	defer func() { _ = rows.Close() }()
+	var want []string
+	for rows.Next() {
+		var id string
+		require.NoError(t, rows.Scan(&id))
+		want = append(want, id)
+	}
+	require.NoError(t, rows.Err())
+	f.await(t, len(want))
+	require.Eventually(t, func() bool {
+		stats, err := first.Stats(ctx)
+		return err == nil && stats.Pending == 0
+	}, 30*time.Second, 5*time.Millisecond)
+	got := f.ids()
+	require.ElementsMatch(t, want, got)
+	last := map[string]string{}
+	for _, id := range got {
+		require.Less(t, last[id[:2]], id, "the order of a key")
+		last[id[:2]] = id
+	}
+}
+
+func orderInTx(ctx context.Context, db *stdsql.DB, p bus.TxPublisher, msg *message.Message, undo bool) error {
+	tx, err := db.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tx.Rollback() }()
+	if _, err := tx.ExecContext(ctx, `INSERT INTO orders VALUES ($1)`, msg.UUID); err != nil {
+		return err
+	}
+	if err := p.PublishTx(ctx, tx, bus.TopicOf(msg), msg); err != nil || undo {
+		return err
+	}
+	return tx.Commit()
+}

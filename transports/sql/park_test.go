@@ -1,0 +1,356 @@
+package sql_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/transports/sql"
+)
+
+const parkTopic = "order.paid.v1"
+
+var errNotMended = errors.New("not mended yet")
+
+func parking(concurrency int) bus.Subscription {
+	sub := subscription("shop.ledger", concurrency, parkTopic)
+	sub.Order, sub.Park = bus.OrderedByKey, true
+	return sub
+}
+
+// publishKeyed publishes messages whose key is what comes before the slash.
+func publishKeyed(t testing.TB, transport bus.Transport, ids ...string) {
+	t.Helper()
+	for _, id := range ids {
+		msg := newMessage(parkTopic, id)
+		msg.Metadata[bus.HeaderPartitionKey], _, _ = strings.Cut(id, "/")
+		require.NoError(t, transport.Publish(testContext(t), parkTopic, msg))
+	}
+}
+
+func poisonNext(t testing.TB, feed bus.Feed, id string) {
+	t.Helper()
+	d := next(t, feed, patience)
+	require.Equal(t, id, bus.MessageID(d.Message))
+	require.NoError(t, d.Settler.Poison(testContext(t), bus.NewFault(d, errNotMended)))
+}
+
+func ackNext(t testing.TB, feed bus.Feed, ids ...string) {
+	t.Helper()
+	for _, id := range ids {
+		d := next(t, feed, patience)
+		require.Equal(t, id, bus.MessageID(d.Message))
+		require.NoError(t, d.Settler.Ack())
+	}
+}
+
+func deadLetters(t testing.TB, transport bus.Transport) []bus.PoisonedMessage {
+	t.Helper()
+	list, err := transport.PoisonQueue("shop.ledger").List(testContext(t), "", 10_000)
+	require.NoError(t, err)
+	return list
+}
+
+func replayAll(t testing.TB, transport bus.Transport, list []bus.PoisonedMessage) {
+	t.Helper()
+	ids := make([]string, len(list))
+	for i, p := range list {
+		ids[i] = p.ID
+	}
+	n, err := transport.PoisonQueue("shop.ledger").Replay(testContext(t), ids...)
+	require.NoError(t, err)
+	require.Equal(t, len(ids), n)
+}
+
+// TestManyParkedKeys: what waits behind many poisoned messages is moved out of the claims' way, and
+// comes back in order.
+func TestManyParkedKeys(t *testing.T) {
+	eachSystemAtOnce(t, func(t *testing.T, s system) {
+		const keys, each = 70, 4
+		transport := s.start(t)
+		feed, err := transport.Subscribe(testContext(t), parking(8))
+		require.NoError(t, err)
+		for k := range keys {
+			publishKeyed(t, transport, fmt.Sprintf("%d/0", k))
+		}
+		for range keys {
+			d := next(t, feed, patience)
+			require.NoError(t, d.Settler.Poison(testContext(t), bus.NewFault(d, errNotMended)))
+		}
+		for i := 1; i < each; i++ {
+			for k := range keys {
+				publishKeyed(t, transport, fmt.Sprintf("%d/%d", k, i))
+			}
+		}
+		waiting := make(chan *bus.Delivery, 1)
+		go func() {
+			d, err := feed.Next(testContext(t))
+			if err != nil {
+				t.Error(err)
+			}
+			waiting <- d
+		}()
+		db := s.db(t)
+		moved := "SELECT count(*) FROM " + s.table("messages") + " WHERE state = 6"
+		require.Eventually(t, func() bool { return count(t, db, moved) >= (keys-32)*(each-1) }, patience, 10*time.Millisecond, "nobody moves them")
+		publishKeyed(t, transport, "free/0")
+		d := <-waiting
+		require.Equal(t, "free/0", bus.MessageID(d.Message))
+		require.NoError(t, d.Settler.Ack())
+
+		operator := s.start(t)
+		dead := deadLetters(t, operator)
+		require.Len(t, dead, keys)
+		for _, p := range dead {
+			require.Equal(t, each-1, p.Parked, bus.MessageID(p.Message))
+		}
+		replayAll(t, operator, dead[1:])
+		n, err := operator.PoisonQueue("shop.ledger").Drop(testContext(t), dead[0].ID)
+		require.NoError(t, err)
+		require.Equal(t, 1, n)
+		require.Zero(t, count(t, db, moved))
+		require.Zero(t, count(t, db, "SELECT count(*) FROM "+s.table("holds")))
+		got, want := map[string][]string{}, map[string][]string{}
+		for k := range keys {
+			for i := range each {
+				if id := fmt.Sprintf("%d/%d", k, i); id != bus.MessageID(dead[0].Message) {
+					want[fmt.Sprint(k)] = append(want[fmt.Sprint(k)], id)
+				}
+			}
+		}
+		for range keys*each - 1 {
+			d := next(t, feed, patience)
+			key := bus.PartitionKey(d.Message)
+			got[key] = append(got[key], bus.MessageID(d.Message))
+			require.NoError(t, d.Settler.Ack())
+		}
+		require.Equal(t, want, got)
+	})
+}
+
+// TestAKeyGoesOnAsFarAsItsNextPoisonedMessage: two of a key are poisoned, the later one first, as the
+// earlier was published for later.
+func TestAKeyGoesOnAsFarAsItsNextPoisonedMessage(t *testing.T) {
+	eachSystemAtOnce(t, func(t *testing.T, s system) {
+		transport := s.start(t)
+		feed, err := transport.Subscribe(testContext(t), parking(2))
+		require.NoError(t, err)
+		late := newMessage(parkTopic, "a/1")
+		late.Metadata[bus.HeaderPartitionKey] = "a"
+		late.Metadata[bus.HeaderDeliverAt] = time.Now().Add(time.Hour).Format(time.RFC3339Nano)
+		require.NoError(t, transport.Publish(testContext(t), parkTopic, late))
+		publishKeyed(t, transport, "a/2", "a/3")
+		poisonNext(t, feed, "a/2")
+		run(t, s.db(t), "UPDATE "+s.table("messages")+" SET pos = 0 WHERE state = 1") // its time has come
+		poisonNext(t, feed, "a/1")
+		dead := deadLetters(t, transport)
+		require.Equal(t, []int{1, 0}, []int{dead[0].Parked, dead[1].Parked})
+		replayAll(t, transport, dead[:1])
+		require.Equal(t, 2, deadLetters(t, transport)[0].Parked, "a/2 waits behind a/1 again, and a/3 behind both")
+		replayAll(t, transport, dead[1:])
+		ackNext(t, feed, "a/1", "a/2", "a/3")
+	})
+}
+
+// TestRetentionReleasesWhatIsParked: nobody could replay it any more.
+func TestRetentionReleasesWhatIsParked(t *testing.T) {
+	eachSystemAtOnce(t, func(t *testing.T, s system) {
+		transport := s.start(t, "keep_poisoned", "1s")
+		feed, err := transport.Subscribe(testContext(t), parking(2))
+		require.NoError(t, err)
+		publishKeyed(t, transport, "a/1", "a/2")
+		poisonNext(t, feed, "a/1")
+		ackNext(t, feed, "a/2")
+		require.Zero(t, count(t, s.db(t), "SELECT count(*) FROM "+s.table("holds")))
+	})
+}
+
+// TestParkingOutlivesAnotherOrder: what a message holds back is its group's, or its key's.
+func TestParkingOutlivesAnotherOrder(t *testing.T) {
+	eachSystemAtOnce(t, func(t *testing.T, s system) {
+		transport := s.start(t)
+		subscribe := func(order bus.Order) bus.Feed {
+			sub := parking(1)
+			sub.Order = order
+			feed, err := transport.Subscribe(testContext(t), sub)
+			require.NoError(t, err)
+			return feed
+		}
+		stopped := func(feed bus.Feed) {
+			t.Helper()
+			ctx, cancel := context.WithTimeout(testContext(t), 100*time.Millisecond)
+			defer cancel()
+			_, err := feed.Next(ctx)
+			require.ErrorIs(t, err, context.DeadlineExceeded)
+			require.NoError(t, feed.Close(testContext(t)))
+		}
+		feed := subscribe(bus.OrderedByKey)
+		publishKeyed(t, transport, "a/1", "a/2", "b/1")
+		for id := ""; id != "a/1"; {
+			d := next(t, feed, patience)
+			if id = bus.MessageID(d.Message); id == "a/1" {
+				require.NoError(t, d.Settler.Poison(testContext(t), bus.NewFault(d, errNotMended)))
+			} else {
+				require.NoError(t, d.Settler.Ack())
+				publishKeyed(t, transport, "b/1")
+			}
+		}
+		require.NoError(t, feed.Close(testContext(t)))
+
+		stopped(subscribe(bus.OrderedStrictly))
+		require.Equal(t, 2, deadLetters(t, transport)[0].Parked)
+
+		feed = subscribe(bus.OrderedByKey)
+		ackNext(t, feed, "b/1")
+		require.Equal(t, 1, deadLetters(t, transport)[0].Parked)
+		stopped(feed)
+
+		feed = subscribe(bus.OrderedStrictly)
+		replayAll(t, transport, deadLetters(t, transport))
+		ackNext(t, feed, "a/1", "a/2")
+	})
+}
+
+// parkerVariable makes this program a consumer that poisons what has "bad" in its id, until there is
+// a file "mended", and writes what it has handled into a file "handled" that all consumers share.
+const parkerVariable = "LEAT_SQL_TEST_PARKER"
+
+// TestThreeProcessesKeepTheOrderOfAParkedKey: three processes consume one group. Whoever takes what
+// is replayed and what waits behind it, the order is that of publishing.
+func TestThreeProcessesKeepTheOrderOfAParkedKey(t *testing.T) {
+	eachSystem(t, func(t *testing.T, s system) {
+		transport, dir := s.start(t), t.TempDir()
+		feed, err := transport.Subscribe(testContext(t), parking(1)) // the group is there, and nobody takes here
+		require.NoError(t, err)
+		require.NoError(t, feed.Close(testContext(t)))
+		for range 3 {
+			startParker(t, s.url, dir)
+		}
+		const keys, each = 20, 15
+		want := map[string][]string{}
+		publish := func(k int, id string) {
+			publishKeyed(t, transport, id)
+			want[fmt.Sprint(k)] = append(want[fmt.Sprint(k)], id)
+		}
+		for i := range each {
+			for k := range keys {
+				id := fmt.Sprintf("%d/%02d", k, i)
+				if k < 2 && (i == 3 || i == 7) {
+					id += "bad"
+				}
+				publish(k, id)
+			}
+		}
+		handled := func() map[string][]string {
+			all := map[string][]string{}
+			lines, err := os.ReadFile(filepath.Join(dir, "handled"))
+			require.NoError(t, err)
+			for line := range bytes.Lines(lines) {
+				id := strings.TrimSpace(string(line))
+				key, _, _ := strings.Cut(id, "/")
+				all[key] = append(all[key], id)
+			}
+			return all
+		}
+		wait := func(what string, n int) {
+			t.Helper()
+			require.Eventually(t, func() bool {
+				got := 0
+				for _, ids := range handled() {
+					got += len(ids)
+				}
+				return got == n
+			}, patience, 10*time.Millisecond, what)
+		}
+		parked := func() (n int) {
+			for _, p := range deadLetters(t, transport) {
+				n += p.Parked
+			}
+			return n
+		}
+		wait("the others are handled", keys*each-2*(each-3))
+		require.Eventually(t, func() bool { return len(deadLetters(t, transport)) == 2 }, patience, 10*time.Millisecond)
+		require.Equal(t, 2*(each-4), parked())
+		require.Equal(t, want["0"][:3], handled()["0"])
+
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "mended"), nil, 0o600))
+		replayAll(t, transport, deadLetters(t, transport))
+		for i := range 5 {
+			for k := range 2 {
+				publish(k, fmt.Sprintf("%d/new%d", k, i))
+			}
+		}
+		wait("the parked are handled", keys*each+2*5)
+		require.Equal(t, want, handled())
+	})
+}
+
+// startParker returns when the process has subscribed. It ends with its standard input.
+func startParker(t *testing.T, raw, dir string) {
+	worker := exec.Command(os.Args[0], "-test.run=TestParker$")
+	worker.Env = append(os.Environ(), parkerVariable+"="+raw+" "+dir)
+	in, err := worker.StdinPipe()
+	require.NoError(t, err)
+	out, err := worker.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, worker.Start())
+	t.Cleanup(func() {
+		_ = in.Close()
+		_, _ = io.Copy(io.Discard, out)
+		require.NoError(t, worker.Wait())
+	})
+	ready := make([]byte, len("ready"))
+	_, err = io.ReadFull(out, ready)
+	require.NoError(t, err)
+}
+
+func TestParker(t *testing.T) {
+	raw, dir, ok := strings.Cut(os.Getenv(parkerVariable), " ")
+	if !ok {
+		t.Skip("for TestThreeProcessesKeepTheOrderOfAParkedKey")
+	}
+	ctx := t.Context()
+	u, err := url.Parse(raw)
+	require.NoError(t, err)
+	transport, err := sql.Open(ctx, u)
+	require.NoError(t, err)
+	feed, err := transport.Subscribe(ctx, parking(4))
+	require.NoError(t, err)
+	handled, err := os.OpenFile(filepath.Join(dir, "handled"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	require.NoError(t, err)
+	for range 4 {
+		go func() {
+			for {
+				d, err := feed.Next(ctx)
+				if err != nil {
+					return
+				}
+				id := bus.MessageID(d.Message)
+				_, err = os.Stat(filepath.Join(dir, "mended"))
+				if strings.HasSuffix(id, "bad") && err != nil {
+					err = d.Settler.Poison(ctx, bus.NewFault(d, errNotMended))
+				} else if _, err = handled.WriteString(id + "\n"); err == nil {
+					err = d.Settler.Ack()
+				}
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		}()
+	}
+	fmt.Print("ready")
+	_, _ = io.Copy(io.Discard, os.Stdin) // until it ends
+	closeNow(t, transport)
+}

@@ -1,0 +1,58 @@
+package sql
+
+import (
+	"context"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// pgxDatabase is a *pgxpool.Pool.
+type pgxDatabase struct {
+	pool  *pgxpool.Pool
+	owned bool
+}
+
+func (d *pgxDatabase) exec(ctx context.Context, query string, args ...any) (int64, error) {
+	return pgxExecutor{d.pool}.exec(ctx, query, args...)
+}
+
+func (d *pgxDatabase) query(ctx context.Context, query string, args ...any) (rows, error) {
+	return pgxExecutor{d.pool}.query(ctx, query, args...)
+}
+
+func (d *pgxDatabase) inTx(ctx context.Context, f func(executor) error) error {
+	return pgx.BeginTxFunc(ctx, d.pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
+		return f(pgxExecutor{tx})
+	})
+}
+
+func (d *pgxDatabase) recycle() { d.pool.Reset() }
+
+func (d *pgxDatabase) close() {
+	if d.owned {
+		d.pool.Close()
+	}
+}
+
+// pgxQueryer is what a pool, a connection and a transaction of pgx have in common.
+type pgxQueryer interface {
+	Exec(ctx context.Context, query string, args ...any) (pgconn.CommandTag, error)
+	Query(ctx context.Context, query string, args ...any) (pgx.Rows, error)
+}
+
+type pgxExecutor struct{ q pgxQueryer }
+
+func (e pgxExecutor) exec(ctx context.Context, query string, args ...any) (int64, error) {
+	tag, err := e.q.Exec(ctx, query, args...)
+	return tag.RowsAffected(), err
+}
+
+func (e pgxExecutor) query(ctx context.Context, query string, args ...any) (rows, error) {
+	r, err := e.q.Query(ctx, query, args...) //nolint:sqlclosecheck // the caller closes it
+	if err != nil {
+		return nil, err
+	}
+	return r, nil
+}

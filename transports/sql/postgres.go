@@ -1,0 +1,105 @@
+package sql
+
+import (
+	"errors"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+func postgresDialect() dialect {
+	return dialect{
+		name:        Postgres,
+		now:         "(extract(epoch from statement_timestamp()) * 1000000)::bigint",
+		quote:       func(s string) string { return `"` + s + `"` },
+		dollars:     true,
+		ignore:      "ON CONFLICT DO NOTHING",
+		like:        "LIKE %s ESCAPE '|'",
+		anyText:     "%",
+		literal:     strings.NewReplacer("|", "||", "%", "|%", "_", "|_"),
+		rowValues:   "(?::text, ?::bytea, ?::bytea, ?::bigint, ?::bigint, %d)",
+		rowSeparate: ", ",
+		rowsTable:   "(VALUES %s) AS m(uuid, headers, payload, lane, delay, n)",
+		whenHeaders: " WHEN ?::bigint THEN ?::bytea",
+		committers:  3,
+		retryable:   postgresRetryable,
+		readOnly:    func(err error) bool { return postgresCode(err) == "25006" },
+	}
+}
+
+func postgresCode(err error) string {
+	// Not *pgconn.PgError, so that other drivers of database/sql are understood as well.
+	var coded interface{ SQLState() string }
+	if errors.As(err, &coded) {
+		return coded.SQLState()
+	}
+	return ""
+}
+
+// postgresRetryable says that the same statement may well succeed later.
+func postgresRetryable(err error) bool {
+	code := postgresCode(err)
+	if code == "" {
+		var connect *pgconn.ConnectError
+		return errors.As(err, &connect) || connectionLost(err)
+	}
+	switch code {
+	case "25006", // read-only transaction: a failover is under way
+		"55P03",          // lock not available
+		"57014",          // query canceled: the statement timeout
+		"57P01", "57P02", // admin or crash shutdown
+		"57P03", // cannot connect now
+		"57P05": // idle session timeout
+		return true
+	}
+	switch code[:2] {
+	case "08", // connection
+		"40", // serialization failure, deadlock
+		"53", // insufficient resources: connections, memory, disk
+		"58": // system error
+		return true
+	}
+	return false
+}
+
+// claimPostgres takes messages in one statement: it skips what others are just taking, keeps within
+// the bytes, and does not wait for the disk, because a claim that a crash of the server undoes is a
+// redelivery. The row comparison is there for the planner: with equalities it may believe that the
+// primary key is an order to read in, and walk through every other group's messages.
+const claimPostgres = `
+WITH free AS MATERIALIZED (
+	SELECT ctid AS place, id, octet_length(payload) + octet_length(headers) AS size
+	FROM {messages}
+	WHERE (group_id, state, pos, id) >= (?::integer, 0::smallint, 0::bigint, ?::bigint)
+	AND (group_id, state, pos, id) < (?::integer, 0::smallint, 1::bigint, 0::bigint)
+	AND owner <> ALL (ARRAY({live}))
+	ORDER BY group_id, state, pos, id LIMIT ? FOR UPDATE SKIP LOCKED
+), fits AS (
+	SELECT place, sum(size) OVER (ORDER BY id) - size AS before FROM free
+)
+UPDATE {messages} SET owner = ?, attempt = attempt + 1
+WHERE ctid = ANY (ARRAY(SELECT place FROM fits WHERE before < ?))
+AND (SELECT set_config('synchronous_commit', 'off', true)) IS NOT NULL
+RETURNING ` + messageColumns
+
+// headsPostgres walks from key to key by the index, whatever number of messages a key has.
+const headsPostgres = `
+WITH RECURSIVE walk(pos) AS (
+	(SELECT pos FROM {messages} WHERE group_id = ? AND state = 4 AND pos > ? ORDER BY pos LIMIT 1)
+	UNION ALL
+	SELECT (SELECT m.pos FROM {messages} m WHERE m.group_id = ? AND m.state = 4 AND m.pos > walk.pos ORDER BY m.pos LIMIT 1)
+	FROM walk WHERE walk.pos IS NOT NULL
+)
+SELECT keys.pos, (SELECT m.id FROM {messages} m WHERE m.group_id = ? AND m.state = 4 AND m.pos = keys.pos ORDER BY m.pos, m.id LIMIT 1)
+FROM (SELECT pos FROM walk WHERE pos IS NOT NULL LIMIT ?) keys`
+
+// insertPostgres takes any number of messages with a constant number of arguments.
+const insertPostgresRows = `unnest(?::text[], ?::bytea[], ?::bytea[], ?::bigint[], ?::bigint[])
+	WITH ORDINALITY AS m(uuid, headers, payload, lane, delay, n)`
+
+// insertOnePostgres is the insert of one message into an outbox, which is most of them: what the other
+// works out for any group and number is known here.
+const insertOnePostgres = `
+INSERT INTO {messages} (group_id, state, pos, lane, first_at, topic, uuid, headers, payload)
+SELECT g.id, ?::smallint, ?::bigint, ?::bigint, {now}, ?::text, ?::text, ?::bytea, ?::bytea
+FROM {groups} g WHERE g.id = ? AND g.created_at = ?`

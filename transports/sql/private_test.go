@@ -1,0 +1,161 @@
+package sql_test
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// private is a server of one test's own, to be stopped and killed.
+type private struct {
+	url     string
+	dir     string
+	command []string
+	as      *syscall.SysProcAttr
+	cmd     *exec.Cmd
+}
+
+func newPrivatePostgres(t testing.TB) *private {
+	initdb, postgres := program(t, "postgres", "initdb"), program(t, "postgres", "postgres")
+	p, port := newPrivate(t, "postgres"), freePort(t)
+	data := filepath.Join(p.dir, "data")
+	p.prepare(t, initdb, "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync")
+	p.url = fmt.Sprintf("postgres://postgres@127.0.0.1:%s/postgres?sslmode=disable", port)
+	p.command = []string{
+		postgres, "-D", data, "-p", port, "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=",
+		"-c", "max_connections=300", "-c", "fsync=off",
+	}
+	p.start(t)
+	t.Cleanup(func() { p.stop(t, syscall.SIGQUIT) })
+	return p
+}
+
+func newPrivateMariaDB(t testing.TB) *private {
+	install := program(t, "mariadb", "mariadb-install-db", "mysql_install_db")
+	server := program(t, "mariadb", "mariadbd", "mysqld")
+	p, port := newPrivate(t, "mysql"), freePort(t)
+	data := filepath.Join(p.dir, "data")
+	p.prepare(t, install, "--no-defaults", "--datadir="+data, "--auth-root-authentication-method=normal")
+	p.url = fmt.Sprintf("mysql://root@127.0.0.1:%s/test", port)
+	p.command = []string{
+		server, "--no-defaults", "--datadir=" + data, "--bind-address=127.0.0.1", "--port=" + port,
+		"--socket=" + filepath.Join(p.dir, "m.sock"), "--pid-file=" + filepath.Join(p.dir, "m.pid"), "--skip-name-resolve",
+		"--max-connections=300", "--innodb-flush-log-at-trx-commit=2",
+	}
+	p.start(t)
+	t.Cleanup(func() { p.stop(t, syscall.SIGKILL) })
+	return p
+}
+
+// newPrivate has a directory, and a user where root is not allowed to run the server.
+func newPrivate(t testing.TB, account string) *private {
+	top, err := os.MkdirTemp("", "leat-"+account+"-") //nolint:usetesting // another user must reach it, and sockets want short paths
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(top)) })
+	p := &private{dir: top, as: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}}
+	if os.Geteuid() == 0 {
+		p.as.Credential = credential(t, account)
+		require.NoError(t, os.Chown(top, int(p.as.Credential.Uid), int(p.as.Credential.Gid)))
+	}
+	return p
+}
+
+// program finds a server's program, which Debian does not put into the PATH. Without it the test is
+// skipped, or fails where the service is required.
+func program(t testing.TB, service string, names ...string) string {
+	t.Helper()
+	directories, err := filepath.Glob("/usr/lib/postgresql/*/bin")
+	require.NoError(t, err)
+	version := func(directory string) float64 {
+		n, _ := strconv.ParseFloat(filepath.Base(filepath.Dir(directory)), 64)
+		return n
+	}
+	slices.SortFunc(directories, func(a, b string) int { return cmp.Compare(version(b), version(a)) })
+	directories = append(directories, filepath.SplitList(os.Getenv("PATH"))...)
+	directories = append(directories, "/usr/local/sbin", "/usr/sbin", "/usr/local/bin", "/usr/bin")
+	for _, name := range names {
+		for _, directory := range directories {
+			if path, err := exec.LookPath(filepath.Join(directory, name)); err == nil {
+				return path
+			}
+		}
+	}
+	lacking := fmt.Sprintf("no program %s for a private server; install the server's package", strings.Join(names, " or "))
+	if slices.Contains(strings.Split(os.Getenv("LEAT_TEST_REQUIRE"), ","), service) {
+		t.Fatalf("LEAT_TEST_REQUIRE names %s, but there is %s", service, lacking)
+	}
+	t.Skip(lacking)
+	return ""
+}
+
+func credential(t testing.TB, name string) *syscall.Credential {
+	u, err := user.Lookup(name)
+	if err != nil {
+		u, err = user.Lookup("nobody")
+	}
+	require.NoError(t, err)
+	uid, err := strconv.ParseUint(u.Uid, 10, 32)
+	require.NoError(t, err)
+	gid, err := strconv.ParseUint(u.Gid, 10, 32)
+	require.NoError(t, err)
+	return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
+}
+
+func freePort(t testing.TB) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer func() { _ = l.Close() }()
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	require.NoError(t, err)
+	return port
+}
+
+func (p *private) prepare(t testing.TB, name string, args ...string) {
+	cmd := exec.Command(name, args...)
+	cmd.SysProcAttr, cmd.Dir = p.as, p.dir
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, string(out))
+}
+
+// start waits until the server answers.
+func (p *private) start(t testing.TB) {
+	p.cmd = exec.Command(p.command[0], p.command[1:]...)
+	p.cmd.SysProcAttr, p.cmd.Dir = p.as, p.dir
+	require.NoError(t, p.cmd.Start())
+	db := openDB(t, p.url)
+	defer func() { _ = db.Close() }()
+	require.Eventually(t, func() bool { return db.PingContext(context.Background()) == nil }, patience, 50*time.Millisecond)
+}
+
+// stop is immediate for PostgreSQL by SIGQUIT, fast by SIGINT; for MariaDB a crash by SIGKILL.
+func (p *private) stop(t testing.TB, how syscall.Signal) {
+	if p.cmd == nil {
+		return
+	}
+	require.NoError(t, p.cmd.Process.Signal(how))
+	_ = p.cmd.Wait() // its exit code tells how it was stopped
+	p.cmd = nil
+}
+
+func (p *private) run(t testing.TB, query string, args ...any) {
+	t.Helper()
+	db := openDB(t, p.url)
+	defer func() { _ = db.Close() }()
+	run(t, db, query, args...)
+}
+
+// system is the whole server as one.
+func (p *private) system() system { return system{url: p.url} }

@@ -1,0 +1,128 @@
+package sql
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/leatbus/leat/bus"
+)
+
+// What one statement inserts at most: servers bound the size and the number of arguments.
+const (
+	maxInsert      = 400
+	maxInsertBytes = 4 << 20
+)
+
+// Publish inserts the messages for every group that wants them, in one transaction: all are there
+// when it returns nil, none when it returns another error, but for one case. Where the connection
+// breaks while the database commits, nobody can tell; Publish tries again, so that messages may be
+// there twice. It blocks as long as the database is away and ctx allows.
+func (t *Transport) Publish(ctx context.Context, topic string, msgs ...*message.Message) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if t.isClosed() {
+		return bus.ErrClosed
+	}
+	if len(msgs) == 0 {
+		return nil
+	}
+	if err := bus.ValidateTopic(topic); err != nil {
+		return fmt.Errorf("sql: %w", err)
+	}
+	rows, err := publications(msgs)
+	if err != nil {
+		return fmt.Errorf("sql: publish %s: %w", topic, err)
+	}
+	ctx, cancel := t.while(ctx)
+	defer cancel()
+	inserted, err := t.insert(ctx, topic, rows)
+	if err != nil {
+		return t.failure(fmt.Sprintf("publish %s: %d messages are not safe", topic, len(msgs)), err)
+	}
+	if inserted == 0 {
+		t.unroutable.Add(int64(len(msgs)))
+		return &bus.UnroutableError{Topics: slices.Repeat([]string{topic}, len(msgs)), Strict: t.store.cfg.Unroutable == UnroutableError}
+	}
+	t.waker.published(topic)
+	return nil
+}
+
+func publications(msgs []*message.Message) ([]publication, error) {
+	rows := make([]publication, len(msgs))
+	for i, msg := range msgs {
+		var err error
+		if rows[i], err = newPublication(msg); err != nil {
+			return nil, err
+		}
+	}
+	return rows, nil
+}
+
+// insert returns how many rows were made, 0 where no group wants the topic.
+func (t *Transport) insert(ctx context.Context, topic string, rows []publication) (inserted int64, err error) {
+	if len(rows) < maxInsert {
+		return t.combiner.insert(ctx, topic, rows)
+	}
+	err = t.store.retry(ctx, func(ctx context.Context) error {
+		counts, err := t.store.insertAll(ctx, []batch{{topic, rows}})
+		if err == nil {
+			inserted = counts[0]
+		}
+		return err
+	})
+	return inserted, err
+}
+
+// batch is messages of one topic.
+type batch struct {
+	topic string
+	rows  []publication
+}
+
+// insertAll inserts all batches or none, and returns the number of rows for each.
+func (s *store) insertAll(ctx context.Context, batches []batch) (inserted []int64, err error) {
+	inserted = make([]int64, len(batches))
+	if len(batches) == 1 {
+		if chunks := batches[0].chunks(); len(chunks) == 1 {
+			inserted[0], err = s.insertChunk(ctx, s.db, chunks[0])
+			return inserted, err
+		}
+	}
+	err = s.db.inTx(ctx, func(tx executor) error {
+		for n, b := range batches {
+			inserted[n] = 0
+			for _, c := range b.chunks() {
+				rows, err := s.insertChunk(ctx, tx, c)
+				if err != nil {
+					return err
+				}
+				inserted[n] += rows
+			}
+		}
+		return nil
+	})
+	return inserted, err
+}
+
+func (s *store) insertChunk(ctx context.Context, ex executor, b batch) (int64, error) {
+	query, args := s.insertSome(b, s.arrays, s.wanted(b.topic))
+	return ex.exec(ctx, query, args...)
+}
+
+// chunks cuts a batch into what one statement takes. One message always fits.
+func (b batch) chunks() (all []batch) {
+	start, size := 0, 0
+	for i, row := range b.rows {
+		bytes := len(row.payload) + len(row.headers)
+		if i > start && (i-start == maxInsert || size+bytes > maxInsertBytes) {
+			all = append(all, batch{b.topic, b.rows[start:i]})
+			start, size = i, 0
+		}
+		size += bytes
+	}
+	return append(all, batch{b.topic, b.rows[start:]})
+}

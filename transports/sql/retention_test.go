@@ -1,0 +1,98 @@
+package sql_test
+
+import (
+	stdsql "database/sql"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+)
+
+// TestRetention: what was handled and what is poisoned goes when its time is over, and nothing else.
+func TestRetention(t *testing.T) {
+	eachSystemAtOnce(t, func(t *testing.T, s system) {
+		ctx := testContext(t)
+		transport := s.start(t, "keep_handled", "1h", "keep_poisoned", "1h")
+		sub := subscription("shop.ledger", 5, "order.paid.v1")
+		feed, err := transport.Subscribe(ctx, sub)
+		require.NoError(t, err)
+		waiting, err := transport.Subscribe(ctx, subscription("shop.waiting", 1, "order.paid.v1"))
+		require.NoError(t, err)
+		require.NoError(t, transport.Publish(ctx, "order.paid.v1", newMessages(5)...))
+		var out []*bus.Delivery
+		for range 5 {
+			out = append(out, next(t, feed, patience))
+		}
+		require.NoError(t, out[0].Settler.Ack())
+		require.NoError(t, out[1].Settler.Ack())
+		require.NoError(t, out[2].Settler.Poison(ctx, bus.Fault{Text: "test"}))
+		require.NoError(t, out[3].Settler.Redeliver(time.Hour))
+		db := s.db(t)
+		number := func(states string) int {
+			return count(t, db, fmt.Sprintf("SELECT count(*) FROM %s WHERE state IN (%s)", s.table("messages"), states))
+		}
+		require.Eventually(t, func() bool { return number("2, 3") == 3 }, patience, 5*time.Millisecond, "they are kept at first")
+		s.start(t, "keep_handled", "1s", "keep_poisoned", "1s") // for this one their time is over soon
+		require.Eventually(t, func() bool { return number("2, 3") == 0 }, patience, 20*time.Millisecond, "they are kept for ever")
+		n, err := transport.PoisonQueue(sub.Group).Len(ctx)
+		require.NoError(t, err)
+		require.Zero(t, n)
+		require.Equal(t, 7, number("0, 1"), "one delayed, one out, and what the other group has not handled")
+		require.NoError(t, out[4].Settler.Ack())
+		for range 5 {
+			require.NoError(t, next(t, waiting, patience).Settler.Ack())
+		}
+	})
+}
+
+// TestTablesDoNotGrow: the place of what was handled is used again.
+func TestTablesDoNotGrow(t *testing.T) {
+	for name, sizes := range map[string]func(t *testing.T) (system, func(*stdsql.DB) int){
+		"postgres": func(t *testing.T) (system, func(*stdsql.DB) int) {
+			// A transaction that anybody has open in the database keeps old rows from being cleared.
+			s := newPrivatePostgres(t).system()
+			return s, func(db *stdsql.DB) int {
+				run(t, db, "VACUUM "+s.table("messages")) // autovacuum does it in its own time
+				return count(t, db, "SELECT pg_total_relation_size('"+s.table("messages")+"')")
+			}
+		},
+		"sqlite": func(t *testing.T) (system, func(*stdsql.DB) int) {
+			return onSQLite(t), func(db *stdsql.DB) int { return 4096 * count(t, db, "PRAGMA page_count") }
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, size := sizes(t)
+			transport := s.start(t)
+			feed, err := transport.Subscribe(testContext(t), subscription("shop.ledger", 8, "order.paid.v1"))
+			require.NoError(t, err)
+			db := s.db(t)
+			after := make([]int, 10)
+			for round := range after {
+				ids := newMessages(2000)
+				require.NoError(t, transport.Publish(testContext(t), "order.paid.v1", ids...))
+				for range ids {
+					require.NoError(t, next(t, feed, patience).Settler.Ack())
+				}
+				require.Eventually(t, func() bool { return count(t, db, "SELECT count(*) FROM "+s.table("messages")) == 0 }, patience, time.Millisecond)
+				after[round] = size(db)
+			}
+			t.Logf("bytes after each round: %d", after)
+			require.LessOrEqual(t, after[9], after[2]*5/4)
+		})
+	}
+}
+
+// TestConsumersThatLeaveAreForgotten: their leases go with them.
+func TestConsumersThatLeaveAreForgotten(t *testing.T) {
+	s := onSQLite(t)
+	for range 3 {
+		transport := s.open(t)
+		_, err := transport.Subscribe(testContext(t), subscription("shop.ledger", 1, "order.paid.v1"))
+		require.NoError(t, err)
+		closeNow(t, transport)
+	}
+	require.Zero(t, count(t, s.db(t), "SELECT count(*) FROM leat_consumers"))
+}

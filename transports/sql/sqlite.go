@@ -1,0 +1,64 @@
+package sql
+
+import (
+	"errors"
+	"strings"
+
+	"modernc.org/sqlite"
+)
+
+func sqliteDialect() dialect {
+	return dialect{
+		name:    SQLite,
+		now:     "CAST(unixepoch('now', 'subsec') * 1000000 AS INTEGER)",
+		quote:   func(s string) string { return `"` + s + `"` },
+		ignore:  "ON CONFLICT DO NOTHING",
+		like:    "GLOB %s", // LIKE takes a for A
+		anyText: "*",
+		literal: strings.NewReplacer("[", "[[]", "*", "[*]", "?", "[?]"),
+
+		rowValues:   "(?, ?, ?, ?, ?, %d)",
+		rowSeparate: ", ",
+		rowsTable: "(SELECT column1 AS uuid, column2 AS headers, column3 AS payload, column4 AS lane, " +
+			"column5 AS delay, column6 AS n FROM (VALUES %s)) m",
+		whenHeaders: " WHEN ? THEN ?",
+		committers:  1,
+		retryable:   sqliteRetryable,
+		readOnly:    func(error) bool { return false },
+	}
+}
+
+func sqliteRetryable(err error) bool {
+	var e *sqlite.Error
+	if !errors.As(err, &e) {
+		return connectionLost(err)
+	}
+	switch e.Code() & 0xff {
+	case 5, 6: // busy, locked
+		return true
+	default:
+		return false
+	}
+}
+
+const claimSQLite = `
+UPDATE {messages} SET owner = ?, attempt = attempt + 1 WHERE id IN (
+	SELECT id FROM (
+		SELECT id, sum(size) OVER (ORDER BY id) - size AS before FROM (
+			SELECT id, length(payload) + length(headers) AS size
+			FROM {messages} INDEXED BY {queue}
+			WHERE group_id = ? AND state = 0 AND pos = 0 AND id >= ? AND owner NOT IN ({live})
+			ORDER BY id LIMIT ?
+		)
+	) WHERE before < ?
+) RETURNING ` + messageColumns
+
+const headsSQLite = `
+WITH RECURSIVE walk(pos) AS (
+	SELECT min(pos) FROM {messages} WHERE group_id = ? AND state = 4 AND pos > ?
+	UNION ALL
+	SELECT (SELECT min(m.pos) FROM {messages} m WHERE m.group_id = ? AND m.state = 4 AND m.pos > walk.pos)
+	FROM walk WHERE walk.pos IS NOT NULL
+)
+SELECT keys.pos, (SELECT min(m.id) FROM {messages} m WHERE m.group_id = ? AND m.state = 4 AND m.pos = keys.pos)
+FROM (SELECT pos FROM walk WHERE pos IS NOT NULL LIMIT ?) keys`

@@ -1,0 +1,124 @@
+package sql
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/url"
+	"strings"
+	"testing"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/go-sql-driver/mysql"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+)
+
+func TestHeadersComeBackExactly(t *testing.T) {
+	for _, headers := range []message.Metadata{
+		{},
+		{"": ""},
+		{"a": "b", "c": ""},
+		{"k=e\\y\n": "v=a\\n\nlue\\"},
+		{"\x00\xff": "\x00\xfe\n"},
+		{"名前": "値", "\\n": "\\\\n"},
+	} {
+		decoded, err := decodeHeaders(encodeHeaders(headers))
+		require.NoError(t, err)
+		require.Equal(t, headers, decoded)
+	}
+	decoded, err := decodeHeaders(nil)
+	require.NoError(t, err)
+	require.NotNil(t, decoded)
+	for _, broken := range []string{"a", "a=b", "a\n", "\\"} {
+		_, err := decodeHeaders([]byte(broken))
+		require.Error(t, err, broken)
+	}
+}
+
+func FuzzHeaders(f *testing.F) {
+	f.Add("key", "value")
+	f.Add("=\\\n", "\\n=")
+	f.Fuzz(func(t *testing.T, key, value string) {
+		headers := message.Metadata{key: value, key + "x": value + "="}
+		decoded, err := decodeHeaders(encodeHeaders(headers))
+		require.NoError(t, err)
+		require.Equal(t, headers, decoded)
+	})
+}
+
+// TestPatternsAreMatchedAsTheBusDoes compares the database's idea of a pattern with [bus.MatchTopic].
+func TestPatternsAreMatchedAsTheBusDoes(t *testing.T) {
+	db, s := newTestStore(t)
+	patterns := []string{">", "*", "a", "A", "a.*", "*.b", "a.>", "*.b.>", "a.*.c", "*.*.*", "a_b.*", "a%.c", "[a].*", "a|b.>", "?.b", "a.b.c.>"}
+	for i, p := range patterns {
+		st := s.store(p)
+		_, err := db.exec(context.Background(), s.sql(`INSERT INTO {subscriptions} (pattern, group_id, depth, matches, created_at) VALUES (?, ?, ?, ?, 0)`),
+			st.pattern, i+1, st.depth, st.matches)
+		require.NoError(t, err)
+		_, err = db.exec(context.Background(), s.sql(`INSERT INTO {groups} (id, name, ordering, created_at) VALUES (?, ?, 0, 0)`), i+1, p)
+		require.NoError(t, err)
+	}
+	segments := []string{"a", "b", "c", "A", "a_b", "aXb", "a%", "[a]", "a|b", "?", "%"}
+	for range 300 {
+		parts := make([]string, 1+rand.IntN(4))
+		for i := range parts {
+			parts[i] = segments[rand.IntN(len(segments))]
+		}
+		topic := strings.Join(parts, ".")
+		query, args := s.insert(topic, []publication{{uuid: "u", headers: []byte{}, payload: []byte{}}}, s.wanted(topic))
+		_, err := db.exec(context.Background(), query, args...)
+		require.NoError(t, err)
+		got, err := numbers(context.Background(), db, s.sql(`SELECT group_id FROM {messages} WHERE topic = ? ORDER BY group_id`), topic)
+		require.NoError(t, err)
+		var want []int64
+		for i, p := range patterns {
+			if bus.MatchTopic(p, topic) {
+				want = append(want, int64(i+1))
+			}
+		}
+		require.Equal(t, want, got, topic)
+		_, err = db.exec(context.Background(), s.sql(`DELETE FROM {messages}`))
+		require.NoError(t, err)
+	}
+}
+
+// newTestStore is empty tables in a file.
+func newTestStore(t *testing.T) (database, *store) {
+	db, err := source{url: mustParse(t, "sqlite://"+t.TempDir()+"/test.db"), cfg: Config{Dialect: SQLite}}.connect()
+	require.NoError(t, err)
+	t.Cleanup(db.close)
+	s, err := newStore(db, Config{Dialect: SQLite})
+	require.NoError(t, err)
+	require.NoError(t, s.migrate(context.Background()))
+	return db, s
+}
+
+func TestWhatIsTriedAgain(t *testing.T) {
+	pg, my, lite := postgresDialect(), mysqlDialect(), sqliteDialect()
+	for _, code := range []string{"40001", "40P01", "57P01", "57014", "08006", "53300", "25006", "55P03"} {
+		require.True(t, pg.retryable(fmt.Errorf("x: %w", &pgconn.PgError{Code: code})), code)
+	}
+	for _, code := range []string{"23505", "42P01", "22021", "42501", "28P01"} {
+		require.False(t, pg.retryable(&pgconn.PgError{Code: code}), code)
+	}
+	for _, n := range []uint16{1020, 1205, 1213, 1290, 1040, 1053} {
+		require.True(t, my.retryable(&mysql.MySQLError{Number: n}), n)
+	}
+	for _, n := range []uint16{1045, 1062, 1146, 1153} {
+		require.False(t, my.retryable(&mysql.MySQLError{Number: n}), n)
+	}
+	for _, d := range []dialect{pg, my, lite} {
+		require.True(t, d.retryable(errors.New("conn closed")))
+		require.False(t, d.retryable(errors.New("something else")))
+	}
+}
+
+func mustParse(t *testing.T, raw string) *url.URL {
+	u, err := url.Parse(raw)
+	require.NoError(t, err)
+	return u
+}
