@@ -1,0 +1,403 @@
+// Package failing shows what happens when handlers fail, on every transport: one small scenario a
+// behaviour, with a short text of what came of it. The texts are one table, and have to be the same
+// everywhere.
+package failing_test
+
+import (
+	"context"
+	stdsql "database/sql"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/url"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/go-sql-driver/mysql"
+	rabbit "github.com/rabbitmq/amqp091-go"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/internal/testenv"
+	"github.com/leatbus/leat/middleware"
+	"github.com/leatbus/leat/transports"
+	"github.com/leatbus/leat/transports/memory"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// patience is how long a test waits for what must happen.
+const patience = time.Minute
+
+// system is a message system that a test has for itself.
+type system struct {
+	url  string
+	open func(t testing.TB) bus.Transport // as another process would
+	// takePoisonAway makes a group's poison queue unreachable, and what it returns gives it back.
+	takePoisonAway func(t testing.TB, transport bus.Transport, group string) (giveBack func())
+}
+
+// systems are all of them, by their names in the table.
+var systems = []struct {
+	name string
+	make func(t testing.TB, service string) system
+}{
+	{"memory", onMemory},
+	{"RabbitMQ, quorum", func(t testing.TB, _ string) system { return onRabbitMQ(t, "quorum") }},
+	{"RabbitMQ, classic", func(t testing.TB, _ string) system { return onRabbitMQ(t, "classic") }},
+	{"PostgreSQL", onPostgres},
+	{"MariaDB", onMariaDB},
+	{"SQLite", onSQLite},
+}
+
+// onMemory has one world for all processes, which ends with the last of them.
+func onMemory(testing.TB, string) system {
+	var mu sync.Mutex
+	var world *memory.Transport
+	users := 0
+	return system{
+		open: func(testing.TB) bus.Transport {
+			mu.Lock()
+			defer mu.Unlock()
+			if users++; users == 1 {
+				world = memory.New(memory.Config{PoisonBytes: 64 << 10})
+			}
+			return &shared{world, sync.OnceValue(func() bool {
+				mu.Lock()
+				defer mu.Unlock()
+				users--
+				return users == 0
+			})}
+		},
+		takePoisonAway: func(t testing.TB, transport bus.Transport, group string) func() {
+			queue := transport.PoisonQueue(group) // nobody can take a process's memory away: it is full
+			for size := 32 << 10; size > 0; size /= 2 {
+				for {
+					filler := message.NewMessage("filler", make([]byte, size))
+					filler.Metadata = message.Metadata{bus.HeaderType: "filler.v1", bus.HeaderFaultTopic: "filler.v1"}
+					if queue.Put(t.Context(), bus.PoisonedMessage{Message: filler}) != nil {
+						break
+					}
+				}
+			}
+			return func() {
+				list, err := queue.List(context.Background(), "", 10_000)
+				require.NoError(t, err)
+				for _, m := range list {
+					if m.Message.UUID == "filler" {
+						_, err := queue.Drop(context.Background(), m.ID)
+						require.NoError(t, err)
+					}
+				}
+			}
+		},
+	}
+}
+
+// shared is one process's view of a transport that ends with its last user.
+type shared struct {
+	*memory.Transport
+	last func() bool
+}
+
+func (s *shared) Close(ctx context.Context) error {
+	if s.last() {
+		return s.Transport.Close(ctx)
+	}
+	return nil
+}
+
+func onRabbitMQ(t testing.TB, queue string) system {
+	broker := testenv.RabbitMQ(t)
+	conn, err := rabbit.Dial(broker)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = conn.Close() })
+	withChannel := func(do func(*rabbit.Channel)) {
+		ch, err := conn.Channel()
+		require.NoError(t, err)
+		defer func() { _ = ch.Close() }()
+		do(ch)
+	}
+	var mu sync.Mutex
+	groups := map[string]bool{}
+	exchange := unique("failing") // others publish the same topics
+	s := system{url: with(t, with(t, broker, "queue", queue), "exchange", exchange)}
+	s.open = func(t testing.TB) bus.Transport {
+		return &noting{Transport: dial(t, s.url), note: func(group string) {
+			mu.Lock()
+			defer mu.Unlock()
+			groups[group] = true
+		}}
+	}
+	t.Cleanup(func() {
+		withChannel(func(ch *rabbit.Channel) { _ = ch.ExchangeDelete(exchange, false, false) })
+		for group := range groups {
+			for _, suffix := range []string{"", ".poison", ".held", ".lead"} {
+				withChannel(func(ch *rabbit.Channel) { _, _ = ch.QueueDelete(group+suffix, false, false, false) })
+			}
+		}
+	})
+	s.takePoisonAway = func(t testing.TB, _ bus.Transport, group string) func() {
+		name := group + ".poison"
+		withChannel(func(ch *rabbit.Channel) {
+			_, err := ch.QueueDelete(name, false, false, false)
+			require.NoError(t, err)
+			// One that refuses everything stands in its place.
+			_, err = ch.QueueDeclare(name, true, false, false, false, rabbit.Table{"x-max-length": 0, "x-overflow": "reject-publish"})
+			require.NoError(t, err)
+		})
+		return func() {
+			withChannel(func(ch *rabbit.Channel) { // the transport makes its own again
+				_, err := ch.QueueDelete(name, false, false, false)
+				require.NoError(t, err)
+			})
+		}
+	}
+	return s
+}
+
+// noting tells of every group that is subscribed.
+type noting struct {
+	bus.Transport
+	note func(group string)
+}
+
+func (n *noting) Subscribe(ctx context.Context, s bus.Subscription) (bus.Feed, error) {
+	n.note(s.Group)
+	return n.Transport.Subscribe(ctx, s)
+}
+
+func onPostgres(t testing.TB, service string) system {
+	raw := testenv.Postgres(t)
+	db := database(t, "pgx", raw)
+	execute(t, db, `CREATE SCHEMA `+service)
+	t.Cleanup(func() { execute(t, db, `DROP SCHEMA `+service+` CASCADE`) })
+	return onSQL(with(t, raw, "schema", service), db, []string{
+		`CREATE FUNCTION ` + service + `.leat_away() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'the poison queue is away'; END $$`,
+		`CREATE TRIGGER leat_away BEFORE UPDATE ON ` + service + `.leat_messages FOR EACH ROW WHEN (NEW.state = 2) EXECUTE FUNCTION ` + service + `.leat_away()`,
+	}, []string{`DROP FUNCTION ` + service + `.leat_away() CASCADE`})
+}
+
+func onMariaDB(t testing.TB, service string) system {
+	u, err := url.Parse(testenv.MySQL(t))
+	require.NoError(t, err)
+	cfg := mysql.NewConfig()
+	cfg.Net, cfg.Addr, cfg.User = "tcp", u.Host, u.User.Username()
+	cfg.Passwd, _ = u.User.Password()
+	admin := database(t, "mysql", cfg.FormatDSN())
+	execute(t, admin, "CREATE DATABASE "+service)
+	t.Cleanup(func() { execute(t, admin, "DROP DATABASE "+service) })
+	cfg.DBName = service
+	u.Path = "/" + service
+	return onSQL(u.String(), database(t, "mysql", cfg.FormatDSN()), []string{
+		`CREATE TRIGGER leat_away BEFORE UPDATE ON leat_messages FOR EACH ROW
+		BEGIN IF NEW.state = 2 THEN SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'the poison queue is away'; END IF; END`,
+	}, []string{`DROP TRIGGER leat_away`})
+}
+
+func onSQLite(t testing.TB, _ string) system {
+	path := filepath.Join(t.TempDir(), "leat.db")
+	return onSQL("sqlite://"+path, database(t, "sqlite", "file:"+path+"?_pragma=busy_timeout(10000)"), []string{
+		`CREATE TRIGGER leat_away BEFORE UPDATE ON leat_messages WHEN NEW.state = 2 BEGIN SELECT RAISE(ABORT, 'the poison queue is away'); END`,
+	}, []string{`DROP TRIGGER leat_away`})
+}
+
+// onSQL takes the poison queue away by statements that make the table refuse poisoned messages.
+func onSQL(rawURL string, db *stdsql.DB, away, back []string) system {
+	return system{
+		url:  rawURL,
+		open: func(t testing.TB) bus.Transport { return dial(t, rawURL) },
+		takePoisonAway: func(t testing.TB, _ bus.Transport, _ string) func() {
+			for _, statement := range away {
+				execute(t, db, statement)
+			}
+			return func() {
+				for _, statement := range back {
+					execute(t, db, statement)
+				}
+			}
+		},
+	}
+}
+
+func dial(t testing.TB, rawURL string) bus.Transport {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	transport, err := transports.Open(ctx, rawURL)
+	require.NoError(t, err)
+	return transport
+}
+
+func database(t testing.TB, driver, dsn string) *stdsql.DB {
+	db, err := stdsql.Open(driver, dsn)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, db.Close()) })
+	return db
+}
+
+func execute(t testing.TB, db *stdsql.DB, statement string) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	_, err := db.ExecContext(ctx, statement)
+	require.NoError(t, err, statement)
+}
+
+func with(t testing.TB, rawURL, name, value string) string {
+	u, err := url.Parse(rawURL)
+	require.NoError(t, err)
+	options := u.Query()
+	options.Set(name, value)
+	u.RawQuery = options.Encode()
+	return u.String()
+}
+
+// unique is a name that nobody else has, and that a database takes for one of its own.
+func unique(prefix string) string { return fmt.Sprintf("%s_%08x", prefix, rand.Uint32()) }
+
+// world is one scenario on one system.
+type world struct {
+	testing.TB
+	system
+	service string
+
+	mu    sync.Mutex
+	lines []string
+}
+
+// process is a bus of the world's service.
+type process struct {
+	*bus.Bus
+	w     *world
+	group string
+	end   func()
+}
+
+// start runs a handler in a process of its own, until the test ends or end is called.
+func (w *world) start(h bus.Handler) *process {
+	w.Helper()
+	p, err := w.tryStart(h, bus.Config{})
+	require.NoError(w, err)
+	return p
+}
+
+// tryStart is start where the message system may refuse.
+func (w *world) tryStart(h bus.Handler, cfg bus.Config) (*process, error) {
+	transport := w.open(w)
+	cfg.Service, cfg.Stack, cfg.Logger = w.service, middleware.Standard(middleware.Config{}), slog.New(slog.DiscardHandler)
+	b, err := bus.New(transport, cfg)
+	require.NoError(w, err)
+	require.NoError(w, b.Handle(h))
+	ran := make(chan error, 1)
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() { ran <- b.Run(ctx) }()
+	p := &process{Bus: b, w: w, group: b.GroupName(h.Name)}
+	p.end = sync.OnceFunc(func() {
+		cancel()
+		require.NoError(w, <-ran)
+		closing, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		require.NoError(w, b.Close(closing))
+	})
+	select {
+	case <-b.Running():
+		w.Cleanup(p.end)
+		return p, nil
+	case err := <-ran:
+		cancel()
+		_ = b.Close(context.Background())
+		return nil, err
+	}
+}
+
+func (w *world) capabilities() bus.Capabilities {
+	transport := w.open(w)
+	defer func() { require.NoError(w, transport.Close(context.Background())) }()
+	return transport.Capabilities()
+}
+
+// note adds a word to the scenario's text.
+func (w *world) note(format string, args ...any) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.lines = append(w.lines, fmt.Sprintf(format, args...))
+}
+
+func (w *world) noted() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.lines)
+}
+
+// text is what was noted so far.
+func (w *world) text() string { return strings.Join(w.noted(), ", ") }
+
+// await waits for a condition.
+func (w *world) await(what string, condition func() bool) {
+	w.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	timeout := time.NewTimer(patience)
+	defer timeout.Stop()
+	for !condition() {
+		select {
+		case <-tick.C:
+		case <-timeout.C:
+			w.Fatalf("waited %s for: %s; so far: %s", patience, what, w.text())
+		}
+	}
+}
+
+// awaitNotes waits until the handler has noted so much.
+func (w *world) awaitNotes(n int) {
+	w.Helper()
+	w.await(fmt.Sprintf("%d notes", n), func() bool { return len(w.noted()) >= n })
+}
+
+func (p *process) publish(topic, id, payload string, key ...string) {
+	p.w.Helper()
+	msg := message.NewMessage(id, []byte(payload))
+	msg.Metadata = message.Metadata{bus.HeaderID: id, bus.HeaderType: topic, bus.HeaderSource: "test"}
+	if len(key) > 0 {
+		msg.Metadata[bus.HeaderPartitionKey] = key[0]
+	}
+	p.publishMessage(topic, msg)
+}
+
+func (p *process) publishMessage(topic string, msg *message.Message) {
+	p.w.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	require.NoError(p.w, p.Transport().Publish(ctx, topic, msg))
+}
+
+// poisoned waits for n messages in the poison queue.
+func (p *process) poisoned(n int) (list []bus.PoisonedMessage) {
+	p.w.Helper()
+	p.w.await(fmt.Sprintf("%d poisoned messages", n), func() bool {
+		if p.stats().Poisoned < uint64(n) { // it asks the message system for them only then
+			return false
+		}
+		var err error
+		list, err = p.Transport().PoisonQueue(p.group).List(context.Background(), "", 1000)
+		require.NoError(p.w, err)
+		return len(list) >= n
+	})
+	return list
+}
+
+func (p *process) replay(ids ...string) {
+	p.w.Helper()
+	n, err := p.Transport().PoisonQueue(p.group).Replay(context.Background(), ids...)
+	require.NoError(p.w, err)
+	require.Equal(p.w, len(ids), n)
+}
+
+func (p *process) stats() bus.GroupStats {
+	return p.Stats().Groups[strings.TrimPrefix(p.group, p.w.service+".")]
+}

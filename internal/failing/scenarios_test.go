@@ -1,0 +1,353 @@
+package failing_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/handlers"
+)
+
+const topic = "order.paid.v1"
+
+type orderPaid struct {
+	OrderID string `json:"order_id"`
+}
+
+func (orderPaid) EventType() (name string, version int) { return "order.paid", 1 }
+
+var errBroken = errors.New("broken")
+
+// scenario is one behaviour and how it shows.
+type scenario struct {
+	name string
+	play func(w *world)
+}
+
+var scenarios = []scenario{
+	{"an error, quick tries", quickTries},
+	{"an error, delayed redelivery", delayedRedelivery},
+	{"attempt numbers after a restart of the process", attemptsAfterARestart},
+	{"`bus.Permanent`", permanent},
+	{"`bus.RetryAfter`", retryAfter},
+	{"`bus.Snooze`", snooze},
+	{"`bus.Discard`", discard},
+	{"a panic", panics},
+	{"a timeout", timesOut},
+	{"a payload that does not decode", undecodable},
+	{"an unknown version", unknownVersion},
+	{"the poison queue can't be reached", poisonAway},
+	{"a replay", replayed},
+	{"dedup and a replay", dedupAfterReplay},
+	{"the circuit breaker", breaks},
+	{"the crash limit", crashes},
+	{"parking behind a poisoned message", parks},
+}
+
+// delays is a policy of exactly these delays; none of them is waited for in process.
+func delays(d ...time.Duration) handlers.Option {
+	return handlers.Retry(bus.RetryPolicy{Delays: append([]time.Duration{}, d...), InProcess: -1, Jitter: -1})
+}
+
+// raw is a handler that notes its attempts and does what fn says for each.
+func (w *world) raw(fn func(n int, d *bus.Delivery) error, opts ...handlers.Option) bus.Handler {
+	var n atomic.Int64
+	return handlers.Raw("ledger", []string{topic}, func(ctx context.Context, _ *message.Message) error {
+		d := bus.DeliveryFrom(ctx)
+		w.note("attempt %d", d.Attempt)
+		return fn(int(n.Add(1)), d)
+	}, opts...)
+}
+
+// fails is a handler that always answers so.
+func fails(err error) func(int, *bus.Delivery) error {
+	return func(int, *bus.Delivery) error { return err }
+}
+
+// dead notes what a poison record says.
+func (w *world) dead(m bus.PoisonedMessage) {
+	w.note("poisoned after %d tries in %d deliveries: %s", m.Fault.Tries, m.Fault.Attempts, m.Fault.Text)
+}
+
+func quickTries(w *world) {
+	p := w.start(w.raw(fails(errBroken), handlers.Retry(bus.RetryPolicy{Delays: []time.Duration{time.Millisecond, time.Millisecond}})))
+	p.publish(topic, "m-1", `{}`)
+	w.dead(p.poisoned(1)[0])
+}
+
+func delayedRedelivery(w *world) {
+	const delay = 300 * time.Millisecond
+	var failed time.Time
+	p := w.start(handlers.Raw("ledger", []string{topic}, func(ctx context.Context, msg *message.Message) error {
+		d := bus.DeliveryFrom(ctx)
+		switch {
+		case bus.MessageID(msg) == "good":
+			w.note("another message passes")
+			return nil
+		case d.Attempt == 1:
+			failed = time.Now()
+			w.note("attempt 1")
+			return errBroken
+		}
+		w.note("attempt %d, no earlier than its delay: %t", d.Attempt, time.Since(failed) > delay-10*time.Millisecond)
+		return nil
+	}, delays(delay), handlers.Concurrency(1)))
+	p.publish(topic, "bad", `{}`)
+	w.awaitNotes(1)
+	p.publish(topic, "good", `{}`)
+	w.awaitNotes(3)
+	w.await("both handled", func() bool { return p.stats().Handled == 2 })
+}
+
+func attemptsAfterARestart(w *world) {
+	const delay = 500 * time.Millisecond
+	h := func() bus.Handler { return w.raw(fails(errBroken), delays(delay, delay)) }
+	p := w.start(h())
+	p.publish(topic, "m-1", `{}`)
+	w.awaitNotes(1)
+	w.await("the redelivery", func() bool { return p.stats().Redelivered == 1 })
+	durable := p.Transport().Capabilities().Durable
+	p.end()
+	w.note("restart")
+	p = w.start(h())
+	if !durable {
+		p.publish(topic, "m-2", `{}`) // the first would come before it
+		w.awaitNotes(3)
+		w.await("the redelivery", func() bool { return p.stats().Redelivered == 1 })
+		return
+	}
+	w.dead(p.poisoned(1)[0])
+}
+
+func permanent(w *world) {
+	p := w.start(w.raw(fails(bus.Permanent(errBroken))))
+	p.publish(topic, "m-1", `{}`)
+	w.dead(p.poisoned(1)[0])
+}
+
+func retryAfter(w *world) {
+	p := w.start(w.raw(func(n int, _ *bus.Delivery) error {
+		if n == 1 {
+			return bus.RetryAfter(errBroken, 150*time.Millisecond)
+		}
+		return nil
+	}, delays(time.Hour)))
+	p.publish(topic, "m-1", `{}`)
+	w.await("the end", func() bool { return p.stats().Handled == 1 })
+	w.note("handled")
+}
+
+func snooze(w *world) {
+	p := w.start(w.raw(func(n int, _ *bus.Delivery) error {
+		if n <= 3 {
+			return bus.Snooze(20 * time.Millisecond)
+		}
+		return nil
+	}, handlers.Retry(bus.OneTry())))
+	p.publish(topic, "m-1", `{}`)
+	w.await("the end", func() bool { return p.stats().Handled == 1 })
+	w.note("handled")
+}
+
+func discard(w *world) {
+	p := w.start(w.raw(fails(bus.Discard(errBroken))))
+	p.publish(topic, "m-1", `{}`)
+	w.await("the end", func() bool { return p.stats().Discarded == 1 })
+	n, err := p.Transport().PoisonQueue(p.group).Len(context.Background())
+	require.NoError(w, err)
+	w.note("discarded, %d poisoned", n)
+}
+
+func panics(w *world) {
+	p := w.start(w.raw(func(int, *bus.Delivery) error { panic("boom") }, handlers.Retry(bus.OneTry())))
+	p.publish(topic, "m-1", `{}`)
+	m := p.poisoned(1)[0]
+	w.dead(m)
+	w.note("stack in the record: %t", strings.Contains(m.Fault.Stack, "failing_test.panics"))
+}
+
+func timesOut(w *world) {
+	p := w.start(handlers.Raw("ledger", []string{topic}, func(ctx context.Context, _ *message.Message) error {
+		<-ctx.Done()
+		return ctx.Err()
+	}, handlers.Timeout(20*time.Millisecond), handlers.Retry(bus.OneTry())))
+	p.publish(topic, "m-1", `{}`)
+	w.dead(p.poisoned(1)[0])
+}
+
+// typed notes what a typed handler was called with.
+func (w *world) typed() bus.Handler {
+	return handlers.Func("ledger", func(_ context.Context, e orderPaid) error {
+		w.note("handled %q", e.OrderID)
+		return nil
+	})
+}
+
+func undecodable(w *world) {
+	p := w.start(w.typed())
+	p.publish(topic, "m-1", `{"order_id":`)
+	m := p.poisoned(1)[0]
+	_, isSyntax := errors.AsType[*json.SyntaxError](json.Unmarshal(m.Message.Payload, new(orderPaid)))
+	w.note("poisoned at once: %s", m.Fault.Class)
+	w.note("payload as it was: %t", isSyntax)
+}
+
+func unknownVersion(w *world) {
+	p := w.start(w.typed())
+	p.publish("order.paid.v9", "m-1", `{"order_id":"1"}`)
+	m := p.poisoned(1)[0]
+	w.note("poisoned after %d tries in %d deliveries, and the reason names the version: %t", m.Fault.Tries, m.Fault.Attempts, strings.Contains(m.Fault.Text, "v9"))
+}
+
+func poisonAway(w *world) {
+	p := w.start(handlers.Raw("ledger", []string{topic}, func(_ context.Context, msg *message.Message) error {
+		if bus.MessageID(msg) == "bad" {
+			return bus.Permanent(errBroken)
+		}
+		return nil
+	}))
+	p.publish(topic, "good", `{}`)
+	w.await("the group consumes", func() bool { return p.stats().Handled == 1 })
+	giveBack := w.takePoisonAway(w, p.Transport(), p.group)
+	p.publish(topic, "bad", `{}`)
+	w.await("the group is degraded", func() bool { return p.Health()[0].Degraded["poison queue"] != "" })
+	p.publish(topic, "better", `{}`)
+	w.await("another is handled", func() bool { return p.stats().Handled == 2 })
+	w.note("degraded, others are handled, %d poisoned", p.stats().Poisoned)
+	giveBack()
+	w.dead(p.poisoned(1)[0])
+	w.await("the group works", func() bool { return len(p.Health()[0].Degraded) == 0 })
+	w.note("works again")
+}
+
+func replayed(w *world) {
+	var healed atomic.Bool
+	payload := "\x00\xff{\"a\":1}\r\n"
+	msg := message.NewMessage("m-1", []byte(payload))
+	headers := message.Metadata{bus.HeaderID: "m-1", bus.HeaderType: topic, bus.HeaderSource: "test", "tenant": "a=b\n", "leer": "", "Grüße": "世界"}
+	msg.Metadata = headers
+	p := w.start(handlers.Raw("ledger", []string{topic}, func(ctx context.Context, msg *message.Message) error {
+		same := string(msg.Payload) == payload && fmt.Sprint(msg.Metadata) == fmt.Sprint(headers)
+		w.note("attempt %d, bytes and headers as published: %t", bus.DeliveryFrom(ctx).Attempt, same)
+		msg.Metadata["changed"] = "by the handler"
+		if healed.Load() {
+			return nil
+		}
+		return errBroken
+	}, delays(time.Millisecond)))
+	p.publishMessage(topic, msg.Copy())
+	m := p.poisoned(1)[0]
+	healed.Store(true)
+	w.note("replayed")
+	p.replay(m.ID)
+	w.await("the end", func() bool { return p.stats().Handled == 1 })
+}
+
+func dedupAfterReplay(w *world) {
+	var healed atomic.Bool
+	p := w.start(w.raw(func(int, *bus.Delivery) error {
+		if healed.Load() {
+			return nil
+		}
+		return bus.Permanent(errBroken)
+	}))
+	p.publish(topic, "m-1", `{}`)
+	m := p.poisoned(1)[0]
+	healed.Store(true)
+	p.replay(m.ID)
+	w.await("it is handled", func() bool { return p.stats().Handled == 1 })
+	w.note("replayed and handled")
+	p.publish(topic, "m-1", `{}`)
+	w.await("the duplicate", func() bool { return p.stats().Duplicates == 1 })
+	w.note("published again: a duplicate")
+}
+
+func breaks(w *world) {
+	const n, workers = 15, 5
+	var away atomic.Bool
+	away.Store(true)
+	var begun atomic.Int64
+	together := make(chan struct{}) // closed when enough have failed once to see that it is an outage
+	p := w.start(handlers.Raw("ledger", []string{topic}, func(ctx context.Context, _ *message.Message) error {
+		switch bus.DeliveryFrom(ctx).Try {
+		case 2:
+			if begun.Add(1) == workers {
+				close(together)
+			}
+		case 3:
+			<-together
+		}
+		if away.Load() {
+			return errBroken
+		}
+		return nil
+	}, handlers.Retry(bus.RetryPolicy{Delays: []time.Duration{time.Millisecond, time.Millisecond}}), handlers.Concurrency(workers),
+		handlers.Breaker(bus.BreakerPolicy{Messages: workers, Patience: time.Hour, Probe: 20 * time.Millisecond, MaxProbe: 50 * time.Millisecond})))
+	for i := range n {
+		p.publish(topic, fmt.Sprintf("m-%d", i), `{}`)
+	}
+	w.await("a pause", func() bool { return strings.Contains(p.Health()[0].Degraded["circuit breaker"], "every 50ms") })
+	w.note("paused, %d poisoned", p.stats().Poisoned)
+	away.Store(false)
+	w.await("all are handled", func() bool { return p.stats().Handled == n })
+	w.await("the group works", func() bool { return len(p.Health()[0].Degraded) == 0 })
+	w.note("all handled, works again, %d poisoned", p.stats().Poisoned)
+}
+
+// crashes hands a message out again and again without anybody having handled it.
+func crashes(w *world) {
+	handled := handlers.Raw("ledger", []string{topic}, func(context.Context, *message.Message) error {
+		w.note("handled")
+		return nil
+	}, handlers.Retry(bus.RetryPolicy{Delays: []time.Duration{}, CrashLimit: 2}))
+	p := w.start(handlers.Raw("other", []string{"other.v1"}, func(context.Context, *message.Message) error { return nil })) // so that memory lives on
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	sub := bus.Subscription{Group: w.service + ".ledger", Topics: []string{topic}, Known: []string{topic}, Concurrency: 1}
+	feed, err := p.Transport().Subscribe(ctx, sub)
+	require.NoError(w, err)
+	p.publish(topic, "m-1", `{}`)
+	for range 3 {
+		d, err := feed.Next(ctx)
+		require.NoError(w, err)
+		require.NoError(w, d.Settler.Redeliver(150*time.Millisecond)) // on RabbitMQ a shorter one is forgotten when the feed closes
+	}
+	require.NoError(w, feed.Close(ctx))
+	p = w.start(handled)
+	m := p.poisoned(1)[0]
+	w.note("poisoned without another try, on delivery %d", m.Fault.Attempts)
+}
+
+func parks(w *world) {
+	var healed atomic.Bool
+	if caps := w.capabilities(); !caps.Park {
+		w.note("not supported, an error at start")
+		return
+	}
+	p := w.start(handlers.Raw("ledger", []string{topic}, func(_ context.Context, msg *message.Message) error {
+		id := bus.MessageID(msg)
+		if id == "a1" && !healed.Load() {
+			return bus.Permanent(errBroken)
+		}
+		w.note("%s", id)
+		return nil
+	}, handlers.OrderedByKey()))
+	p.publish(topic, "a1", `{}`, "a")
+	m := p.poisoned(1)[0]
+	p.publish(topic, "a2", `{}`, "a")
+	p.publish(topic, "a3", `{}`, "a")
+	p.publish(topic, "b1", `{}`, "b")
+	w.await("b1", func() bool { return strings.Contains(w.text(), "b1") })
+	healed.Store(true)
+	w.note("replayed")
+	p.replay(m.ID)
+	w.await("the end", func() bool { return p.stats().Handled == 4 })
+}

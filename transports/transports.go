@@ -1,0 +1,94 @@
+package transports
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/internal/urlopt"
+	"github.com/leatbus/leat/transports/amqp"
+	"github.com/leatbus/leat/transports/memory"
+	"github.com/leatbus/leat/transports/sql"
+)
+
+// Opener opens a transport from its URL. It blocks until the message system has answered or ctx is
+// done. Its errors must not contain the URL's password.
+type Opener func(ctx context.Context, u *url.URL) (bus.Transport, error)
+
+// Mux finds the opener for a URL by its scheme. It must not be changed while it is in use.
+type Mux struct{ openers map[string]Opener }
+
+// Default is a new mux with every transport that needs no module of its own.
+func Default() *Mux {
+	m := &Mux{openers: make(map[string]Opener)}
+	m.Register(memory.Open, memory.Scheme)
+	m.Register(amqp.Open, amqp.Scheme, amqp.SchemeTLS)
+	m.Register(sql.Open, sql.Schemes()...)
+	return m
+}
+
+// Register adds or replaces the opener of some schemes.
+func (m *Mux) Register(open Opener, schemes ...string) {
+	for _, scheme := range schemes {
+		m.openers[scheme] = open
+	}
+}
+
+// Schemes are the registered schemes, sorted.
+func (m *Mux) Schemes() []string { return slices.Sorted(maps.Keys(m.openers)) }
+
+// Open opens the transport that the URL names. See [Opener].
+func (m *Mux) Open(ctx context.Context, rawURL string) (bus.Transport, error) {
+	u, err := parse(rawURL)
+	if err != nil {
+		return nil, err
+	}
+	open, ok := m.openers[u.Scheme]
+	if !ok {
+		return nil, m.unknown(u.Scheme)
+	}
+	t, err := open(ctx, u)
+	if err != nil {
+		return nil, fmt.Errorf("transports: open %s: %w", u.Redacted(), err)
+	}
+	return t, nil
+}
+
+// parse reads the URL. url.Parse's own errors repeat it, password and all, so they are not passed on.
+func parse(rawURL string) (*url.URL, error) {
+	u, err := url.Parse(rawURL)
+	var parseErr *url.Error
+	switch {
+	case errors.As(err, &parseErr):
+		return nil, fmt.Errorf("transports: the URL can't be parsed (%s); characters such as @ / %% # in a password must be percent-encoded", kind(parseErr))
+	case err != nil:
+		return nil, errors.New("transports: the URL can't be parsed")
+	case u.Scheme == "":
+		return nil, errors.New("transports: the URL has no scheme; a URL begins like memory:// or amqp://")
+	}
+	return u, nil
+}
+
+// kind is the reason of a parse error without the text it complains about.
+func kind(err *url.Error) string {
+	reason, _, _ := strings.Cut(err.Err.Error(), "\"")
+	return strings.TrimSpace(reason)
+}
+
+func (m *Mux) unknown(scheme string) error {
+	hint := ""
+	if near := urlopt.Nearest(scheme, m.Schemes()); near != "" {
+		hint = fmt.Sprintf(" Did you mean %s://?", near)
+	}
+	return fmt.Errorf("transports: no transport for %q; there are %s.%s", scheme+"://", strings.Join(m.Schemes(), ", "), hint)
+}
+
+// Open opens a transport with the [Default] mux.
+func Open(ctx context.Context, rawURL string) (bus.Transport, error) {
+	return Default().Open(ctx, rawURL)
+}

@@ -1,0 +1,57 @@
+package transports_test
+
+import (
+	"context"
+	"errors"
+	"net/url"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/transports"
+	"github.com/leatbus/leat/transports/memory"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestTheSchemeFindsTheTransport(t *testing.T) {
+	transport, err := transports.Open(t.Context(), "memory://?queue=7")
+	require.NoError(t, err)
+	require.IsType(t, &memory.Transport{}, transport)
+	require.NoError(t, transport.Close(t.Context()))
+}
+
+func TestMistakesInTheURLAreClearAndShowNoPassword(t *testing.T) {
+	for rawURL, want := range map[string]string{
+		"memroy://":                    "Did you mean memory://?",
+		"kafka://localhost":            `no transport for "kafka://"; there are amqp, amqps, mariadb, memory,`,
+		"localhost:5672":               `no transport for "localhost://"`,
+		"":                             "the URL has no scheme",
+		"memory://?qeue=7":             `Did you mean "queue"?`,
+		"memory://host/path":           "write memory://",
+		"amqp://guest:s3cr%zzt@host/":  "must be percent-encoded",
+		"amqp://guest:s3cr3t@ho st/":   "can't be parsed",
+		"amqp://guest:s3cr3t@[::1/":    "can't be parsed",
+		"amqp://guest:s3cr3t@:port/":   "can't be parsed",
+		"postgres://u:s3cr3t@h/db?x=1": `unknown option "x"`,
+	} {
+		t.Run(rawURL, func(t *testing.T) {
+			_, err := transports.Open(t.Context(), rawURL)
+			require.ErrorContains(t, err, want)
+			require.NotContains(t, err.Error(), "s3cr")
+		})
+	}
+}
+
+func TestAMuxTakesTransportsOfOthers(t *testing.T) {
+	mux := transports.Default()
+	broken := errors.New("not today")
+	mux.Register(func(context.Context, *url.URL) (bus.Transport, error) { return nil, broken }, "pigeon")
+	require.Contains(t, mux.Schemes(), "pigeon")
+	require.NotContains(t, transports.Default().Schemes(), "pigeon", "a mux is a value of its own")
+	_, err := mux.Open(t.Context(), "pigeon://user:s3cr3t@roof")
+	require.ErrorIs(t, err, broken)
+	require.NotContains(t, err.Error(), "s3cr3t")
+}
