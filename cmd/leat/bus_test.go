@@ -1,0 +1,217 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	rabbit "github.com/rabbitmq/amqp091-go"
+	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/internal/operator"
+	"github.com/leatbus/leat/internal/testenv"
+	"github.com/leatbus/leat/transports"
+)
+
+// systems are the message systems that the command line works on: each makes URLs of buses that share
+// no messages. The groups' names must be unique all the same.
+func systems() map[string]func(t *testing.T) (bus func() string) {
+	tables := func(database func(*testing.T) string) func(*testing.T) func() string {
+		return func(t *testing.T) func() string {
+			at := database(t)
+			return func() string { return withOption(t, at, "prefix", unique()[len("leat_"):]) }
+		}
+	}
+	queues := func(kind string) func(*testing.T) func() string {
+		return func(t *testing.T) func() string {
+			at := withOption(t, testenv.RabbitMQ(t), "queue", kind)
+			return func() string { return withOption(t, at, "exchange", unique()) }
+		}
+	}
+	return map[string]func(*testing.T) func() string{
+		"postgres": tables(onPostgres),
+		"mysql":    tables(onMySQL),
+		"sqlite":   tables(onSQLite),
+		"quorum":   queues("quorum"),
+		"classic":  queues("classic"),
+	}
+}
+
+// TestBus runs the same sessions against every message system.
+func TestBus(t *testing.T) {
+	all := systems()
+	all["memory"] = func(*testing.T) func() string { return func() string { return "memory://" } }
+	for name, system := range all {
+		t.Run(name, func(t *testing.T) {
+			another := system(t)
+			testscript.Run(t, testscript.Params{
+				Dir:  "testdata/bus",
+				Cmds: map[string]func(*testscript.TestScript, bool, []string){"same": same},
+				Setup: func(e *testscript.Env) error {
+					at := another()
+					s := serve(t, e.Defer, at)
+					if name == "memory" {
+						at = s.admin(e.Defer, "s3cret")
+						e.Setenv("LEAT_ADMIN_TOKEN", "s3cret")
+					}
+					e.Setenv("LEAT_URL", at)
+					e.Setenv("SVC", s.name)
+					return setup(e)
+				},
+			})
+		})
+	}
+}
+
+// service is what another process does on the bus: it has two groups, of which one has failed with
+// three of its six messages.
+type service struct {
+	t         *testing.T
+	name      string
+	transport bus.Transport
+	ledger    bus.Feed
+}
+
+var errDeclined = errors.New("card declined")
+
+func serve(t *testing.T, atEnd func(func()), address string) *service {
+	s := &service{t: t, name: unique()}
+	ctx := patience(t)
+	var err error
+	s.transport, err = transports.Open(ctx, address)
+	require.NoError(t, err)
+	atEnd(func() {
+		require.NoError(t, s.transport.Close(patience(t)))
+		forget(t, address, s.group("ledger"), s.group("mail"))
+	})
+	s.ledger = s.subscribe("ledger", "order.paid.v1")
+	mail := s.subscribe("mail", "order.*.*")
+
+	var syntax any
+	malformed := fmt.Errorf("decode order.paid.v1: %w", json.Unmarshal([]byte("{"), &syntax))
+	for i := range 6 {
+		s.publish(i)
+		d, err := s.ledger.Next(ctx)
+		require.NoError(t, err)
+		d.Attempt = 8
+		switch i {
+		case 0, 1:
+			require.NoError(t, d.Settler.Poison(ctx, bus.NewFault(d, errDeclined)))
+		case 2:
+			require.NoError(t, d.Settler.Poison(ctx, bus.NewFault(d, malformed)))
+		default:
+			require.NoError(t, d.Settler.Ack())
+		}
+		d, err = mail.Next(ctx)
+		require.NoError(t, err)
+		require.NoError(t, d.Settler.Ack())
+	}
+	require.Eventually(t, func() bool { // acks are carried out later
+		groups, err := s.transport.(bus.Inspector).Groups(ctx)
+		require.NoError(t, err)
+		for _, g := range groups {
+			if strings.HasPrefix(g.Name, s.name) && (g.Waiting > 0 || g.InFlight > 0 || g.Consumers == 0) {
+				return false
+			}
+		}
+		return true
+	}, time.Minute, 5*time.Millisecond)
+	return s
+}
+
+// admin opens the endpoint by which others see a transport in memory.
+func (s *service) admin(atEnd func(func()), token string) (address string) {
+	b, err := bus.New(s.transport, bus.Config{Service: s.name})
+	require.NoError(s.t, err)
+	server, err := operator.Admin{Addr: "127.0.0.1:0", Token: token, Bus: b, Logger: slog.New(slog.DiscardHandler)}.Start(patience(s.t))
+	require.NoError(s.t, err)
+	atEnd(func() { require.NoError(s.t, server.Stop(patience(s.t))) })
+	return server.URL()
+}
+
+func (s *service) group(handler string) string { return s.name + "." + handler }
+
+func (s *service) subscribe(handler string, topics ...string) bus.Feed {
+	feed, err := s.transport.Subscribe(patience(s.t), bus.Subscription{Group: s.group(handler), Topics: topics, Known: topics, Concurrency: 1})
+	require.NoError(s.t, err)
+	return feed
+}
+
+func (s *service) publish(i int) {
+	id := fmt.Sprintf("e-%d", i+1)
+	msg := message.NewMessage(id, fmt.Appendf(nil, `{"order":%d}`, i+1))
+	msg.Metadata = message.Metadata{
+		bus.HeaderID: id, bus.HeaderType: "order.paid.v1", bus.HeaderSource: "shop", bus.HeaderTime: "2026-01-02T15:04:05Z",
+		bus.HeaderPartitionKey: fmt.Sprintf("k-%d", i%2),
+	}
+	require.NoError(s.t, s.transport.Publish(patience(s.t), "order.paid.v1", msg))
+}
+
+// forget takes groups off RabbitMQ; databases are dropped as a whole.
+func forget(t *testing.T, address string, groups ...string) {
+	u, err := url.Parse(address)
+	require.NoError(t, err)
+	if u.Scheme != "amqp" {
+		return
+	}
+	exchange := u.Query().Get("exchange")
+	u.RawQuery = ""
+	conn, err := rabbit.Dial(u.String())
+	require.NoError(t, err)
+	defer func() { require.NoError(t, conn.Close()) }()
+	ch, err := conn.Channel()
+	require.NoError(t, err)
+	for _, group := range groups {
+		for _, queue := range []string{group, group + ".poison"} {
+			_, err := ch.QueueDelete(queue, false, false, false)
+			require.NoError(t, err)
+		}
+	}
+	require.NoError(t, ch.ExchangeDelete(exchange, false, false))
+}
+
+func patience(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// same compares the standard output with a file, but for what is different each time: the service's
+// name, places in queues, ages, and how wide a column is.
+func same(ts *testscript.TestScript, negated bool, args []string) {
+	if negated || len(args) != 2 {
+		ts.Fatalf("usage: same stdout file")
+	}
+	have, want := normal(ts, ts.ReadFile(args[0])), normal(ts, ts.ReadFile(args[1]))
+	if have != want {
+		ts.Fatalf("%s is\n%s\nand %s has\n%s", args[0], have, args[1], want)
+	}
+}
+
+func normal(ts *testscript.TestScript, text string) string {
+	text = strings.ReplaceAll(text, ts.Getenv("SVC"), "SVC")
+	for _, r := range []struct{ pattern, with string }{
+		{`(?m)^\S+( +SVC\.\S+ +e-)`, "ID$1"},                       // a row of ls
+		{`"id":"[^"]+"`, `"id":"ID"`},                              //
+		{`(changed|replayed) \S+\n`, "$1 ID\n"},                    //
+		{`\d{4}-\d\d-\d\dT[0-9:.]+Z`, "TIME"},                      //
+		{`"host":"[^"]*","pid":\d+,"build":"[^"]*"`, `"host":"…"`}, //
+		{`\b(\d+s|\d+m\d\ds)\b`, "AGE"},                            //
+		{`\?`, "0"},                                                // RabbitMQ can't tell
+		{` +`, " "},
+		{`(?m) +$`, ""},
+	} {
+		text = regexp.MustCompile(r.pattern).ReplaceAllString(text, r.with)
+	}
+	return text
+}

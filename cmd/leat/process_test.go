@@ -1,0 +1,253 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/handlers"
+	"github.com/leatbus/leat/middleware"
+	"github.com/leatbus/leat/transports"
+)
+
+// onEach runs a test against every message system, at once.
+func onEach(t *testing.T, test func(t *testing.T, address string)) {
+	for name, system := range systems() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test(t, system(t)())
+		})
+	}
+}
+
+// leat is the command as a process of its own.
+func leat(t *testing.T, address string, args ...string) *process {
+	p := &process{Cmd: exec.CommandContext(patience(t), "leat", args...)}
+	p.Env = append(os.Environ(), "LEAT_URL="+address, "GORACE=atexit_sleep_ms=0")
+	p.Stdout, p.Stderr = &p.out, &p.err
+	require.NoError(t, p.Start())
+	t.Cleanup(func() { _ = p.Process.Kill() })
+	return p
+}
+
+type process struct {
+	*exec.Cmd
+	out, err lockedBuffer
+}
+
+// lockedBuffer may be read while the process writes.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+func TestTailShowsCopies(t *testing.T) {
+	onEach(t, func(t *testing.T, address string) {
+		s := serve(t, t.Cleanup, address)
+		p := leat(t, address, "tail", "--json", "order.paid.*")
+		require.Eventually(t, func() bool { // it takes a while until copies come
+			s.publish(6)
+			return strings.Contains(p.out.String(), `"type":"order.paid.v1"`)
+		}, time.Minute, 20*time.Millisecond)
+		require.NoError(t, p.Process.Signal(os.Interrupt))
+		require.NoError(t, p.Wait(), "an interrupt is how a tail ends: %s", p.err.String())
+	})
+}
+
+// poisonMany makes a group whose n messages are all poisoned, and closes the instance that did it.
+func poisonMany(t *testing.T, address string, n int) (group string) {
+	group = unique() + ".ledger"
+	transport := open(t, address)
+	t.Cleanup(func() { forget(t, address, group) })
+	defer func() { require.NoError(t, transport.Close(patience(t))) }()
+	feed, err := transport.Subscribe(patience(t), subscription(group))
+	require.NoError(t, err)
+	msgs := make([]bus.PoisonedMessage, n)
+	for i := range msgs {
+		id := fmt.Sprintf("m-%05d", i)
+		msg := message.NewMessage(id, []byte(`{}`))
+		msg.Metadata = message.Metadata{bus.HeaderID: id, bus.HeaderType: "order.paid.v1", bus.HeaderSource: "shop"}
+		bus.Fault{Text: "down", Class: "*net.OpError", Attempts: 8, Tries: 8, At: time.Now(), Group: group, Topic: "order.paid.v1"}.Set(msg.Metadata)
+		msgs[i].Message = msg
+	}
+	require.NoError(t, transport.PoisonQueue(group).Put(patience(t), msgs...))
+	require.NoError(t, feed.Close(patience(t)))
+	return group
+}
+
+func subscription(group string) bus.Subscription {
+	return bus.Subscription{Group: group, Topics: []string{"order.paid.v1"}, Known: []string{"order.paid.v1"}, Concurrency: 1}
+}
+
+func open(t *testing.T, address string) bus.Transport {
+	transport, err := transports.Open(patience(t), address)
+	require.NoError(t, err)
+	return transport
+}
+
+// handled runs the group's service, with dedup, until it has handled everything that waits for it, and
+// returns how often it handled each message, and how many were duplicates.
+func handled(t *testing.T, address, group string) (times map[string]int, duplicates int) {
+	service, handler, _ := strings.Cut(group, ".")
+	b, err := bus.New(open(t, address), bus.Config{
+		Service: service, Stack: middleware.Standard(middleware.Config{}), Logger: slog.New(slog.DiscardHandler),
+	})
+	require.NoError(t, err)
+	last := make(chan struct{})
+	times = make(map[string]int)
+	require.NoError(t, b.Handle(handlers.Raw(handler, []string{"order.paid.v1"}, func(_ context.Context, msg *message.Message) error {
+		if id := bus.MessageID(msg); id != "last" {
+			times[id]++
+		} else {
+			close(last)
+		}
+		return nil
+	}, handlers.Concurrency(1))))
+	msg := message.NewMessage("last", []byte(`{}`))
+	msg.Metadata = message.Metadata{bus.HeaderID: "last", bus.HeaderType: "order.paid.v1", bus.HeaderSource: "shop"}
+	require.NoError(t, b.PublishMessages(patience(t), msg)) // behind all others
+	ended := make(chan error, 1)
+	go func() { ended <- b.Run(context.Background()) }()
+	select {
+	case <-last:
+	case <-time.After(time.Minute):
+		t.Error("the last message did not come")
+	}
+	require.NoError(t, b.Close(patience(t)))
+	require.NoError(t, <-ended)
+	return times, int(b.Stats().Groups[handler].Duplicates)
+}
+
+func poisoned(t *testing.T, address, group string) int {
+	transport := open(t, address)
+	defer func() { require.NoError(t, transport.Close(patience(t))) }()
+	n, err := transport.PoisonQueue(group).Len(patience(t))
+	require.NoError(t, err)
+	return n
+}
+
+// begun waits until a process has moved some of n messages.
+func begun(t *testing.T, address, group string, n int) {
+	transport := open(t, address)
+	defer func() { require.NoError(t, transport.Close(patience(t))) }()
+	require.Eventually(t, func() bool {
+		left, err := transport.PoisonQueue(group).Len(patience(t))
+		return err == nil && left < n
+	}, time.Minute, 10*time.Millisecond)
+}
+
+func TestAnInterruptedReplaySaysWhatIsLeft(t *testing.T) {
+	onEach(t, func(t *testing.T, address string) {
+		const n = 300
+		group := poisonMany(t, address, n)
+		p := leat(t, address, "poison", "replay", "--group", group, "--rate", "20")
+		begun(t, address, group, n)
+		require.NoError(t, p.Process.Signal(os.Interrupt))
+		var failed *exec.ExitError
+		require.ErrorAs(t, p.Wait(), &failed)
+		require.Equal(t, 1, failed.ExitCode())
+		require.Regexp(t, fmt.Sprintf(`leat: poison replay: .*replayed \d+ of %d messages, the rest is where it was; run it again to go on`, n), p.err.String())
+		left := poisoned(t, address, group)
+		require.Positive(t, left)
+
+		p = leat(t, address, "poison", "replay", "--group", group)
+		require.NoError(t, p.Wait(), p.err.String())
+		require.Contains(t, p.out.String(), fmt.Sprintf("replayed %d messages", left))
+		times, duplicates := handled(t, address, group)
+		require.Len(t, times, n)
+		require.Zero(t, duplicates)
+	})
+}
+
+// TestAKilledReplayIsRunAgain kills it in the middle: no message is lost, and those that were in both
+// places are few, which dedup is for. LEAT_TEST_DEAD says how many messages there are.
+func TestAKilledReplayIsRunAgain(t *testing.T) {
+	onEach(t, func(t *testing.T, address string) {
+		const window = 1000
+		n := 2000
+		if many := os.Getenv("LEAT_TEST_DEAD"); many != "" {
+			var err error
+			n, err = strconv.Atoi(many)
+			require.NoError(t, err)
+		}
+		group := poisonMany(t, address, n)
+		kills := 0
+		for left := n; left > 0; left = poisoned(t, address, group) {
+			p := leat(t, address, "poison", "replay", "--group", group, "--rate", strconv.Itoa(n/2))
+			begun(t, address, group, left)
+			if kills == 3 {
+				require.NoError(t, p.Wait(), p.err.String())
+				continue
+			}
+			require.NoError(t, p.Process.Signal(syscall.SIGKILL))
+			_ = p.Wait()
+			kills++
+		}
+		times, duplicates := handled(t, address, group)
+		require.Len(t, times, n, "none is lost")
+		for id, k := range times {
+			require.Equal(t, 1, k, id)
+		}
+		require.LessOrEqual(t, duplicates, kills*window)
+	})
+}
+
+// TestAUserWithoutTheRightsIsToldWhichAreMissing is as a user who may only read.
+func TestAUserWithoutTheRightsIsToldWhichAreMissing(t *testing.T) {
+	address := onPostgres(t)
+	group := poisonMany(t, address, 3)
+	u, err := url.Parse(address)
+	require.NoError(t, err)
+	schema, role := u.Query().Get("schema"), unique()
+	statement(t, address, "CREATE ROLE "+role+" LOGIN PASSWORD 's3cret'")
+	t.Cleanup(func() { statement(t, address, "DROP OWNED BY "+role); statement(t, address, "DROP ROLE "+role) })
+	statement(t, address, "GRANT USAGE ON SCHEMA "+schema+" TO "+role)
+	statement(t, address, "GRANT SELECT ON ALL TABLES IN SCHEMA "+schema+" TO "+role)
+	u.User = url.UserPassword(role, "s3cret")
+
+	result := func(args ...string) (out, err string, status int) {
+		p := leat(t, u.String(), args...)
+		_ = p.Wait()
+		require.NotContains(t, p.out.String()+p.err.String(), "s3cret")
+		return p.out.String(), p.err.String(), p.ProcessState.ExitCode()
+	}
+	out, _, status := result("poison", "stats", "--group", group)
+	require.Equal(t, 0, status, "who may read may look")
+	require.Contains(t, out, "*net.OpError")
+	_, text, status := result("poison", "rm", "--yes", "--group", group)
+	require.Equal(t, 1, status)
+	require.Contains(t, text, "permission denied for table leat_")
+	require.Contains(t, text, "deleted 0 of 3 messages, the rest is where it was")
+	require.Contains(t, text, "leat doctor looks for the cause")
+	out, _, status = result("doctor")
+	require.Equal(t, 1, status)
+	require.Contains(t, out, "WRONG  rights on leat_messages: ")
+	require.Contains(t, out, "cure: GRANT INSERT, UPDATE, DELETE ON ")
+	require.Equal(t, 3, poisoned(t, address, group))
+}

@@ -1,0 +1,84 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/internal/operator"
+	"github.com/leatbus/leat/internal/verbs"
+	"github.com/leatbus/leat/transports"
+	"github.com/leatbus/leat/transports/memory"
+	"github.com/leatbus/leat/transports/sql"
+)
+
+// target is the message system that a verb works on.
+type target struct {
+	URL        string `name:"url" env:"LEAT_URL" placeholder:"URL" help:"The message system, as services name it; http://host:port is a service's admin endpoint."`
+	AdminToken string `name:"admin-token" env:"LEAT_ADMIN_TOKEN" placeholder:"TOKEN" help:"The token of the admin endpoint. The variable is the better place."`
+}
+
+var (
+	errNoURL    = errors.New("no URL; give one by --url or LEAT_URL, like postgres://user:password@host/database")
+	errBadURL   = errors.New("the URL can't be parsed; characters such as @ / % # in a password must be percent-encoded")
+	errFragment = errors.New("the URL has a #, which ends it; write %23 for one in a password")
+	errMemory   = errors.New("memory:// is inside of the service's process; " +
+		"start the service with LEAT_ADMIN=127.0.0.1:7070, and give --url http://127.0.0.1:7070")
+)
+
+// parse reads the URL. url.Parse's own errors repeat it, password and all, so they are not passed on.
+func (t *target) parse() (*url.URL, error) {
+	if t.URL == "" {
+		return nil, &verbs.UsageError{Err: errNoURL}
+	}
+	u, err := url.Parse(t.URL)
+	switch {
+	case err != nil || u.Scheme == "":
+		return nil, &verbs.UsageError{Err: errBadURL}
+	case u.Fragment != "":
+		return nil, &verbs.UsageError{Err: errFragment}
+	}
+	return u, nil
+}
+
+// open opens the message system, and makes nothing in it: that is for services and for leat migrate.
+func (t *target) open(ctx context.Context, e *verbs.Env) (bus.Transport, error) {
+	u, err := t.parse()
+	if err != nil {
+		return nil, err
+	}
+	clean := *u
+	clean.RawQuery = ""
+	e.Where = clean.Redacted()
+	switch {
+	case u.Scheme == memory.Scheme:
+		return nil, &verbs.UsageError{Err: errMemory}
+	case slices.Contains(sql.Schemes(), u.Scheme):
+		q := u.Query()
+		if !q.Has("migrate") {
+			q.Set("migrate", string(sql.MigrateCheck))
+		}
+		u.RawQuery = q.Encode()
+	}
+	mux := transports.Default()
+	mux.Register(t.dial, "http", "https")
+	if !slices.Contains(mux.Schemes(), u.Scheme) {
+		_, err := mux.Open(ctx, u.Scheme+"://") // says which there are
+		return nil, &verbs.UsageError{Err: trimmed(err)}
+	}
+	return mux.Open(ctx, u.String())
+}
+
+// dial reaches the admin endpoint of a service.
+func (t *target) dial(ctx context.Context, u *url.URL) (bus.Transport, error) {
+	return operator.Dial(ctx, u, t.AdminToken)
+}
+
+// trimmed is an error without the name of the package that it came from.
+func trimmed(err error) error {
+	return fmt.Errorf("%s", strings.TrimPrefix(err.Error(), "transports: "))
+}

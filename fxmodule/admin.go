@@ -1,0 +1,49 @@
+package fxmodule
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+
+	"go.uber.org/fx"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/internal/operator"
+	"github.com/leatbus/leat/middleware"
+)
+
+// AdminParams is what the admin endpoint is made of.
+type AdminParams struct {
+	fx.In
+
+	Lifecycle fx.Lifecycle
+	Config    Config
+	Bus       *bus.Bus
+	Stack     middleware.Stack
+	Logger    *slog.Logger `optional:"true"`
+}
+
+// RunAdmin opens the admin endpoint where the configuration has an address for it. It is there from when
+// the bus consumes until it stops.
+func RunAdmin(p AdminParams) error {
+	if p.Config.Admin == "" {
+		return nil
+	}
+	admin := operator.Admin{
+		Addr: p.Config.Admin, Token: p.Config.AdminToken, Bus: p.Bus,
+		Rehearser: operator.NewRehearser(p.Bus, p.Stack), Logger: cmp.Or(p.Logger, slog.Default()),
+	}
+	if err := admin.Validate(); err != nil {
+		return fmt.Errorf("fxmodule: %sADMIN: %w", Prefix, err)
+	}
+	var server *operator.AdminServer
+	p.Lifecycle.Append(fx.StartStopHook(
+		func(ctx context.Context) (err error) {
+			server, err = admin.Start(ctx)
+			return err
+		},
+		func(ctx context.Context) error { return server.Stop(ctx) },
+	))
+	return nil
+}

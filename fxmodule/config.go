@@ -1,0 +1,183 @@
+package fxmodule
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/caarlos0/env/v11"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/internal/urlopt"
+)
+
+// Prefix begins the name of every environment variable that leat reads.
+const Prefix = "LEAT_"
+
+// testPrefix begins those that only leat's own tests read.
+const testPrefix = Prefix + "TEST_"
+
+// Config is what a service configures. The module reads it from the environment; fx.Replace puts
+// another in its place, and fx.Decorate changes it. A duration of 0 means its default.
+type Config struct {
+	// URL names the transport: LEAT_URL.
+	URL string `env:"URL" envDefault:"memory://"`
+	// Service begins every group's name: LEAT_SERVICE. Empty means the main module's name.
+	Service string `env:"SERVICE"`
+	// OutboxURL is the service's own database, PostgreSQL, MySQL or SQLite, in whose transactions
+	// bus.InTx publishes: LEAT_OUTBOX_URL. Empty means no outbox, unless [Outbox] gives one; a
+	// transport on the same database needs none.
+	OutboxURL string `env:"OUTBOX_URL"`
+	// InboxURL is the database of the handlers of [HandleTx]: LEAT_INBOX_URL. Empty means that
+	// [Inbox] gives one.
+	InboxURL string `env:"INBOX_URL"`
+	// RedisURL is the dedup store: LEAT_REDIS_URL. Empty means one in memory.
+	RedisURL string `env:"REDIS_URL"`
+	// Dedup is what to do when the dedup store can't be reached, open or closed, or off:
+	// LEAT_DEDUP.
+	Dedup bus.DedupMode `env:"DEDUP" envDefault:"open"`
+	// DedupKeep is how long a handled message is remembered: LEAT_DEDUP_KEEP.
+	DedupKeep time.Duration `env:"DEDUP_KEEP" envDefault:"24h"`
+	// HandlerTimeout bounds one try: LEAT_HANDLER_TIMEOUT. A negative one means that nothing does.
+	HandlerTimeout time.Duration `env:"HANDLER_TIMEOUT" envDefault:"30s"`
+	// DrainTimeout is how long handlers may go on after the application was told to stop:
+	// LEAT_DRAIN_TIMEOUT. fx's stop timeout cuts it short.
+	DrainTimeout time.Duration `env:"DRAIN_TIMEOUT" envDefault:"20s"`
+	// ConnectTimeout bounds the opening of the transport: LEAT_CONNECT_TIMEOUT.
+	ConnectTimeout time.Duration `env:"CONNECT_TIMEOUT" envDefault:"10s"`
+	// Breaker says whether groups pause themselves while nearly everything fails, on or off:
+	// LEAT_BREAKER.
+	Breaker Switch `env:"BREAKER" envDefault:"on"`
+	// BreakerProbe is the longest wait between two messages that a paused group tries:
+	// LEAT_BREAKER_PROBE.
+	BreakerProbe time.Duration `env:"BREAKER_PROBE" envDefault:"30s"`
+	// Admin is where operators reach the transport over HTTP, like 127.0.0.1:7070, with leat --url
+	// http://127.0.0.1:7070: LEAT_ADMIN. Empty means nowhere. An address that other machines reach
+	// needs a token.
+	Admin string `env:"ADMIN"`
+	// AdminToken is what clients of the admin endpoint must bring: LEAT_ADMIN_TOKEN.
+	AdminToken string `env:"ADMIN_TOKEN"`
+	// Retry is the policy of handlers that have none of their own. Code only.
+	Retry bus.RetryPolicy `env:"-"`
+}
+
+// Switch is on or off. Its zero value is the default.
+type Switch string
+
+// Positions of a [Switch].
+const (
+	On  Switch = "on"
+	Off Switch = "off"
+)
+
+// breaker is the policy of handlers that have none of their own.
+func (c Config) breaker() bus.BreakerPolicy {
+	if c.Breaker == Off {
+		return bus.NoBreaker()
+	}
+	p := bus.BreakerPolicy{MaxProbe: c.BreakerProbe}
+	if c.BreakerProbe > 0 {
+		p.Probe = min(p.WithDefaults().Probe, c.BreakerProbe)
+	}
+	return p
+}
+
+// ConfigFromEnv reads the configuration. A value that can't be read and a variable with leat's prefix
+// that it does not know are errors.
+func ConfigFromEnv() (Config, error) { return configFrom(os.Environ()) }
+
+func configFrom(environ []string) (Config, error) {
+	cfg, err := env.ParseAsWithOptions[Config](env.Options{Prefix: Prefix, Environment: env.ToMap(environ)})
+	if err != nil {
+		return cfg, fmt.Errorf("fxmodule: configuration: %w", unreadable(err))
+	}
+	if err := errors.Join(unknown(environ)...); err != nil {
+		return cfg, fmt.Errorf("fxmodule: configuration: %w", err)
+	}
+	return cfg, cfg.validate()
+}
+
+func (c Config) validate() error {
+	if !slices.Contains([]bus.DedupMode{bus.DedupDefault, bus.DedupOpen, bus.DedupClosed, bus.DedupOff}, c.Dedup) {
+		return fmt.Errorf("fxmodule: configuration: %sDEDUP is %q; it is open, closed or off", Prefix, c.Dedup)
+	}
+	if !slices.Contains([]Switch{"", On, Off}, c.Breaker) {
+		return fmt.Errorf("fxmodule: configuration: %sBREAKER is %q; it is on or off", Prefix, c.Breaker)
+	}
+	for name, d := range map[string]time.Duration{"DEDUP_KEEP": c.DedupKeep, "BREAKER_PROBE": c.BreakerProbe, "DRAIN_TIMEOUT": c.DrainTimeout, "CONNECT_TIMEOUT": c.ConnectTimeout} {
+		if d < 0 {
+			return fmt.Errorf("fxmodule: configuration: %s%s is %s; it can't be negative, and 0 means the default", Prefix, name, d)
+		}
+	}
+	return nil
+}
+
+// unreadable names the variables behind the fields that could not be read.
+func unreadable(err error) error {
+	var all env.AggregateError
+	if !errors.As(err, &all) {
+		return err
+	}
+	var errs []error
+	for _, one := range all.Errors {
+		field, ok := errors.AsType[env.ParseError](one)
+		if !ok {
+			errs = append(errs, one)
+			continue
+		}
+		name, _ := reflect.TypeFor[Config]().FieldByName(field.Name)
+		errs = append(errs, fmt.Errorf("%s%s: %w; a duration is written as 500ms, 30s or 5m", Prefix, name.Tag.Get("env"), field.Err))
+	}
+	return errors.Join(errs...)
+}
+
+// unknown complains about variables that look like leat's and are not.
+func unknown(environ []string) (errs []error) {
+	known := knownVariables()
+	for _, entry := range environ {
+		name, _, _ := strings.Cut(entry, "=")
+		suffix, ours := strings.CutPrefix(name, Prefix)
+		if !ours || strings.HasPrefix(name, testPrefix) || slices.Contains(known, name) || kubernetes(suffix) {
+			continue
+		}
+		hint := ""
+		if near := urlopt.Nearest(suffix, withoutPrefix(known)); near != "" {
+			hint = fmt.Sprintf(" Did you mean %s?", Prefix+near)
+		}
+		errs = append(errs, fmt.Errorf("unknown variable %s; known: %s.%s", name, strings.Join(known, ", "), hint))
+	}
+	return errs
+}
+
+// kubernetes reports whether the variable is one of those that Kubernetes sets in every pod beside a
+// service named "leat".
+func kubernetes(suffix string) bool {
+	return suffix == "SERVICE_HOST" || strings.HasPrefix(suffix, "SERVICE_PORT") || strings.HasPrefix(suffix, "PORT")
+}
+
+func withoutPrefix(names []string) []string {
+	short := make([]string, len(names))
+	for i, name := range names {
+		short[i] = strings.TrimPrefix(name, Prefix)
+	}
+	return short
+}
+
+func knownVariables() []string {
+	fields, err := env.GetFieldParamsWithOptions(&Config{}, env.Options{Prefix: Prefix})
+	if err != nil {
+		panic("fxmodule: " + err.Error()) // Config's own tags
+	}
+	var names []string
+	for _, f := range fields {
+		if strings.HasPrefix(f.Key, Prefix) && f.Key != Prefix {
+			names = append(names, f.Key)
+		}
+	}
+	slices.Sort(names)
+	return names
+}

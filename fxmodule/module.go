@@ -1,0 +1,188 @@
+package fxmodule
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync/atomic"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"go.uber.org/fx"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/middleware"
+	"github.com/leatbus/leat/middleware/redisstore"
+	"github.com/leatbus/leat/transports"
+)
+
+// Module provides the bus and runs it.
+var Module = fx.Module("leat",
+	fx.Provide(ConfigFromEnv, NewStack, NewBus, NewPublishMiddleware),
+	fx.Invoke(Run, RunAdmin),
+)
+
+// PublishMiddleware is the publish path, outermost first. fx.Decorate edits it.
+type PublishMiddleware []message.PublisherDecorator
+
+// NewPublishMiddleware is empty.
+func NewPublishMiddleware() PublishMiddleware { return nil }
+
+// StackParams is what the stack is made of.
+type StackParams struct {
+	fx.In
+
+	Lifecycle fx.Lifecycle
+	Config    Config
+	Store     middleware.Store      `optional:"true"` // the application's, in place of RedisURL
+	Logger    *slog.Logger          `optional:"true"`
+	Upcasters []middleware.Upcaster `group:"leat.upcasters"`
+}
+
+// NewStack makes the standard stack.
+func NewStack(p StackParams) (middleware.Stack, error) {
+	store, err := dedupStore(p)
+	if err != nil {
+		return middleware.Stack{}, err
+	}
+	return middleware.Standard(middleware.Config{
+		Store:     store,
+		Dedup:     middleware.DedupConfig{Mode: p.Config.Dedup, Keep: p.Config.DedupKeep, Logger: p.Logger},
+		Retry:     p.Config.Retry,
+		Timeout:   p.Config.HandlerTimeout,
+		Upcasters: p.Upcasters,
+	}), nil
+}
+
+func dedupStore(p StackParams) (middleware.Store, error) {
+	if p.Store != nil || p.Config.RedisURL == "" {
+		return p.Store, nil
+	}
+	store, err := redisstore.Open(p.Config.RedisURL)
+	if err != nil {
+		return nil, fmt.Errorf("fxmodule: %sREDIS_URL: %w", Prefix, err)
+	}
+	p.Lifecycle.Append(fx.StopHook(store.Close))
+	return store, nil
+}
+
+// BusParams is what the bus is made of.
+type BusParams struct {
+	fx.In
+
+	Lifecycle         fx.Lifecycle
+	Config            Config
+	Stack             middleware.Stack
+	PublishMiddleware PublishMiddleware
+	Logger            *slog.Logger   `optional:"true"`
+	Outbox            bus.Outbox     `optional:"true"` // the application's, in place of OutboxURL
+	Observers         []bus.Observer `group:"leat.observers"`
+	Transports        []addOn        `group:"leat.transports"`
+}
+
+// NewBus opens the transport and makes the bus. It blocks until the message system has answered, at
+// most for the configured connect timeout.
+func NewBus(p BusParams) (*bus.Bus, error) {
+	if err := p.Config.validate(); err != nil {
+		return nil, err
+	}
+	mux := transports.Default()
+	for _, t := range p.Transports {
+		mux.Register(t.open, t.schemes...)
+	}
+	ctx := context.Background()
+	if p.Config.ConnectTimeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, p.Config.ConnectTimeout)
+		defer cancel()
+	}
+	transport, err := mux.Open(ctx, cmp.Or(p.Config.URL, "memory://"))
+	if err != nil {
+		return nil, fmt.Errorf("fxmodule: %sURL: %w", Prefix, err)
+	}
+	outbox, err := p.outbox(ctx)
+	if err != nil {
+		return nil, errors.Join(err, transport.Close(ctx))
+	}
+	b, err := bus.New(transport, bus.Config{
+		Service:      p.Config.Service,
+		Outbox:       outbox,
+		Stack:        p.Stack,
+		Decorators:   p.PublishMiddleware,
+		Observers:    append([]bus.Observer{middleware.Log(p.Logger)}, p.Observers...),
+		Logger:       p.Logger,
+		DrainTimeout: p.Config.DrainTimeout,
+		Breaker:      p.Config.breaker(),
+	})
+	if err != nil {
+		return nil, errors.Join(err, transport.Close(ctx))
+	}
+	// The transport outlives everything that publishes: it is closed after those who asked for the
+	// bus have stopped.
+	p.Lifecycle.Append(fx.StopHook(b.Close))
+	return b, nil
+}
+
+// RunParams is what runs.
+type RunParams struct {
+	fx.In
+
+	Lifecycle  fx.Lifecycle
+	Shutdowner fx.Shutdowner
+	Bus        *bus.Bus
+	Handlers   []bus.Handler `group:"leat.handlers"`
+	Logger     *slog.Logger  `optional:"true"`
+}
+
+// Run registers the handlers and hooks the bus's run into the application's life.
+func Run(p RunParams) error {
+	slices.SortFunc(p.Handlers, func(a, b bus.Handler) int { return cmp.Compare(a.Name, b.Name) }) // fx's groups are shuffled
+	for _, h := range p.Handlers {
+		if err := p.Bus.Handle(h); err != nil {
+			return err
+		}
+	}
+	r := &runner{RunParams: p}
+	p.Lifecycle.Append(fx.StartStopHook(r.start, r.stop))
+	return nil
+}
+
+// runner is the bus's run in the application's life.
+type runner struct {
+	RunParams
+	asked atomic.Bool // the application stops the bus
+}
+
+// start returns when every group consumes.
+func (r *runner) start(ctx context.Context) error {
+	ended := make(chan error, 1)
+	go func() { ended <- r.Bus.Run(context.WithoutCancel(ctx)) }()
+	select {
+	case <-r.Bus.Running():
+		go func() { r.ended(<-ended) }()
+		return nil
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (r *runner) stop(ctx context.Context) error {
+	r.asked.Store(true)
+	return r.Bus.Drain(ctx)
+}
+
+// ended shuts the application down if the bus ended by itself.
+func (r *runner) ended(err error) {
+	if r.asked.Load() {
+		return
+	}
+	logger := cmp.Or(r.Logger, slog.Default())
+	logger.Error("leat: the bus has failed; shutting the application down", "err", err)
+	if err := r.Shutdowner.Shutdown(fx.ExitCode(1)); err != nil {
+		logger.Error("leat: shutdown", "err", err)
+	}
+}

@@ -1,0 +1,341 @@
+package fxmodule_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/fx"
+	"go.uber.org/fx/fxtest"
+	"go.uber.org/goleak"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/fxmodule"
+	"github.com/leatbus/leat/handlers"
+	"github.com/leatbus/leat/middleware"
+	"github.com/leatbus/leat/middleware/prommetrics"
+	"github.com/leatbus/leat/transports/memory"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+type orderPlacedV1 struct{ ID, Total string }
+
+func (orderPlacedV1) EventType() (string, int) { return "order.placed", 1 }
+
+type orderPlaced struct{ ID, Cents string }
+
+func (orderPlaced) EventType() (string, int) { return "order.placed", 2 }
+
+// journal is what happened, in order.
+type journal struct {
+	mu    sync.Mutex
+	lines []string
+	wrote chan string
+}
+
+func newJournal() *journal { return &journal{wrote: make(chan string, 100)} }
+
+func (j *journal) write(line string) {
+	j.mu.Lock()
+	j.lines = append(j.lines, line)
+	j.mu.Unlock()
+	j.wrote <- line
+}
+
+func (j *journal) all() []string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return append([]string(nil), j.lines...)
+}
+
+func (j *journal) await(t *testing.T, want string) {
+	t.Helper()
+	for {
+		select {
+		case line := <-j.wrote:
+			if line == want {
+				return
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatalf("waited for %q; have %v", want, j.all())
+		}
+	}
+}
+
+// ledger has a dependency that is only ready after its start.
+type ledger struct {
+	journal *journal
+	ready   bool
+}
+
+func newLedger(lc fx.Lifecycle, j *journal) *ledger {
+	l := &ledger{journal: j}
+	lc.Append(fx.StartStopHook(func() { l.ready = true; j.write("ledger started") }, func() { j.write("ledger stopped") }))
+	return l
+}
+
+func (l *ledger) record(_ context.Context, e orderPlaced) error {
+	if !l.ready {
+		return bus.Permanent(errors.New("the ledger was not started"))
+	}
+	l.journal.write("recorded " + e.ID + " " + e.Cents)
+	return nil
+}
+
+// server publishes, as an HTTP server would.
+func server(lc fx.Lifecycle, b *bus.Bus, j *journal) {
+	lc.Append(fx.StartStopHook(
+		func(ctx context.Context) error {
+			j.write("server started")
+			return b.Publish(ctx, orderPlacedV1{ID: "42", Total: "19"})
+		},
+		func() { j.write("server stopped") }))
+}
+
+func quiet() fx.Option {
+	return fx.Options(fx.NopLogger, fx.Provide(func() *slog.Logger { return slog.New(slog.DiscardHandler) }))
+}
+
+func TestHandlersRunAfterTheirDependenciesStartedAndPublishersStopBeforeTheBus(t *testing.T) {
+	j := newJournal()
+	app := fxtest.New(t, quiet(), fx.Supply(j),
+		fx.Invoke(server), // before the module, as a module listed first would
+		fxmodule.Module,
+		fx.Provide(newLedger),
+		fxmodule.HandleMethod("ledger", (*ledger).record, handlers.OrderedByKey()),
+		fxmodule.HandleFunc(func(j *journal) bus.Handler {
+			return handlers.Raw("audit", []string{"order.>"}, func(_ context.Context, msg *message.Message) error {
+				j.write("audited " + bus.TopicOf(msg))
+				return nil
+			})
+		}),
+		fxmodule.Upcast(func(old orderPlacedV1) orderPlaced { return orderPlaced{ID: old.ID, Cents: old.Total + "00"} }),
+	)
+	app.RequireStart()
+	j.await(t, "recorded 42 1900")
+	app.RequireStop()
+	lines := strings.Join(j.all(), "\n")
+	require.Contains(t, lines, "audited order.placed.v1")
+	require.Less(t, strings.Index(lines, "ledger started"), strings.Index(lines, "recorded"))
+	require.Less(t, strings.Index(lines, "recorded"), strings.Index(lines, "ledger stopped"))
+}
+
+func TestTheStackIsEditedByDecorateFromTheRoot(t *testing.T) {
+	j := newJournal()
+	app := fxtest.New(t, quiet(), fx.Supply(j), fxmodule.Module,
+		fxmodule.Handle("ledger", func(context.Context, orderPlaced) error { return nil }),
+		fx.Decorate(func(s middleware.Stack) middleware.Stack {
+			return s.Before(middleware.StepRetry, middleware.Use("witness", func(next message.HandlerFunc) message.HandlerFunc {
+				return func(msg *message.Message) ([]*message.Message, error) {
+					j.write("witnessed")
+					return next(msg)
+				}
+			}))
+		}),
+		fx.Decorate(func(p fxmodule.PublishMiddleware) fxmodule.PublishMiddleware {
+			return append(p, message.MessageTransformPublisherDecorator(func(*message.Message) { j.write("published") }))
+		}),
+		fx.Invoke(func(b *bus.Bus) error { return b.Publish(context.Background(), orderPlaced{ID: "1"}) }),
+	)
+	app.RequireStart()
+	j.await(t, "witnessed")
+	app.RequireStop()
+	require.Equal(t, []string{"published", "witnessed"}, j.all())
+}
+
+func TestTheConfigurationCanBeReplacedAndDecorated(t *testing.T) {
+	var got fxmodule.Config
+	app := fxtest.New(t, quiet(), fxmodule.Module,
+		fx.Replace(fxmodule.Config{URL: "memory://?queue=7", Service: "shop"}),
+		fx.Invoke(func(c fxmodule.Config, b *bus.Bus) {
+			got = c
+			require.Equal(t, "shop.x", b.GroupName("x"))
+		}))
+	app.RequireStart().RequireStop()
+	require.Equal(t, "memory://?queue=7", got.URL)
+
+	t.Setenv("LEAT_SERVICE", "from-env")
+	app = fxtest.New(t, quiet(), fxmodule.Module,
+		fx.Decorate(func(c fxmodule.Config) fxmodule.Config { c.Service += "-2"; return c }),
+		fx.Invoke(func(b *bus.Bus) { require.Equal(t, "from-env-2.x", b.GroupName("x")) }))
+	app.RequireStart().RequireStop()
+}
+
+func TestMistakesInTheEnvironmentAreErrorsAtStart(t *testing.T) {
+	for _, c := range []struct{ name, value, want string }{
+		{"LEAT_ULR", "memory://", "Did you mean LEAT_URL?"},
+		{"LEAT_URL", "memory://?qeue=7", `Did you mean "queue"?`},
+		{"LEAT_URL", "memroy://", "Did you mean memory://?"},
+		{"LEAT_DRAIN_TIMEOUT", "soon", "LEAT_DRAIN_TIMEOUT: "},
+		{"LEAT_HANDLER_TIMEOUT", "30", "written as 500ms, 30s or 5m"},
+		{"LEAT_DEDUP_KEEP", "-1h", "LEAT_DEDUP_KEEP is -1h0m0s; it can't be negative"},
+		{"LEAT_DEDUP", "ajar", "open, closed or off"},
+		{"LEAT_BREAKER", "open", `LEAT_BREAKER is "open"; it is on or off`},
+		{"LEAT_BREAKER_PROBE", "-1s", "LEAT_BREAKER_PROBE is -1s; it can't be negative"},
+		{"LEAT_REDIS_URL", "redis://localhost:notaport", "LEAT_REDIS_URL"},
+		{"LEAT_SERVICE", "my shop", `"my shop"`},
+		{"LEAT_ADMIN", ":7070", "LEAT_ADMIN: admin address \":7070\" can be reached from other machines, and there is no token"},
+	} {
+		t.Run(c.name+"="+c.value, func(t *testing.T) {
+			t.Setenv(c.name, c.value)
+			app := fx.New(quiet(), fxmodule.Module, fx.Invoke(func(*bus.Bus) {}))
+			require.ErrorContains(t, app.Err(), c.want)
+		})
+	}
+}
+
+func TestMistakesInHandlersAreErrorsAtStart(t *testing.T) {
+	nothing := func(context.Context, orderPlaced) error { return nil }
+	for _, c := range []struct {
+		name    string
+		options fx.Option
+		want    string
+	}{
+		{"a name twice", fx.Options(fxmodule.Handle("x", nothing), fxmodule.Handle("x", nothing)), "registered twice"},
+		{"no function", fxmodule.Handle[orderPlaced]("x", nil), "its function is nil"},
+		{"an event that can't be one", fxmodule.Handle("x", func(context.Context, versionZero) error { return nil }), "versions start at 1"},
+		{"what is no constructor of a handler", fxmodule.HandleFunc(func() []bus.Handler { return nil }), "HandleFunc takes a constructor"},
+		{"what is no constructor of an observer", fxmodule.Observe(func() int { return 1 }), "Observe takes a constructor"},
+		{"a dependency that nobody provides", fxmodule.HandleMethod("x", (*ledger).record), "missing type: *fxmodule_test.ledger"},
+		{"a wrong order of the stack", fx.Options(fxmodule.Handle("x", nothing), fx.Decorate(func(s middleware.Stack) middleware.Stack {
+			return s.Without(middleware.StepPoison).After(middleware.StepRetry, middleware.Use(middleware.StepPoison, middleware.Poison(middleware.PoisonConfig{})))
+		})), `"poison" stands inside "dedup"`},
+		{"a step that is not there", fx.Options(fxmodule.Handle("x", nothing), fx.Decorate(func(s middleware.Stack) middleware.Stack {
+			return s.Without("retries")
+		})), `no step "retries"`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			app := fx.New(quiet(), fxmodule.Module, c.options)
+			require.ErrorContains(t, app.Err(), c.want)
+		})
+	}
+}
+
+type versionZero struct{}
+
+func (versionZero) EventType() (string, int) { return "order.placed", 0 }
+
+func TestWhatKubernetesSetsForAServiceNamedLeatIsNoMistake(t *testing.T) {
+	t.Setenv("LEAT_SERVICE_HOST", "10.0.0.1")
+	t.Setenv("LEAT_PORT_80_TCP", "tcp://10.0.0.1:80")
+	_, err := fxmodule.ConfigFromEnv()
+	require.NoError(t, err)
+}
+
+func TestObserversSeeWhatHappensWhateverTheirType(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	handled := make(chan struct{})
+	app := fxtest.New(t, quiet(), fxmodule.Module,
+		fx.Supply(fx.Annotate(registry, fx.As(new(prometheus.Registerer)))),
+		fxmodule.Observe(prommetrics.New),
+		fxmodule.Observe(func() bus.Observer { return middleware.Log(slog.New(slog.DiscardHandler)) }),
+		fxmodule.Handle("x", func(context.Context, orderPlaced) error { close(handled); return nil }),
+		fx.Invoke(func(b *bus.Bus) error { return b.Publish(context.Background(), orderPlaced{ID: "1"}) }))
+	app.RequireStart()
+	<-handled
+	app.RequireStop()
+	n, err := testutil.GatherAndCount(registry, "leat_deliveries_total")
+	require.NoError(t, err)
+	require.Equal(t, 1, n)
+}
+
+// brokenFeed fails as a transport does that can't recover.
+type brokenTransport struct{ bus.Transport }
+
+func (b brokenTransport) Subscribe(ctx context.Context, s bus.Subscription) (bus.Feed, error) {
+	feed, err := b.Transport.Subscribe(ctx, s)
+	return brokenFeed{feed}, err
+}
+
+type brokenFeed struct{ bus.Feed }
+
+func (brokenFeed) Next(context.Context) (*bus.Delivery, error) {
+	return nil, errors.New("the queue was deleted, and may not be made again")
+}
+
+func TestAFailureAfterTheStartShutsTheApplicationDownWithExitCode1(t *testing.T) {
+	t.Setenv("LEAT_URL", "broken://")
+	app := fxtest.New(t, quiet(), fxmodule.Module,
+		fxmodule.Transport(func(context.Context, *url.URL) (bus.Transport, error) {
+			return brokenTransport{memory.New(memory.Config{})}, nil
+		}, "broken"),
+		fxmodule.Handle("x", func(context.Context, orderPlaced) error { return nil }))
+	app.RequireStart()
+	select {
+	case signal := <-app.Wait():
+		require.Equal(t, 1, signal.ExitCode)
+	case <-time.After(10 * time.Second):
+		t.Fatal("the application went on")
+	}
+	require.ErrorContains(t, app.Stop(t.Context()), "the queue was deleted")
+}
+
+func TestTheDrainKeepsWithinTheStopTimeout(t *testing.T) {
+	interrupted := make(chan error, 1)
+	inside := make(chan struct{})
+	app := fxtest.New(t, quiet(), fx.StopTimeout(3*time.Second), fxmodule.Module,
+		fxmodule.Handle("slow", func(ctx context.Context, _ orderPlaced) error {
+			close(inside)
+			<-ctx.Done()
+			interrupted <- context.Cause(ctx)
+			return ctx.Err()
+		}),
+		fx.Invoke(func(b *bus.Bus) error { return b.Publish(context.Background(), orderPlaced{ID: "1"}) }))
+	app.RequireStart()
+	<-inside
+	app.RequireStop() // fails the test if it takes longer
+	require.ErrorIs(t, <-interrupted, bus.ErrInterrupted)
+}
+
+func TestTheAdminEndpointGoesWithTheApplication(t *testing.T) {
+	t.Setenv("LEAT_ADMIN", "127.0.0.1:0")
+	var log bytes.Buffer
+	app := fxtest.New(t, fx.NopLogger, fxmodule.Module,
+		fx.Provide(func() *slog.Logger { return slog.New(slog.NewTextHandler(&log, nil)) }),
+		fxmodule.Handle("x", func(context.Context, orderPlaced) error { return nil }))
+	app.RequireStart()
+	_, address, there := strings.Cut(log.String(), "url=")
+	require.True(t, there, log.String())
+	address = strings.Fields(address)[0]
+	response, err := http.Get(address + "/groups")
+	require.NoError(t, err)
+	body, err := io.ReadAll(response.Body)
+	require.NoError(t, err)
+	require.NoError(t, response.Body.Close())
+	require.Contains(t, string(body), `.x","topics":["order.placed","order.placed.*"],"waiting":0,`)
+	http.DefaultClient.CloseIdleConnections()
+	app.RequireStop()
+	_, err = net.Dial("tcp", strings.TrimPrefix(address, "http://"))
+	require.ErrorContains(t, err, "refused")
+}
+
+func TestTheGraphIsCompleteWithoutRunningIt(t *testing.T) {
+	require.NoError(t, fx.ValidateApp(fxmodule.Module, fxmodule.Handle("x", func(context.Context, orderPlaced) error { return nil })))
+}
+
+func TestTheModuleLeavesTheApplicationsLoggerAlone(t *testing.T) {
+	var logger *slog.Logger
+	app := fx.New(fx.NopLogger, fxmodule.Module, fx.Invoke(func(p struct {
+		fx.In
+		Logger *slog.Logger `optional:"true"`
+	},
+	) {
+		logger = p.Logger
+	}))
+	require.NoError(t, app.Err())
+	require.Nil(t, logger, "the module must not provide what it does not own")
+}

@@ -1,0 +1,103 @@
+package fxmodule
+
+import (
+	"context"
+	stdsql "database/sql"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+
+	"go.uber.org/fx"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/handlers"
+	"github.com/leatbus/leat/transports/sql"
+)
+
+// Outbox gives the bus an outbox over a pool that the application has, so that bus.InTx publishes in its
+// transactions. The constructor answers any type that is a bus.Outbox, with an error too, and its
+// dependencies come from fx:
+//
+//	fxmodule.Outbox(func(db *pgxpool.Pool, c fxmodule.Config) (*sql.Outbox, error) {
+//		return sql.NewPgxOutbox(context.Background(), db, sql.OutboxConfig{Service: c.Service})
+//	})
+//
+// LEAT_OUTBOX_URL does the same without code, with connections of the outbox's own.
+func Outbox(constructor any) fx.Option {
+	return provide[bus.Outbox]("Outbox", constructor, "")
+}
+
+// outbox is the application's, or the one of the URL, or none.
+func (p BusParams) outbox(ctx context.Context) (bus.Outbox, error) {
+	if p.Outbox != nil || p.Config.OutboxURL == "" {
+		return p.Outbox, nil
+	}
+	u, err := databaseURL("OUTBOX_URL", p.Config.OutboxURL)
+	if err != nil {
+		return nil, err
+	}
+	o, err := sql.OpenOutbox(ctx, u, sql.OutboxConfig{Service: p.Config.Service})
+	if err != nil {
+		return nil, fmt.Errorf("fxmodule: %sOUTBOX_URL: %w", Prefix, err)
+	}
+	return o, nil
+}
+
+var errDatabaseURL = errors.New("it is no URL of a database, like postgres://user@host/database; characters such as @ / % # in a password must be percent-encoded")
+
+// databaseURL does not repeat the URL in its errors: there may be a password in it.
+func databaseURL(name, raw string) (*url.URL, error) {
+	u, err := url.Parse(raw)
+	if err != nil || u.Scheme == "" {
+		return nil, fmt.Errorf("fxmodule: %s%s: %w", Prefix, name, errDatabaseURL)
+	}
+	return u, nil
+}
+
+// Inbox provides the inbox of [HandleTx], over a pool that the application has. The constructor answers
+// a type that is a handlers.Inbox[TX], with an error too:
+//
+//	fxmodule.Inbox[pgx.Tx](func(db *pgxpool.Pool) (*sql.Inbox[pgx.Tx], error) {
+//		return sql.NewPgxInbox(context.Background(), db, sql.InboxConfig{})
+//	})
+//
+// What has a method Close is closed after the bus has drained.
+func Inbox[TX any](constructor any) fx.Option {
+	return provide[handlers.Inbox[TX]]("Inbox", constructor, "", fx.OnStop(func(i handlers.Inbox[TX]) error {
+		if closer, ok := i.(io.Closer); ok {
+			return closer.Close()
+		}
+		return nil
+	}))
+}
+
+// InboxFromURL provides an inbox over connections of its own, to the database of LEAT_INBOX_URL. Its
+// handlers get a *sql.Tx.
+func InboxFromURL() fx.Option { return Inbox[*stdsql.Tx](openInbox) }
+
+func openInbox(c Config) (*sql.Inbox[*stdsql.Tx], error) {
+	u, err := databaseURL("INBOX_URL", c.InboxURL)
+	if err != nil {
+		return nil, err
+	}
+	ctx := context.Background()
+	if c.ConnectTimeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, c.ConnectTimeout)
+		defer cancel()
+	}
+	i, err := sql.OpenInbox(ctx, u, sql.InboxConfig{})
+	if err != nil {
+		return nil, fmt.Errorf("fxmodule: %sINBOX_URL: %w", Prefix, err)
+	}
+	return i, nil
+}
+
+// HandleTx registers a function that works in a transaction of the inbox, which also records the message:
+// its effects happen once. See handlers.Tx.
+func HandleTx[TX any, T bus.Event](name string, fn func(context.Context, TX, T) error, opts ...handlers.Option) fx.Option {
+	return HandleFunc(func(inbox handlers.Inbox[TX]) (bus.Handler, error) {
+		return made(func() bus.Handler { return handlers.Tx(name, inbox, fn, opts...) })
+	})
+}

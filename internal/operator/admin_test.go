@@ -1,0 +1,141 @@
+package operator_test
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/internal/operator"
+	"github.com/leatbus/leat/transports/memory"
+)
+
+// How long and how often to look for what must come.
+const (
+	patience = time.Minute
+	tick     = 5 * time.Millisecond
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func newBus(t *testing.T) *bus.Bus {
+	b, err := bus.New(memory.New(memory.Config{}), bus.Config{Service: "shop", Logger: slog.New(slog.DiscardHandler)})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, b.Close(context.Background())) })
+	return b
+}
+
+func TestTheEndpointIsNotOpenedToEverybody(t *testing.T) {
+	for _, c := range []struct{ addr, token, want string }{
+		{"127.0.0.1:7070", "", ""},
+		{"[::1]:7070", "", ""},
+		{"localhost:7070", "", ""},
+		{"0.0.0.0:7070", "", "listen on 127.0.0.1, or set a token"},
+		{":7070", "", "listen on 127.0.0.1, or set a token"},
+		{"10.0.0.1:7070", "", "listen on 127.0.0.1, or set a token"},
+		{"example.com:7070", "", "listen on 127.0.0.1, or set a token"},
+		{":7070", "t", ""},
+		{"7070", "t", "write host:port"},
+	} {
+		err := operator.Admin{Addr: c.addr, Token: c.token}.Validate()
+		if c.want == "" {
+			require.NoError(t, err, c.addr)
+		} else {
+			require.ErrorContains(t, err, c.want, c.addr)
+		}
+	}
+	_, err := operator.Admin{Addr: ":0", Bus: newBus(t), Logger: slog.Default()}.Start(t.Context())
+	require.ErrorContains(t, err, "set a token")
+}
+
+func TestWhoMayCallTheEndpoint(t *testing.T) {
+	b := newBus(t)
+	for _, c := range []struct {
+		name, token                       string
+		host, authorization, content, how string
+		want                              int
+	}{
+		{"no token, loopback", "", "127.0.0.1:7070", "", "", "GET", http.StatusOK},
+		{"no token, IPv6", "", "[::1]:7070", "", "", "GET", http.StatusOK},
+		{"a page that was led here by a name of its own", "", "evil.example:7070", "", "", "GET", http.StatusForbidden},
+		{"a form that a page posts", "", "127.0.0.1:7070", "", "text/plain", "POST", http.StatusUnsupportedMediaType},
+		{"the token", "t0ken", "shop.example", "Bearer t0ken", "", "GET", http.StatusOK},
+		{"no token where one is wanted", "t0ken", "127.0.0.1", "", "", "GET", http.StatusUnauthorized},
+		{"a part of it", "t0ken", "127.0.0.1", "Bearer t0k", "", "GET", http.StatusUnauthorized},
+		{"without the scheme", "t0ken", "127.0.0.1", "t0ken", "", "GET", http.StatusUnauthorized},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			path := "/groups"
+			if c.how == http.MethodPost {
+				path = "/poison/shop.ledger/rm"
+			}
+			r := httptest.NewRequest(c.how, path, strings.NewReader(`{"ids":[]}`))
+			r.Host = c.host
+			r.Header.Set("Authorization", c.authorization)
+			r.Header.Set("Content-Type", c.content)
+			w := httptest.NewRecorder()
+			operator.Admin{Token: c.token, Bus: b}.Handler().ServeHTTP(w, r)
+			require.Equal(t, c.want, w.Code)
+			if c.want != http.StatusOK {
+				body, err := io.ReadAll(w.Body)
+				require.NoError(t, err)
+				require.Contains(t, string(body), `{"error":"`)
+				require.NotContains(t, string(body), "t0ken")
+			}
+		})
+	}
+}
+
+// TestAMessageComesThroughTheEndpointByteForByte is for what JSON can't write as it is.
+func TestAMessageComesThroughTheEndpointByteForByte(t *testing.T) {
+	b := newBus(t)
+	feed, err := b.Transport().Subscribe(t.Context(), bus.Subscription{Group: "shop.ledger", Topics: []string{"order.>"}, Concurrency: 1})
+	require.NoError(t, err)
+	server, err := operator.Admin{Addr: "127.0.0.1:0", Bus: b, Logger: slog.New(slog.DiscardHandler)}.Start(t.Context())
+	require.NoError(t, err)
+	defer func() { require.NoError(t, server.Stop(context.Background())) }()
+	base, err := url.Parse(server.URL())
+	require.NoError(t, err)
+	client, err := operator.Dial(t.Context(), base, "")
+	require.NoError(t, err)
+	defer func() { require.NoError(t, client.Close(t.Context())) }()
+
+	payload := []byte{0, 0xff, 0xfe, '<', '"', '\n'}
+	msg := message.NewMessage("not the event's id", payload)
+	msg.Metadata = message.Metadata{bus.HeaderID: "e-1", bus.HeaderType: "order.paid.v1", "raw": "\xff\x00", "<>": "ü"}
+	require.NoError(t, client.Publish(t.Context(), "order.paid.v1", msg))
+	d, err := feed.Next(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, "not the event's id", d.Message.UUID)
+	require.Equal(t, payload, []byte(d.Message.Payload))
+	require.Equal(t, msg.Metadata, d.Message.Metadata)
+	require.NoError(t, d.Settler.Poison(t.Context(), bus.NewFault(d, io.ErrUnexpectedEOF)))
+
+	here, there := b.Transport().PoisonQueue("shop.ledger"), client.PoisonQueue("shop.ledger")
+	want, err := here.List(t.Context(), "", 10)
+	require.NoError(t, err)
+	have, err := there.List(t.Context(), "", 10)
+	require.NoError(t, err)
+	require.Len(t, have, 1)
+	require.Equal(t, want[0].Message.Metadata, have[0].Message.Metadata)
+	require.Equal(t, want[0].Message.Payload, have[0].Message.Payload)
+	require.Equal(t, want[0].Fault, have[0].Fault)
+
+	_, err = there.Get(t.Context(), "77")
+	require.ErrorIs(t, err, bus.ErrNotFound)
+	_, err = client.PoisonQueue("shop.leger").List(t.Context(), "", 10)
+	require.ErrorContains(t, err, "Did you mean shop.ledger?")
+	require.ErrorIs(t, client.Publish(t.Context(), "nobody.wants.v1", msg), bus.ErrUnroutable)
+	_, err = operator.Dial(t.Context(), &url.URL{Scheme: "http", Host: base.Host, Path: "/admin"}, "")
+	require.ErrorContains(t, err, "http://host:port alone")
+}

@@ -1,0 +1,46 @@
+package operator
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/leatbus/leat/bus"
+)
+
+// Diagnose is what the transport finds out about itself, and what its groups tell.
+func Diagnose(ctx context.Context, inspector bus.Inspector) []bus.Finding {
+	findings := inspector.Diagnose(ctx)
+	for _, f := range findings {
+		if f.Err != nil {
+			return findings
+		}
+	}
+	groups, err := inspector.Groups(ctx)
+	if err != nil {
+		return append(findings, bus.Finding{Check: "groups", Err: err, Cure: "see what the transport says above"})
+	}
+	for _, g := range groups {
+		findings = append(findings, diagnoseGroup(g))
+	}
+	return findings
+}
+
+func diagnoseGroup(g bus.GroupInfo) bus.Finding {
+	f := bus.Finding{
+		Check: "group " + g.Name,
+		Text:  fmt.Sprintf("%s consumers, %s waiting, %s poisoned", Count(g.Consumers), Count(g.Waiting), Count(g.Poisoned)),
+	}
+	if g.Consumers == 0 && g.Waiting > 0 {
+		f.Err = fmt.Errorf("%d messages wait, and nobody consumes", g.Waiting)
+		f.Cure = "start the service that has the group; if there is none any more, its messages wait for ever"
+	}
+	return f
+}
+
+// Count is a number, or ? for one that is unknown.
+func Count(n int) string {
+	if n == bus.Unknown {
+		return "?"
+	}
+	return fmt.Sprint(n)
+}

@@ -1,0 +1,80 @@
+package operator
+
+import (
+	"bytes"
+	"context"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/leatbus/leat/bus"
+)
+
+// Filter chooses poisoned messages. What is empty does not filter.
+type Filter struct {
+	Topic   string // a topic or pattern
+	Type    string // an event's name, with .v and the version or without
+	Version int
+	Class   string // of the error, exactly, but for * in front
+	Text    string // in the error or in the payload, in any case of letters
+	Since   time.Time
+	Until   time.Time
+	Key     string   // partition key
+	IDs     []string // places in the queue, or ids of events
+}
+
+// Match reports whether the filter chooses the message.
+func (f Filter) Match(m bus.PoisonedMessage) bool {
+	return (f.Topic == "" || bus.MatchTopic(f.Topic, m.Topic())) &&
+		f.matchType(m) &&
+		(f.Class == "" || SameClass(f.Class, m.Fault.Class)) &&
+		(f.Text == "" || f.matchText(m)) &&
+		(f.Since.IsZero() || !m.Fault.At.Before(f.Since)) &&
+		(f.Until.IsZero() || m.Fault.At.Before(f.Until)) &&
+		(f.Key == "" || f.Key == bus.PartitionKey(m.Message)) &&
+		(len(f.IDs) == 0 || slices.Contains(f.IDs, m.ID) || slices.Contains(f.IDs, bus.MessageID(m.Message)))
+}
+
+// SameClass compares error classes. The * of a pointer, which a shell may take for its own, may be left out.
+func SameClass(a, b string) bool { return strings.TrimLeft(a, "*") == strings.TrimLeft(b, "*") }
+
+func (f Filter) matchType(m bus.PoisonedMessage) bool {
+	if f.Type == "" && f.Version == 0 {
+		return true
+	}
+	t, err := typeOf(m)
+	if err != nil {
+		return false
+	}
+	return (f.Type == "" || f.Type == t.Name || f.Type == t.String()) && (f.Version == 0 || f.Version == t.Version)
+}
+
+func (f Filter) matchText(m bus.PoisonedMessage) bool {
+	text := strings.ToLower(f.Text)
+	return strings.Contains(strings.ToLower(m.Fault.Text), text) ||
+		bytes.Contains(bytes.ToLower(m.Message.Payload), []byte(text))
+}
+
+// pageSize is how many messages one List asks for.
+const pageSize = 1000
+
+// Each calls visit with every message of a poison queue that the filter chooses, in the order of their
+// arrival, until it returns an error, which Each returns. What is poisoned meanwhile may come too.
+func Each(ctx context.Context, queue bus.PoisonQueue, f Filter, visit func(bus.PoisonedMessage) error) error {
+	after := ""
+	for {
+		page, err := queue.List(ctx, after, pageSize)
+		if err != nil || len(page) == 0 {
+			return err
+		}
+		for _, m := range page {
+			if !f.Match(m) {
+				continue
+			}
+			if err := visit(m); err != nil {
+				return err
+			}
+		}
+		after = page[len(page)-1].ID
+	}
+}

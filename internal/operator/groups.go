@@ -1,0 +1,55 @@
+package operator
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/internal/urlopt"
+)
+
+// UnknownGroupError says that the message system has no such group.
+type UnknownGroupError struct {
+	Group   string
+	Nearest string // "" where none is near
+}
+
+func (e *UnknownGroupError) Error() string {
+	if e.Nearest != "" {
+		return fmt.Sprintf("there is no group %q. Did you mean %s?", e.Group, e.Nearest)
+	}
+	return fmt.Sprintf("there is no group %q; leat groups shows those that there are", e.Group)
+}
+
+// FindGroups are the groups with these names, or all of them where none is named.
+func FindGroups(ctx context.Context, inspector bus.Inspector, names ...string) ([]bus.GroupInfo, error) {
+	all, err := inspector.Groups(ctx)
+	if err != nil || len(names) == 0 {
+		return all, err
+	}
+	byName := make(map[string]bus.GroupInfo, len(all))
+	known := make([]string, len(all))
+	for i, g := range all {
+		byName[g.Name], known[i] = g, g.Name
+	}
+	var found []bus.GroupInfo
+	for _, name := range names {
+		g, ok := byName[name]
+		if !ok {
+			return nil, &UnknownGroupError{Group: name, Nearest: nearestGroup(name, known)}
+		}
+		found = append(found, g)
+	}
+	return found, nil
+}
+
+// nearestGroup also knows a group by its handler's name alone.
+func nearestGroup(name string, known []string) string {
+	for _, k := range known {
+		if strings.HasSuffix(k, "."+name) {
+			return k
+		}
+	}
+	return urlopt.Nearest(name, known)
+}

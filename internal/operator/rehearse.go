@@ -1,0 +1,143 @@
+package operator
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/middleware"
+)
+
+// Rehearser tries dead messages with a service's own handlers, and undoes it: transactions of handlers.Tx
+// are rolled back, and what is published with the handler's context is held back. Nothing is claimed,
+// retried, counted or poisoned. Its methods may be called concurrently.
+type Rehearser struct {
+	bus   *bus.Bus
+	stack middleware.Stack
+}
+
+// NewRehearser is for the handlers that are registered with the bus, in their stack.
+func NewRehearser(b *bus.Bus, stack middleware.Stack) *Rehearser { return &Rehearser{b, stack} }
+
+// Rehearsing is who can rehearse: a service's own process, or a [Client] of its endpoint.
+type Rehearsing interface {
+	// Undoes reports whether everything is undone that the group's handler does, apart from what it
+	// does outside of its context.
+	Undoes(ctx context.Context, group string) (bool, error)
+	// Rehearse tries messages of a group and returns how each went, in their order.
+	Rehearse(ctx context.Context, group string, msgs []bus.PoisonedMessage) ([]Rehearsed, error)
+}
+
+var (
+	_ Rehearsing = (*Rehearser)(nil)
+	_ Rehearsing = (*Client)(nil)
+)
+
+// Rehearsed is how one message would have gone, also in JSON.
+type Rehearsed struct {
+	ID        string `json:"id"`              // the message's place in the queue
+	Error     string `json:"error,omitempty"` // "" where the handler would succeed now
+	Class     string `json:"class,omitempty"` // of the error
+	Published int    `json:"published"`       // messages that the handler would have published
+}
+
+// Undoes implements [Rehearsing].
+func (r *Rehearser) Undoes(_ context.Context, group string) (bool, error) {
+	h, err := r.handler(group)
+	return h.Effects == bus.EffectsInTransaction, err
+}
+
+// Rehearse tries as many at once as the handler handles.
+func (r *Rehearser) Rehearse(ctx context.Context, group string, msgs []bus.PoisonedMessage) ([]Rehearsed, error) {
+	h, err := r.handler(group)
+	if err != nil {
+		return nil, err
+	}
+	fn, err := r.function(h)
+	if err != nil {
+		return nil, err
+	}
+	results := make([]Rehearsed, len(msgs))
+	workers := h.Concurrency
+	if h.Order != bus.Unordered {
+		workers = 1
+	}
+	next := make(chan int)
+	var working sync.WaitGroup
+	for range max(workers, 1) {
+		working.Go(func() {
+			for i := range next {
+				results[i] = rehearse(ctx, fn, group, msgs[i])
+			}
+		})
+	}
+	for i := range msgs {
+		if ctx.Err() != nil {
+			break
+		}
+		next <- i
+	}
+	close(next)
+	working.Wait()
+	return results, ctx.Err()
+}
+
+func (r *Rehearser) handler(group string) (bus.Handler, error) {
+	names := []string{}
+	for _, h := range r.bus.Handlers() {
+		if r.bus.GroupName(h.Name) == group {
+			return h, nil
+		}
+		names = append(names, r.bus.GroupName(h.Name))
+	}
+	return bus.Handler{}, &UnknownGroupError{Group: group, Nearest: nearestGroup(group, names)}
+}
+
+// function is the handler in its stack, but for the steps that would change something.
+func (r *Rehearser) function(h bus.Handler) (message.HandlerFunc, error) {
+	stack := r.stack
+	if h.Stack != nil {
+		own, ok := h.Stack.(middleware.Stack)
+		if !ok {
+			return nil, fmt.Errorf("handler %q has a stack of its own (%T), which can't be taken apart", h.Name, h.Stack)
+		}
+		stack = own
+	}
+	for _, step := range []string{middleware.StepObserve, middleware.StepPoison, middleware.StepDedup, middleware.StepRetry} {
+		if slices.Contains(stack.Names(), step) {
+			stack = stack.Without(step)
+		}
+	}
+	return stack.Wrap(h, h.Bind(r.bus.Encoder()))
+}
+
+// maxErrorText bounds an error's text in a result, in bytes.
+const maxErrorText = 1024
+
+func rehearse(ctx context.Context, fn message.HandlerFunc, group string, m bus.PoisonedMessage) (result Rehearsed) {
+	result.ID = m.ID
+	fail := func(err error) {
+		result.Error, result.Class = bus.OneLine(err.Error(), maxErrorText), bus.ErrorClass(err)
+	}
+	defer func() { // where the stack has no recover step
+		if v := recover(); v != nil {
+			fail(bus.NewPanicError(v))
+		}
+	}()
+	msg := m.Message.Copy()
+	bus.ClearFault(msg.Metadata)
+	rehearsal := new(bus.Rehearsal)
+	msg.SetContext(bus.ContextWithDelivery(ctx, &bus.Delivery{
+		Message: msg, Topic: m.Topic(), Group: group, Attempt: 1, Try: 1, FirstSeen: m.Fault.FirstAt, Rehearsal: rehearsal,
+	}))
+	produced, err := fn(msg)
+	if err != nil && !bus.IsDiscard(err) { // a discarded one is done, too
+		fail(err)
+	}
+	result.Published = len(rehearsal.Published()) + len(produced)
+	return result
+}

@@ -1,0 +1,179 @@
+package verbs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/internal/operator"
+	"github.com/leatbus/leat/internal/urlopt"
+)
+
+// poison is the verbs for poison queues.
+type poison struct {
+	Ls     poisonLs     `cmd:"" help:"List poisoned messages."`
+	Stats  poisonStats  `cmd:"" help:"Count them by class of error."`
+	Show   poisonShow   `cmd:"" help:"Show one: why it failed, its headers, its payload."`
+	Replay poisonReplay `cmd:"" help:"Hand them to their own group again."`
+	Rm     poisonRm     `cmd:"" help:"Delete them for good."`
+	Edit   poisonEdit   `cmd:"" help:"Change the payload or the headers of one."`
+	Export poisonExport `cmd:"" help:"Write them as JSON lines, byte for byte."`
+	Import poisonImport `cmd:"" help:"Put exported ones into a poison queue."`
+}
+
+// filter is the flags by which messages are chosen.
+type filter struct {
+	Group   []string `placeholder:"GROUP" help:"Only of this group; may be given again."`
+	Topic   string   `placeholder:"PATTERN" help:"Only of this topic, or of topics of this pattern."`
+	Type    string   `placeholder:"TYPE" help:"Only events of this type, with or without its version."`
+	Version int      `placeholder:"N" help:"Only this version of the event."`
+	Class   string   `placeholder:"CLASS" help:"Only what failed with this class of error, as stats shows it."`
+	Text    string   `placeholder:"TEXT" help:"Only with this text in the error or the payload."`
+	Since   string   `placeholder:"TIME" help:"Only poisoned since: 2h ago, or 2006-01-02T15:04:05Z."`
+	Until   string   `placeholder:"TIME" help:"Only poisoned before."`
+	Key     string   `placeholder:"KEY" help:"Only of this partition key."`
+	ID      []string `name:"id" placeholder:"ID" help:"Only this one: its place in the queue, or the event's id; may be given again."`
+}
+
+func (f filter) filter(now time.Time) (operator.Filter, error) {
+	if f.Topic != "" {
+		if err := bus.ValidatePattern(f.Topic); err != nil {
+			return operator.Filter{}, usage("--topic: %w", err)
+		}
+	}
+	since, err := moment("--since", f.Since, now)
+	if err != nil {
+		return operator.Filter{}, err
+	}
+	until, err := moment("--until", f.Until, now)
+	if err != nil {
+		return operator.Filter{}, err
+	}
+	return operator.Filter{
+		Topic: f.Topic, Type: f.Type, Version: f.Version, Class: f.Class, Text: f.Text,
+		Since: since, Until: until, Key: f.Key, IDs: f.ID,
+	}, nil
+}
+
+// moment reads a time, or how long ago one was.
+func moment(flag, text string, now time.Time) (time.Time, error) {
+	if text == "" {
+		return time.Time{}, nil
+	}
+	if d, err := time.ParseDuration(strings.TrimSuffix(text, " ago")); err == nil {
+		return now.Add(-d), nil
+	}
+	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05", time.DateTime, time.DateOnly} {
+		if t, err := time.ParseInLocation(layout, text, time.Local); err == nil {
+			return t, nil
+		}
+	}
+	return time.Time{}, usage("%s=%q: write how long ago, like 90m, or a time, like 2006-01-02T15:04:05Z", flag, text)
+}
+
+// chosen is the poisoned messages of one group that the flags choose.
+type chosen struct {
+	group string
+	queue bus.PoisonQueue
+	ids   []string
+}
+
+// queues are the poison queues that the flags name: all that hold something, where they name none.
+func (f filter) queues(ctx context.Context, s *session) ([]chosen, error) {
+	groups, err := s.groups(ctx, f.Group...)
+	if errors.Is(err, errNoInspector) && len(f.Group) > 0 {
+		for _, name := range f.Group { // whatever its name
+			groups = append(groups, bus.GroupInfo{Name: name, Poisoned: bus.Unknown})
+		}
+		err = nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var queues []chosen
+	for _, g := range groups {
+		if g.Poisoned != 0 || len(f.Group) > 0 {
+			queues = append(queues, chosen{group: g.Name, queue: s.PoisonQueue(g.Name)})
+		}
+	}
+	return queues, nil
+}
+
+// each calls visit with every message that the flags choose, group by group.
+func (f filter) each(ctx context.Context, s *session, visit func(queue *chosen, m bus.PoisonedMessage) error) ([]chosen, error) {
+	matching, err := f.filter(time.Now())
+	if err != nil {
+		return nil, err
+	}
+	queues, err := f.queues(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	classes, n := []string{}, 0
+	all := matching
+	all.Class = "" // to know what there would have been
+	for i := range queues {
+		err := operator.Each(ctx, queues[i].queue, all, func(m bus.PoisonedMessage) error {
+			if !matching.Match(m) {
+				if !slices.Contains(classes, m.Fault.Class) {
+					classes = append(classes, m.Fault.Class)
+				}
+				return nil
+			}
+			n++
+			return visit(&queues[i], m)
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	if near := urlopt.Nearest(f.Class, classes); n == 0 && near != "" {
+		return nil, usage("there is nothing of class %q. Did you mean %s?", f.Class, near)
+	}
+	return queues, nil
+}
+
+// choose is the places of the chosen messages, counted by class.
+func (f filter) choose(ctx context.Context, s *session) (queues []chosen, classes *operator.Classes, n int, err error) {
+	classes = new(operator.Classes)
+	queues, err = f.each(ctx, s, func(queue *chosen, m bus.PoisonedMessage) error {
+		queue.ids = append(queue.ids, m.ID)
+		classes.Add(queue.group, m)
+		n++
+		return nil
+	})
+	return queues, classes, n, err
+}
+
+// one finds the message with this id, in whatever group.
+func (f filter) one(ctx context.Context, s *session, id string) (queue chosen, m bus.PoisonedMessage, err error) {
+	f.ID = []string{id}
+	found := 0
+	_, err = f.each(ctx, s, func(q *chosen, candidate bus.PoisonedMessage) error {
+		found++
+		queue, m = *q, candidate
+		return nil
+	})
+	switch {
+	case err != nil:
+		return queue, m, err
+	case found == 0:
+		return queue, m, fmt.Errorf("no poisoned message has the id %q; %s poison ls shows them", id, s.Program)
+	case found > 1:
+		return queue, m, usage("%d poisoned messages have the id %q; name one by its group and its place in the queue", found, id)
+	}
+	return queue, m, nil
+}
+
+// writeClasses shows counts by class.
+func (e *Env) writeClasses(classes []operator.Class) error {
+	t := newTable(e.Stdout, "GROUP", "COUNT", "CLASS", "TYPES", "OLDEST", "NEWEST", "LAST ERROR")
+	for _, c := range classes {
+		t.row(c.Group, c.Count, c.Class, strings.Join(c.Types, ", "), ago(c.Oldest), ago(c.Newest), short(c.Sample, 60))
+	}
+	return t.flush()
+}

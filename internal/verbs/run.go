@@ -1,0 +1,100 @@
+package verbs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"regexp"
+
+	"github.com/alecthomas/kong"
+	"github.com/mattn/go-isatty"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/internal/operator"
+)
+
+// Exit statuses.
+const (
+	ExitFailed = 1 // something failed, or is wrong
+	ExitUsage  = 2 // the command line or the URL is wrong
+)
+
+// Verbs are the commands that work on any message system, to embed in a grammar of kong.
+type Verbs struct {
+	Poison  poison  `cmd:"" help:"Work with the messages that will not succeed."`
+	Groups  groups  `cmd:"" help:"Show the groups, and how many messages each has."`
+	Topics  topics  `cmd:"" help:"Show the topics that groups ask for."`
+	Publish publish `cmd:"" help:"Publish CloudEvents."`
+	Tail    tail    `cmd:"" help:"Show what is published from now on. It takes nothing from anybody."`
+	Doctor  doctor  `cmd:"" help:"Check what the message system needs, and say the cures."`
+}
+
+// Env is what verbs work with.
+type Env struct {
+	Program        string // how the user calls it
+	Where          string // the message system, without its secrets
+	Stdin          io.Reader
+	Stdout, Stderr io.Writer
+	// Open opens the message system. The verb closes it.
+	Open func(ctx context.Context) (bus.Transport, error)
+	// Close closes it; nil for the transport's own Close.
+	Close func(ctx context.Context) error
+	// Rehearser has the program's own handlers once Open has returned; nil where it has none.
+	Rehearser operator.Rehearsing
+}
+
+// UsageError is a mistake in the command line or the URL.
+type UsageError struct{ Err error }
+
+func (e *UsageError) Error() string { return e.Err.Error() }
+func (e *UsageError) Unwrap() error { return e.Err }
+
+func usage(format string, args ...any) error { return &UsageError{fmt.Errorf(format, args...)} }
+
+// errQuiet is a failure that the verb has told of already.
+var errQuiet = errors.New("told already")
+
+// Run parses the arguments into a grammar of kong, runs the verb, and returns the exit status.
+func Run(ctx context.Context, grammar any, e *Env, description string, args []string, bind ...any) int {
+	parser, err := kong.New(grammar, kong.Name(e.Program), kong.Description(description), kong.Writers(e.Stdout, e.Stderr),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}))
+	if err != nil {
+		panic(err) // the grammar is wrong
+	}
+	if len(args) == 0 {
+		args = []string{"--help"}
+	}
+	parsed, err := parser.Parse(args)
+	if err != nil {
+		fmt.Fprintf(e.Stderr, "%s: %s\n%s --help shows what there is.\n", e.Program, Redact(err.Error()), e.Program)
+		return ExitUsage
+	}
+	parsed.BindTo(ctx, (*context.Context)(nil))
+	err = parsed.Run(append(bind, e)...)
+	switch {
+	case err == nil:
+		return 0
+	case errors.Is(err, errQuiet):
+		return ExitFailed
+	}
+	text, status := err.Error(), ExitUsage
+	if !isUsage(err) {
+		text, status = Redact(text), ExitFailed
+	}
+	fmt.Fprintf(e.Stderr, "%s: %s: %s\n", e.Program, parsed.Selected().Path(), text)
+	return status
+}
+
+// Redact takes passwords out of URLs in a text, such as an argument that an error repeats.
+func Redact(text string) string {
+	password := regexp.MustCompile(`(://[^\s:@/]*):\S*@`)
+	return password.ReplaceAllString(text, "$1:xxxxx@")
+}
+
+// isTerminal reports whether somebody sits at the other end.
+func isTerminal(stream any) bool {
+	file, ok := stream.(*os.File)
+	return ok && isatty.IsTerminal(file.Fd())
+}
