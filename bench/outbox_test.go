@@ -1,0 +1,304 @@
+package bench_test
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill"
+	stock "github.com/ThreeDotsLabs/watermill-amqp/v2/pkg/amqp"
+	wsql "github.com/ThreeDotsLabs/watermill-sql/v3/pkg/sql"
+	"github.com/ThreeDotsLabs/watermill/components/forwarder"
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/handlers"
+	"github.com/leatbus/leat/middleware"
+	"github.com/leatbus/leat/transports/amqp"
+	"github.com/leatbus/leat/transports/sql"
+)
+
+//	go test ./bench -run xxx -bench OutboxDrain -benchtime 50000x
+//	go test ./bench -run xxx -bench OutboxLatency -benchtime 1x -v
+//	go test ./bench -run xxx -bench OutboxInsert -benchtime 1x -v
+//	go test ./bench -run xxx -bench Inbox -benchtime 1x -v
+
+func (w sqlWorld) outbox(tb testing.TB) *sql.Outbox {
+	o, err := sql.NewPgxOutbox(context.Background(), w.pool, sql.OutboxConfig{Service: "bench", Tables: sql.Config{Schema: w.schema}})
+	require.NoError(tb, err)
+	return o
+}
+
+// openAlone has an exchange of its own, which nobody else publishes to.
+func (w *amqpWorld) openAlone() *amqp.Transport {
+	u, err := url.Parse(w.broker)
+	require.NoError(w.tb, err)
+	u.RawQuery = url.Values{"exchange": {w.prefix}}.Encode()
+	t, err := amqp.Open(context.Background(), u)
+	require.NoError(w.tb, err)
+	w.tb.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		_ = t.Close(ctx)
+		_ = w.channel().ExchangeDelete(w.prefix, false, false)
+	})
+	return t.(*amqp.Transport)
+}
+
+// write commits messages to the outbox, and lets the server settle down.
+func (w sqlWorld) write(tb testing.TB, o *sql.Outbox, msgs []*message.Message) {
+	ctx := context.Background()
+	for chunk := range slices.Chunk(msgs, 1000) {
+		require.NoError(tb, pgx.BeginFunc(ctx, w.pool, func(tx pgx.Tx) error { return o.PublishTx(ctx, tx, sqlTopic, chunk...) }))
+	}
+	w.run(tb, "VACUUM ANALYZE "+w.schema+".leat_messages")
+}
+
+// BenchmarkOutboxDrain is how quickly a backlog of committed rows comes to be confirmed by RabbitMQ: in a
+// quorum queue, as one relay moves it, beside Watermill's forwarder over watermill-sql, confirmed too.
+func BenchmarkOutboxDrain(b *testing.B) {
+	drain := func(key func(i int) string) func(b *testing.B) {
+		return func(b *testing.B) {
+			sw, aw := newSQLWorld(b), newAMQPWorld(b)
+			transport := aw.openAlone()
+			aw.group(transport, "drain", sqlTopic)
+			o := sw.outbox(b)
+			defer func() { require.NoError(b, o.Close(context.Background())) }()
+			msgs := orderMessages(b, b.N)
+			for i, msg := range msgs {
+				delete(msg.Metadata, bus.HeaderPartitionKey)
+				if k := key(i); k != "" {
+					msg.Metadata[bus.HeaderPartitionKey] = k
+				}
+			}
+			sw.write(b, o, msgs)
+			ctx, stop := context.WithCancel(context.Background())
+			var published atomic.Int64
+			b.ResetTimer()
+			require.NoError(b, o.Relay(ctx, func(ctx context.Context, topic string, msgs ...*message.Message) error {
+				err := transport.Publish(ctx, topic, msgs...)
+				if err == nil && int(published.Add(int64(len(msgs)))) >= b.N {
+					stop()
+				}
+				return err
+			}))
+			report(b)
+		}
+	}
+	b.Run("leat/no keys", drain(func(int) string { return "" }))
+	b.Run("leat/a key each", drain(func(i int) string { return fmt.Sprintf("order-%d", i) }))
+	b.Run("leat/20 keys", drain(func(i int) string { return fmt.Sprintf("tenant-%d", i%20) }))
+	b.Run("forwarder", drainForwarder)
+}
+
+// forwarded is how many messages the forwarder gets, whose time is for each of them.
+const forwarded = 2000
+
+func drainForwarder(b *testing.B) {
+	sw, aw := newSQLWorld(b), newAMQPWorld(b)
+	cfg, err := pgx.ParseConfig(sw.url)
+	require.NoError(b, err)
+	cfg.RuntimeParams["search_path"] = sw.schema
+	db := stdlib.OpenDB(*cfg)
+	defer func() { _ = db.Close() }()
+	schema := wsql.DefaultPostgreSQLSchema{SubscribeBatchSize: 100}
+	sub, err := wsql.NewSubscriber(db, wsql.SubscriberConfig{
+		SchemaAdapter: schema, OffsetsAdapter: wsql.DefaultPostgreSQLOffsetsAdapter{}, InitializeSchema: true, PollInterval: 10 * time.Millisecond,
+	}, nil)
+	require.NoError(b, err)
+	require.NoError(b, sub.SubscribeInitialize("forwarder"))
+	pub, err := wsql.NewPublisher(db, wsql.PublisherConfig{SchemaAdapter: schema}, nil)
+	require.NoError(b, err)
+	outbox := forwarder.NewPublisher(pub, forwarder.PublisherConfig{ForwarderTopic: "forwarder"})
+	topic := aw.prefix + ".forwarded"
+	for chunk := range slices.Chunk(orderMessages(b, forwarded), 500) {
+		require.NoError(b, outbox.Publish(topic, chunk...))
+	}
+	amqpCfg := stock.NewDurableQueueConfig(aw.broker)
+	amqpCfg.Publish.ConfirmDelivery = true
+	to, err := stock.NewPublisher(amqpCfg, watermill.NopLogger{})
+	require.NoError(b, err)
+	defer aw.remove(topic)
+	counting := &countingPublisher{Publisher: to, want: forwarded, done: make(chan struct{})}
+	f, err := forwarder.NewForwarder(sub, counting, watermill.NopLogger{}, forwarder.Config{ForwarderTopic: "forwarder"})
+	require.NoError(b, err)
+	b.ResetTimer()
+	ended := make(chan error, 1)
+	go func() { ended <- f.Run(context.Background()) }()
+	<-counting.done
+	b.ReportMetric(forwarded/b.Elapsed().Seconds(), "msg/s")
+	b.ReportMetric(0, "ns/op")
+	b.StopTimer()
+	require.NoError(b, f.Close())
+	require.NoError(b, <-ended)
+}
+
+type countingPublisher struct {
+	message.Publisher
+	n, want int64
+	done    chan struct{}
+}
+
+func (p *countingPublisher) Publish(topic string, msgs ...*message.Message) error {
+	err := p.Publisher.Publish(topic, msgs...)
+	if err == nil && atomic.AddInt64(&p.n, int64(len(msgs))) == p.want {
+		close(p.done)
+	}
+	return err
+}
+
+// BenchmarkOutboxLatency is how long a committed event takes to be confirmed by RabbitMQ, and to a handler
+// behind it, at 100 a second.
+func BenchmarkOutboxLatency(b *testing.B) {
+	sw, aw := newSQLWorld(b), newAMQPWorld(b)
+	confirmed := make(chan time.Time, 1)
+	bs, err := bus.New(watched{aw.openAlone(), confirmed}, bus.Config{Service: aw.prefix, Outbox: sw.outbox(b), Stack: middleware.Standard(middleware.Config{})})
+	require.NoError(b, err)
+	handled := make(chan time.Time, 1)
+	require.NoError(b, bs.Handle(handlers.Func("ledger", func(context.Context, orderPaid) error {
+		handled <- time.Now()
+		return nil
+	})))
+	defer aw.remove(aw.prefix + ".ledger")
+	defer aw.remove(aw.prefix + ".ledger.poison")
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- bs.Run(ctx) }()
+	<-bs.Running()
+	var toBroker, toHandler latency
+	toBroker.measure(300, func(i int) (committed, arrived time.Time) {
+		require.NoError(b, pgx.BeginFunc(ctx, sw.pool, func(tx pgx.Tx) error { return bs.InTx(tx).Publish(ctx, newOrder(i)) }))
+		committed = time.Now()
+		arrived = <-confirmed
+		<-handled
+		return committed, arrived
+	})
+	toHandler.measure(300, func(i int) (committed, arrived time.Time) {
+		require.NoError(b, pgx.BeginFunc(ctx, sw.pool, func(tx pgx.Tx) error { return bs.InTx(tx).Publish(ctx, newOrder(i)) }))
+		committed = time.Now()
+		<-confirmed
+		return committed, <-handled
+	})
+	b.Logf("\n\tto RabbitMQ %s\n\tto handler  %s", toBroker, toHandler)
+	stop()
+	require.NoError(b, <-ended)
+	require.NoError(b, bs.Close(context.Background()))
+}
+
+// watched tells when a message was confirmed.
+type watched struct {
+	bus.Transport
+	confirmed chan time.Time
+}
+
+func (w watched) Publish(ctx context.Context, topic string, msgs ...*message.Message) error {
+	err := w.Transport.Publish(ctx, topic, msgs...)
+	w.confirmed <- time.Now()
+	return err
+}
+
+// compareTx measures two kinds of work in alternating rounds, so that what the machine does to one it does
+// to the other: on the disk that is there, and on one whose flush takes a millisecond, as that of a
+// server with a real one does. It reports the medians, with over without.
+func compareTx(b *testing.B, w sqlWorld, without, with func(*pgxpool.Pool)) {
+	for _, disk := range []struct{ name, delay string }{{"this disk", "0"}, {"flush of 1 ms", "1000"}} {
+		b.Run(disk.name, func(b *testing.B) {
+			cfg := w.pool.Config()
+			cfg.ConnConfig.RuntimeParams["commit_delay"], cfg.ConnConfig.RuntimeParams["commit_siblings"] = disk.delay, "0"
+			pool, err := pgxpool.NewWithConfig(context.Background(), cfg)
+			require.NoError(b, err)
+			defer pool.Close()
+			var plain, more []time.Duration
+			timed := func(f func(*pgxpool.Pool)) time.Duration {
+				began := time.Now()
+				f(pool)
+				return time.Since(began)
+			}
+			for range 1500 {
+				plain, more = append(plain, timed(without)), append(more, timed(with))
+			}
+			slices.Sort(plain)
+			slices.Sort(more)
+			p, m := plain[len(plain)/2], more[len(more)/2]
+			b.Logf("without %s, with %s", p, m)
+			b.ReportMetric(float64(m)/float64(p), "with/without")
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+}
+
+// BenchmarkOutboxInsert is what an event adds to a transaction of one row.
+func BenchmarkOutboxInsert(b *testing.B) {
+	sw := newSQLWorld(b)
+	o := sw.outbox(b)
+	defer func() { require.NoError(b, o.Close(context.Background())) }()
+	bs := outboxBus(b, o)
+	sw.run(b, `CREATE TABLE orders (id text PRIMARY KEY, customer text NOT NULL, cents bigint NOT NULL, placed_at timestamptz NOT NULL DEFAULT now())`)
+	ctx := context.Background()
+	row := func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `INSERT INTO orders (id, customer, cents) VALUES ($1, $2, $3)`, bus.NewID(), "Ada", 1999)
+		return err
+	}
+	compareTx(b, sw, func(pool *pgxpool.Pool) {
+		require.NoError(b, pgx.BeginFunc(ctx, pool, row))
+	}, func(pool *pgxpool.Pool) {
+		require.NoError(b, pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+			if err := row(tx); err != nil {
+				return err
+			}
+			return bs.InTx(tx).Publish(ctx, newOrder(1))
+		}))
+	})
+}
+
+// BenchmarkInbox is a handler's transaction of one update, with the inbox and without.
+func BenchmarkInbox(b *testing.B) {
+	sw := newSQLWorld(b)
+	ctx := context.Background()
+	sw.run(b, `CREATE TABLE accounts (id int PRIMARY KEY, cents bigint NOT NULL)`)
+	sw.run(b, `INSERT INTO accounts SELECT n, 0 FROM generate_series(1, 1000) n`)
+	n := 0
+	effect := func(tx pgx.Tx) error {
+		n++
+		_, err := tx.Exec(ctx, `UPDATE accounts SET cents = cents + 1 WHERE id = $1`, n%1000+1)
+		return err
+	}
+	inboxes := map[*pgxpool.Pool]*sql.Inbox[pgx.Tx]{}
+	defer func() {
+		for _, inbox := range inboxes {
+			require.NoError(b, inbox.Close())
+		}
+	}()
+	compareTx(b, sw, func(pool *pgxpool.Pool) {
+		require.NoError(b, pgx.BeginFunc(ctx, pool, effect))
+	}, func(pool *pgxpool.Pool) {
+		if inboxes[pool] == nil {
+			var err error
+			inboxes[pool], err = sql.NewPgxInbox(ctx, pool, sql.InboxConfig{Tables: sql.Config{Schema: sw.schema}})
+			require.NoError(b, err)
+		}
+		seen, err := inboxes[pool].Once(ctx, "bench.ledger", bus.NewID(), func(_ context.Context, tx pgx.Tx) error { return effect(tx) })
+		require.NoError(b, err)
+		require.False(b, seen)
+	})
+}
+
+// outboxBus has an outbox whose relay does not run.
+func outboxBus(b *testing.B, o bus.Outbox) *bus.Bus {
+	bs, err := bus.New(nowhere{}, bus.Config{Service: "bench", Outbox: o})
+	require.NoError(b, err)
+	return bs
+}
+
+// nowhere is a transport that nobody uses.
+type nowhere struct{ bus.Transport }
+
+func (nowhere) Capabilities() bus.Capabilities { return bus.Capabilities{Durable: true} }

@@ -1,0 +1,127 @@
+package bench_test
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/url"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	rabbit "github.com/rabbitmq/amqp091-go"
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/internal/operator"
+	"github.com/leatbus/leat/internal/testenv"
+	"github.com/leatbus/leat/transports"
+)
+
+// What an operator waits for: counting 10,000 poisoned messages by class of error, and replaying them.
+//
+//	go test ./bench -run xxx -bench Poison -benchtime 3x
+
+const dead = 10_000
+
+func BenchmarkPoisonClasses(b *testing.B) {
+	eachGraveyard(b, func(b *testing.B, queue bus.PoisonQueue) {
+		bury(b, queue)
+		for b.Loop() {
+			var classes operator.Classes
+			require.NoError(b, operator.Each(b.Context(), queue, operator.Filter{}, func(m bus.PoisonedMessage) error {
+				classes.Add("ledger", m)
+				return nil
+			}))
+			require.Len(b, classes.List(), 3)
+		}
+		b.ReportMetric(b.Elapsed().Seconds()/float64(b.N), "s/10k")
+	})
+}
+
+func BenchmarkPoisonReplay(b *testing.B) {
+	eachGraveyard(b, func(b *testing.B, queue bus.PoisonQueue) {
+		var took time.Duration
+		for range b.N {
+			ids := bury(b, queue)
+			began := time.Now()
+			moved, err := operator.Move{IDs: ids, Act: queue.Replay}.Run(b.Context())
+			took += time.Since(began)
+			require.NoError(b, err)
+			require.Equal(b, dead, moved.Done)
+		}
+		b.ReportMetric(float64(dead*b.N)/took.Seconds(), "msg/s")
+	})
+}
+
+// bury puts messages of three classes of error into the queue and returns their places.
+func bury(b *testing.B, queue bus.PoisonQueue) (ids []string) {
+	classes := []string{"*net.OpError", "*json.SyntaxError", "*errors.errorString"}
+	msgs := make([]bus.PoisonedMessage, dead)
+	for i := range msgs {
+		msg := message.NewMessage(bus.NewID(), make([]byte, 512))
+		msg.Metadata = message.Metadata{bus.HeaderID: msg.UUID, bus.HeaderType: "order.paid.v1", bus.HeaderSource: "bench"}
+		bus.Fault{Text: "it failed", Class: classes[i%len(classes)], Attempts: 8, At: time.Now(), Topic: "order.paid.v1"}.Set(msg.Metadata)
+		msgs[i].Message = msg
+	}
+	require.NoError(b, queue.Put(b.Context(), msgs...))
+	require.NoError(b, operator.Each(b.Context(), queue, operator.Filter{}, func(m bus.PoisonedMessage) error {
+		ids = append(ids, m.ID)
+		return nil
+	}))
+	require.Len(b, ids, dead)
+	return ids
+}
+
+func eachGraveyard(b *testing.B, bench func(*testing.B, bus.PoisonQueue)) {
+	for name, address := range map[string]func(testing.TB) string{
+		"postgres": func(tb testing.TB) string {
+			w := newSQLWorld(tb)
+			return withQuery(tb, w.url, "schema", w.schema)
+		},
+		"quorum":  func(tb testing.TB) string { return withQuery(tb, testenv.RabbitMQ(tb), "queue", "quorum") },
+		"classic": func(tb testing.TB) string { return withQuery(tb, testenv.RabbitMQ(tb), "queue", "classic") },
+	} {
+		b.Run(name, func(b *testing.B) {
+			at, group := address(b), fmt.Sprintf("bench%08x.ledger", rand.Uint32())
+			transport, err := transports.Open(b.Context(), at)
+			require.NoError(b, err)
+			defer func() {
+				require.NoError(b, transport.Close(context.Background()))
+				dig(b, at, group)
+			}()
+			feed, err := transport.Subscribe(b.Context(), bus.Subscription{Group: group, Topics: []string{"order.paid.v1"}, Concurrency: 1})
+			require.NoError(b, err)
+			require.NoError(b, feed.Close(b.Context()))
+			bench(b, transport.PoisonQueue(group))
+		})
+	}
+}
+
+// dig takes a group's queues off RabbitMQ.
+func dig(tb testing.TB, at, group string) {
+	u, err := url.Parse(at)
+	require.NoError(tb, err)
+	if u.Scheme != "amqp" {
+		return
+	}
+	u.RawQuery = ""
+	conn, err := rabbit.Dial(u.String())
+	require.NoError(tb, err)
+	defer func() { require.NoError(tb, conn.Close()) }()
+	ch, err := conn.Channel()
+	require.NoError(tb, err)
+	for _, queue := range []string{group, group + ".poison"} {
+		_, err := ch.QueueDelete(queue, false, false, false)
+		require.NoError(tb, err)
+	}
+}
+
+func withQuery(tb testing.TB, raw, name, value string) string {
+	u, err := url.Parse(raw)
+	require.NoError(tb, err)
+	q := u.Query()
+	q.Set(name, value)
+	u.RawQuery = q.Encode()
+	return u.String()
+}

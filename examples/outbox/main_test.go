@@ -1,0 +1,130 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	rabbit "github.com/rabbitmq/amqp091-go"
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/internal/testenv"
+)
+
+// programVariable makes the test's program the service.
+const programVariable = "LEAT_TEST_EXAMPLE"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(programVariable) != "" {
+		testenv.OutliveInterrupt()
+		main()
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// TestTheServiceIsKilled in the middle, over and over, while orders come in: no order is without its
+// event, and no event without its order, which shows in the receipts. There is one for each order.
+func TestTheServiceIsKilled(t *testing.T) {
+	name := fmt.Sprintf("leat_shop_%08x", rand.Uint32())
+	database, broker := testenv.Postgres(t), testenv.RabbitMQ(t)
+	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
+	defer cancel()
+	admin, err := pgx.Connect(ctx, database)
+	require.NoError(t, err)
+	defer func() { _ = admin.Close(ctx) }()
+	_, err = admin.Exec(ctx, "CREATE SCHEMA "+name)
+	require.NoError(t, err)
+	defer func() { _, _ = admin.Exec(ctx, "DROP SCHEMA "+name+" CASCADE") }()
+	defer clean(t, broker, name)
+	environment := append(os.Environ(), programVariable+"=1", "LISTEN=127.0.0.1:0", "LEAT_SERVICE="+name,
+		"LEAT_URL="+with(t, broker, "exchange", name), "DATABASE_URL="+with(t, database, "search_path", name))
+
+	var accepted atomic.Int64
+	for range 4 {
+		service, address := start(t, environment)
+		var clients sync.WaitGroup
+		begun := accepted.Load()
+		clients.Go(func() { order(address, &accepted) })
+		clients.Go(func() { order(address, &accepted) })
+		require.Eventually(t, func() bool { return accepted.Load() >= begun+20+rand.Int64N(20) }, 30*time.Second, time.Millisecond)
+		require.NoError(t, service.Process.Kill())
+		_ = service.Wait() // it was killed
+		clients.Wait()
+	}
+	service, _ := start(t, environment)
+	count := func(query string) (n int) {
+		require.NoError(t, admin.QueryRow(ctx, strings.ReplaceAll(query, "shop.", name+".")).Scan(&n))
+		return n
+	}
+	require.Eventually(t, func() bool {
+		return count(`SELECT count(*) FROM shop.orders WHERE id NOT IN (SELECT order_id FROM shop.receipts)`) == 0
+	}, 2*time.Minute, 20*time.Millisecond, "orders without their event")
+	require.NoError(t, testenv.Interrupt(service), "it drains")
+	require.Zero(t, count(`SELECT count(*) FROM shop.receipts WHERE order_id NOT IN (SELECT id FROM shop.orders)`), "events without their order")
+	require.Equal(t, count(`SELECT count(*) FROM shop.orders`), count(`SELECT count(*) FROM shop.receipts`), "one receipt for each")
+	require.GreaterOrEqual(t, count(`SELECT count(*) FROM shop.orders`), int(accepted.Load()), "what was answered is there")
+}
+
+func start(t *testing.T, environment []string) (*exec.Cmd, string) {
+	service := exec.Command(os.Args[0])
+	service.Env, service.Stderr = environment, os.Stderr
+	out, err := service.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, service.Start())
+	t.Cleanup(func() { _ = service.Process.Kill() })
+	lines := bufio.NewScanner(out)
+	for lines.Scan() {
+		if address, ok := strings.CutPrefix(lines.Text(), "listening on "); ok {
+			return service, address
+		}
+	}
+	t.Fatal("the service does not start")
+	return nil, ""
+}
+
+// order places orders until the service is gone.
+func order(address string, accepted *atomic.Int64) {
+	for {
+		answer, err := http.Post("http://"+address+"/orders", "application/json", strings.NewReader(`{"customer": "Ada", "cents": 1999}`)) //nolint:noctx // it ends with the service
+		if err != nil {
+			return
+		}
+		_ = answer.Body.Close()
+		if answer.StatusCode == http.StatusCreated {
+			accepted.Add(1)
+		}
+	}
+}
+
+func with(t *testing.T, raw, name, value string) string {
+	u, err := url.Parse(raw)
+	require.NoError(t, err)
+	q := u.Query()
+	q.Set(name, value)
+	u.RawQuery = q.Encode()
+	return u.String()
+}
+
+func clean(t *testing.T, broker, name string) {
+	conn, err := rabbit.Dial(broker)
+	require.NoError(t, err)
+	defer func() { _ = conn.Close() }()
+	ch, err := conn.Channel()
+	require.NoError(t, err)
+	for _, queue := range []string{name + ".receipts", name + ".receipts.poison"} {
+		_, _ = ch.QueueDelete(queue, false, false, false)
+	}
+	_ = ch.ExchangeDelete(name, false, false)
+}

@@ -1,0 +1,94 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"hash/maphash"
+	"io"
+	"sync"
+	"sync/atomic"
+
+	"github.com/leatbus/leat/bus"
+)
+
+// input publishes lines and counts them. What becomes of the messages is for the bus to say.
+type input struct {
+	from   io.Reader
+	reject func(number int, reason error) // is told of every line that is not published
+
+	read     atomic.Uint64
+	rejected atomic.Uint64
+}
+
+// publish publishes every line that is an event, until there are no more or ctx is done. When it returns,
+// nothing is on its way to the transport any more. The error says why it ended before the input did.
+func (in *input) publish(ctx, work context.Context, b *bus.Bus) error {
+	reading, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	lanes := openLanes(func(l line) {
+		if err := b.PublishMessages(work, l.message); err != nil {
+			in.drop(l.number, err)
+			stop(fmt.Errorf("line %d: %w", l.number, err))
+		}
+	})
+
+	for l, err := range readLines(reading, in.from).all(reading) {
+		if err != nil {
+			stop(err)
+			break
+		}
+		in.read.Add(1)
+		if l.err != nil {
+			in.drop(l.number, l.err)
+			continue
+		}
+		lanes.add(l)
+	}
+	lanes.close()
+	if ctx.Err() != nil {
+		return nil
+	}
+	return context.Cause(reading)
+}
+
+func (in *input) drop(number int, reason error) {
+	in.rejected.Add(1)
+	in.reject(number, reason)
+}
+
+// laneCount is how many messages are published at once, so that the confirmations of a broker are waited
+// for together.
+const laneCount = 8
+
+// lanes publish beside each other. The messages of one key take one lane, which keeps their order.
+type lanes struct {
+	seed    maphash.Seed
+	queues  [laneCount]chan line
+	working sync.WaitGroup
+}
+
+func openLanes(publish func(line)) *lanes {
+	l := &lanes{seed: maphash.MakeSeed()}
+	for i := range l.queues {
+		queue := make(chan line)
+		l.queues[i] = queue
+		l.working.Go(func() {
+			for next := range queue {
+				publish(next)
+			}
+		})
+	}
+	return l
+}
+
+func (l *lanes) add(next line) {
+	key := bus.PartitionKey(next.message)
+	l.queues[maphash.String(l.seed, key)%laneCount] <- next
+}
+
+func (l *lanes) close() {
+	for _, queue := range l.queues {
+		close(queue)
+	}
+	l.working.Wait()
+}

@@ -1,0 +1,98 @@
+// Command quickstart is leat's main job in one program: it reads events, publishes them, handles them with
+// plain functions, and ends with an account of every one of them.
+//
+//	go run ./examples/quickstart                      about 1,000 events that come with it
+//	go run ./examples/quickstart -input FILE          CloudEvents 1.0, structured JSON, one a line
+//	… | go run ./examples/quickstart -input - -json   from a pipe, with one JSON object at the end
+//
+// LEAT_URL names the transport (memory:// without), LEAT_REDIS_URL a Redis that remembers what was handled
+// (this process does without), LEAT_SERVICE the service (quickstart). Nothing else changes.
+//
+// Ctrl-C stops reading and ends the run in order; a second one ends it at once. The exit status is 0 exactly
+// when nothing was lost, 1 when something was, and 2 when the run could not start.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/handlers"
+	"github.com/leatbus/leat/middleware"
+	"github.com/leatbus/leat/transports"
+)
+
+func main() {
+	signal.Ignore(syscall.SIGPIPE) // who reads the output may go away, as head does; the events must not
+	ctx, stop := context.WithCancel(context.Background())
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		<-signals
+		stop()
+		<-signals
+		os.Exit(130)
+	}()
+	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr, os.Getenv))
+}
+
+// run is the program, but for the process around it.
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer, env func(string) string) int {
+	s, err := readSettings(ctx, args, stdin, stderr, env)
+	if err != nil {
+		return couldNotStart(stderr, err)
+	}
+	defer s.close()
+	return play(ctx, s, newScreen(s.json, stdout, stderr, env))
+}
+
+// play is the story: a bus, the input through it, and the account.
+func play(ctx context.Context, s settings, view *screen) int {
+	b, err := newBus(ctx, s, view)
+	if err != nil {
+		return couldNotStart(view.stderr, err)
+	}
+	view.begin(b, s)
+	r, err := process(ctx, b, s, view)
+	return view.end(r, err)
+}
+
+// newBus is the whole wiring: a transport, the default stack, and three plain functions.
+func newBus(ctx context.Context, s settings, view *screen) (*bus.Bus, error) {
+	transport, err := transports.Open(ctx, s.url)
+	if err != nil {
+		return nil, fmt.Errorf("LEAT_URL: %w", err)
+	}
+	stack := middleware.Standard(middleware.Config{
+		Store:     s.store,
+		Dedup:     s.dedup(view.logger()),
+		Retry:     retries(),
+		Upcasters: upcasters(),
+	})
+	b, err := bus.New(transport, bus.Config{
+		Service:    s.service,
+		Stack:      stack.Before(middleware.StepDedup, middleware.Use("leftovers", leftovers)),
+		Breaker:    bus.NoBreaker(), // some inputs hold nothing but bad payments, and the account must end
+		Observers:  []bus.Observer{view},
+		Logger:     view.logger(),
+		MaxPayload: maxLine,
+	})
+	if err != nil {
+		return nil, errors.Join(err, transport.Close(ctx))
+	}
+	for _, h := range []bus.Handler{
+		handlers.Func("reserve-stock", ReserveStock, handlers.OrderedByKey(), handlers.Park(bus.ParkOff)),
+		handlers.Func("book-payment", BookPayment, handlers.OrderedByKey(), handlers.Park(bus.ParkOff)),
+		handlers.Raw("audit", []string{"order.>"}, Audit),
+	} {
+		if err := b.Handle(h); err != nil {
+			return nil, errors.Join(err, b.Close(ctx))
+		}
+	}
+	return b, nil
+}

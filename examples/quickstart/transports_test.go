@@ -1,0 +1,113 @@
+package main
+
+import (
+	"crypto/rand"
+	"database/sql"
+	"net/url"
+	"path/filepath"
+	"testing"
+
+	rabbit "github.com/rabbitmq/amqp091-go"
+
+	"github.com/leatbus/leat/internal/testenv"
+)
+
+// TestTheTransportIsOneVariable is the product's promise: the same program, the same events, the same
+// account, on every transport.
+func TestTheTransportIsOneVariable(t *testing.T) {
+	t.Parallel()
+	for name, open := range map[string]func(t *testing.T, service string) (rawURL string){
+		"SQLite":                  func(t *testing.T, _ string) string { return "sqlite://" + filepath.Join(t.TempDir(), "bus.db") },
+		"PostgreSQL":              onPostgres,
+		"MariaDB":                 onMariaDB,
+		"RabbitMQ quorum queues":  onRabbitMQ("quorum"),
+		"RabbitMQ classic queues": onRabbitMQ("classic"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			service := "qs_" + rand.Text()
+			env := environment{"LEAT_SERVICE": service, "LEAT_URL": open(t, service)}
+			requireReport(t, start(t, nil, env, "-json"), modelOf(defaultEvents))
+		})
+	}
+}
+
+// with adds options to a URL.
+func with(t *testing.T, rawURL, name, value string) string {
+	u, err := url.Parse(rawURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	options := u.Query()
+	options.Set(name, value)
+	u.RawQuery = options.Encode()
+	return u.String()
+}
+
+func onPostgres(t *testing.T, service string) string {
+	rawURL := testenv.Postgres(t)
+	db, err := sql.Open("pgx", rawURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	execute(t, db, `CREATE SCHEMA "`+service+`"`)
+	t.Cleanup(func() { execute(t, db, `DROP SCHEMA "`+service+`" CASCADE`) })
+	return with(t, rawURL, "schema", service)
+}
+
+func onMariaDB(t *testing.T, service string) string {
+	u, err := url.Parse(testenv.MySQL(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	db, err := sql.Open("mysql", u.User.Username()+password(u)+"@tcp("+u.Host+")/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	execute(t, db, "CREATE DATABASE `"+service+"`")
+	t.Cleanup(func() { execute(t, db, "DROP DATABASE `"+service+"`") })
+	u.Path = "/" + service
+	return u.String()
+}
+
+func password(u *url.URL) string {
+	if p, ok := u.User.Password(); ok {
+		return ":" + p
+	}
+	return ""
+}
+
+func execute(t *testing.T, db *sql.DB, statement string) {
+	if _, err := db.Exec(statement); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func onRabbitMQ(queue string) func(t *testing.T, service string) string {
+	return func(t *testing.T, service string) string {
+		rawURL := testenv.RabbitMQ(t)
+		t.Cleanup(func() {
+			connection, err := rabbit.Dial(rawURL)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer connection.Close()
+			channel, err := connection.Channel()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, group := range []string{"audit", "book-payment", "reserve-stock"} {
+				for _, suffix := range []string{"", ".poison", ".held", ".lead"} {
+					if _, err := channel.QueueDelete(service+"."+group+suffix, false, false, false); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+			if err := channel.ExchangeDelete(service, false, false); err != nil {
+				t.Error(err)
+			}
+		})
+		return with(t, with(t, rawURL, "queue", queue), "exchange", service) // others publish the same topics
+	}
+}
