@@ -27,11 +27,14 @@ const (
 
 	// stride is how many messages are read at once.
 	stride = 1000
-	// silence is how long a message may take that the queue says it has.
+	// silence is how long nothing may come before the queue is asked whether there is more.
 	silence = 2 * time.Second
-	// settleTries and settlePause: how long to wait until the queue shows what was put back.
-	settleTries = 100
-	settlePause = 5 * time.Millisecond
+	// settlePause is how often the queue is asked whether it shows what was put back. A broker with much to
+	// do may need a while, and what is not there yet must not be missed; but where others consume, or take
+	// messages out, it never is.
+	settlePause  = 5 * time.Millisecond
+	settleWithin = 30 * time.Second
+	settleBeside = 2 * time.Second // others' consumers
 )
 
 // look is one visit to a queue that nobody consumes: a poison queue, or the registry. What was read and
@@ -207,7 +210,7 @@ func (l *look) walk(visit func(id string, d *amqp.Delivery) (more bool, err erro
 }
 
 // next reads up to a stride: as many as the queue says it has. Nothing else takes any away, under the
-// lock; what a foreign client takes all the same is not waited for.
+// lock; what a foreign client takes all the same is not waited for, once the queue has none left.
 func (l *look) next() (batch []amqp.Delivery, end bool, err error) {
 	const size, global = 0, false
 	const autoAck, noLocal = false, false
@@ -230,15 +233,18 @@ func (l *look) next() (batch []amqp.Delivery, end bool, err error) {
 	}
 	timeout := time.NewTimer(silence)
 	defer timeout.Stop()
-	for wait := true; wait && len(batch) < min(n, stride); {
+	for left := 1; !end && len(batch) < min(n, stride); timeout.Reset(silence) {
 		select {
 		case d, ok := <-deliveries:
 			if !ok {
 				return nil, false, errors.New("the connection was lost; try again")
 			}
-			batch = append(batch, d)
+			batch, left = append(batch, d), 1
 		case <-timeout.C:
-			end, wait = true, false
+			end = left == 0 // and what the broker had sent before it said so has not come either
+			if left, err = l.size(); err != nil {
+				return nil, false, err
+			}
 		}
 	}
 	l.read += len(batch)
@@ -411,20 +417,24 @@ func (l *look) putBack() error {
 		return err
 	}
 	defer closeQuietly(l.ch)
-	for try := range settleTries {
+	for began := time.Now(); time.Since(began) < settleWithin; {
 		q, err := l.ch.QueueDeclarePassive(l.queue, durable, autoDelete, exclusive, noWait, nil)
 		if err != nil {
 			return err
 		}
-		if q.Messages >= l.read && (q.Consumers == 0 || try > settleTries/4) { // unless others consume it by other means
+		beside := q.Consumers > 0 && time.Since(began) > settleBeside // else they are this look's own, which go
+		if q.Messages >= l.read && (q.Consumers == 0 || beside) {
 			l.back = len(l.taken) > 0 && q.Messages > l.before-len(l.taken)
+			return nil
+		}
+		if beside {
 			return nil
 		}
 		if err := sleep(l.ctx, settlePause); err != nil {
 			return err
 		}
 	}
-	return nil // somebody consumes from the poison queue by other means
+	return nil // somebody takes messages out by other means
 }
 
 // idOf is a message's id: the one that leat gave it, else one made of its content, for what the
