@@ -50,6 +50,8 @@ type look struct {
 	wire  *coalescer
 	read  int // messages that were read and not taken
 
+	giveUp func() (notYet bool) // keeps the end of ctx from closing the channel
+
 	strides int
 	before  int             // how many messages the queue had at the first stride
 	through uint64          // everything up to this delivery tag was taken
@@ -77,14 +79,18 @@ func (t *Transport) look(l *look, lock string, do func(*look) error) error {
 	if l.ch, err = l.conn.Channel(); err != nil {
 		return err
 	}
-	ch := l.ch
-	defer closeQuietly(ch)
-	giveUp := context.AfterFunc(l.ctx, func() { closeQuietly(ch) })
-	defer giveUp()
+	defer closeQuietly(l.ch)
+	l.heed()
+	defer func() { l.giveUp() }()
 	err = do(l)
+	outer := l.ctx
+	inner, cancel := lingering(outer)
+	defer cancel()
+	l.ctx = inner // who looks next must not miss what is not back yet
 	switch {
-	case err != nil && l.ctx.Err() != nil:
-		return context.Cause(l.ctx)
+	case err != nil && outer.Err() != nil:
+		_ = l.putBack() // fails on a connection that is lost
+		return context.Cause(outer)
 	case isCode(err, amqp.NotFound):
 		return nil
 	case err != nil:
@@ -102,6 +108,47 @@ func (t *Transport) look(l *look, lock string, do func(*look) error) error {
 		}
 	}
 	return errComesBack
+}
+
+// heed has the end of ctx close the channel, so that nobody waits for an answer any more.
+func (l *look) heed() {
+	ch := l.ch
+	l.giveUp = context.AfterFunc(l.ctx, func() { closeQuietly(ch) })
+}
+
+// finishWithin is how long a look that is interrupted may take to come to an end that leaves no message in
+// two places.
+const finishWithin = 10 * time.Second
+
+// finish carries out what is published and then taken, though ctx ends in the middle: else it would be in
+// both places.
+func (l *look) finish(do func() error) error {
+	if !l.giveUp() {
+		return context.Cause(l.ctx)
+	}
+	outer := l.ctx
+	inner, cancel := lingering(outer)
+	defer cancel()
+	l.ctx = inner
+	l.heed()
+	err := do()
+	l.giveUp()
+	l.ctx = outer
+	l.heed()
+	return err
+}
+
+// lingering is ctx, but ends later.
+func lingering(ctx context.Context) (longer context.Context, cancel func()) {
+	longer, end := context.WithCancelCause(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		timer := time.AfterFunc(finishWithin, func() { end(context.Cause(ctx)) })
+		context.AfterFunc(longer, func() { timer.Stop() })
+	})
+	return longer, func() {
+		stop()
+		end(nil)
+	}
 }
 
 // retakes is how often a look tries to take what comes back. Each time at least pace messages don't.
@@ -231,9 +278,11 @@ func (l *look) next() (batch []amqp.Delivery, end bool, err error) {
 	if err != nil {
 		return nil, false, err
 	}
+	wanted := min(n, stride)
+	l.read += wanted
 	timeout := time.NewTimer(silence)
 	defer timeout.Stop()
-	for left := 1; !end && len(batch) < min(n, stride); timeout.Reset(silence) {
+	for left := 1; !end && len(batch) < wanted; timeout.Reset(silence) {
 		select {
 		case d, ok := <-deliveries:
 			if !ok {
@@ -247,7 +296,7 @@ func (l *look) next() (batch []amqp.Delivery, end bool, err error) {
 			}
 		}
 	}
-	l.read += len(batch)
+	l.read -= wanted - len(batch)
 	return batch, end || n <= stride, nil
 }
 
