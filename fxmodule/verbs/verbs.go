@@ -37,6 +37,7 @@ import (
 	"github.com/leatbus/leat/internal/operator"
 	"github.com/leatbus/leat/internal/verbs"
 	"github.com/leatbus/leat/middleware"
+	"github.com/leatbus/leat/transports/sql"
 )
 
 // Main runs the application, or the verb that the program's first argument names. It does not return from
@@ -66,7 +67,7 @@ func Run(ctx context.Context, args []string, options ...fx.Option) (status int, 
 	}
 	e := &verbs.Env{
 		Program: filepath.Base(os.Args[0]), Where: "the service's bus",
-		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
+		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, OpenDatabase: sql.Open,
 	}
 	e.Open = func(context.Context) (bus.Transport, error) {
 		var (
@@ -79,7 +80,7 @@ func Run(ctx context.Context, args []string, options ...fx.Option) (status int, 
 		}
 		e.Close = b.Close
 		e.Rehearser = operator.NewRehearser(b, stack)
-		return b.Transport(), nil
+		return operator.WithOutbox(b), nil
 	}
 	return verbs.Run(ctx, new(verbs.Verbs), e, description, args), true
 }

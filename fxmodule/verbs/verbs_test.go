@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
-	rabbit "github.com/rabbitmq/amqp091-go"
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/fx"
@@ -126,29 +125,6 @@ func onPostgres(t *testing.T) string {
 	return u.String()
 }
 
-// forget takes the queues off RabbitMQ; tables are dropped as a whole.
-func (w *world) forget() {
-	u, err := url.Parse(w.url)
-	require.NoError(w, err)
-	if u.Scheme != "amqp" {
-		return
-	}
-	exchange := u.Query().Get("exchange")
-	u.RawQuery = ""
-	conn, err := rabbit.Dial(u.String())
-	require.NoError(w, err)
-	defer func() { require.NoError(w, conn.Close()) }()
-	ch, err := conn.Channel()
-	require.NoError(w, err)
-	for _, handler := range []string{"ledger", "mail"} {
-		for _, queue := range []string{w.group(handler), w.group(handler) + ".poison"} {
-			_, err := ch.QueueDelete(queue, false, false, false)
-			require.NoError(w, err)
-		}
-	}
-	require.NoError(w, ch.ExchangeDelete(exchange, false, false))
-}
-
 func TestWhatIfLeavesEverythingAsItIs(t *testing.T) {
 	for name, system := range systems() {
 		t.Run(name, func(t *testing.T) {
@@ -193,7 +169,7 @@ func newWorld(t *testing.T, address string) *world {
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		require.NoError(t, w.transport.Close(w.patience()))
-		w.forget()
+		testenv.Forget(t, address, w.group("ledger"), w.group("mail"))
 	})
 	for _, handler := range []string{"ledger", "mail"} {
 		feed, err := w.transport.Subscribe(w.patience(), bus.Subscription{Group: w.group(handler), Topics: []string{"order.paid.*", "order.paid"}, Concurrency: 1})

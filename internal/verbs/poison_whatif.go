@@ -148,7 +148,7 @@ func (c *poisonReplay) tell(s *session, prospects []*prospect, n int) error {
 	succeed, published := 0, 0
 	t := newTable(s.Stdout, "GROUP", "CLASS", "COUNT", "WOULD SUCCEED", "NOW FAILS WITH", "LAST ERROR")
 	for _, p := range prospects {
-		t.row(p.Group, p.Class, p.Count, p.Succeed, strings.Join(p.Now, ", "), short(p.Sample, 60))
+		t.row(p.Group, p.Class, p.Count, p.Succeed, strings.Join(p.Now, ", "), short(p.Sample, errorWidth))
 		succeed += p.Succeed
 		published += p.Published
 	}
