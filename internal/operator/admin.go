@@ -212,7 +212,7 @@ func answer[T any](w http.ResponseWriter, lines ...T) error {
 }
 
 func (a Admin) inspector() (bus.Inspector, error) {
-	inspector, ok := WithOutbox(a.Bus).(bus.Inspector)
+	inspector, ok := WithOutbox(a.Bus.Transport(), a.Bus.Outbox()).(bus.Inspector)
 	if !ok {
 		return nil, &statusError{http.StatusNotImplemented, "this transport shows operators nothing but poison queues"}
 	}
@@ -334,7 +334,7 @@ func read(r *http.Request, body any) error {
 
 // queue is the poison queue of a group that is there.
 func (a Admin) queue(r *http.Request) (string, bus.PoisonQueue, error) {
-	group, transport := r.PathValue("group"), WithOutbox(a.Bus)
+	group, transport := r.PathValue("group"), WithOutbox(a.Bus.Transport(), a.Bus.Outbox())
 	if inspector, ok := transport.(bus.Inspector); ok {
 		if _, err := FindGroups(r.Context(), inspector, group); err != nil {
 			return group, nil, err

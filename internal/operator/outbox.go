@@ -10,15 +10,15 @@ import (
 	"github.com/leatbus/leat/bus"
 )
 
-// WithOutbox is a bus's transport with its outbox as one more group: what was set aside there is shown,
-// replayed to the relay and dropped like any other poisoned message.
-func WithOutbox(b *bus.Bus) bus.Transport {
-	o, ok := b.Outbox().(poisoningOutbox)
+// WithOutbox is a bus's transport with its outbox, if it has one, as one more group: what was set aside
+// there is shown, replayed to the relay and dropped like any other poisoned message.
+func WithOutbox(t bus.Transport, outbox bus.Outbox) bus.Transport {
+	o, ok := outbox.(poisoningOutbox)
 	if !ok {
-		return b.Transport()
+		return t
 	}
-	with := withOutbox{b.Transport(), o}
-	if inspector, ok := b.Transport().(bus.Inspector); ok {
+	with := withOutbox{t, o}
+	if inspector, ok := t.(bus.Inspector); ok {
 		return &inspectedOutbox{with, inspector}
 	}
 	return &with
