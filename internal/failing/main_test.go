@@ -8,6 +8,7 @@ import (
 	stdsql "database/sql"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net/url"
 	"path/filepath"
@@ -134,14 +135,7 @@ func onRabbitMQ(t testing.TB, queue string) system {
 			groups[group] = true
 		}}
 	}
-	t.Cleanup(func() {
-		withChannel(func(ch *rabbit.Channel) { _ = ch.ExchangeDelete(exchange, false, false) })
-		for group := range groups {
-			for _, suffix := range []string{"", ".poison", ".held", ".lead"} {
-				withChannel(func(ch *rabbit.Channel) { _, _ = ch.QueueDelete(group+suffix, false, false, false) })
-			}
-		}
-	})
+	t.Cleanup(func() { testenv.Forget(t, s.url, slices.Collect(maps.Keys(groups))...) })
 	s.takePoisonAway = func(t testing.TB, _ bus.Transport, group string) func() {
 		name := group + ".poison"
 		withChannel(func(ch *rabbit.Channel) {

@@ -48,6 +48,7 @@ var scenarios = []scenario{
 	{"a replay", replayed},
 	{"dedup and a replay", dedupAfterReplay},
 	{"the circuit breaker", breaks},
+	{"the circuit breaker, where nothing but bad messages is left", breaksForNothing},
 	{"the crash limit", crashes},
 	{"parking behind a poisoned message", parks},
 }
@@ -308,6 +309,43 @@ func breaks(w *world) {
 	w.await("all are handled", func() bool { return p.stats().Handled == n })
 	w.await("the group works", func() bool { return len(p.Health()[0].Degraded) == 0 })
 	w.note("all handled, works again, %d poisoned", p.stats().Poisoned)
+}
+
+// opened counts how often a group has paused.
+type opened struct{ times atomic.Int64 }
+
+func (*opened) Published(context.Context, bus.Publication)                   {}
+func (*opened) Started(ctx context.Context, _ *bus.Delivery) context.Context { return ctx }
+func (*opened) Finished(context.Context, *bus.Delivery, bus.Observation)     {}
+
+func (o *opened) BreakerChanged(c bus.BreakerChange) {
+	if c.State == bus.BreakerOpen {
+		o.times.Add(1)
+	}
+}
+
+func breaksForNothing(w *world) {
+	const n, workers = 15, 5
+	var begun atomic.Int64
+	together := make(chan struct{}) // as above
+	var pauses opened
+	p, err := w.tryStart(handlers.Raw("ledger", []string{topic}, func(context.Context, *message.Message) error {
+		if begun.Add(1) == workers {
+			close(together)
+		}
+		<-together
+		return errBroken
+	}, handlers.Retry(bus.OneTry()), handlers.Concurrency(workers),
+		handlers.Breaker(bus.BreakerPolicy{Messages: workers, Probe: 5 * time.Millisecond, MaxProbe: 10 * time.Millisecond, MaxPause: 50 * time.Millisecond})),
+		bus.Config{Observers: []bus.Observer{&pauses}})
+	require.NoError(w, err)
+	for i := range n {
+		p.publish(topic, fmt.Sprintf("m-%d", i), `{}`)
+	}
+	p.poisoned(n)
+	w.note("paused: %t, poisoned one by one", pauses.times.Load() > 0)
+	w.await("the group works", func() bool { return len(p.Health()[0].Degraded) == 0 })
+	w.note("works again")
 }
 
 // crashes hands a message out again and again without anybody having handled it.
