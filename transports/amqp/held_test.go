@@ -804,9 +804,10 @@ func TestOneParkedKeyCostsTheOthersNothing(t *testing.T) {
 			}
 			require.NoError(t, transport.Publish(t.Context(), topic, msgs...))
 			var done atomic.Int64
+			began := make(chan time.Time, 1)
 			all := make(chan struct{})
 			expected := int64(keys*each - poisoned*each)
-			began := time.Now()
+			warm := expected / 10 // the key is parked by then
 			var wg sync.WaitGroup
 			for range 100 {
 				wg.Go(func() {
@@ -820,26 +821,33 @@ func TestOneParkedKeyCostsTheOthersNothing(t *testing.T) {
 							continue
 						}
 						_ = d.Settler.Ack()
-						if done.Add(1) == expected {
+						switch done.Add(1) {
+						case warm:
+							began <- time.Now()
+						case expected:
 							close(all)
 						}
 					}
 				})
 			}
 			<-all
-			rate := float64(expected) / time.Since(began).Seconds()
+			rate := float64(expected-warm) / time.Since(<-began).Seconds()
 			require.NoError(t, feed.Close(t.Context()))
 			wg.Wait()
 			return rate
 		}
 		var without, with []float64
-		for range 5 {
-			without = append(without, measure(0))
-			with = append(with, measure(1))
+		measure(0) // the broker's caches, and this process's
+		for i := range 9 {
+			if i%2 == 0 {
+				without, with = append(without, measure(0)), append(with, measure(1))
+			} else {
+				with, without = append(with, measure(1)), append(without, measure(0))
+			}
 		}
 		slices.Sort(without)
 		slices.Sort(with)
-		t.Logf("without %.0f/s, with one of %d keys parked %.0f/s: %.2f", without[2], keys, with[2], with[2]/without[2])
-		require.GreaterOrEqual(t, with[2]/without[2], 0.95)
+		t.Logf("without %.0f/s, with one of %d keys parked %.0f/s: %.2f", without[4], keys, with[4], with[4]/without[4])
+		require.GreaterOrEqual(t, with[4]/without[4], 0.95)
 	})
 }
