@@ -63,7 +63,7 @@ func publications(msgs []*message.Message) ([]publication, error) {
 // insert returns how many rows were made, 0 where no group wants the topic.
 func (t *Transport) insert(ctx context.Context, topic string, rows []publication) (inserted int64, err error) {
 	if len(rows) < maxInsert {
-		return t.combiner.insert(ctx, topic, rows)
+		return t.combiner.insert(ctx, batch{topic, rows})
 	}
 	ctx, cancel := t.while(ctx)
 	defer cancel()
