@@ -33,6 +33,14 @@ func (c *tripCounter) TraceBatchEnd(context.Context, *pgx.Conn, pgx.TraceBatchEn
 
 // pgxStore has a schema of its own.
 func pgxStore(t *testing.T) (*store, *tripCounter) {
+	db, cfg, trips := pgxSchema(t)
+	s, err := newStore(db, cfg)
+	require.NoError(t, err)
+	require.NoError(t, s.prepare(t.Context()))
+	return s, trips
+}
+
+func pgxSchema(t *testing.T) (*pgxDatabase, Config, *tripCounter) {
 	ctx := t.Context()
 	cfg, err := pgxpool.ParseConfig(testenv.Postgres(t))
 	require.NoError(t, err)
@@ -48,10 +56,7 @@ func pgxStore(t *testing.T) (*store, *tripCounter) {
 		require.NoError(t, err)
 		pool.Close()
 	})
-	s, err := newStore(&pgxDatabase{pool: pool}, Config{Dialect: Postgres, Schema: schema})
-	require.NoError(t, err)
-	require.NoError(t, s.prepare(ctx))
-	return s, trips
+	return &pgxDatabase{pool: pool}, Config{Dialect: Postgres, Schema: schema}, trips
 }
 
 // TestTopicsShareACommit: publishers of different topics who come together are inserted in one round trip,
