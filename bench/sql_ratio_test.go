@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
 )
 
 // The same as in sql_test.go, as ratios: what is compared alternates, so that a busy machine does to one
@@ -47,18 +49,23 @@ func perSecond(n int, do func()) float64 {
 func BenchmarkSQLRatio(b *testing.B) {
 	const insertSlice = `INSERT INTO raw_queue (uuid, headers, payload) SELECT * FROM unnest($1::text[], $2::bytea[], $3::bytea[])`
 	ctx := context.Background()
-	b.Run("publish one by one from 8", func(b *testing.B) {
+	oneByOne := func(b *testing.B, topics int64) {
 		const n, goroutines = 10_000, 8
 		w := newSQLWorld(b)
 		w.floorTable(b)
 		w.fill(b, 1)
 		t := w.open(b)
 		defer func() { require.NoError(b, t.Close(ctx)) }()
+		feed, err := t.Subscribe(ctx, bus.Subscription{Group: "bench.ledger", Topics: []string{"order.paid.*"}, Concurrency: 1})
+		require.NoError(b, err)
+		require.NoError(b, feed.Close(ctx))
+		var turn atomic.Int64
 		alternate(b, func(b *testing.B) float64 {
 			w.run(b, "TRUNCATE "+w.schema+".leat_messages")
 			return perSecond(n, func() {
 				shared(n, goroutines, func() {
-					if err := t.Publish(ctx, sqlTopic, orderMessages(b, 1)...); err != nil {
+					topic := fmt.Sprintf("order.paid.v%d", 1+turn.Add(1)%topics)
+					if err := t.Publish(ctx, topic, orderMessages(b, 1)...); err != nil {
 						b.Error(err)
 					}
 				})
@@ -73,7 +80,9 @@ func BenchmarkSQLRatio(b *testing.B) {
 				})
 			})
 		})
-	})
+	}
+	b.Run("publish one by one from 8", func(b *testing.B) { oneByOne(b, 1) })
+	b.Run("publish one by one from 8 to 8 topics", func(b *testing.B) { oneByOne(b, 8) })
 	b.Run("publish slices of 100", func(b *testing.B) {
 		const n = 20_000
 		w := newSQLWorld(b)

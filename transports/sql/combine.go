@@ -8,18 +8,19 @@ import (
 	"github.com/leatbus/leat/bus"
 )
 
-// combiner lets publishers that come at the same time share a statement and its commit: while one is
-// under way, the next gather. A publisher that is alone waits for nobody, and where many gather,
-// more commits are made at once.
+// combiner lets publishers that come at the same time share a statement and its commit. Who comes while
+// none is under way commits by itself, and waits for nobody; meanwhile the others gather, and what has
+// gathered is one commit. Where many gather, more commits are made at once.
 //
 // Whom a commit releases often has the next message at once. The next commit lets those come first, or
 // the same publishers would always meet in the same two halves, and make two commits where one will do.
 type combiner struct {
 	transport *Transport
-	some      chan struct{} // somebody waits
+	some      chan struct{} // somebody waits whom nobody else sees to
 	many      chan struct{} // more wait than one commit should keep waiting
 
 	mu      sync.Mutex
+	busy    bool // somebody commits, and then sees to those who wait
 	waiting []*insertion
 }
 
@@ -38,24 +39,20 @@ const crowd = 64
 // newCombiner has at most as many commits under way at once as there are committers.
 func newCombiner(t *Transport, committers int) *combiner {
 	c := &combiner{transport: t, some: make(chan struct{}, 1), many: make(chan struct{}, 1)}
-	t.work.Go(func() { c.commit(c.some) })
+	t.work.Go(c.commit)
 	for range committers - 1 {
-		t.work.Go(func() { c.commit(c.many) })
+		t.work.Go(c.help)
 	}
 	return c
 }
 
 // insert blocks until the rows are committed or ctx is done; in the latter case they may still be
 // committed.
-func (c *combiner) insert(ctx context.Context, topic string, rows []publication) (int64, error) {
-	i := &insertion{ctx: ctx, batch: batch{topic, rows}, done: make(chan struct{})}
-	c.mu.Lock()
-	c.waiting = append(c.waiting, i)
-	many := len(c.waiting) >= crowd
-	c.mu.Unlock()
-	wake(c.some)
-	if many {
-		wake(c.many)
+func (c *combiner) insert(ctx context.Context, b batch) (int64, error) {
+	i := c.enter(ctx, b)
+	if i == nil {
+		defer c.handOver()
+		return c.alone(ctx, b)
 	}
 	select {
 	case <-i.done:
@@ -67,6 +64,53 @@ func (c *combiner) insert(ctx context.Context, topic string, rows []publication)
 	}
 }
 
+// enter makes a publisher wait for the next commit, unless it answers nil: then the publisher is to commit
+// by itself, and to hand over.
+func (c *combiner) enter(ctx context.Context, b batch) *insertion {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.busy {
+		c.busy = true
+		return nil
+	}
+	i := &insertion{ctx: ctx, batch: b, done: make(chan struct{})}
+	c.waiting = append(c.waiting, i)
+	if len(c.waiting) >= crowd {
+		wake(c.many)
+	}
+	return i
+}
+
+func (c *combiner) alone(ctx context.Context, b batch) (inserted int64, err error) {
+	ctx, cancel := c.transport.while(ctx)
+	defer cancel()
+	err = c.transport.store.retry(ctx, func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+		defer cancel()
+		counts, err := c.transport.store.insertAll(ctx, []batch{b})
+		if err == nil {
+			inserted = counts[0]
+		}
+		return err
+	})
+	return inserted, err
+}
+
+// handOver leaves those who have gathered to the goroutine that commits for them.
+func (c *combiner) handOver() {
+	if !c.rest() {
+		wake(c.some)
+	}
+}
+
+// rest ends the commits if nobody waits.
+func (c *combiner) rest() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.busy = len(c.waiting) > 0
+	return !c.busy
+}
+
 // wake lets one goroutine look that waits on the signal, now or next.
 func wake(signal chan<- struct{}) {
 	select {
@@ -75,21 +119,37 @@ func wake(signal chan<- struct{}) {
 	}
 }
 
-func (c *combiner) commit(signal <-chan struct{}) {
-	var group []*insertion
+// commit sees to those who wait until none does.
+func (c *combiner) commit() {
 	for {
 		select {
-		case <-signal:
+		case <-c.some:
 		case <-c.transport.ctx.Done():
 			return
 		}
-		for {
-			if len(group) > 1 {
+		for last := 0; ; {
+			if last > 1 {
 				c.gather()
 			}
-			if group = c.take(); len(group) == 0 {
+			if c.rest() {
 				break
 			}
+			group := c.take()
+			c.run(group)
+			last = len(group)
+		}
+	}
+}
+
+// help makes further commits at the same time, once many wait, until none does.
+func (c *combiner) help() {
+	for {
+		select {
+		case <-c.many:
+		case <-c.transport.ctx.Done():
+			return
+		}
+		for group := c.take(); len(group) > 0; group = c.take() {
 			c.run(group)
 		}
 	}

@@ -13,39 +13,62 @@ import (
 	"github.com/leatbus/leat/bus"
 )
 
-// slowDatabase takes a millisecond for each statement, and counts them.
+// slowDatabase takes some time for each statement, and counts them.
 type slowDatabase struct {
 	database
+	took       time.Duration
 	mu         sync.Mutex
 	statements int
 }
 
-func (d *slowDatabase) exec(context.Context, string, ...any) (int64, error) {
+func (d *slowDatabase) exec(ctx context.Context, _ string, _ ...any) (int64, error) {
 	d.mu.Lock()
 	d.statements++
+	took := d.took
 	d.mu.Unlock()
-	time.Sleep(time.Millisecond)
+	if !sleep(ctx, took) {
+		return 0, ctx.Err()
+	}
 	return 1, nil
 }
+
+func (d *slowDatabase) takes(took time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.took = took
+}
+
+// combining runs f with a combiner over the database, and closes its transport.
+func combining(t *testing.T, db database, f func(t *testing.T, c *combiner)) {
+	synctest.Test(t, func(t *testing.T) {
+		s, err := newStore(db, Config{Dialect: Postgres})
+		require.NoError(t, err)
+		transport := &Transport{store: s}
+		transport.ctx, transport.cancel = context.WithCancelCause(context.Background())
+		c := newCombiner(transport, 3)
+		f(t, c)
+		transport.cancel(bus.ErrClosed)
+		transport.work.Wait()
+		_, err = c.insert(context.Background(), oneMessage())
+		require.ErrorIs(t, err, bus.ErrClosed)
+	})
+}
+
+func oneMessage() batch { return batch{"order.paid.v1", []publication{{uuid: "m"}}} }
 
 // TestPublishersMeetInOneCommit: publishers whom a commit releases, and who go on at once, are all in the
 // next. Else they would stay in two halves, of which each waits for the other's commit.
 func TestPublishersMeetInOneCommit(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // so that those who are ready run in turn
 	const publishers, each = 8, 50
-	statements := func(publishers int) int {
-		db := &slowDatabase{}
-		synctest.Test(t, func(t *testing.T) {
-			s, err := newStore(db, Config{Dialect: Postgres})
-			require.NoError(t, err)
-			transport := &Transport{store: s}
-			transport.ctx, transport.cancel = context.WithCancelCause(context.Background())
-			c := newCombiner(transport, 3)
+	statements := func(publishers int) (n int) {
+		db := &slowDatabase{took: time.Millisecond}
+		combining(t, db, func(t *testing.T, c *combiner) {
 			var wg sync.WaitGroup
 			for range publishers {
 				wg.Go(func() {
 					for range each {
-						n, err := c.insert(context.Background(), "order.paid.v1", []publication{{uuid: "m"}})
+						n, err := c.insert(context.Background(), oneMessage())
 						if err != nil || n != 1 {
 							t.Errorf("%d rows: %v", n, err)
 						}
@@ -53,13 +76,42 @@ func TestPublishersMeetInOneCommit(t *testing.T) {
 				})
 			}
 			wg.Wait()
-			transport.cancel(bus.ErrClosed)
-			transport.work.Wait()
-			_, err = c.insert(context.Background(), "order.paid.v1", []publication{{uuid: "m"}})
-			require.ErrorIs(t, err, bus.ErrClosed)
+			n = db.statements
 		})
-		return db.statements
+		return n
 	}
 	require.Equal(t, each, statements(1))
 	require.Less(t, statements(publishers), each*3/2)
+}
+
+// TestAPublisherThatGivesUpLeavesTheOthers: who commits by himself has the time that his context gives him.
+// Those who have gathered meanwhile are committed all the same, whoever of them has gone.
+func TestAPublisherThatGivesUpLeavesTheOthers(t *testing.T) {
+	db := &slowDatabase{took: time.Hour}
+	combining(t, db, func(t *testing.T, c *combiner) {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		patient := make(chan error, 1)
+		go func() {
+			time.Sleep(time.Millisecond) // the other one is under way
+			_, err := c.insert(context.Background(), oneMessage())
+			patient <- err
+		}()
+		impatient := make(chan error, 1)
+		go func() {
+			time.Sleep(time.Millisecond)
+			ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
+			defer cancel()
+			_, err := c.insert(ctx, oneMessage())
+			impatient <- err
+		}()
+		began := time.Now()
+		time.AfterFunc(time.Second/2, func() { db.takes(time.Millisecond) })
+		_, err := c.insert(ctx, oneMessage())
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.Equal(t, time.Second, time.Since(began))
+		require.ErrorIs(t, <-impatient, context.DeadlineExceeded)
+		require.NoError(t, <-patient)
+		require.Equal(t, 2, db.statements)
+	})
 }

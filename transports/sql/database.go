@@ -26,6 +26,17 @@ type database interface {
 	close()
 }
 
+// statement is a query with its arguments.
+type statement struct {
+	query string
+	args  []any
+}
+
+// pipeliner is a database that runs some statements in one round trip, all or none.
+type pipeliner interface {
+	pipeline(ctx context.Context, statements []statement) (affected []int64, err error)
+}
+
 // relaxer is a database that can commit without waiting for the disk. What is committed so outlives
 // the process, but not always the machine.
 type relaxer interface {

@@ -54,7 +54,8 @@
 //	connect_timeout 5         seconds
 //
 // PostgreSQL (postgres://, postgresql://) also takes sslmode, sslrootcert, sslcert, sslkey,
-// application_name, search_path, target_session_attrs and default_query_exec_mode, as pgx does. MySQL
+// application_name, search_path, target_session_attrs and default_query_exec_mode, as pgx does. It may name
+// a primary and its standbys, postgres://one:5432,two:5432/shop?target_session_attrs=read-write. MySQL
 // and MariaDB (mysql://, mariadb://) take tls (true, skip-verify, preferred) and socket. SQLite is
 // sqlite:///path/to/file.db, or sqlite:file.db for a file in the working directory.
 //

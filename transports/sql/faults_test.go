@@ -130,6 +130,29 @@ func TestServerBecomesReadOnlyForAWhile(t *testing.T) {
 	})
 }
 
+// TestAStandbyTakesOver: the primary dies under load, and its standby is promoted. The URL names both.
+func TestAStandbyTakesOver(t *testing.T) {
+	primary := newPrivatePostgres(t)
+	standby := primary.standby(t)
+	both, err := url.Parse(primary.url)
+	require.NoError(t, err)
+	other, err := url.Parse(standby.url)
+	require.NoError(t, err)
+	both.Host += "," + other.Host
+	s := system{url: withOption(t, both.String(), "target_session_attrs", "read-write")}
+	transport := s.start(t)
+	l, stop := load(t, transport, transport, subscription("shop.ledger", 4, "order.paid.v1"))
+	l.waitAccepted(t, 300)
+	primary.stop(t, syscall.SIGQUIT)
+	accepted, _, _ := l.balance()
+	standby.run(t, `SELECT pg_promote()`)
+	l.waitAccepted(t, accepted+300)
+	stop()
+	accepted, missing, twice := l.balance()
+	require.Zero(t, missing)
+	t.Logf("%d accepted, %d handled twice", accepted, twice)
+}
+
 // A publisher whose context is over says so, and what the database last said.
 func TestPublishWaitsWithinItsContext(t *testing.T) {
 	server := newPrivatePostgres(t)

@@ -28,6 +28,24 @@ func (d *pgxDatabase) inTx(ctx context.Context, f func(executor) error) error {
 	})
 }
 
+// pipeline needs no BEGIN and no COMMIT: what PostgreSQL gets before one Sync is one transaction.
+func (d *pgxDatabase) pipeline(ctx context.Context, statements []statement) (affected []int64, err error) {
+	var b pgx.Batch
+	for _, s := range statements {
+		b.Queue(s.query, s.args...)
+	}
+	results := d.pool.SendBatch(ctx, &b)
+	for range statements {
+		tag, err := results.Exec()
+		if err != nil {
+			_ = results.Close() // it says the same
+			return nil, err
+		}
+		affected = append(affected, tag.RowsAffected())
+	}
+	return affected, results.Close() // the commit's error
+}
+
 func (d *pgxDatabase) recycle() { d.pool.Reset() }
 
 func (d *pgxDatabase) close() {

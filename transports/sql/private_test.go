@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/url"
 	"os"
 	"os/exec"
 	"os/user"
@@ -41,6 +42,31 @@ func newPrivatePostgres(t testing.TB) *private {
 	p.start(t)
 	t.Cleanup(func() { p.stop(t, syscall.SIGQUIT) })
 	return p
+}
+
+// standby is a second server that has everything that the first has committed, in the moment in which it
+// is committed.
+func (p *private) standby(t testing.TB) *private {
+	backup, port := program(t, "postgres", "pg_basebackup"), freePort(t)
+	data := filepath.Join(p.dir, "standby")
+	p.prepare(t, backup, "-d", p.url, "-D", data, "-R", "-X", "stream", "-c", "fast", "--no-sync")
+	u, err := url.Parse(p.url)
+	require.NoError(t, err)
+	s := &private{dir: p.dir, as: p.as, command: slices.Clone(p.command)}
+	s.command[slices.Index(s.command, "-D")+1] = data
+	s.command[slices.Index(s.command, "-p")+1] = port
+	u.Host = "127.0.0.1:" + port
+	s.url = u.String()
+	s.start(t)
+	t.Cleanup(func() { s.stop(t, syscall.SIGQUIT) })
+	p.run(t, `ALTER SYSTEM SET synchronous_standby_names = '*'`)
+	p.run(t, `SELECT pg_reload_conf()`)
+	db := openDB(t, p.url)
+	defer func() { require.NoError(t, db.Close()) }()
+	require.Eventually(t, func() bool {
+		return count(t, db, `SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'`) == 1
+	}, patience, 20*time.Millisecond)
+	return s
 }
 
 func newPrivateMariaDB(t testing.TB) *private {

@@ -63,7 +63,7 @@ func publications(msgs []*message.Message) ([]publication, error) {
 // insert returns how many rows were made, 0 where no group wants the topic.
 func (t *Transport) insert(ctx context.Context, topic string, rows []publication) (inserted int64, err error) {
 	if len(rows) < maxInsert {
-		return t.combiner.insert(ctx, topic, rows)
+		return t.combiner.insert(ctx, batch{topic, rows})
 	}
 	ctx, cancel := t.while(ctx)
 	defer cancel()
@@ -85,32 +85,46 @@ type batch struct {
 
 // insertAll inserts all batches or none, and returns the number of rows for each.
 func (s *store) insertAll(ctx context.Context, batches []batch) (inserted []int64, err error) {
-	inserted = make([]int64, len(batches))
-	if len(batches) == 1 {
-		if chunks := batches[0].chunks(); len(chunks) == 1 {
-			inserted[0], err = s.insertChunk(ctx, s.db, chunks[0])
-			return inserted, err
+	var chunks []batch
+	var of []int // the batch of each chunk
+	for n, b := range batches {
+		for _, c := range b.chunks() {
+			chunks, of = append(chunks, c), append(of, n)
 		}
 	}
-	err = s.db.inTx(ctx, func(tx executor) error {
-		for n, b := range batches {
-			inserted[n] = 0
-			for _, c := range b.chunks() {
-				rows, err := s.insertChunk(ctx, tx, c)
-				if err != nil {
-					return err
-				}
-				inserted[n] += rows
+	affected, err := s.insertChunks(ctx, chunks, len(chunks) == len(batches))
+	if err != nil {
+		return nil, err
+	}
+	inserted = make([]int64, len(batches))
+	for i, n := range of {
+		inserted[n] += affected[i]
+	}
+	return inserted, nil
+}
+
+// insertChunks inserts all or none: in one round trip where they are small and the driver can.
+func (s *store) insertChunks(ctx context.Context, chunks []batch, small bool) (affected []int64, err error) {
+	statements := make([]statement, len(chunks))
+	for i, c := range chunks {
+		statements[i].query, statements[i].args = s.insertSome(c, s.arrays, s.wanted(c.topic))
+	}
+	affected = make([]int64, len(chunks))
+	if len(statements) == 1 {
+		affected[0], err = s.db.exec(ctx, statements[0].query, statements[0].args...)
+		return affected, err
+	}
+	if db, ok := s.db.(pipeliner); ok && small {
+		return db.pipeline(ctx, statements)
+	}
+	return affected, s.db.inTx(ctx, func(tx executor) error {
+		for i, st := range statements {
+			if affected[i], err = tx.exec(ctx, st.query, st.args...); err != nil {
+				return err
 			}
 		}
 		return nil
 	})
-	return inserted, err
-}
-
-func (s *store) insertChunk(ctx context.Context, ex executor, b batch) (int64, error) {
-	query, args := s.insertSome(b, s.arrays, s.wanted(b.topic))
-	return ex.exec(ctx, query, args...)
 }
 
 // chunks cuts a batch into what one statement takes. One message always fits.

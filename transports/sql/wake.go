@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"hash/fnv"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -19,7 +20,7 @@ import (
 //
 // A NOTIFY in the publisher's own transaction would make all commits of the database queue up behind
 // one lock, to the disk and back. So it is sent afterwards, by itself and for many at once: it writes
-// nothing, so that it holds the lock for a moment only.
+// nothing, so that it holds the lock for a moment only. Where no other process consumes there is none.
 type waker struct {
 	transport *Transport
 	id        string // tells this process's notifications
@@ -39,6 +40,9 @@ const (
 	// maxNotified is how many topics a notification names; what has more is for everybody. Its
 	// text may have 8000 bytes.
 	maxNotified = 25
+	// askOthers is how long the answer holds whether there is anybody to notify. Who has just come looks by
+	// himself meanwhile.
+	askOthers = time.Second
 )
 
 func newWaker(t *Transport) *waker {
@@ -118,14 +122,24 @@ func (w *waker) published(topic string) {
 
 func (w *waker) sendNotifications() {
 	t := w.transport
+	var others bool
+	var asked time.Time
 	for {
 		select {
 		case <-w.notify:
 		case <-t.ctx.Done():
 			return
 		}
+		text := w.notification()
 		ctx, cancel := context.WithTimeout(t.ctx, statementTimeout)
-		_, err := t.store.db.exec(ctx, t.store.sql(`SELECT pg_notify(?, ?)`), w.channel, w.notification())
+		var err error
+		if time.Since(asked) > askOthers {
+			others, err = w.others(ctx)
+			asked = time.Now()
+		}
+		if err == nil && others {
+			_, err = t.store.db.exec(ctx, t.store.sql(`SELECT pg_notify(?, ?)`), w.channel, text)
+		}
 		cancel()
 		if err != nil {
 			t.store.temporary(err) // others look by themselves
@@ -134,6 +148,21 @@ func (w *waker) sendNotifications() {
 			return
 		}
 	}
+}
+
+// others reports whether another process consumes anything.
+func (w *waker) others(ctx context.Context) (bool, error) {
+	ids, err := numbers(ctx, w.transport.store.db, w.transport.store.sql(`SELECT id FROM {consumers} WHERE expires_at > {now}`))
+	if err != nil {
+		return true, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	own := make(map[int64]bool, len(w.feeds))
+	for f := range w.feeds {
+		own[f.owner] = true
+	}
+	return slices.ContainsFunc(ids, func(id int64) bool { return !own[id] }), nil
 }
 
 // notification names the sender and the topics; no topics are all.

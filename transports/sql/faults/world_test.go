@@ -277,15 +277,17 @@ func (s *service) order(ctx context.Context, customer string, undo bool) (err er
 	return tx.Commit()
 }
 
-// trade places orders from some goroutines until ctx ends, each after a pause; 30 % roll back.
-func (s *service) trade(ctx context.Context, goroutines int, pause time.Duration) {
+// trade places orders from some goroutines until ctx ends, each of them one at every tick; 30 % roll back.
+func (s *service) trade(ctx context.Context, goroutines int, every time.Duration) {
 	var wg sync.WaitGroup
 	for range goroutines {
 		wg.Go(func() {
+			tick := time.NewTicker(every)
+			defer tick.Stop()
 			for ctx.Err() == nil {
 				_ = s.order(ctx, fmt.Sprintf("c%d", rand.IntN(customers)), rand.IntN(10) < 3)
 				select {
-				case <-time.After(pause):
+				case <-tick.C:
 				case <-ctx.Done():
 				}
 			}

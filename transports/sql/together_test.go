@@ -1,0 +1,94 @@
+package sql
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"sync/atomic"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/internal/testenv"
+)
+
+// tripCounter counts the round trips of a pool.
+type tripCounter struct{ n atomic.Int64 }
+
+func (c *tripCounter) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+	c.n.Add(1)
+	return ctx
+}
+func (c *tripCounter) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+
+func (c *tripCounter) TraceBatchStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceBatchStartData) context.Context {
+	c.n.Add(1)
+	return ctx
+}
+func (c *tripCounter) TraceBatchQuery(context.Context, *pgx.Conn, pgx.TraceBatchQueryData) {}
+func (c *tripCounter) TraceBatchEnd(context.Context, *pgx.Conn, pgx.TraceBatchEndData)     {}
+
+// pgxStore has a schema of its own.
+func pgxStore(t *testing.T) (*store, *tripCounter) {
+	db, cfg, trips := pgxSchema(t)
+	s, err := newStore(db, cfg)
+	require.NoError(t, err)
+	require.NoError(t, s.prepare(t.Context()))
+	return s, trips
+}
+
+func pgxSchema(t *testing.T) (*pgxDatabase, Config, *tripCounter) {
+	ctx := t.Context()
+	cfg, err := pgxpool.ParseConfig(testenv.Postgres(t))
+	require.NoError(t, err)
+	trips := &tripCounter{}
+	cfg.ConnConfig.Tracer = trips
+	pool, err := pgxpool.NewWithConfig(ctx, cfg)
+	require.NoError(t, err)
+	schema := fmt.Sprintf("leat_together_%08x", rand.Uint32())
+	_, err = pool.Exec(ctx, "CREATE SCHEMA "+schema)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		_, err := pool.Exec(context.Background(), "DROP SCHEMA "+schema+" CASCADE")
+		require.NoError(t, err)
+		pool.Close()
+	})
+	return &pgxDatabase{pool: pool}, Config{Dialect: Postgres, Schema: schema}, trips
+}
+
+// TestTopicsShareACommit: publishers of different topics who come together are inserted in one round trip,
+// all or none.
+func TestTopicsShareACommit(t *testing.T) {
+	ctx := t.Context()
+	s, trips := pgxStore(t)
+	for group, topics := range map[string][]string{"shop.ledger": {"order.paid.v1"}, "shop.audit": {"order.>"}} {
+		_, err := s.subscribe(ctx, bus.Subscription{Group: group, Topics: topics, Concurrency: 1}, 1+int64(len(topics[0])), "here")
+		require.NoError(t, err)
+	}
+	batches := func(uuids ...string) (all []batch) {
+		for i, topic := range []string{"order.paid.v1", "order.sent.v1", "user.born.v1"} {
+			all = append(all, batch{topic, []publication{{uuid: "first"}, {uuid: uuids[i]}}})
+		}
+		for i := range all {
+			for j := range all[i].rows {
+				all[i].rows[j].headers, all[i].rows[j].payload = []byte{}, []byte{}
+			}
+		}
+		return all
+	}
+	for range 2 { // the first time, statements are prepared
+		trips.n.Store(0)
+		inserted, err := s.insertAll(ctx, batches("a", "b", "c"))
+		require.NoError(t, err)
+		require.Equal(t, []int64{4, 2, 0}, inserted)
+		require.EqualValues(t, 1, trips.n.Load())
+	}
+	_, err := s.insertAll(ctx, batches("a", "b", "a NUL\x00"))
+	require.Equal(t, "22021", postgresCode(err))
+	n, _, err := number(ctx, s.db, s.sql(`SELECT count(*) FROM {messages}`))
+	require.NoError(t, err)
+	require.EqualValues(t, 12, n)
+}

@@ -1,0 +1,56 @@
+package sql
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+)
+
+// TestOthersAreNotified: a publisher tells other processes of its messages, where there are any that consume.
+func TestOthersAreNotified(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	db, cfg, _ := pgxSchema(t)
+	start := func() *Transport {
+		transport, err := open(ctx, db, cfg)
+		require.NoError(t, err)
+		t.Cleanup(func() { require.NoError(t, transport.Close(context.Background())) })
+		return transport
+	}
+	subscribe := func(transport *Transport) bus.Feed {
+		feed, err := transport.Subscribe(ctx, bus.Subscription{Group: "shop.ledger", Topics: []string{"order.paid.v1"}, Concurrency: 1})
+		require.NoError(t, err)
+		return feed
+	}
+	here, elsewhere := start(), start()
+	others := func() bool {
+		yes, err := here.waker.others(ctx)
+		require.NoError(t, err)
+		return yes
+	}
+	require.False(t, others())
+	subscribe(here)
+	require.False(t, others())
+	feed := subscribe(elsewhere)
+	require.True(t, others())
+
+	conn, err := pgx.ConnectConfig(ctx, db.pool.Config().ConnConfig)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, conn.Close(context.Background())) }()
+	_, err = conn.Exec(ctx, "LISTEN "+here.waker.channel)
+	require.NoError(t, err)
+	require.NoError(t, here.Publish(ctx, "order.paid.v1", message.NewMessage("m", nil)))
+	n, err := conn.WaitForNotification(ctx)
+	require.NoError(t, err)
+	require.Equal(t, []string{here.waker.id, "order.paid.v1"}, strings.Split(n.Payload, "\n"))
+
+	require.NoError(t, feed.Close(ctx))
+	require.False(t, others())
+}
