@@ -26,8 +26,8 @@ import (
 //     and the leader keeps one unacked and acks the others. Only the leader consumes the group's queue
 //     and <group>.held. It does so over the connection by which it leads, and publishes to
 //     <group>.held over that too, so a leader that is cut off can do neither any more.
-//  2. A leader knows every held message before it takes the first from the group's queue: it sends a
-//     note to <group>.held and takes what comes until the note does.
+//  2. A leader knows every held message before it takes the first from the group's queue: when nobody
+//     else consumes <group>.held it sends a note there and takes what comes until the note does.
 //  3. A message leaves the group's queue for <group>.held as any copy is made: it is acked when the
 //     broker has confirmed the copy. So after a crash there may be both. The original comes again as
 //     redelivered, its fingerprint is that of a copy which this leader has not written, and it is acked.
@@ -97,6 +97,8 @@ const (
 	heldOverhead = 1 << 10
 	// heldSoon: what follows a message that is due sooner waits for it here, as long as there is room.
 	heldSoon = time.Second
+	// heldAlone is how long a new leader waits for the consumer of the last one to go.
+	heldAlone = 15 * time.Second
 	// heldTick: a held message goes back to the queue for a moment after two or three of these, lest the
 	// broker's consumer_timeout ends the channel; and what waits here behind one becomes held.
 	heldTick = time.Minute
@@ -260,8 +262,33 @@ func (h *held) lead(d *amqp.Delivery) {
 	}
 }
 
+// alone waits until the last leader's consumer is gone from the queue of held messages, and what it had is
+// back there: the queue may notice its end later than that of the batons does. A consumer that stays is
+// not leat's, or one of a node that is away, whose messages are back.
+func (h *held) alone() error {
+	for began := time.Now(); ; {
+		q, err := h.ch.QueueDeclarePassive(h.name(), durable, autoDelete, exclusive, noWait, nil)
+		if err != nil || q.Consumers == 0 {
+			return err
+		}
+		if time.Since(began) > heldAlone {
+			h.feed.t.cfg.Logger.Warn("leat: amqp: somebody else consumes the held messages of a group; the order of its keys is not sure",
+				"group", h.feed.sub.Group, "queue", h.name(), "consumers", q.Consumers)
+			return nil
+		}
+		select {
+		case <-time.After(lockPause):
+		case <-h.over:
+			return nil
+		}
+	}
+}
+
 // scan begins to learn what is held.
 func (h *held) scan() error {
+	if err := h.alone(); err != nil {
+		return err
+	}
 	h.feed.mu.Lock()
 	h.consumers = 1
 	h.feed.mu.Unlock()
@@ -860,15 +887,21 @@ func (h *held) tick() {
 	}
 }
 
-// farewell tells the next leader that nothing of what is held was out.
-func (h *held) farewell() {
+// farewell is the last that a leader does. It waits for the acks of what was not held, and tells the next
+// leader that nothing of what is held was out. The note is confirmed behind the acks of what was held.
+func (h *held) farewell() error {
 	f := h.feed
+	f.mu.Lock()
+	leads := h.leads
+	f.mu.Unlock()
+	if !leads {
+		return nil
+	}
+	if err := h.session.acked(); err != nil {
+		return err
+	}
 	sent := make(chan struct{})
 	f.mu.Lock()
-	if !h.leads || len(h.keys) == 0 {
-		f.mu.Unlock()
-		return
-	}
 	h.send(transfer{h.note(notePeace, bus.NewID()), func(bool) { close(sent) }})
 	f.mu.Unlock()
 	select {
@@ -876,6 +909,7 @@ func (h *held) farewell() {
 	case <-f.life.Done():
 	case <-time.After(lastWords):
 	}
+	return nil
 }
 
 // send queues a transfer. The caller holds the feed's mu.
