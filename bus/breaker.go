@@ -20,9 +20,13 @@ import (
 // The breaker opens when so many different messages have failed within the window, no more than one
 // outcome in ten since the first of them was a success, and that has gone on for a while, or the next of
 // them would be poisoned. A message that first failed before another succeeded has failed for itself and
-// does not count, nor do [Permanent] errors, discards, snoozes and redeliveries at no cost. So neither
-// messages that always fail nor a short outage pause a group; a policy of few and short tries may poison
-// the first messages of an outage, before it is one. Each process has breakers of its own.
+// does not count, nor do [Permanent] errors, panics, which are bugs and no outages, discards, snoozes and
+// redeliveries at no cost. So neither messages that always fail nor a short outage pause a group; a policy
+// of few and short tries may poison the first messages of an outage, before it is one.
+//
+// Where nothing but messages that always fail is left, the breaker can't tell that from an outage. So it
+// spares messages for as long as MaxPause: after that a probe that fails counts as a try, and what has no
+// try left is poisoned, no more than one message a probe. Each process has breakers of its own.
 type BreakerPolicy struct {
 	// Messages is how many different messages must have failed. 0 means 10; with a negative number
 	// the group never pauses.
@@ -37,6 +41,10 @@ type BreakerPolicy struct {
 	// Probe is how long the first probe is waited for. Each one that fails doubles it, up to
 	// MaxProbe. 0 means 1 s and 30 s.
 	Probe, MaxProbe time.Duration
+	// MaxPause is how long a pause costs nothing. After it, a probe that fails counts as a try, and
+	// when no message has come for eleven times MaxProbe, the pause ends. 0 means an hour; a negative
+	// value means that a pause lasts until probes succeed.
+	MaxPause time.Duration
 	// Successes is how many probes must succeed, with no failure between them of a message that had
 	// not failed before. They follow each other at once. 0 means 3.
 	Successes int
@@ -64,6 +72,9 @@ func (p BreakerPolicy) WithDefaults() BreakerPolicy {
 	}
 	if p.MaxProbe == 0 {
 		p.MaxProbe = max(30*time.Second, p.Probe)
+	}
+	if p.MaxPause == 0 {
+		p.MaxPause = time.Hour
 	}
 	if p.Successes == 0 {
 		p.Successes = 3
@@ -120,9 +131,9 @@ const (
 	LastTry
 )
 
-// Failed tells the group's circuit breaker of a failed try whose error is not permanent. It answers nil,
-// or while the group is paused what the delivery has to end with: it is given back at no cost. The
-// retry step calls it.
+// Failed tells the group's circuit breaker of a failed try whose error is not permanent. It answers nil
+// where the try counts, and while the group is paused what the delivery has to end with: it is given back
+// at no cost. The retry step calls it.
 func (d *Delivery) Failed(err error, left TriesLeft) error {
 	if d.group == nil {
 		return nil
@@ -199,7 +210,7 @@ func (b *breaker) isPaused() bool {
 }
 
 func (b *breaker) failed(d *Delivery, err error, left TriesLeft) error {
-	if b.off() {
+	if _, bug := errors.AsType[*PanicError](err); bug || b.off() {
 		return nil
 	}
 	now := time.Now()
@@ -216,11 +227,14 @@ func (b *breaker) failed(d *Delivery, err error, left TriesLeft) error {
 		}
 		b.open(now, err)
 	}
-	if !d.failedBefore() {
-		b.held++
-	}
 	if d.probe && b.state == BreakerHalfOpen {
 		b.openAgain(d, err)
+	}
+	if d.probe && b.overdue(now) {
+		return nil
+	}
+	if !d.failedBefore() {
+		b.held++
 	}
 	return &Redelivery{After: b.later(), Cost: CostsNothing, Err: fmt.Errorf("the group is paused, because nearly everything fails: %w", err)}
 }
@@ -285,15 +299,23 @@ func (b *breaker) openAgain(d *Delivery, err error) {
 	b.wait()
 }
 
+// overdue reports whether the pause has lasted for longer than it may cost nothing.
+func (b *breaker) overdue(now time.Time) bool {
+	return b.policy.MaxPause >= 0 && now.Sub(b.paused) >= b.policy.MaxPause
+}
+
 // later is when a message comes again that failed while the group is paused. What failed should not
 // stand before what has not when the next probe is taken, and not come back all at once.
 func (b *breaker) later() time.Duration {
 	after := b.interval
 	if b.group.handler.Order == Unordered {
-		after = min(time.Duration(max(b.held, 1))*b.interval, 10*b.policy.MaxProbe)
+		after = min(time.Duration(max(b.held, 1))*b.interval, b.longest())
 	}
 	return after/2 + rand.N(after/2+1)
 }
+
+// longest is the longest wait of a message that failed while the group is paused.
+func (b *breaker) longest() time.Duration { return 10 * b.policy.MaxProbe }
 
 // wait sets the time of the next probe.
 func (b *breaker) wait() {
@@ -326,19 +348,24 @@ func (b *breaker) succeeded() {
 	}
 }
 
-// probeContext is how long a probe's message is waited for. Without a success so far it is for ever: what
-// failed comes again, and to go on for lack of messages would be to poison it. After a success, silence is
-// no reason to stay paused.
+// probeContext is how long a probe's message is waited for. Without a success so far it is for as long as a
+// pause costs nothing: what failed comes again, perhaps from another process, and to go on for lack of
+// messages would be to poison it. After a success, silence is no reason to stay paused.
 func (b *breaker) probeContext(parent context.Context) (context.Context, context.CancelFunc) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.successes == 0 {
+	switch {
+	case b.successes > 0:
+		return context.WithTimeout(parent, 2*b.policy.MaxProbe)
+	case b.policy.MaxPause < 0:
 		return context.WithCancel(parent)
+	default:
+		left := b.policy.MaxPause - time.Since(b.paused)
+		return context.WithTimeout(parent, max(left, b.longest()+b.policy.MaxProbe))
 	}
-	return context.WithTimeout(parent, 2*b.policy.MaxProbe)
 }
 
-// nothingThere ends a pause in which a probe has succeeded and no further message came.
+// nothingThere ends a pause for lack of messages.
 func (b *breaker) nothingThere() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -386,8 +413,12 @@ func (b *breaker) reason() error {
 	if b.state == BreakerClosed {
 		return nil
 	}
-	return fmt.Errorf("paused since %s, because nearly everything fails; a message is tried every %s, and the last failed with: %w",
-		b.paused.Format(time.RFC3339), b.interval, b.cause)
+	cost := "at no cost"
+	if b.overdue(time.Now()) {
+		cost = fmt.Sprintf("and after %s that counts as a try", b.policy.MaxPause)
+	}
+	return fmt.Errorf("paused since %s, because nearly everything fails; a message is tried every %s, %s, and the last failed with: %w",
+		b.paused.Format(time.RFC3339), b.interval, cost, b.cause)
 }
 
 // counts reports whether an outcome that no step has reported is a failure to the breaker.

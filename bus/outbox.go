@@ -184,6 +184,9 @@ func (b *Bus) relay(ctx context.Context) error {
 	})
 }
 
+// Outbox is the bus's, nil where it has none.
+func (b *Bus) Outbox() Outbox { return b.cfg.Outbox }
+
 // OutboxStats asks the outbox's database what waits in it; [ErrNoOutbox] where there is none.
 func (b *Bus) OutboxStats(ctx context.Context) (OutboxStats, error) {
 	if b.cfg.Outbox == nil {

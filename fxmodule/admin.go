@@ -21,13 +21,14 @@ type AdminParams struct {
 	Config    Config
 	Bus       *bus.Bus
 	Stack     middleware.Stack
-	Logger    *slog.Logger `optional:"true"`
+	Idle      *operator.Idle `optional:"true"`
+	Logger    *slog.Logger   `optional:"true"`
 }
 
 // RunAdmin opens the admin endpoint where the configuration has an address for it. It is there from when
 // the bus consumes until it stops.
 func RunAdmin(p AdminParams) error {
-	if p.Config.Admin == "" {
+	if p.Config.Admin == "" || p.Idle != nil {
 		return nil
 	}
 	admin := operator.Admin{

@@ -55,6 +55,9 @@ type Config struct {
 	// BreakerProbe is the longest wait between two messages that a paused group tries:
 	// LEAT_BREAKER_PROBE.
 	BreakerProbe time.Duration `env:"BREAKER_PROBE" envDefault:"30s"`
+	// BreakerMaxPause is how long a paused group spares its messages: LEAT_BREAKER_MAX_PAUSE. After
+	// it, what fails counts as a try. A negative one means for ever. See bus.BreakerPolicy.
+	BreakerMaxPause time.Duration `env:"BREAKER_MAX_PAUSE" envDefault:"1h"`
 	// Admin is where operators reach the transport over HTTP, like 127.0.0.1:7070, with leat --url
 	// http://127.0.0.1:7070: LEAT_ADMIN. Empty means nowhere. An address that other machines reach
 	// needs a token.
@@ -79,7 +82,7 @@ func (c Config) breaker() bus.BreakerPolicy {
 	if c.Breaker == Off {
 		return bus.NoBreaker()
 	}
-	p := bus.BreakerPolicy{MaxProbe: c.BreakerProbe}
+	p := bus.BreakerPolicy{MaxProbe: c.BreakerProbe, MaxPause: c.BreakerMaxPause}
 	if c.BreakerProbe > 0 {
 		p.Probe = min(p.WithDefaults().Probe, c.BreakerProbe)
 	}

@@ -27,7 +27,7 @@ func TestAServiceOnRabbitMQShowsItsHealth(t *testing.T) {
 	require.NoError(t, err)
 	proxy := testenv.NewProxy(t, fmt.Sprintf("%s:%d", u.Host, u.Port))
 	service := fmt.Sprintf("t%08x", rand.Uint32())
-	defer deleteGroup(t, broker, service+".x")
+	defer testenv.Forget(t, broker, service+".x")
 
 	registry := prometheus.NewRegistry()
 	var b *bus.Bus
@@ -63,16 +63,4 @@ func shows(registry *prometheus.Registry, value string) bool {
 func eventually(t *testing.T, condition func() bool) {
 	t.Helper()
 	require.Eventually(t, condition, time.Minute, 5*time.Millisecond)
-}
-
-func deleteGroup(t *testing.T, broker, group string) {
-	conn, err := rabbit.Dial(broker)
-	require.NoError(t, err)
-	defer func() { _ = conn.Close() }()
-	ch, err := conn.Channel()
-	require.NoError(t, err)
-	for _, queue := range []string{group, group + ".poison"} {
-		_, err := ch.QueueDelete(queue, false, false, false)
-		require.NoError(t, err)
-	}
 }

@@ -13,6 +13,7 @@ import (
 	"go.uber.org/fx"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/internal/operator"
 	"github.com/leatbus/leat/middleware"
 	"github.com/leatbus/leat/middleware/redisstore"
 	"github.com/leatbus/leat/transports"
@@ -78,6 +79,7 @@ type BusParams struct {
 	PublishMiddleware PublishMiddleware
 	Logger            *slog.Logger   `optional:"true"`
 	Outbox            bus.Outbox     `optional:"true"` // the application's, in place of OutboxURL
+	Idle              *operator.Idle `optional:"true"` // the application is there for a verb alone
 	Observers         []bus.Observer `group:"leat.observers"`
 	Transports        []addOn        `group:"leat.transports"`
 }
@@ -106,6 +108,9 @@ func NewBus(p BusParams) (*bus.Bus, error) {
 	if err != nil {
 		return nil, errors.Join(err, transport.Close(ctx))
 	}
+	if p.Idle != nil {
+		transport, outbox = p.Idle.Hold(transport, outbox)
+	}
 	b, err := bus.New(transport, bus.Config{
 		Service:      p.Config.Service,
 		Outbox:       outbox,
@@ -132,8 +137,9 @@ type RunParams struct {
 	Lifecycle  fx.Lifecycle
 	Shutdowner fx.Shutdowner
 	Bus        *bus.Bus
-	Handlers   []bus.Handler `group:"leat.handlers"`
-	Logger     *slog.Logger  `optional:"true"`
+	Idle       *operator.Idle `optional:"true"`
+	Handlers   []bus.Handler  `group:"leat.handlers"`
+	Logger     *slog.Logger   `optional:"true"`
 }
 
 // Run registers the handlers and hooks the bus's run into the application's life.
@@ -143,6 +149,9 @@ func Run(p RunParams) error {
 		if err := p.Bus.Handle(h); err != nil {
 			return err
 		}
+	}
+	if p.Idle != nil {
+		return nil
 	}
 	r := &runner{RunParams: p}
 	p.Lifecycle.Append(fx.StartStopHook(r.start, r.stop))

@@ -309,6 +309,110 @@ func TestAPausedGroupWithNothingToProbeStaysPaused(t *testing.T) {
 	})
 }
 
+// Nothing tells a backlog of bad messages from an outage, so after an hour they leave one by one.
+func TestABacklogOfNothingButBadMessagesIsPoisonedAtLast(t *testing.T) {
+	for name, change := range map[string][]func(*bus.Handler){
+		"default policy": nil,
+		"quick tries":    {policy(quickly())},
+		"four workers":   {func(h *bus.Handler) { h.Concurrency = 4 }},
+		"ordered":        {policy(quickly()), func(h *bus.Handler) { h.Order = bus.OrderedByKey }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				o := newOutage(t, change...)
+				o.away.Store(true)
+				const n = 15
+				for i := range n {
+					require.NoError(t, o.bus.Publish(t.Context(), placedV1{OrderID: "x"}, bus.ID(orderID(i)), bus.Key(fmt.Sprint("key-", i))))
+				}
+				time.Sleep(59 * time.Minute)
+				require.Empty(t, o.poisoned("ledger"), "an outage poisons nothing")
+				require.Equal(t, bus.Degraded, o.health().State)
+				require.Contains(t, o.health().Degraded["circuit breaker"], "every 30s, at no cost")
+				probes := o.breakers.count(bus.BreakerHalfOpen)
+				time.Sleep(5 * time.Minute)
+				require.Contains(t, o.health().Degraded["circuit breaker"], "after 1h0m0s that counts as a try")
+				require.LessOrEqual(t, len(o.poisoned("ledger")), o.breakers.count(bus.BreakerHalfOpen)-probes, "one a probe")
+				o.idle()
+				require.Len(t, o.poisoned("ledger"), n)
+				time.Sleep(10 * time.Minute)
+				require.Equal(t, bus.Running, o.health().State, "nothing is left to be paused for")
+				require.Equal(t, 1, o.breakers.count(bus.BreakerClosed))
+			})
+		})
+	}
+}
+
+// An outage of hours is told by what it costs: no more than a message a probe, each of which had all its
+// tries.
+func TestAnOutageOfHoursPoisonsNoMoreThanItsProbes(t *testing.T) {
+	for pause, least := range map[time.Duration]int{0: 1, -1: 0} {
+		t.Run(pause.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				o := newOutage(t, func(h *bus.Handler) { h.Breaker = &bus.BreakerPolicy{MaxPause: pause} })
+				o.away.Store(true)
+				const n = 100
+				for i := range n {
+					o.publish(orderID(i))
+				}
+				time.Sleep(time.Hour)
+				probes := o.breakers.count(bus.BreakerHalfOpen)
+				time.Sleep(2 * time.Hour)
+				require.Empty(t, o.poisoned("ledger"), "each has several tries, and its turn")
+				time.Sleep(90 * time.Minute)
+				probes = o.breakers.count(bus.BreakerHalfOpen) - probes
+				dead := len(o.poisoned("ledger"))
+				require.GreaterOrEqual(t, dead, least)
+				require.LessOrEqual(t, dead, least*probes)
+				o.away.Store(false)
+				o.idle()
+				require.EqualValues(t, n, o.stats("ledger").Handled+o.stats("ledger").Poisoned)
+				require.Len(t, o.poisoned("ledger"), dead)
+			})
+		})
+	}
+}
+
+// A panic is a bug, and no dependency's outage.
+func TestPanicsNeitherPauseAGroupNorKeepItPaused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var seen breakers
+		var away atomic.Bool
+		s := serve(t, newBus(t, nil, standard(), &seen), rawHandler("ledger", func(_ context.Context, msg *message.Message) error {
+			if strings.HasPrefix(bus.MessageID(msg), "bug") {
+				panic("nil map")
+			}
+			if away.Load() {
+				return errAway
+			}
+			return nil
+		}, policy(quickly())))
+		for i := range 50 {
+			s.publish(fmt.Sprintf("bug-%d", i))
+		}
+		s.idle()
+		require.Empty(t, seen.all())
+		require.EqualValues(t, 50, s.stats("ledger").Poisoned)
+
+		away.Store(true)
+		for i := range 20 {
+			s.publish(orderID(i))
+		}
+		time.Sleep(10 * time.Minute)
+		require.NotZero(t, seen.count(bus.BreakerOpen))
+		opened := seen.count(bus.BreakerOpen)
+		away.Store(false)
+		for i := range 50 {
+			s.publish(fmt.Sprintf("bug-again-%d", i))
+		}
+		s.idle()
+		require.Equal(t, 1, seen.count(bus.BreakerClosed))
+		require.LessOrEqual(t, seen.count(bus.BreakerOpen), opened+1, "no probe that panicked has made it wait")
+		require.EqualValues(t, 20, s.stats("ledger").Handled)
+		require.EqualValues(t, 100, s.stats("ledger").Poisoned)
+	})
+}
+
 func TestShutdownWhileAGroupIsPausedDrainsAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := newOutage(t)

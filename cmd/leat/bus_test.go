@@ -6,14 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/url"
 	"regexp"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
-	rabbit "github.com/rabbitmq/amqp091-go"
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/stretchr/testify/require"
 
@@ -92,7 +90,7 @@ func serve(t *testing.T, atEnd func(func()), address string) *service {
 	require.NoError(t, err)
 	atEnd(func() {
 		require.NoError(t, s.transport.Close(patience(t)))
-		forget(t, address, s.group("ledger"), s.group("mail"))
+		testenv.Forget(t, address, s.group("ledger"), s.group("mail"))
 	})
 	s.ledger = s.subscribe("ledger", "order.paid.v1")
 	mail := s.subscribe("mail", "order.*.*")
@@ -155,29 +153,6 @@ func (s *service) publish(i int) {
 		bus.HeaderPartitionKey: fmt.Sprintf("k-%d", i%2),
 	}
 	require.NoError(s.t, s.transport.Publish(patience(s.t), "order.paid.v1", msg))
-}
-
-// forget takes groups off RabbitMQ; databases are dropped as a whole.
-func forget(t *testing.T, address string, groups ...string) {
-	u, err := url.Parse(address)
-	require.NoError(t, err)
-	if u.Scheme != "amqp" {
-		return
-	}
-	exchange := u.Query().Get("exchange")
-	u.RawQuery = ""
-	conn, err := rabbit.Dial(u.String())
-	require.NoError(t, err)
-	defer func() { require.NoError(t, conn.Close()) }()
-	ch, err := conn.Channel()
-	require.NoError(t, err)
-	for _, group := range groups {
-		for _, queue := range []string{group, group + ".poison"} {
-			_, err := ch.QueueDelete(queue, false, false, false)
-			require.NoError(t, err)
-		}
-	}
-	require.NoError(t, ch.ExchangeDelete(exchange, false, false))
 }
 
 func patience(t *testing.T) context.Context {

@@ -12,13 +12,18 @@
 //	leat topics           shows the topics that groups ask for
 //	leat publish          publishes CloudEvents from a file, or one from its flags
 //	leat tail             shows copies of what is published from now on
-//	leat doctor           checks what the message system needs, and says the cures
+//	leat doctor           checks what the message system, the outbox and the inbox need, and says the cures
 //	leat migrate          makes the tables of a database that is to be a bus, or brings them up to date
 //
 // The flag --url or the variable LEAT_URL names the message system as it does for a service. A service whose
 // transport is in memory is reached by its admin endpoint, as http://127.0.0.1:7070, with the token in
 // LEAT_ADMIN_TOKEN where it has one. A service's own binary may have the same verbs; see package
 // fxmodule/verbs.
+//
+// An outbox is a group of its own database, <service>.outbox: what the message system never takes is its
+// poison. It is reached by that database's URL, as in leat poison ls --url "$LEAT_OUTBOX_URL", and shown among
+// the others by the service's own binary and its admin endpoint. The doctor looks at the databases of
+// LEAT_OUTBOX_URL and LEAT_INBOX_URL, too: tables and their version, rights, what waits and since when.
 //
 // A replay moves a message to its group and takes it out of the poison queue when it is safe there. One
 // that is interrupted, even by kill -9, is run again for what is left: no message is lost, and dedup knows
@@ -44,6 +49,7 @@ import (
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/internal/verbs"
+	"github.com/leatbus/leat/transports/sql"
 )
 
 // commands are the verbs, each in a file of its own.
@@ -70,7 +76,7 @@ func main() {
 // run returns the exit status.
 func run(ctx context.Context, args []string) int {
 	var c commands
-	e := &verbs.Env{Program: "leat", Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
+	e := &verbs.Env{Program: "leat", Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, OpenDatabase: sql.Open}
 	e.Open = func(ctx context.Context) (bus.Transport, error) { return c.Target.open(ctx, e) }
 	return verbs.Run(ctx, &c, e, description, args, &c.Target)
 }

@@ -20,6 +20,7 @@ import (
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/handlers"
+	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/middleware"
 	"github.com/leatbus/leat/transports"
 )
@@ -84,7 +85,7 @@ func TestTailShowsCopies(t *testing.T) {
 func poisonMany(t *testing.T, address string, n int) (group string) {
 	group = unique() + ".ledger"
 	transport := open(t, address)
-	t.Cleanup(func() { forget(t, address, group) })
+	t.Cleanup(func() { testenv.Forget(t, address, group) })
 	defer func() { require.NoError(t, transport.Close(patience(t))) }()
 	feed, err := transport.Subscribe(patience(t), subscription(group))
 	require.NoError(t, err)

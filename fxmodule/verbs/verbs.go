@@ -9,7 +9,8 @@
 //
 // The program runs as it does with fx.New(…).Run(), unless its first argument is one of the verbs poison,
 // groups, topics, publish, tail and doctor. Then it does what leat does with that verb, on the message
-// system that the service is configured for, and consumes nothing: constructors run, and start hooks don't.
+// system that the service is configured for, and consumes nothing: constructors run, and start hooks don't,
+// but for what-if.
 //
 //	$ shop poison stats
 //	$ shop poison replay --group shop.send-receipt --what-if
@@ -18,7 +19,12 @@
 // says how many would now succeed, by class of error. The queues stay as they are. Transactions of
 // handlers.Tx are rolled back, and what handlers publish with their context is held back. Every other
 // effect happens, and can't be undone: a handler that has some can ask bus.IsRehearsal, and the verb asks
-// for confirmation. Handlers whose dependencies only work after their start hooks fail here.
+// for confirmation.
+//
+// The application's start hooks run before, so that what handlers depend on is connected, and its stop
+// hooks afterwards. Only the bus does not start: it consumes nothing, opens no admin endpoint, and holds back
+// what the hooks publish. With --no-start no hooks run, for a service whose port is taken by the instance
+// that runs.
 //
 // The package stands by itself so that a service without the verbs does not link their command line.
 package verbs
@@ -37,6 +43,7 @@ import (
 	"github.com/leatbus/leat/internal/operator"
 	"github.com/leatbus/leat/internal/verbs"
 	"github.com/leatbus/leat/middleware"
+	"github.com/leatbus/leat/transports/sql"
 )
 
 // Main runs the application, or the verb that the program's first argument names. It does not return from
@@ -66,20 +73,40 @@ func Run(ctx context.Context, args []string, options ...fx.Option) (status int, 
 	}
 	e := &verbs.Env{
 		Program: filepath.Base(os.Args[0]), Where: "the service's bus",
-		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
+		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, OpenDatabase: sql.Open,
 	}
 	e.Open = func(context.Context) (bus.Transport, error) {
 		var (
 			b     *bus.Bus
 			stack middleware.Stack
+			idle  operator.Idle
 		)
-		app := fx.New(fx.Options(options...), fx.NopLogger, fx.Populate(&b, &stack))
+		app := fx.New(fx.Options(options...), fx.NopLogger, fx.Supply(&idle), fx.Populate(&b, &stack))
 		if err := app.Err(); err != nil {
 			return nil, err
 		}
+		if idle.Transport == nil { // the bus is the application's own
+			idle.Transport, idle.Outbox = b.Transport(), b.Outbox()
+		}
 		e.Close = b.Close
+		e.Start = func(ctx context.Context) error { return start(ctx, app, e) }
 		e.Rehearser = operator.NewRehearser(b, stack)
-		return b.Transport(), nil
+		return operator.WithOutbox(idle.Transport, idle.Outbox), nil
 	}
 	return verbs.Run(ctx, new(verbs.Verbs), e, description, args), true
+}
+
+// start runs the application's start hooks, and has its stop hooks run at the end.
+func start(ctx context.Context, app *fx.App, e *verbs.Env) error {
+	starting, cancel := context.WithTimeout(ctx, app.StartTimeout())
+	defer cancel()
+	if err := app.Start(starting); err != nil {
+		return err
+	}
+	e.Close = func(ctx context.Context) error { // they close the bus, too
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), app.StopTimeout())
+		defer cancel()
+		return app.Stop(ctx)
+	}
+	return nil
 }

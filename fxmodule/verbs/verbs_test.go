@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
-	rabbit "github.com/rabbitmq/amqp091-go"
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/fx"
@@ -45,9 +44,10 @@ func (receiptSent) EventType() (name string, version int) { return "receipt.sent
 func shop() {
 	verbs.Main(
 		fxmodule.Module,
-		fxmodule.HandleFunc(func(b *bus.Bus) bus.Handler {
+		fx.Provide(newStock),
+		fxmodule.HandleFunc(func(b *bus.Bus, s *stock) bus.Handler {
 			return handlers.Tx("ledger", notebook{}, func(ctx context.Context, tx *bytes.Buffer, e orderPaid) error {
-				fmt.Fprintln(tx, "booked", e.Order)
+				fmt.Fprintln(tx, "booked", e.Order, "of", s.connection.items)
 				if e.Order == 2 {
 					return &outOfStockError{}
 				}
@@ -66,6 +66,21 @@ func shop() {
 	)
 }
 
+// stock is what the ledger depends on, and is there between start and stop.
+type stock struct{ connection *struct{ items int } }
+
+func newStock(lc fx.Lifecycle) *stock {
+	s := &stock{}
+	lc.Append(fx.StartStopHook(func() error {
+		if os.Getenv("SHOP_PORT") == "taken" {
+			return errors.New("listen on :80: address already in use")
+		}
+		s.connection = &struct{ items int }{100}
+		return write("SHOP_HOOKS", "started\n")
+	}, func() error { return write("SHOP_HOOKS", "stopped\n") }))
+	return s
+}
+
 type outOfStockError struct{}
 
 func (*outOfStockError) Error() string { return "out of stock" }
@@ -81,8 +96,11 @@ func (notebook) Once(ctx context.Context, _, _ string, fn func(context.Context, 
 	return false, note(tx.String())
 }
 
-func note(line string) error {
-	file, err := os.OpenFile(os.Getenv("SHOP_EFFECTS"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+func note(line string) error { return write("SHOP_EFFECTS", line) }
+
+// write adds a line to the file that a variable names.
+func write(variable, line string) error {
+	file, err := os.OpenFile(os.Getenv(variable), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
@@ -126,29 +144,6 @@ func onPostgres(t *testing.T) string {
 	return u.String()
 }
 
-// forget takes the queues off RabbitMQ; tables are dropped as a whole.
-func (w *world) forget() {
-	u, err := url.Parse(w.url)
-	require.NoError(w, err)
-	if u.Scheme != "amqp" {
-		return
-	}
-	exchange := u.Query().Get("exchange")
-	u.RawQuery = ""
-	conn, err := rabbit.Dial(u.String())
-	require.NoError(w, err)
-	defer func() { require.NoError(w, conn.Close()) }()
-	ch, err := conn.Channel()
-	require.NoError(w, err)
-	for _, handler := range []string{"ledger", "mail"} {
-		for _, queue := range []string{w.group(handler), w.group(handler) + ".poison"} {
-			_, err := ch.QueueDelete(queue, false, false, false)
-			require.NoError(w, err)
-		}
-	}
-	require.NoError(w, ch.ExchangeDelete(exchange, false, false))
-}
-
 func TestWhatIfLeavesEverythingAsItIs(t *testing.T) {
 	for name, system := range systems() {
 		t.Run(name, func(t *testing.T) {
@@ -168,6 +163,9 @@ func TestWhatIfLeavesEverythingAsItIs(t *testing.T) {
 			require.Contains(t, out, "3 of 6 messages would now succeed, and 1 message would be published; nothing was moved")
 			require.Equal(t, before, w.snapshot(), "every queue is as it was")
 			require.NoFileExists(t, w.effects)
+			hooks, err := os.ReadFile(w.hooks)
+			require.NoError(t, err)
+			require.Equal(t, strings.Repeat("started\nstopped\n", 2), string(hooks), "not where nobody agreed")
 
 			out, status = w.shop("poison", "ls", "--group", w.group("ledgr"))
 			require.Equal(t, 2, status)
@@ -179,21 +177,38 @@ func TestWhatIfLeavesEverythingAsItIs(t *testing.T) {
 	}
 }
 
+// TestWhatIfWithoutTheServicesStart is for a service that can't start twice on a machine: a handler whose
+// dependencies are not there fails, and nothing else does.
+func TestWhatIfWithoutTheServicesStart(t *testing.T) {
+	w := newWorld(t, "sqlite://"+filepath.Join(t.TempDir(), "bus.db"))
+	before := w.snapshot()
+	t.Setenv("SHOP_PORT", "taken")
+	out, status := w.shop("poison", "replay", "--what-if", "--group", w.group("ledger"))
+	require.Equal(t, 1, status)
+	require.Contains(t, out, "the service does not start, so nothing was tried; with --no-start it is tried without its start hooks: listen on :80: address already in use")
+	out, status = w.shop("poison", "replay", "--what-if", "--no-start", "--json", "--group", w.group("ledger"))
+	require.Equal(t, 0, status, out)
+	require.Contains(t, out, `"count":3,"would_succeed":0,"would_publish":0,"now_fails_with":["*json.SyntaxError","panic(runtime.errorString)"]`)
+	require.Equal(t, before, w.snapshot())
+	require.NoFileExists(t, w.hooks)
+	require.NoFileExists(t, w.effects)
+}
+
 // world is a message system on which the shop has failed.
 type world struct {
 	*testing.T
-	url, service, effects string
-	transport             bus.Transport
+	url, service, effects, hooks string
+	transport                    bus.Transport
 }
 
 func newWorld(t *testing.T, address string) *world {
-	w := &world{T: t, url: address, service: fmt.Sprintf("shop%08x", rand.Uint32()), effects: filepath.Join(t.TempDir(), "effects")}
+	w := &world{T: t, url: address, service: fmt.Sprintf("shop%08x", rand.Uint32()), effects: filepath.Join(t.TempDir(), "effects"), hooks: filepath.Join(t.TempDir(), "hooks")}
 	var err error
 	w.transport, err = transports.Open(w.patience(), address)
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		require.NoError(t, w.transport.Close(w.patience()))
-		w.forget()
+		testenv.Forget(t, address, w.group("ledger"), w.group("mail"))
 	})
 	for _, handler := range []string{"ledger", "mail"} {
 		feed, err := w.transport.Subscribe(w.patience(), bus.Subscription{Group: w.group(handler), Topics: []string{"order.paid.*", "order.paid"}, Concurrency: 1})
@@ -223,7 +238,7 @@ func (w *world) patience() context.Context {
 // shop runs the service's binary and returns what it wrote, and its exit status.
 func (w *world) shop(args ...string) (output string, status int) {
 	cmd := exec.CommandContext(w.patience(), "shop", args...)
-	cmd.Env = append(os.Environ(), "LEAT_URL="+w.url, "LEAT_SERVICE="+w.service, "SHOP_EFFECTS="+w.effects, "GORACE=atexit_sleep_ms=0")
+	cmd.Env = append(os.Environ(), "LEAT_URL="+w.url, "LEAT_SERVICE="+w.service, "SHOP_EFFECTS="+w.effects, "SHOP_HOOKS="+w.hooks, "GORACE=atexit_sleep_ms=0")
 	out, err := cmd.CombinedOutput()
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 		return string(out), exit.ExitCode()

@@ -8,6 +8,7 @@ import (
 	stdsql "database/sql"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net/url"
 	"path/filepath"
@@ -21,7 +22,6 @@ import (
 	"github.com/go-sql-driver/mysql"
 	rabbit "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
-	"go.uber.org/goleak"
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/internal/testenv"
@@ -30,10 +30,10 @@ import (
 	"github.com/leatbus/leat/transports/memory"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testenv.Main(m) }
 
 // patience is how long a test waits for what must happen.
-const patience = time.Minute
+const patience = 3 * time.Minute
 
 // system is a message system that a test has for itself.
 type system struct {
@@ -135,14 +135,7 @@ func onRabbitMQ(t testing.TB, queue string) system {
 			groups[group] = true
 		}}
 	}
-	t.Cleanup(func() {
-		withChannel(func(ch *rabbit.Channel) { _ = ch.ExchangeDelete(exchange, false, false) })
-		for group := range groups {
-			for _, suffix := range []string{"", ".poison", ".held", ".lead"} {
-				withChannel(func(ch *rabbit.Channel) { _, _ = ch.QueueDelete(group+suffix, false, false, false) })
-			}
-		}
-	})
+	t.Cleanup(func() { testenv.Forget(t, s.url, slices.Collect(maps.Keys(groups))...) })
 	s.takePoisonAway = func(t testing.TB, _ bus.Transport, group string) func() {
 		name := group + ".poison"
 		withChannel(func(ch *rabbit.Channel) {
@@ -332,6 +325,22 @@ func (w *world) noted() []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return slices.Clone(w.lines)
+}
+
+// untilTelling plays a scenario with a delay, and again from the beginning with longer ones where what was
+// to come within the delay came late: on a busy machine a short one is over too soon.
+func (w *world) untilTelling(delay time.Duration, late, early string, play func(delay time.Duration)) {
+	w.Helper()
+	for range 4 {
+		w.service, w.lines = unique("shop"), nil
+		play(delay)
+		before, _, _ := strings.Cut(w.text(), late)
+		if strings.Contains(before, early) {
+			return
+		}
+		delay *= 3
+	}
+	w.Fatalf("not even within %s: %s", delay/3, w.text())
 }
 
 // text is what was noted so far.

@@ -48,6 +48,7 @@ var scenarios = []scenario{
 	{"a replay", replayed},
 	{"dedup and a replay", dedupAfterReplay},
 	{"the circuit breaker", breaks},
+	{"the circuit breaker, where nothing but bad messages is left", breaksForNothing},
 	{"the crash limit", crashes},
 	{"parking behind a poisoned message", parks},
 }
@@ -84,7 +85,10 @@ func quickTries(w *world) {
 }
 
 func delayedRedelivery(w *world) {
-	const delay = 300 * time.Millisecond
+	w.untilTelling(300*time.Millisecond, "attempt 2", "another message passes", w.delayedRedelivery)
+}
+
+func (w *world) delayedRedelivery(delay time.Duration) {
 	var failed time.Time
 	p := w.start(handlers.Raw("ledger", []string{topic}, func(ctx context.Context, msg *message.Message) error {
 		d := bus.DeliveryFrom(ctx)
@@ -105,26 +109,31 @@ func delayedRedelivery(w *world) {
 	p.publish(topic, "good", `{}`)
 	w.awaitNotes(3)
 	w.await("both handled", func() bool { return p.stats().Handled == 2 })
+	p.end()
 }
 
 func attemptsAfterARestart(w *world) {
-	const delay = 500 * time.Millisecond
-	h := func() bus.Handler { return w.raw(fails(errBroken), delays(delay, delay)) }
-	p := w.start(h())
+	w.untilTelling(500*time.Millisecond, "attempt 2", "restart", w.attemptsAfterARestart)
+}
+
+func (w *world) attemptsAfterARestart(delay time.Duration) {
+	p := w.start(w.raw(fails(errBroken), delays(delay, delay)))
 	p.publish(topic, "m-1", `{}`)
 	w.awaitNotes(1)
 	w.await("the redelivery", func() bool { return p.stats().Redelivered == 1 })
 	durable := p.Transport().Capabilities().Durable
 	p.end()
 	w.note("restart")
-	p = w.start(h())
 	if !durable {
+		p = w.start(w.raw(fails(errBroken), delays(time.Hour)))
 		p.publish(topic, "m-2", `{}`) // the first would come before it
 		w.awaitNotes(3)
 		w.await("the redelivery", func() bool { return p.stats().Redelivered == 1 })
-		return
+	} else {
+		p = w.start(w.raw(fails(errBroken), delays(delay, delay)))
+		w.dead(p.poisoned(1)[0])
 	}
-	w.dead(p.poisoned(1)[0])
+	p.end()
 }
 
 func permanent(w *world) {
@@ -302,6 +311,43 @@ func breaks(w *world) {
 	w.note("all handled, works again, %d poisoned", p.stats().Poisoned)
 }
 
+// opened counts how often a group has paused.
+type opened struct{ times atomic.Int64 }
+
+func (*opened) Published(context.Context, bus.Publication)                   {}
+func (*opened) Started(ctx context.Context, _ *bus.Delivery) context.Context { return ctx }
+func (*opened) Finished(context.Context, *bus.Delivery, bus.Observation)     {}
+
+func (o *opened) BreakerChanged(c bus.BreakerChange) {
+	if c.State == bus.BreakerOpen {
+		o.times.Add(1)
+	}
+}
+
+func breaksForNothing(w *world) {
+	const n, workers = 15, 5
+	var begun atomic.Int64
+	together := make(chan struct{}) // as above
+	var pauses opened
+	p, err := w.tryStart(handlers.Raw("ledger", []string{topic}, func(context.Context, *message.Message) error {
+		if begun.Add(1) == workers {
+			close(together)
+		}
+		<-together
+		return errBroken
+	}, handlers.Retry(bus.OneTry()), handlers.Concurrency(workers),
+		handlers.Breaker(bus.BreakerPolicy{Messages: workers, Probe: 5 * time.Millisecond, MaxProbe: 10 * time.Millisecond, MaxPause: 50 * time.Millisecond})),
+		bus.Config{Observers: []bus.Observer{&pauses}})
+	require.NoError(w, err)
+	for i := range n {
+		p.publish(topic, fmt.Sprintf("m-%d", i), `{}`)
+	}
+	p.poisoned(n)
+	w.note("paused: %t, poisoned one by one", pauses.times.Load() > 0)
+	w.await("the group works", func() bool { return len(p.Health()[0].Degraded) == 0 })
+	w.note("works again")
+}
+
 // crashes hands a message out again and again without anybody having handled it.
 func crashes(w *world) {
 	handled := handlers.Raw("ledger", []string{topic}, func(context.Context, *message.Message) error {
@@ -315,10 +361,10 @@ func crashes(w *world) {
 	feed, err := p.Transport().Subscribe(ctx, sub)
 	require.NoError(w, err)
 	p.publish(topic, "m-1", `{}`)
-	for range 3 {
+	for _, delay := range []time.Duration{0, 0, 3 * time.Second} { // the feed is closed before the last is over
 		d, err := feed.Next(ctx)
 		require.NoError(w, err)
-		require.NoError(w, d.Settler.Redeliver(150*time.Millisecond)) // on RabbitMQ a shorter one is forgotten when the feed closes
+		require.NoError(w, d.Settler.Redeliver(delay))
 	}
 	require.NoError(w, feed.Close(ctx))
 	p = w.start(handled)

@@ -37,7 +37,7 @@ import (
 //	GET  /poison/{group}/what-if          {"undoes":true} where a rehearsal undoes all that the handler does
 //	POST /poison/{group}/what-if          {"ids":[…]} → how each would go, a line each
 //
-// An error is {"error":"…"} with a status that says whose it is. Records are in the wire form of [Record].
+// The service's outbox is one of the groups. An error is {"error":"…"} with a status that says whose it is. Records are in the wire form of [Record].
 type Admin struct {
 	// Addr is where to listen, like 127.0.0.1:7070. Without a token it must be a loopback address.
 	Addr string
@@ -212,7 +212,7 @@ func answer[T any](w http.ResponseWriter, lines ...T) error {
 }
 
 func (a Admin) inspector() (bus.Inspector, error) {
-	inspector, ok := a.Bus.Transport().(bus.Inspector)
+	inspector, ok := WithOutbox(a.Bus.Transport(), a.Bus.Outbox()).(bus.Inspector)
 	if !ok {
 		return nil, &statusError{http.StatusNotImplemented, "this transport shows operators nothing but poison queues"}
 	}
@@ -334,13 +334,13 @@ func read(r *http.Request, body any) error {
 
 // queue is the poison queue of a group that is there.
 func (a Admin) queue(r *http.Request) (string, bus.PoisonQueue, error) {
-	group := r.PathValue("group")
-	if inspector, ok := a.Bus.Transport().(bus.Inspector); ok {
+	group, transport := r.PathValue("group"), WithOutbox(a.Bus.Transport(), a.Bus.Outbox())
+	if inspector, ok := transport.(bus.Inspector); ok {
 		if _, err := FindGroups(r.Context(), inspector, group); err != nil {
 			return group, nil, err
 		}
 	}
-	return group, a.Bus.Transport().PoisonQueue(group), nil
+	return group, transport.PoisonQueue(group), nil
 }
 
 func (a Admin) list(w http.ResponseWriter, r *http.Request) error {

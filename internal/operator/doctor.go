@@ -2,6 +2,7 @@ package operator
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/leatbus/leat/bus"
@@ -25,7 +26,33 @@ func Diagnose(ctx context.Context, inspector bus.Inspector) []bus.Finding {
 	return findings
 }
 
+// DiagnoseOutbox is [Diagnose] for the database of an outbox, of which nothing else is looked at.
+func DiagnoseOutbox(ctx context.Context, inspector bus.Inspector) []bus.Finding {
+	findings := inspector.Diagnose(ctx)
+	groups, err := inspector.Groups(ctx)
+	if err != nil {
+		return findings // they say why
+	}
+	there := false
+	for _, g := range groups {
+		if IsOutbox(g) {
+			there = true
+			findings = append(findings, diagnoseOutbox(g))
+		}
+	}
+	if !there {
+		findings = append(findings, bus.Finding{
+			Check: "outbox", Err: errors.New("no service has an outbox in these tables"),
+			Cure: "start the service with this URL as LEAT_OUTBOX_URL, or correct the URL's database, schema and prefix",
+		})
+	}
+	return findings
+}
+
 func diagnoseGroup(g bus.GroupInfo) bus.Finding {
+	if IsOutbox(g) {
+		return diagnoseOutbox(g)
+	}
 	f := bus.Finding{
 		Check: "group " + g.Name,
 		Text:  fmt.Sprintf("%s consumers, %s waiting, %s poisoned", Count(g.Consumers), Count(g.Waiting), Count(g.Poisoned)),

@@ -16,7 +16,10 @@ type UnknownGroupError struct {
 }
 
 func (e *UnknownGroupError) Error() string {
-	if e.Nearest != "" {
+	switch {
+	case strings.HasSuffix(e.Group, outboxSuffix) && !strings.HasSuffix(e.Nearest, outboxSuffix):
+		return fmt.Sprintf("there is no group %q; an outbox is in its own database: give --url the value of LEAT_OUTBOX_URL", e.Group)
+	case e.Nearest != "":
 		return fmt.Sprintf("there is no group %q. Did you mean %s?", e.Group, e.Nearest)
 	}
 	return fmt.Sprintf("there is no group %q; leat groups shows those that there are", e.Group)

@@ -87,6 +87,9 @@ func (r *Rehearser) Rehearse(ctx context.Context, group string, msgs []bus.Poiso
 }
 
 func (r *Rehearser) handler(group string) (bus.Handler, error) {
+	if o := r.bus.Outbox(); o != nil && group == o.Group() {
+		return bus.Handler{}, fmt.Errorf("%s: an outbox has no handler that could be tried; a replay hands its messages to the relay again", group)
+	}
 	names := []string{}
 	for _, h := range r.bus.Handlers() {
 		if r.bus.GroupName(h.Name) == group {

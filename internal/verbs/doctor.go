@@ -2,7 +2,10 @@ package verbs
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net/url"
+	"slices"
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/internal/operator"
@@ -11,12 +14,16 @@ import (
 type doctor struct {
 	connect `embed:""`
 	output  `embed:""`
+
+	OutboxURL string `env:"LEAT_OUTBOX_URL" placeholder:"URL" help:"The database of a service's outbox, to be checked, too."`
+	InboxURL  string `env:"LEAT_INBOX_URL" placeholder:"URL" help:"The database of a service's inbox."`
 }
 
 // Run checks, and fails where something is wrong; with --json a line is an operator.Finding.
 func (c *doctor) Run(ctx context.Context, e *Env) error {
 	wrong := false
-	for _, f := range c.findings(ctx, e) {
+	findings := slices.Concat(c.findings(ctx, e), c.outbox(ctx, e), c.inbox(ctx, e))
+	for _, f := range findings {
 		wrong = wrong || f.Err != nil
 		if err := c.write(e, f); err != nil {
 			return err
@@ -28,13 +35,81 @@ func (c *doctor) Run(ctx context.Context, e *Env) error {
 	return nil
 }
 
+// outbox checks the tables that an outbox is in, and whether events leave them.
+func (c *doctor) outbox(ctx context.Context, e *Env) []bus.Finding {
+	return c.database(ctx, e, "outbox", c.OutboxURL, func(ctx context.Context, t bus.Transport) []bus.Finding {
+		return operator.DiagnoseOutbox(ctx, t.(bus.Inspector))
+	})
+}
+
+// inboxDoctor is a transport on tables that an inbox may be in.
+type inboxDoctor interface {
+	DiagnoseInbox(ctx context.Context) []bus.Finding
+}
+
+// inbox checks the table that an inbox is.
+func (c *doctor) inbox(ctx context.Context, e *Env) []bus.Finding {
+	return c.database(ctx, e, "inbox", c.InboxURL, func(ctx context.Context, t bus.Transport) []bus.Finding {
+		return t.(inboxDoctor).DiagnoseInbox(ctx)
+	})
+}
+
+// database opens a database and lets something look at it; nothing where there is no URL. It makes no tables.
+func (c *doctor) database(ctx context.Context, e *Env, what, raw string, look func(context.Context, bus.Transport) []bus.Finding) []bus.Finding {
+	if raw == "" {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.Wait)
+	defer cancel()
+	findings, err := lookAt(ctx, e, raw, look)
+	if err != nil {
+		findings = []bus.Finding{{Check: "open it", Err: err, Cure: cureOf(err)}}
+	}
+	for i := range findings {
+		findings[i].Check = what + ": " + findings[i].Check
+	}
+	return findings
+}
+
+func lookAt(ctx context.Context, e *Env, raw string, look func(context.Context, bus.Transport) []bus.Finding) ([]bus.Finding, error) {
+	u, err := url.Parse(raw)
+	if err != nil || u.Scheme == "" { // its errors repeat the URL, password and all
+		return nil, usage("it is no URL of a database, like postgres://user@host/database; characters such as @ / %% # in a password must be percent-encoded")
+	}
+	q := u.Query()
+	q.Set("migrate", "check")
+	u.RawQuery = q.Encode()
+	t, err := e.OpenDatabase(ctx, u)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = t.Close(ctx) }()
+	return look(ctx, t), nil
+}
+
+// cureOf is what to do about a message system that does not open.
+func cureOf(err error) string {
+	knows, ok := errors.AsType[interface {
+		error
+		Cure() string
+	}](err)
+	switch {
+	case ok:
+		return knows.Cure()
+	case isUsage(err):
+		return "correct the URL; the page of its transport lists the options"
+	default:
+		return "start what the URL names, or correct its host, port, user and password"
+	}
+}
+
 func (c *doctor) findings(ctx context.Context, e *Env) []bus.Finding {
 	s, err := c.open(ctx, e)
 	if isUsage(err) {
-		return []bus.Finding{{Check: "URL", Err: err, Cure: "correct it; the page of its transport lists the options"}}
+		return []bus.Finding{{Check: "URL", Err: err, Cure: cureOf(err)}}
 	}
 	if err != nil {
-		return []bus.Finding{{Check: "open " + e.Where, Err: err, Cure: "start what the URL names, or correct its host, port, user and password"}}
+		return []bus.Finding{{Check: "open " + e.Where, Err: err, Cure: cureOf(err)}}
 	}
 	defer s.close()
 	inspector, err := s.inspector()

@@ -53,6 +53,9 @@ func printable(text string) string {
 	}, text)
 }
 
+// errorWidth is how much of an error a table shows, in its last column: the cause is often at the end.
+const errorWidth = 120
+
 // short cuts a text for a table.
 func short(text string, runes int) string {
 	if r := []rune(text); len(r) > runes {

@@ -173,7 +173,7 @@ func (f filter) one(ctx context.Context, s *session, id string) (queue chosen, m
 func (e *Env) writeClasses(classes []operator.Class) error {
 	t := newTable(e.Stdout, "GROUP", "COUNT", "CLASS", "TYPES", "OLDEST", "NEWEST", "LAST ERROR")
 	for _, c := range classes {
-		t.row(c.Group, c.Count, c.Class, strings.Join(c.Types, ", "), ago(c.Oldest), ago(c.Newest), short(c.Sample, 60))
+		t.row(c.Group, c.Count, c.Class, strings.Join(c.Types, ", "), ago(c.Oldest), ago(c.Newest), short(c.Sample, errorWidth))
 	}
 	return t.flush()
 }

@@ -30,7 +30,7 @@ func (c *poisonLs) Run(ctx context.Context, e *Env) error {
 				return nil
 			}
 			r := operator.Summary(queue.group, m)
-			t.row(r.ID, r.Group, r.EventID, versioned(r), ago(r.At), r.Attempts, r.Class, short(r.Error, 60))
+			t.row(r.ID, r.Group, r.EventID, versioned(r), ago(r.At), r.Attempts, r.Class, short(r.Error, errorWidth))
 			return nil
 		})
 		if err != nil {

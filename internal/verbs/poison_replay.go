@@ -110,7 +110,8 @@ type poisonReplay struct {
 	bulk    `embed:""`
 	consent `embed:""`
 
-	WhatIf bool `help:"Move nothing: run this program's own handlers with the messages, undo it, and say how many would succeed."`
+	WhatIf  bool `help:"Move nothing: run this program's own handlers with the messages, undo it, and say how many would succeed."`
+	NoStart bool `help:"With --what-if, don't run the program's start hooks."`
 }
 
 // Run replays them.

@@ -39,6 +39,11 @@ func (c *poisonReplay) whatIf(ctx context.Context, e *Env) error {
 		if err := c.agreeTo(ctx, s, rehearser, queues); err != nil {
 			return err
 		}
+		if s.Start != nil && !c.NoStart && n > 0 {
+			if err := s.Start(ctx); err != nil {
+				return fmt.Errorf("the service does not start, so nothing was tried; with --no-start it is tried without its start hooks: %w", err)
+			}
+		}
 		prospects, err := c.rehearse(ctx, s, rehearser)
 		if err != nil {
 			return err
@@ -148,7 +153,7 @@ func (c *poisonReplay) tell(s *session, prospects []*prospect, n int) error {
 	succeed, published := 0, 0
 	t := newTable(s.Stdout, "GROUP", "CLASS", "COUNT", "WOULD SUCCEED", "NOW FAILS WITH", "LAST ERROR")
 	for _, p := range prospects {
-		t.row(p.Group, p.Class, p.Count, p.Succeed, strings.Join(p.Now, ", "), short(p.Sample, 60))
+		t.row(p.Group, p.Class, p.Count, p.Succeed, strings.Join(p.Now, ", "), short(p.Sample, errorWidth))
 		succeed += p.Succeed
 		published += p.Published
 	}

@@ -2,6 +2,7 @@ package verbs
 
 import (
 	"fmt"
+	"os"
 	"strings"
 	"time"
 )
@@ -21,7 +22,7 @@ const (
 )
 
 func (e *Env) progress(what string, total int) *progress {
-	if !isTerminal(e.Stderr) || total == 0 {
+	if !isTerminal(e.Stderr) || os.Getenv("TERM") == "dumb" || total == 0 {
 		return nil
 	}
 	return &progress{e: e, what: what, total: total, began: time.Now()}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"regexp"
 
@@ -41,6 +42,11 @@ type Env struct {
 	Open func(ctx context.Context) (bus.Transport, error)
 	// Close closes it; nil for the transport's own Close.
 	Close func(ctx context.Context) error
+	// OpenDatabase opens the database of an outbox or an inbox for doctor, and makes nothing in it.
+	OpenDatabase func(ctx context.Context, u *url.URL) (bus.Transport, error)
+	// Start gets the program's own handlers ready for the Rehearser, and Close ends it; nil where there is
+	// nothing to start.
+	Start func(ctx context.Context) error
 	// Rehearser has the program's own handlers once Open has returned; nil where it has none.
 	Rehearser operator.Rehearsing
 }

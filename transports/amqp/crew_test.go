@@ -215,6 +215,21 @@ func (c *crew) await(what, id string) event {
 	return found
 }
 
+// handedOut is how often a message was handed out until it was done.
+func (c *crew) handedOut(id string) (n int) {
+	c.t.Helper()
+	for _, e := range c.log() {
+		switch {
+		case e.id != id:
+		case e.what == "done":
+			return n
+		case e.what == "in":
+			n++
+		}
+	}
+	return n
+}
+
 // awaitDone waits until so many messages are done, as long as there is progress.
 func (c *crew) awaitDone(n int) {
 	c.t.Helper()

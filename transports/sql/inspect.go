@@ -184,15 +184,54 @@ func (x tally) enter(g *bus.GroupInfo) {
 // Diagnose reaches the database and checks its version, the tables and the user's rights on them. It
 // changes nothing.
 func (t *Transport) Diagnose(ctx context.Context) []bus.Finding {
+	findings, ok := t.store.checkTables(ctx)
+	if !ok {
+		return findings // what follows would only say so again
+	}
+	findings = append(findings, t.store.checkRights(ctx, busTables())...)
+	if t.store.name == Postgres {
+		findings = append(findings, t.store.checkSequences(ctx)...)
+	}
+	return findings
+}
+
+// DiagnoseInbox is [Transport.Diagnose] for an [Inbox], which needs less.
+func (t *Transport) DiagnoseInbox(ctx context.Context) []bus.Finding {
 	s := t.store
+	findings, ok := s.checkTables(ctx)
+	if !ok {
+		return findings
+	}
+	findings = append(findings, s.checkRights(ctx, inboxTables())...)
+	if findings[len(findings)-1].Err != nil {
+		return findings
+	}
+	f := bus.Finding{Check: "inbox " + s.cfg.Prefix + "inbox", Text: "no message recorded"}
+	type row struct{ oldest, newest int64 }
+	all, err := collect(ctx, s.db, func(r rows, x *row) error { return r.Scan(&x.oldest, &x.newest) }, s.sql(`
+		SELECT {now} - oldest, {now} - newest
+		FROM (SELECT (SELECT min(seen_at) FROM {inbox}) AS oldest, (SELECT max(seen_at) FROM {inbox}) AS newest) seen WHERE oldest IS NOT NULL`))
+	switch {
+	case err != nil:
+		f.Err, f.Text, f.Cure = err, "", "see to the database"
+	case len(all) > 0:
+		age := func(micros int64) time.Duration {
+			return max(time.Duration(micros)*time.Microsecond, 0).Round(time.Second)
+		}
+		f.Text = fmt.Sprintf("remembers messages of the last %s; the last was handled %s ago", age(all[0].oldest), age(all[0].newest))
+	}
+	return append(findings, f)
+}
+
+// checkTables reaches the database; ok is false where there is no need to go on.
+func (s *store) checkTables(ctx context.Context) (findings []bus.Finding, ok bool) {
 	server := bus.Finding{Check: "reach the database", Cure: "start the database, or correct the URL's host, port, user and password"}
 	versions, err := collect(ctx, s.db, func(r rows, v *string) error { return r.Scan(v) }, s.sql(s.askVersion()))
 	if err != nil {
 		server.Err = err
-		return []bus.Finding{server}
+		return []bus.Finding{server}, false
 	}
 	server.Text, server.Cure = strings.Join(versions, ""), ""
-	findings := []bus.Finding{server}
 
 	tables := bus.Finding{Check: "tables " + s.cfg.Prefix + "*"}
 	version, err := s.version(ctx, s.db)
@@ -205,11 +244,7 @@ func (t *Transport) Diagnose(ctx context.Context) []bus.Finding {
 	default:
 		tables.Text = fmt.Sprintf("version %d", version)
 	}
-	findings = append(findings, tables)
-	if tables.Err != nil {
-		return findings // what follows would only say so again
-	}
-	return append(findings, s.checkRights(ctx)...)
+	return []bus.Finding{server, tables}, tables.Err == nil
 }
 
 func (s *store) askVersion() string {
@@ -223,16 +258,27 @@ func (s *store) askVersion() string {
 	}
 }
 
-// checkRights tries on every table what a service does to it, with statements that concern no row.
-func (s *store) checkRights(ctx context.Context) (findings []bus.Finding) {
-	for _, table := range []struct{ name, column, columns, values, rights string }{
+// use is what a service does to a table.
+type use struct{ name, column, columns, values, rights string }
+
+func busTables() []use {
+	return []use{
 		{"messages", "state", "group_id, state, pos, lane, first_at, topic, uuid, headers, payload", "id, 0, 0, 0, 0, '', '', '', ''", "SELECT INSERT UPDATE DELETE"},
 		{"holds", "created_at", "message_id, group_id, pos, created_at", "message_id, 0, 0, 0", "SELECT INSERT UPDATE DELETE"},
 		{"consumers", "expires_at", "id, expires_at, group_id, ordering, place", "id, 0, 0, 0, ''", "SELECT INSERT UPDATE DELETE"},
 		{"groups", "created_at", "name, ordering, created_at", "'', 0, 0", "SELECT INSERT UPDATE"},
 		{"subscriptions", "created_at", "pattern, group_id, depth, matches, created_at", "'', 0, 0, '', 0", "SELECT INSERT UPDATE"},
 		{"turns", "created_at", "group_id, created_at", "group_id, 0", "SELECT INSERT UPDATE"},
-	} {
+	}
+}
+
+func inboxTables() []use {
+	return []use{{"inbox", "seen_at", "seen_at, group_name, message_id", "0, '', ''", "SELECT INSERT DELETE"}}
+}
+
+// checkRights tries on every table what a service does to it, with statements that concern no row.
+func (s *store) checkRights(ctx context.Context, tables []use) (findings []bus.Finding) {
+	for _, table := range tables {
 		f := bus.Finding{Check: "rights on " + s.cfg.Prefix + table.name}
 		var missing []string
 		for right := range strings.FieldsSeq(table.rights) {
@@ -254,9 +300,6 @@ func (s *store) checkRights(ctx context.Context) (findings []bus.Finding) {
 			f.Text = strings.ReplaceAll(table.rights, " ", ", ")
 		}
 		findings = append(findings, f)
-	}
-	if s.name == Postgres {
-		findings = append(findings, s.checkSequences(ctx)...)
 	}
 	return findings
 }

@@ -1,0 +1,72 @@
+package operator_test
+
+import (
+	"context"
+	"log/slog"
+	"net/url"
+	"path/filepath"
+	"testing"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/internal/operator"
+	"github.com/leatbus/leat/middleware"
+	"github.com/leatbus/leat/transports/memory"
+	"github.com/leatbus/leat/transports/sql"
+)
+
+// TestTheOutboxIsOneMoreGroup is a service in memory whose outbox has set something aside.
+func TestTheOutboxIsOneMoreGroup(t *testing.T) {
+	tables := &url.URL{Scheme: "sqlite", Path: filepath.Join(t.TempDir(), "shop.db")}
+	outbox, err := sql.OpenOutbox(t.Context(), tables, sql.OutboxConfig{Service: "shop"})
+	require.NoError(t, err)
+	b, err := bus.New(memory.New(memory.Config{}), bus.Config{Service: "shop", Outbox: outbox, Logger: slog.New(slog.DiscardHandler)})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, b.Close(context.Background())) }()
+	_, err = b.Transport().Subscribe(t.Context(), bus.Subscription{Group: "shop.zebra", Topics: []string{"order.>"}, Concurrency: 1})
+	require.NoError(t, err)
+	server, err := operator.Admin{Addr: "127.0.0.1:0", Bus: b, Logger: slog.New(slog.DiscardHandler)}.Start(t.Context())
+	require.NoError(t, err)
+	defer func() { require.NoError(t, server.Stop(context.Background())) }()
+	base, err := url.Parse(server.URL())
+	require.NoError(t, err)
+	client, err := operator.Dial(t.Context(), base, "")
+	require.NoError(t, err)
+	defer func() { require.NoError(t, client.Close(t.Context())) }()
+
+	msg := message.NewMessage("e-1", []byte("{}"))
+	msg.Metadata = message.Metadata{bus.HeaderID: "e-1", bus.HeaderType: "order.paid.v1"}
+	bus.Fault{Text: "too large", Class: "*TooLarge", Group: outbox.Group(), Topic: "order.paid.v1"}.Set(msg.Metadata)
+	require.NoError(t, outbox.PoisonQueue().Put(t.Context(), bus.PoisonedMessage{Message: msg}))
+
+	groups, err := client.Groups(t.Context())
+	require.NoError(t, err)
+	require.Len(t, groups, 2)
+	require.Equal(t, bus.GroupInfo{
+		Name: "shop.outbox", Poisoned: 1, Delayed: bus.Unknown, Parked: bus.Unknown, InFlight: bus.Unknown, Consumers: bus.Unknown,
+	}, groups[0])
+	require.Equal(t, "shop.zebra", groups[1].Name)
+	_, err = operator.FindGroups(t.Context(), client, "shop.outbx")
+	require.ErrorContains(t, err, "Did you mean shop.outbox?")
+	_, err = operator.FindGroups(t.Context(), client, "till.outbox")
+	require.ErrorContains(t, err, "Did you mean shop.outbox?")
+
+	queue := client.PoisonQueue("shop.outbox")
+	dead, err := queue.List(t.Context(), "", 10)
+	require.NoError(t, err)
+	require.Len(t, dead, 1)
+	require.Equal(t, "too large", dead[0].Fault.Text)
+	findings := client.Diagnose(t.Context())
+	require.Contains(t, findings, bus.Finding{Check: "outbox shop.outbox", Text: "0 pending, ? relaying, 1 set aside"})
+
+	n, err := queue.Replay(t.Context(), dead[0].ID)
+	require.NoError(t, err)
+	require.Equal(t, 1, n)
+	stats, err := b.OutboxStats(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, 1, stats.Pending, "the relay has it again")
+	_, err = operator.NewRehearser(b, middleware.Stack{}).Rehearse(t.Context(), "shop.outbox", dead)
+	require.ErrorContains(t, err, "an outbox has no handler")
+}
