@@ -14,8 +14,8 @@ const (
 	// ackPatience is how many intervals one waits that is beyond a message that is still out. A quorum
 	// queue writes each frame to its log, and what is out is mostly settled by then.
 	ackPatience = 3
-	// ackSpare is how many frames are sent that nobody can wait for.
-	ackSpare = 24
+	// ackMemory is for how long frames count as recent.
+	ackMemory = 250 * time.Millisecond
 	// copyPatience is the same where the broker is about to confirm a copy of that message.
 	copyPatience = 20
 )
@@ -37,9 +37,11 @@ type acks struct {
 	timer    *time.Timer
 	armed    bool
 	held     bool // nothing is sent for now
-	left     int  // frames that may be sent before the end
 	ended    bool
 	expected map[uint64]bool // out, and about to be settled
+
+	since       time.Time // when the frames began that are counted now
+	before, now int       // frames in the interval before, and in this one
 }
 
 // acker is the channel.
@@ -49,7 +51,7 @@ type acker interface {
 }
 
 func newAcks(ch acker, batch, window int) *acks {
-	a := &acks{ch: ch, left: math.MaxInt, expected: make(map[uint64]bool), batch: batch, window: window}
+	a := &acks{ch: ch, expected: make(map[uint64]bool), batch: batch, window: window}
 	a.timer = time.AfterFunc(time.Hour, a.tick)
 	a.timer.Stop()
 	return a
@@ -150,17 +152,6 @@ func (a *acks) goOn() {
 	}
 }
 
-// spare sends what was held back, and little more before the end. A channel of quorum queues keeps acks
-// back while 32 wait for the disk, and forgets them when it is closed.
-func (a *acks) spare() {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.held, a.left = false, ackSpare
-	if !a.ended {
-		a.flush()
-	}
-}
-
 // flush acks what is settled up to the oldest message out, and what is beyond it when that has waited
 // enough. The caller holds a.mu.
 func (a *acks) flush() bool {
@@ -176,27 +167,41 @@ func (a *acks) flush() bool {
 	})
 	var err error
 	if last > 0 {
-		err = a.ch.Ack(last, upTo)
-		a.left--
+		err = a.send(last, upTo)
 	}
 	switch {
 	case len(a.beyond) == 0:
 		a.waited = 0
 	case oldest == a.stuck, len(a.beyond) >= a.window, a.waited >= a.patience(oldest):
 		slices.Sort(a.beyond)
-		now := min(len(a.beyond), max(a.left, 0))
-		for _, tag := range a.beyond[:now] {
+		for _, tag := range a.beyond {
 			if err == nil {
-				err = a.ch.Ack(tag, alone)
+				err = a.send(tag, alone)
 			}
 		}
-		a.left -= now
-		a.beyond, a.waited, a.stuck = slices.Delete(a.beyond, 0, now), 0, oldest
+		a.beyond, a.waited, a.stuck = a.beyond[:0], 0, oldest
 	default:
 		a.arm()
 	}
-	a.held = a.held || a.left <= 0
 	return err == nil
+}
+
+func (a *acks) send(tag uint64, multiple bool) error {
+	if now := time.Now(); now.Sub(a.since) > ackMemory {
+		a.since, a.before, a.now = now, a.now, 0
+	}
+	a.now++
+	return a.ch.Ack(tag, multiple)
+}
+
+// recent is about how many frames were sent a moment ago.
+func (a *acks) recent() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if time.Since(a.since) > ackMemory {
+		return 0
+	}
+	return a.before + a.now
 }
 
 // patience is how many intervals others wait for the oldest message out. The caller holds a.mu.
@@ -219,7 +224,7 @@ func (a *acks) end() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if !a.ended {
-		a.left, a.waited = math.MaxInt, copyPatience
+		a.waited = copyPatience
 		a.flush()
 	}
 	a.ended = true

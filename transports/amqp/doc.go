@@ -45,6 +45,15 @@
 // came before; leat then counts in the header, by which the message goes to the end of its queue. In
 // an ordered group of classic queues all crashes count as one.
 //
+// # Handlers that take long
+//
+// The broker closes a channel whose message is not acked within its consumer_timeout, 30 minutes by default.
+// The log says so and names the cure; the group goes on over a new channel. All that was out comes again and
+// counts a hand-over more, also the message whose handler still runs: its ack fails then, and the message is
+// handled twice, but in an ordered group not at the same time. So give handlers a shorter timeout. Ordered
+// groups keep what they hold unacked for up to three minutes, delays for twenty seconds; a consumer_timeout below five
+// minutes does not work with them.
+//
 // # Order
 //
 // One process consumes an ordered group, the others wait to take over. A quorum queue keeps the order of
@@ -56,7 +65,7 @@
 // behind either. So a delay outlives the process and the broker, and a key that waits holds back itself
 // only, however much is behind it; the process remembers about a hundred bytes of each held message, and
 // 16 MiB of bodies. Who leads is settled by <group>.lead. A shorter delay is waited for in the process; a crash
-// forgets that one and its attempt, not the message. A key whose message is being handled, and does not
+// forgets that one and its attempt, not the message, and a close neither. A key whose message is being handled, and does not
 // wait, counts against prefetch with what is behind it. See held.go for how it works.
 //
 // A process that crashes may leave a message in two places. Which is known by the message's id and body,

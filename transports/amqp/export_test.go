@@ -48,3 +48,10 @@ func (t *Transport) TickForTest() {
 		}
 	}
 }
+
+// DelayedForTest is how many messages the transport holds until their time.
+func (t *Transport) DelayedForTest() int {
+	t.warden.mu.Lock()
+	defer t.warden.mu.Unlock()
+	return len(t.warden.held)
+}

@@ -29,6 +29,7 @@ type item struct {
 	held     *entry    // its place, where it came from the queue of held messages
 	read     bool      // msg is filled
 	seen     bool      // it was handed out before, and waits for a redelivery in this process
+	counted  bool      // with an attempt that the broker does not know of
 	unseen   int       // deliveries that the broker counted, and that were none
 }
 
@@ -65,6 +66,7 @@ func (it *item) again(attempts int) *item {
 	return &item{
 		feed: it.feed, session: it.session, raw: it.raw, queue: it.queue,
 		attempts: attempts, crashes: it.crashes, failed: it.delivery.FailedSince, key: it.key, heads: it.heads, held: it.held, seen: true,
+		counted: it.counted || attempts > it.attempts,
 	}
 }
 

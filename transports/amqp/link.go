@@ -161,6 +161,13 @@ func notConnected(ctx context.Context, lastErr error) error {
 	return fmt.Errorf("%w (%w)", context.Cause(ctx), lastErr)
 }
 
+// connected says whether there is a connection, be it a blocked one.
+func (l *link) connected() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.conn != nil
+}
+
 // state is why nothing can be sent now; nil when it can.
 func (l *link) state() error {
 	l.mu.Lock()

@@ -4,6 +4,11 @@ package amqp_test
 
 import (
 	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -12,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/internal/testenv"
 )
 
 // Order by key holds over lost connections: what comes again comes before what has not come yet.
@@ -82,4 +88,45 @@ func TestOrderByKeyOutlivesLostConnections(t *testing.T) {
 			require.Len(t, handled, keys*each)
 		})
 	}
+}
+
+// Order holds over three processes that are killed, most of them while they lead, and messages that
+// fail meanwhile.
+func TestOrderOutlivesKillsAndRedeliveries(t *testing.T) {
+	t.Parallel()
+	kills := 2
+	if s := os.Getenv("LEAT_TEST_KILLS"); s != "" {
+		kills, _ = strconv.Atoi(s)
+	}
+	bothQueues(t, testenv.RabbitMQ(t), func(t *testing.T, raw string) {
+		c := newCrew(t, raw, bus.OrderedByKey)
+		c.prepare()
+		const keys = 15
+		each := 15 * (kills + 1)
+		for i := range each {
+			for k := range keys {
+				var plan []string
+				if wait := rand.IntN(40); wait < 3 {
+					plan = []string{planWait, []string{"150ms", "400ms", "1500ms"}[wait]}
+				}
+				c.publish(fmt.Sprintf("k%02d/%04d", k, i), plan...)
+			}
+		}
+		for range 3 {
+			c.start()
+		}
+		for n := range kills {
+			eventually(t, "work goes on", func() bool { return len(c.done()) > (n+1)*keys*each/(kills+2) })
+			log := c.log()
+			c.kill(max(0, slices.IndexFunc(c.members, func(m *exec.Cmd) bool { return m.Process.Pid == log[len(log)-1].pid })))
+			c.start()
+		}
+		c.awaitDone(keys * each)
+		c.requireOrder()
+		doubles := -keys * each
+		for _, n := range c.done() {
+			doubles += n
+		}
+		t.Logf("%d messages, %d kills, %d doubles", keys*each, kills, doubles)
+	})
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -48,6 +49,7 @@ type session struct {
 	lost    chan error    // what an ordered group needs beside the channel is gone
 	idle    chan struct{} // closed when nothing is out, after the feed was closed
 	settled func()
+	drained bool
 }
 
 // run consumes until the feed is closed, over as many sessions as it takes.
@@ -219,17 +221,19 @@ func (s *session) cancel() error {
 // nacked, or had its consumer cancelled, to the end. So where the place matters, the consumer stays
 // until everything that is out is settled; nor can the next one take over before.
 func (s *session) drain() error {
+	s.feed.t.active.Add(1) // Close waits for the last acks too
+	s.drained = true
 	defer s.feed.release()
 	if s.feed.keepsPlace() {
-		s.feed.t.active.Add(1) // Close waits for the farewell too
-		defer s.feed.t.active.Add(-1)
 		s.feed.giveBack()
 		s.feed.release()
-		err := s.awaitIdle()
-		if err == nil && s.held != nil {
-			s.held.farewell()
+		if err := s.awaitIdle(); err != nil {
+			return err
 		}
-		return err
+		if s.held != nil {
+			return s.held.farewell()
+		}
+		return s.rest()
 	}
 	s.acks.hold()
 	if err := s.settle(); err != nil {
@@ -242,7 +246,41 @@ func (s *session) drain() error {
 	s.acks.goOn()
 	s.feed.giveBack()
 	s.feed.release()
-	return s.awaitIdle()
+	if err := s.awaitIdle(); err != nil {
+		return err
+	}
+	return s.rest()
+}
+
+// A channel keeps acks of quorum queues back while 32 wait for the disk, and forgets them when it is closed.
+
+// acked returns when the broker has carried out the acks of an ordered group: it answers behind them to a
+// consumer that only stands in line.
+func (s *session) acked() error {
+	const autoAck, noLocal = false, false
+	s.acks.hurry()
+	if s.feed.t.cfg.QueueType == Classic {
+		return nil
+	}
+	for _, queue := range s.feed.queues {
+		tag := s.feed.sub.Group + "-last"
+		if _, err := s.ch.Consume(queue, tag, autoAck, exclusive, noLocal, noWait, nil); err != nil {
+			return err
+		}
+		if err := s.ch.Cancel(tag, noWait); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// rest gives the broker time to carry out many acks, where another consumer would be served.
+func (s *session) rest() error {
+	s.acks.hurry()
+	if s.feed.t.cfg.QueueType == Classic || s.acks.recent() < pace {
+		return nil
+	}
+	return sleep(s.feed.life, ackMemory)
 }
 
 func (s *session) awaitIdle() error {
@@ -266,6 +304,10 @@ func channelLost(reason *amqp.Error) error {
 	if reason == nil {
 		return errors.New("the connection was lost")
 	}
+	if reason.Code == amqp.PreconditionFailed && strings.Contains(reason.Reason, "timed out") {
+		return fmt.Errorf("the broker waited longer than its consumer_timeout for an ack, so that all that was out comes again: "+
+			"give handlers a timeout that is shorter, or raise consumer_timeout on the broker: %w", reason)
+	}
 	return fmt.Errorf("the broker closed the channel: %w", reason)
 }
 
@@ -278,6 +320,9 @@ func (s *session) close() {
 		s.held.end() // after it: what this process took from the group's queue is back when another leads
 	}
 	s.pumps.Wait()
+	if s.drained {
+		s.feed.t.active.Add(-1)
+	}
 }
 
 // keepsPlace reports whether the order of the queue is to be kept when a consumer ends: where order is
@@ -286,27 +331,32 @@ func (f *feed) keepsPlace() bool { return f.sub.Order != bus.Unordered || f.sub.
 
 // giveBack returns what was never handed out. The broker would count each as delivered, which it
 // was not; so it is published again, at the end of the queue. Where place matters more than the
-// count, it is left to the end of the channel.
+// count, it is left to the end of the channel, but for what has an attempt that only this process knows.
 func (f *feed) giveBack() {
 	f.mu.Lock()
-	moves := make(map[*item]time.Duration)
+	back := make(map[*item]time.Duration)
 	for it, h := range f.held {
 		h.timer.Stop()
-		if f.sub.Order == bus.Unordered {
-			moves[it] = time.Until(h.due)
-		}
+		back[it] = time.Until(h.due)
 	}
 	clear(f.held)
 	for _, it := range f.ready {
-		if !f.keepsPlace() {
-			moves[it] = 0
-		}
+		back[it] = 0
 	}
 	f.ready = nil
 	clear(f.lanes)
 	f.behind = 0
-	for range moves {
+	moves := make(map[*item]time.Duration)
+	for it, after := range back {
+		if f.keepsPlace() && !it.counted && (it.key != "" || after <= 0) {
+			continue
+		}
 		f.takeOut()
+		if it.key == "" {
+			moves[it] = after
+		} else {
+			it.session.held.keep(it, it.attempts, after)
+		}
 	}
 	f.mu.Unlock()
 

@@ -18,12 +18,15 @@ const (
 
 	// wardenRetry is when a message is tried again that the broker would not take.
 	wardenRetry = time.Second
+	// wardenGrace is how long it keeps what it holds while it can't publish.
+	wardenGrace = 3 * time.Second
 	wardenBatch = 64 // acks that don't wait any longer
 )
 
 // warden takes messages from the queue "near", holds them until their time and sends them where they
 // belong. Each is acked when its copy is confirmed, so what a warden holds when it ends comes to
-// another. All leat processes of a virtual host share the work.
+// another. So it does when the connection is lost by which it would send them, while the one by which it
+// takes them lives. All leat processes of a virtual host share the work.
 type warden struct {
 	t    *Transport
 	ctx  context.Context
@@ -33,6 +36,7 @@ type warden struct {
 	held  heldHeap
 	bytes int
 	wake  chan struct{} // the earliest has changed
+	done  chan struct{} // closed when nothing is sent any more
 }
 
 // waiting is a message that a warden holds.
@@ -40,13 +44,23 @@ type waiting struct {
 	out  *outgoing
 	due  time.Time
 	tag  uint64
-	acks *acks
+	from *hoard
+}
+
+// hoard is what came over one channel.
+type hoard struct {
+	*acks
+	ctx context.Context // ends when all of it was given back
 }
 
 func newWarden(t *Transport) *warden {
-	w := &warden{t: t, wake: make(chan struct{}, 1)}
+	w := &warden{t: t, wake: make(chan struct{}, 1), done: make(chan struct{})}
 	w.ctx, w.stop = context.WithCancel(t.ctx)
-	t.work.Go(w.run)
+	t.active.Add(1) // Close waits for the last acks
+	t.work.Go(func() {
+		defer t.active.Add(-1)
+		w.run()
+	})
 	t.work.Go(w.release)
 	return w
 }
@@ -70,6 +84,9 @@ func (w *warden) run() {
 }
 
 func (w *warden) serve() error {
+	if _, _, err := w.t.publishing.connection(w.ctx); err != nil {
+		return err
+	}
 	conn, _, err := w.t.consuming.connection(w.ctx)
 	if err != nil {
 		return err
@@ -80,8 +97,10 @@ func (w *warden) serve() error {
 	}
 	defer closeQuietly(ch)
 	gone := ch.NotifyClose(make(chan *amqp.Error, 1))
-	settled := newAcks(ch, wardenBatch, wardenBatch)
-	defer settled.end()
+	ctx, giveBack := context.WithCancel(w.t.ctx)
+	defer giveBack()
+	from := &hoard{newAcks(ch, wardenBatch, wardenBatch), ctx}
+	defer from.end()
 
 	const size, global = 0, false
 	const autoAck, noLocal = false, false
@@ -94,8 +113,10 @@ func (w *warden) serve() error {
 		if err != nil {
 			return err
 		}
-		if err := w.take(settled, deliveries); err != nil {
-			if w.ctx.Err() == nil {
+		if err := w.take(from, deliveries); err != nil {
+			if w.ctx.Err() != nil {
+				w.finish(ch, tag, from)
+			} else {
 				select {
 				case reason := <-gone:
 					err = channelLost(reason)
@@ -108,27 +129,46 @@ func (w *warden) serve() error {
 			return err
 		}
 		for d := range deliveries { // what was on its way
-			w.hold(settled, &d)
+			w.hold(from, &d)
 		}
 	}
 }
+
+// finish waits for what is being sent, and its acks: the answer to the cancel comes behind them.
+func (w *warden) finish(ch *amqp.Channel, tag string, from *hoard) {
+	<-w.done
+	from.end()
+	_ = ch.Cancel(tag, noWait) // else the channel is gone
+}
+
+var errCantSend = errors.New("the connection to publish by is lost; what is due soon is given back, for other processes")
 
 var errCancelled = errors.New("the broker cancelled the consumer: the queue was deleted or lost its leader")
 
 // take holds what comes. It returns nil when everything that the broker may send is held, none of it
 // is due for a while, and there is memory for more.
-func (w *warden) take(settled *acks, deliveries <-chan amqp.Delivery) error {
+func (w *warden) take(from *hoard, deliveries <-chan amqp.Delivery) error {
 	assert := time.NewTicker(assertInterval)
 	defer assert.Stop()
+	check := time.NewTicker(wardenGrace / 3)
+	defer check.Stop()
+	connected := time.Now()
 	for {
 		select {
 		case d, ok := <-deliveries:
 			if !ok {
 				return errCancelled
 			}
-			w.hold(settled, &d)
+			w.hold(from, &d)
 			if w.full() {
 				return nil
+			}
+		case <-check.C:
+			if w.t.publishing.connected() {
+				connected = time.Now()
+			}
+			if time.Since(connected) > wardenGrace {
+				return errCantSend
 			}
 		case <-assert.C:
 			w.assert()
@@ -155,11 +195,11 @@ func (w *warden) assert() {
 	}
 }
 
-func (w *warden) hold(settled *acks, d *amqp.Delivery) {
+func (w *warden) hold(from *hoard, d *amqp.Delivery) {
 	out, due := w.t.topology.ladder.arrived(d)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.push(&waiting{out: out, due: due, tag: d.DeliveryTag, acks: settled})
+	w.push(&waiting{out: out, due: due, tag: d.DeliveryTag, from: from})
 }
 
 // push adds a message. The caller holds w.mu.
@@ -183,6 +223,7 @@ func (w *warden) forget() {
 
 // release sends messages whose time has come.
 func (w *warden) release() {
+	defer close(w.done)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -224,21 +265,21 @@ func (w *warden) send(batch []*waiting) {
 	for i, x := range batch {
 		out[i] = x.out
 	}
-	err := w.t.publisher.send(w.t.ctx, out)
+	err := w.t.publisher.send(batch[0].from.ctx, out)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, x := range batch {
 		switch {
 		case x.out.confirmed && !x.out.unroutable:
-			x.acks.ack(x.tag)
+			x.from.ack(x.tag)
 		case x.out.confirmed:
 			w.unroutable(x)
-		case !x.acks.isOver(): // else it comes again
+		case !x.from.isOver(): // else it comes again
 			x.due = time.Now().Add(wardenRetry)
 			w.push(x)
 		}
 	}
-	if err != nil && w.t.ctx.Err() == nil {
+	if err != nil && batch[0].from.ctx.Err() == nil {
 		w.t.cfg.Logger.Error("leat: amqp: delayed messages are not confirmed and tried again", "err", err)
 	}
 }
@@ -251,7 +292,7 @@ func (w *warden) unroutable(x *waiting) {
 		w.t.unroutable.Add(1)
 		w.t.cfg.Logger.Warn("leat: amqp: a delayed message reached no group", "exchange", x.out.exchange,
 			"key", x.out.key, "message_id", x.out.msg.MessageId)
-		x.acks.ack(x.tag)
+		x.from.ack(x.tag)
 		return
 	}
 	w.t.cfg.Logger.Error("leat: amqp: a group's queue is gone; its delayed redelivery is kept", "queue", x.out.key,

@@ -1,0 +1,151 @@
+//go:build unix
+
+package amqp_test
+
+import (
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/internal/testenv"
+)
+
+// What was acked before a transport is closed does not come again: a quorum queue's channel forgets
+// acks that it has not handed on.
+func TestACloseForgetsNoAcks(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name    string
+		workers int
+		order   bus.Order
+		held    bool
+	}{
+		{"unordered", 20, bus.Unordered, false},
+		{"one worker", 1, bus.Unordered, false},
+		{"by key", 20, bus.OrderedByKey, false},
+		{"by key, held", 20, bus.OrderedByKey, true},
+		{"strict", 1, bus.OrderedStrictly, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			raw := testenv.RabbitMQ(t)
+			topic := unique("order.paid.v1")
+			sub := bus.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: c.workers, Order: c.order}
+			const n, keys = 600, 20
+			first := open(t, raw)
+			subscribe(t, first, sub)
+			var msgs []*message.Message
+			for i := range n {
+				msg := newMessage(topic, strconv.Itoa(i))
+				msg.Metadata[bus.HeaderPartitionKey] = strconv.Itoa(i % keys)
+				msgs = append(msgs, msg)
+			}
+			require.NoError(t, first.Publish(t.Context(), topic, msgs...))
+			closeAll(t, first)
+
+			handled := make(map[string]int)
+			for round := 1; len(handled) < n; round++ {
+				require.Less(t, round, 100)
+				transport := open(t, raw)
+				feed := subscribe(t, transport, sub)
+				if c.held && round == 1 {
+					for range keys {
+						require.NoError(t, next(t, feed).Settler.Redeliver(2*time.Second))
+					}
+					eventually(t, "all is held", func() bool { return transport.HeldForTest() == n })
+				}
+				var mu sync.Mutex
+				var workers sync.WaitGroup
+				goal := min(len(handled)+n/6, n)
+				stop := make(chan struct{})
+				enough := sync.OnceFunc(func() { close(stop) })
+				for range c.workers {
+					workers.Go(func() {
+						for {
+							d, err := feed.Next(t.Context())
+							if err != nil {
+								return
+							}
+							mu.Lock()
+							handled[bus.MessageID(d.Message)]++
+							if len(handled) >= goal {
+								enough()
+							}
+							mu.Unlock()
+							_ = d.Settler.Ack()
+						}
+					})
+				}
+				<-stop
+				closeAll(t, transport)
+				workers.Wait()
+			}
+			again := open(t, raw)
+			feed := subscribe(t, again, sub)
+			publishKeyed(t, again, topic, "last/1")
+			require.Equal(t, "last/1", take(t, feed), "nothing comes again")
+			closeAll(t, again)
+			for id, times := range handled {
+				require.Equal(t, 1, times, "message %s", id)
+			}
+		})
+	}
+}
+
+// An attempt that only the process knows of, because the message waits there for a moment, outlives it.
+func TestACloseForgetsNoAttempts(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name    string
+		workers int
+		order   bus.Order
+	}{
+		{"unordered", 4, bus.Unordered},
+		{"one worker", 1, bus.Unordered},
+		{"by key", 4, bus.OrderedByKey},
+		{"strict", 1, bus.OrderedStrictly},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			for _, queue := range []string{"quorum", "classic"} {
+				for _, wait := range []time.Duration{0, heldHere} {
+					raw, topic := withOptions(testenv.RabbitMQ(t), "queue="+queue), unique("order.paid.v1")
+					sub := bus.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: c.workers, Order: c.order}
+					first := open(t, raw)
+					feed := subscribe(t, first, sub)
+					publishKeyed(t, first, topic, "a/1", "a/2")
+					for i := range 4 {
+						d := next(t, feed)
+						for bus.MessageID(d.Message) != "a/1" {
+							d = next(t, feed) // without order, the other comes in between
+						}
+						require.NoError(t, d.Settler.Redeliver(wait*time.Duration(i/3)))
+					}
+					closeAll(t, first)
+
+					second := open(t, raw)
+					feed = subscribe(t, second, sub)
+					var came []string
+					for range 2 {
+						d := next(t, feed)
+						came = append(came, bus.MessageID(d.Message))
+						if bus.MessageID(d.Message) == "a/1" {
+							require.GreaterOrEqual(t, d.Attempt, 5, "%s, after %s", queue, wait)
+						}
+						ack(t, d)
+					}
+					if c.order != bus.Unordered {
+						require.Equal(t, []string{"a/1", "a/2"}, came)
+					}
+					closeAll(t, second)
+				}
+			}
+		})
+	}
+}
+
+const heldHere = 100 * time.Millisecond // the longest delay for which a message waits in the process

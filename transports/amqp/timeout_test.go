@@ -1,0 +1,100 @@
+//go:build unix
+
+package amqp_test
+
+import (
+	"bytes"
+	"log/slog"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/transports/amqp"
+)
+
+// A handler that takes longer than the broker waits for an ack: the group goes on, nothing is lost, and the
+// log names the cure.
+func TestAHandlerThatOutlastsTheConsumerTimeout(t *testing.T) {
+	b := ownBroker(t)
+	setting := func(name, value string) {
+		b.ctl(t, "eval", "application:set_env(rabbit, "+name+", "+value+").")
+	}
+	setting("consumer_timeout", "1000")
+	setting("channel_tick_interval", "300")
+	defer setting("consumer_timeout", "1800000")
+	defer setting("channel_tick_interval", "60000")
+	for _, order := range []bus.Order{bus.Unordered, bus.OrderedByKey} {
+		t.Run(order.String(), func(t *testing.T) {
+			bothQueues(t, b.url(), func(t *testing.T, raw string) {
+				u, err := url.Parse(raw)
+				require.NoError(t, err)
+				cfg, err := amqp.ConfigFromURL(u)
+				require.NoError(t, err)
+				log := new(safeBuffer)
+				cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
+				transport, err := amqp.New(t.Context(), cfg)
+				require.NoError(t, err)
+				t.Cleanup(func() { cleanUp(t, raw, transport.QueuesForTest()) })
+				topic := unique("order.paid.v1")
+				feed := subscribe(t, transport, bus.Subscription{
+					Group: unique("ledger"), Topics: []string{topic}, Concurrency: 4, Order: order,
+				})
+				var ticks sync.WaitGroup
+				over := make(chan struct{})
+				ticks.Go(func() { // an ordered group renews what it holds, else within minutes
+					for {
+						select {
+						case <-time.After(100 * time.Millisecond):
+							transport.TickForTest()
+						case <-over:
+							return
+						}
+					}
+				})
+				defer func() {
+					close(over)
+					ticks.Wait()
+				}()
+				publishKeyed(t, transport, topic, "a/1", "b/1")
+				slow := next(t, feed)
+				for bus.MessageID(slow.Message) != "a/1" {
+					ack(t, slow)
+					slow = next(t, feed)
+				}
+				eventually(t, "the log says what happened", func() bool { return strings.Contains(log.String(), "consumer_timeout") })
+				require.Error(t, slow.Settler.Ack(), "it comes again")
+				publishKeyed(t, transport, topic, "a/2")
+				handled := make(map[string]bool)
+				for !handled["a/1"] || !handled["a/2"] {
+					d := next(t, feed)
+					ack(t, d)
+					handled[bus.MessageID(d.Message)] = true
+				}
+				closeAll(t, transport)
+			})
+		})
+	}
+}
+
+// safeBuffer is a buffer for many goroutines.
+type safeBuffer struct {
+	mu sync.Mutex
+	bytes.Buffer
+}
+
+func (b *safeBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.Buffer.Write(p)
+}
+
+func (b *safeBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.Buffer.String()
+}
