@@ -35,8 +35,9 @@ type amqpWorld struct {
 	conn   *rabbit.Connection
 }
 
-func newAMQPWorld(tb testing.TB) *amqpWorld {
-	broker := testenv.RabbitMQ(tb)
+func newAMQPWorld(tb testing.TB) *amqpWorld { return newAMQPWorldAt(tb, testenv.RabbitMQ(tb)) }
+
+func newAMQPWorldAt(tb testing.TB, broker string) *amqpWorld {
 	conn, err := rabbit.Dial(broker)
 	require.NoError(tb, err)
 	tb.Cleanup(func() { _ = conn.Close() })
@@ -118,9 +119,20 @@ func rawPublishing(i int) rabbit.Publishing {
 
 // BenchmarkAMQPPublish publishes confirmed: from 64 goroutines, and from one in slices of 100. The peer is
 // Watermill's publisher with confirmations and a pool of one channel, and of 64.
-func BenchmarkAMQPPublish(b *testing.B) {
-	w := newAMQPWorld(b)
-	const n, stockN, goroutines, slice = 6_400, 800, 64, 100
+func BenchmarkAMQPPublish(b *testing.B) { publishOverAMQP(b, newAMQPWorld(b), 800) }
+
+// BenchmarkAMQPPublishFar is the same where a round trip to the broker takes a millisecond, as it does
+// between machines.
+func BenchmarkAMQPPublishFar(b *testing.B) {
+	u, err := url.Parse(testenv.RabbitMQ(b))
+	require.NoError(b, err)
+	u.Host = distance(b, u.Host, time.Millisecond/2)
+	publishOverAMQP(b, newAMQPWorldAt(b, u.String()), 200)
+}
+
+// publishOverAMQP lets the slow ones publish less.
+func publishOverAMQP(b *testing.B, w *amqpWorld, stockN int) {
+	const n, goroutines, slice = 6_400, 64, 100
 	transport := w.open()
 	topic := w.prefix + ".order.paid.v1"
 	group := w.group(transport, "ledger", topic)

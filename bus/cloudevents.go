@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net/url"
 	"strings"
-	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -115,7 +114,7 @@ func checkAttributes(h message.Metadata) error {
 		return fmt.Errorf("source %q is not a URI reference", OneLine(h[HeaderSource], 64))
 	}
 	if t, ok := h[HeaderTime]; ok {
-		if _, err := time.Parse(time.RFC3339Nano, t); err != nil {
+		if _, err := readTime(t); err != nil {
 			return fmt.Errorf("time %q is not RFC 3339", OneLine(t, 64))
 		}
 	}
@@ -132,6 +131,7 @@ func checkAttributes(h message.Metadata) error {
 func eventData(attributes map[string]json.RawMessage, contentType string) ([]byte, error) {
 	data, hasData := attributes["data"]
 	encoded, hasBase64 := attributes["data_base64"]
+	hasBase64 = hasBase64 && string(encoded) != "null" // null means absent, as with attributes
 	switch {
 	case hasData && hasBase64:
 		return nil, errors.New("both data and data_base64 are present")

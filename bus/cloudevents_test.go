@@ -6,6 +6,7 @@ import (
 	"maps"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
@@ -52,11 +53,14 @@ func TestParseCloudEventTakes(t *testing.T) {
 			``,
 		},
 		"null is absent":                     {cloudEvent(`"subject":null,"time":null,"tenant":null,"datacontenttype":null`), nil, ``},
+		"a time in small letters":            {cloudEvent(`"time":"2026-01-02t03:04:05z"`), message.Metadata{bus.HeaderTime: "2026-01-02t03:04:05z"}, ``},
+		"a leap second":                      {cloudEvent(`"time":"2016-12-31T23:59:60.5Z"`), message.Metadata{bus.HeaderTime: "2016-12-31T23:59:60.5Z"}, ``},
 		"text of another media type":         {cloudEvent(`"datacontenttype":"text/plain","data":"one\ntwo"`), message.Metadata{bus.HeaderContentType: "text/plain"}, "one\ntwo"},
 		"text as JSON keeps its quotes":      {cloudEvent(`"datacontenttype":"application/json; charset=utf-8","data":"one"`), message.Metadata{bus.HeaderContentType: "application/json; charset=utf-8"}, `"one"`},
 		"a media type that ends in +json":    {cloudEvent(`"datacontenttype":"application/vnd.shop+json","data":{"a":1}`), message.Metadata{bus.HeaderContentType: "application/vnd.shop+json"}, `{"a":1}`},
 		"JSON under a media type of another": {cloudEvent(`"datacontenttype":"application/xml","data":{"a":1}`), message.Metadata{bus.HeaderContentType: "application/xml"}, `{"a":1}`},
 		"binary data":                        {cloudEvent(`"data_base64":"AP8B"`), nil, "\x00\xff\x01"},
+		"data beside no binary data":         {cloudEvent(`"data":1,"data_base64":null`), nil, `1`},
 		"data null is JSON":                  {cloudEvent(`"data":null`), nil, `null`},
 		"a source that is a URN":             {strings.Replace(cloudEvent(``), "/shop", "urn:uuid:6e8bc430-9c3a-11d9-9669-0800200c9a66", 1), message.Metadata{bus.HeaderSource: "urn:uuid:6e8bc430-9c3a-11d9-9669-0800200c9a66"}, ``},
 		"white space around":                 {"\r\n\t" + cloudEvent(``) + " \n", nil, ``},
@@ -73,6 +77,12 @@ func TestParseCloudEventTakes(t *testing.T) {
 			require.Equal(t, "e-1", msg.UUID)
 		})
 	}
+}
+
+func TestALeapSecondIsTheBeginningOfTheNext(t *testing.T) {
+	msg := message.NewMessage("1", nil)
+	msg.Metadata[bus.HeaderTime] = "2016-12-31t23:59:60.5Z"
+	require.Equal(t, time.Date(2017, 1, 1, 0, 0, 0, 0, time.UTC), bus.MessageTime(msg))
 }
 
 func TestParseCloudEventRefuses(t *testing.T) {
@@ -105,6 +115,8 @@ func TestParseCloudEventRefuses(t *testing.T) {
 		"a specversion that is a number":  {strings.Replace(cloudEvent(``), `"1.0"`, `1.0`, 1), "attribute specversion"},
 		"a source that is no URI":         {strings.Replace(cloudEvent(``), "/shop", "://%zz", 1), "not a URI reference"},
 		"a time that is none":             {cloudEvent(`"time":"yesterday"`), `time "yesterday" is not RFC 3339`},
+		"a time of 61 seconds":            {cloudEvent(`"time":"2026-01-02T03:04:61Z"`), "not RFC 3339"},
+		"a time that is only a minute":    {cloudEvent(`"time":"2026-01-02T03:04"`), "not RFC 3339"},
 		"a time without a zone":           {cloudEvent(`"time":"2026-01-02T03:04:05"`), "not RFC 3339"},
 		"a time that is a number":         {cloudEvent(`"time":1767322800`), "attribute time: 1767322800 is not a string"},
 		"an empty subject":                {cloudEvent(`"subject":""`), "subject is empty"},

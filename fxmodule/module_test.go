@@ -20,17 +20,17 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/fx"
 	"go.uber.org/fx/fxtest"
-	"go.uber.org/goleak"
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/fxmodule"
 	"github.com/leatbus/leat/handlers"
+	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/middleware"
 	"github.com/leatbus/leat/middleware/prommetrics"
 	"github.com/leatbus/leat/transports/memory"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testenv.Main(m) }
 
 type orderPlacedV1 struct{ ID, Total string }
 

@@ -3,7 +3,7 @@ package middleware_test
 import (
 	"testing"
 
-	"go.uber.org/goleak"
+	"github.com/leatbus/leat/internal/testenv"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testenv.Main(m) }

@@ -7,14 +7,14 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
-	"go.uber.org/goleak"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports"
 	"github.com/leatbus/leat/transports/memory"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testenv.Main(m) }
 
 func TestTheSchemeFindsTheTransport(t *testing.T) {
 	transport, err := transports.Open(t.Context(), "memory://?queue=7")

@@ -9,14 +9,14 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"go.uber.org/goleak"
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/bus/bustest"
 	"github.com/leatbus/leat/handlers"
+	"github.com/leatbus/leat/internal/testenv"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testenv.Main(m) }
 
 type OrderPaid struct{ OrderID string }
 

@@ -21,6 +21,9 @@ const (
 	readBuffer = 256 << 10
 )
 
+// byteOrderMark is what some editors begin a file with. It belongs to the file, not to its first event.
+const byteOrderMark = "\ufeff"
+
 // line is one that is not blank: a message, or the reason why it is none.
 type line struct {
 	number  int
@@ -70,6 +73,9 @@ func (l *lines) readAll(ctx context.Context) {
 	defer close(l.read)
 	for {
 		text, fits, err := l.next()
+		if l.number == 1 {
+			text = bytes.TrimPrefix(text, []byte(byteOrderMark))
+		}
 		text = bytes.TrimSpace(text)
 		if len(text) > 0 {
 			select {

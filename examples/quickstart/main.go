@@ -20,6 +20,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/handlers"
@@ -32,13 +33,21 @@ func main() {
 	ctx, stop := context.WithCancel(context.Background())
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
-	go func() {
-		<-signals
-		stop()
-		<-signals
-		os.Exit(130)
-	}()
+	go obey(signals, stop, func() { os.Exit(130) })
 	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr, os.Getenv))
+}
+
+// sameStroke is how far apart the signals of one wish may be: timeout(1), for one, sends its twice.
+const sameStroke = 500 * time.Millisecond
+
+// obey stops the program at the first signal, and quits at the next one that somebody means.
+func obey(signals <-chan os.Signal, stop, quit func()) {
+	<-signals
+	stop()
+	for first := time.Now(); time.Since(first) < sameStroke; {
+		<-signals
+	}
+	quit()
 }
 
 // run is the program, but for the process around it.

@@ -15,10 +15,10 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
-	"go.uber.org/goleak"
 
 	"github.com/leatbus/leat/internal/testenv"
 )
@@ -30,7 +30,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(asProgram) != "" {
 		main()
 	}
-	goleak.VerifyTestMain(m)
+	testenv.Main(m)
 }
 
 // output may be written and read concurrently.
@@ -229,6 +229,15 @@ func TestEveryRejectedLineIsReportedWithItsNumberAndReason(t *testing.T) {
 	if strings.Contains(r.stderr, "\x1b") {
 		t.Errorf("an escape sequence of the input is on the terminal: %q", r.stderr)
 	}
+}
+
+func TestAByteOrderMarkBelongsToTheFile(t *testing.T) {
+	t.Parallel()
+	const event = `{"specversion":"1.0","id":"1","source":"/s","type":"order.noted.v1"}`
+	r := start(t, strings.NewReader("\ufeff"+event+"\r\n\ufeff"+event), nil, "-json", "-input", "-")
+	requireReport(t, r, report{Read: 2, Rejected: 1, Published: 1, Groups: map[string]groupReport{
+		"audit": {Handled: 1}, "book-payment": {}, "reserve-stock": {},
+	}})
 }
 
 func TestLinesMayBeLong(t *testing.T) {
@@ -460,6 +469,25 @@ func TestInterruptEndsTheProgramInOrderThoughItsInputBlocks(t *testing.T) {
 	}
 }
 
+func TestOneWishMayComeAsTwoSignals(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		signals, stopped, quit := make(chan os.Signal, 2), 0, 0
+		go obey(signals, func() { stopped++ }, func() { quit++ })
+		signals <- os.Interrupt
+		signals <- os.Interrupt
+		synctest.Wait()
+		if stopped != 1 || quit != 0 {
+			t.Errorf("stopped %d times, quit %d times", stopped, quit)
+		}
+		time.Sleep(sameStroke)
+		signals <- os.Interrupt
+		synctest.Wait()
+		if quit != 1 {
+			t.Error("a second wish is not heard")
+		}
+	})
+}
+
 func TestASecondInterruptEndsTheProgramAtOnce(t *testing.T) {
 	t.Parallel()
 	command, stdin, stdout, stderr := program(t, []string{"LEAT_URL=memory://?poison=1"}, "-input", "-")
@@ -468,7 +496,11 @@ func TestASecondInterruptEndsTheProgramAtOnce(t *testing.T) {
 	until(t, stdout, "redelivered  book-payment")
 	_ = command.Process.Signal(os.Interrupt)
 	until(t, stderr, "no more is read")
-	_ = command.Process.Signal(os.Interrupt)
+	go func() { // until one of them comes so late that it is meant
+		for command.Process.Signal(os.Interrupt) == nil {
+			time.Sleep(10 * time.Millisecond)
+		}
+	}()
 	var exit *exec.ExitError
 	if err := command.Wait(); !errors.As(err, &exit) || exit.ExitCode() != 130 {
 		t.Errorf("%v\n%s%s", err, stdout, stderr)

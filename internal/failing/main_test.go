@@ -22,7 +22,6 @@ import (
 	"github.com/go-sql-driver/mysql"
 	rabbit "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
-	"go.uber.org/goleak"
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/internal/testenv"
@@ -31,10 +30,10 @@ import (
 	"github.com/leatbus/leat/transports/memory"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testenv.Main(m) }
 
 // patience is how long a test waits for what must happen.
-const patience = time.Minute
+const patience = 3 * time.Minute
 
 // system is a message system that a test has for itself.
 type system struct {
@@ -326,6 +325,22 @@ func (w *world) noted() []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return slices.Clone(w.lines)
+}
+
+// untilTelling plays a scenario with a delay, and again from the beginning with longer ones where what was
+// to come within the delay came late: on a busy machine a short one is over too soon.
+func (w *world) untilTelling(delay time.Duration, late, early string, play func(delay time.Duration)) {
+	w.Helper()
+	for range 4 {
+		w.service, w.lines = unique("shop"), nil
+		play(delay)
+		before, _, _ := strings.Cut(w.text(), late)
+		if strings.Contains(before, early) {
+			return
+		}
+		delay *= 3
+	}
+	w.Fatalf("not even within %s: %s", delay/3, w.text())
 }
 
 // text is what was noted so far.

@@ -87,7 +87,10 @@ func quickTries(w *world) {
 }
 
 func delayedRedelivery(w *world) {
-	const delay = 300 * time.Millisecond
+	w.untilTelling(300*time.Millisecond, "attempt 2", "another message passes", w.delayedRedelivery)
+}
+
+func (w *world) delayedRedelivery(delay time.Duration) {
 	var failed time.Time
 	p := w.start(handlers.Raw("ledger", []string{topic}, func(ctx context.Context, msg *message.Message) error {
 		d := bus.DeliveryFrom(ctx)
@@ -108,26 +111,31 @@ func delayedRedelivery(w *world) {
 	p.publish(topic, "good", `{}`)
 	w.awaitNotes(3)
 	w.await("both handled", func() bool { return p.stats().Handled == 2 })
+	p.end()
 }
 
 func attemptsAfterARestart(w *world) {
-	const delay = 500 * time.Millisecond
-	h := func() bus.Handler { return w.raw(fails(errBroken), delays(delay, delay)) }
-	p := w.start(h())
+	w.untilTelling(500*time.Millisecond, "attempt 2", "restart", w.attemptsAfterARestart)
+}
+
+func (w *world) attemptsAfterARestart(delay time.Duration) {
+	p := w.start(w.raw(fails(errBroken), delays(delay, delay)))
 	p.publish(topic, "m-1", `{}`)
 	w.awaitNotes(1)
 	w.await("the redelivery", func() bool { return p.stats().Redelivered == 1 })
 	durable := p.Transport().Capabilities().Durable
 	p.end()
 	w.note("restart")
-	p = w.start(h())
 	if !durable {
+		p = w.start(w.raw(fails(errBroken), delays(time.Hour)))
 		p.publish(topic, "m-2", `{}`) // the first would come before it
 		w.awaitNotes(3)
 		w.await("the redelivery", func() bool { return p.stats().Redelivered == 1 })
-		return
+	} else {
+		p = w.start(w.raw(fails(errBroken), delays(delay, delay)))
+		w.dead(p.poisoned(1)[0])
 	}
-	w.dead(p.poisoned(1)[0])
+	p.end()
 }
 
 func permanent(w *world) {
@@ -355,10 +363,10 @@ func crashes(w *world) {
 	feed, err := p.Transport().Subscribe(ctx, sub)
 	require.NoError(w, err)
 	p.publish(topic, "m-1", `{}`)
-	for range 3 {
+	for _, delay := range []time.Duration{0, 0, 3 * time.Second} { // the feed is closed before the last is over
 		d, err := feed.Next(ctx)
 		require.NoError(w, err)
-		require.NoError(w, d.Settler.Redeliver(150*time.Millisecond)) // on RabbitMQ a shorter one is forgotten when the feed closes
+		require.NoError(w, d.Settler.Redeliver(delay))
 	}
 	require.NoError(w, feed.Close(ctx))
 	p = w.start(handled)

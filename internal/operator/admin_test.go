@@ -13,10 +13,10 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
-	"go.uber.org/goleak"
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/internal/operator"
+	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports/memory"
 )
 
@@ -26,7 +26,7 @@ const (
 	tick     = 5 * time.Millisecond
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testenv.Main(m) }
 
 func newBus(t *testing.T) *bus.Bus {
 	b, err := bus.New(memory.New(memory.Config{}), bus.Config{Service: "shop", Logger: slog.New(slog.DiscardHandler)})

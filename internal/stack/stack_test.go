@@ -12,12 +12,11 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
-	"go.uber.org/goleak"
 
 	"github.com/leatbus/leat/internal/testenv"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testenv.Main(m) }
 
 func TestTheCommandSeesTheServicesAndItsExitCodeIsKept(t *testing.T) {
 	t.Setenv("LEAT_TEST_FAKE_URL", "fake://here")

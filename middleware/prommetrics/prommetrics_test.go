@@ -12,15 +12,15 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
-	"go.uber.org/goleak"
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/bus/bustest"
 	"github.com/leatbus/leat/handlers"
+	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/middleware/prommetrics"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testenv.Main(m) }
 
 type orderPaid struct{ ID string }
 

@@ -15,7 +15,6 @@ import (
 	"github.com/alicebob/miniredis/v2"
 	"github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/maintnotifications"
-	"go.uber.org/goleak"
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/internal/testenv"
@@ -24,7 +23,7 @@ import (
 	"github.com/leatbus/leat/middleware/storetest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testenv.Main(m) }
 
 func TestStoreKeepsTheContractOnMiniredis(t *testing.T) {
 	storetest.Run(t, func(t *testing.T, test func(*testing.T, middleware.Store, func(time.Duration))) {

@@ -35,7 +35,7 @@ type broker struct {
 	guard   *watchdog
 }
 
-const brokerStarts = 60 * time.Second
+const brokerStarts = 3 * time.Minute
 
 var privateBroker struct {
 	sync.Mutex
@@ -188,7 +188,7 @@ func (b *broker) end(signal syscall.Signal) {
 	b.signal(signal)
 	select {
 	case <-done:
-	case <-time.After(15 * time.Second):
+	case <-time.After(patience): // a broker with much to do takes its time; killed, it forgets new queues
 		b.signal(syscall.SIGKILL)
 		<-done
 	}

@@ -41,7 +41,7 @@ func TestABrokerOutOfReachIsAClearErrorWithoutCredentials(t *testing.T) {
 	for raw, want := range map[string]string{
 		"amqp://shop:" + encoded + "@127.0.0.1:1/?connect_timeout=200ms":                                "connect to 127.0.0.1:1",
 		"amqp://shop:" + encoded + "@" + address + "/":                                                  "correct user and password",
-		"amqps://shop:" + encoded + "@" + address + "/?connect_timeout=200ms":                           "TLS",
+		"amqps://shop:" + encoded + "@" + address + "/?connect_timeout=3s":                              "TLS",
 		"amqp://guest:guest@" + address + "/no-such-host":                                               "no access to this virtual host",
 		"amqp://shop:" + encoded + "@" + silentServer(t) + "/?dial_timeout=200ms&connect_timeout=300ms": "no answer in time",
 	} {
@@ -50,17 +50,17 @@ func TestABrokerOutOfReachIsAClearErrorWithoutCredentials(t *testing.T) {
 		require.ErrorContains(t, err, want, raw)
 		require.NotContains(t, err.Error(), secret)
 		require.NotContains(t, err.Error(), encoded)
-		require.Less(t, time.Since(began), 5*time.Second, raw)
+		require.Less(t, time.Since(began), patience, raw)
 	}
 }
 
 func TestAConflictSaysWhichArgumentDiffers(t *testing.T) {
 	broker := testenv.RabbitMQ(t)
-	group := unique("ledger")
+	group, topic := unique("ledger"), unique("a.v1")
 	first := open(t, broker)
-	subscribe(t, first, bus.Subscription{Group: group, Topics: []string{"a.v1"}, Concurrency: 1})
+	subscribe(t, first, bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
 	second := open(t, withOptions(broker, "queue=classic"))
-	_, err := second.Subscribe(t.Context(), bus.Subscription{Group: group, Topics: []string{"a.v1"}, Concurrency: 1})
+	_, err := second.Subscribe(t.Context(), bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
 	var conflict *amqp.ConflictError
 	require.ErrorAs(t, err, &conflict)
 	require.Equal(t, "x-queue-type", conflict.Argument)
@@ -68,7 +68,7 @@ func TestAConflictSaysWhichArgumentDiffers(t *testing.T) {
 	require.ErrorContains(t, err, "option queue")
 
 	third := open(t, broker)
-	_, err = third.Subscribe(t.Context(), bus.Subscription{Group: group, Topics: []string{"a.v1"}, Concurrency: 1, Order: bus.OrderedByKey})
+	_, err = third.Subscribe(t.Context(), bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1, Order: bus.OrderedByKey})
 	require.ErrorAs(t, err, &conflict)
 	require.Equal(t, "x-single-active-consumer", conflict.Argument)
 

@@ -8,7 +8,8 @@
 //	exchange         events        the topic exchange that events are published to
 //	queue            quorum        quorum or classic: the type of the queues that leat declares
 //	topology         leat          leat, or watermill for the names plain Watermill services use
-//	prefetch         0             messages fetched ahead by a group; 0: five for each worker, 20 at least
+//	prefetch         0             messages fetched ahead by a group; 0: five for each worker, 20 at least;
+//	                               with order by key ten for each, 200 at least
 //	unroutable       report        report: a message that no group wants is reported; error: and fails
 //	declare          true          false: only check that exchanges and queues are there
 //	app_id           program name  the app-id property of published messages
@@ -56,7 +57,7 @@
 // only, however much is behind it; the process remembers about a hundred bytes of each held message, and
 // 16 MiB of bodies. Who leads is settled by <group>.lead. A shorter delay is waited for in the process; a crash
 // forgets that one and its attempt, not the message. A key whose message is being handled, and does not
-// wait, counts against prefetch (200 at least by key) with what is behind it. See held.go for how it works.
+// wait, counts against prefetch with what is behind it. See held.go for how it works.
 //
 // A process that crashes may leave a message in two places. Which is known by the message's id and body,
 // so those without an id may come twice; and a message that may have been handed out when the process

@@ -18,7 +18,9 @@ const (
 	minPrefetch       = 20
 	maxPrefetch       = 1<<16 - 1
 
-	// minPrefetchByKey leaves room for messages that wait behind one of their key while others pass.
+	// With order by key there is room for messages that wait behind one of their key while others pass,
+	// and for acks that wait for those that go to the held ones.
+	prefetchByKey    = 10
 	minPrefetchByKey = 200
 
 	// heldHere is the longest redelivery delay for which a delivery stays in this process.
@@ -84,11 +86,11 @@ func newFeed(t *Transport, s bus.Subscription) *feed {
 	case s.Order == bus.OrderedStrictly:
 		f.prefetch = 1 // one at a time, and nothing is counted as delivered that was not
 	case f.prefetch == 0:
-		least := minPrefetch
+		each, least := prefetchPerWorker, minPrefetch
 		if s.Order == bus.OrderedByKey {
-			least = minPrefetchByKey
+			each, least = prefetchByKey, minPrefetchByKey
 		}
-		f.prefetch = min(max(prefetchPerWorker*s.Concurrency, least), maxPrefetch)
+		f.prefetch = min(max(each*s.Concurrency, least), maxPrefetch)
 	}
 	f.intake, f.stop = context.WithCancel(t.ctx)
 	f.life, f.end = context.WithCancel(t.ctx)
@@ -192,7 +194,6 @@ func (f *feed) arrive(s *session, queue string, raw *amqp.Delivery) {
 	it := &item{feed: f, session: s, raw: raw, queue: queue}
 	it.attempts, it.crashes = handOvers(raw, queue)
 	f.correct(it)
-	s.acks.delivered(raw.DeliveryTag)
 	switch f.sub.Order {
 	case bus.OrderedByKey:
 		it.unpack()

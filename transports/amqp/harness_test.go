@@ -1,6 +1,7 @@
 package amqp_test
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"math/rand/v2"
@@ -19,7 +20,9 @@ import (
 	"github.com/leatbus/leat/transports/transporttest"
 )
 
-const patience = 30 * time.Second
+// patience is how long a test waits for what must happen. It is generous: the machine may be busy with
+// other things.
+const patience = 2 * time.Minute
 
 // TestConformanceClassic runs on the broker that tests share; TestConformanceQuorum on one that it
 // may restart.
@@ -55,6 +58,7 @@ func open(t testing.TB, raw string) *amqp.Transport {
 	if testing.Verbose() {
 		cfg.Logger = slog.New(slog.NewTextHandler(t.Output(), nil))
 	}
+	cfg.ConnectTimeout = cmp.Or(cfg.ConnectTimeout, patience)
 	transport, err := amqp.New(t.Context(), cfg)
 	require.NoError(t, err)
 	t.Cleanup(func() { cleanUp(t, raw, transport.QueuesForTest()) })

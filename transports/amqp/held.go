@@ -49,8 +49,8 @@ import (
 type held struct {
 	session *session
 	feed    *feed
-	ch      *amqp.Channel // consumes both queues; the session's own channel publishes
-	lane    *lane
+	ch      *amqp.Channel // consumes both queues
+	lane    *lane         // publishes over the same channel
 	over    chan struct{} // closed when the session ends
 
 	gone      chan *amqp.Error
@@ -156,10 +156,11 @@ func openHeld(s *session, conn *amqp.Connection, wire *coalescer) error {
 		work: make(chan struct{}, 1), keys: make(map[string]*heldKey), past: make(map[uint64]struct{}),
 	}
 	var err error
-	if h.lane, err = newLane(s.ch, wire); err != nil {
+	if h.ch, err = conn.Channel(); err != nil {
 		return err
 	}
-	if h.ch, err = conn.Channel(); err != nil {
+	if h.lane, err = newLane(h.ch, wire); err != nil {
+		closeQuietly(h.ch)
 		return err
 	}
 	h.gone = h.ch.NotifyClose(make(chan *amqp.Error, 1))
@@ -650,6 +651,7 @@ func (h *held) keep(it *item, attempts int, after time.Duration) {
 	}
 	e.until = time.Now().Add(after)
 	h.setAside(it.key)
+	h.leaves(it)
 	h.send(transfer{h.message(it, e, attempts), func(ok bool) {
 		if ok {
 			h.settle(it)
@@ -657,6 +659,13 @@ func (h *held) keep(it *item, attempts int, after time.Duration) {
 		h.feed.settled(it)
 	}})
 	h.relieve(it.key)
+}
+
+// leaves announces the ack of what a copy is made of.
+func (h *held) leaves(it *item) {
+	if it.held == nil {
+		h.session.acks.expect(it.raw.DeliveryTag)
+	}
 }
 
 // settle acks what a copy was made of.
@@ -704,6 +713,7 @@ func (h *held) spill(key string) {
 	}
 	for _, it := range lane.items {
 		e := h.add(key, it.raw)
+		h.leaves(it)
 		h.send(transfer{h.message(it, e, it.attempts), func(ok bool) {
 			if ok {
 				h.settle(it)
@@ -727,6 +737,7 @@ func (h *held) park(ctx context.Context, it *item, fault bus.Fault) error {
 	}
 	e.stone, e.early = true, true // an operator may be faster than its copy
 	h.setAside(it.key)
+	h.leaves(it)
 	headers := make(amqp.Table)
 	place{it.key, e.place, e.rev}.set(headers)
 	f.mu.Unlock()

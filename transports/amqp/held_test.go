@@ -219,6 +219,21 @@ func (c *crew) await(what, id string) event {
 	return found
 }
 
+// handedOut is how often a message was handed out until it was done.
+func (c *crew) handedOut(id string) (n int) {
+	c.t.Helper()
+	for _, e := range c.log() {
+		switch {
+		case e.id != id:
+		case e.what == "done":
+			return n
+		case e.what == "in":
+			n++
+		}
+	}
+	return n
+}
+
 // awaitDone waits until so many messages are done, as long as there is progress.
 func (c *crew) awaitDone(n int) {
 	c.t.Helper()
@@ -341,13 +356,13 @@ func TestAWaitingMessageOutlivesItsProcess(t *testing.T) {
 				c.publish("a/2")
 				c.publish("a/3")
 				c.start()
-				waits := c.await("held", "a/1")
+				c.await("held", "a/1")
 				c.kill(0)
 				c.start()
 				c.awaitDone(3)
 				c.requireOrder()
 				again := c.await("done", "a/1")
-				require.False(t, again.at.Before(waits.at.Add(4*time.Second)), "its time was forgotten")
+				require.False(t, again.at.Before(c.await("waits", "a/1").at.Add(5*time.Second)), "its time was forgotten")
 				require.GreaterOrEqual(t, again.attempt, 2)
 			})
 		})
@@ -360,10 +375,10 @@ func TestAWaitingMessageOutlivesItsBroker(t *testing.T) {
 	bothQueues(t, b.url(), func(t *testing.T, raw string) {
 		c := newCrew(t, raw, bus.OrderedByKey)
 		c.prepare()
-		c.publish("a/1", planWait, "6s")
+		c.publish("a/1", planWait, "10s")
 		c.publish("a/2")
 		c.start()
-		waits := c.await("held", "a/1")
+		c.await("held", "a/1")
 		if strings.Contains(raw, "quorum") {
 			b.kill(t)
 		} else {
@@ -374,8 +389,8 @@ func TestAWaitingMessageOutlivesItsBroker(t *testing.T) {
 		c.awaitDone(3)
 		c.requireOrder()
 		again := c.await("done", "a/1")
-		require.False(t, again.at.Before(waits.at.Add(5*time.Second)), "its time was forgotten")
-		require.Equal(t, 2, again.attempt)
+		require.False(t, again.at.Before(c.await("waits", "a/1").at.Add(10*time.Second)), "its time was forgotten")
+		require.Equal(t, c.handedOut("a/1"), again.attempt) // 2, unless its time came before the broker's end
 	})
 }
 
@@ -578,7 +593,7 @@ func TestAHeldMessageThatKillsItsProcess(t *testing.T) {
 		c := newCrew(t, raw, bus.OrderedByKey)
 		c.prepare()
 		c.publish("a/1", planWait, "300ms", planKill, "yes")
-		c.publish("b/1", planWait, "60s")
+		c.publish("b/1", planWait, "1h")
 		c.publish("a/2")
 		highest := 1
 		for crash := 0; highest < 5; crash++ {
@@ -686,7 +701,7 @@ func TestHeldBodiesAreFetched(t *testing.T) {
 			}
 		}
 		for range keys {
-			require.NoError(t, next(t, feed).Settler.Redeliver(time.Second))
+			require.NoError(t, next(t, feed).Settler.Redeliver(5*time.Second)) // till all are taken once
 		}
 		eventually(t, "most are held", func() bool { return transport.HeldForTest() > keys*each-20 })
 		for range 3 {
@@ -751,12 +766,13 @@ func TestAMessageWithoutAKeyComesAgain(t *testing.T) {
 		})
 		publishKeyed(t, transport, topic, "/1", "/2")
 		began := time.Now()
-		require.NoError(t, next(t, feed).Settler.Redeliver(300*time.Millisecond))
+		const wait = 3 * time.Second // the other is taken meanwhile
+		require.NoError(t, next(t, feed).Settler.Redeliver(wait))
 		require.Equal(t, "/2", take(t, feed))
 		d := next(t, feed)
 		require.Equal(t, "/1", bus.MessageID(d.Message))
 		require.Equal(t, 2, d.Attempt)
-		require.GreaterOrEqual(t, time.Since(began), 300*time.Millisecond)
+		require.GreaterOrEqual(t, time.Since(began), wait)
 		require.NoError(t, d.Settler.Poison(t.Context(), bus.NewFault(d, errors.New("broken"))))
 		publishKeyed(t, transport, topic, "/3")
 		require.Equal(t, "/3", take(t, feed))
@@ -788,9 +804,10 @@ func TestOneParkedKeyCostsTheOthersNothing(t *testing.T) {
 			}
 			require.NoError(t, transport.Publish(t.Context(), topic, msgs...))
 			var done atomic.Int64
+			began := make(chan time.Time, 1)
 			all := make(chan struct{})
 			expected := int64(keys*each - poisoned*each)
-			began := time.Now()
+			warm := expected / 10 // the key is parked by then
 			var wg sync.WaitGroup
 			for range 100 {
 				wg.Go(func() {
@@ -804,26 +821,33 @@ func TestOneParkedKeyCostsTheOthersNothing(t *testing.T) {
 							continue
 						}
 						_ = d.Settler.Ack()
-						if done.Add(1) == expected {
+						switch done.Add(1) {
+						case warm:
+							began <- time.Now()
+						case expected:
 							close(all)
 						}
 					}
 				})
 			}
 			<-all
-			rate := float64(expected) / time.Since(began).Seconds()
+			rate := float64(expected-warm) / time.Since(<-began).Seconds()
 			require.NoError(t, feed.Close(t.Context()))
 			wg.Wait()
 			return rate
 		}
 		var without, with []float64
-		for range 5 {
-			without = append(without, measure(0))
-			with = append(with, measure(1))
+		measure(0) // the broker's caches, and this process's
+		for i := range 9 {
+			if i%2 == 0 {
+				without, with = append(without, measure(0)), append(with, measure(1))
+			} else {
+				with, without = append(with, measure(1)), append(without, measure(0))
+			}
 		}
 		slices.Sort(without)
 		slices.Sort(with)
-		t.Logf("without %.0f/s, with one of %d keys parked %.0f/s: %.2f", without[2], keys, with[2], with[2]/without[2])
-		require.GreaterOrEqual(t, with[2]/without[2], 0.95)
+		t.Logf("without %.0f/s, with one of %d keys parked %.0f/s: %.2f", without[4], keys, with[4], with[4]/without[4])
+		require.GreaterOrEqual(t, with[4]/without[4], 0.95)
 	})
 }

@@ -5,7 +5,6 @@ import (
 	"net"
 	"strconv"
 	"testing"
-	"time"
 
 	rabbit "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
@@ -57,7 +56,7 @@ func take(t testing.TB, feed bus.Feed) string {
 func closeAll(t testing.TB, transports ...bus.Transport) {
 	t.Helper()
 	for _, transport := range transports {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		require.NoError(t, transport.Close(ctx))
 		cancel()
 	}

@@ -75,7 +75,7 @@ func (it *item) late() error {
 	return fmt.Errorf("amqp: group %q: message %s: %w", it.feed.sub.Group, bus.MessageID(&it.msg), errLate)
 }
 
-// Ack does not wait for the broker. Acks are sent together, within 5 ms.
+// Ack does not wait for the broker. Acks are sent together, most within 5 ms.
 func (it *item) Ack() error {
 	acked := it.settle()
 	it.feed.finish(it)
@@ -90,7 +90,11 @@ func (it *item) settle() bool {
 	if it.held != nil {
 		return it.session.held.done(it)
 	}
-	return it.session.acks.ack(it.raw.DeliveryTag)
+	acked := it.session.acks.ack(it.raw.DeliveryTag)
+	if it.crashes > 0 {
+		it.session.acks.hurry() // before the next can crash the process
+	}
+	return acked
 }
 
 // Redeliver counts an attempt. A redelivery that is due at once stays in this process; a later one is

@@ -33,7 +33,7 @@ type ledger struct {
 // load publishes from some goroutines and handles with some workers until stop.
 func load(t *testing.T, transport *amqp.Transport, order bus.Order) *ledger {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*patience)
 	l := &ledger{
 		t: t, topic: unique("order.paid.v1"), group: unique("ledger"), transport: transport, ctx: ctx,
 		accepted: make(map[string]bool), handled: make(map[string]int),
@@ -57,7 +57,7 @@ func load(t *testing.T, transport *amqp.Transport, order bus.Order) *ledger {
 	})
 	t.Cleanup(func() {
 		l.stop()
-		closing, done := context.WithTimeout(context.Background(), 20*time.Second)
+		closing, done := context.WithTimeout(context.Background(), patience)
 		defer done()
 		require.NoError(t, transport.Close(closing))
 		cancel()
@@ -94,9 +94,7 @@ func (l *ledger) consume(feed bus.Feed) {
 }
 
 func (l *ledger) publish(id string) {
-	ctx, cancel := context.WithTimeout(l.ctx, 30*time.Second)
-	defer cancel()
-	err := l.transport.Publish(ctx, l.topic, newMessage(l.topic, id))
+	err := l.transport.Publish(l.ctx, l.topic, newMessage(l.topic, id))
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if err == nil {

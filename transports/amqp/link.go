@@ -39,6 +39,7 @@ func openLink(ctx context.Context, cfg Config, role string) (*link, error) {
 	defer cancel()
 
 	var pause backoff
+	var why error // of the last try that was not cut short
 	for {
 		conn, wire, err := cfg.dial(ctx, role)
 		if err == nil {
@@ -46,9 +47,12 @@ func openLink(ctx context.Context, cfg Config, role string) (*link, error) {
 			go l.run(conn, wire)
 			return l, nil
 		}
+		if why == nil || ctx.Err() == nil {
+			why = err
+		}
 		if errors.Is(err, errLogin) || !pause.wait(ctx) {
 			l.cancel(nil)
-			return nil, err
+			return nil, why
 		}
 	}
 }

@@ -27,11 +27,14 @@ const (
 
 	// stride is how many messages are read at once.
 	stride = 1000
-	// silence is how long a message may take that the queue says it has.
+	// silence is how long nothing may come before the queue is asked whether there is more.
 	silence = 2 * time.Second
-	// settleTries and settlePause: how long to wait until the queue shows what was put back.
-	settleTries = 100
-	settlePause = 5 * time.Millisecond
+	// settlePause is how often the queue is asked whether it shows what was put back. A broker with much to
+	// do may need a while, and what is not there yet must not be missed; but where others consume, or take
+	// messages out, it never is.
+	settlePause  = 5 * time.Millisecond
+	settleWithin = 30 * time.Second
+	settleBeside = 2 * time.Second // others' consumers
 )
 
 // look is one visit to a queue that nobody consumes: a poison queue, or the registry. What was read and
@@ -46,6 +49,8 @@ type look struct {
 	lane  *lane // made at the first replay
 	wire  *coalescer
 	read  int // messages that were read and not taken
+
+	giveUp func() (notYet bool) // keeps the end of ctx from closing the channel
 
 	strides int
 	before  int             // how many messages the queue had at the first stride
@@ -74,14 +79,18 @@ func (t *Transport) look(l *look, lock string, do func(*look) error) error {
 	if l.ch, err = l.conn.Channel(); err != nil {
 		return err
 	}
-	ch := l.ch
-	defer closeQuietly(ch)
-	giveUp := context.AfterFunc(l.ctx, func() { closeQuietly(ch) })
-	defer giveUp()
+	defer closeQuietly(l.ch)
+	l.heed()
+	defer func() { l.giveUp() }()
 	err = do(l)
+	outer := l.ctx
+	inner, cancel := lingering(outer)
+	defer cancel()
+	l.ctx = inner // who looks next must not miss what is not back yet
 	switch {
-	case err != nil && l.ctx.Err() != nil:
-		return context.Cause(l.ctx)
+	case err != nil && outer.Err() != nil:
+		_ = l.putBack() // fails on a connection that is lost
+		return context.Cause(outer)
 	case isCode(err, amqp.NotFound):
 		return nil
 	case err != nil:
@@ -99,6 +108,47 @@ func (t *Transport) look(l *look, lock string, do func(*look) error) error {
 		}
 	}
 	return errComesBack
+}
+
+// heed has the end of ctx close the channel, so that nobody waits for an answer any more.
+func (l *look) heed() {
+	ch := l.ch
+	l.giveUp = context.AfterFunc(l.ctx, func() { closeQuietly(ch) })
+}
+
+// finishWithin is how long a look that is interrupted may take to come to an end that leaves no message in
+// two places.
+const finishWithin = 10 * time.Second
+
+// finish carries out what is published and then taken, though ctx ends in the middle: else it would be in
+// both places.
+func (l *look) finish(do func() error) error {
+	if !l.giveUp() {
+		return context.Cause(l.ctx)
+	}
+	outer := l.ctx
+	inner, cancel := lingering(outer)
+	defer cancel()
+	l.ctx = inner
+	l.heed()
+	err := do()
+	l.giveUp()
+	l.ctx = outer
+	l.heed()
+	return err
+}
+
+// lingering is ctx, but ends later.
+func lingering(ctx context.Context) (longer context.Context, cancel func()) {
+	longer, end := context.WithCancelCause(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		timer := time.AfterFunc(finishWithin, func() { end(context.Cause(ctx)) })
+		context.AfterFunc(longer, func() { timer.Stop() })
+	})
+	return longer, func() {
+		stop()
+		end(nil)
+	}
 }
 
 // retakes is how often a look tries to take what comes back. Each time at least pace messages don't.
@@ -207,7 +257,7 @@ func (l *look) walk(visit func(id string, d *amqp.Delivery) (more bool, err erro
 }
 
 // next reads up to a stride: as many as the queue says it has. Nothing else takes any away, under the
-// lock; what a foreign client takes all the same is not waited for.
+// lock; what a foreign client takes all the same is not waited for, once the queue has none left.
 func (l *look) next() (batch []amqp.Delivery, end bool, err error) {
 	const size, global = 0, false
 	const autoAck, noLocal = false, false
@@ -228,20 +278,25 @@ func (l *look) next() (batch []amqp.Delivery, end bool, err error) {
 	if err != nil {
 		return nil, false, err
 	}
+	wanted := min(n, stride)
+	l.read += wanted
 	timeout := time.NewTimer(silence)
 	defer timeout.Stop()
-	for wait := true; wait && len(batch) < min(n, stride); {
+	for left := 1; !end && len(batch) < wanted; timeout.Reset(silence) {
 		select {
 		case d, ok := <-deliveries:
 			if !ok {
 				return nil, false, errors.New("the connection was lost; try again")
 			}
-			batch = append(batch, d)
+			batch, left = append(batch, d), 1
 		case <-timeout.C:
-			end, wait = true, false
+			end = left == 0 // and what the broker had sent before it said so has not come either
+			if left, err = l.size(); err != nil {
+				return nil, false, err
+			}
 		}
 	}
-	l.read += len(batch)
+	l.read -= wanted - len(batch)
 	return batch, end || n <= stride, nil
 }
 
@@ -416,20 +471,24 @@ func (l *look) putBack() error {
 		return err
 	}
 	defer closeQuietly(l.ch)
-	for try := range settleTries {
+	for began := time.Now(); time.Since(began) < settleWithin; {
 		q, err := l.ch.QueueDeclarePassive(l.queue, durable, autoDelete, exclusive, noWait, nil)
 		if err != nil {
 			return err
 		}
-		if q.Messages >= l.read && (q.Consumers == 0 || try > settleTries/4) { // unless others consume it by other means
+		beside := q.Consumers > 0 && time.Since(began) > settleBeside // else they are this look's own, which go
+		if q.Messages >= l.read && (q.Consumers == 0 || beside) {
 			l.back = len(l.taken) > 0 && q.Messages > l.before-len(l.taken)
+			return nil
+		}
+		if beside {
 			return nil
 		}
 		if err := sleep(l.ctx, settlePause); err != nil {
 			return err
 		}
 	}
-	return nil // somebody consumes from the poison queue by other means
+	return nil // somebody takes messages out by other means
 }
 
 // idOf is a message's id: the one that leat gave it, else one made of its content, for what the

@@ -1,15 +1,9 @@
 package amqp_test
 
 import (
-	"os"
 	"testing"
 
-	"go.uber.org/goleak"
+	"github.com/leatbus/leat/internal/testenv"
 )
 
-func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
-		stopOwnBroker()
-		os.Exit(code)
-	}))
-}
+func TestMain(m *testing.M) { testenv.Main(m, stopOwnBroker) }

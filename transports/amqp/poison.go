@@ -116,15 +116,21 @@ const replayWindow = 1000
 
 // Replay publishes messages to the group's own queue and takes them out of this one when that is
 // confirmed, a window of them at once over one channel: a process killed in the middle leaves at most
-// a window of messages in both, and none in neither.
+// a window of messages in both, and none in neither. The end of ctx stops it between two windows.
 func (q *poisonQueue) Replay(ctx context.Context, ids ...string) (n int, err error) {
 	err = q.all(ctx, "replay", ids, func(l *look, _ []string, found []*amqp.Delivery) error {
 		for window := range slices.Chunk(found, replayWindow) {
-			safe, err := l.replay(window)
-			if err := errors.Join(err, l.take(safe...)); err != nil {
+			err := l.finish(func() error {
+				safe, err := l.replay(window)
+				if err := errors.Join(err, l.take(safe...)); err != nil {
+					return err
+				}
+				n += len(safe)
+				return nil
+			})
+			if err != nil {
 				return err
 			}
-			n += len(safe)
 		}
 		return nil
 	})
@@ -174,10 +180,13 @@ func (q *poisonQueue) Put(ctx context.Context, msgs ...bus.PoisonedMessage) erro
 			if p, ok := placeOf(d); ok {
 				p.set(o.msg.Headers)
 			}
-			if err := l.send(o); err != nil {
-				return err
-			}
-			if err := l.take(d); err != nil {
+			err := l.finish(func() error {
+				if err := l.send(o); err != nil {
+					return err
+				}
+				return l.take(d)
+			})
+			if err != nil {
 				return err
 			}
 		}

@@ -77,6 +77,37 @@ func TestAReplayIsKilled(t *testing.T) {
 	}
 }
 
+// An operator who interrupts a replay leaves no message in both places: what was published is taken out.
+func TestAnInterruptedReplayLeavesNothingInBothPlaces(t *testing.T) {
+	broker := testenv.RabbitMQ(t)
+	for _, queue := range []string{"quorum", "classic"} {
+		t.Run(queue, func(t *testing.T) {
+			raw := withOptions(broker, "queue="+queue)
+			transport, operator := open(t, raw), open(t, raw)
+			group, topic := unique("ledger"), unique("order.paid.v1")
+			feed := subscribe(t, transport, bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+			const n = 50
+			fillPoison(t, transport, feed, topic, n)
+			for _, id := range poisoned(t, operator, group) {
+				ctx, interrupt := context.WithCancel(t.Context())
+				replayed := make(chan error, 1)
+				go func() {
+					_, err := operator.PoisonQueue(group).Replay(ctx, id)
+					replayed <- err
+				}()
+				d := next(t, feed) // it is published, and may not be taken yet
+				interrupt()
+				ack(t, d)
+				if err := <-replayed; err != nil {
+					require.ErrorIs(t, err, context.Canceled)
+				}
+			}
+			require.Empty(t, poisoned(t, operator, group))
+			closeAll(t, transport, operator)
+		})
+	}
+}
+
 // killReplay starts a replay, and kills it when so many messages are in the group's queue.
 func killReplay(t *testing.T, raw, group string, when int) {
 	t.Helper()

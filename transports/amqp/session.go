@@ -89,7 +89,7 @@ func (f *feed) connect() (*session, error) {
 	s.settled = sync.OnceFunc(func() { close(s.idle) })
 	s.gone = ch.NotifyClose(make(chan *amqp.Error, 1))
 	s.cancelled = ch.NotifyCancel(make(chan string, len(f.queues)+1))
-	s.acks = newAcks(ch, 1)
+	s.acks = newAcks(ch, 1, 0)
 	s.careful.Store(f.sub.Order == bus.Unordered && f.prefetch > 1)
 
 	f.mu.Lock()
@@ -124,7 +124,7 @@ func (s *session) consume(prefetch int) error {
 	if err := s.ch.Qos(prefetch, size, global); err != nil {
 		return err
 	}
-	s.acks.setBatch(max(prefetch/prefetchPerWorker, 1))
+	s.acks.fit(prefetch)
 	for _, queue := range s.feed.queues {
 		s.consumers++
 		tag := s.feed.sub.Group + "-" + strconv.Itoa(s.consumers)

@@ -80,7 +80,7 @@ func (w *warden) serve() error {
 	}
 	defer closeQuietly(ch)
 	gone := ch.NotifyClose(make(chan *amqp.Error, 1))
-	settled := newAcks(ch, wardenBatch)
+	settled := newAcks(ch, wardenBatch, wardenBatch)
 	defer settled.end()
 
 	const size, global = 0, false
@@ -156,7 +156,6 @@ func (w *warden) assert() {
 }
 
 func (w *warden) hold(settled *acks, d *amqp.Delivery) {
-	settled.delivered(d.DeliveryTag)
 	out, due := w.t.topology.ladder.arrived(d)
 	w.mu.Lock()
 	defer w.mu.Unlock()

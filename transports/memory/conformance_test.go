@@ -8,14 +8,14 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/ThreeDotsLabs/watermill/pubsub/tests"
 	"github.com/stretchr/testify/require"
-	"go.uber.org/goleak"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports/memory"
 	"github.com/leatbus/leat/transports/transporttest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testenv.Main(m) }
 
 func TestConformance(t *testing.T) {
 	transporttest.Run(t, transporttest.Harness{

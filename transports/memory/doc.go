@@ -8,7 +8,7 @@
 //	option      default     what
 //	queue       1024        messages a group may hold, waiting, delayed and in flight; then Publish blocks
 //	bytes       67108864    payload bytes a group may hold; one message always fits
-//	poison      268435456   bytes a poison queue may hold, headers included; then poisoning fails and
+//	poison      268435456   bytes a poison queue may hold, packed; then poisoning fails and
 //	                        the message stays. As much may be parked behind poisoned messages; what
 //	                        is parked beyond that counts towards the group's bounds
 //	unroutable  report      report or error: what Publish does with a message that no group wants

@@ -1,9 +1,7 @@
 package memory
 
 import (
-	"bytes"
 	"context"
-	"encoding/binary"
 	"fmt"
 	"maps"
 	"slices"
@@ -14,8 +12,7 @@ import (
 	"github.com/leatbus/leat/bus"
 )
 
-// poisoned is a message in the poison queue. Poison queues may grow long and are seldom looked at, so
-// the message is packed.
+// poisoned is a message in the poison queue, packed.
 type poisoned struct {
 	id    int // ascending
 	data  []byte
@@ -35,7 +32,7 @@ func (q *queue) keep(it *item, fault bus.Fault) error {
 	}
 	fault.Record(headers)
 	x := &poisoned{place: it.place}
-	if err := q.store(x, pack(it.msg.UUID, it.topic, headers, it.msg.Payload)); err != nil {
+	if err := q.store(x, q.parcels.pack(it.msg.UUID, it.topic, headers, it.msg.Payload)); err != nil {
 		return err
 	}
 	if q.park && it.key != "" {
@@ -96,6 +93,12 @@ func (q *queue) claim(id string) (*poisoned, error) {
 	return x, err
 }
 
+func (q *queue) open(x *poisoned) (topic string, msg *message.Message) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.parcels.unpack(x.data)
+}
+
 func (q *queue) unclaim(x *poisoned) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -142,7 +145,7 @@ func (p *poisonQueue) Get(_ context.Context, id string) (bus.PoisonedMessage, er
 // Replay hands messages to the group again. It blocks while the group is full.
 func (p *poisonQueue) Replay(ctx context.Context, ids ...string) (int, error) {
 	return p.take(ids, func(x *poisoned) error {
-		topic, msg := unpack(x.data)
+		topic, msg := p.queue.open(x)
 		since := bus.FaultOf(msg.Metadata).FirstAt
 		bus.ClearFault(msg.Metadata)
 		if err := p.queue.reserve(ctx, len(msg.Payload), handlerOverdraft); err != nil {
@@ -172,7 +175,7 @@ func (p *poisonQueue) Put(_ context.Context, msgs ...bus.PoisonedMessage) error 
 	defer q.mu.Unlock()
 	var missing error
 	for _, m := range msgs {
-		data := pack(m.Message.UUID, m.Topic(), m.Message.Metadata, m.Message.Payload)
+		data := q.parcels.pack(m.Message.UUID, m.Topic(), m.Message.Metadata, m.Message.Payload)
 		old := new(poisoned)
 		if m.ID != "" {
 			x, err := q.find(m.ID)
@@ -252,44 +255,6 @@ func (q *queue) notFound(id string) error {
 
 // show makes what operators see. The caller holds q.mu.
 func (q *queue) show(x *poisoned) bus.PoisonedMessage {
-	_, msg := unpack(x.data)
+	_, msg := q.parcels.unpack(x.data)
 	return bus.PoisonedMessage{ID: strconv.Itoa(x.id), Message: msg, Fault: bus.FaultOf(msg.Metadata), Parked: q.parkedBehind(x)}
-}
-
-// pack writes a message as length-prefixed texts, the payload last.
-func pack(uuid, topic string, headers message.Metadata, payload []byte) []byte {
-	var data []byte
-	add := func(text string) {
-		data = binary.AppendUvarint(data, uint64(len(text)))
-		data = append(data, text...)
-	}
-	add(uuid)
-	add(topic)
-	data = binary.AppendUvarint(data, uint64(len(headers)))
-	for key, value := range headers {
-		add(key)
-		add(value)
-	}
-	return slices.Clip(append(data, payload...))
-}
-
-// unpack reads what pack wrote.
-func unpack(data []byte) (topic string, msg *message.Message) {
-	next := func() string {
-		n, width := binary.Uvarint(data)
-		text := string(data[width : width+int(n)]) //nolint:gosec // a length that pack wrote
-		data = data[width+int(n):]                 //nolint:gosec // as above
-		return text
-	}
-	msg = &message.Message{UUID: next()}
-	topic = next()
-	n, width := binary.Uvarint(data)
-	data = data[width:]
-	msg.Metadata = make(message.Metadata, n)
-	for range n {
-		key := next()
-		msg.Metadata[key] = next()
-	}
-	msg.Payload = bytes.Clone(data)
-	return topic, msg
 }

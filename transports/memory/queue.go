@@ -64,6 +64,7 @@ type queue struct {
 	waking   bool             // one of them was given a message and does not run yet
 	givers   ring[*reserving] // publishers that wait, first come first served
 	poison   []*poisoned
+	parcels  parcels
 	poisoned int // bytes in poison
 	parked   int // bytes that are parked
 	nextID   int

@@ -2,6 +2,7 @@ package sql
 
 import (
 	"context"
+	"runtime"
 	"sync"
 
 	"github.com/leatbus/leat/bus"
@@ -10,6 +11,9 @@ import (
 // combiner lets publishers that come at the same time share a statement and its commit: while one is
 // under way, the next gather. A publisher that is alone waits for nobody, and where many gather,
 // more commits are made at once.
+//
+// Whom a commit releases often has the next message at once. The next commit lets those come first, or
+// the same publishers would always meet in the same two halves, and make two commits where one will do.
 type combiner struct {
 	transport *Transport
 	some      chan struct{} // somebody waits
@@ -58,6 +62,8 @@ func (c *combiner) insert(ctx context.Context, topic string, rows []publication)
 		return i.inserted, i.err
 	case <-ctx.Done():
 		return 0, context.Cause(ctx)
+	case <-c.transport.ctx.Done():
+		return 0, bus.ErrClosed
 	}
 }
 
@@ -70,16 +76,37 @@ func wake(signal chan<- struct{}) {
 }
 
 func (c *combiner) commit(signal <-chan struct{}) {
+	var group []*insertion
 	for {
 		select {
 		case <-signal:
 		case <-c.transport.ctx.Done():
 			return
 		}
-		for group := c.take(); len(group) > 0; group = c.take() {
+		for {
+			if len(group) > 1 {
+				c.gather()
+			}
+			if group = c.take(); len(group) == 0 {
+				break
+			}
 			c.run(group)
 		}
 	}
+}
+
+// gather lets the goroutines go first that are ready to run, as long as they bring more. It waits for
+// nobody who is not.
+func (c *combiner) gather() {
+	for before, now := -1, c.count(); before < now && now < crowd; before, now = now, c.count() {
+		runtime.Gosched()
+	}
+}
+
+func (c *combiner) count() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.waiting)
 }
 
 // take returns what waits, up to what one statement takes.

@@ -235,7 +235,7 @@ type fetcher struct {
 	after    int64     // where the last walk over the lanes ended
 	due      time.Time // when a delayed message is due; zero for none
 	lookDue  time.Time // when to look for delayed messages of other processes
-	arranged time.Time
+	tidier   tidier
 }
 
 const (
@@ -247,12 +247,10 @@ const (
 	giveUp     = 300 * time.Millisecond
 	// longestPoll is how often an idle feed looks by itself, whatever it is told.
 	longestPoll = time.Second
-	// arrange is how often a feed looks for messages in the wrong place.
-	arrange = 15 * time.Second
 )
 
 func newFetcher(f *feed) *fetcher {
-	return &fetcher{feed: f, sure: true, after: math.MinInt64, arranged: time.Now()}
+	return &fetcher{feed: f, sure: true, after: math.MinInt64, tidier: newTidier()}
 }
 
 func (f *fetcher) run() {
@@ -460,11 +458,7 @@ func (f *fetcher) promoteDue(ctx context.Context, hinted bool) error {
 		f.dueIn(wait)
 	}
 	f.lookDue = now.Add(longestPoll / 2)
-	if now.Sub(f.arranged) > arrange {
-		f.arranged = now
-		return f.store.rearrange(ctx, f.store.db, f.group)
-	}
-	return nil
+	return f.tidier.tidy(ctx, f.store, f.group)
 }
 
 // dueIn notes when a delayed message is due.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/leatbus/leat/bus"
 )
@@ -28,15 +29,16 @@ func (g group) place() string {
 	}
 }
 
-// misplaced is a condition on messages that were inserted while the group had another order.
-func (g group) misplaced() string {
+// misplaced are the conditions on messages that were inserted while the group had another order. The
+// index finds each but the first one's: in a group that is ordered by key, all its ready messages are read.
+func (g group) misplaced() []string {
 	switch g.order {
 	case bus.OrderedByKey:
-		return "(state = 0 AND lane <> 0 OR state = 4 AND pos <> lane)"
+		return []string{"state = 0 AND lane <> 0", "state = 4 AND pos = 0"}
 	case bus.OrderedStrictly:
-		return "(state = 0 OR state = 4 AND pos <> 0)"
+		return []string{"state = 0", "state = 4 AND pos < 0", "state = 4 AND pos > 0"}
 	default:
-		return "state = 4"
+		return []string{"state = 4"}
 	}
 }
 
@@ -142,28 +144,29 @@ func (s *store) join(ctx context.Context, tx executor, g group, sub bus.Subscrip
 		if _, err := tx.exec(ctx, s.sql(`UPDATE {groups} SET ordering = ? WHERE id = ?`), int(order), g.id); err != nil {
 			return err
 		}
-		if err := s.rearrange(ctx, tx, g); err != nil {
+		if _, err := s.rearrange(ctx, tx, g); err != nil {
 			return err
 		}
 	}
 	return s.register(ctx, tx, g, owner, where)
 }
 
-// rearrange puts messages where the group's order wants them. Besides when the order changes, it
-// runs now and then: a publisher that had not seen the change may have come later.
-func (s *store) rearrange(ctx context.Context, ex executor, g group) error {
-	if err := s.unpark(ctx, ex, g); err != nil {
-		return err
+// rearrange puts messages where the group's order wants them, and returns how many were elsewhere.
+func (s *store) rearrange(ctx context.Context, ex executor, g group) (moved int, err error) {
+	for _, misplaced := range g.misplaced() {
+		ids, err := numbers(ctx, ex, s.sql(`SELECT id FROM {messages} WHERE group_id = ? AND `+misplaced+` AND owner NOT IN ({live})`), g.id, g.id)
+		if err != nil {
+			return moved, err
+		}
+		for some := range slices.Chunk(ids, 1000) {
+			query, args := s.withIDs(`UPDATE {messages} SET `+g.place()+` WHERE `+misplaced+` AND id {in}`, some)
+			if _, err = ex.exec(ctx, query, args...); err != nil {
+				return moved, err
+			}
+			moved += len(some)
+		}
 	}
-	ids, err := numbers(ctx, ex, s.sql(`SELECT id FROM {messages} WHERE group_id = ? AND state IN (0, 4) AND owner NOT IN ({live}) AND `+
-		g.misplaced()), g.id, g.id)
-	for err == nil && len(ids) > 0 {
-		n := min(len(ids), 1000)
-		query, args := s.withIDs(`UPDATE {messages} SET `+g.place()+` WHERE `+g.misplaced()+` AND id {in}`, ids[:n])
-		_, err = ex.exec(ctx, query, args...)
-		ids = ids[n:]
-	}
-	return err
+	return moved, nil
 }
 
 // lockTurn makes the transaction the only one that claims from the group's lanes.

@@ -8,6 +8,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/leatbus/leat/bus"
 )
@@ -21,8 +22,8 @@ const (
 INSERT INTO {messages} (group_id, state, pos, lane, first_at, topic, uuid, headers, payload)
 SELECT g.id,
 	CASE WHEN m.delay > 0 THEN 1 WHEN g.ordering = 2 OR g.ordering = 1 AND m.lane <> 0 THEN 4 ELSE 0 END,
-	CASE WHEN m.delay > 0 THEN {now} + m.delay WHEN g.ordering = 1 THEN m.lane ELSE 0 END,
-	m.lane, {now}, `
+	CASE WHEN m.delay > 0 THEN (SELECT {now}) + m.delay WHEN g.ordering = 1 THEN m.lane ELSE 0 END,
+	m.lane, (SELECT {now}), `
 	insertFrom = `, m.uuid, m.headers, m.payload
 FROM {groups} g CROSS JOIN `
 	insertWhere = `
@@ -116,12 +117,18 @@ func (s *statements) insertArrays(topic string, msgs []publication, to way) (que
 		headers  = make([][]byte, len(msgs))
 		payloads = make([][]byte, len(msgs))
 		lanes    = make([]int64, len(msgs))
-		delays   = make([]int64, len(msgs))
+		delays   []int64 // NULL where nothing is for later, as it mostly is
 	)
 	for i, m := range msgs {
-		uuids[i], headers[i], payloads[i], lanes[i], delays[i] = m.uuid, m.headers, m.payload, m.lane, m.delay
+		uuids[i], headers[i], payloads[i], lanes[i] = m.uuid, m.headers, m.payload, m.lane
+		if m.delay > 0 && delays == nil {
+			delays = make([]int64, len(msgs))
+		}
+		if delays != nil {
+			delays[i] = m.delay
+		}
 	}
-	where, args := to([]any{topic, uuids, headers, payloads, lanes, delays})
+	where, args := to([]any{topic, uuids, pgtype.FlatArray[[]byte](headers), pgtype.FlatArray[[]byte](payloads), lanes, delays})
 	return s.sql(insertInto + s.text() + insertFrom + insertPostgresRows + where + insertOrder), args
 }
 

@@ -13,14 +13,13 @@ import (
 
 	"github.com/go-sql-driver/mysql"
 	"github.com/stretchr/testify/require"
-	"go.uber.org/goleak"
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports/sql"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testenv.Main(m) }
 
 // patience is how long a test waits for what must happen. It is generous: the machine may be busy with
 // other things.

@@ -37,8 +37,6 @@ func (t *Transport) Publish(ctx context.Context, topic string, msgs ...*message.
 	if err != nil {
 		return fmt.Errorf("sql: publish %s: %w", topic, err)
 	}
-	ctx, cancel := t.while(ctx)
-	defer cancel()
 	inserted, err := t.insert(ctx, topic, rows)
 	if err != nil {
 		return t.failure(fmt.Sprintf("publish %s: %d messages are not safe", topic, len(msgs)), err)
@@ -67,6 +65,8 @@ func (t *Transport) insert(ctx context.Context, topic string, rows []publication
 	if len(rows) < maxInsert {
 		return t.combiner.insert(ctx, topic, rows)
 	}
+	ctx, cancel := t.while(ctx)
+	defer cancel()
 	err = t.store.retry(ctx, func(ctx context.Context) error {
 		counts, err := t.store.insertAll(ctx, []batch{{topic, rows}})
 		if err == nil {

@@ -15,7 +15,6 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	rabbit "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
-	"go.uber.org/goleak"
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/internal/testenv"
@@ -23,7 +22,7 @@ import (
 	"github.com/leatbus/leat/transports/sql"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testenv.Main(m) }
 
 // placed is the event of an order. N counts its customer's orders, without a gap.
 type placed struct {
