@@ -63,12 +63,15 @@ func (s *system) handle(e orderPaid) {
 }
 
 // newLeat is the whole standard stack with Prometheus metrics on the memory transport.
-func newLeat(tb testing.TB) *system {
+func newLeat(tb testing.TB) *system { return newLeatWith(tb, bus.BreakerPolicy{}) }
+
+func newLeatWith(tb testing.TB, breaker bus.BreakerPolicy) *system {
 	s := &system{}
 	observer, err := prommetrics.New(prometheus.NewRegistry())
 	require.NoError(tb, err)
 	b, err := bus.New(memory.New(memory.Config{Queue: 4096}), bus.Config{
 		Service: "bench", Stack: middleware.Standard(middleware.Config{}), Observers: []bus.Observer{observer},
+		Breaker: breaker,
 	})
 	require.NoError(tb, err)
 	require.NoError(tb, b.Handle(handlers.Func("ledger", func(_ context.Context, e orderPaid) error {
@@ -201,6 +204,23 @@ func (s *system) p99(rate int, during time.Duration) time.Duration {
 // BenchmarkPublishToHandler is one event from Publish through the whole stack to a typed handler.
 func BenchmarkPublishToHandler(b *testing.B) {
 	compare(b, "ns/event", func(s *system) float64 { return float64(s.throughput(10_000)) })
+}
+
+// BenchmarkBreaker is what the circuit breaker costs where nothing fails, from Publish to handler. on/off
+// is the ratio of the rates; which of the two goes first changes from round to round.
+func BenchmarkBreaker(b *testing.B) {
+	systems := []*system{newLeatWith(b, bus.BreakerPolicy{}), newLeatWith(b, bus.NoBreaker())}
+	var took [2][]float64
+	var ratios []float64
+	for first := 0; b.Loop(); first = 1 - first {
+		for _, i := range []int{first, 1 - first} {
+			took[i] = append(took[i], float64(systems[i].throughput(10_000)))
+		}
+		ratios = append(ratios, took[1][len(ratios)]/took[0][len(ratios)])
+	}
+	b.ReportMetric(median(took[0]), "on-ns/event")
+	b.ReportMetric(median(took[1]), "off-ns/event")
+	b.ReportMetric(median(ratios), "on/off")
 }
 
 // BenchmarkLatencyAt10k is the 99th percentile from Publish to handler at 10,000 events a second.

@@ -211,7 +211,8 @@ type PoisonQueue interface {
 	Drop(ctx context.Context, ids ...string) (int, error)
 	// Put writes messages as they are, with the fault that their headers tell of, and returns when
 	// they are safe in the poison queue. One with the ID of a message that is there takes its place;
-	// one without an ID goes behind the others. [ErrNotFound] for an ID that is not there does not
+	// one without an ID goes behind the others, and in a group that parks it holds back what is
+	// published later with its key. [ErrNotFound] for an ID that is not there does not
 	// keep it from writing the others.
 	Put(ctx context.Context, msgs ...PoisonedMessage) error
 	// Len is how many messages the queue holds.

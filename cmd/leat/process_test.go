@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net/url"
 	"os"
 	"os/exec"
@@ -251,4 +252,42 @@ func TestAUserWithoutTheRightsIsToldWhichAreMissing(t *testing.T) {
 	require.Contains(t, out, "WRONG  rights on leat_messages: ")
 	require.Contains(t, out, "cure: GRANT INSERT, UPDATE, DELETE ON ")
 	require.Equal(t, 3, poisoned(t, address, group))
+}
+
+// TestAKilledEditIsRunAgain kills an edit at any moment: the message is there once, as it was or as it was
+// to be, and the next edit does what it is told.
+func TestAKilledEditIsRunAgain(t *testing.T) {
+	onEach(t, func(t *testing.T, address string) {
+		group := poisonMany(t, address, 3)
+		result := func(args ...string) string {
+			p := leat(t, address, args...)
+			require.NoError(t, p.Wait(), p.err.String())
+			return p.out.String()
+		}
+		was := `{}`
+		edited, took := 0, time.Duration(0)
+		for edit := 1; edit <= 8; edit++ {
+			will := fmt.Sprintf(`{"edit":%d}`, edit)
+			began := time.Now()
+			p := leat(t, address, "poison", "edit", "--group", group, "m-00001", "--data", will)
+			if edit == 1 { // how long it takes
+				require.NoError(t, p.Wait(), p.err.String())
+				was, took = will, time.Since(began)
+				continue
+			}
+			time.AfterFunc(took/2+rand.N(took), func() { _ = p.Process.Signal(syscall.SIGKILL) })
+			_ = p.Wait()
+			if p.out.String() != "" {
+				edited++
+				was = will
+			}
+			require.Equal(t, 3, strings.Count(result("poison", "ls", "--group", group), "m-0000"))
+			payload := result("poison", "show", "--group", group, "--payload", "m-00001")
+			require.Contains(t, []string{was, will}, payload)
+			was = payload
+		}
+		t.Logf("%d of 7 edits came to their end", edited)
+		require.Contains(t, result("poison", "edit", "--group", group, "--data", `{"edit":9}`, "--replay", "m-00001"), "changed and replayed ")
+		require.Equal(t, 2, poisoned(t, address, group))
+	})
 }

@@ -25,6 +25,7 @@ type target struct {
 var (
 	errNoURL    = errors.New("no URL; give one by --url or LEAT_URL, like postgres://user:password@host/database")
 	errBadURL   = errors.New("the URL can't be parsed; characters such as @ / % # in a password must be percent-encoded")
+	errNoScheme = errors.New("the URL has no scheme; write it like postgres://user:password@host/database, amqp://user:password@host/ or sqlite:file.db")
 	errFragment = errors.New("the URL has a #, which ends it; write %23 for one in a password")
 	errMemory   = errors.New("memory:// is inside of the service's process; " +
 		"start the service with LEAT_ADMIN=127.0.0.1:7070, and give --url http://127.0.0.1:7070")
@@ -37,8 +38,10 @@ func (t *target) parse() (*url.URL, error) {
 	}
 	u, err := url.Parse(t.URL)
 	switch {
-	case err != nil || u.Scheme == "":
+	case err != nil && strings.Contains(t.URL, "://"):
 		return nil, &verbs.UsageError{Err: errBadURL}
+	case err != nil || !strings.Contains(t.URL, "://") && u.Scheme != string(sql.SQLite):
+		return nil, &verbs.UsageError{Err: errNoScheme}
 	case u.Fragment != "":
 		return nil, &verbs.UsageError{Err: errFragment}
 	}
@@ -70,7 +73,11 @@ func (t *target) open(ctx context.Context, e *verbs.Env) (bus.Transport, error) 
 		_, err := mux.Open(ctx, u.Scheme+"://") // says which there are
 		return nil, &verbs.UsageError{Err: trimmed(err)}
 	}
-	return mux.Open(ctx, u.String())
+	transport, err := mux.Open(ctx, u.String())
+	if cause := errors.Unwrap(err); cause != nil {
+		err = cause // the verb says where, and without the options
+	}
+	return transport, err
 }
 
 // dial reaches the admin endpoint of a service.

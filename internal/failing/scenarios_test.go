@@ -51,6 +51,8 @@ var scenarios = []scenario{
 	{"the circuit breaker, where nothing but bad messages is left", breaksForNothing},
 	{"the crash limit", crashes},
 	{"parking behind a poisoned message", parks},
+	{"parking behind an imported message", parksImported},
+	{"an imported message, where parking is off", importedWithoutParking},
 }
 
 // delays is a policy of exactly these delays; none of them is waited for in process.
@@ -396,4 +398,60 @@ func parks(w *world) {
 	w.note("replayed")
 	p.replay(m.ID)
 	w.await("the end", func() bool { return p.stats().Handled == 4 })
+}
+
+// parksImported puts a message into the poison queue that was exported from another.
+func parksImported(w *world) {
+	begun, release := make(chan struct{}), make(chan struct{})
+	p := w.start(handlers.Raw("ledger", []string{topic}, func(_ context.Context, msg *message.Message) error {
+		id := bus.MessageID(msg)
+		if id == "a0" {
+			close(begun)
+			<-release
+		}
+		if !strings.HasPrefix(id, "b") {
+			w.note("%s", id)
+		}
+		return nil
+	}, handlers.OrderedByKey(), handlers.Concurrency(2)))
+	p.publish(topic, "a0", `{}`, "a")
+	<-begun
+	p.importPoisoned("a1", "a")
+	p.publish(topic, "a2", `{}`, "a")
+	for i := range uint64(20) { // on RabbitMQ the group's leader hears of it meanwhile
+		p.publish(topic, fmt.Sprintf("b%d", i), `{}`, "b")
+		w.await("another key", func() bool { return p.stats().Handled == i+1 })
+	}
+	close(release)
+	w.awaitNotes(1)
+	p.publish(topic, "c", `{}`, "c")
+	w.awaitNotes(2)
+	w.note("replayed")
+	list, err := p.Transport().PoisonQueue(p.group).List(context.Background(), "", 10)
+	require.NoError(w, err)
+	require.Len(w, list, 1)
+	p.replay(list[0].ID)
+	w.await("the end", func() bool { return p.stats().Handled == 24 })
+}
+
+// importPoisoned puts a message into the group's poison queue that came out of another.
+func (p *process) importPoisoned(id, key string) {
+	msg := message.NewMessage(id, []byte(`{}`))
+	msg.Metadata = message.Metadata{bus.HeaderID: id, bus.HeaderType: topic, bus.HeaderSource: "test", bus.HeaderPartitionKey: key}
+	bus.Fault{Text: "broken", Group: p.group, Topic: topic, Attempts: 1, At: time.Now()}.Set(msg.Metadata)
+	require.NoError(p.w, p.Transport().PoisonQueue(p.group).Put(context.Background(), bus.PoisonedMessage{Message: msg}))
+}
+
+func importedWithoutParking(w *world) {
+	p := w.start(handlers.Raw("ledger", []string{topic}, func(_ context.Context, msg *message.Message) error {
+		w.note("%s", bus.MessageID(msg))
+		return nil
+	}, handlers.OrderedByKey(), handlers.Park(bus.ParkOff)))
+	p.importPoisoned("a1", "a")
+	p.publish(topic, "a2", `{}`, "a")
+	w.awaitNotes(1)
+	list, err := p.Transport().PoisonQueue(p.group).List(context.Background(), "", 10)
+	require.NoError(w, err)
+	p.replay(list[0].ID)
+	w.await("the end", func() bool { return p.stats().Handled == 2 })
 }

@@ -1,12 +1,17 @@
 package failing_test
 
 import (
+	"bufio"
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
+	"os/exec"
+	"os/signal"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -17,6 +22,7 @@ import (
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/handlers"
 	"github.com/leatbus/leat/internal/testenv"
+	"github.com/leatbus/leat/middleware"
 )
 
 // stormVariable is how often TestStorm stops its process; the default is small.
@@ -83,12 +89,19 @@ func TestStorm(t *testing.T) {
 		own, service := onRabbitMQ(t, "classic"), unique("storm")
 		l := newLedger()
 		poison := boundedPoison(t, &own, l, service+".ledger")
-		storm(t, own, service, l, poison)
+		storm(t, own, service, l, poison, inside)
+	})
+	t.Run("RabbitMQ, quorum, processes", func(t *testing.T) {
+		t.Parallel()
+		own, service := onRabbitMQ(t, "quorum"), unique("storm")
+		l := newLedger()
+		poison := boundedPoison(t, &own, l, service+".ledger")
+		storm(t, own, service, l, poison, outside)
 	})
 	t.Run("PostgreSQL", func(t *testing.T) {
 		t.Parallel()
 		own, service := onPostgres(t, unique("failing")), unique("storm")
-		storm(t, own, service, newLedger(), lockedPoison(t, own, service+".ledger"))
+		storm(t, own, service, newLedger(), lockedPoison(t, own, service+".ledger"), inside)
 	})
 }
 
@@ -173,32 +186,20 @@ func (l *ledger) empty(t testing.TB, ch *rabbit.Channel, name string) {
 	}
 }
 
-func storm(t *testing.T, own system, service string, l *ledger, poison tap) {
+// victim is a process in the storm. stop is what SIGTERM does, and returns what the process had counted.
+type victim struct{ stop func() bus.GroupStats }
+
+// storm lets it storm on processes that start makes.
+func storm(t *testing.T, own system, service string, l *ledger, poison tap, start func(*world, *ledger) victim) {
 	stops := 8
 	if n, err := strconv.Atoi(os.Getenv(stormVariable)); err == nil {
 		stops = n
 	}
 	const batch = 60 // messages between two stops; every tenth is bad
 	w := &world{TB: t, system: own, service: service}
-	h := handlers.Raw("ledger", []string{topic}, func(ctx context.Context, msg *message.Message) error {
-		id := bus.MessageID(msg)
-		if strings.HasPrefix(id, "bad") {
-			return bus.Permanent(errBroken)
-		}
-		wait := time.NewTimer(5 * time.Millisecond)
-		defer wait.Stop()
-		select {
-		case <-wait.C:
-			l.handle(id)
-			return nil
-		case <-ctx.Done(): // interrupted
-			return ctx.Err()
-		}
-	}, handlers.Concurrency(4), handlers.Retry(bus.OneTry()))
-
 	publisher := own.open(t)
 	defer func() { require.NoError(t, publisher.Close(context.Background())) }()
-	launch(w, h).end() // the group is there
+	start(w, l).stop() // the group is there
 	stopWeather := weather(poison.away)
 	defer stopWeather()
 
@@ -206,7 +207,7 @@ func storm(t *testing.T, own system, service string, l *ledger, poison tap) {
 	var published []string
 	var interrupted, refused uint64
 	for stop := range stops {
-		p := launch(w, h)
+		p := start(w, l)
 		for i := range batch {
 			id := fmt.Sprintf("good-%d-%d", stop, i)
 			if i%10 == 0 {
@@ -221,13 +222,13 @@ func storm(t *testing.T, own system, service string, l *ledger, poison tap) {
 		}
 		before, _ := l.counts()
 		w.await("some of them", func() bool { n, _ := l.counts(); return n > before+batch/4 || n == good })
-		p.end()
-		interrupted += p.stats().Interrupted
-		refused += p.stats().Redelivered
+		stats := p.stop()
+		interrupted += stats.Interrupted
+		refused += stats.Redelivered
 	}
 	stopWeather()
-	p := launch(w, h)
-	defer p.end()
+	p := start(w, l)
+	defer p.stop()
 	defer func() {
 		if t.Failed() {
 			t.Log(l.missing(published))
@@ -253,15 +254,122 @@ func storm(t *testing.T, own system, service string, l *ledger, poison tap) {
 		stops, interrupted, good, twice, bad, refused)
 }
 
-// launch starts a process that leaves its handlers hardly any time when it is stopped. It tries again
-// where the storm keeps it from starting.
-func launch(w *world, h bus.Handler) (p *process) {
-	w.await("a process", func() bool {
-		var err error
-		p, err = w.tryStart(h, bus.Config{DrainTimeout: time.Millisecond})
-		return err == nil
+// hardlyAny is how much time a process in the storm leaves its handlers when it is stopped.
+const hardlyAny = time.Millisecond
+
+// stormed is the handler of every process in the storm.
+func stormed(handle func(id string)) bus.Handler {
+	return handlers.Raw("ledger", []string{topic}, func(ctx context.Context, msg *message.Message) error {
+		id := bus.MessageID(msg)
+		if strings.HasPrefix(id, "bad") {
+			return bus.Permanent(errBroken)
+		}
+		wait := time.NewTimer(5 * time.Millisecond)
+		defer wait.Stop()
+		select {
+		case <-wait.C:
+			handle(id)
+			return nil
+		case <-ctx.Done(): // interrupted
+			return ctx.Err()
+		}
+	}, handlers.Concurrency(4), handlers.Retry(bus.OneTry()))
+}
+
+// inside makes a bus of this process. It tries again where the storm keeps it from starting.
+func inside(w *world, l *ledger) (v victim) {
+	w.await("a bus", func() bool {
+		p, err := w.tryStart(stormed(l.handle), bus.Config{DrainTimeout: hardlyAny})
+		if err != nil {
+			return false
+		}
+		v.stop = func() bus.GroupStats {
+			p.end()
+			return p.stats()
+		}
+		return true
 	})
-	return p
+	return v
+}
+
+const (
+	// stormURLVariable and stormServiceVariable tell a process in the storm what it is.
+	stormURLVariable     = "LEAT_TEST_STORM_URL"
+	stormServiceVariable = "LEAT_TEST_STORM_SERVICE"
+)
+
+// TestMainOfAProcessInTheStorm is a service that ends with SIGTERM. Its lines tell what it does.
+func TestMainOfAProcessInTheStorm(t *testing.T) {
+	raw := os.Getenv(stormURLVariable)
+	if raw == "" {
+		t.Skip("the storm runs it")
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	b, err := bus.New(dial(t, raw), bus.Config{
+		Service: os.Getenv(stormServiceVariable), Stack: middleware.Standard(middleware.Config{}),
+		Logger: slog.New(slog.DiscardHandler), DrainTimeout: hardlyAny,
+	})
+	require.NoError(t, err)
+	require.NoError(t, b.Handle(stormed(func(id string) { fmt.Println("handled", id) })))
+	go func() {
+		<-b.Running()
+		fmt.Println("running")
+	}()
+	require.NoError(t, b.Run(ctx))
+	closing, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	require.NoError(t, b.Close(closing))
+	stats := b.Stats().Groups["ledger"]
+	fmt.Println("interrupted", stats.Interrupted, stats.Redelivered)
+}
+
+// outside starts processes, and stops them by SIGTERM.
+func outside(w *world, l *ledger) (v victim) {
+	w.await("a process", func() bool {
+		cmd := exec.Command(os.Args[0], "-test.run=^TestMainOfAProcessInTheStorm$")
+		cmd.Env = append(os.Environ(), stormURLVariable+"="+w.url, stormServiceVariable+"="+w.service)
+		out, err := cmd.StdoutPipe()
+		require.NoError(w, err)
+		require.NoError(w, cmd.Start())
+		lines, over := bufio.NewScanner(out), make(chan struct{})
+		running := false
+		for !running && lines.Scan() {
+			running = heard(lines.Text(), l, nil)
+		}
+		if !running {
+			_ = cmd.Wait() // the storm keeps it from starting
+			return false
+		}
+		var stats bus.GroupStats
+		go func() {
+			defer close(over)
+			for lines.Scan() {
+				heard(lines.Text(), l, &stats)
+			}
+		}()
+		v.stop = sync.OnceValue(func() bus.GroupStats {
+			require.NoError(w, cmd.Process.Signal(syscall.SIGTERM))
+			<-over
+			require.NoError(w, cmd.Wait(), "a process that is told to stop ends in peace")
+			return stats
+		})
+		w.Cleanup(func() { _ = cmd.Process.Kill() })
+		return true
+	})
+	return v
+}
+
+// heard enters what a process says. It reports whether the process has just begun.
+func heard(line string, l *ledger, stats *bus.GroupStats) (running bool) {
+	what, rest, _ := strings.Cut(line, " ")
+	switch what {
+	case "handled":
+		l.handle(rest)
+	case "interrupted":
+		_, _ = fmt.Sscan(rest, &stats.Interrupted, &stats.Redelivered)
+	}
+	return what == "running"
 }
 
 // weather takes something away and gives it back every 200 ms. What it returns ends that, with it given

@@ -58,8 +58,8 @@ func TestHandlersFailAlikeEverywhere(t *testing.T) {
 			})
 		}
 	})
-	if t.Failed() {
-		return
+	if t.Failed() || len(r.texts) < len(scenarios) {
+		return // -run has chosen some
 	}
 	for _, scenario := range scenarios {
 		row := r.texts[scenario.name]

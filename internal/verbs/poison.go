@@ -80,6 +80,7 @@ type chosen struct {
 	group string
 	queue bus.PoisonQueue
 	ids   []string
+	seen  int // messages, chosen or not
 }
 
 // queues are the poison queues that the flags name: all that hold something, where they name none.
@@ -113,15 +114,13 @@ func (f filter) each(ctx context.Context, s *session, visit func(queue *chosen, 
 	if err != nil {
 		return nil, err
 	}
-	classes, n := []string{}, 0
-	all := matching
-	all.Class = "" // to know what there would have been
+	var there hints
+	n := 0
 	for i := range queues {
-		err := operator.Each(ctx, queues[i].queue, all, func(m bus.PoisonedMessage) error {
+		err := operator.Each(ctx, queues[i].queue, operator.Filter{}, func(m bus.PoisonedMessage) error {
+			queues[i].seen++
 			if !matching.Match(m) {
-				if !slices.Contains(classes, m.Fault.Class) {
-					classes = append(classes, m.Fault.Class)
-				}
+				there.add(m)
 				return nil
 			}
 			n++
@@ -131,10 +130,55 @@ func (f filter) each(ctx context.Context, s *session, visit func(queue *chosen, 
 			return nil, err
 		}
 	}
-	if near := urlopt.Nearest(f.Class, classes); n == 0 && near != "" {
-		return nil, usage("there is nothing of class %q. Did you mean %s?", f.Class, near)
+	if n == 0 {
+		err = there.mistake(f)
 	}
-	return queues, nil
+	return queues, err
+}
+
+// hints are what a flag that chooses nothing may have meant.
+type hints struct{ classes, types, topics []string }
+
+func (h *hints) add(m bus.PoisonedMessage) {
+	note := func(known *[]string, value string) {
+		if !slices.Contains(*known, value) && len(*known) < maxHints {
+			*known = append(*known, value)
+		}
+	}
+	note(&h.classes, m.Fault.Class)
+	note(&h.topics, m.Topic())
+	if r := operator.Summary("", m); r.Type != "" {
+		note(&h.types, r.Type)
+	}
+}
+
+// maxHints bounds what is remembered of a queue.
+const maxHints = 1000
+
+// mistake is what may be wrong with flags that choose nothing.
+func (h *hints) mistake(f filter) error {
+	for _, flag := range []struct {
+		what, value string
+		known       []string
+	}{{"class", f.Class, h.classes}, {"type", f.Type, h.types}, {"topic", f.Topic, h.topics}} {
+		if near := urlopt.Nearest(flag.value, flag.known); near != "" && near != flag.value {
+			return usage("there is nothing of %s %q. Did you mean %s?", flag.what, flag.value, near)
+		}
+	}
+	return nil
+}
+
+// nothing tells the user that the flags choose no message, and whether it is for them.
+func (e *Env) nothing(queues []chosen) {
+	seen := 0
+	for _, q := range queues {
+		seen += q.seen
+	}
+	if seen == 0 {
+		fmt.Fprintln(e.Stderr, "no poisoned messages")
+	} else {
+		fmt.Fprintf(e.Stderr, "none of %s has what the flags ask for\n", strings.Replace(messages(seen), "message", "poisoned message", 1))
+	}
 }
 
 // choose is the places of the chosen messages, counted by class.
@@ -146,8 +190,13 @@ func (f filter) choose(ctx context.Context, s *session) (queues []chosen, classe
 		n++
 		return nil
 	})
+	if err == nil && n == 0 {
+		s.nothing(queues)
+	}
 	return queues, classes, n, err
 }
+
+var errNoSuch = errors.New("no poisoned message has the id")
 
 // one finds the message with this id, in whatever group.
 func (f filter) one(ctx context.Context, s *session, id string) (queue chosen, m bus.PoisonedMessage, err error) {
@@ -162,7 +211,7 @@ func (f filter) one(ctx context.Context, s *session, id string) (queue chosen, m
 	case err != nil:
 		return queue, m, err
 	case found == 0:
-		return queue, m, fmt.Errorf("no poisoned message has the id %q; %s poison ls shows them", id, s.Program)
+		return queue, m, fmt.Errorf("%w %q; %s poison ls shows them", errNoSuch, id, s.Program)
 	case found > 1:
 		return queue, m, usage("%d poisoned messages have the id %q; name one by its group and its place in the queue", found, id)
 	}

@@ -25,7 +25,7 @@ func (c *poisonLs) Run(ctx context.Context, e *Env) error {
 		}
 		t := newTable(s.Stdout, "ID", "GROUP", "EVENT", "TYPE", "AGE", "ATTEMPTS", "CLASS", "ERROR")
 		n := 0
-		_, err := c.each(ctx, s, func(queue *chosen, m bus.PoisonedMessage) error {
+		queues, err := c.each(ctx, s, func(queue *chosen, m bus.PoisonedMessage) error {
 			if n++; c.Limit > 0 && n > c.Limit {
 				return nil
 			}
@@ -37,8 +37,8 @@ func (c *poisonLs) Run(ctx context.Context, e *Env) error {
 			return err
 		}
 		if n == 0 {
-			_, err = fmt.Fprintln(s.Stderr, "no poisoned messages")
-			return err
+			s.nothing(queues)
+			return nil
 		}
 		if err := t.flush(); err != nil {
 			return err

@@ -2,7 +2,6 @@ package verbs
 
 import (
 	"context"
-	"fmt"
 )
 
 type poisonStats struct {
@@ -27,8 +26,7 @@ func (c *poisonStats) Run(ctx context.Context, e *Env) error {
 			return nil
 		}
 		if n == 0 {
-			_, err := fmt.Fprintln(s.Stderr, "no poisoned messages")
-			return err
+			return nil
 		}
 		return s.writeClasses(classes.List())
 	})

@@ -25,6 +25,7 @@ type session struct {
 func (c connect) open(ctx context.Context, e *Env) (*session, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.Wait)
 	defer cancel()
+	defer c.patience(e)()
 	t, err := e.Open(ctx)
 	if err != nil {
 		if errors.Is(err, context.DeadlineExceeded) {
@@ -33,6 +34,20 @@ func (c connect) open(ctx context.Context, e *Env) (*session, error) {
 		return nil, err
 	}
 	return &session{Env: e, Transport: t, wait: c.Wait}, nil
+}
+
+// silence is how long somebody at a terminal waits for the message system without a word.
+const silence = 2 * time.Second
+
+// patience says on a terminal that the message system takes its time, until what it returns is called.
+func (c connect) patience(e *Env) (answered func()) {
+	if !isTerminal(e.Stderr) {
+		return func() {}
+	}
+	notice := time.AfterFunc(silence, func() {
+		fmt.Fprintf(e.Stderr, "no answer yet; waiting up to %s for it (--wait)\n", c.Wait)
+	})
+	return func() { notice.Stop() }
 }
 
 func (s *session) close() {
@@ -57,7 +72,7 @@ func (s *session) explain(err error) error {
 		return err
 	case isUsage(err):
 		return err
-	case errors.Is(err, errInterrupted):
+	case errors.Is(err, errInterrupted), errors.Is(err, errNoSuch):
 		return fmt.Errorf("%s: %w", s.Where, err)
 	case errors.Is(err, context.Canceled):
 		return fmt.Errorf("%s: %w", s.Where, errInterrupted)
@@ -97,8 +112,11 @@ func (s *session) groups(ctx context.Context, names ...string) ([]bus.GroupInfo,
 // with opens the message system for a verb.
 func (c connect) with(ctx context.Context, e *Env, do func(*session) error) error {
 	s, err := c.open(ctx, e)
-	if err != nil {
+	switch {
+	case isUsage(err):
 		return err
+	case err != nil:
+		return fmt.Errorf("%s: %w", e.Where, err)
 	}
 	defer s.close()
 	return s.explain(do(s))

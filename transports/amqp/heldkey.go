@@ -75,6 +75,10 @@ func (h *held) put(p place, d *amqp.Delivery) {
 	case e.skip != 0:
 		h.void(p.key, e)
 		return
+	case e.stone && h.complete && !h.feed.parks(): // an operator's, who can't know
+		h.release(p.key)
+		h.goOn(p.key)
+		return
 	case e.wanted:
 		e.raw = d
 	case !e.stone && i < heldAhead && h.cached+e.size <= heldBytes:
@@ -209,6 +213,11 @@ func (h *held) void(key string, e *entry) {
 	h.ack(e.tag)
 	h.ack(e.skip)
 	h.remove(key, e)
+	h.goOn(key)
+}
+
+// goOn lets a key go on that is not held back any more.
+func (h *held) goOn(key string) {
 	if lane, taken := h.feed.lanes[key]; taken && !lane.headed && h.leads {
 		h.feed.advance(key)
 		h.feed.dispatch()

@@ -302,17 +302,22 @@ func (l *look) next() (batch []amqp.Delivery, end bool, err error) {
 
 // list reads the messages behind the one with the id after, up to the bounds of a list. It reads them
 // all, because the queue's order is not that of arrival for sure: somebody else may have looked into
-// it by other means.
-func (l *look) list(after string) ([]bus.PoisonedMessage, error) {
+// it by other means. Void are those of which there is an edited copy, too; without them it is to be read
+// again.
+func (l *look) list(after string) (all []bus.PoisonedMessage, void []*amqp.Delivery, err error) {
 	var first page
-	err := l.walk(func(id string, d *amqp.Delivery) (bool, error) {
+	latest := make(revisions)
+	err = l.walk(func(id string, d *amqp.Delivery) (bool, error) {
+		if old := latest.enter(id, d); old != nil {
+			void = append(void, old)
+		}
 		if id > after {
 			first.add(shown(id, d))
 		}
 		return true, nil
 	})
 	slices.SortFunc(first.messages, func(a, b bus.PoisonedMessage) int { return strings.Compare(a.ID, b.ID) })
-	return first.messages, err
+	return first.messages, void, err
 }
 
 // page keeps the messages with the lowest ids, up to the bounds of a list: a heap with the highest on
@@ -528,7 +533,7 @@ func fresh(d *amqp.Delivery) amqp.Publishing {
 	for name := range p.Headers {
 		switch {
 		case strings.HasPrefix(name, faultPrefix),
-			name == headerAttempt, name == headerCrashes, name == headerPoisonID, name == headerQueue,
+			name == headerAttempt, name == headerCrashes, name == headerPoisonID, name == headerPoisonRev, name == headerQueue,
 			name == bus.HeaderInstance:
 			delete(p.Headers, name)
 		}

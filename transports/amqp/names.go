@@ -21,13 +21,14 @@ const (
 const (
 	privatePrefix = "leat-"
 
-	headerAttempt  = "leat-attempt"   // hand-overs that counted, before the next
-	headerCrashes  = "leat-crashes"   // those of them that nobody settled
-	headerTopic    = "leat-topic"     // where the message was published, once the routing key is another
-	headerPoisonID = "leat-poison-id" // a message's place in a poison queue
-	headerQueue    = "leat-queue"     // the queue that a poisoned message came from
-	headerExtra    = "leat-extra"     // headers that can't stand under their own names, as JSON
-	headerVersion  = "leat-version"   // ce_specversion where the message has it itself
+	headerAttempt   = "leat-attempt"    // hand-overs that counted, before the next
+	headerCrashes   = "leat-crashes"    // those of them that nobody settled
+	headerTopic     = "leat-topic"      // where the message was published, once the routing key is another
+	headerPoisonID  = "leat-poison-id"  // a message's place in a poison queue
+	headerPoisonRev = "leat-poison-rev" // how often it was changed there
+	headerQueue     = "leat-queue"      // the queue that a poisoned message came from
+	headerExtra     = "leat-extra"      // headers that can't stand under their own names, as JSON
+	headerVersion   = "leat-version"    // ce_specversion where the message has it itself
 
 	headerDelayTo = "leat-delay-to" // the exchange that a delayed message goes to at its time
 	headerDelay   = "leat-delay-"   // + digit: the message passes through that delay queue

@@ -68,12 +68,22 @@ func (q *poisonQueue) List(ctx context.Context, after string, limit int) ([]bus.
 		if page = q.nextPage(after, limit); page != nil {
 			return nil
 		}
-		return q.look(ctx, func(l *look) error {
-			all, err := l.list(after)
-			page = all[:min(limit, len(all))]
-			q.pages, q.pagesAt = all, time.Now()
-			return err
-		})
+		for again := true; again; {
+			again = false // also where there is no queue
+			err := q.look(ctx, func(l *look) error {
+				all, void, err := l.list(after)
+				if err != nil {
+					return err
+				}
+				page = all[:min(limit, len(all))]
+				q.pages, q.pagesAt, again = all, time.Now(), len(void) > 0
+				return l.take(void...)
+			})
+			if err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 	return page, err
 }
@@ -145,9 +155,11 @@ func (q *poisonQueue) Drop(ctx context.Context, ids ...string) (n int, err error
 }
 
 // Put publishes messages to the poison queue. The place of one that is changed is its id's: it is
-// published first and the old one taken then, so that a process killed in between leaves both.
+// published first and the old one taken then, so that a process killed in between leaves both: the new one
+// has a higher revision, and who lists them takes the old one away.
 func (q *poisonQueue) Put(ctx context.Context, msgs ...bus.PoisonedMessage) error {
 	var added []*outgoing
+	var fresh []bus.PoisonedMessage
 	changed := make(map[string]*outgoing)
 	for _, m := range msgs {
 		o, err := q.outgoing(m)
@@ -155,7 +167,7 @@ func (q *poisonQueue) Put(ctx context.Context, msgs ...bus.PoisonedMessage) erro
 		case err != nil:
 			return fmt.Errorf("amqp: poison queue of group %q: write: %w", q.group, err)
 		case m.ID == "":
-			added = append(added, o)
+			added, fresh = append(added, o), append(fresh, m)
 		default:
 			changed[m.ID] = o
 		}
@@ -164,6 +176,7 @@ func (q *poisonQueue) Put(ctx context.Context, msgs ...bus.PoisonedMessage) erro
 		for i, d := range found {
 			o := changed[ids[i]]
 			o.msg.Headers[headerQueue], o.msg.Timestamp = d.Headers[headerQueue], d.Timestamp
+			o.msg.Headers[headerPoisonRev] = revisionOf(d) + 1
 			if p, ok := placeOf(d); ok {
 				p.set(o.msg.Headers)
 			}
@@ -185,6 +198,10 @@ func (q *poisonQueue) Put(ctx context.Context, msgs ...bus.PoisonedMessage) erro
 	}
 	return errors.Join(err, q.guard(ctx, "write", func(ctx context.Context) error {
 		q.pages = nil
+		stones, err := q.stones(ctx, added, fresh)
+		if err != nil {
+			return err
+		}
 		if err := q.t.publisher.send(ctx, added); err != nil {
 			return err
 		}
@@ -193,7 +210,7 @@ func (q *poisonQueue) Put(ctx context.Context, msgs ...bus.PoisonedMessage) erro
 				return fmt.Errorf("queue %q is not there; start the group's service once, which makes it", o.key)
 			}
 		}
-		return nil
+		return q.t.publisher.send(ctx, stones) // a message is in the poison queue before its stone is in its place
 	}))
 }
 

@@ -61,7 +61,11 @@ func (q *queue) advance(key string, l *lane) {
 
 // holdBack parks what is behind a place of a key. The caller holds q.mu.
 func (q *queue) holdBack(key string, place int) {
-	l := q.lanes[key]
+	l, ok := q.lanes[key]
+	if !ok { // a message that an operator has added
+		l = new(lane)
+		q.lanes[key] = l
+	}
 	i, _ := slices.BinarySearch(l.holds, place)
 	l.holds = slices.Insert(l.holds, i, place)
 	for i := range l.waiting.len() {

@@ -191,8 +191,22 @@ func (p *poisonQueue) Put(_ context.Context, msgs ...bus.PoisonedMessage) error 
 		if err := q.store(old, data); err != nil {
 			return err
 		}
+		if m.ID == "" {
+			q.holdAdded(old, m.Message)
+		}
 	}
 	return missing
+}
+
+// holdAdded gives an operator's message its place behind what is in the group, and lets it hold back its
+// key. The caller holds q.mu.
+func (q *queue) holdAdded(x *poisoned, msg *message.Message) {
+	q.places++
+	x.place = q.places
+	if key := q.orderKey(msg); q.park && key != "" {
+		x.holds = key
+		q.holdBack(key, x.place)
+	}
 }
 
 // take calls do with each message and takes those out of the queue for which it succeeds.

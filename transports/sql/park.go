@@ -30,6 +30,22 @@ func (s *store) hold(ctx context.Context, tx executor, g group, id int64) error 
 	return err
 }
 
+// holdAdded makes messages hold their lanes back that an operator has added to the poison queue of an ordered
+// group, since the message with this id. Whether the group parks is not known here: holds mean nothing to
+// one that does not.
+func (s *store) holdAdded(ctx context.Context, tx executor, g group, since int64) error {
+	lane, which := "lane", "AND lane <> 0 "
+	switch g.order {
+	case bus.Unordered:
+		return nil
+	case bus.OrderedStrictly:
+		lane, which = "0", ""
+	}
+	_, err := tx.exec(ctx, s.sql(`INSERT INTO {holds} (message_id, group_id, pos, created_at) SELECT id, group_id, `+lane+`, {now}
+		FROM {messages} WHERE group_id = ? AND state = 2 AND id > ? `+which+s.ignore), g.id, since)
+	return err
+}
+
 // park moves messages of lanes out of the claims' way whose first is held back, and so are all.
 func (s *store) park(ctx context.Context, tx executor, g group, lanes []int64) error {
 	query, args := s.withIDs(`

@@ -179,6 +179,10 @@ func (q *poisonQueue) Put(ctx context.Context, msgs ...bus.PoisonedMessage) (err
 		there = true
 		return q.store.db.inTx(ctx, func(tx executor) error {
 			missing = nil
+			last, _, err := number(ctx, tx, q.store.sql(`SELECT COALESCE(max(id), 0) FROM {messages}`))
+			if err != nil {
+				return err
+			}
 			for i, m := range msgs {
 				n, err := q.put(ctx, tx, g, m, records[i])
 				if err != nil {
@@ -188,7 +192,7 @@ func (q *poisonQueue) Put(ctx context.Context, msgs ...bus.PoisonedMessage) (err
 					missing = q.notFound(m.ID)
 				}
 			}
-			return nil
+			return q.store.holdAdded(ctx, tx, g, last)
 		})
 	})
 	if err == nil && !there {

@@ -1,0 +1,71 @@
+package amqp_test
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	rabbit "github.com/rabbitmq/amqp091-go"
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/internal/testenv"
+)
+
+// TestAKilledChangeLeavesOneMessage plays what is in the queue after a process was killed that had
+// published the changed message and not taken the old one away.
+func TestAKilledChangeLeavesOneMessage(t *testing.T) {
+	broker := testenv.RabbitMQ(t)
+	transport := open(t, broker)
+	group, topic := unique("ledger"), unique("order.paid.v1")
+	feed := subscribe(t, transport, bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+	msgs := make([]bus.PoisonedMessage, 3)
+	for i := range msgs {
+		msgs[i].Message = message.NewMessage(fmt.Sprintf("m-%d", i), []byte("old"))
+		bus.Fault{Topic: topic, Group: group}.Set(msgs[i].Message.Metadata)
+	}
+	poison := transport.PoisonQueue(group)
+	require.NoError(t, poison.Put(t.Context(), msgs...))
+	before, err := poison.List(t.Context(), "", 10)
+	require.NoError(t, err)
+
+	for edit := range int64(2) { // the second is of what the first has left
+		withBroker(t, broker, func(ch *rabbit.Channel) {
+			require.NoError(t, ch.Confirm(false))
+			var original rabbit.Delivery
+			for original.Headers["leat-poison-id"] != before[1].ID || original.Headers["leat-poison-rev"] != nil && edit == 0 {
+				var there bool
+				original, there, err = ch.Get(group+".poison", false)
+				require.NoError(t, err)
+				require.True(t, there)
+			}
+			headers := original.Headers
+			headers["leat-poison-rev"] = edit + 1
+			confirmed, err := ch.PublishWithDeferredConfirm("", group+".poison", true, false, rabbit.Publishing{
+				DeliveryMode: rabbit.Persistent, Headers: headers, MessageId: original.MessageId, Body: fmt.Appendf(nil, "new %d", edit),
+			})
+			require.NoError(t, err)
+			require.True(t, confirmed.Wait())
+		}) // the channel's end gives back what it got
+		eventually(t, "both are there", func() bool { return depth(t, broker, group+".poison") == 4 })
+
+		after, err := poison.List(t.Context(), "", 10)
+		require.NoError(t, err)
+		require.Len(t, after, 3)
+		for i, want := range []string{"old", fmt.Sprintf("new %d", edit), "old"} {
+			require.Equal(t, before[i].ID, after[i].ID)
+			require.Equal(t, want, string(after[i].Message.Payload))
+		}
+		eventually(t, "one of them is gone", func() bool { return depth(t, broker, group+".poison") == 3 })
+	}
+
+	n, err := poison.Replay(t.Context(), before[1].ID)
+	require.NoError(t, err)
+	require.Equal(t, 1, n)
+	d, err := feed.Next(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, "new 1", string(d.Message.Payload))
+	require.NotContains(t, fmt.Sprint(d.Message.Metadata), "rev")
+	ack(t, d)
+	closeAll(t, transport)
+}

@@ -1,0 +1,69 @@
+package amqp
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/leatbus/leat/bus"
+)
+
+// A message that an operator adds to the poison queue of an ordered group gets a place and a stone there,
+// like one that was poisoned. The group's leader gives places, and the operator's process is not that. So it
+// takes places that lie so far ahead that no leader has come to them: two messages in one place would be
+// revisions of each other. The leader goes on from there. It drops the stone where the group does not park.
+
+// ahead is how far beyond the present time such a place is: longer than any two clocks differ.
+const ahead = time.Hour
+
+// stones gives messages that are added their places, and returns what holds these in the group.
+func (q *poisonQueue) stones(ctx context.Context, added []*outgoing, msgs []bus.PoisonedMessage) (stones []*outgoing, err error) {
+	order, err := q.order(ctx)
+	if err != nil || order == bus.Unordered {
+		return nil, err
+	}
+	at := time.Now().Add(ahead).UnixMicro() + rand.N(time.Second.Microseconds()) // another process may add some, too
+	for i, o := range added {
+		key := strictKey
+		if order == bus.OrderedByKey {
+			key = shortKey(bus.PartitionKey(msgs[i].Message))
+		}
+		if key == "" {
+			continue
+		}
+		p := place{key: key, at: at + int64(i)}
+		p.set(o.msg.Headers)
+		h := amqp.Table{headerHeldNote: noteStone}
+		p.set(h)
+		stones = append(stones, &outgoing{key: heldName(q.group), msg: amqp.Publishing{
+			DeliveryMode: amqp.Persistent, MessageId: o.msg.MessageId, Headers: h,
+		}})
+	}
+	return stones, nil
+}
+
+// order is the group's, as its service has noted it down.
+func (q *poisonQueue) order(ctx context.Context) (order bus.Order, err error) {
+	err = q.t.inspect(ctx, "order", func(i *inspection) error {
+		_, ordered, err := i.queue(heldName(q.group))
+		if err != nil || !ordered {
+			return err
+		}
+		groups, unknown := i.groups()
+		for _, k := range groups {
+			if k.Group == q.group {
+				order = k.subscription().Order
+				return nil
+			}
+		}
+		if unknown != nil {
+			return unknown
+		}
+		return fmt.Errorf("group %q is ordered, and by what is not known; start its service once, which notes it down, "+
+			"or correct the URL's exchange", q.group)
+	})
+	return order, err
+}
