@@ -48,10 +48,12 @@ func newPrivateMariaDB(t testing.TB) *private {
 	server := program(t, "mariadb", "mariadbd", "mysqld")
 	p, port := newPrivate(t, "mysql"), freePort(t)
 	data := filepath.Join(p.dir, "data")
-	p.prepare(t, install, "--no-defaults", "--datadir="+data, "--auth-root-authentication-method=normal")
+	// A server clears its directory of temporary tables when it starts, those of others, too.
+	tmp := "--tmpdir=" + p.dir
+	p.prepare(t, install, "--no-defaults", "--datadir="+data, tmp, "--auth-root-authentication-method=normal")
 	p.url = fmt.Sprintf("mysql://root@127.0.0.1:%s/test", port)
 	p.command = []string{
-		server, "--no-defaults", "--datadir=" + data, "--bind-address=127.0.0.1", "--port=" + port,
+		server, "--no-defaults", "--datadir=" + data, tmp, "--bind-address=127.0.0.1", "--port=" + port,
 		"--socket=" + filepath.Join(p.dir, "m.sock"), "--pid-file=" + filepath.Join(p.dir, "m.pid"), "--skip-name-resolve",
 		"--max-connections=300", "--innodb-flush-log-at-trx-commit=2",
 	}
