@@ -125,7 +125,7 @@ func serve(t *testing.T, atEnd func(func()), address string) *service {
 			}
 		}
 		return true
-	}, time.Minute, 5*time.Millisecond)
+	}, long, 5*time.Millisecond)
 	return s
 }
 
@@ -180,8 +180,12 @@ func forget(t *testing.T, address string, groups ...string) {
 	require.NoError(t, ch.ExchangeDelete(exchange, false, false))
 }
 
+// long is how long a test waits for what must happen. It is generous: the machine may be busy with other
+// things.
+const long = 5 * time.Minute
+
 func patience(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), long)
 	t.Cleanup(cancel)
 	return ctx
 }
