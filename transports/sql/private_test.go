@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"os/user"
@@ -17,6 +16,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/internal/testenv"
 )
 
 // private is a server of one test's own, to be stopped and killed.
@@ -30,7 +31,7 @@ type private struct {
 
 func newPrivatePostgres(t testing.TB) *private {
 	initdb, postgres := program(t, "postgres", "initdb"), program(t, "postgres", "postgres")
-	p, port := newPrivate(t, "postgres"), freePort(t)
+	p, port := newPrivate(t, "postgres"), testenv.FreePort(t)
 	data := filepath.Join(p.dir, "data")
 	p.prepare(t, initdb, "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync")
 	p.url = fmt.Sprintf("postgres://postgres@127.0.0.1:%s/postgres?sslmode=disable", port)
@@ -46,7 +47,7 @@ func newPrivatePostgres(t testing.TB) *private {
 func newPrivateMariaDB(t testing.TB) *private {
 	install := program(t, "mariadb", "mariadb-install-db", "mysql_install_db")
 	server := program(t, "mariadb", "mariadbd", "mysqld")
-	p, port := newPrivate(t, "mysql"), freePort(t)
+	p, port := newPrivate(t, "mysql"), testenv.FreePort(t)
 	data := filepath.Join(p.dir, "data")
 	// A server clears its directory of temporary tables when it starts, those of others, too.
 	tmp := "--tmpdir=" + p.dir
@@ -114,15 +115,6 @@ func credential(t testing.TB, name string) *syscall.Credential {
 	gid, err := strconv.ParseUint(u.Gid, 10, 32)
 	require.NoError(t, err)
 	return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
-}
-
-func freePort(t testing.TB) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer func() { _ = l.Close() }()
-	_, port, err := net.SplitHostPort(l.Addr().String())
-	require.NoError(t, err)
-	return port
 }
 
 func (p *private) prepare(t testing.TB, name string, args ...string) {
