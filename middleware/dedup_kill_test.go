@@ -25,7 +25,11 @@ const (
 	childNamespace = "LEAT_TEST_CHILD_NAMESPACE" // of its keys
 )
 
-const childLease = 5 * time.Second // a busy machine may be late by some seconds
+// Both are generous: a busy machine may be late by some seconds.
+const (
+	childLease  = 10 * time.Second
+	childBudget = 5 * time.Second
+)
 
 // setNX is the repository that articles on Watermill's Deduplicator show.
 type setNX struct {
@@ -61,7 +65,7 @@ func dedupByName(t *testing.T, name, namespace string) message.HandlerMiddleware
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = store.Close() })
-	return newDedupStep(store, middleware.DedupConfig{Namespace: namespace, Lease: childLease}).middleware
+	return newDedupStep(store, middleware.DedupConfig{Namespace: namespace, Lease: childLease, Budget: childBudget}).middleware
 }
 
 // TestKilledChild is not a test: it is the process that the next one kills.
