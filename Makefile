@@ -20,7 +20,7 @@ help: ## show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 test: ## run every test with the race detector, against servers that it finds or starts
-	$(GO) run ./internal/stack -- sh -c '$(call each,$(GO) test -race -timeout 20m ./...)'
+	$(GO) run ./internal/stack -- sh -c '$(call each,$(GO) test -race -timeout 40m ./...)'
 
 unit: ## run the tests that need no server; the others are skipped
 	$(call each,$(GO) test ./...)

@@ -70,7 +70,7 @@ func (j *journal) await(t *testing.T, want string) {
 			if line == want {
 				return
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatalf("waited for %q; have %v", want, j.all())
 		}
 	}
@@ -278,7 +278,7 @@ func TestAFailureAfterTheStartShutsTheApplicationDownWithExitCode1(t *testing.T)
 	select {
 	case signal := <-app.Wait():
 		require.Equal(t, 1, signal.ExitCode)
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("the application went on")
 	}
 	require.ErrorContains(t, app.Stop(t.Context()), "the queue was deleted")
@@ -287,7 +287,7 @@ func TestAFailureAfterTheStartShutsTheApplicationDownWithExitCode1(t *testing.T)
 func TestTheDrainKeepsWithinTheStopTimeout(t *testing.T) {
 	interrupted := make(chan error, 1)
 	inside := make(chan struct{})
-	app := fxtest.New(t, quiet(), fx.StopTimeout(3*time.Second), fxmodule.Module,
+	app := fxtest.New(t, quiet(), fx.StopTimeout(10*time.Second), fxmodule.Module,
 		fxmodule.Handle("slow", func(ctx context.Context, _ orderPlaced) error {
 			close(inside)
 			<-ctx.Done()
@@ -303,7 +303,7 @@ func TestTheDrainKeepsWithinTheStopTimeout(t *testing.T) {
 
 func TestTheAdminEndpointGoesWithTheApplication(t *testing.T) {
 	t.Setenv("LEAT_ADMIN", "127.0.0.1:0")
-	var log bytes.Buffer
+	var log lockedBuffer
 	app := fxtest.New(t, fx.NopLogger, fxmodule.Module,
 		fx.Provide(func() *slog.Logger { return slog.New(slog.NewTextHandler(&log, nil)) }),
 		fxmodule.Handle("x", func(context.Context, orderPlaced) error { return nil }))
@@ -321,6 +321,24 @@ func TestTheAdminEndpointGoesWithTheApplication(t *testing.T) {
 	app.RequireStop()
 	_, err = net.Dial("tcp", strings.TrimPrefix(address, "http://"))
 	require.ErrorContains(t, err, "refused")
+}
+
+// lockedBuffer may be read while others write.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 func TestTheGraphIsCompleteWithoutRunningIt(t *testing.T) {

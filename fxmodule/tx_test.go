@@ -19,7 +19,7 @@ import (
 // openFile is a pool of the application's.
 func openFile(t *testing.T) (db *stdsql.DB, path string) {
 	path = filepath.Join(t.TempDir(), "shop.db")
-	db, err := stdsql.Open("sqlite", "file:"+path+"?_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_txlock=immediate")
+	db, err := stdsql.Open("sqlite", "file:"+path+"?_pragma=busy_timeout(60000)&_pragma=journal_mode(WAL)&_txlock=immediate")
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, db.Close()) })
 	_, err = db.ExecContext(t.Context(), "CREATE TABLE orders (id TEXT NOT NULL)")

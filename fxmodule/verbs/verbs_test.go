@@ -230,7 +230,7 @@ func newWorld(t *testing.T, address string) *world {
 func (w *world) group(handler string) string { return w.service + "." + handler }
 
 func (w *world) patience() context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	w.Cleanup(cancel)
 	return ctx
 }

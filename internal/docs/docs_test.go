@@ -18,7 +18,7 @@ import (
 )
 
 // patience bounds one command, which may have to compile first.
-const patience = 3 * time.Minute
+const patience = 10 * time.Minute
 
 // covered are commands that are not run again, with who runs them.
 var covered = map[string]string{

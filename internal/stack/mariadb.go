@@ -50,7 +50,9 @@ func startMariaDB(ctx context.Context, box *sandbox) (string, error) {
 		return "", err
 	}
 	data := box.path("data")
-	err = box.run(ctx, "mariadb-install-db|mysql_install_db", "--no-defaults", "--datadir="+data,
+	// A server clears its directory of temporary tables when it starts, those of others, too.
+	tmp := "--tmpdir=" + box.dir
+	err = box.run(ctx, "mariadb-install-db|mysql_install_db", "--no-defaults", "--datadir="+data, tmp,
 		"--auth-root-authentication-method=normal", "--skip-test-db")
 	if err != nil {
 		return "", err
@@ -59,7 +61,7 @@ func startMariaDB(ctx context.Context, box *sandbox) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	err = box.launch("mariadbd|mysqld", "--no-defaults", "--datadir="+data, "--init-file="+script,
+	err = box.launch("mariadbd|mysqld", "--no-defaults", "--datadir="+data, tmp, "--init-file="+script,
 		"--bind-address=127.0.0.1", "--port="+strconv.Itoa(ports[0]),
 		"--socket="+box.path("mariadb.sock"), "--pid-file="+box.path("mariadb.pid"),
 		"--skip-name-resolve", "--max-connections=300", "--innodb-flush-log-at-trx-commit=2")

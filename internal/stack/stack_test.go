@@ -96,10 +96,11 @@ func TestASignalReachesTheCommandAndThePrivateServersEnd(t *testing.T) {
 	}()
 
 	// The child of the shell gets the signal too: a shell that waits for it
-	// would otherwise not come to its trap.
+	// would otherwise not come to its trap. It is the child that says that all
+	// is ready, so that the shell has come so far.
 	code := s.run(signals, []string{
 		"-private", "--", "sh", "-c",
-		`trap 'exit 9' TERM; echo $LEAT_TEST_FAKE_URL >$0.new; mv $0.new $0; sleep 600`, ready,
+		`trap 'exit 9' TERM; sh -c 'echo $LEAT_TEST_FAKE_URL >$0.new; mv $0.new $0; exec sleep 600' $0`, ready,
 	})
 
 	require.Equal(t, 9, code)

@@ -4,7 +4,6 @@ package amqp_test
 
 import (
 	"context"
-	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -87,8 +86,8 @@ func program(t testing.TB, name string) string {
 }
 
 func newBroker(t testing.TB) *broker {
-	b := &broker{port: freePort(t)}
-	epmdPort := freePort(t)
+	b := &broker{port: testenv.FreePort(t)}
+	epmdPort := testenv.FreePort(t)
 	dir, err := os.MkdirTemp("", "leat-amqp-") //nolint:usetesting // another user must reach it
 	require.NoError(t, err)
 	b.dir, b.guard = dir, newWatchdog(t, dir)
@@ -108,7 +107,7 @@ func newBroker(t testing.TB) *broker {
 		"RABBITMQ_NODENAME=leat" + b.port + "@localhost",
 		"RABBITMQ_NODE_IP_ADDRESS=127.0.0.1",
 		"RABBITMQ_NODE_PORT=" + b.port,
-		"RABBITMQ_DIST_PORT=" + freePort(t),
+		"RABBITMQ_DIST_PORT=" + testenv.FreePort(t),
 		"ERL_EPMD_PORT=" + epmdPort,
 		"ERL_EPMD_ADDRESS=127.0.0.1",
 		"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=-kernel inet_dist_use_interface {127,0,0,1}",
@@ -124,6 +123,13 @@ func newBroker(t testing.TB) *broker {
 	}
 	b.epmd = b.launch(t, "epmd", "-address", "127.0.0.1", "-port", epmdPort)
 	b.guard.watch(t, b.epmd)
+	eventually(t, "the name server listens", func() bool { // else the node starts one of its own
+		conn, err := net.Dial("tcp", net.JoinHostPort("127.0.0.1", epmdPort))
+		if err == nil {
+			_ = conn.Close()
+		}
+		return err == nil
+	})
 	return b
 }
 
@@ -208,10 +214,3 @@ func (b *broker) ctl(t testing.TB, args ...string) string {
 
 func (b *broker) url() string  { return "amqp://guest:guest@" + b.addr() + "/" }
 func (b *broker) addr() string { return net.JoinHostPort("127.0.0.1", b.port) }
-
-func freePort(t testing.TB) string {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer func() { _ = listener.Close() }()
-	return fmt.Sprint(listener.Addr().(*net.TCPAddr).Port)
-}

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -62,7 +63,8 @@ func (c Config) open(ctx context.Context, role string) (*amqp.Connection, *coale
 		}
 		socket = secure
 	}
-	wire := newCoalescer(socket)
+	ear := &ear{Conn: socket}
+	wire := newCoalescer(ear)
 	giveUp := context.AfterFunc(ctx, func() { _ = socket.Close() })
 	conn, err := amqp.Open(wire, amqp.Config{
 		SASL:       c.sasl(),
@@ -77,9 +79,33 @@ func (c Config) open(ctx context.Context, role string) (*amqp.Connection, *coale
 	}
 	if err != nil {
 		_ = wire.Close()
-		return nil, nil, err
+		return nil, nil, cmp.Or(ear.refusal(), err)
 	}
 	return conn, wire, nil
+}
+
+// ear hears why a TLS server refuses a client, which is only told after the handshake: to the AMQP client it may
+// look as if the server just hung up.
+type ear struct {
+	net.Conn
+	heard atomic.Pointer[net.OpError]
+}
+
+func (e *ear) Read(p []byte) (int, error) {
+	n, err := e.Conn.Read(p)
+	if err != nil {
+		if alert, ok := errors.AsType[*net.OpError](err); ok && alert.Op == "remote error" {
+			e.heard.Store(alert)
+		}
+	}
+	return n, err
+}
+
+func (e *ear) refusal() error {
+	if alert := e.heard.Load(); alert != nil {
+		return fmt.Errorf("TLS: %w", alert)
+	}
+	return nil
 }
 
 func (c Config) sasl() []amqp.Authentication {

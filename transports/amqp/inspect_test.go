@@ -315,6 +315,10 @@ func TestGroupsOfAWatermillTopologyAreShown(t *testing.T) {
 	broker := withOptions(testenv.RabbitMQ(t), "topology=watermill")
 	service, operator := open(t, broker), open(t, broker)
 	group, paid, placed := unique("ledger"), unique("order.paid.v1"), unique("order.placed.v1")
+	t.Cleanup(func() {
+		deleteExchange(t, broker, paid)
+		deleteExchange(t, broker, placed)
+	})
 	subscribe(t, service, bus.Subscription{Group: group, Topics: []string{paid, placed}, Concurrency: 1})
 	publish(t, service, paid, "a")
 	publish(t, service, placed, "b")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 	"time"
 
@@ -47,7 +48,7 @@ func openLink(ctx context.Context, cfg Config, role string) (*link, error) {
 			go l.run(conn, wire)
 			return l, nil
 		}
-		if why == nil || ctx.Err() == nil {
+		if late, ok := errors.AsType[net.Error](err); why == nil || !ok || !late.Timeout() {
 			why = err
 		}
 		if errors.Is(err, errLogin) || !pause.wait(ctx) {

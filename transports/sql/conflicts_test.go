@@ -122,7 +122,7 @@ func (s system) waitBlocked(t testing.TB, db *stdsql.DB, statement string) {
 			WHERE x.trx_state = 'LOCK WAIT' AND p.db = DATABASE() AND p.info LIKE '` + statement + `%'`
 	}
 	// InnoDB shows its transactions from a cache that it renews only when nobody has looked for 100 ms.
-	require.Eventually(t, func() bool { return count(t, db, query) > 0 }, 20*time.Second, 250*time.Millisecond, "nobody waits")
+	require.Eventually(t, func() bool { return count(t, db, query) > 0 }, patience, 250*time.Millisecond, "nobody waits")
 }
 
 func count(t testing.TB, db *stdsql.DB, query string, args ...any) (n int) {
@@ -140,7 +140,7 @@ func conflict(t *testing.T, s system, transport bus.Transport) (tx foreign, c co
 	require.NoError(t, transport.Publish(ctx, "order.paid.v1", newMessages(6)...))
 	deliveries := make([]*bus.Delivery, 6)
 	for i := range deliveries {
-		deliveries[i] = next(t, feed, 5*time.Second)
+		deliveries[i] = next(t, feed, patience)
 	}
 	db := s.db(t)
 	id := func(n int) (id int64) {
@@ -159,12 +159,12 @@ func conflict(t *testing.T, s system, transport bus.Transport) (tx foreign, c co
 	require.NoError(t, before.Rollback())
 	require.Eventually(t, func() bool {
 		return count(t, db, "SELECT count(*) FROM "+s.table("messages")) == 5
-	}, 10*time.Second, 10*time.Millisecond)
+	}, patience, 10*time.Millisecond)
 	require.Eventually(t, func() bool { // so it is under way, and goes on until the awaited one
 		probe := s.foreign(t, db)
 		free := probe.lock(c.locked, "SKIP LOCKED")
 		return assert.NoError(t, probe.Rollback()) && !free
-	}, 20*time.Second, 10*time.Millisecond, "the ack has not locked anything")
+	}, patience, 10*time.Millisecond, "the ack has not locked anything")
 	return tx, c
 }
 
@@ -175,7 +175,7 @@ func requireAllHandled(t *testing.T, s system) {
 	t.Helper()
 	db := s.db(t)
 	require.Eventually(t, func() bool { return count(t, db, "SELECT count(*) FROM "+s.table("messages")) == 0 },
-		10*time.Second, 10*time.Millisecond, "the acks were lost")
+		patience, 10*time.Millisecond, "the acks were lost")
 }
 
 // TestDeadlock: the database rolls an ack back, because a foreign transaction and it wait for each
@@ -250,6 +250,7 @@ func TestStatementTimeout(t *testing.T) {
 	sub := subscription("shop.ledger", 4, "order.paid.v1")
 	t.Run("postgres", func(t *testing.T) {
 		s := onPostgres(t)
+		closeNow(t, s.open(t)) // which makes the tables in its own time
 		pool, failures := s.pool(t, "statement_timeout", "100")
 		transport := s.onPool(t, pool)
 		l, stop := load(t, transport, transport, sub)
@@ -258,7 +259,7 @@ func TestStatementTimeout(t *testing.T) {
 			l.waitAccepted(t, 200*(round+1))
 			before, tx := failures.count("57014"), s.foreign(t, db)
 			tx.run("LOCK TABLE " + s.table("messages") + " IN ACCESS EXCLUSIVE MODE")
-			require.Eventually(t, func() bool { return failures.count("57014") > before+5 }, 10*time.Second, 10*time.Millisecond)
+			require.Eventually(t, func() bool { return failures.count("57014") > before+5 }, patience, 10*time.Millisecond)
 			require.NoError(t, tx.Rollback())
 		}
 		stop()
@@ -274,6 +275,7 @@ func TestStatementTimeout(t *testing.T) {
 		if !strings.Contains(version, "MariaDB") {
 			t.Skip("MySQL has a timeout for SELECT only")
 		}
+		closeNow(t, s.open(t)) // which makes the tables in its own time
 		transport, err := sql.New(testContext(t), s.stdPool(t, "max_statement_time", "0.1"), s.cfg)
 		require.NoError(t, err)
 		t.Cleanup(func() { closeNow(t, transport) })
@@ -288,7 +290,7 @@ func TestStatementTimeout(t *testing.T) {
 			require.NoError(t, err)
 			_, err = conn.ExecContext(testContext(t), "LOCK TABLES leat_messages WRITE")
 			require.NoError(t, err)
-			require.Eventually(t, func() bool { return exceeded() > before+5 }, 10*time.Second, 10*time.Millisecond)
+			require.Eventually(t, func() bool { return exceeded() > before+5 }, patience, 10*time.Millisecond)
 			_, err = conn.ExecContext(testContext(t), "UNLOCK TABLES")
 			require.NoError(t, err)
 			require.NoError(t, conn.Close())

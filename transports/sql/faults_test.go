@@ -184,7 +184,7 @@ func TestForeignTransaction(t *testing.T) {
 			t.Parallel()
 			s := on(t)
 			transport := s.start(t)
-			ctx, cancel := context.WithTimeout(context.Background(), open+time.Minute)
+			ctx, cancel := context.WithTimeout(context.Background(), open+patience)
 			defer cancel()
 			feed, err := transport.Subscribe(ctx, subscription("shop.ledger", 1, "order.paid.v1"))
 			require.NoError(t, err)
@@ -207,8 +207,8 @@ func TestForeignTransaction(t *testing.T) {
 			again, err := s.start(t).Subscribe(ctx, subscription("shop.ledger", 1, "order.paid.v1"))
 			require.NoError(t, err, "an instance starts meanwhile")
 			require.NoError(t, again.Close(ctx))
-			t.Logf("p50 %s, p99 %s; with the transaction open %s, %s", before[0], before[1], during[0], during[1])
-			require.Less(t, during[0], 10*before[0]+time.Second, "it does not wait for the transaction; bench/ has the figures")
+			t.Logf("best %s, p50 %s; with the transaction open %s, %s", before[0], before[1], during[0], during[1])
+			require.Less(t, during[0], open, "it does not wait for the transaction; bench/ has the figures")
 
 			require.NoError(t, tx.Commit())
 			require.NoError(t, <-subscribed)
@@ -219,10 +219,10 @@ func TestForeignTransaction(t *testing.T) {
 	}
 }
 
-// latencies are p50 and p99 from before the commit to the handler.
+// latencies are the best and p50 from before the publish to the handler.
 func latencies(t *testing.T, transport bus.Transport, feed bus.Feed, span time.Duration) [2]time.Duration {
 	var all []time.Duration
-	for i, end := 0, time.Now().Add(span); time.Now().Before(end); i++ {
+	for i, end := 0, time.Now().Add(span); i == 0 || time.Now().Before(end); i++ {
 		id := fmt.Sprintf("m-%d", i)
 		began := time.Now()
 		require.NoError(t, transport.Publish(testContext(t), "order.paid.v1", newMessage("order.paid.v1", id)))
@@ -233,7 +233,7 @@ func latencies(t *testing.T, transport bus.Transport, feed bus.Feed, span time.D
 		pace(testContext(t))
 	}
 	slices.Sort(all)
-	return [2]time.Duration{all[len(all)/2], all[len(all)*99/100]}
+	return [2]time.Duration{all[0], all[len(all)/2]}
 }
 
 func TestManyInstancesStartAtOnce(t *testing.T) {
@@ -254,7 +254,11 @@ func TestManyInstancesStartAtOnce(t *testing.T) {
 		require.Equal(t, sql.SchemaVersion, version)
 	}
 	t.Run("postgres", func(t *testing.T) { start(t, newPrivatePostgres(t).system(), 50) })
-	t.Run("mysql", func(t *testing.T) { start(t, onMySQL(t), 50) })
+	t.Run("mariadb", func(t *testing.T) { // a server of its own: others need connections, too
+		s := newPrivateMariaDB(t).system()
+		s.cfg.Dialect = sql.MySQL
+		start(t, s, 50)
+	})
 	t.Run("sqlite", func(t *testing.T) { start(t, onSQLite(t), 50) })
 }
 
@@ -326,7 +330,7 @@ const childVariable = "LEAT_SQL_TEST_CHILD"
 // when its lease has run out, with their attempts counted, and no others do.
 func TestConsumerIsKilled(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
-		transport := s.start(t, "lease", "1s")
+		transport := s.start(t) // whose lease is long enough for a busy machine
 		ctx := testContext(t)
 		sub := subscription("shop.ledger", 3, "order.paid.v1")
 		feed, err := transport.Subscribe(ctx, sub)
@@ -424,7 +428,7 @@ func TestChild(t *testing.T) {
 // TestLeaseIsRenewed: a handler may take much longer than the lease.
 func TestLeaseIsRenewed(t *testing.T) {
 	eachSystemAtOnce(t, func(t *testing.T, s system) {
-		const lease = 6 * time.Second // a busy machine may be late by some seconds
+		const lease = 10 * time.Second // a busy machine may be late by some seconds
 		first, second := s.start(t, "lease", lease.String()), s.start(t, "lease", lease.String())
 		ctx := testContext(t)
 		slow, err := first.Subscribe(ctx, subscription("shop.ledger", 1, "order.paid.v1"))

@@ -32,11 +32,12 @@ func TestHealthFollowsTheDatabase(t *testing.T) {
 	proxy.CutAll()
 	published := make(chan error, 1)
 	go func() { published <- transport.Publish(t.Context(), "order.paid.v1", message.NewMessage("m", nil)) }()
-	require.Eventually(t, func() bool { return !health().Connected }, time.Minute, time.Millisecond, "the loss is noticed")
+	require.Eventually(t, func() bool { return !health().Connected }, patience, time.Millisecond, "the loss is noticed")
 	require.Error(t, health().Err)
 	proxy.Accept()
 	require.NoError(t, <-published)
-	require.Eventually(t, func() bool { return health().Connected }, time.Minute, time.Millisecond, "the return is noticed")
-	require.GreaterOrEqual(t, health().Reconnects, 1)
-	require.NoError(t, health().Err)
+	var back bus.TransportHealth // once: another idle connection may turn out to be lost
+	require.Eventually(t, func() bool { back = health(); return back.Connected }, patience, time.Millisecond, "the return is noticed")
+	require.GreaterOrEqual(t, back.Reconnects, 1)
+	require.NoError(t, back.Err)
 }

@@ -200,7 +200,7 @@ func TestIdsAreForgotten(t *testing.T) {
 }
 
 func awaitRows(t testing.TB, s system, db *stdsql.DB, n int) {
-	require.Eventually(t, func() bool { return s.number(t, db, "SELECT count(*) FROM "+s.named("leat_inbox")) == n }, 30*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return s.number(t, db, "SELECT count(*) FROM "+s.named("leat_inbox")) == n }, patience, 20*time.Millisecond)
 }
 
 // bookerVariable makes this program a service that books messages until it is killed.
@@ -241,7 +241,7 @@ func TestBookersAreKilled(t *testing.T) {
 		}()
 		require.Eventually(t, func() bool {
 			return s.number(t, db, "SELECT count(*) FROM "+s.named("leat_messages")) == 0
-		}, 50*time.Second, 50*time.Millisecond)
+		}, patience, 50*time.Millisecond)
 		require.Equal(t, published, s.number(t, db, "SELECT cents FROM "+s.named("accounts")+" WHERE id = 1"))
 		require.Equal(t, published, s.number(t, db, "SELECT count(*) FROM "+s.named("bookings")))
 		require.Equal(t, published, s.number(t, db, "SELECT count(DISTINCT event) FROM "+s.named("bookings")))

@@ -63,7 +63,7 @@ func TestATailThatDiedIsClearedAway(t *testing.T) {
 		run(t, db, "UPDATE "+table("groups")+" SET created_at = 0")
 		require.Eventually(t, func() bool {
 			return count(table("messages"))+count(table("groups"))+count(table("subscriptions"))+count(table("turns")) == 0
-		}, 30*time.Second, 10*time.Millisecond)
+		}, patience, 10*time.Millisecond)
 		require.ErrorIs(t, transport.Publish(testContext(t), "order.paid.v1", message.NewMessage("m", nil)), bus.ErrUnroutable)
 	})
 }

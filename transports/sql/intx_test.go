@@ -122,7 +122,7 @@ func TestInTxOnItsOwnTransport(t *testing.T) {
 			}
 		}
 		for _, want := range []string{"1", "3"} {
-			d := next(t, all, 20*time.Second)
+			d := next(t, all, patience)
 			require.Equal(t, want, bus.PartitionKey(d.Message))
 			require.NoError(t, d.Settler.Ack())
 		}

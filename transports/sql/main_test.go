@@ -23,7 +23,7 @@ func TestMain(m *testing.M) { testenv.Main(m) }
 
 // patience is how long a test waits for what must happen. It is generous: the machine may be busy with
 // other things.
-const patience = time.Minute
+const patience = 3 * time.Minute
 
 // system is a database of one test's own.
 type system struct {

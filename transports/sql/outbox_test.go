@@ -33,7 +33,7 @@ func (s system) outbox(t testing.TB, cfg sql.OutboxConfig, options ...string) *s
 	o, err := sql.OpenOutbox(testContext(t), u, cfg)
 	require.NoError(t, err)
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		require.NoError(t, o.Close(ctx))
 	})
@@ -80,7 +80,7 @@ func (f *far) ids() (ids []string) {
 
 func (f *far) await(t testing.TB, n int) []string {
 	t.Helper()
-	require.Eventually(t, func() bool { return len(f.ids()) >= n }, 40*time.Second, 2*time.Millisecond, "only %d of %d came", len(f.ids()), n)
+	require.Eventually(t, func() bool { return len(f.ids()) >= n }, patience, 2*time.Millisecond, "only %d of %d came", len(f.ids()), n)
 	return f.ids()
 }
 
@@ -152,7 +152,7 @@ func TestWhatIsCommittedIsRelayedAndWhatIsRolledBackIsNot(t *testing.T) {
 			stats, err := o.Stats(testContext(t))
 			require.NoError(t, err)
 			return stats == bus.OutboxStats{}
-		}, 20*time.Second, 5*time.Millisecond)
+		}, patience, 5*time.Millisecond)
 	})
 }
 
@@ -279,7 +279,7 @@ func TestATransportThatIsAwayCostsNoTry(t *testing.T) {
 		o := s.outbox(t, sql.OutboxConfig{Retry: bus.RetryPolicy{Delays: []time.Duration{time.Millisecond}}})
 		inTx(t, db, o, keyed("order.paid.v1", "a", 0), keyed("order.paid.v1", "", 0))
 		relay(t, o, f)
-		require.Eventually(t, func() bool { return o.Problem() != nil }, 20*time.Second, time.Millisecond)
+		require.Eventually(t, func() bool { return o.Problem() != nil }, patience, time.Millisecond)
 		require.ErrorContains(t, o.Problem(), "no broker")
 		require.Eventually(t, func() bool {
 			f.mu.Lock()
@@ -288,9 +288,9 @@ func TestATransportThatIsAwayCostsNoTry(t *testing.T) {
 				f.fail = nil
 			}
 			return f.fail == nil
-		}, 20*time.Second, time.Millisecond)
+		}, patience, time.Millisecond)
 		f.await(t, 2)
-		require.Eventually(t, func() bool { return o.Problem() == nil }, 20*time.Second, time.Millisecond)
+		require.Eventually(t, func() bool { return o.Problem() == nil }, patience, time.Millisecond)
 		n, err := o.PoisonQueue().Len(testContext(t))
 		require.NoError(t, err)
 		require.Zero(t, n)
@@ -318,7 +318,7 @@ func TestInTxOnABus(t *testing.T) {
 		require.NoError(t, b.InTx(tx).PublishAll(bus.ContextWithDelivery(ctx, parent), []bus.Event{paid{"o-1"}, paid{"o-2"}}))
 		require.NoError(t, tx.Commit())
 		for _, want := range []string{"o-1", "o-2"} {
-			d := next(t, feed, 20*time.Second)
+			d := next(t, feed, patience)
 			require.JSONEq(t, `{"OrderID":"`+want+`"}`, string(d.Message.Payload))
 			require.Equal(t, want, bus.PartitionKey(d.Message))
 			require.Contains(t, d.Message.Metadata[bus.HeaderTraceParent], "0af7651916cd43dd8448eb211c80319c")
@@ -364,7 +364,7 @@ func TestPostgresIsRestarted(t *testing.T) {
 	}
 	for range 3 {
 		before := len(f.ids())
-		require.Eventually(t, func() bool { return len(f.ids()) > before+50 }, 30*time.Second, 5*time.Millisecond)
+		require.Eventually(t, func() bool { return len(f.ids()) > before+50 }, patience, 5*time.Millisecond)
 		server.stop(t, syscall.SIGQUIT)
 		server.start(t)
 	}
@@ -384,7 +384,7 @@ func TestPostgresIsRestarted(t *testing.T) {
 	require.Eventually(t, func() bool {
 		stats, err := first.Stats(ctx)
 		return err == nil && stats.Pending == 0
-	}, 30*time.Second, 5*time.Millisecond)
+	}, patience, 5*time.Millisecond)
 	got := f.ids()
 	require.ElementsMatch(t, want, got)
 	last := map[string]string{}

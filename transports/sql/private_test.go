@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"net"
 	"net/url"
 	"os"
 	"os/exec"
@@ -18,6 +17,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/internal/testenv"
 )
 
 // private is a server of one test's own, to be stopped and killed.
@@ -31,7 +32,7 @@ type private struct {
 
 func newPrivatePostgres(t testing.TB) *private {
 	initdb, postgres := program(t, "postgres", "initdb"), program(t, "postgres", "postgres")
-	p, port := newPrivate(t, "postgres"), freePort(t)
+	p, port := newPrivate(t, "postgres"), testenv.FreePort(t)
 	data := filepath.Join(p.dir, "data")
 	p.prepare(t, initdb, "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync")
 	p.url = fmt.Sprintf("postgres://postgres@127.0.0.1:%s/postgres?sslmode=disable", port)
@@ -47,7 +48,7 @@ func newPrivatePostgres(t testing.TB) *private {
 // standby is a second server that has everything that the first has committed, in the moment in which it
 // is committed.
 func (p *private) standby(t testing.TB) *private {
-	backup, port := program(t, "postgres", "pg_basebackup"), freePort(t)
+	backup, port := program(t, "postgres", "pg_basebackup"), testenv.FreePort(t)
 	data := filepath.Join(p.dir, "standby")
 	p.prepare(t, backup, "-d", p.url, "-D", data, "-R", "-X", "stream", "-c", "fast", "--no-sync")
 	u, err := url.Parse(p.url)
@@ -72,12 +73,14 @@ func (p *private) standby(t testing.TB) *private {
 func newPrivateMariaDB(t testing.TB) *private {
 	install := program(t, "mariadb", "mariadb-install-db", "mysql_install_db")
 	server := program(t, "mariadb", "mariadbd", "mysqld")
-	p, port := newPrivate(t, "mysql"), freePort(t)
+	p, port := newPrivate(t, "mysql"), testenv.FreePort(t)
 	data := filepath.Join(p.dir, "data")
-	p.prepare(t, install, "--no-defaults", "--datadir="+data, "--auth-root-authentication-method=normal")
+	// A server clears its directory of temporary tables when it starts, those of others, too.
+	tmp := "--tmpdir=" + p.dir
+	p.prepare(t, install, "--no-defaults", "--datadir="+data, tmp, "--auth-root-authentication-method=normal")
 	p.url = fmt.Sprintf("mysql://root@127.0.0.1:%s/test", port)
 	p.command = []string{
-		server, "--no-defaults", "--datadir=" + data, "--bind-address=127.0.0.1", "--port=" + port,
+		server, "--no-defaults", "--datadir=" + data, tmp, "--bind-address=127.0.0.1", "--port=" + port,
 		"--socket=" + filepath.Join(p.dir, "m.sock"), "--pid-file=" + filepath.Join(p.dir, "m.pid"), "--skip-name-resolve",
 		"--max-connections=300", "--innodb-flush-log-at-trx-commit=2",
 	}
@@ -138,15 +141,6 @@ func credential(t testing.TB, name string) *syscall.Credential {
 	gid, err := strconv.ParseUint(u.Gid, 10, 32)
 	require.NoError(t, err)
 	return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
-}
-
-func freePort(t testing.TB) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer func() { _ = l.Close() }()
-	_, port, err := net.SplitHostPort(l.Addr().String())
-	require.NoError(t, err)
-	return port
 }
 
 func (p *private) prepare(t testing.TB, name string, args ...string) {

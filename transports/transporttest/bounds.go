@@ -95,11 +95,13 @@ func testConsumerBound(t *testing.T, h Harness) {
 	sub.Concurrency = 4
 	feed := w.subscribe(transport, sub)
 	payload := bytes.Repeat([]byte("x"), 64<<10)
-	const n = 1024
-	for i := range n {
-		msg := newMessage(topic, fmt.Sprintf("m-%06d", i))
-		msg.Payload = payload
-		require.NoError(t, transport.Publish(w.ctx, topic, msg))
+	for i := range 32 {
+		msgs := make([]*message.Message, 32)
+		for j := range msgs {
+			msgs[j] = newMessage(topic, fmt.Sprintf("m-%02d-%02d", i, j))
+			msgs[j].Payload = payload
+		}
+		require.NoError(t, transport.Publish(w.ctx, topic, msgs...))
 	}
 	before := heap()
 	d := w.next(feed)

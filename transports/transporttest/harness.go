@@ -31,15 +31,15 @@ type Harness struct {
 	// Bound is how many messages of 1 KiB a group holds before Publish blocks. 0 means that the
 	// message system keeps them outside of this process.
 	Bound int
-	// Patience is how long the suite waits for what must happen; 0 means two minutes. The machine may be
-	// busy, and a restart of the message system takes its time.
+	// Patience is how long the suite waits for what must happen; 0 means five minutes. The machine may be
+	// busy, its disk slow, and a restart of the message system takes its time.
 	Patience time.Duration
 }
 
 // Run tests every promise.
 func Run(t *testing.T, h Harness) {
 	if h.Patience == 0 {
-		h.Patience = 2 * time.Minute
+		h.Patience = 5 * time.Minute
 	}
 	for _, promise := range []struct {
 		name string

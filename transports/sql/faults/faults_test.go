@@ -178,7 +178,7 @@ func TestARelayDiesAfterPublishBeforeMark(t *testing.T) {
 	s.run(t)
 	s.orders(t, 10)
 	c.balance(t, p)
-	require.Eventually(t, func() bool { _, twice := c.count(); return twice > 0 }, 30*time.Second, 10*time.Millisecond,
+	require.Eventually(t, func() bool { _, twice := c.count(); return twice > 0 }, patience, 10*time.Millisecond,
 		"what was published and not marked comes again")
 }
 
@@ -223,7 +223,7 @@ func TestTheBrokerIsAway(t *testing.T) {
 	defer stop()
 	s.trade(trading, traders, traders*time.Second*7/10/time.Duration(rate)) // 30 % roll back
 	<-trading.Done()
-	require.Eventually(t, func() bool { return s.outbox.Problem() != nil }, 30*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return s.outbox.Problem() != nil }, patience, 10*time.Millisecond)
 	require.Equal(t, bus.Degraded, s.bus.Health()[0].State)
 	stats, err := s.bus.OutboxStats(context.Background())
 	require.NoError(t, err)
@@ -232,9 +232,9 @@ func TestTheBrokerIsAway(t *testing.T) {
 	require.NotZero(t, stats.OldestAge)
 	proxy.Accept()
 	c.balance(t, p)
-	require.Eventually(t, func() bool { return s.outbox.Problem() == nil }, 30*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return s.outbox.Problem() == nil }, patience, 10*time.Millisecond)
 	require.Eventually(t, func() bool {
 		stats, err := s.bus.OutboxStats(context.Background())
 		return err == nil && stats.Pending == 0
-	}, 30*time.Second, 10*time.Millisecond)
+	}, patience, 10*time.Millisecond)
 }

@@ -24,6 +24,10 @@ import (
 
 func TestMain(m *testing.M) { testenv.Main(m) }
 
+// patience is how long a test waits for what must happen. It is generous: the machine may be busy with
+// other things.
+const patience = 3 * time.Minute
+
 // placed is the event of an order. N counts its customer's orders, without a gap.
 type placed struct {
 	ID       string
@@ -130,7 +134,7 @@ func collect(t testing.TB, p place) *collector {
 	t.Cleanup(func() {
 		cancel()
 		wg.Wait()
-		closing, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		closing, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		require.NoError(t, transport.Close(closing))
 	})
@@ -170,7 +174,7 @@ func (c *collector) balance(t *testing.T, p place) {
 		want = orders(t, db)
 		n, _ := c.count()
 		return n == len(want)
-	}, 60*time.Second, 50*time.Millisecond, "rows without their event, or events without their row")
+	}, patience, 50*time.Millisecond, "rows without their event, or events without their row")
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for id := range c.got {
@@ -209,7 +213,7 @@ type service struct {
 
 // newService wraps its transport, which may be nil for that of the place.
 func newService(t testing.TB, p place, wrap func(bus.Transport) bus.Transport) *service {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	s := &service{db: openDB(t, p.Postgres)}
 	u, err := url.Parse(p.Postgres)
@@ -227,7 +231,7 @@ func newService(t testing.TB, p place, wrap func(bus.Transport) bus.Transport) *
 }
 
 func (s *service) close(t testing.TB) {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	require.NoError(t, s.bus.Close(ctx))
 	require.NoError(t, s.db.Close())
