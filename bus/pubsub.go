@@ -10,7 +10,8 @@ import (
 
 // NewPublisher hands a transport out as a plain Watermill publisher. The context of the first
 // message of a call is the call's. As in Watermill, publishing what no group wants is no error,
-// unless the transport is configured so. Close does nothing: whoever opened the transport closes it.
+// unless the transport is configured so. The transport may keep the messages: change them no more. Close
+// does nothing: whoever opened the transport closes it.
 func NewPublisher(t Transport) message.Publisher { return lenientPublisher{publisher{t}} }
 
 type lenientPublisher struct{ publisher }

@@ -50,6 +50,7 @@ func (b *Bus) run(ctx context.Context) error {
 	}
 	r := newRun(ctx, b)
 	r.start()
+	b.sayRunning()
 	close(b.running)
 
 	select {
@@ -64,6 +65,20 @@ func (b *Bus) run(ctx context.Context) error {
 	default:
 		return err
 	}
+}
+
+// sayRunning names the transport, which a misspelt variable would leave at its default, and the groups, by
+// which operators find what failed.
+func (b *Bus) sayRunning() {
+	transport := "unknown"
+	if h, ok := b.TransportHealth(); ok {
+		transport = h.Transport
+	}
+	names := make([]string, len(b.groups)) // no group comes after Run
+	for i, g := range b.groups {
+		names[i] = g.name
+	}
+	b.cfg.Logger.Info("leat: running", "transport", transport, "groups", strings.Join(names, ", "))
 }
 
 // subscribeUntilStopped subscribes every group, and gives up when the bus is stopped meanwhile.

@@ -1,9 +1,11 @@
 package bus_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -544,6 +546,16 @@ func TestCloseTwiceAtOnceAnswersTheSame(t *testing.T) {
 		require.Equal(t, first, b.Close(t.Context()))
 		close(release)
 	})
+}
+
+func TestARunningBusNamesItsTransportAndItsGroups(t *testing.T) {
+	var text bytes.Buffer
+	b := newBus(t, bus.Config{Logger: slog.New(slog.NewTextHandler(&text, nil))})
+	handle(t, b, "ledger", ok)
+	handle(t, b, "mail", ok)
+	stop := run(t, b)
+	require.NoError(t, stop())
+	require.Contains(t, text.String(), `msg="leat: running" transport=memory groups="shop.ledger, shop.mail"`)
 }
 
 func TestABusRunsOnce(t *testing.T) {

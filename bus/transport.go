@@ -36,16 +36,17 @@ import (
 type Transport interface {
 	// Publish returns nil when every message is safe: queued in memory, confirmed by the broker,
 	// committed in the database. After another error none of them is known to be, unless a
-	// [*PublishError] says which; publishing those again is the caller's choice. It blocks while the transport is full or away, as long as ctx allows.
-	// A message that reaches no group is reported with an [*UnroutableError]; the others are safe.
+	// [*PublishError] says which; publishing those again is the caller's choice. It blocks while the
+	// transport is full or away, as long as ctx allows. A message that reaches no group is reported with an [*UnroutableError]; the others are safe.
 	//
 	// A message with the header [HeaderDeliverAt] is handed out no earlier. The transport may keep
 	// the messages: the caller must not change them afterwards.
 	Publish(ctx context.Context, topic string, msgs ...*message.Message) error
 
 	// Subscribe makes sure that the group exists and that messages of its topics wait in it from
-	// now on. ctx bounds this call only, not the feed. Nothing is handed out before the first Next of the feed, so a bus subscribes all its
-	// groups before the first of them consumes. Subscribing a group twice adds competing consumers.
+	// now on. ctx bounds this call only, not the feed. Nothing is handed out before the first Next
+	// of the feed, so a bus subscribes all its groups before the first of them consumes.
+	// Subscribing a group twice adds competing consumers.
 	// A durable transport keeps topics that the group has asked for before, so that a rolling deploy
 	// loses nothing; to end that is an operator's act.
 	Subscribe(ctx context.Context, s Subscription) (Feed, error)

@@ -32,8 +32,8 @@ type Config struct {
 	// bus.InTx publishes: LEAT_OUTBOX_URL. Empty means no outbox, unless [Outbox] gives one; a
 	// transport on the same database needs none.
 	OutboxURL string `env:"OUTBOX_URL"`
-	// InboxURL is the database of the handlers of [HandleTx]: LEAT_INBOX_URL. Empty means that
-	// [Inbox] gives one.
+	// InboxURL is the database of the handlers of [HandleTx]: LEAT_INBOX_URL. It is [InboxFromURL] that
+	// opens it; a service with an [Inbox] of its own needs none.
 	InboxURL string `env:"INBOX_URL"`
 	// RedisURL is the dedup store: LEAT_REDIS_URL. Empty means one in memory.
 	RedisURL string `env:"REDIS_URL"`

@@ -30,10 +30,10 @@
 //
 // The middleware stack is one ordered value, which fx.Decorate edits:
 //
-// Decorate at the root of the application and once: fx allows one decorator a type, and inside of an
-// fx.Module it changes only what that module sees.
-//
 //	fx.Decorate(func(s middleware.Stack) middleware.Stack {
 //		return s.Before(middleware.StepRetry, middleware.Use("tenant", tenant))
 //	})
+//
+// Decorate at the root of the application and once: fx allows one decorator a type, and inside of an
+// fx.Module it changes only what that module sees.
 package fxmodule

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/url"
+	"reflect"
 
 	"go.uber.org/fx"
 
@@ -48,6 +49,9 @@ var errDatabaseURL = errors.New("it is no URL of a database, like postgres://use
 
 // databaseURL does not repeat the URL in its errors: there may be a password in it.
 func databaseURL(name, raw string) (*url.URL, error) {
+	if raw == "" {
+		return nil, fmt.Errorf("fxmodule: %s%s is not set; it names the service's own database, like postgres://user@host/database", Prefix, name)
+	}
 	u, err := url.Parse(raw)
 	if err != nil || u.Scheme == "" {
 		return nil, fmt.Errorf("fxmodule: %s%s: %w", Prefix, name, errDatabaseURL)
@@ -97,7 +101,18 @@ func openInbox(c Config) (*sql.Inbox[*stdsql.Tx], error) {
 // HandleTx registers a function that works in a transaction of the inbox, which also records the message:
 // its effects happen once. See handlers.Tx.
 func HandleTx[TX any, T bus.Event](name string, fn func(context.Context, TX, T) error, opts ...handlers.Option) fx.Option {
-	return HandleFunc(func(inbox handlers.Inbox[TX]) (bus.Handler, error) {
-		return made(func() bus.Handler { return handlers.Tx(name, inbox, fn, opts...) })
+	return HandleFunc(func(p inboxParams[TX]) (bus.Handler, error) {
+		if p.Inbox == nil {
+			return bus.Handler{}, fmt.Errorf("fxmodule: handler %q: there is no inbox that makes a %s; give one with fxmodule.Inbox, "+
+				"or with fxmodule.InboxFromURL, which makes a *sql.Tx of the database in %sINBOX_URL", name, reflect.TypeFor[TX](), Prefix)
+		}
+		return made(func() bus.Handler { return handlers.Tx(name, p.Inbox, fn, opts...) })
 	})
+}
+
+// inboxParams is what a handler in a transaction needs.
+type inboxParams[TX any] struct {
+	fx.In
+
+	Inbox handlers.Inbox[TX] `optional:"true"` // so that its absence has an error with a cure
 }

@@ -82,6 +82,14 @@ func TestMistakesInOutboxAndInboxAreErrorsAtStart(t *testing.T) {
 		require.NotContains(t, app.Err().Error(), "secret")
 		t.Setenv(name, "")
 	}
+	for want, option := range map[string]fx.Option{
+		`handler "ledger": there is no inbox that makes a *sql.Tx; give one with fxmodule.Inbox`: fx.Options(),
+		"LEAT_INBOX_URL is not set": fxmodule.InboxFromURL(),
+	} {
+		app := fx.New(quiet(), fxmodule.Module, option,
+			fxmodule.HandleTx("ledger", func(context.Context, *stdsql.Tx, orderPlaced) error { return nil }))
+		require.ErrorContains(t, app.Err(), want)
+	}
 	app := fx.New(quiet(), fxmodule.Module, fxmodule.Outbox(func() int { return 1 }))
 	require.ErrorContains(t, app.Err(), "Outbox takes a constructor")
 }

@@ -82,10 +82,7 @@ func typed[T bus.Event](name string, opts []Option, bind func() typedFunc[T]) bu
 			}
 		},
 	}
-	for _, opt := range opts {
-		opt(&h)
-	}
-	return h
+	return with(h, opts)
 }
 
 // everyVersion is the topics of all versions of an event, and the one foreign producers use that

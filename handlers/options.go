@@ -11,6 +11,13 @@ import (
 // Option changes one handler.
 type Option func(*bus.Handler)
 
+func with(h bus.Handler, opts []Option) bus.Handler {
+	for _, opt := range opts {
+		opt(&h)
+	}
+	return h
+}
+
 // Concurrency is how many deliveries the group handles at once in this process. The default is 10.
 func Concurrency(n int) Option { return func(h *bus.Handler) { h.Concurrency = n } }
 

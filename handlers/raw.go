@@ -25,8 +25,5 @@ func Raw(name string, topics []string, fn func(context.Context, *message.Message
 			}
 		},
 	}
-	for _, opt := range opts {
-		opt(&h)
-	}
-	return h
+	return with(h, opts)
 }

@@ -2,6 +2,7 @@ package handlers
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
@@ -18,17 +19,18 @@ func Routes(name string, routes []bus.Handler, opts ...Option) bus.Handler {
 		if len(route.Types) == 0 {
 			panic(fmt.Sprintf("handlers: handler %q: route %q takes no event type; a raw handler has to be one of its own", name, route.Name))
 		}
-		h.Types = append(h.Types, route.Types...)
-		h.Topics = append(h.Topics, route.Topics...)
-	}
-	seen := make(map[bus.Type]bool)
-	for _, t := range h.Types {
-		if seen[t] {
-			panic(fmt.Sprintf("handlers: handler %q: two routes take %s", name, t))
+		for _, t := range route.Types {
+			if slices.Contains(h.Types, t) {
+				panic(fmt.Sprintf("handlers: handler %q: two routes take %s", name, t))
+			}
+			h.Types = append(h.Types, t)
 		}
-		seen[t] = true
+		for _, topic := range route.Topics {
+			if !slices.Contains(h.Topics, topic) {
+				h.Topics = append(h.Topics, topic)
+			}
+		}
 	}
-	h.Topics = unique(h.Topics)
 	h.Bind = func(encoder bus.Encoder) message.HandlerFunc {
 		table := make(map[bus.Type]message.HandlerFunc)
 		for _, route := range routes {
@@ -49,20 +51,5 @@ func Routes(name string, routes []bus.Handler, opts ...Option) bus.Handler {
 			return fn(msg)
 		}
 	}
-	for _, opt := range opts {
-		opt(&h)
-	}
-	return h
-}
-
-func unique(topics []string) []string {
-	seen := make(map[string]bool, len(topics))
-	kept := topics[:0]
-	for _, t := range topics {
-		if !seen[t] {
-			kept = append(kept, t)
-		}
-		seen[t] = true
-	}
-	return kept
+	return with(h, opts)
 }

@@ -14,8 +14,8 @@ import (
 // Receiver whose effects happen exactly once, however often the message comes. TX is the kind of
 // transaction, such as *sql.Tx.
 type Inbox[TX any] interface {
-	// Once begins a transaction and records the id for the group in it, which is [bus.Identity]. Where the id is recorded
-	// already, fn is not called and seen is true. Otherwise fn runs, and the transaction is
+	// Once begins a transaction and records the id, which is a [bus.Identity], for the group in it.
+	// Where it is recorded already, fn is not called and seen is true. Otherwise fn runs, and the transaction is
 	// committed if it returns nil, and rolled back, the record with it, if not. It blocks while
 	// another transaction has recorded the same id and not ended. It may be called concurrently.
 	Once(ctx context.Context, group, id string, fn func(ctx context.Context, tx TX) error) (seen bool, err error)

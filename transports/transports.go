@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/internal/urlopt"
@@ -42,9 +44,12 @@ func (m *Mux) Register(open Opener, schemes ...string) {
 // Schemes are the registered schemes, sorted.
 func (m *Mux) Schemes() []string { return slices.Sorted(maps.Keys(m.openers)) }
 
+// openNotice is how long a message system may take to answer before the log says so.
+const openNotice = 2 * time.Second
+
 // Open opens the transport that the URL names. See [Opener].
 func (m *Mux) Open(ctx context.Context, rawURL string) (bus.Transport, error) {
-	u, err := parse(rawURL)
+	u, err := parse(strings.TrimSpace(rawURL))
 	if err != nil {
 		return nil, err
 	}
@@ -52,11 +57,23 @@ func (m *Mux) Open(ctx context.Context, rawURL string) (bus.Transport, error) {
 	if !ok {
 		return nil, m.unknown(u.Scheme)
 	}
+	notice := time.AfterFunc(openNotice, func() {
+		slog.Warn("leat: the message system does not answer yet; waiting for it", "url", shown(u))
+	})
+	defer notice.Stop()
 	t, err := open(ctx, u)
 	if err != nil {
-		return nil, fmt.Errorf("transports: open %s: %w", u.Redacted(), err)
+		return nil, fmt.Errorf("transports: open %s: %w", shown(u), err)
 	}
 	return t, nil
+}
+
+// shown is the URL without its password, which package url finds only behind //.
+func shown(u *url.URL) string {
+	if strings.Contains(u.Opaque, "@") {
+		return u.Scheme + ":…"
+	}
+	return u.Redacted()
 }
 
 // parse reads the URL. url.Parse's own errors repeat it, password and all, so they are not passed on.

@@ -1,10 +1,15 @@
 package transports_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"net/url"
+	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -23,6 +28,34 @@ func TestTheSchemeFindsTheTransport(t *testing.T) {
 	require.NoError(t, transport.Close(t.Context()))
 }
 
+func TestWhiteSpaceAroundAURLIsNoPartOfIt(t *testing.T) {
+	transport, err := transports.Open(t.Context(), " memory://\n")
+	require.NoError(t, err)
+	require.NoError(t, transport.Close(t.Context()))
+}
+
+func TestWaitingForAMessageSystemShowsInTheLog(t *testing.T) {
+	var text bytes.Buffer
+	before := slog.Default()
+	defer slog.SetDefault(before)
+	slog.SetDefault(slog.New(slog.NewTextHandler(&text, nil)))
+	synctest.Test(t, func(t *testing.T) {
+		mux := transports.Default()
+		mux.Register(func(ctx context.Context, _ *url.URL) (bus.Transport, error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}, "pigeon")
+		for _, patience := range []time.Duration{time.Second, time.Minute} {
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			_, err := mux.Open(ctx, "pigeon://user:s3cr3t@roof")
+			require.ErrorIs(t, err, context.DeadlineExceeded)
+			cancel()
+		}
+	})
+	require.Equal(t, 1, strings.Count(text.String(), "does not answer yet"))
+	require.Contains(t, text.String(), "pigeon://user:xxxxx@roof")
+}
+
 func TestMistakesInTheURLAreClearAndShowNoPassword(t *testing.T) {
 	for rawURL, want := range map[string]string{
 		"memroy://":                    "Did you mean memory://?",
@@ -31,6 +64,9 @@ func TestMistakesInTheURLAreClearAndShowNoPassword(t *testing.T) {
 		"":                             "the URL has no scheme",
 		"memory://?qeue=7":             `Did you mean "queue"?`,
 		"memory://host/path":           "write memory://",
+		"memory:queue=7":               "write memory://",
+		"amqp:guest:s3cr3t@localhost":  "write amqp://",
+		"mysql:root:s3cr3t@h/db":       "write mysql://",
 		"amqp://guest:s3cr%zzt@host/":  "must be percent-encoded",
 		"amqp://guest:s3cr3t@ho st/":   "can't be parsed",
 		"amqp://guest:s3cr3t@[::1/":    "can't be parsed",

@@ -161,22 +161,32 @@ func (h *Harness) mustKnow(handler string) {
 	}
 }
 
-// Duplicate publishes every message of T's type again, under the same id, as a producer does that
+// Duplicate publishes every message of T's type once again, under the same id, as a producer does that
 // did not see its confirmation.
 func Duplicate[T bus.Event](h *Harness) {
 	h.t.Helper()
-	for _, msg := range h.story.messages(typeOf[T](h)) {
+	for _, msg := range again[T](h) {
 		h.must(h.bus.PublishMessages(context.Background(), clone(msg)))
 	}
 }
 
-// Redeliver hands every message of T's type to one handler again, as a broker does that lost its ack.
+// Redeliver hands every message of T's type to one handler once again, as a broker does that lost its ack.
 func Redeliver[T bus.Event](h *Harness, handler string) {
 	h.t.Helper()
 	h.mustKnow(handler)
-	for _, msg := range h.story.messages(typeOf[T](h)) {
+	for _, msg := range again[T](h) {
 		h.must(h.transport.Redeliver(context.Background(), h.bus.GroupName(handler), bus.TopicOf(msg), clone(msg)))
 	}
+}
+
+// again are the messages of T's type to be sent again, each once. None at all would prove nothing.
+func again[T bus.Event](h *Harness) []*message.Message {
+	h.t.Helper()
+	msgs := h.story.distinct(typeOf[T](h))
+	if len(msgs) == 0 {
+		h.t.Fatalf("bustest: no %s was published\n%s", typeOf[T](h), h.story)
+	}
+	return msgs
 }
 
 func clone(msg *message.Message) *message.Message {

@@ -122,6 +122,7 @@ func TestDuplicatesAndRedeliveries(t *testing.T) {
 	bustest.Redeliver[ReceiptSent](h, "archive")
 	h.WaitIdle()
 	h.RequireHandled("archive", 1)
+	h.RequireDuplicates("archive", 2) // it was published twice, and is one event
 }
 
 // recorder stands in for the test that uses the harness.
@@ -149,6 +150,8 @@ func TestAMisspeltHandlerProvesNothing(t *testing.T) {
 		require.PanicsWithValue(t, r, ask)
 		require.Contains(t, r.failure, `no handler "archvie"; there are archive`)
 	}
+	require.PanicsWithValue(t, r, func() { bustest.Duplicate[ReceiptSent](h) })
+	require.Contains(t, r.failure, "no receipt.sent.v1 was published")
 }
 
 func TestAFailedRequirementTellsTheStory(t *testing.T) {

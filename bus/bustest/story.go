@@ -3,7 +3,6 @@ package bustest
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 	"sync"
 
@@ -44,11 +43,24 @@ func (s *story) Finished(_ context.Context, d *bus.Delivery, o bus.Observation) 
 	s.ends = append(s.ends, end{bus.MessageID(d.Message), d.Group, d.Attempt, d.Try, o})
 }
 
+// messages are those of a topic, in the order of their publishing.
 func (s *story) messages(topic string) (found []*message.Message) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, msg := range s.published {
 		if bus.TopicOf(msg) == topic {
+			found = append(found, msg)
+		}
+	}
+	return found
+}
+
+// distinct are the messages of a topic, those that were published again only once.
+func (s *story) distinct(topic string) (found []*message.Message) {
+	seen := make(map[string]bool)
+	for _, msg := range s.messages(topic) {
+		if id := bus.Identity(msg); !seen[id] {
+			seen[id] = true
 			found = append(found, msg)
 		}
 	}
@@ -96,7 +108,11 @@ func (s *story) tell(b *strings.Builder, id string) {
 			continue
 		}
 		n++
-		fmt.Fprintf(b, "    %s, attempt %d, up to try %d: %s", e.group, e.attempt, e.tries, e.observation.Outcome)
+		fmt.Fprintf(b, "    %s, attempt %d", e.group, e.attempt)
+		if e.tries > 0 { // the handler was called
+			fmt.Fprintf(b, ", up to try %d", e.tries)
+		}
+		fmt.Fprintf(b, ": %s", e.observation.Outcome)
 		if err := e.observation.Err; err != nil {
 			fmt.Fprintf(b, ": %s", bus.OneLine(err.Error(), 240))
 		}
@@ -105,44 +121,4 @@ func (s *story) tell(b *strings.Builder, id string) {
 	if n == 0 {
 		b.WriteString("    reached no handler\n")
 	}
-}
-
-// failures are the tries that are to fail, by handler.
-type failures struct {
-	mu   sync.Mutex
-	errs map[string][]error
-}
-
-func (f *failures) add(handler string, err error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.errs == nil {
-		f.errs = make(map[string][]error)
-	}
-	f.errs[handler] = append(f.errs[handler], err)
-}
-
-func (f *failures) next(handler string) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	queue := f.errs[handler]
-	if len(queue) == 0 {
-		return nil
-	}
-	f.errs[handler] = queue[1:]
-	return queue[0]
-}
-
-// left says which failures have not come yet.
-func (f *failures) left() string {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	var names []string
-	for handler, queue := range f.errs {
-		if len(queue) > 0 {
-			names = append(names, fmt.Sprintf("%d of %s", len(queue), handler))
-		}
-	}
-	slices.Sort(names)
-	return strings.Join(names, ", ")
 }

@@ -80,6 +80,7 @@ func (v *screen) begin(b *bus.Bus, s settings) {
 			row(h.Name, events, versions, h.Order.String(), policy.String()+", then its poison queue")
 		}
 	})
+	v.printf(v.story, "%s\n", v.paint(dim, fmt.Sprintf("what happens, the first %d of each kind:", perKind)))
 }
 
 // taken is what a handler is for.

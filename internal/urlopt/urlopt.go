@@ -31,6 +31,14 @@ func New(u *url.URL) *Options {
 	return o
 }
 
+// RequireHost complains about a URL like amqp:guest@localhost, which names no host: without the slashes it
+// is a text that nobody looks at.
+func (o *Options) RequireHost(u *url.URL) {
+	if u.Opaque != "" {
+		o.errs = append(o.errs, fmt.Errorf("the URL has no // behind %s:; write %s://", u.Scheme, u.Scheme))
+	}
+}
+
 // take returns the parameter's value and forgets it; ok is false where it is absent.
 func (o *Options) take(name string) (value string, ok bool) {
 	o.known = append(o.known, name)
@@ -132,11 +140,19 @@ func (o *Options) unknown(name string) error {
 	return fmt.Errorf("unknown option %q; known: %s.%s", name, strings.Join(o.known, ", "), hint)
 }
 
-// Nearest is the candidate that a misspelt word most likely means, "" where none is near.
+// Nearest is the candidate that a misspelt word most likely means, "" where none is near. A word that was
+// cut short, or went on too long, is nearer than any other.
 func Nearest(word string, candidates []string) string {
 	best, bestDistance := "", (len(word)+1)/2+1
+	const always = 1 << 20 // more than any distance
+	lower := strings.ToLower(word)
 	for _, c := range candidates {
-		if d := distance(strings.ToLower(word), strings.ToLower(c)); d < bestDistance {
+		name := strings.ToLower(c)
+		d := distance(lower, name)
+		if len(word) > 2 && (strings.HasPrefix(name, lower) || strings.HasPrefix(lower, name)) {
+			d -= always
+		}
+		if d < bestDistance {
 			best, bestDistance = c, d
 		}
 	}

@@ -54,9 +54,10 @@ func TestMistakesAreNamedWithTheirCure(t *testing.T) {
 }
 
 func TestNearestIsNearOrNothing(t *testing.T) {
-	words := []string{"memory", "amqp", "postgres", "sqlite"}
+	words := []string{"memory", "amqp", "postgres", "sqlite", "DEDUP", "DEDUP_KEEP", "REDIS_URL"}
 	for word, want := range map[string]string{
 		"memroy": "memory", "postgers": "postgres", "amqps": "amqp", "SQLITE": "sqlite", "kafka": "", "": "",
+		"REDIS": "REDIS_URL", "DEDUP_KEEPS": "DEDUP_KEEP", "DEDUP_KE": "DEDUP_KEEP", "post": "postgres", "re": "",
 	} {
 		require.Equal(t, want, urlopt.Nearest(word, words), word)
 	}

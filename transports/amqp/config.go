@@ -115,6 +115,7 @@ func ConfigFromURL(u *url.URL) (Config, error) {
 		cfg.Vhost = u.Path[1:]
 	}
 	o := urlopt.New(u)
+	o.RequireHost(u)
 	cfg.ExchangeName = o.String("exchange", "")
 	cfg.QueueType = QueueType(o.Choice("queue", "", string(Quorum), string(Classic)))
 	cfg.Topology = Topology(o.Choice("topology", "", string(TopologyLeat), string(TopologyWatermill)))

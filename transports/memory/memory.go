@@ -66,6 +66,7 @@ func Open(_ context.Context, u *url.URL) (bus.Transport, error) {
 		return nil, fmt.Errorf("memory: %q has a host or a path; write memory://", u.Redacted())
 	}
 	o := urlopt.New(u)
+	o.RequireHost(u)
 	cfg := Config{
 		Queue:        o.Int("queue", defaultQueue, 1),
 		Bytes:        o.Int("bytes", defaultBytes, 1),

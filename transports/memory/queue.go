@@ -1,10 +1,8 @@
 package memory
 
 import (
-	"container/heap"
 	"context"
 	"fmt"
-	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -14,12 +12,6 @@ import (
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/internal/tally"
 )
-
-// handlerOverdraft is how many times its bound a queue takes from publishing handlers.
-const handlerOverdraft = 8
-
-// fullNotice is how long a publisher waits for a full group before the log says so.
-const fullNotice = 5 * time.Second
 
 // strictKey is the one key of all messages in a strictly ordered group.
 const strictKey = "\x00strict"
@@ -70,14 +62,6 @@ type queue struct {
 	nextID   int
 }
 
-// reserving is a publisher that waits for room.
-type reserving struct {
-	size      int
-	overdraft int
-	granted   chan error
-	gone      bool
-}
-
 func newQueue(group string, cfg Config, busy *tally.Tally) *queue {
 	return &queue{group: group, cfg: cfg, busy: busy, lanes: make(map[string]*lane), watchers: make(map[*feed]func(*message.Message))}
 }
@@ -121,102 +105,6 @@ func (q *queue) orderKey(msg *message.Message) string {
 		return strictKey
 	default:
 		return ""
-	}
-}
-
-// reserve takes a place for a message of that size, and waits for it as long as ctx allows.
-func (q *queue) reserve(ctx context.Context, size, overdraft int) error {
-	q.mu.Lock()
-	if q.closed {
-		q.mu.Unlock()
-		return bus.ErrClosed
-	}
-	if q.admits(size, overdraft) {
-		q.occupy(size)
-		q.mu.Unlock()
-		return nil
-	}
-	r := &reserving{size: size, overdraft: overdraft, granted: make(chan error, 1)}
-	q.givers.pushBack(r)
-	q.mu.Unlock()
-
-	patience := time.NewTimer(fullNotice)
-	defer patience.Stop()
-	for waiting := true; waiting; {
-		select {
-		case err := <-r.granted:
-			return err
-		case <-patience.C:
-			q.warnFull()
-		case <-ctx.Done():
-			waiting = false
-		}
-	}
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	select {
-	case err := <-r.granted: // granted meanwhile
-		return err
-	default:
-		r.gone = true
-		return fmt.Errorf("group %q is full (%d messages, %d bytes): %w", q.group, q.size, q.bytes, context.Cause(ctx))
-	}
-}
-
-// warnFull says why publishers wait. Messages behind one that waits for its next try fill a group too.
-func (q *queue) warnFull() {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	behind := 0
-	for _, l := range q.lanes {
-		behind += l.waiting.len()
-	}
-	q.cfg.Logger.Warn("leat: publishers wait for a full group; its handler is slow, or messages wait for their next try",
-		"group", q.group, "messages", q.size, "bytes", q.bytes, "in_flight", q.out, "delayed", len(q.later), "behind_their_key", behind)
-}
-
-// admits reports whether a publisher may have a place without waiting: there is room, and nobody has
-// waited longer. Handlers go before.
-func (q *queue) admits(size, overdraft int) bool {
-	return q.fits(size, overdraft) && (overdraft > 1 || q.givers.len() == 0)
-}
-
-func (q *queue) fits(size, overdraft int) bool {
-	return q.size < q.cfg.Queue*overdraft && (q.bytes+size <= q.cfg.Bytes*overdraft || q.size == 0)
-}
-
-func (q *queue) occupy(size int) {
-	q.size++
-	q.bytes += size
-	q.busy.Add(1)
-}
-
-// release gives a place back that no message took.
-func (q *queue) release(size int) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.vacate(size)
-}
-
-// vacate frees a message's place and lets publishers in that wait for it.
-func (q *queue) vacate(size int) {
-	q.size--
-	q.bytes -= size
-	q.busy.Add(-1)
-	for {
-		r, ok := q.givers.front()
-		switch {
-		case !ok:
-			return
-		case r.gone:
-			q.givers.popFront()
-		case q.fits(r.size, r.overdraft):
-			q.givers.popFront()
-			q.occupy(r.size)
-			r.granted <- nil
-		default:
-			return
-		}
 	}
 }
 
@@ -285,37 +173,6 @@ func (q *queue) handOver(it *item) bool {
 	return true
 }
 
-// hold keeps a message for later.
-func (q *queue) hold(it *item) {
-	heap.Push(&q.later, it)
-	if q.later[0] == it {
-		q.arm()
-	}
-}
-
-// arm sets the timer to the earliest message that waits for its time.
-func (q *queue) arm() {
-	if q.timer != nil {
-		q.timer.Stop()
-	}
-	if len(q.later) > 0 && !q.closed {
-		q.timer = time.AfterFunc(time.Until(q.later[0].due), q.promote)
-	}
-}
-
-// promote makes ready whose time has come.
-func (q *queue) promote() {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if q.closed {
-		return
-	}
-	for len(q.later) > 0 && time.Until(q.later[0].due) <= 0 {
-		q.enter(heap.Pop(&q.later).(*item))
-	}
-	q.arm()
-}
-
 // next waits for a message.
 func (q *queue) next(ctx context.Context, done <-chan struct{}) (*bus.Delivery, error) {
 	select {
@@ -381,91 +238,6 @@ func (q *queue) stopWaiting(taker chan *item) bool {
 	return true
 }
 
-// handout makes the delivery: the message is the handler's own, but for the payload's bytes.
-func (q *queue) handout(it *item) *bus.Delivery {
-	h := &handout{queue: q, item: it}
-	h.msg.UUID = it.msg.UUID
-	h.msg.Payload = it.msg.Payload
-	h.msg.Metadata = maps.Clone(it.msg.Metadata)
-	if h.msg.Metadata == nil {
-		h.msg.Metadata = message.Metadata{}
-	}
-	if it.told {
-		delete(h.msg.Metadata, bus.HeaderInstance)
-	}
-	d := &h.delivery
-	d.Message = &h.msg
-	d.Topic = it.topic
-	d.Group = q.group
-	d.Attempt = it.attempts + 1
-	d.FirstSeen = it.since
-	d.FailedSince = it.failed
-	d.Settler = h
-	return d
-}
-
-// handout is one delivery and its way back.
-type handout struct {
-	delivery bus.Delivery
-	msg      message.Message
-	queue    *queue
-	item     *item
-}
-
-func (h *handout) Ack() error {
-	q := h.queue
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.done(h.item)
-	return nil
-}
-
-func (h *handout) Redeliver(after time.Duration) error {
-	h.item.attempts++
-	return h.GiveBack(after)
-}
-
-func (h *handout) GiveBack(after time.Duration) error {
-	q := h.queue
-	h.item.failed = h.delivery.FailedSince
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.out--
-	switch {
-	case q.closed:
-		q.vacate(len(h.item.msg.Payload))
-	case after > 0:
-		h.item.due = time.Now().Add(after)
-		q.hold(h.item)
-	case !q.handOver(h.item):
-		q.ready.pushFront(h.item) // where it came from
-	}
-	return nil
-}
-
-func (h *handout) Poison(_ context.Context, fault bus.Fault) error {
-	q := h.queue
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if err := q.keep(h.item, fault); err != nil {
-		return err
-	}
-	q.done(h.item)
-	return nil
-}
-
-// done ends a message's life in the queue and lets the next of its key go.
-func (q *queue) done(it *item) {
-	q.out--
-	q.vacate(len(it.msg.Payload))
-	if it.key == "" {
-		return
-	}
-	l := q.lanes[it.key]
-	l.headed = false
-	q.advance(it.key, l)
-}
-
 func (q *queue) backlog() (now, later int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -504,19 +276,4 @@ func (q *queue) close() {
 		}
 	}
 	q.busy.Add(-int64(q.size - q.out)) // nobody will settle what was not handed out
-}
-
-// laterHeap orders messages by the time they wait for.
-type laterHeap []*item
-
-func (h laterHeap) Len() int           { return len(h) }
-func (h laterHeap) Less(i, j int) bool { return h[i].due.Before(h[j].due) }
-func (h laterHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
-func (h *laterHeap) Push(x any)        { *h = append(*h, x.(*item)) }
-func (h *laterHeap) Pop() any {
-	last := len(*h) - 1
-	it := (*h)[last]
-	(*h)[last] = nil
-	*h = (*h)[:last]
-	return it
 }

@@ -202,11 +202,9 @@ func (f *feed) newDelivery(m *record) (*delivery, error) {
 		headers = message.Metadata{}
 	}
 	d := &delivery{feed: f, id: m.id, state: m.state, failedSince: bus.TakeFailedSince(headers)}
-	msg := message.NewMessage(m.uuid, m.payload)
-	msg.Metadata = headers
 	d.headers = m.headers
 	d.delivery = bus.Delivery{
-		Message:   msg,
+		Message:   newMessage(m.uuid, headers, m.payload),
 		Topic:     m.topic,
 		Group:     f.group.name,
 		Attempt:   m.attempt,

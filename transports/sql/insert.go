@@ -55,12 +55,37 @@ const maxUUID = 255
 
 var errNUL = errors.New("it is not valid UTF-8, or has a NUL")
 
-func newPublication(msg *message.Message) (publication, error) {
-	if len(msg.UUID) > maxUUID {
-		return publication{}, fmt.Errorf("message %.32s…: its UUID has %d bytes; at most %d fit", msg.UUID, len(msg.UUID), maxUUID)
+// columnUUID is the message's UUID as it stands in its column: "" where the headers have it, as they have
+// an event's id, and it does not fit.
+func columnUUID(msg *message.Message) (string, error) {
+	uuid := msg.UUID
+	valid := utf8.ValidString(uuid) && strings.IndexByte(uuid, 0) < 0
+	switch {
+	case valid && len(uuid) <= maxUUID:
+		return uuid, nil
+	case uuid == msg.Metadata[bus.HeaderID]:
+		return "", nil
+	case valid:
+		return "", fmt.Errorf("message %.32s…: its UUID has %d bytes; at most %d fit", uuid, len(uuid), maxUUID)
+	default:
+		return "", fmt.Errorf("message UUID %q: %w", uuid, errNUL)
 	}
-	if !utf8.ValidString(msg.UUID) || strings.IndexByte(msg.UUID, 0) >= 0 {
-		return publication{}, fmt.Errorf("message UUID %q: %w", msg.UUID, errNUL)
+}
+
+// newMessage is the message of a row.
+func newMessage(uuid string, headers message.Metadata, payload []byte) *message.Message {
+	if uuid == "" {
+		uuid = headers[bus.HeaderID]
+	}
+	msg := message.NewMessage(uuid, payload)
+	msg.Metadata = headers
+	return msg
+}
+
+func newPublication(msg *message.Message) (publication, error) {
+	uuid, err := columnUUID(msg)
+	if err != nil {
+		return publication{}, err
 	}
 	delay, err := delayOf(msg)
 	if err != nil {
@@ -71,7 +96,7 @@ func newPublication(msg *message.Message) (publication, error) {
 		payload = []byte{} // not NULL
 	}
 	return publication{
-		uuid:    msg.UUID,
+		uuid:    uuid,
 		headers: encodeHeaders(msg.Metadata),
 		payload: payload,
 		lane:    laneOf(msg),

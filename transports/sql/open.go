@@ -127,6 +127,7 @@ func parse(u *url.URL) (source, error) {
 	s.cfg.KeepPoisoned = o.Duration("keep_poisoned", 0)
 	s.wait = o.Duration("wait", defaultWait)
 	if s.cfg.Dialect != SQLite {
+		o.RequireHost(u)
 		s.connections = o.Int("connections", defaultConnections, 2)
 	}
 	for _, name := range forDriver {

@@ -9,8 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill/message"
-
 	"github.com/leatbus/leat/bus"
 )
 
@@ -336,7 +334,7 @@ func (q *poisonQueue) show(ctx context.Context, found []poisoned) ([]bus.Poisone
 		}
 		list[i] = bus.PoisonedMessage{
 			ID:      fmt.Sprintf("%d-%d", p.pos, p.id),
-			Message: &message.Message{UUID: p.uuid, Payload: p.payload, Metadata: headers},
+			Message: newMessage(p.uuid, headers, p.payload),
 			Fault:   bus.FaultOf(headers),
 			Parked:  behind[p.id],
 		}

@@ -3,6 +3,7 @@ package transporttest
 import (
 	"bytes"
 	"maps"
+	"strings"
 	"testing"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -81,6 +82,19 @@ func testFidelity(t *testing.T, h Harness) {
 		require.NoError(t, d.Settler.Redeliver(0))
 		d = w.next(feed)
 		require.Equal(t, want, d.Message.Metadata, "after a redelivery")
+		w.ack(d)
+	})
+
+	t.Run("an id of any length", func(t *testing.T) {
+		w := newWorld(t, h)
+		transport := w.open()
+		topic := w.topic("order.paid.v1")
+		feed := w.subscribe(transport, w.subscription("ledger", topic))
+		msg := newMessage(topic, strings.Repeat("é", 300))
+		require.NoError(t, transport.Publish(w.ctx, topic, msg))
+		d := w.next(feed)
+		require.Equal(t, msg.UUID, d.Message.UUID)
+		require.Equal(t, msg.UUID, bus.MessageID(d.Message))
 		w.ack(d)
 	})
 

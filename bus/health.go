@@ -1,0 +1,132 @@
+package bus
+
+import (
+	"fmt"
+	"maps"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Health is the state of a group, or of the outbox.
+type Health struct {
+	Group    string
+	State    State
+	Degraded map[string]string // part of the group → what is wrong with it
+}
+
+// State is what a group does.
+type State string
+
+// States of a group.
+const (
+	Waiting  State = "waiting"  // not consuming yet
+	Running  State = "running"  // consuming
+	Degraded State = "degraded" // consuming, but a part such as the poison queue does not work
+	Draining State = "draining" // not taking in any more
+	Stopped  State = "stopped"
+)
+
+// partTransport is the part of every group that is the transport's.
+const partTransport = "transport"
+
+// Health is the state of every group, in the order of registration, and of the outbox. What is wrong
+// with the transport is wrong with each group; see [Bus.TransportHealth]. It does not block.
+func (b *Bus) Health() []Health {
+	var broken error
+	if h, ok := b.TransportHealth(); ok {
+		broken = h.wrong()
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	n := len(b.groups)
+	if b.cfg.Outbox != nil {
+		n++
+	}
+	all := make([]Health, n)
+	for i, g := range b.groups {
+		all[i] = Health{Group: g.name, State: b.state(), Degraded: g.health.snapshot()}
+		if stuck := g.stuck(); stuck != "" {
+			all[i].degrade("handler", stuck)
+		}
+		if broken != nil {
+			all[i].degrade(partTransport, OneLine(broken.Error(), maxErrorText))
+		}
+		if all[i].State == Running && len(all[i].Degraded) > 0 {
+			all[i].State = Degraded
+		}
+	}
+	if b.cfg.Outbox != nil {
+		all[len(b.groups)] = b.outboxHealth()
+	}
+	return all
+}
+
+func (h *Health) degrade(part, reason string) {
+	if h.Degraded == nil {
+		h.Degraded = make(map[string]string)
+	}
+	h.Degraded[part] = reason
+}
+
+// stuckAfter is how long a delivery may be in the stack, beyond its handler's timeout, before the group
+// reports it.
+const stuckAfter = time.Minute
+
+// stuck names a message whose handler does not come back.
+func (g *group) stuck() string {
+	limit := max(g.handler.Timeout, 0) + stuckAfter
+	for _, w := range g.workers {
+		if d := w.current.Load(); d != nil && time.Since(d.started) > limit {
+			return fmt.Sprintf("message %s has been in the handler for %s", MessageID(d.Message), time.Since(d.started).Round(time.Second))
+		}
+	}
+	return ""
+}
+
+func (b *Bus) state() State {
+	for _, s := range []struct {
+		reached <-chan struct{}
+		state   State
+	}{{b.stopped, Stopped}, {b.stopping, Draining}, {b.running, Running}} {
+		select {
+		case <-s.reached:
+			return s.state
+		default:
+		}
+	}
+	return Waiting
+}
+
+// health is what is wrong with a group, by part. The happy path costs one atomic load.
+type health struct {
+	count atomic.Int32
+	mu    sync.Mutex
+	parts map[string]string
+}
+
+// set notes a part's reason, nil for none, and reports whether the part's state has changed.
+func (h *health) set(part string, reason error) (changed bool) {
+	if reason == nil && h.count.Load() == 0 {
+		return false
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	_, was := h.parts[part]
+	if reason == nil {
+		delete(h.parts, part)
+	} else {
+		if h.parts == nil {
+			h.parts = make(map[string]string)
+		}
+		h.parts[part] = OneLine(reason.Error(), maxErrorText)
+	}
+	h.count.Store(int32(len(h.parts))) //nolint:gosec // a handful of parts
+	return was != (reason != nil)
+}
+
+func (h *health) snapshot() map[string]string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return maps.Clone(h.parts)
+}

@@ -1,0 +1,29 @@
+package bus
+
+import (
+	"strings"
+	"time"
+)
+
+func formatTime(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
+
+// parseTime is the zero time for what is no RFC 3339.
+func parseTime(s string) time.Time {
+	t, _ := readTime(s)
+	return t
+}
+
+// readTime reads all that RFC 3339 allows: what package time does, small letters, and a leap second, which
+// is the beginning of the next one.
+func readTime(s string) (t time.Time, err error) {
+	const minute = "2006-01-02T15:04"
+	s = strings.ToUpper(s)
+	leap := strings.HasPrefix(s[min(len(s), len(minute)):], ":60")
+	if leap {
+		s = s[:len(minute)] + ":59" + s[len(minute)+len(":60"):]
+	}
+	if t, err = time.Parse(time.RFC3339Nano, s); err == nil && leap {
+		t = t.Truncate(time.Second).Add(time.Second)
+	}
+	return t, err
+}
