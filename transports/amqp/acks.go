@@ -14,8 +14,8 @@ const (
 	// ackPatience is how many intervals one waits that is beyond a message that is still out. A quorum
 	// queue writes each frame to its log, and what is out is mostly settled by then.
 	ackPatience = 3
-	// ackMemory is for how long frames count as recent.
-	ackMemory = 250 * time.Millisecond
+	// ackMemory is for how long frames count as recent: longer than a quorum queue takes to write them down.
+	ackMemory = 500 * time.Millisecond
 	// copyPatience is the same where the broker is about to confirm a copy of that message.
 	copyPatience = 20
 )

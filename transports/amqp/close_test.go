@@ -54,7 +54,7 @@ func TestACloseForgetsNoAcks(t *testing.T) {
 				feed := subscribe(t, transport, sub)
 				if c.held && round == 1 {
 					for range keys {
-						require.NoError(t, next(t, feed).Settler.Redeliver(2*time.Second))
+						require.NoError(t, next(t, feed).Settler.Redeliver(5*time.Second)) // till all are taken once
 					}
 					eventually(t, "all is held", func() bool { return transport.HeldForTest() == n })
 				}
