@@ -275,7 +275,7 @@ func BenchmarkAMQPConsume(b *testing.B) {
 		name      string
 		n, stockN int
 		work      time.Duration
-	}{{"trivial", 15_000, 5_000, 0}, {"5ms", 20_000, 200, 5 * time.Millisecond}} {
+	}{{"trivial", 60_000, 15_000, 0}, {"5ms", 20_000, 200, 5 * time.Millisecond}} {
 		b.Run(c.name, func(b *testing.B) {
 			w := newAMQPWorld(b)
 			rates := make(map[string][]float64)
