@@ -76,6 +76,29 @@ func TestTheDocumentsOpenNoDeadLinks(t *testing.T) {
 	}
 }
 
+// TestTheDocumentsNameBenchmarksThatThereAre: the figures that stand beside them take too long to be
+// measured in a test.
+func TestTheDocumentsNameBenchmarksThatThereAre(t *testing.T) {
+	var all []byte
+	for _, dir := range []string{"bench", filepath.Join("bench", "compare")} {
+		files, err := filepath.Glob(filepath.Join(root, dir, "*_test.go"))
+		require.NoError(t, err)
+		for _, file := range files {
+			text, err := os.ReadFile(file)
+			require.NoError(t, err)
+			all = append(all, text...)
+		}
+	}
+	named := regexp.MustCompile("-bench ([A-Za-z0-9]+)")
+	for _, name := range mdName {
+		text, err := os.ReadFile(filepath.Join(root, name))
+		require.NoError(t, err)
+		for _, match := range named.FindAllStringSubmatch(string(text), -1) {
+			require.Regexp(t, `func Benchmark`+match[1]+`\(`, string(all), "%s", name)
+		}
+	}
+}
+
 func runCommand(t *testing.T, command string) {
 	if why, ok := covered[command]; ok {
 		t.Skip(why)
