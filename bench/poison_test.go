@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
-	rabbit "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
@@ -88,32 +87,13 @@ func eachGraveyard(b *testing.B, bench func(*testing.B, bus.PoisonQueue)) {
 			require.NoError(b, err)
 			defer func() {
 				require.NoError(b, transport.Close(context.Background()))
-				dig(b, at, group)
+				testenv.Forget(b, at, group)
 			}()
 			feed, err := transport.Subscribe(b.Context(), bus.Subscription{Group: group, Topics: []string{"order.paid.v1"}, Concurrency: 1})
 			require.NoError(b, err)
 			require.NoError(b, feed.Close(b.Context()))
 			bench(b, transport.PoisonQueue(group))
 		})
-	}
-}
-
-// dig takes a group's queues off RabbitMQ.
-func dig(tb testing.TB, at, group string) {
-	u, err := url.Parse(at)
-	require.NoError(tb, err)
-	if u.Scheme != "amqp" {
-		return
-	}
-	u.RawQuery = ""
-	conn, err := rabbit.Dial(u.String())
-	require.NoError(tb, err)
-	defer func() { require.NoError(tb, conn.Close()) }()
-	ch, err := conn.Channel()
-	require.NoError(tb, err)
-	for _, queue := range []string{group, group + ".poison"} {
-		_, err := ch.QueueDelete(queue, false, false, false)
-		require.NoError(tb, err)
 	}
 }
 

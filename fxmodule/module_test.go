@@ -1,7 +1,6 @@
 package fxmodule_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -303,7 +302,7 @@ func TestTheDrainKeepsWithinTheStopTimeout(t *testing.T) {
 
 func TestTheAdminEndpointGoesWithTheApplication(t *testing.T) {
 	t.Setenv("LEAT_ADMIN", "127.0.0.1:0")
-	var log lockedBuffer
+	var log testenv.Buffer
 	app := fxtest.New(t, fx.NopLogger, fxmodule.Module,
 		fx.Provide(func() *slog.Logger { return slog.New(slog.NewTextHandler(&log, nil)) }),
 		fxmodule.Handle("x", func(context.Context, orderPlaced) error { return nil }))
@@ -321,24 +320,6 @@ func TestTheAdminEndpointGoesWithTheApplication(t *testing.T) {
 	app.RequireStop()
 	_, err = net.Dial("tcp", strings.TrimPrefix(address, "http://"))
 	require.ErrorContains(t, err, "refused")
-}
-
-// lockedBuffer may be read while others write.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 func TestTheGraphIsCompleteWithoutRunningIt(t *testing.T) {

@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	rabbit "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/internal/testenv"
@@ -47,7 +46,7 @@ func TestTheServiceIsKilled(t *testing.T) {
 	_, err = admin.Exec(ctx, "CREATE SCHEMA "+name)
 	require.NoError(t, err)
 	defer func() { _, _ = admin.Exec(ctx, "DROP SCHEMA "+name+" CASCADE") }()
-	defer clean(t, broker, name)
+	defer testenv.Forget(t, with(t, broker, "exchange", name), name+".receipts")
 	environment := append(os.Environ(), programVariable+"=1", "LISTEN=127.0.0.1:0", "LEAT_SERVICE="+name,
 		"LEAT_URL="+with(t, broker, "exchange", name), "DATABASE_URL="+with(t, database, "search_path", name))
 
@@ -115,16 +114,4 @@ func with(t *testing.T, raw, name, value string) string {
 	q.Set(name, value)
 	u.RawQuery = q.Encode()
 	return u.String()
-}
-
-func clean(t *testing.T, broker, name string) {
-	conn, err := rabbit.Dial(broker)
-	require.NoError(t, err)
-	defer func() { _ = conn.Close() }()
-	ch, err := conn.Channel()
-	require.NoError(t, err)
-	for _, queue := range []string{name + ".receipts", name + ".receipts.poison"} {
-		_, _ = ch.QueueDelete(queue, false, false, false)
-	}
-	_ = ch.ExchangeDelete(name, false, false)
 }

@@ -7,8 +7,6 @@ import (
 	"path/filepath"
 	"testing"
 
-	rabbit "github.com/rabbitmq/amqp091-go"
-
 	"github.com/leatbus/leat/internal/testenv"
 )
 
@@ -86,28 +84,10 @@ func execute(t *testing.T, db *sql.DB, statement string) {
 
 func onRabbitMQ(queue string) func(t *testing.T, service string) string {
 	return func(t *testing.T, service string) string {
-		rawURL := testenv.RabbitMQ(t)
+		rawURL := with(t, with(t, testenv.RabbitMQ(t), "queue", queue), "exchange", service) // others publish the same topics
 		t.Cleanup(func() {
-			connection, err := rabbit.Dial(rawURL)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer connection.Close()
-			channel, err := connection.Channel()
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, group := range []string{"audit", "book-payment", "reserve-stock"} {
-				for _, suffix := range []string{"", ".poison", ".held", ".lead"} {
-					if _, err := channel.QueueDelete(service+"."+group+suffix, false, false, false); err != nil {
-						t.Error(err)
-					}
-				}
-			}
-			if err := channel.ExchangeDelete(service, false, false); err != nil {
-				t.Error(err)
-			}
+			testenv.Forget(t, rawURL, service+".audit", service+".book-payment", service+".reserve-stock")
 		})
-		return with(t, with(t, rawURL, "queue", queue), "exchange", service) // others publish the same topics
+		return rawURL
 	}
 }

@@ -3,7 +3,6 @@
 package amqp_test
 
 import (
-	"bytes"
 	"log/slog"
 	"net/url"
 	"strings"
@@ -14,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports/amqp"
 )
 
@@ -35,7 +35,7 @@ func TestAHandlerThatOutlastsTheConsumerTimeout(t *testing.T) {
 				require.NoError(t, err)
 				cfg, err := amqp.ConfigFromURL(u)
 				require.NoError(t, err)
-				log := new(safeBuffer)
+				log := new(testenv.Buffer)
 				cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
 				transport, err := amqp.New(t.Context(), cfg)
 				require.NoError(t, err)
@@ -82,28 +82,4 @@ func TestAHandlerThatOutlastsTheConsumerTimeout(t *testing.T) {
 			})
 		})
 	}
-}
-
-// safeBuffer is a buffer for many goroutines.
-type safeBuffer struct {
-	mu sync.Mutex
-	bytes.Buffer
-}
-
-func (b *safeBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.Buffer.Write(p)
-}
-
-func (b *safeBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.Buffer.String()
-}
-
-func (b *safeBuffer) Reset() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.Buffer.Reset()
 }

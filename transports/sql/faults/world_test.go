@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
-	rabbit "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
@@ -66,20 +65,8 @@ func newPlace(t testing.TB) (place, *collector) {
 	execute(t, db, `CREATE TABLE orders (id text PRIMARY KEY, customer text NOT NULL, n int NOT NULL)`)
 	execute(t, db, `INSERT INTO customers SELECT 'c' || n, 0 FROM generate_series(0, 47) n`)
 	require.NoError(t, db.Close())
-	t.Cleanup(func() { cleanBroker(t, name) })
+	t.Cleanup(func() { testenv.Forget(t, withOption(t, testenv.RabbitMQ(t), "exchange", name), name+".collector") })
 	return p, collect(t, p)
-}
-
-func cleanBroker(t testing.TB, name string) {
-	conn, err := rabbit.Dial(testenv.RabbitMQ(t))
-	require.NoError(t, err)
-	defer func() { _ = conn.Close() }()
-	ch, err := conn.Channel()
-	require.NoError(t, err)
-	for _, queue := range []string{name + ".collector", name + ".collector.poison"} {
-		_, _ = ch.QueueDelete(queue, false, false, false)
-	}
-	_ = ch.ExchangeDelete(name, false, false)
 }
 
 func withOption(t testing.TB, raw, name, value string) string {
