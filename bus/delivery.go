@@ -259,7 +259,7 @@ func (d *Delivery) redeliver(err error) error {
 	r, ok := AsRedelivery(err)
 	switch {
 	case !ok: // no retry step in the stack: try for ever, but never in a hot loop
-		return d.Settler.Redeliver(min(time.Second<<min(d.Attempt-1, 6), time.Minute))
+		return d.Settler.Redeliver(min(time.Second<<min(max(d.Attempt-1, 0), 6), time.Minute))
 	case r.Cost == CostsNothing:
 		return d.Settler.GiveBack(r.After)
 	default:

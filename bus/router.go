@@ -385,6 +385,7 @@ func (w *worker) take(d *Delivery) bool {
 		return false
 	}
 	d.started = time.Now()
+	d.Attempt = max(d.Attempt, 1) // a transport may have it from a header that anybody can write
 	w.current.Store(d)
 	w.group.handle(w.run.handling, d)
 	w.current.Store(nil)
@@ -499,21 +500,46 @@ func (g *group) weigh(d *Delivery, outcome Outcome, err error) {
 	}
 }
 
-// finish settles a delivery and counts its outcome.
+// finish settles a delivery and counts its outcome. Nothing that a message or a handler's error makes panic
+// here ends the process.
 func (g *group) finish(d *Delivery, err error) {
-	outcome := d.Outcome(err)
+	outcome := Redelivered
+	defer g.bus.ledger.outstanding.Add(-1)
+	defer func() {
+		if v := recover(); v != nil {
+			g.rescue(d, NewPanicError(v))
+		}
+		g.counts.inFlight.Add(-1)
+		g.counts.add(outcome)
+	}()
+	outcome = d.Outcome(err)
 	if settleErr := d.settle(outcome, err); settleErr != nil {
 		g.bus.cfg.Logger.Warn("leat: settle; the message may come again",
 			"group", g.name, "message_id", MessageID(d.Message), "outcome", string(outcome), "err", settleErr)
 	}
-	defer g.bus.ledger.outstanding.Add(-1)
-	g.counts.inFlight.Add(-1)
-	g.counts.add(outcome)
 	if err != nil || d.probe {
 		g.weigh(d, outcome, err)
 	}
 	if outcome.Terminal() && d.Own() {
 		g.counts.settled.Add(1)
 		g.bus.ledger.outstanding.Add(-1)
+	}
+}
+
+// rescuedAfter is when a message is redelivered whose settling has panicked.
+const rescuedAfter = 10 * time.Second
+
+// rescue gives a delivery back whose settling has panicked, so that its message is not lost with the
+// process.
+func (g *group) rescue(d *Delivery, panicked *PanicError) {
+	defer func() {
+		if v := recover(); v != nil {
+			g.bus.cfg.Logger.Error("leat: give back after a panic", "group", g.name, "message_id", MessageID(d.Message), "err", NewPanicError(v))
+		}
+	}()
+	g.bus.cfg.Logger.Error("leat: settle panicked; the message is given back", "group", g.name,
+		"message_id", MessageID(d.Message), "err", panicked, "stack", panicked.Stack())
+	if err := d.Settler.GiveBack(rescuedAfter); err != nil {
+		g.bus.cfg.Logger.Warn("leat: give back", "group", g.name, "message_id", MessageID(d.Message), "err", err)
 	}
 }

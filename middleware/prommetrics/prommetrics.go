@@ -27,6 +27,7 @@ package prommetrics
 import (
 	"context"
 	"sync"
+	"unicode/utf8"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -191,8 +192,15 @@ func once[K comparable, V any](m *sync.Map, key K, bind func() V) V {
 	return v
 }
 
-// label is the topic, or "other" where there are too many.
+// maxLabelBytes is the longest topic that becomes a label value: the longest routing key of AMQP 0-9-1.
+const maxLabelBytes = 255
+
+// label returns the topic, or "other" if there are too many, or if a foreign producer's topic is too long
+// or no UTF-8, which Prometheus refuses with a panic.
 func (o *Observer) label(topic string) string {
+	if len(topic) > maxLabelBytes || !utf8.ValidString(topic) {
+		return otherTopics
+	}
 	if label, ok := o.topics.Load(topic); ok {
 		return label.(string)
 	}

@@ -94,6 +94,23 @@ func TestTopicsFromForeignInputStayBounded(t *testing.T) {
 	require.Equal(t, 501, n)
 }
 
+// RabbitMQ passes routing keys on as they are, and Prometheus panics on a label that is no UTF-8.
+func TestObserver_takesAnyTopic(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	observer, err := prommetrics.New(registry)
+	require.NoError(t, err)
+	for _, topic := range []string{"a.\xff", strings.Repeat("x", 60_000)} {
+		observer.Published(t.Context(), bus.Publication{Topic: topic, Messages: make([]*message.Message, 1)})
+		d := &bus.Delivery{Message: message.NewMessage("id", nil), Topic: topic, Group: "g", Attempt: 1}
+		observer.Finished(observer.Started(t.Context(), d), d, bus.Observation{Outcome: bus.Handled})
+	}
+	require.NoError(t, testutil.GatherAndCompare(registry, strings.NewReader(`
+# HELP leat_deliveries_total Deliveries, by final outcome.
+# TYPE leat_deliveries_total counter
+leat_deliveries_total{group="g",outcome="handled",topic="other"} 2
+`), "leat_deliveries_total"))
+}
+
 func TestRegisteringTwiceIsAnError(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	_, err := prommetrics.New(registry)
