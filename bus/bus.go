@@ -72,6 +72,8 @@ type Bus struct {
 
 	unrouted unroutedTopics
 
+	observerPanics atomic.Uint64
+
 	running   chan struct{}
 	stopping  chan struct{} // closed when the bus stops taking in
 	stopped   chan struct{} // closed when Run is over
@@ -118,6 +120,10 @@ func New(t Transport, cfg Config) (*Bus, error) {
 		subscribing: make(chan struct{}, 1),
 	}
 	b.subscribing <- struct{}{}
+	b.cfg.Observers = make([]Observer, len(cfg.Observers))
+	for i, o := range cfg.Observers {
+		b.cfg.Observers[i] = guardObserver(o, cfg.Logger, &b.observerPanics)
+	}
 	b.send, err = b.decorate(cfg.Decorators)
 	if err != nil {
 		return nil, err

@@ -24,8 +24,10 @@ type Delivery struct {
 	Settler   Settler   // the transport's side; nil under a stock Watermill router
 
 	// FailedSince is when the handler first failed with the message, over all its deliveries; zero
-	// where it has not. The retry step sets it, and a transport that takes the delivery back keeps it.
+	// if it has not. Failures is how many of its tries have failed and count against the retry policy, or
+	// FailuresUnknown. [Delivery.Failed] sets both, and a transport that takes the delivery back keeps them.
 	FailedSince time.Time
+	Failures    int
 
 	// Rehearsal is set where the handler is only tried; nil otherwise.
 	Rehearsal *Rehearsal
@@ -36,13 +38,26 @@ type Delivery struct {
 	group   *group          // nil under a stock Watermill router
 	ctx     deliveryContext // its message's, made with it: one allocation less for each
 	started time.Time       // when the router took it
+	id      string          // the message's, for whoever does not handle it: steps may change the headers
 	probe   bool            // it shows whether a paused group can go on
 	failed  bool            // the breaker knows that it failed
+	givenUp bool            // the retry policy has no try left
 	run     int             // the run of failures that it belongs to
 	outcome Outcome
-	cause   error // what a poisoned message failed with
-	settled atomic.Bool
+	cause   error        // what a poisoned message failed with
+	settled atomic.Int32 // one of the states below
 }
+
+// The states of a delivery's settlement. Whoever brings it from unsettled to another state settles it.
+const (
+	unsettled = iota
+	poisoning // the poison queue has not confirmed its copy yet
+	settled
+)
+
+// FailuresUnknown is the [Delivery.Failures] of a message whose failures were not counted: an older version of
+// leat has redelivered it. The retry step derives them from the attempt.
+const FailuresUnknown = -1
 
 // Settler is the transport's side of a delivery. The router calls one of its methods, once. Ack may
 // return before the transport has carried it out; an error means that the message may come again.
@@ -201,17 +216,139 @@ func (d *Delivery) Degraded(part string, reason error) {
 	}
 }
 
+// newerPart is what a group reports as degraded while it waits for a newer version of its service.
+const newerPart = "newer version"
+
+const (
+	// newerAgain is how soon a message of a newer version is redelivered.
+	newerAgain = 30 * time.Second
+	// newerShown is how long the group reports it.
+	newerShown = 2 * newerAgain
+)
+
+// AwaitNewer returns what a delivery must end with whose handler takes only older versions of its event: it is
+// redelivered every 30 s at no cost, until that has lasted for limit, and is then poisoned. The wait is shown in
+// [Bus.Health]. It neither counts against the retry policy nor opens the circuit breaker.
+func (d *Delivery) AwaitNewer(err *NewerVersionError, limit time.Duration) error {
+	now := time.Now()
+	if d.FailedSince.IsZero() {
+		d.FailedSince = now
+	}
+	left := limit - now.Sub(d.FailedSince)
+	if left <= 0 {
+		return Permanent(err)
+	}
+	if d.group != nil {
+		reason := fmt.Errorf("message %s waits for a newer version of the service, until %s: %w", d.id, d.FailedSince.Add(limit).Format(time.RFC3339), err)
+		if d.group.health.setUntil(newerPart, reason, now.Add(newerShown)) {
+			d.group.bus.cfg.Logger.Warn("leat: degraded", "group", d.Group, "part", newerPart, "err", reason)
+		}
+	}
+	return &Redelivery{After: min(newerAgain, left), Cost: CostsNothing, Err: err}
+}
+
 // Poison moves the message to the group's poison queue and acks it. See [Settler].
 func (d *Delivery) Poison(ctx context.Context, fault Fault) error {
 	if d.Settler == nil {
 		return fmt.Errorf("bus: poison: %w", ErrUnsupported)
 	}
+	if !d.settled.CompareAndSwap(unsettled, poisoning) {
+		return errors.New("bus: poison: the delivery is settled already")
+	}
 	if err := d.Settler.Poison(ctx, fault); err != nil {
+		d.settled.Store(unsettled)
 		return err
 	}
-	d.settled.Store(true)
+	d.settled.Store(settled)
 	d.MarkPoisoned(fault.Err)
 	return nil
+}
+
+const (
+	// poisonTimeout bounds the move to the poison queue. It does not follow the handler's context, which
+	// may be over: that may be why the message is poisoned.
+	poisonTimeout = 10 * time.Second
+	// poisonAgain is how soon a message is redelivered whose poison queue could not be reached.
+	poisonAgain = 2 * time.Second
+	// poisonPart is what a group reports as degraded.
+	poisonPart = "poison queue"
+)
+
+// GiveUp moves a message that has failed for good to the group's poison queue by put, or by Poison if put is nil. If
+// that can't be reached, nothing is acked: GiveUp reports the group as degraded and returns the redelivery
+// that the delivery must end with. It blocks for at most ten seconds.
+func (d *Delivery) GiveUp(cause error, put func(context.Context, Fault) error) error {
+	if put == nil {
+		put = d.Poison
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(d.Message.Context()), poisonTimeout)
+	defer cancel()
+	err := put(ctx, NewFault(d, cause))
+	d.Degraded(poisonPart, err)
+	if err == nil {
+		return nil
+	}
+	err = errors.Join(cause, fmt.Errorf("and the poison queue did not take it: %w", err))
+	return &Redelivery{After: poisonAgain, Cost: CostsNothing, Err: err}
+}
+
+// GivenUp reports whether the retry policy has no try left for what [Delivery.Failed] was last told of.
+func (d *Delivery) GivenUp() bool { return d.givenUp }
+
+// Next is what follows a failed try.
+type Next struct {
+	After     time.Duration // until the next try
+	InProcess bool          // wait here, instead of giving the message back
+}
+
+// Failed counts a failed try and says what is next by the policy. If no try is next, it returns the error with
+// which the delivery must end: err itself if the policy has no try left, and a [*Redelivery] at no
+// cost while the group's circuit breaker spares the message; such a try does not count.
+//
+// [RetryAfter] makes the delay longer, and never shorter. The retry step calls Failed; a step that has tries of its
+// own may do so, too.
+func (d *Delivery) Failed(err error, policy RetryPolicy) (Next, error) {
+	policy = policy.WithDefaults()
+	if d.Failures < 0 {
+		d.Failures = policy.FirstTry(d.Attempt) - 1
+	}
+	next := nextTry{last: d.Failures >= len(policy.Delays)}
+	if !next.last {
+		delay := policy.Delays[d.Failures]
+		next.InProcess = delay <= policy.InProcess
+		next.After = policy.Spread(delay)
+		if asked, ok := RetryDelay(err); ok && asked > delay {
+			next.After, next.asked, next.InProcess = asked, true, asked <= policy.InProcess
+		}
+	}
+	return d.fail(err, next)
+}
+
+// nextTry is what a retry policy has for a message that has failed.
+type nextTry struct {
+	Next
+	last  bool // nothing: the message would be poisoned
+	asked bool // the handler, or a step, asked for the delay
+}
+
+// fail counts a failed try, and asks the circuit breaker whether the message is spared.
+func (d *Delivery) fail(err error, next nextTry) (Next, error) {
+	first := !d.failed
+	d.failed = true
+	if d.FailedSince.IsZero() {
+		d.FailedSince = time.Now()
+	}
+	if d.group != nil {
+		if spared := d.group.breaker.failed(d, err, next, first); spared != nil {
+			return Next{}, spared
+		}
+	}
+	d.Failures++
+	if next.last {
+		d.givenUp = true
+		return Next{}, err
+	}
+	return next.Next, nil
 }
 
 // MarkPoisoned records that the message went to a poison queue, where a step has put it there by
@@ -242,27 +379,19 @@ func (d *Delivery) Cause() error { return d.cause }
 
 // settle carries the outcome out. A delivery is settled once, whoever comes first.
 func (d *Delivery) settle(outcome Outcome, err error) error {
-	if !d.settled.CompareAndSwap(false, true) {
+	if !d.settled.CompareAndSwap(unsettled, settled) {
 		return nil
 	}
 	switch outcome {
 	case Interrupted:
 		return d.Settler.GiveBack(0)
 	case Redelivered:
-		return d.redeliver(err)
+		r, _ := AsRedelivery(err) // the router has made it one
+		if r.Cost == CostsNothing {
+			return d.Settler.GiveBack(r.After)
+		}
+		return d.Settler.Redeliver(r.After)
 	default:
 		return d.Settler.Ack()
-	}
-}
-
-func (d *Delivery) redeliver(err error) error {
-	r, ok := AsRedelivery(err)
-	switch {
-	case !ok: // no retry step in the stack: try for ever, but never in a hot loop
-		return d.Settler.Redeliver(min(time.Second<<min(max(d.Attempt-1, 0), 6), time.Minute))
-	case r.Cost == CostsNothing:
-		return d.Settler.GiveBack(r.After)
-	default:
-		return d.Settler.Redeliver(r.After)
 	}
 }

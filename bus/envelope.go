@@ -113,19 +113,27 @@ func MessageID(msg *message.Message) string {
 	return msg.UUID
 }
 
-// Identity is what tells an event from all others: its dedup key, else its source and id, as CloudEvents
-// makes ids unique per source only. It is empty where the message has neither key nor id.
+// Identity returns what tells an event from all others: its source and its id, since CloudEvents makes ids unique per
+// source only; or its source, its event's name in any version, and its dedup key. It is empty if the message has neither
+// key nor id.
 func Identity(msg *message.Message) string {
+	source := msg.Metadata[HeaderSource]
 	if key := msg.Metadata[HeaderDedupKey]; key != "" {
-		return "key:" + key
+		name := msg.Metadata[HeaderType]
+		if t, ok := ParseType(name); ok {
+			name = t.Name
+		}
+		return "dedupkey:" + sized(source) + sized(name) + key
 	}
 	id := MessageID(msg)
 	if id == "" {
 		return ""
 	}
-	source := msg.Metadata[HeaderSource]
-	return "id:" + strconv.Itoa(len(source)) + ":" + source + ":" + id
+	return "id:" + sized(source) + id
 }
+
+// sized writes a string so that what follows it can't be taken for a part of it.
+func sized(s string) string { return strconv.Itoa(len(s)) + ":" + s + ":" }
 
 // MessageTime is when the event happened; the zero time where the message does not say.
 func MessageTime(msg *message.Message) time.Time { return parseTime(msg.Metadata[HeaderTime]) }

@@ -25,7 +25,8 @@ var (
 	// ErrUnroutable says that a message reached no group. See [UnroutableError].
 	ErrUnroutable = errors.New("no group wants the message")
 
-	// ErrGoexit is how a delivery ends whose handler ended its goroutine. It counts as a failure.
+	// ErrGoexit is how a delivery ends whose handler ended its goroutine. It counts as a failure, and like a panic
+	// as a bug, not as an outage.
 	ErrGoexit = errors.New("handler ended its goroutine (runtime.Goexit, as testing.T.FailNow does)")
 
 	// ErrNotFound is what a [PoisonQueue] answers for a message that is not, or no longer, in it.
@@ -51,8 +52,8 @@ type permanentError struct{ error }
 
 func (e *permanentError) Unwrap() error { return e.error }
 
-// RetryAfter says how long to wait before the next try, in place of the retry policy's delay. The
-// try counts like any other. RetryAfter(nil, d) is nil.
+// RetryAfter says how long to wait at least before the next try, as the HTTP header Retry-After does (RFC 9110,
+// section 10.2.3). A longer delay of the retry policy stands. The try counts like any other. RetryAfter(nil, d) is nil.
 func RetryAfter(err error, d time.Duration) error {
 	if err == nil {
 		return nil
@@ -140,6 +141,36 @@ func (e *UnroutableError) Error() string {
 
 // Is matches [ErrUnroutable].
 func (e *UnroutableError) Is(target error) bool { return target == ErrUnroutable }
+
+// NewerVersionError says that a message has a higher version of an event than its handler takes. The version step of
+// the stack gives such a message back until a newer version of the service takes it.
+type NewerVersionError struct {
+	Have  Type
+	Takes []Type
+}
+
+func (e *NewerVersionError) Error() string {
+	return fmt.Sprintf("%s is newer than what the handler takes: %s (deploy the version of the service that takes it)", e.Have, typeNames(e.Takes))
+}
+
+// OtherEventError says that a message has another event than its handler takes, and only its topic matches the
+// handler's pattern. It is discarded, and logged once for each type.
+type OtherEventError struct {
+	Have  Type
+	Takes []Type
+}
+
+func (e *OtherEventError) Error() string {
+	return fmt.Sprintf("%s is another event than the handler takes: %s", e.Have, typeNames(e.Takes))
+}
+
+func typeNames(types []Type) string {
+	names := make([]string, len(types))
+	for i, t := range types {
+		names[i] = t.String()
+	}
+	return strings.Join(names, ", ")
+}
 
 // PublishError says which messages of a call are not known to be safe. The others are.
 type PublishError struct {

@@ -32,6 +32,10 @@ func OneLine(text string, limit int) string {
 	return strings.ToValidUTF8(text, "") + "…"
 }
 
+// errorText returns an error's text. Unlike its method Error it does not panic for a nil pointer that was returned
+// as an error.
+func errorText(err error) string { return fmt.Sprint(err) }
+
 // ErrorClass is what people group failures by: the Go type of the innermost error that is more than
 // text, which leat's own wrappers and those of the packages errors and fmt are not. Where there is
 // none, it is the innermost error's. A panic's class names its value's type.
@@ -68,7 +72,7 @@ func ErrorChain(err error) string {
 		case isPanic(err):
 			links = append(links, OneLine(ErrorClass(err), maxClassText))
 		case next == nil && joined == nil:
-			links = append(links, strconv.Quote(OneLine(err.Error(), maxLinkText)))
+			links = append(links, strconv.Quote(OneLine(errorText(err), maxLinkText)))
 		}
 		if joined != nil && len(joined.Unwrap()) > 0 {
 			next = joined.Unwrap()[0]

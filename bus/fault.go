@@ -22,6 +22,7 @@ const (
 	HeaderFaultTries    = "leat_fault_tries"     // runs of the handler over all deliveries
 	HeaderFaultFirstAt  = "leat_fault_first_at"  // RFC 3339, when the group got the message
 	HeaderFaultFailedAt = "leat_fault_failed_at" // RFC 3339, when the handler first failed with it
+	HeaderFaultFailures = "leat_fault_failures"  // failed tries that count, of a message that is redelivered
 	HeaderFaultAt       = "leat_fault_at"        // RFC 3339, when it failed last and was poisoned
 	HeaderFaultGroup    = "leat_fault_group"
 	HeaderFaultHandler  = "leat_fault_handler"
@@ -67,7 +68,7 @@ func NewFault(d *Delivery, err error) Fault {
 	where, now := d.process(), time.Now()
 	f := Fault{
 		Err:      err,
-		Text:     OneLine(err.Error(), maxErrorText),
+		Text:     OneLine(errorText(err), maxErrorText),
 		Class:    OneLine(ErrorClass(err), maxClassText),
 		Chain:    ErrorChain(err),
 		TraceID:  traceID(d.Message.Metadata[HeaderTraceParent]),
@@ -197,20 +198,28 @@ func atoi(s string) int {
 	return n
 }
 
-// SetFailedSince notes in the headers of a message that comes again when its handler first failed
-// with it, for transports that have no other place for it. A zero time notes nothing.
-func SetFailedSince(headers message.Metadata, t time.Time) {
-	if !t.IsZero() {
-		headers[HeaderFaultFailedAt] = formatTime(t)
+// SetFailures notes in the headers of a message that is redelivered how often and since when its handler
+// has failed with it, for transports that have no other place for it. It notes nothing for a message that has not
+// failed.
+func SetFailures(headers message.Metadata, d *Delivery) {
+	if !d.FailedSince.IsZero() {
+		headers[HeaderFaultFailedAt] = formatTime(d.FailedSince)
+		headers[HeaderFaultFailures] = strconv.Itoa(max(d.Failures, 0))
 	}
 }
 
-// TakeFailedSince takes out of a message's headers what [SetFailedSince] has noted there.
-func TakeFailedSince(headers message.Metadata) time.Time {
-	noted, ok := headers[HeaderFaultFailedAt]
+// TakeFailures takes out of a message's headers what [SetFailures] has noted there: the values of
+// [Delivery.FailedSince] and [Delivery.Failures].
+func TakeFailures(headers message.Metadata) (since time.Time, failures int) {
+	at, ok := headers[HeaderFaultFailedAt]
 	if !ok {
-		return time.Time{}
+		return time.Time{}, 0
+	}
+	since, failures = parseTime(at), FailuresUnknown
+	if n, err := strconv.Atoi(headers[HeaderFaultFailures]); err == nil {
+		failures = max(n, 0)
 	}
 	delete(headers, HeaderFaultFailedAt)
-	return parseTime(noted)
+	delete(headers, HeaderFaultFailures)
+	return since, failures
 }

@@ -78,7 +78,7 @@ func (g *group) stuck() string {
 	limit := max(g.handler.Timeout, 0) + stuckAfter
 	for _, w := range g.workers {
 		if d := w.current.Load(); d != nil && time.Since(d.started) > limit {
-			return fmt.Sprintf("message %s has been in the handler for %s", MessageID(d.Message), time.Since(d.started).Round(time.Second))
+			return fmt.Sprintf("message %s has been in the handler for %s", d.id, time.Since(d.started).Round(time.Second))
 		}
 	}
 	return ""
@@ -102,24 +102,36 @@ func (b *Bus) state() State {
 type health struct {
 	count atomic.Int32
 	mu    sync.Mutex
-	parts map[string]string
+	parts map[string]part
+}
+
+// part is what is wrong with a part of a group.
+type part struct {
+	reason string
+	until  time.Time // when that is over if it is not noted again; zero for never
 }
 
 // set notes a part's reason, nil for none, and reports whether the part's state has changed.
-func (h *health) set(part string, reason error) (changed bool) {
+func (h *health) set(name string, reason error) (changed bool) {
+	return h.setUntil(name, reason, time.Time{})
+}
+
+// setUntil notes a reason that is over at a time, unless it is noted again.
+func (h *health) setUntil(name string, reason error, until time.Time) (changed bool) {
 	if reason == nil && h.count.Load() == 0 {
 		return false
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	_, was := h.parts[part]
+	h.expire()
+	_, was := h.parts[name]
 	if reason == nil {
-		delete(h.parts, part)
+		delete(h.parts, name)
 	} else {
 		if h.parts == nil {
-			h.parts = make(map[string]string)
+			h.parts = make(map[string]part)
 		}
-		h.parts[part] = OneLine(reason.Error(), maxErrorText)
+		h.parts[name] = part{OneLine(errorText(reason), maxErrorText), until}
 	}
 	h.count.Store(int32(len(h.parts))) //nolint:gosec // a handful of parts
 	return was != (reason != nil)
@@ -128,5 +140,20 @@ func (h *health) set(part string, reason error) (changed bool) {
 func (h *health) snapshot() map[string]string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return maps.Clone(h.parts)
+	h.expire()
+	if len(h.parts) == 0 {
+		return nil
+	}
+	reasons := make(map[string]string, len(h.parts))
+	for name, p := range h.parts {
+		reasons[name] = p.reason
+	}
+	return reasons
+}
+
+// expire forgets what is over. The caller holds h.mu.
+func (h *health) expire() {
+	now := time.Now()
+	maps.DeleteFunc(h.parts, func(_ string, p part) bool { return !p.until.IsZero() && now.After(p.until) })
+	h.count.Store(int32(len(h.parts))) //nolint:gosec // a handful of parts
 }

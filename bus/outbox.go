@@ -199,7 +199,7 @@ func (b *Bus) OutboxStats(ctx context.Context) (OutboxStats, error) {
 func (b *Bus) outboxHealth() Health {
 	h := Health{Group: b.cfg.Outbox.Group(), State: b.state()}
 	if err := b.cfg.Outbox.Problem(); err != nil {
-		h.Degraded = map[string]string{"relay": OneLine(err.Error(), maxErrorText)}
+		h.Degraded = map[string]string{"relay": OneLine(errorText(err), maxErrorText)}
 		if h.State == Running {
 			h.State = Degraded
 		}

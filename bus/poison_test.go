@@ -82,13 +82,32 @@ func fall(n int) (err error) {
 	panic(io.EOF)
 }
 
-func TestFailedSinceGoesAndComesBack(t *testing.T) {
+func TestSetFailures_isReadBackByTakeFailures(t *testing.T) {
 	headers := message.Metadata{"own": "1"}
-	bus.SetFailedSince(headers, time.Time{})
-	require.Len(t, headers, 1)
-	require.Zero(t, bus.TakeFailedSince(headers))
+	bus.SetFailures(headers, &bus.Delivery{})
+	require.Len(t, headers, 1, "nothing to note")
+	since, failures := bus.TakeFailures(headers)
+	require.Zero(t, since)
+	require.Zero(t, failures)
+
 	now := time.Now()
-	bus.SetFailedSince(headers, now)
-	require.True(t, now.Equal(bus.TakeFailedSince(headers)))
-	require.Equal(t, message.Metadata{"own": "1"}, headers)
+	for _, n := range []int{0, 3} {
+		bus.SetFailures(headers, &bus.Delivery{FailedSince: now, Failures: n})
+		since, failures = bus.TakeFailures(headers)
+		require.True(t, now.Equal(since))
+		require.Equal(t, n, failures)
+		require.Equal(t, message.Metadata{"own": "1"}, headers)
+	}
+}
+
+func TestTakeFailures_ofMessagesThatOthersWrote(t *testing.T) {
+	for text, want := range map[string]int{"": bus.FailuresUnknown, "many": bus.FailuresUnknown, "-3": 0, "-9223372036854775808": 0, "99999999999999999999": bus.FailuresUnknown} {
+		headers := message.Metadata{bus.HeaderFaultFailedAt: "2026-01-02T03:04:05Z", bus.HeaderFaultFailures: text}
+		if text == "" {
+			delete(headers, bus.HeaderFaultFailures)
+		}
+		_, failures := bus.TakeFailures(headers)
+		require.Equal(t, want, failures, text)
+		require.Empty(t, headers)
+	}
 }

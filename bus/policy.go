@@ -23,9 +23,9 @@ type RetryPolicy struct {
 	// Jitter spreads each delay by up to this share, up and down. 0 means 0.1; a negative value
 	// means none.
 	Jitter float64
-	// CrashLimit is how often a message may come again beyond the policy because nobody settled it
-	// (the process was killed, the connection was lost) before it is poisoned without another try.
-	// 0 means 5.
+	// CrashLimit is how often a message may be redelivered because nobody settled it (the process was
+	// killed, the connection was lost) before it is poisoned without another try. Such redeliveries cost no
+	// try. 0 means 5.
 	CrashLimit int
 }
 
@@ -33,9 +33,8 @@ type RetryPolicy struct {
 // them, and the first that matches an error counts. What the handler itself asks for, by [Permanent],
 // [Discard] or [Snooze], goes before all rules.
 //
-// Deliveries are what counts, because they outlive the process: where a message fails now with one
-// error and now with another, each policy goes on with the first of its tries that belongs to the
-// present delivery, see [RetryPolicy.FirstTry], and the tries in process since it began.
+// All failures of a message count, over all its deliveries and whatever their errors were: if it fails now with one
+// error and now with another, each policy goes on at the number of failures so far.
 type RetryRule struct {
 	// Match reports whether the rule is for the error. It must look through wrappers, as errors.Is and
 	// errors.As do.
@@ -99,20 +98,9 @@ func (p RetryPolicy) Validate() error {
 // Tries is how often the policy lets a message be tried in all.
 func (p RetryPolicy) Tries() int { return len(p.WithDefaults().Delays) + 1 }
 
-// Deliveries is how many deliveries those tries are spread over.
-func (p RetryPolicy) Deliveries() int {
-	p = p.WithDefaults()
-	n := 1
-	for _, d := range p.Delays {
-		if d > p.InProcess {
-			n++
-		}
-	}
-	return n
-}
-
-// FirstTry is the number of the first try that belongs to the delivery with this attempt number;
-// both count from 1. Attempts beyond the policy belong to its last delivery.
+// FirstTry returns the number of the first try that belongs to the delivery with this attempt number, if
+// all its earlier deliveries ended with redeliveries by this policy. Both count from 1. Attempts beyond the policy
+// belong to its last delivery. It is for messages whose failures were not counted; see [FailuresUnknown].
 func (p RetryPolicy) FirstTry(attempt int) int {
 	p = p.WithDefaults()
 	first := 1

@@ -272,7 +272,7 @@ func (r *run) inFlight() (names []string) {
 	for _, g := range r.bus.groups {
 		for _, w := range g.workers {
 			if d := w.current.Load(); d != nil {
-				names = append(names, fmt.Sprintf("%s (message %s)", g.handler.Name, MessageID(d.Message)))
+				names = append(names, fmt.Sprintf("%s (message %s)", g.handler.Name, d.id))
 			}
 		}
 	}
@@ -327,7 +327,7 @@ func (w *worker) next() bool {
 	if err != nil {
 		return w.refused(in.ctx, err)
 	}
-	return w.take(d)
+	return w.take(d, nil)
 }
 
 // refused reports whether the worker goes on after the feed gave it nothing.
@@ -343,7 +343,7 @@ func (w *worker) refused(ctx context.Context, err error) bool {
 	}
 }
 
-// pause waits for the end of the group's pause, or for the turn to probe.
+// pause waits for the end of the group's pause, or for the turn to probe, which is one message.
 func (w *worker) pause(in *intake) bool {
 	select {
 	case <-in.over:
@@ -352,40 +352,37 @@ func (w *worker) pause(in *intake) bool {
 		return false
 	case <-in.turn:
 	}
-	breaker := &w.group.breaker
-	breaker.probe()
-	for breaker.probing() {
-		if !w.nextProbe(breaker) {
-			return false
-		}
-	}
-	return true
-}
-
-// nextProbe handles one message of a paused group.
-func (w *worker) nextProbe(breaker *breaker) bool {
-	ctx, cancel := breaker.probeContext(w.run.intake)
+	b := &w.group.breaker
+	b.probe()
+	ctx, cancel := b.probeContext(w.run.intake)
 	defer cancel()
 	d, err := w.group.feed.Next(ctx)
 	if err != nil {
 		if !w.refused(ctx, err) {
 			return false
 		}
-		breaker.nothingThere()
+		b.endPause()
 		return true
 	}
-	d.probe = true
-	return w.take(d)
+	return w.take(d, b.handedOut)
 }
 
-// take handles a delivery.
-func (w *worker) take(d *Delivery) bool {
+// take handles a delivery. It calls ready, if that is not nil, before it begins.
+func (w *worker) take(d *Delivery, ready func(*Delivery)) bool {
 	if w.run.bus.interrupted() { // it came too late, and its context is over
 		w.group.giveBack(d)
 		return false
 	}
 	d.started = time.Now()
-	d.Attempt = max(d.Attempt, 1) // a transport may have it from a header that anybody can write
+	// A transport may have these from headers that anybody can write.
+	d.Attempt, d.Failures = max(d.Attempt, 1), max(d.Failures, FailuresUnknown)
+	if d.FailedSince.After(d.started) {
+		d.FailedSince = d.started
+	}
+	d.id = MessageID(d.Message)
+	if ready != nil {
+		ready(d)
+	}
 	w.current.Store(d)
 	w.group.handle(w.run.handling, d)
 	w.current.Store(nil)
@@ -393,8 +390,9 @@ func (w *worker) take(d *Delivery) bool {
 }
 
 func (w *worker) exited() {
-	d := w.current.Swap(nil)
-	w.group.finish(d, ErrGoexit)
+	if d := w.current.Swap(nil); d != nil {
+		w.group.finish(d, ErrGoexit)
+	}
 	w.run.wg.Go(w.work)
 }
 
@@ -405,7 +403,9 @@ type group struct {
 	handler Handler
 	fn      message.HandlerFunc
 	feed    Feed
-	workers []*worker // while it runs
+	workers []*worker      // while it runs
+	stacked bool           // it has a stack
+	others  unroutedTopics // types that it does not take and were logged
 	health  health
 	breaker breaker
 
@@ -420,7 +420,7 @@ func (g *group) build() (err error) {
 	if g.handler.Stack != nil {
 		stack = g.handler.Stack
 	}
-	if stack != nil {
+	if g.stacked = stack != nil; g.stacked {
 		g.fn, err = stack.Wrap(g.handler, g.fn)
 	}
 	return err
@@ -471,7 +471,7 @@ func (g *group) parked(msg *message.Message) {
 // giveBack returns a delivery that is not to be handled, or whose handler is left behind.
 func (g *group) giveBack(d *Delivery) {
 	if err := d.settle(Interrupted, ErrInterrupted); err != nil {
-		g.bus.cfg.Logger.Warn("leat: give back", "group", g.name, "message_id", MessageID(d.Message), "err", err)
+		g.bus.cfg.Logger.Warn("leat: give back", "group", g.name, "message_id", d.id, "err", err)
 	}
 }
 
@@ -489,17 +489,6 @@ func (g *group) call(msg *message.Message) (err error) {
 	return err
 }
 
-// weigh tells the breaker what it wants to know of an outcome: how a probe ended, and what failed
-// where no retry step has told.
-func (g *group) weigh(d *Delivery, outcome Outcome, err error) {
-	switch {
-	case outcome == Handled:
-		g.breaker.succeeded()
-	case !d.failed && countsAsFailure(outcome, err):
-		_ = g.breaker.failed(d, err, MoreTries) // it is settled
-	}
-}
-
 // finish settles a delivery and counts its outcome. Nothing that a message or a handler's error makes panic
 // here ends the process.
 func (g *group) finish(d *Delivery, err error) {
@@ -511,19 +500,72 @@ func (g *group) finish(d *Delivery, err error) {
 		}
 		g.counts.inFlight.Add(-1)
 		g.counts.add(outcome)
+		if d.probe {
+			g.breaker.ended(d, outcome)
+		}
 	}()
 	outcome = d.Outcome(err)
+	if outcome == Redelivered {
+		outcome, err = g.decide(d, err)
+	}
 	if settleErr := d.settle(outcome, err); settleErr != nil {
 		g.bus.cfg.Logger.Warn("leat: settle; the message may come again",
-			"group", g.name, "message_id", MessageID(d.Message), "outcome", string(outcome), "err", settleErr)
+			"group", g.name, "message_id", d.id, "outcome", string(outcome), "err", settleErr)
 	}
-	if err != nil || d.probe {
-		g.weigh(d, outcome, err)
+	if outcome == Discarded {
+		g.logOther(d, err)
 	}
 	if outcome.Terminal() && d.Own() {
 		g.counts.settled.Add(1)
 		g.bus.ledger.outstanding.Add(-1)
 	}
+}
+
+// logOther logs an event that the handler does not take, once for each type.
+func (g *group) logOther(d *Delivery, err error) {
+	if other, ok := errors.AsType[*OtherEventError](err); ok && g.others.first(other.Have.String()) {
+		g.bus.cfg.Logger.Warn("leat: discarded other events than the handler takes; logged once a type", "group", g.name,
+			"type", OneLine(other.Have.String(), maxClassText), "topic", OneLine(d.Topic, maxClassText), "takes", typeNames(other.Takes))
+	}
+}
+
+// decide turns an error that no step has decided on into a redelivery, or poisons the message. Such an error comes
+// from a step outside of retry, from a handler that has ended its goroutine, or from a stack without these
+// steps.
+func (g *group) decide(d *Delivery, err error) (Outcome, error) {
+	var next Next
+	var end error
+	r, decided := AsRedelivery(err)
+	switch {
+	case decided && (d.failed || r.Cost == CostsNothing || r.Err == nil):
+		return Redelivered, err
+	case decided: // by a step that is not leat's
+		next, end = d.fail(r.Err, nextTry{Next: Next{After: r.After}, asked: true})
+	case g.handler.Retry != nil:
+		next, end = d.Failed(err, *g.handler.Retry)
+	case g.stacked:
+		next, end = d.Failed(err, RetryPolicy{})
+	default:
+		next, end = d.fail(err, endless(d, err))
+	}
+	if end == nil {
+		return Redelivered, &Redelivery{After: next.After, Err: err}
+	}
+	if d.givenUp {
+		end = d.GiveUp(end, nil)
+	}
+	if end == nil {
+		return Poisoned, nil
+	}
+	return Redelivered, end
+}
+
+// endless is the next try on a bus without a stack, which tries for ever: after a growing delay of up to a minute,
+// so that there is no hot loop.
+func endless(d *Delivery, err error) nextTry {
+	asked, _ := RetryDelay(err)
+	grown := min(time.Second<<min(max(d.Failures, 0), 6), time.Minute)
+	return nextTry{Next: Next{After: max(asked, grown)}, asked: asked > grown}
 }
 
 // rescuedAfter is when a message is redelivered whose settling has panicked.
@@ -534,12 +576,12 @@ const rescuedAfter = 10 * time.Second
 func (g *group) rescue(d *Delivery, panicked *PanicError) {
 	defer func() {
 		if v := recover(); v != nil {
-			g.bus.cfg.Logger.Error("leat: give back after a panic", "group", g.name, "message_id", MessageID(d.Message), "err", NewPanicError(v))
+			g.bus.cfg.Logger.Error("leat: give back after a panic", "group", g.name, "message_id", d.id, "err", NewPanicError(v))
 		}
 	}()
 	g.bus.cfg.Logger.Error("leat: settle panicked; the message is given back", "group", g.name,
-		"message_id", MessageID(d.Message), "err", panicked, "stack", panicked.Stack())
+		"message_id", d.id, "err", panicked, "stack", panicked.Stack())
 	if err := d.Settler.GiveBack(rescuedAfter); err != nil {
-		g.bus.cfg.Logger.Warn("leat: give back", "group", g.name, "message_id", MessageID(d.Message), "err", err)
+		g.bus.cfg.Logger.Warn("leat: give back", "group", g.name, "message_id", d.id, "err", err)
 	}
 }

@@ -11,7 +11,9 @@ import (
 type Stats struct {
 	Published uint64 // messages that are safe on the transport
 	Unrouted  uint64 // those of them that no group wanted
-	Groups    map[string]GroupStats
+	// ObserverPanics counts the panics of observers, which change nothing else.
+	ObserverPanics uint64
+	Groups         map[string]GroupStats
 }
 
 // GroupStats is what happened in one of the bus's groups, by handler name. The outcomes count every
@@ -45,7 +47,9 @@ func (b *Bus) Stats() Stats {
 	s := Stats{
 		Published: b.ledger.published.Load(),
 		Unrouted:  b.ledger.unrouted.Load(),
-		Groups:    make(map[string]GroupStats, len(b.groups)),
+
+		ObserverPanics: b.observerPanics.Load(),
+		Groups:         make(map[string]GroupStats, len(b.groups)),
 	}
 	for _, g := range b.groups {
 		s.Groups[g.handler.Name] = g.counts.snapshot()

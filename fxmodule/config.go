@@ -55,9 +55,13 @@ type Config struct {
 	// BreakerProbe is the longest wait between two messages that a paused group tries:
 	// LEAT_BREAKER_PROBE.
 	BreakerProbe time.Duration `env:"BREAKER_PROBE" envDefault:"30s"`
-	// BreakerMaxPause is how long a paused group spares its messages: LEAT_BREAKER_MAX_PAUSE. After
-	// it, what fails counts as a try. A negative one means for ever. See bus.BreakerPolicy.
-	BreakerMaxPause time.Duration `env:"BREAKER_MAX_PAUSE" envDefault:"1h"`
+	// BreakerMaxPause is how long a message may have been failing and still be spared by a paused group:
+	// LEAT_BREAKER_MAX_PAUSE. After that its retry policy goes on. A negative one means for ever. See
+	// bus.BreakerPolicy.
+	BreakerMaxPause time.Duration `env:"BREAKER_MAX_PAUSE" envDefault:"4h"`
+	// HoldNewer is how long a message waits whose version this process does not know yet, before it is
+	// poisoned: LEAT_HOLD_NEWER. With a negative one it does not wait.
+	HoldNewer time.Duration `env:"HOLD_NEWER" envDefault:"1h"`
 	// Admin is where operators reach the transport over HTTP, like 127.0.0.1:7070, with leat --url
 	// http://127.0.0.1:7070: LEAT_ADMIN. Empty means nowhere. An address that other machines reach
 	// needs a token.

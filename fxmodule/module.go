@@ -53,6 +53,7 @@ func NewStack(p StackParams) (middleware.Stack, error) {
 		Dedup:     middleware.DedupConfig{Mode: p.Config.Dedup, Keep: p.Config.DedupKeep, Logger: p.Logger},
 		Retry:     p.Config.Retry,
 		Timeout:   p.Config.HandlerTimeout,
+		HoldNewer: p.Config.HoldNewer,
 		Upcasters: p.Upcasters,
 	}), nil
 }

@@ -89,18 +89,34 @@ func typed[T bus.Event](name string, opts []Option, bind func() typedFunc[T]) bu
 // put the version into the body.
 func everyVersion(name string) []string { return []string{name + ".*", name} }
 
-// ErrNoRoute says that a handler got a version or type of event that it does not take, and for which
-// there is no upcaster.
+// ErrNoRoute says that a handler got an older version of its event, and there is no upcaster from it.
 var ErrNoRoute = errors.New("the handler does not take this type")
 
-// decode makes the event. Its errors are permanent.
+// noRoute returns why a handler of these types does not take one that is none of them.
+func noRoute(have bus.Type, takes ...bus.Type) error {
+	newest, known := 0, false
+	for _, t := range takes {
+		if t.Name == have.Name {
+			newest, known = max(newest, t.Version), true
+		}
+	}
+	switch {
+	case !known:
+		return bus.Discard(&bus.OtherEventError{Have: have, Takes: takes})
+	case have.Version > newest:
+		return &bus.NewerVersionError{Have: have, Takes: takes}
+	}
+	return fmt.Errorf("%s: %w: it takes %v (add a function for %s, or an upcaster from it)", have, ErrNoRoute, takes, have)
+}
+
+// decode makes the event. Its errors are permanent, unless they say otherwise.
 func decode[T bus.Event](want bus.Type, codec bus.Codec, validate func(T) error, msg *message.Message) (event T, err error) {
 	have, err := bus.Attach(msg).Type()
 	if err != nil {
 		return event, err
 	}
 	if have != want {
-		return event, fmt.Errorf("%s: %w: it takes %s (add a function for %s, or an upcaster from it)", have, ErrNoRoute, want, have)
+		return event, noRoute(have, want)
 	}
 	if err := codec.Unmarshal(msg.Payload, &event); err != nil {
 		return event, fmt.Errorf("decode %s: %w", have, err)

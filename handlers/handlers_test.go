@@ -3,7 +3,9 @@ package handlers_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -183,14 +185,12 @@ func TestAnEventThatCantBeOnePanicsAtRegistration(t *testing.T) {
 
 func TestWhatCantBeReadIsPoisonedAtTheFirstTry(t *testing.T) {
 	for name, c := range map[string]struct{ topic, payload, want string }{
-		"malformed JSON":          {"order.paid.v1", `{"order_id":`, "decode order.paid.v1: unexpected end of JSON input"},
-		"a wrong type":            {"order.paid.v1", `{"order_id":5}`, "decode order.paid.v1: json: cannot unmarshal number"},
-		"nothing":                 {"order.paid.v1", ``, "decode order.paid.v1: payload is empty"},
-		"null":                    {"order.paid.v1", `null`, "payload is null"},
-		"invalid UTF-8":           {"order.paid.v1", "{\"order_id\":\"\xff\"}", "not valid UTF-8"},
-		"an invalid event":        {"order.paid.v1", `{"order_id":""}`, "invalid order.paid.v1: order_id is empty"},
-		"a version it can't know": {"order.paid.v9", `{"order_id":"a"}`, "order.paid.v9: the handler does not take this type: it takes order.paid.v1"},
-		"a version in the body":   {"order.paid", `{"order_id":"a","version":3}`, "order.paid.v3: the handler does not take this type"},
+		"malformed JSON":   {"order.paid.v1", `{"order_id":`, "decode order.paid.v1: unexpected end of JSON input"},
+		"a wrong type":     {"order.paid.v1", `{"order_id":5}`, "decode order.paid.v1: json: cannot unmarshal number"},
+		"nothing":          {"order.paid.v1", ``, "decode order.paid.v1: payload is empty"},
+		"null":             {"order.paid.v1", `null`, "payload is null"},
+		"invalid UTF-8":    {"order.paid.v1", "{\"order_id\":\"\xff\"}", "not valid UTF-8"},
+		"an invalid event": {"order.paid.v1", `{"order_id":""}`, "invalid order.paid.v1: order_id is empty"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, handlers.Func("ledger", func(context.Context, orderPaid) error {
@@ -210,13 +210,66 @@ func TestWhatCantBeReadIsPoisonedAtTheFirstTry(t *testing.T) {
 	}
 }
 
+func TestFunc_refusesOlderVersionsWithoutAnUpcaster(t *testing.T) {
+	w := newWorld(t, handlers.Func("ledger", func(context.Context, orderPaidV2) error { return nil }))
+	w.raw("order.paid.v1", `{"order_id":"a"}`)
+	w.idle()
+	require.Contains(t, w.poisoned("ledger").Fault.Text, "order.paid.v1: the handler does not take this type: it takes [order.paid.v2]")
+}
+
+type orderPaidV2 struct{}
+
+func (orderPaidV2) EventType() (string, int) { return "order.paid", 2 }
+
+// The pattern of a handler of "order" takes "order.paid", too, if its producer writes no versions.
+func TestFunc_leavesOtherEventsAlone(t *testing.T) {
+	for name, handler := range map[string]func(func()) bus.Handler{
+		"Func": func(got func()) bus.Handler {
+			return handlers.Func("ledger", func(context.Context, order) error { got(); return nil }, handlers.OrderedStrictly())
+		},
+		"Routes": func(got func()) bus.Handler {
+			return handlers.Routes("ledger", []bus.Handler{handlers.Func("a", func(context.Context, order) error { got(); return nil })}, handlers.OrderedStrictly())
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n := 0
+				var log strings.Builder
+				b, err := bus.New(memory.New(memory.Config{}), bus.Config{
+					Service: "shop", Stack: middleware.Standard(middleware.Config{}), Logger: slog.New(slog.NewTextHandler(&log, nil)),
+				})
+				require.NoError(t, err)
+				require.NoError(t, b.Handle(handler(func() { n++ })))
+				go func() { _ = b.Run(context.Background()) }()
+				<-b.Running()
+				for i, kind := range []string{"order.paid", "order", "order.paid", "order.v1"} {
+					require.NoError(t, b.PublishMessages(t.Context(), &message.Message{
+						Payload: []byte(`{}`), Metadata: message.Metadata{bus.HeaderType: kind, bus.HeaderID: fmt.Sprint(i)},
+					}))
+				}
+				require.NoError(t, b.Idle(t.Context()))
+				require.Equal(t, 2, n)
+				require.EqualValues(t, 2, b.Stats().Groups["ledger"].Discarded)
+				require.Zero(t, b.Stats().Groups["ledger"].Poisoned)
+				require.NoError(t, b.Close(context.Background()))
+				require.Equal(t, 1, strings.Count(log.String(), "discarded other events"), log.String())
+			})
+		})
+	}
+}
+
+type order struct{}
+
+func (order) EventType() (string, int) { return "order", 1 }
+
 func TestTheErrorsOfUnreadableMessagesCanBeTold(t *testing.T) {
 	call := func(topic, payload string) error {
 		fn := handlers.Func("ledger", func(context.Context, orderPaid) error { return nil }).Bind(bus.Encoder{})
 		_, err := fn(&message.Message{Payload: []byte(payload), Metadata: message.Metadata{bus.HeaderType: topic}})
 		return err
 	}
-	require.ErrorIs(t, call("order.paid.v2", `{}`), handlers.ErrNoRoute)
+	var newer *bus.NewerVersionError
+	require.ErrorAs(t, call("order.paid.v2", `{}`), &newer)
 	for _, err := range []error{call("order.paid.v2", `{}`), call("order.paid.v1", `{`), call("order.paid.v1", `{}`), call("", `{}`)} {
 		require.True(t, bus.IsPermanent(err), "%v", err)
 	}
@@ -378,7 +431,7 @@ func TestRawGetsACopyOfItsOwnOnEveryTry(t *testing.T) {
 			msg.Ack()
 			msg.Ack()
 			return errBroken
-		}, handlers.Retry(bus.RetryPolicy{Delays: []time.Duration{time.Millisecond, time.Minute}})))
+		}, handlers.Retry(bus.RetryPolicy{Delays: []time.Duration{time.Millisecond, time.Minute}}), handlers.Breaker(bus.NoBreaker())))
 		w.raw("order.whatever.v3", `{"a":1}`)
 		w.idle()
 		require.Equal(t, []string{`{"a":1}`, `{"a":1}`, `{"a":1}`}, payloads.all())

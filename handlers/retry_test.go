@@ -30,7 +30,7 @@ func spans(t *testing.T, errs []error, opts ...handlers.Option) (waits []time.Du
 			last = time.Now()
 			n++
 			return errs[min(n, len(errs))-1]
-		}, opts...))
+		}, append(opts, handlers.Breaker(bus.NoBreaker()))...))
 		w.raw("order.paid.v1", `{}`)
 		w.idle()
 		dead = w.poisoned("charge")
@@ -64,12 +64,13 @@ func TestRetryPerErrorClass(t *testing.T) {
 		"permanent goes first":     {[]error{&fs.PathError{Err: fs.ErrNotExist}}, nil},
 		"a type is permanent":      {[]error{bus.NewPanicError("boom")}, nil},
 		"the handler knows better": {[]error{bus.Permanent(busy)}, nil},
-		"the handler's own delay":  {[]error{bus.RetryAfter(busy, 3*s), busy}, []time.Duration{3 * s, 6 * s, 7 * s}},
+		"the handler's own delay":  {[]error{bus.RetryAfter(busy, 8*s), busy}, []time.Duration{8 * s, 6 * s, 7 * s}},
+		"a shorter delay":          {[]error{bus.RetryAfter(busy, 3*s), busy}, []time.Duration{5 * s, 6 * s, 7 * s}},
 		"a snooze":                 {[]error{bus.Snooze(h), busy}, []time.Duration{h, 5 * s, 6 * s, 7 * s}},
-		"the second delivery":      {[]error{busy, path}, []time.Duration{5 * s, ms}}, // where the other policy has its second try
-		"the third delivery":       {[]error{busy, busy, path}, []time.Duration{5 * s, 6 * s, ms}},
-		"from quick to slow":       {[]error{errBroken, busy}, []time.Duration{ms, 6 * s, 6 * s, 7 * s}},
-		"from slow to quick":       {[]error{busy, errBroken}, []time.Duration{5 * s, ms, 2 * ms}},
+		"the second delivery":      {[]error{busy, path}, []time.Duration{5 * s, ms}},          // where the other policy has its second try
+		"the third delivery":       {[]error{busy, busy, path}, []time.Duration{5 * s, 6 * s}}, // where the other has none left
+		"from quick to slow":       {[]error{errBroken, busy}, []time.Duration{ms, 6 * s, 7 * s}},
+		"from slow to quick":       {[]error{busy, errBroken}, []time.Duration{5 * s, 2 * ms}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			waits, dead := spans(t, c.errs, opts...)

@@ -46,7 +46,7 @@ func Routes(name string, routes []bus.Handler, opts ...Option) bus.Handler {
 			}
 			fn, ok := table[t]
 			if !ok {
-				return nil, bus.Permanent(fmt.Errorf("%s: %w: it takes %v", t, ErrNoRoute, h.Types))
+				return nil, bus.Permanent(noRoute(t, h.Types...))
 			}
 			return fn(msg)
 		}

@@ -35,12 +35,12 @@ func TestRoutesHandEachTypeToItsFunction(t *testing.T) {
 		}),
 	}, handlers.Concurrency(1)), handlers.Func("archive", func(context.Context, receiptSent) error { return nil }))
 	w.publish(orderPaid{OrderID: "a"}, paidV2{OrderID: "b"}, &orderShipped{OrderID: "c"})
-	w.raw("order.paid.v3", `{}`)
+	w.raw("order.shipped.v1", `{}`)
 	w.idle()
 	require.Equal(t, []string{"v1 a", "v2 b", "shipped c"}, got.all())
 	require.EqualValues(t, 1, w.stats("archive").Handled)
 	dead := w.poisoned("ledger")
-	require.Contains(t, dead.Fault.Text, "order.paid.v3: the handler does not take this type: it takes [order.paid.v1 order.paid.v2 order.shipped.v2]")
+	require.Contains(t, dead.Fault.Text, "order.shipped.v1: the handler does not take this type: it takes [order.paid.v1 order.paid.v2 order.shipped.v2]")
 	require.Equal(t, 1, dead.Fault.Tries)
 
 	h := w.bus.Handlers()[0]

@@ -309,7 +309,7 @@ func TestAPausedGroupWithNothingToProbeStaysPaused(t *testing.T) {
 	})
 }
 
-// Nothing tells a backlog of bad messages from an outage, so after an hour they leave one by one.
+// Nothing tells a backlog of bad messages from an outage, so after four hours their policy goes on.
 func TestABacklogOfNothingButBadMessagesIsPoisonedAtLast(t *testing.T) {
 	for name, change := range map[string][]func(*bus.Handler){
 		"default policy": nil,
@@ -325,49 +325,15 @@ func TestABacklogOfNothingButBadMessagesIsPoisonedAtLast(t *testing.T) {
 				for i := range n {
 					require.NoError(t, o.bus.Publish(t.Context(), placedV1{OrderID: "x"}, bus.ID(orderID(i)), bus.Key(fmt.Sprint("key-", i))))
 				}
-				time.Sleep(59 * time.Minute)
+				time.Sleep(4*time.Hour - time.Minute)
 				require.Empty(t, o.poisoned("ledger"), "an outage poisons nothing")
 				require.Equal(t, bus.Degraded, o.health().State)
-				require.Contains(t, o.health().Degraded["circuit breaker"], "every 30s, at no cost")
-				probes := o.breakers.count(bus.BreakerHalfOpen)
-				time.Sleep(5 * time.Minute)
-				require.Contains(t, o.health().Degraded["circuit breaker"], "after 1h0m0s that counts as a try")
-				require.LessOrEqual(t, len(o.poisoned("ledger")), o.breakers.count(bus.BreakerHalfOpen)-probes, "one a probe")
+				require.Contains(t, o.health().Degraded["circuit breaker"], "every 30s, at no cost until it has been failing for 4h0m0s")
 				o.idle()
 				require.Len(t, o.poisoned("ledger"), n)
-				time.Sleep(10 * time.Minute)
+				time.Sleep(4 * time.Hour)
 				require.Equal(t, bus.Running, o.health().State, "nothing is left to be paused for")
 				require.Equal(t, 1, o.breakers.count(bus.BreakerClosed))
-			})
-		})
-	}
-}
-
-// An outage of hours is told by what it costs: no more than a message a probe, each of which had all its
-// tries.
-func TestAnOutageOfHoursPoisonsNoMoreThanItsProbes(t *testing.T) {
-	for pause, least := range map[time.Duration]int{0: 1, -1: 0} {
-		t.Run(pause.String(), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				o := newOutage(t, func(h *bus.Handler) { h.Breaker = &bus.BreakerPolicy{MaxPause: pause} })
-				o.away.Store(true)
-				const n = 100
-				for i := range n {
-					o.publish(orderID(i))
-				}
-				time.Sleep(time.Hour)
-				probes := o.breakers.count(bus.BreakerHalfOpen)
-				time.Sleep(2 * time.Hour)
-				require.Empty(t, o.poisoned("ledger"), "each has several tries, and its turn")
-				time.Sleep(90 * time.Minute)
-				probes = o.breakers.count(bus.BreakerHalfOpen) - probes
-				dead := len(o.poisoned("ledger"))
-				require.GreaterOrEqual(t, dead, least)
-				require.LessOrEqual(t, dead, least*probes)
-				o.away.Store(false)
-				o.idle()
-				require.EqualValues(t, n, o.stats("ledger").Handled+o.stats("ledger").Poisoned)
-				require.Len(t, o.poisoned("ledger"), dead)
 			})
 		})
 	}
@@ -427,6 +393,21 @@ func TestShutdownWhileAGroupIsPausedDrainsAtOnce(t *testing.T) {
 		require.Less(t, time.Since(began), 100*time.Millisecond)
 		require.Empty(t, o.poisoned("ledger"))
 		require.NotContains(t, o.log.String(), "goes on")
+	})
+}
+
+// A policy of one try may poison the first messages of an outage, and no more.
+func TestBreaker_ofOneTryPausesAfterTheFirstMessages(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOutage(t, policy(bus.OneTry()), func(h *bus.Handler) { h.Concurrency = 1 })
+		o.away.Store(true)
+		for i := range 100 {
+			o.publish(orderID(i))
+		}
+		time.Sleep(time.Hour)
+		o.away.Store(false)
+		o.idle()
+		require.Len(t, o.poisoned("ledger"), 9)
 	})
 }
 

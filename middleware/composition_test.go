@@ -60,7 +60,7 @@ func TestAHandlerThatAlwaysFailsIsPoisonedAfterTheWholePolicy(t *testing.T) {
 				s := serve(t, newBus(t, nil, standard(), &a), rawHandler("ledger", func(ctx context.Context, _ *message.Message) error {
 					d.note(ctx)
 					return fail()
-				}))
+				}, withoutBreaker))
 				s.publish("id-1")
 				s.idle()
 				requirePolicy(t, d.all(), 8)
@@ -103,7 +103,7 @@ func TestAHandlerThatMendsItselfIsHandledOnce(t *testing.T) {
 						return errHandler
 					}
 					return nil
-				}))
+				}, withoutBreaker))
 				s.publish("id-1")
 				s.idle()
 				requirePolicy(t, d.all(), failures+1)
@@ -210,7 +210,7 @@ func TestSnoozesCostNoTry(t *testing.T) {
 			}
 			d.note(ctx)
 			return errHandler
-		}))
+		}, withoutBreaker))
 		s.publish("id-1")
 		s.idle()
 		requirePolicy(t, d.all(), 8)
@@ -445,13 +445,13 @@ func (f agedFeed) Next(ctx context.Context) (*bus.Delivery, error) {
 }
 
 func TestAMessageThatKillsItsProcessIsPoisonedWithoutAnotherTry(t *testing.T) {
-	for _, c := range []struct{ attempt, tries int }{{10, 1}, {11, 0}} { // 5 deliveries of the policy and 5 crashes
+	for _, c := range []struct{ attempt, tries int }{{6, 1}, {7, 0}} { // 5 crashes
 		synctest.Test(t, func(t *testing.T) {
 			d := newDiary()
 			s := serve(t, newBus(t, aged{memory.New(memory.Config{}), c.attempt}, standard()), rawHandler("ledger", func(ctx context.Context, _ *message.Message) error {
 				d.note(ctx)
 				return errHandler
-			}))
+			}, policy(bus.OneTry())))
 			s.publish("id-1")
 			s.idle()
 			require.Len(t, d.all(), c.tries)
@@ -474,7 +474,7 @@ func TestATryThatTakesTooLongIsCancelledAndTheNextBeginsAfresh(t *testing.T) {
 			return ctx.Err()
 		}, func(h *bus.Handler) {
 			h.Retry = &bus.RetryPolicy{Delays: []time.Duration{time.Second, time.Minute}, Jitter: -1}
-		}))
+		}, withoutBreaker))
 		s.publish("id-1")
 		s.idle()
 		require.Equal(t, []try{{0, 1, 1}, {31 * time.Second, 1, 2}, {(31 + 30 + 60) * time.Second, 2, 3}}, d.all())
@@ -531,7 +531,7 @@ func TestAHandlerThatAlwaysEndsItsGoroutineIsPoisonedInTheEnd(t *testing.T) {
 		}))
 		s.publish("id-1")
 		s.idle()
-		require.Len(t, d.all(), 10, "the policy's deliveries and the crash limit's")
+		require.Len(t, d.all(), 8, "the policy's tries")
 		require.Len(t, s.poisoned("ledger"), 1)
 	})
 }
@@ -579,7 +579,7 @@ func TestAPoisonedMessageIsTheOneThatCame(t *testing.T) {
 		s := serve(t, newBus(t, nil, stack), handlers.Func("ledger", func(_ context.Context, e placedV2) error {
 			seen = append(seen, e)
 			return errHandler
-		}))
+		}, withoutBreaker))
 		require.NoError(t, s.bus.PublishMessages(t.Context(), &message.Message{
 			UUID: "id-1", Payload: []byte(v1), Metadata: message.Metadata{bus.HeaderType: orderTopic, "tenant": "acme"},
 		}))

@@ -68,6 +68,12 @@ func (s *dedup) handle(msg *message.Message, next message.HandlerFunc) ([]*messa
 		return next(msg)
 	}
 	ctx := msg.Context()
+	if done, again := s.formerly(ctx, d, msg); done {
+		d.MarkDuplicate()
+		return nil, nil
+	} else if again != nil {
+		return nil, again
+	}
 	claim, err := s.store.Claim(ctx, key, s.cfg.Lease)
 	if err != nil {
 		return s.unclaimed(d, mode, claim, err, msg, next)
@@ -98,16 +104,39 @@ const maxDedupKey = 256
 
 // key names the message in the store, "" where it has no identity.
 func (s *dedup) key(d *bus.Delivery, msg *message.Message) string {
-	key := bus.Identity(msg)
-	if key == "" {
+	return s.named(d, bus.Identity(msg))
+}
+
+func (s *dedup) named(d *bus.Delivery, identity string) string {
+	if identity == "" {
 		return ""
 	}
-	key = s.cfg.Namespace + d.Group + ":" + key
+	key := s.cfg.Namespace + d.Group + ":" + identity
 	if len(key) > maxDedupKey {
 		sum := sha256.Sum256([]byte(key))
 		key = s.cfg.Namespace + "sha256:" + hex.EncodeToString(sum[:])
 	}
 	return key
+}
+
+// formerly looks for the mark of a message with a dedup key as earlier versions of leat wrote it, without
+// the source and the event's name: the message is done, or is in progress there and comes again. Marks are
+// no longer written so, and the last is gone when DedupConfig.Keep has passed since the upgrade. Errors are those of
+// the claim that follows.
+func (s *dedup) formerly(ctx context.Context, d *bus.Delivery, msg *message.Message) (done bool, again error) {
+	old := msg.Metadata[bus.HeaderDedupKey]
+	if old == "" || s.local {
+		return false, nil
+	}
+	claim, err := s.store.Claim(ctx, s.named(d, "key:"+old), s.cfg.Lease)
+	switch {
+	case err == nil && claim.State == Done:
+		return true, nil
+	case err == nil && claim.State == InProgress:
+		return false, later(ctx, d, inProgressAfter(claim.Left), errInProgress)
+	}
+	_ = s.store.Release(context.WithoutCancel(ctx), claim) // its lease ends by itself, too
+	return false, nil
 }
 
 // unclaimed goes on with a message that the store could not be asked about.

@@ -142,6 +142,15 @@ func TestWhatMakesADuplicate(t *testing.T) {
 			event("c", bus.HeaderSource, "a:b"), event("b:c", bus.HeaderSource, "a"), bus.Handled,
 		},
 		{"same dedup key", event("1", bus.HeaderDedupKey, "k"), event("2", bus.HeaderDedupKey, "k"), bus.Duplicate},
+		{
+			"same dedup key of another event",
+			event("1", bus.HeaderDedupKey, "k", bus.HeaderType, "order.paid.v1"), event("2", bus.HeaderDedupKey, "k", bus.HeaderType, "order.cancelled.v1"), bus.Handled,
+		},
+		{
+			"same dedup key of another version",
+			event("1", bus.HeaderDedupKey, "k", bus.HeaderType, "order.paid.v1"), event("2", bus.HeaderDedupKey, "k", bus.HeaderType, "order.paid.v2"), bus.Duplicate,
+		},
+		{"same dedup key of another source", event("1", bus.HeaderDedupKey, "k"), event("2", bus.HeaderDedupKey, "k", bus.HeaderSource, "/other"), bus.Handled},
 		{"other dedup key", event("1", bus.HeaderDedupKey, "k"), event("1", bus.HeaderDedupKey, "l"), bus.Handled},
 		{"an id that reads like a dedup key", event("1", bus.HeaderDedupKey, "k"), event("k"), bus.Handled},
 		{"same Watermill id", message.NewMessage("1", nil), message.NewMessage("1", nil), bus.Duplicate},
@@ -159,6 +168,31 @@ func TestWhatMakesADuplicate(t *testing.T) {
 				t.Errorf("second: %s, %v; want %s", outcome, err, tc.want)
 			}
 		})
+	}
+}
+
+// What an earlier version has marked by the dedup key alone stays a duplicate after an upgrade.
+func TestDedup_readsMarksOfEarlierVersions(t *testing.T) {
+	store := newRemote()
+	s := newDedupStep(store, middleware.DedupConfig{})
+	claim := func(key string) middleware.Claim {
+		c, err := store.Claim(t.Context(), "leat:dedup:"+deliveryOf(event("1")).Group+":key:"+key, time.Minute)
+		if err != nil || c.State != middleware.Claimed {
+			t.Fatal(c, err)
+		}
+		return c
+	}
+	if err := store.Done(t.Context(), claim("k"), time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	claim("under way")
+	for key, want := range map[string]bus.Outcome{"k": bus.Duplicate, "under way": bus.Redelivered, "new": bus.Handled} {
+		if outcome, err := s.deliver(event("1", bus.HeaderDedupKey, key), succeed); outcome != want {
+			t.Errorf("%s: %s, %v; want %s", key, outcome, err, want)
+		}
+	}
+	if outcome, _ := s.deliver(event("2", bus.HeaderDedupKey, "new", bus.HeaderType, "order.cancelled.v1"), succeed); outcome != bus.Handled {
+		t.Error("marks are written in the new form only")
 	}
 }
 

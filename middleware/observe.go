@@ -13,6 +13,10 @@ import (
 // Observe tells observers of each delivery, once, with its final outcome: those of the bus, and
 // those given here, which a stock Watermill router needs.
 func Observe(extra ...bus.Observer) message.HandlerMiddleware {
+	extra = slices.Clone(extra)
+	for i, o := range extra {
+		extra[i] = bus.GuardObserver(o, nil)
+	}
 	return func(next message.HandlerFunc) message.HandlerFunc {
 		return func(msg *message.Message) ([]*message.Message, error) {
 			d := bus.Attach(msg)

@@ -75,6 +75,9 @@ func rawHandler(name string, fn func(context.Context, *message.Message) error, c
 	return h
 }
 
+// withoutBreaker is for tests in which everything fails, and whose subject is something else.
+func withoutBreaker(h *bus.Handler) { h.Breaker = new(bus.NoBreaker()) }
+
 // service is a running bus.
 type service struct {
 	*testing.T
@@ -100,7 +103,11 @@ func serve(t *testing.T, b *bus.Bus, hs ...bus.Handler) *service {
 		return err
 	}}
 	t.Cleanup(func() { _ = s.stop() })
-	<-b.Running()
+	select {
+	case <-b.Running():
+	case <-ran:
+		require.NoError(t, err, "the bus does not run")
+	}
 	return s
 }
 

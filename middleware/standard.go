@@ -22,6 +22,9 @@ type Config struct {
 	// Timeout bounds one try of handlers that have none of their own. 0 means [DefaultTimeout];
 	// a negative value means none.
 	Timeout time.Duration
+	// HoldNewer is how long a message waits whose version no handler of this process knows yet. 0 means
+	// [DefaultHoldNewer]; a negative value means that it is poisoned at once.
+	HoldNewer time.Duration
 	// Upcasters lift old versions for every handler that takes newer ones.
 	Upcasters []Upcaster
 }
@@ -35,9 +38,12 @@ func Standard(cfg Config) Stack {
 	if cfg.Timeout == 0 {
 		cfg.Timeout = DefaultTimeout
 	}
+	if cfg.HoldNewer == 0 {
+		cfg.HoldNewer = DefaultHoldNewer
+	}
 	return NewStack(
 		Use(StepObserve, Observe()),
-		Use(StepPoison, Poison(PoisonConfig{})),
+		Step{StepPoison, cfg.poison},
 		cfg.dedupStep(),
 		Step{StepRetry, cfg.retry},
 		Use(StepRecover, Recover),
@@ -60,11 +66,20 @@ func (c Config) dedupStep() Step {
 	}}
 }
 
-func (c Config) retry(h bus.Handler) (message.HandlerMiddleware, error) {
-	policy := c.Retry
+// policy returns the handler's retry policy.
+func (c Config) policy(h bus.Handler) bus.RetryPolicy {
 	if h.Retry != nil {
-		policy = *h.Retry
+		return *h.Retry
 	}
+	return c.Retry
+}
+
+func (c Config) poison(h bus.Handler) (message.HandlerMiddleware, error) {
+	return Poison(PoisonConfig{Retry: new(c.policy(h))}), nil
+}
+
+func (c Config) retry(h bus.Handler) (message.HandlerMiddleware, error) {
+	policy := c.policy(h)
 	for _, rule := range h.RetryOn {
 		if err := rule.Validate(); err != nil {
 			return nil, err
@@ -85,5 +100,5 @@ func (c Config) timeout(h bus.Handler) (message.HandlerMiddleware, error) {
 }
 
 func (c Config) version(h bus.Handler) (message.HandlerMiddleware, error) {
-	return Version(h.Types, c.Upcasters...)
+	return Version(h.Types, c.HoldNewer, c.Upcasters...)
 }

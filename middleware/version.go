@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
@@ -36,15 +37,24 @@ func Upcast[Old, New bus.Event](up func(Old) New) Upcaster {
 	return u
 }
 
-// Version lifts payloads of older versions to one of the types that the handler takes, and leaves
-// everything else alone. It is an error if an upcaster and a type of the handler take the same
+// DefaultHoldNewer is how long a message of a newer version waits for a newer version of the service.
+const DefaultHoldNewer = time.Hour
+
+// Version lifts payloads of older versions to one of the types that the handler takes. A message of a newer
+// version is redelivered every 30 s at no cost, and poisoned when it has waited for holdNewer: a rolling deploy
+// publishes new versions before every consumer knows them. With a holdNewer that is not positive it is poisoned at once.
+// Everything else is left alone. It is an error if an upcaster and a type of the handler take the same
 // version, if two upcasters begin at one version, and if a chain ends before it reaches the handler.
-func Version(types []bus.Type, upcasters ...Upcaster) (message.HandlerMiddleware, error) {
+func Version(types []bus.Type, holdNewer time.Duration, upcasters ...Upcaster) (message.HandlerMiddleware, error) {
 	chains, err := upcastChains(types, upcasters)
-	if err != nil || len(chains) == 0 {
+	if err != nil || len(types) == 0 {
 		return nil, err
 	}
 	return func(next message.HandlerFunc) message.HandlerFunc {
+		next = awaitNewer(holdNewer, next)
+		if len(chains) == 0 {
+			return next
+		}
 		return func(msg *message.Message) ([]*message.Message, error) {
 			d := bus.Attach(msg)
 			t, err := d.Type()
@@ -58,6 +68,20 @@ func Version(types []bus.Type, upcasters ...Upcaster) (message.HandlerMiddleware
 			return lifted(d.Codec(), chain, msg, next)
 		}
 	}, nil
+}
+
+// awaitNewer gives messages of newer versions back.
+func awaitNewer(limit time.Duration, next message.HandlerFunc) message.HandlerFunc {
+	return func(msg *message.Message) ([]*message.Message, error) {
+		produced, err := next(msg)
+		if err == nil {
+			return produced, nil
+		}
+		if newer, ok := errors.AsType[*bus.NewerVersionError](err); ok {
+			return nil, bus.Attach(msg).AwaitNewer(newer, limit)
+		}
+		return nil, err
+	}
 }
 
 // lifted shows the handler a newer message, and leaves the old one as it was.

@@ -3,6 +3,8 @@ package middleware_test
 import (
 	"context"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
@@ -10,6 +12,7 @@ import (
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/handlers"
 	"github.com/leatbus/leat/middleware"
+	"github.com/leatbus/leat/transports/memory"
 )
 
 type unrelated struct{}
@@ -55,7 +58,7 @@ func TestUpcastersThatCantWorkAreRefusedAtStart(t *testing.T) {
 			for _, v := range c.takes {
 				types = append(types, placed(v))
 			}
-			_, err := middleware.Version(types, c.upcasters...)
+			_, err := middleware.Version(types, 0, c.upcasters...)
 			require.ErrorContains(t, err, c.want)
 			b := newBus(t, nil, standard(func(cfg *middleware.Config) { cfg.Upcasters = c.upcasters }))
 			err = b.Handle(rawHandler("ledger", nil, func(h *bus.Handler) { h.Types = types }))
@@ -71,14 +74,19 @@ func (nameless) EventType() (string, int) { return "", 1 }
 
 func TestUpcastersThatAreNotForAHandlerAreNotItsBusiness(t *testing.T) {
 	for name, types := range map[string][]bus.Type{
-		"a raw handler":          nil,
 		"another event":          {{Name: "order.paid", Version: 1}},
 		"a handler of v1, below": {placed(1)},
 	} {
 		t.Run(name, func(t *testing.T) {
-			m, err := middleware.Version(types, v2to3())
+			m, err := middleware.Version(types, 0, v2to3())
 			require.NoError(t, err)
-			require.Nil(t, m, "there is nothing to do")
+			msg := message.NewMessage("id", nil)
+			msg.Metadata[bus.HeaderType] = placed(2).String()
+			_, err = m(func(msg *message.Message) ([]*message.Message, error) {
+				require.Equal(t, placed(2).String(), msg.Metadata[bus.HeaderType], "it is not lifted")
+				return nil, nil
+			})(msg)
+			require.NoError(t, err)
 		})
 	}
 }
@@ -125,7 +133,6 @@ func TestWhatCantBeLiftedIsPermanent(t *testing.T) {
 	s, got := versions(t, v1to2(), v2to3())
 	for id, c := range map[string][2]string{
 		"broken":  {"order.placed.v1", `{"total":"many"}`},
-		"unknown": {"order.placed.v9", `{}`},
 	} {
 		require.NoError(t, s.bus.PublishMessages(t.Context(),
 			&message.Message{UUID: id, Payload: []byte(c[1]), Metadata: message.Metadata{bus.HeaderType: c[0]}}))
@@ -138,11 +145,10 @@ func TestWhatCantBeLiftedIsPermanent(t *testing.T) {
 		reasons[bus.MessageID(dead.Message)] = dead.Fault.Text
 	}
 	require.Contains(t, reasons["broken"], "lift order.placed.v1 to order.placed.v2: decode order.placed.v1: json: cannot unmarshal")
-	require.Contains(t, reasons["unknown"], "order.placed.v9: the handler does not take this type")
 }
 
 func TestLiftingShowsTheHandlerANewMessageAndLeavesTheOldOne(t *testing.T) {
-	m, err := middleware.Version([]bus.Type{placed(2)}, v1to2())
+	m, err := middleware.Version([]bus.Type{placed(2)}, 0, v1to2())
 	require.NoError(t, err)
 	for _, typed := range []bool{true, false} {
 		msg := message.NewMessage("a", []byte(`{"order_id":"a", "total":1}`))
@@ -166,4 +172,69 @@ func TestLiftingShowsTheHandlerANewMessageAndLeavesTheOldOne(t *testing.T) {
 	}
 	_, err = m(returns(nil))(message.NewMessage("a", nil))
 	require.True(t, bus.IsPermanent(err), "a message without a type")
+}
+
+// A rolling deploy publishes a new version before every consumer knows it.
+func TestVersion_newerMessagesWaitForANewerService(t *testing.T) {
+	for name, order := range map[string]bus.Order{"unordered": bus.Unordered, "by key": bus.OrderedByKey, "strict": bus.OrderedStrictly} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var newest []string // the events of v2, in the order in which they were handled
+				ordered := func(h *bus.Handler) { h.Order = order }
+				s := &shop{t: t, transport: kept{memory.New(memory.Config{})}}
+				s.start(handlers.Func("ledger", func(context.Context, placedV1) error { return nil }, ordered))
+				publish := func(e bus.Event, key string) {
+					require.NoError(t, s.current.bus.Publish(context.Background(), e, bus.Key(key)))
+				}
+				for i := range 30 {
+					publish(placedV2{OrderID: orderID(i)}, "same key")
+				}
+				time.Sleep(50 * time.Minute)
+				require.Empty(t, s.current.poisoned("ledger"))
+				require.Zero(t, s.current.stats("ledger").Handled)
+				health := s.current.bus.Health()[0].Degraded
+				require.Contains(t, health["newer version"], "waits for a newer version of the service, until 2000-01-01T01:00:")
+				require.NotContains(t, health, "circuit breaker")
+				if order != bus.OrderedStrictly {
+					publish(placedV1{OrderID: "x"}, "other key")
+					time.Sleep(time.Second)
+					require.EqualValues(t, 1, s.current.stats("ledger").Handled, "others go on")
+				}
+
+				require.NoError(t, s.current.bus.Drain(context.Background()))
+				s.start(handlers.Func("ledger", func(_ context.Context, e placedV2) error {
+					newest = append(newest, e.OrderID)
+					return nil
+				}, ordered, handlers.Concurrency(1)))
+				time.Sleep(time.Minute)
+				require.Len(t, newest, 30)
+				if order != bus.Unordered {
+					require.IsIncreasing(t, newest)
+				}
+				require.Empty(t, s.current.bus.Health()[0].Degraded)
+			})
+		})
+	}
+}
+
+func TestVersion_newerMessagesArePoisonedAtLast(t *testing.T) {
+	for limit, want := range map[time.Duration]time.Duration{0: time.Hour, 10 * time.Minute: 10 * time.Minute, -1: 0} {
+		t.Run(limit.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				began := time.Now()
+				s := serve(t, newBus(t, nil, standard(func(c *middleware.Config) { c.HoldNewer = limit })),
+					handlers.Func("ledger", func(context.Context, placedV1) error { return nil }))
+				require.NoError(t, s.bus.Publish(t.Context(), placedV2{OrderID: "x"}))
+				s.idle()
+				require.Equal(t, want, time.Since(began))
+				dead := s.poisoned("ledger")
+				require.Len(t, dead, 1)
+				require.Equal(t, "*bus.NewerVersionError", dead[0].Fault.Class)
+				require.Equal(t, 1, dead[0].Fault.Attempts, "it costs no attempt")
+				require.Contains(t, dead[0].Fault.Text, "order.placed.v2 is newer than what the handler takes: order.placed.v1")
+				time.Sleep(2 * time.Minute)
+				require.Empty(t, s.bus.Health()[0].Degraded)
+			})
+		})
+	}
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/handlers"
+	"github.com/leatbus/leat/middleware"
 )
 
 const topic = "order.paid.v1"
@@ -43,7 +44,9 @@ var scenarios = []scenario{
 	{"a panic", panics},
 	{"a timeout", timesOut},
 	{"a payload that does not decode", undecodable},
-	{"an unknown version", unknownVersion},
+	{"an older version without an upcaster", olderVersion},
+	{"a newer version", newerVersion},
+	{"another event that matches the pattern", otherEvent},
 	{"the poison queue can't be reached", poisonAway},
 	{"a replay", replayed},
 	{"dedup and a replay", dedupAfterReplay},
@@ -150,7 +153,7 @@ func retryAfter(w *world) {
 			return bus.RetryAfter(errBroken, 150*time.Millisecond)
 		}
 		return nil
-	}, delays(time.Hour)))
+	}, delays(time.Millisecond)))
 	p.publish(topic, "m-1", `{}`)
 	w.await("the end", func() bool { return p.stats().Handled == 1 })
 	w.note("handled")
@@ -211,11 +214,36 @@ func undecodable(w *world) {
 	w.note("payload as it was: %t", isSyntax)
 }
 
-func unknownVersion(w *world) {
-	p := w.start(w.typed())
-	p.publish("order.paid.v9", "m-1", `{"order_id":"1"}`)
+func olderVersion(w *world) {
+	p := w.start(handlers.Func("ledger", func(context.Context, orderPaidV2) error { return nil }))
+	p.publish(topic, "m-1", `{"order_id":"1"}`)
 	m := p.poisoned(1)[0]
-	w.note("poisoned after %d tries in %d deliveries, and the reason names the version: %t", m.Fault.Tries, m.Fault.Attempts, strings.Contains(m.Fault.Text, "v9"))
+	w.note("poisoned after %d tries in %d deliveries, and the reason names the version: %t", m.Fault.Tries, m.Fault.Attempts, strings.Contains(m.Fault.Text, topic))
+}
+
+// orderPaidV2 is the event's next version.
+type orderPaidV2 struct {
+	OrderID string `json:"order_id"`
+}
+
+func (orderPaidV2) EventType() (string, int) { return "order.paid", 2 }
+
+// newerVersion waits for a newer version of the service, here for a moment only.
+func newerVersion(w *world) {
+	stack := middleware.Standard(middleware.Config{HoldNewer: 500 * time.Millisecond})
+	p := w.start(handlers.Func("ledger", func(context.Context, orderPaid) error { return nil }, handlers.Stack(stack)))
+	p.publish("order.paid.v2", "m-1", `{"order_id":"1"}`)
+	w.await("the health shows it", func() bool { return p.Health()[0].Degraded["newer version"] != "" })
+	m := p.poisoned(1)[0]
+	waited := m.Fault.At.Sub(m.Fault.FailedAt) >= 500*time.Millisecond
+	w.note("redelivered at no cost, shown in the health, and poisoned when the wait is over: %t, attempt %d: %s", waited, m.Fault.Attempts, m.Fault.Class)
+}
+
+func otherEvent(w *world) {
+	p := w.start(w.typed())
+	p.publish("order.paid.later", "m-1", `{"order_id":"1"}`)
+	w.await("the end", func() bool { return p.stats().Discarded == 1 })
+	w.note("discarded, %d poisoned", p.stats().Poisoned)
 }
 
 func poisonAway(w *world) {

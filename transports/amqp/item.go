@@ -24,6 +24,7 @@ type item struct {
 	attempts int       // hand-overs that counted, before this one
 	crashes  int       // those of them that nobody settled
 	failed   time.Time // when the handler first failed with it
+	failures int       // how many of its tries have failed
 	key      string    // order is kept within it; "" where none is asked for
 	heads    bool      // it holds its key: it is ready, handed out or waits for its redelivery
 	held     *entry    // its place, where it came from the queue of held messages
@@ -40,8 +41,8 @@ func (it *item) suspect() bool { return it.crashes >= suspicion }
 func (it *item) unpack() {
 	if !it.read {
 		unmarshal(&it.msg, it.raw)
-		if noted := bus.TakeFailedSince(it.msg.Metadata); it.failed.IsZero() {
-			it.failed = noted
+		if since, failures := bus.TakeFailures(it.msg.Metadata); it.failed.IsZero() {
+			it.failed, it.failures = since, failures
 		}
 		it.read = true
 	}
@@ -56,7 +57,7 @@ func (it *item) handOut() *bus.Delivery {
 	d.Group = it.feed.sub.Group
 	d.Attempt = it.attempts + 1
 	d.FirstSeen = firstSeen(it.raw)
-	d.FailedSince = it.failed
+	d.FailedSince, d.Failures = it.failed, it.failures
 	d.Settler = it
 	return d
 }
@@ -65,7 +66,7 @@ func (it *item) handOut() *bus.Delivery {
 func (it *item) again(attempts int) *item {
 	return &item{
 		feed: it.feed, session: it.session, raw: it.raw, queue: it.queue,
-		attempts: attempts, crashes: it.crashes, failed: it.delivery.FailedSince, key: it.key, heads: it.heads, held: it.held, seen: true,
+		attempts: attempts, crashes: it.crashes, failed: it.delivery.FailedSince, failures: it.delivery.Failures, key: it.key, heads: it.heads, held: it.held, seen: true,
 		counted: it.counted || attempts > it.attempts,
 	}
 }
@@ -127,8 +128,8 @@ func (it *item) copy(attempts int) amqp.Publishing {
 	p := copyOf(it.raw, topicOf(it.raw, it.queue, &it.feed.t.cfg))
 	p.Headers[headerAttempt] = int32(min(attempts, 1<<30)) //nolint:gosec // bounded
 	delete(p.Headers, headerCrashes)
-	noted := make(message.Metadata, 1)
-	bus.SetFailedSince(noted, it.delivery.FailedSince)
+	noted := make(message.Metadata, 2)
+	bus.SetFailures(noted, &it.delivery)
 	setText(p.Headers, noted)
 	if it.crashes > 0 {
 		p.Headers[headerCrashes] = int32(min(it.crashes, 1<<30))

@@ -28,7 +28,7 @@ func (q *queue) handout(it *item) *bus.Delivery {
 	d.Group = q.group
 	d.Attempt = it.attempts + 1
 	d.FirstSeen = it.since
-	d.FailedSince = it.failed
+	d.FailedSince, d.Failures = it.failed, it.failures
 	d.Settler = h
 	return d
 }
@@ -56,7 +56,7 @@ func (h *handout) Redeliver(after time.Duration) error {
 
 func (h *handout) GiveBack(after time.Duration) error {
 	q := h.queue
-	h.item.failed = h.delivery.FailedSince
+	h.item.failed, h.item.failures = h.delivery.FailedSince, h.delivery.Failures
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.out--

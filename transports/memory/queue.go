@@ -24,6 +24,7 @@ type item struct {
 	attempts int    // hand-overs that counted
 	since    time.Time
 	failed   time.Time // when its handler first failed with it
+	failures int       // how many of its tries have failed
 	due      time.Time
 	place    int  // ascending in the order of publishing; a replay keeps it
 	heads    bool // it is the head of its lane

@@ -201,7 +201,8 @@ func (f *feed) newDelivery(m *record) (*delivery, error) {
 	if headers == nil {
 		headers = message.Metadata{}
 	}
-	d := &delivery{feed: f, id: m.id, state: m.state, failedSince: bus.TakeFailedSince(headers)}
+	d := &delivery{feed: f, id: m.id, state: m.state}
+	d.failedSince, d.failures = bus.TakeFailures(headers)
 	d.headers = m.headers
 	d.delivery = bus.Delivery{
 		Message:   newMessage(m.uuid, headers, m.payload),
@@ -212,6 +213,7 @@ func (f *feed) newDelivery(m *record) (*delivery, error) {
 		Settler:   d,
 
 		FailedSince: d.failedSince,
+		Failures:    d.failures,
 	}
 	return d, err
 }

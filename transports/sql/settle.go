@@ -22,6 +22,7 @@ type delivery struct {
 	headers  []byte
 
 	failedSince time.Time // as it was taken
+	failures    int
 	settled     atomic.Bool
 }
 
@@ -290,19 +291,19 @@ func (s *settlements) write(ctx context.Context, batch []settlement) error {
 	return nil
 }
 
-// noteFailures keeps with a message when its handler first failed with it: once in its life, while it
-// is still this consumer's.
+// noteFailures keeps with a message how often and since when its handler has failed with it, while it is still
+// this consumer's.
 func (s *settlements) noteFailures(ctx context.Context, batch []settlement) error {
 	for _, x := range batch {
-		since := x.d.delivery.FailedSince
-		if x.ack || since.IsZero() || since.Equal(x.d.failedSince) {
+		now := &x.d.delivery
+		if x.ack || now.FailedSince.IsZero() || now.FailedSince.Equal(x.d.failedSince) && now.Failures == x.d.failures {
 			continue
 		}
 		headers, err := decodeHeaders(x.d.headers)
 		if err != nil {
 			continue // unreadable, and reported when it was taken
 		}
-		bus.SetFailedSince(headers, since)
+		bus.SetFailures(headers, now)
 		if err := s.feed.store.rewrite(ctx, s.feed.store.quick, s.feed.owner, x.d.id, encodeHeaders(headers)); err != nil {
 			return err
 		}

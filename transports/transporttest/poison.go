@@ -190,16 +190,25 @@ func testRecord(w *world, transport bus.Transport) {
 
 	d := w.next(feed)
 	require.Zero(w, d.FailedSince)
+	require.Zero(w, d.Failures)
 	failed := time.Now().Add(-time.Minute).UTC()
-	d.FailedSince = failed
+	d.FailedSince, d.Failures = failed, 3
 	require.NoError(w, d.Settler.Redeliver(20*time.Millisecond))
 	d = w.next(feed)
 	require.True(w, failed.Equal(d.FailedSince), "%s is not %s", d.FailedSince, failed)
+	require.Equal(w, 3, d.Failures)
 	untouched(d.Message)
+	d.Failures = 4
 	require.NoError(w, d.Settler.GiveBack(0))
 	d = w.next(feed)
 	require.True(w, failed.Equal(d.FailedSince), "given back at once: %s is not %s", d.FailedSince, failed)
+	require.Equal(w, 4, d.Failures, "given back at once")
 	untouched(d.Message)
+	d.Failures = 0
+	require.NoError(w, d.Settler.GiveBack(50*time.Millisecond))
+	d = w.next(feed)
+	require.True(w, failed.Equal(d.FailedSince), "given back: %s is not %s", d.FailedSince, failed)
+	require.Zero(w, d.Failures, "a count of zero is known, too")
 	d.Message.Metadata["by the handler"] = "is not kept"
 	require.NoError(w, d.Settler.Poison(w.ctx, bus.NewFault(d, panicked())))
 
@@ -229,6 +238,7 @@ func testRecord(w *world, transport bus.Transport) {
 	d = w.next(feed)
 	untouched(d.Message)
 	require.Zero(w, d.FailedSince, "a replayed message has not failed")
+	require.Zero(w, d.Failures)
 	w.ack(d)
 }
 
