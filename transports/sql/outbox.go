@@ -7,7 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
-	"sync/atomic"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -30,7 +31,8 @@ type OutboxConfig struct {
 	Patience time.Duration
 	// Retry is when a message is tried again that the transport refuses; only the delays are used.
 	// Then it goes to the outbox's poison queue. nil delays mean 1 s, 5 s, 30 s, 5 min and 30 min. A
-	// transport that is away costs no try.
+	// refusal counts only if the transport takes other messages of the topic: one that is away, or whose
+	// queue is full, costs no try.
 	Retry bus.RetryPolicy
 }
 
@@ -64,7 +66,9 @@ type Outbox struct {
 	transport *Transport
 	group     group
 	born      int64 // when the group was made: no other group shares it
-	problem   atomic.Pointer[string]
+
+	mu     sync.Mutex
+	topics map[string]*topicOutcomes
 }
 
 var _ bus.Outbox = (*Outbox)(nil)
@@ -169,12 +173,26 @@ func (o *Outbox) Stats(ctx context.Context) (stats bus.OutboxStats, err error) {
 	return bus.OutboxStats{Pending: int(all[0].n), OldestAge: max(time.Duration(all[0].age)*time.Microsecond, 0)}, nil
 }
 
-// Problem is why the relay of this process does not get on.
+// Problem returns why the relay of this process does not move messages, of any of their topics; nil if it
+// does.
 func (o *Outbox) Problem() error {
-	if text := o.problem.Load(); text != nil {
-		return errors.New(*text)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var all []string
+	for _, t := range o.topics {
+		if t.problem != "" {
+			all = append(all, t.problem)
+		}
 	}
-	return nil
+	if len(all) == 0 {
+		return nil
+	}
+	slices.Sort(all)
+	text := all[0]
+	if more := len(all) - 1; more > 0 {
+		text = fmt.Sprintf("%s (and %d topics more)", text, more)
+	}
+	return errors.New(text)
 }
 
 // Close ends the relay, and gives back what it holds.
