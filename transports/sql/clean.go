@@ -54,6 +54,9 @@ func (c Config) cleanEvery() time.Duration {
 }
 
 func (s *store) clean(ctx context.Context, groups []group) error {
+	if err := s.file.gone(); err != nil {
+		return err
+	}
 	_, err := s.quick.exec(ctx, s.sql(`DELETE FROM {consumers} WHERE expires_at < {now} - ?`), buryAfter.Microseconds())
 	if err != nil {
 		return err

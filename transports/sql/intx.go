@@ -67,6 +67,9 @@ func (t *Transport) insertTx(ctx context.Context, tx any, topic string, msgs []*
 	if t.isClosed() {
 		return 0, bus.ErrClosed
 	}
+	if err := t.store.file.gone(); err != nil {
+		return 0, err
+	}
 	ex, arrays, err := t.store.userTx(tx)
 	if err != nil {
 		return 0, err

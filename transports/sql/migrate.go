@@ -189,6 +189,9 @@ func (s *store) prepare(ctx context.Context) error {
 	if err := s.prepareTables(ctx); err != nil {
 		return err
 	}
+	if err := s.retry(ctx, s.findFile); err != nil {
+		return err
+	}
 	return s.retry(ctx, func(ctx context.Context) (err error) {
 		s.born, _, err = number(ctx, s.db, s.sql(`SELECT applied_at FROM {migrations} WHERE version = 1`))
 		return err

@@ -14,6 +14,7 @@ type store struct {
 	link   *link
 	arrays bool  // an insert may pass its messages as arrays
 	born   int64 // when the tables were made: no others share it
+	file   *sqliteFile
 }
 
 // The states of a message in its group. Together with pos and id they are the one index by which
