@@ -183,11 +183,30 @@ func (i *Inbox[TX]) Once(ctx context.Context, group, id string, fn func(ctx cont
 	if err := fn(ctx, u.tx); err != nil {
 		return false, err
 	}
+	if err := i.recorded(ctx, u, group, id); err != nil {
+		return false, err
+	}
 	done = true
 	if err := u.commit(ctx); err != nil {
 		return false, fmt.Errorf("sql: commit: %w", err)
 	}
 	return false, nil
+}
+
+// recorded fails if the transaction is no more: InnoDB rolls all of it back for a deadlock. If the handler
+// does not return that error, its next statements are transactions of their own.
+func (i *Inbox[TX]) recorded(ctx context.Context, u undertaking[TX], group, id string) error {
+	if i.store.name != MySQL {
+		return nil // on the others the commit fails
+	}
+	_, there, err := number(ctx, u, i.store.sql(`SELECT seen_at FROM {inbox} WHERE group_name = ? AND message_id = ?`), group, inboxID(id))
+	if err == nil && !there {
+		err = errRolledBack
+	}
+	if err != nil {
+		return fmt.Errorf("sql: message %s: %w", id, i.store.txError(err))
+	}
+	return nil
 }
 
 func inboxID(id string) string {

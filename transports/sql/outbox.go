@@ -135,7 +135,7 @@ func (o *Outbox) Group() string { return o.cfg.Service + "." + outboxHandler }
 func (o *Outbox) PublishTx(ctx context.Context, tx any, topic string, msgs ...*message.Message) error {
 	inserted, err := o.transport.insertTx(ctx, tx, topic, msgs, o.insert)
 	if err == nil && inserted == 0 && len(msgs) > 0 {
-		err = fmt.Errorf("%w (or somebody has deleted the outbox %s: restart the service)", errElsewhere, o.Group())
+		err = o.nowhere(ctx, tx)
 	}
 	if err != nil {
 		return fmt.Errorf("sql: outbox: %w", err)
@@ -145,11 +145,23 @@ func (o *Outbox) PublishTx(ctx context.Context, tx any, topic string, msgs ...*m
 	return nil
 }
 
+// nowhere returns why nothing was inserted.
+func (o *Outbox) nowhere(ctx context.Context, tx any) error {
+	ex, _, err := o.transport.store.userTx(tx)
+	if err == nil {
+		err = o.transport.store.rolledBack(ctx, ex)
+	}
+	if err == nil {
+		err = fmt.Errorf("%w (or somebody has deleted the outbox %s: restart the service)", errElsewhere, o.Group())
+	}
+	return err
+}
+
 // insert is the insert of a batch into the outbox, and not into one of the same name elsewhere.
 func (o *Outbox) insert(b batch, arrays bool) (query string, args []any) {
 	s, m := o.transport.store, b.rows[0]
 	if s.name != Postgres || len(b.rows) > 1 || m.delay > 0 {
-		return s.insertSome(b, arrays, o.group.only(o.born))
+		return s.insertSome(b, arrays, s.inOpenTx(o.group.only(o.born)))
 	}
 	state := stateReady
 	if m.lane != 0 {
