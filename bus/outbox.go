@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/leatbus/leat/internal/intx"
 )
 
 // TxPublisher writes messages in a transaction of the caller's. A [Transport] that is one publishes by
@@ -146,7 +148,7 @@ func (t InTx) mayPublish(ctx context.Context, requireRoute bool, msgs []*message
 		return err
 	}
 	if b.cfg.Outbox == nil {
-		return b.subscribe(ctx)
+		return b.subscribe(intx.With(ctx))
 	}
 	return nil
 }

@@ -2,6 +2,8 @@ package sql
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"time"
 )
 
@@ -15,17 +17,30 @@ const (
 	buryAfter = 10 * time.Minute
 )
 
-// cleanUp deletes handled and poisoned messages whose time is over, and leases of the dead.
+// cleanUp deletes handled and poisoned messages whose time is over, and leases of the dead. It touches
+// messages only of groups that this process consumes: the tables may be shared, and another service may keep
+// its own for longer.
 func (t *Transport) cleanUp() {
 	for sleep(t.ctx, t.store.cfg.cleanEvery()) {
 		ctx, cancel := context.WithTimeout(t.ctx, cleanEvery)
-		err := t.store.clean(ctx)
+		err := t.store.clean(ctx, t.consumed())
 		cancel()
 		if err != nil && t.ctx.Err() == nil {
 			t.store.temporary(err)
 			t.store.cfg.Logger.Warn("leat: sql: clean up", "err", err)
 		}
 	}
+}
+
+// consumed returns the groups of the transport's feeds, each once.
+func (t *Transport) consumed() []group {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	byID := make(map[int64]group, len(t.feeds))
+	for f := range t.feeds {
+		byID[f.group.id] = f.group
+	}
+	return slices.Collect(maps.Values(byID))
 }
 
 func (c Config) cleanEvery() time.Duration {
@@ -38,7 +53,10 @@ func (c Config) cleanEvery() time.Duration {
 	return every
 }
 
-func (s *store) clean(ctx context.Context) error {
+func (s *store) clean(ctx context.Context, groups []group) error {
+	if err := s.file.gone(); err != nil {
+		return err
+	}
 	_, err := s.quick.exec(ctx, s.sql(`DELETE FROM {consumers} WHERE expires_at < {now} - ?`), buryAfter.Microseconds())
 	if err != nil {
 		return err
@@ -46,7 +64,7 @@ func (s *store) clean(ctx context.Context) error {
 	if err := s.cleanTails(ctx); err != nil {
 		return err
 	}
-	err = s.cleanState(ctx, stateHandled, s.cfg.KeepHandled, func(ids []int64, _ group) error {
+	err = s.cleanState(ctx, groups, stateHandled, s.cfg.KeepHandled, func(ids []int64, _ group) error {
 		query, args := s.withIDs(`DELETE FROM {messages} WHERE state = 3 AND id {in}`, ids)
 		_, err := s.quick.exec(ctx, query, args...)
 		return err
@@ -54,7 +72,7 @@ func (s *store) clean(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return s.cleanState(ctx, statePoisoned, s.cfg.KeepPoisoned, func(ids []int64, g group) error {
+	return s.cleanState(ctx, groups, statePoisoned, s.cfg.KeepPoisoned, func(ids []int64, g group) error {
 		return s.quick.inTx(ctx, func(tx executor) error {
 			if err := s.lockTurn(ctx, tx, g); err != nil {
 				return err
@@ -65,26 +83,26 @@ func (s *store) clean(ctx context.Context) error {
 	})
 }
 
-// cleanState calls remove with messages in that state for longer than they are kept, some at a time.
-func (s *store) cleanState(ctx context.Context, state int, keep time.Duration, remove func([]int64, group) error) error {
+// cleanState calls remove with messages of the groups in that state for longer than they are kept, some at
+// a time.
+func (s *store) cleanState(ctx context.Context, groups []group, state int, keep time.Duration, remove func([]int64, group) error) error {
 	if keep == 0 {
 		return nil
 	}
-	groups, err := numbers(ctx, s.db, s.sql(`SELECT id FROM {groups}`))
 	for _, g := range groups {
 		for n := cleanAtOnce; n == cleanAtOnce; {
 			ids, err := numbers(ctx, s.db, s.sql(`SELECT id FROM {messages} WHERE group_id = ? AND state = ? AND pos < {now} - ? ORDER BY pos LIMIT ?`),
-				g, state, keep.Microseconds(), cleanAtOnce)
+				g.id, state, keep.Microseconds(), cleanAtOnce)
 			if err != nil {
 				return err
 			}
 			if n = len(ids); n == 0 {
 				break
 			}
-			if err := remove(ids, group{id: g}); err != nil {
+			if err := remove(ids, g); err != nil {
 				return err
 			}
 		}
 	}
-	return err
+	return nil
 }

@@ -110,7 +110,7 @@ func TestNoTimeOfThisProcessIsWritten(t *testing.T) {
 		require.NoError(t, d.Settler.Ack())
 		require.NoError(t, feed.Close(ctx))
 	}
-	require.NoError(t, transport.store.clean(ctx))
+	require.NoError(t, transport.store.clean(ctx, []group{{id: 1}}))
 	feed, err := transport.Subscribe(ctx, bus.Subscription{Group: "lease", Topics: []string{"order.>"}, Concurrency: 1})
 	require.NoError(t, err)
 	first, renewed := int64(0), int64(0)

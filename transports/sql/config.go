@@ -59,9 +59,11 @@ type Config struct {
 	// published. Processes of one PostgreSQL tell each other, and need it only for what the user's
 	// own transactions publish. 0 means 25 ms.
 	Poll time.Duration
-	// KeepHandled is how long handled messages stay in their table. 0 means not at all.
+	// KeepHandled is how long handled messages of the groups that this process consumes stay in their
+	// table. 0 means not at all.
 	KeepHandled time.Duration
-	// KeepPoisoned is how long messages stay in a poison queue. 0 means until somebody drops them.
+	// KeepPoisoned is how long messages stay in the poison queues of the groups that this process
+	// consumes. 0 means until somebody drops them.
 	KeepPoisoned time.Duration
 	// Logger is nil for slog.Default().
 	Logger *slog.Logger

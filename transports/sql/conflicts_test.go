@@ -308,6 +308,10 @@ func (s system) stdPool(t testing.TB, settings ...string) *stdsql.DB {
 	require.NoError(t, err)
 	cfg.Params = map[string]string{}
 	for i := 0; i < len(settings); i += 2 {
+		if settings[i] == "interpolateParams" { // the driver's, not the session's
+			cfg.InterpolateParams = true
+			continue
+		}
 		cfg.Params[settings[i]] = settings[i+1]
 	}
 	connector, err := mysql.NewConnector(cfg)

@@ -51,7 +51,7 @@ func decodeHeaders(b []byte) (message.Metadata, error) {
 		line, rest, whole := strings.Cut(text, "\n")
 		eq := unescapedEquals(line)
 		if !whole || eq < 0 {
-			return nil, fmt.Errorf("header line %q has no key=value", line)
+			return nil, fmt.Errorf("header line %.60q has no key=value", line)
 		}
 		headers[unescape(line[:eq])] = unescape(line[eq+1:])
 		text = rest

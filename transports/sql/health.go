@@ -52,5 +52,8 @@ func (t *Transport) Health() bus.TransportHealth {
 	if h.Err == nil && !h.Connected {
 		h.Err = bus.ErrClosed
 	}
+	if err := t.store.file.gone(); err != nil && h.Err == nil {
+		h.Connected, h.Err = false, err
+	}
 	return h
 }

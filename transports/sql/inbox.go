@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -24,8 +25,9 @@ type InboxConfig struct {
 	// Tables are the tables that the inbox uses: the same as a transport's, made and migrated the
 	// same way. Services may share them.
 	Tables Config
-	// Keep is how long ids are remembered. A message that comes again later is handled again. 0 means
-	// 7 days.
+	// Keep is how long ids are remembered. A message that comes again later is handled again. It holds for
+	// the groups that this inbox is used for; ids of a group that nobody handles any more stay. 0 means 7
+	// days.
 	Keep time.Duration
 	// Isolation is the level of the handlers' transactions. 0 means READ COMMITTED. What fails to
 	// serialize is tried again like any other failure. SQLite knows one level.
@@ -49,9 +51,10 @@ const (
 //
 // [handlers.Inbox]: https://pkg.go.dev/github.com/leatbus/leat/handlers#Inbox
 type Inbox[TX any] struct {
-	store *store
-	keep  time.Duration
-	begin func(ctx context.Context) (undertaking[TX], error)
+	store  *store
+	keep   time.Duration
+	cursor inboxCursor
+	begin  func(ctx context.Context) (undertaking[TX], error)
 
 	ctx     context.Context
 	cancel  context.CancelFunc
@@ -135,6 +138,7 @@ func newInbox[TX any](ctx context.Context, db database, cfg InboxConfig, begin f
 		return nil, fmt.Errorf("sql: inbox: %w", err)
 	}
 	i := &Inbox[TX]{store: s, keep: cfg.Keep, begin: begin, release: func() error { return nil }}
+	i.cursor.groups = make(map[string]bool)
 	if i.keep == 0 {
 		i.keep = defaultInboxKeep
 	}
@@ -152,6 +156,7 @@ func (i *Inbox[TX]) Once(ctx context.Context, group, id string, fn func(ctx cont
 	if i.ctx.Err() != nil {
 		return false, bus.ErrClosed
 	}
+	i.cursor.use(group)
 	u, err := i.begin(ctx)
 	if err != nil {
 		return false, fmt.Errorf("sql: begin: %w", err)
@@ -178,11 +183,30 @@ func (i *Inbox[TX]) Once(ctx context.Context, group, id string, fn func(ctx cont
 	if err := fn(ctx, u.tx); err != nil {
 		return false, err
 	}
+	if err := i.recorded(ctx, u, group, id); err != nil {
+		return false, err
+	}
 	done = true
 	if err := u.commit(ctx); err != nil {
 		return false, fmt.Errorf("sql: commit: %w", err)
 	}
 	return false, nil
+}
+
+// recorded fails if the transaction is no more: InnoDB rolls all of it back for a deadlock. If the handler
+// does not return that error, its next statements are transactions of their own.
+func (i *Inbox[TX]) recorded(ctx context.Context, u undertaking[TX], group, id string) error {
+	if i.store.name != MySQL {
+		return nil // on the others the commit fails
+	}
+	_, there, err := number(ctx, u, i.store.sql(`SELECT seen_at FROM {inbox} WHERE group_name = ? AND message_id = ?`), group, inboxID(id))
+	if err == nil && !there {
+		err = errRolledBack
+	}
+	if err != nil {
+		return fmt.Errorf("sql: message %s: %w", id, i.store.txError(err))
+	}
+	return nil
 }
 
 func inboxID(id string) string {
@@ -224,22 +248,103 @@ func (i *Inbox[TX]) cleanUp() {
 	}
 }
 
-// clean deletes some at a time, at READ COMMITTED, so that no lock lies between what is there.
+// inboxCursor is how far the cleaning has come. Rows are read by their time, others' groups' too, so that each
+// pass reads only what has come of age since the one before.
+type inboxCursor struct {
+	mu     sync.Mutex
+	groups map[string]bool // those that this inbox has recorded messages for
+	seenAt int64           // what is no later is cleaned
+	whole  time.Time       // when the last pass from the beginning began
+}
+
+// wholeInbox is how often a pass begins at the first row, for those whose transactions were open for so long
+// that a pass went by before their commit.
+const wholeInbox = time.Hour
+
+// use notes that the inbox records messages of a group. What an earlier process has recorded for it is behind
+// the cursor by now.
+func (c *inboxCursor) use(group string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.groups[group] {
+		c.groups[group] = true
+		c.seenAt, c.whole = 0, time.Now()
+	}
+}
+
+func (c *inboxCursor) start() (groups []any, seenAt int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if time.Since(c.whole) > wholeInbox {
+		c.seenAt, c.whole = 0, time.Now()
+	}
+	for group := range c.groups {
+		groups = append(groups, group)
+	}
+	return groups, c.seenAt
+}
+
+// move goes on from one time to the next, unless the pass is to begin anew.
+func (c *inboxCursor) move(from, to int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.seenAt == from {
+		c.seenAt = to
+	}
+}
+
+// clean deletes ids of the groups that this inbox is used for, some at a time. Rows are deleted by their
+// primary keys, so that none is waited for that a handler's transaction has not committed yet.
 func (i *Inbox[TX]) clean(ctx context.Context) error {
+	groups, from := i.cursor.start()
+	if len(groups) == 0 {
+		return nil
+	}
 	s := i.store
 	for {
 		limit, some, err := number(ctx, s.db, s.sql(`
-			SELECT max(seen_at) FROM (SELECT seen_at FROM {inbox} WHERE seen_at < {now} - ? ORDER BY seen_at LIMIT ?) old`),
-			i.keep.Microseconds(), cleanAtOnce)
+			SELECT max(seen_at) FROM (SELECT seen_at FROM {inbox} WHERE seen_at > ? AND seen_at < {now} - ? ORDER BY seen_at LIMIT ?) old`),
+			from, i.keep.Microseconds(), cleanAtOnce)
 		if err != nil || !some {
 			return err
 		}
-		err = s.db.inTx(ctx, func(tx executor) error {
-			_, err := tx.exec(ctx, s.sql(`DELETE FROM {inbox} WHERE seen_at <= ?`), limit)
-			return err
-		})
-		if err != nil {
+		if err := i.cleanSpan(ctx, groups, from, limit); err != nil {
 			return err
 		}
+		i.cursor.move(from, limit)
+		from = limit
 	}
+}
+
+// cleanSpan deletes the groups' ids that were recorded after from and no later than limit.
+func (i *Inbox[TX]) cleanSpan(ctx context.Context, groups []any, from, limit int64) error {
+	type row struct{ group, id string }
+	s := i.store
+	old, err := collect(ctx, s.db, func(r rows, x *row) error { return r.Scan(&x.group, &x.id) },
+		s.complete(`SELECT group_name, message_id FROM {inbox} WHERE seen_at > ? AND seen_at <= ?
+			AND group_name IN (?`+strings.Repeat(", ?", len(groups)-1)+`)`), append([]any{from, limit}, groups...)...)
+	if err != nil {
+		return err
+	}
+	ids := make(map[string][]any)
+	for _, x := range old {
+		ids[x.group] = append(ids[x.group], x.id)
+	}
+	remove := `DELETE FROM {inbox}`
+	if s.name == MySQL { // by the other index it would lock whatever lies between, and wait for its writers
+		remove = `DELETE i FROM {inbox} i FORCE INDEX (PRIMARY)`
+	}
+	for group, all := range ids {
+		for some := range slices.Chunk(all, cleanAtOnce) {
+			query := s.complete(remove + ` WHERE seen_at <= ? AND group_name = ? AND message_id IN (?` + strings.Repeat(", ?", len(some)-1) + `)`)
+			err := s.db.inTx(ctx, func(tx executor) error {
+				_, err := tx.exec(ctx, query, append([]any{limit, group}, some...)...)
+				return err
+			})
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }

@@ -183,9 +183,10 @@ func TestIdsAreForgotten(t *testing.T) {
 			require.NoError(t, err)
 		}
 		run(t, db, "UPDATE "+s.named("leat_inbox")+" SET seen_at = seen_at - 3600000000 WHERE message_id <> 'm-7'")
-		s.inbox(t, db, sql.InboxConfig{Keep: 40 * time.Minute}) // which cleans
-		short := s.inbox(t, db, sql.InboxConfig{Keep: time.Second})
-		if s.cfg.Dialect == sql.Postgres { // on the others the last one waits for a row right behind it that is not committed
+		short := s.inbox(t, db, sql.InboxConfig{Keep: time.Second}) // which cleans the groups it is used for
+		_, err := short.Once(ctx, "shop.ledger", "m-8", nothing)
+		require.NoError(t, err)
+		if s.cfg.Dialect != sql.SQLite { // which has one writer
 			_, err := long.Once(ctx, "shop.ledger", "open", func(ctx context.Context, _ *stdsql.Tx) error {
 				awaitRows(t, s, db, 0)
 				return nil
@@ -196,6 +197,42 @@ func TestIdsAreForgotten(t *testing.T) {
 		seen, err := short.Once(ctx, "shop.ledger", "m-7", nothing)
 		require.NoError(t, err)
 		require.False(t, seen)
+	})
+}
+
+// TestInbox_forgetsOnlyIdsOfItsOwnGroups: a service that shares the tables may keep its ids for longer.
+func TestInbox_forgetsOnlyIdsOfItsOwnGroups(t *testing.T) {
+	eachSystemAtOnce(t, func(t *testing.T, s system) {
+		db, ctx := s.service(t), testContext(t)
+		nothing := func(context.Context, *stdsql.Tx) error { return nil }
+		billing, mail := s.inbox(t, db, sql.InboxConfig{}), s.inbox(t, db, sql.InboxConfig{Keep: time.Second})
+		for _, id := range []string{"m-1", "m-2"} {
+			_, err := billing.Once(ctx, "billing.ledger", id, nothing)
+			require.NoError(t, err)
+			_, err = mail.Once(ctx, "mail.sender", id, nothing)
+			require.NoError(t, err)
+		}
+		awaitRows(t, s, db, 2)
+		seen, err := billing.Once(ctx, "billing.ledger", "m-1", nothing)
+		require.NoError(t, err)
+		require.True(t, seen, "its handler runs twice")
+	})
+}
+
+// TestInbox_forgetsIdsOfGroupsThatItLearnsOfLater: the cleaning has passed them by.
+func TestInbox_forgetsIdsOfGroupsThatItLearnsOfLater(t *testing.T) {
+	eachSystemAtOnce(t, func(t *testing.T, s system) {
+		db, ctx := s.service(t), testContext(t)
+		nothing := func(context.Context, *stdsql.Tx) error { return nil }
+		before, inbox := s.inbox(t, db, sql.InboxConfig{}), s.inbox(t, db, sql.InboxConfig{Keep: time.Second})
+		_, err := before.Once(ctx, "mail.second", "old", nothing) // by the process before this one
+		require.NoError(t, err)
+		_, err = inbox.Once(ctx, "mail.first", "m-1", nothing)
+		require.NoError(t, err)
+		awaitRows(t, s, db, 1)
+		_, err = inbox.Once(ctx, "mail.second", "m-1", nothing)
+		require.NoError(t, err)
+		awaitRows(t, s, db, 0)
 	})
 }
 

@@ -22,6 +22,8 @@ import (
 var (
 	errTxType    = errors.New("this is no transaction that can be used here; pass a *sql.Tx (or what embeds one), or a pgx.Tx on PostgreSQL")
 	errTxOver    = errors.New("the transaction is over; publish before its commit")
+	errRolledBack = errors.New("the database has rolled the transaction back, for a deadlock whose error was not returned; " +
+		"return the errors of all statements, and begin again")
 	errElsewhere = errors.New("the transaction is not one of the database that has these tables; begin it on the same database")
 )
 
@@ -31,7 +33,7 @@ var _ bus.TxPublisher = (*Transport)(nil)
 // get them after its commit, within milliseconds in this process.
 func (t *Transport) PublishTx(ctx context.Context, tx any, topic string, msgs ...*message.Message) error {
 	inserted, err := t.insertTx(ctx, tx, topic, msgs, func(b batch, arrays bool) (string, []any) {
-		return t.store.insertSome(b, arrays, t.store.wantedHere(topic))
+		return t.store.insertSome(b, arrays, t.store.inOpenTx(t.store.wantedHere(topic)))
 	})
 	if err == nil && inserted == 0 {
 		err = t.nobody(ctx, tx, topic, len(msgs))
@@ -56,7 +58,34 @@ func (t *Transport) nobody(ctx context.Context, tx any, topic string, n int) err
 	if !here {
 		return errElsewhere
 	}
+	if err := t.store.rolledBack(ctx, ex); err != nil {
+		return err
+	}
 	return &bus.UnroutableError{Topics: slices.Repeat([]string{topic}, n), Strict: t.store.cfg.Unroutable == UnroutableError}
+}
+
+// inOpenTx is to, and leads to no group if the server has rolled the transaction back. The insert would be
+// a transaction of its own.
+func (s *store) inOpenTx(to way) way {
+	if !s.tellsTx {
+		return to
+	}
+	return func(args []any) (string, []any) {
+		where, args := to(args)
+		return where + ` AND @@in_transaction = 1`, args
+	}
+}
+
+// rolledBack returns an error if the server has rolled the transaction back, as MySQL does for a deadlock.
+func (s *store) rolledBack(ctx context.Context, ex executor) error {
+	if !s.tellsTx {
+		return nil
+	}
+	open, _, err := number(ctx, ex, `SELECT @@in_transaction`)
+	if err == nil && open != 1 {
+		err = errRolledBack
+	}
+	return s.txError(err)
 }
 
 // insertTx inserts messages in the user's transaction, by the statements that insert makes. It returns how
@@ -66,6 +95,9 @@ func (t *Transport) insertTx(ctx context.Context, tx any, topic string, msgs []*
 ) (inserted int64, err error) {
 	if t.isClosed() {
 		return 0, bus.ErrClosed
+	}
+	if err := t.store.file.gone(); err != nil {
+		return 0, err
 	}
 	ex, arrays, err := t.store.userTx(tx)
 	if err != nil {

@@ -64,8 +64,9 @@ func onPostgres(t testing.TB) system {
 }
 
 // onMySQL has a database of its own.
-func onMySQL(t testing.TB) system {
-	raw := testenv.MySQL(t)
+func onMySQL(t testing.TB) system { return onMySQLAt(t, testenv.MySQL(t)) }
+
+func onMySQLAt(t testing.TB, raw string) system {
 	name := fmt.Sprintf("leat_test_%08x", rand.Uint32())
 	admin := openDB(t, raw)
 	run(t, admin, "CREATE DATABASE "+name)

@@ -183,11 +183,42 @@ func (s *store) version(ctx context.Context, ex executor) (int, error) {
 
 // prepare sees to the tables when a transport opens.
 func (s *store) prepare(ctx context.Context) error {
+	if err := s.checkAutocommit(ctx); err != nil {
+		return err
+	}
 	if err := s.prepareTables(ctx); err != nil {
+		return err
+	}
+	if err := s.retry(ctx, s.findFile); err != nil {
 		return err
 	}
 	return s.retry(ctx, func(ctx context.Context) (err error) {
 		s.born, _, err = number(ctx, s.db, s.sql(`SELECT applied_at FROM {migrations} WHERE version = 1`))
+		return err
+	})
+}
+
+var errAutocommit = errors.New("autocommit is off on the pool's connections, so that nothing would be committed; " +
+	"set autocommit=1 in the DSN, and in init_connect or my.cnf if it comes from there")
+
+// checkAutocommit looks at the connections of MySQL. It fails on a user's pool whose statements outside of a transaction are never committed:
+// Publish would return nil for messages that nobody gets.
+func (s *store) checkAutocommit(ctx context.Context) error {
+	if s.name != MySQL {
+		return nil
+	}
+	return s.retry(ctx, func(ctx context.Context) error {
+		type row struct {
+			on      int
+			version string
+		}
+		found, err := collect(ctx, s.db, func(r rows, x *row) error { return r.Scan(&x.on, &x.version) }, `SELECT @@autocommit, version()`)
+		if err == nil && (len(found) == 0 || found[0].on != 1) {
+			err = errAutocommit
+		}
+		if err == nil {
+			s.tellsTx = strings.Contains(found[0].version, "MariaDB")
+		}
 		return err
 	})
 }

@@ -18,10 +18,13 @@ func mysqlDialect() dialect {
 		anyText: "%",
 		literal: strings.NewReplacer("|", "||", "%", "|%", "_", "|_"),
 
-		// The casts are for prepared statements: what is no valid text would be refused.
+		// The casts are for prepared statements: what is no valid text would be refused. The first row, which
+		// is none, gives the columns their types: MySQL takes a column of parameters for at most 65,535
+		// bytes, and cuts what is longer without a word.
 		rowValues:   "SELECT ? AS uuid, CAST(? AS BINARY) AS headers, CAST(? AS BINARY) AS payload, ? AS lane, ? AS delay, %d AS n",
 		rowSeparate: " UNION ALL ",
-		rowsTable:   "(%s) m",
+		rowsTable: "(SELECT NULL AS uuid, CAST(NULL AS BINARY(4294967295)) AS headers, CAST(NULL AS BINARY(4294967295)) AS payload, " +
+			"CAST(NULL AS SIGNED) AS lane, CAST(NULL AS SIGNED) AS delay, 0 AS n FROM DUAL WHERE FALSE UNION ALL %s) m",
 		whenHeaders: " WHEN ? THEN CAST(? AS BINARY)",
 		committers:  3,
 		retryable:   mysqlRetryable,

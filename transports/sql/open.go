@@ -214,7 +214,7 @@ func (s source) connectMySQL() (database, error) {
 	cfg.RejectReadOnly = true    // a failover is under way: the connection leads to the wrong server
 	cfg.Logger = &mysql.NopLogger{}
 	cfg.MaxAllowedPacket = 0 // ask the server
-	cfg.Params = map[string]string{"sql_mode": "'STRICT_ALL_TABLES'"}
+	cfg.Params = map[string]string{"sql_mode": "'STRICT_ALL_TABLES'", "autocommit": "1"}
 	connector, err := mysql.NewConnector(cfg)
 	if err != nil {
 		return nil, err

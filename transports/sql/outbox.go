@@ -7,7 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
-	"sync/atomic"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -30,7 +31,8 @@ type OutboxConfig struct {
 	Patience time.Duration
 	// Retry is when a message is tried again that the transport refuses; only the delays are used.
 	// Then it goes to the outbox's poison queue. nil delays mean 1 s, 5 s, 30 s, 5 min and 30 min. A
-	// transport that is away costs no try.
+	// refusal counts only if the transport takes other messages of the topic: one that is away, or whose
+	// queue is full, costs no try.
 	Retry bus.RetryPolicy
 }
 
@@ -64,7 +66,9 @@ type Outbox struct {
 	transport *Transport
 	group     group
 	born      int64 // when the group was made: no other group shares it
-	problem   atomic.Pointer[string]
+
+	mu     sync.Mutex
+	topics map[string]*topicOutcomes
 }
 
 var _ bus.Outbox = (*Outbox)(nil)
@@ -131,7 +135,7 @@ func (o *Outbox) Group() string { return o.cfg.Service + "." + outboxHandler }
 func (o *Outbox) PublishTx(ctx context.Context, tx any, topic string, msgs ...*message.Message) error {
 	inserted, err := o.transport.insertTx(ctx, tx, topic, msgs, o.insert)
 	if err == nil && inserted == 0 && len(msgs) > 0 {
-		err = fmt.Errorf("%w (or somebody has deleted the outbox %s: restart the service)", errElsewhere, o.Group())
+		err = o.nowhere(ctx, tx)
 	}
 	if err != nil {
 		return fmt.Errorf("sql: outbox: %w", err)
@@ -141,11 +145,23 @@ func (o *Outbox) PublishTx(ctx context.Context, tx any, topic string, msgs ...*m
 	return nil
 }
 
+// nowhere returns why nothing was inserted.
+func (o *Outbox) nowhere(ctx context.Context, tx any) error {
+	ex, _, err := o.transport.store.userTx(tx)
+	if err == nil {
+		err = o.transport.store.rolledBack(ctx, ex)
+	}
+	if err == nil {
+		err = fmt.Errorf("%w (or somebody has deleted the outbox %s: restart the service)", errElsewhere, o.Group())
+	}
+	return err
+}
+
 // insert is the insert of a batch into the outbox, and not into one of the same name elsewhere.
 func (o *Outbox) insert(b batch, arrays bool) (query string, args []any) {
 	s, m := o.transport.store, b.rows[0]
 	if s.name != Postgres || len(b.rows) > 1 || m.delay > 0 {
-		return s.insertSome(b, arrays, o.group.only(o.born))
+		return s.insertSome(b, arrays, s.inOpenTx(o.group.only(o.born)))
 	}
 	state := stateReady
 	if m.lane != 0 {
@@ -169,12 +185,26 @@ func (o *Outbox) Stats(ctx context.Context) (stats bus.OutboxStats, err error) {
 	return bus.OutboxStats{Pending: int(all[0].n), OldestAge: max(time.Duration(all[0].age)*time.Microsecond, 0)}, nil
 }
 
-// Problem is why the relay of this process does not get on.
+// Problem returns why the relay of this process does not move messages, of any of their topics; nil if it
+// does.
 func (o *Outbox) Problem() error {
-	if text := o.problem.Load(); text != nil {
-		return errors.New(*text)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var all []string
+	for _, t := range o.topics {
+		if t.problem != "" {
+			all = append(all, t.problem)
+		}
 	}
-	return nil
+	if len(all) == 0 {
+		return nil
+	}
+	slices.Sort(all)
+	text := all[0]
+	if more := len(all) - 1; more > 0 {
+		text = fmt.Sprintf("%s (and %d topics more)", text, more)
+	}
+	return errors.New(text)
 }
 
 // Close ends the relay, and gives back what it holds.

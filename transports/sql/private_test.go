@@ -70,7 +70,7 @@ func (p *private) standby(t testing.TB) *private {
 	return s
 }
 
-func newPrivateMariaDB(t testing.TB) *private {
+func newPrivateMariaDB(t testing.TB, options ...string) *private {
 	install := program(t, "mariadb", "mariadb-install-db", "mysql_install_db")
 	server := program(t, "mariadb", "mariadbd", "mysqld")
 	p, port := newPrivate(t, "mysql"), testenv.FreePort(t)
@@ -84,6 +84,7 @@ func newPrivateMariaDB(t testing.TB) *private {
 		"--socket=" + filepath.Join(p.dir, "m.sock"), "--pid-file=" + filepath.Join(p.dir, "m.pid"), "--skip-name-resolve",
 		"--max-connections=300", "--innodb-flush-log-at-trx-commit=2",
 	}
+	p.command = append(p.command, options...)
 	p.start(t)
 	t.Cleanup(func() { p.stop(t, syscall.SIGKILL) })
 	return p

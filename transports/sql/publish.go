@@ -38,6 +38,9 @@ func (t *Transport) Publish(ctx context.Context, topic string, msgs ...*message.
 		return fmt.Errorf("sql: publish %s: %w", topic, err)
 	}
 	inserted, err := t.insert(ctx, topic, rows)
+	if err == nil {
+		err = t.store.file.gone()
+	}
 	if err != nil {
 		return t.failure(fmt.Sprintf("publish %s: %d messages are not safe", topic, len(msgs)), err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"sync"
 	"time"
 
@@ -17,6 +18,8 @@ const (
 	relayGrace = 2 * time.Second
 	// longestRelayWait is the longest wait between two tries of a transport that is away.
 	longestRelayWait = 5 * time.Second
+	// topicWait is how long messages of a topic wait that the transport refuses while it takes others.
+	topicWait = time.Second
 	// firstRelayWait is the first.
 	firstRelayWait = 50 * time.Millisecond
 	// relayBundles is how many bundles are under way at once.
@@ -79,57 +82,163 @@ func (r *relay) run(ctx context.Context) error {
 // work publishes one bundle after the other until ctx ends.
 func (r *relay) work(ctx, publishing context.Context) error {
 	var wait time.Duration // before the next try, while the transport is away
-	for {
+	for failures := 0; ; {
 		taken, err := r.feed.nextBundle(ctx)
 		if err != nil {
 			return ended(ctx, err)
 		}
-		b := &bundle{relay: r}
-		b.publish(publishing, taken)
+		b := newBundle(r, failures)
+		away := b.publish(publishing, taken)
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // to be told to end is no error
 		}
-		r.outbox.note(b.away)
-		if wait = nextWait(wait, b.away); wait > 0 && !sleep(ctx, bus.RetryPolicy{}.Spread(wait)) {
+		if failures++; !away {
+			failures = 0
+		}
+		if wait = nextWait(wait, away); wait > 0 && !sleep(ctx, bus.RetryPolicy{}.Spread(wait)) {
 			return nil
 		}
 	}
 }
 
 // nextWait grows while the transport is away.
-func nextWait(last time.Duration, away error) time.Duration {
-	if away == nil {
+func nextWait(last time.Duration, away bool) time.Duration {
+	if !away {
 		return 0
 	}
 	return min(max(2*last, firstRelayWait), longestRelayWait)
 }
 
-// note keeps why messages do not move, nil where they do.
-func (o *Outbox) note(away error) {
-	logger := o.transport.store.cfg.Logger
-	if away == nil {
-		if o.problem.Load() != nil && o.problem.Swap(nil) != nil {
-			logger.Info("leat: sql: the outbox moves again", "outbox", o.Group())
-		}
-		return
+// topicOutcomes is what the transport did with the latest messages of one topic. From it follows whether a
+// refusal is the message's fault or the transport's.
+type topicOutcomes struct {
+	count    int64      // of outcomes so far
+	success  int64      // the latest success, 0 for none
+	failures [2]failure // the latest failures of two messages, the later one first
+	problem  string     // why the topic's messages do not move, "" if they do
+}
+
+type failure struct {
+	at int64
+	id int64
+}
+
+// succeeded notes that messages of a topic are safe.
+func (o *Outbox) succeeded(topic string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	t := o.topic(topic)
+	t.count++
+	t.success = t.count
+}
+
+// failed notes that the transport refused a message.
+func (o *Outbox) failed(topic string, id int64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	t := o.topic(topic)
+	t.count++
+	if t.failures[0].id != id {
+		t.failures[1] = t.failures[0]
 	}
-	text := away.Error()
-	if o.problem.Swap(&text) == nil {
-		logger.Warn("leat: sql: the outbox does not move; trying again", "outbox", o.Group(), "err", away)
+	t.failures[0] = failure{t.count, id}
+}
+
+// othersSucceed reports whether the latest outcome of another message of the topic is a success.
+func (o *Outbox) othersSucceed(topic string, id int64) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	t := o.topic(topic)
+	other := t.failures[0]
+	if other.id == id {
+		other = t.failures[1]
+	}
+	return t.success > other.at
+}
+
+// topic returns the outcomes of a topic. The caller holds o.mu.
+func (o *Outbox) topic(name string) *topicOutcomes {
+	t := o.topics[name]
+	if t == nil {
+		t = &topicOutcomes{}
+		if o.topics == nil {
+			o.topics = make(map[string]*topicOutcomes)
+		}
+		o.topics[name] = t
+	}
+	return t
+}
+
+// note keeps why the messages of a topic do not move, nil if they do.
+func (o *Outbox) note(topic string, away error) {
+	text := ""
+	if away != nil {
+		text = away.Error()
+	}
+	o.mu.Lock()
+	t := o.topic(topic)
+	was := t.problem
+	t.problem = text
+	o.mu.Unlock()
+	logger := o.transport.store.cfg.Logger
+	switch {
+	case was == "" && text != "":
+		logger.Warn("leat: sql: the outbox does not move; trying again", "outbox", o.Group(), "topic", topic, "err", away)
+	case was != "" && text == "":
+		logger.Info("leat: sql: the outbox moves again", "outbox", o.Group(), "topic", topic)
 	}
 }
 
 // bundle is what one claim took. Of a key it never publishes a message while another in front of it is
 // not safe: it goes out in waves, each of which has of a key only messages of one topic, and what stands
 // behind a failed one goes back with it. No claim gets messages of that key before all of them are back.
+//
+// What the transport refuses is judged when the whole bundle is through. A refusal counts only if another
+// message of the topic succeeded: most clients answer at once while their broker is away, and a broker
+// whose queue is full refuses everything.
 type bundle struct {
 	*relay
-	mu    sync.Mutex
-	away  error           // why something was not published
-	stuck map[string]bool // keys of which a message has failed
+	probes int // how many messages of a topic fail one by one before the rest of it is given back untried
+
+	mu     sync.Mutex
+	topics map[string]*bundleTopic
+	stuck  map[string]bool // keys of which a message has failed
 }
 
-func (b *bundle) publish(ctx context.Context, rest []*delivery) {
+// bundleTopic is what became of a bundle's messages of one topic.
+type bundleTopic struct {
+	succeeded bool
+	away      error // why messages were not published, or refused by a transport that is away
+	refused   []refusal
+	untried   []*delivery // those that are to go back without a verdict
+}
+
+type refusal struct {
+	d   *delivery
+	err error
+}
+
+const (
+	// fewProbes is how many messages are tried one by one before a transport counts as away that refuses
+	// each of them.
+	fewProbes = 8
+	// allProbes is after how many bundles without a success all messages of one are tried one by one.
+	// Else some bad ones in front could keep good ones waiting for ever.
+	allProbes = 8
+)
+
+// newBundle makes a bundle for a worker that has seen only failures in its last ones.
+func newBundle(r *relay, failures int) *bundle {
+	b := &bundle{relay: r, probes: fewProbes, topics: make(map[string]*bundleTopic), stuck: make(map[string]bool)}
+	if failures%allProbes == allProbes-1 {
+		b.probes = math.MaxInt
+	}
+	return b
+}
+
+// publish publishes and settles all. It reports whether the transport is away: nothing was published of
+// what was tried, and that is nobody's fault.
+func (b *bundle) publish(ctx context.Context, rest []*delivery) (away bool) {
 	for len(rest) > 0 {
 		var now map[string][]*delivery
 		now, rest = b.wave(rest)
@@ -139,6 +248,45 @@ func (b *bundle) publish(ctx context.Context, rest []*delivery) {
 		}
 		topics.Wait()
 	}
+	return b.judge(ctx)
+}
+
+// judge settles what was refused. No goroutine of the bundle runs any more.
+func (b *bundle) judge(ctx context.Context) (away bool) {
+	moved := false
+	for _, t := range b.topics {
+		moved = moved || t.succeeded
+	}
+	for topic, t := range b.topics {
+		for _, r := range t.refused {
+			if t.succeeded || len(t.refused) == 1 && len(t.untried) == 0 && !connectionLost(r.err) && b.outbox.othersSucceed(topic, r.d.id) {
+				b.refused(ctx, r.d, r.err)
+				continue
+			}
+			t.away = fmt.Errorf("publish %s: %w", topic, r.err)
+			t.untried = append(t.untried, r.d)
+		}
+		wait := time.Duration(0)
+		if moved { // else they would come back at once, in front of the topics that move
+			wait = bus.RetryPolicy{}.Spread(topicWait)
+		}
+		for _, d := range t.untried {
+			_ = d.GiveBack(wait)
+		}
+		away = away || t.away != nil
+		b.outbox.note(topic, t.away)
+	}
+	return away && !moved
+}
+
+// topic returns what became of a topic. The caller holds b.mu.
+func (b *bundle) topic(name string) *bundleTopic {
+	t := b.topics[name]
+	if t == nil {
+		t = &bundleTopic{}
+		b.topics[name] = t
+	}
+	return t
 }
 
 // wave is what can be published now, by topic: of a key its first messages of one topic. The rest comes
@@ -165,31 +313,73 @@ func (b *bundle) wave(batch []*delivery) (now map[string][]*delivery, rest []*de
 	return now, rest
 }
 
-// send publishes messages of one topic, and settles them. What the transport refuses is found by
-// halves; a transport that is away costs no message a try.
+// send publishes messages of one topic, and acks those that are safe. What the transport refuses is found
+// by halves; a transport that is away costs no message a try.
 func (b *bundle) send(ctx context.Context, topic string, batch []*delivery) {
 	if batch = b.unstuck(batch); len(batch) == 0 {
+		return
+	}
+	if err := b.hopeless(topic); err != nil {
+		b.giveBackAll(topic, batch, err)
 		return
 	}
 	patience, cancel := context.WithTimeout(ctx, b.outbox.cfg.Patience)
 	err := b.relay.publish(patience, topic, messagesOf(batch)...)
 	late := patience.Err() != nil
 	cancel()
-	batch = ackSafe(batch, err)
+	all := len(batch)
+	if batch = ackSafe(batch, err); len(batch) < all {
+		b.succeeded(topic)
+	}
 	switch {
 	case len(batch) == 0:
 	case late || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) || errors.Is(err, bus.ErrClosed):
-		b.noteAway(fmt.Errorf("publish %s: %w", topic, err))
-		for _, d := range batch {
-			b.hold(d)
-			giveBack(d)
-		}
+		b.giveBackAll(topic, batch, err)
 	case len(batch) == 1:
-		b.refused(ctx, batch[0], err)
+		b.refuse(topic, batch[0], err)
 	default:
 		b.send(ctx, topic, batch[:len(batch)/2])
 		b.send(ctx, topic, batch[len(batch)/2:])
 	}
+}
+
+// giveBackAll has messages go back at the end, without a try counted.
+func (b *bundle) giveBackAll(topic string, batch []*delivery, err error) {
+	b.mu.Lock()
+	t := b.topic(topic)
+	t.away, t.untried = fmt.Errorf("publish %s: %w", topic, err), append(t.untried, batch...)
+	b.mu.Unlock()
+	for _, d := range batch {
+		b.hold(d)
+	}
+}
+
+func (b *bundle) succeeded(topic string) {
+	b.outbox.succeeded(topic)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.topic(topic).succeeded = true
+}
+
+// refuse keeps a message that the transport refused for the judgement.
+func (b *bundle) refuse(topic string, d *delivery, err error) {
+	b.hold(d)
+	b.outbox.failed(topic, d.id)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	t := b.topic(topic)
+	t.refused = append(t.refused, refusal{d, err})
+}
+
+// hopeless returns the last error of a topic of which enough messages were refused, and none was taken.
+func (b *bundle) hopeless(topic string) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	t := b.topic(topic)
+	if t.succeeded || len(t.refused) < b.probes {
+		return nil
+	}
+	return t.refused[len(t.refused)-1].err
 }
 
 // ackSafe acks what is safe, and returns the rest.
@@ -220,41 +410,35 @@ func ackSafe(batch []*delivery, err error) (rest []*delivery) {
 }
 
 // refused tries a message again later, and sets it aside after its last try. What stands behind it
-// waits for it, but not for one that is set aside.
+// waits for it, but not for one that is set aside. Its attempts also count relays that died; the first
+// refusal is never the last.
 func (b *bundle) refused(ctx context.Context, d *delivery, err error) {
 	logger, attempt := b.feed.store.cfg.Logger, d.delivery.Attempt
 	retry := b.outbox.cfg.Retry
-	if attempt <= len(retry.Delays) {
+	first := d.delivery.FailedSince.IsZero()
+	if tries := len(retry.Delays); attempt <= tries || first && tries > 0 {
 		logger.Warn("leat: sql: the transport refuses a message of the outbox; trying again",
 			"outbox", b.outbox.Group(), "message_id", bus.MessageID(d.delivery.Message), "attempt", attempt, "err", err)
-		b.hold(d)
-		_ = d.Redeliver(retry.Spread(retry.Delays[attempt-1]))
+		if first {
+			d.delivery.FailedSince = time.Now()
+		}
+		_ = d.Redeliver(retry.Spread(retry.Delays[min(attempt, tries)-1]))
 		return
 	}
 	logger.Error("leat: sql: the transport refuses a message of the outbox; it is in the poison queue",
 		"outbox", b.outbox.Group(), "message_id", bus.MessageID(d.delivery.Message), "attempt", attempt, "err", err)
 	if err := d.Poison(ctx, bus.NewFault(&d.delivery, err)); err != nil {
-		b.hold(d)
 		_ = d.Redeliver(longestRelayWait)
 	}
 }
 
 func giveBack(d *delivery) { _ = d.GiveBack(0) }
 
-func (b *bundle) noteAway(err error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.away = err
-}
-
 // hold keeps back what stands behind d.
 func (b *bundle) hold(d *delivery) {
 	if key := bus.PartitionKey(d.delivery.Message); key != "" {
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		if b.stuck == nil {
-			b.stuck = make(map[string]bool)
-		}
 		b.stuck[key] = true
 	}
 }

@@ -35,7 +35,9 @@ func TestRetention(t *testing.T) {
 			return count(t, db, fmt.Sprintf("SELECT count(*) FROM %s WHERE state IN (%s)", s.table("messages"), states))
 		}
 		require.Eventually(t, func() bool { return number("2, 3") == 3 }, patience, 5*time.Millisecond, "they are kept at first")
-		s.start(t, "keep_handled", "1s", "keep_poisoned", "1s") // for this one their time is over soon
+		short := s.start(t, "keep_handled", "1s", "keep_poisoned", "1s") // for this one their time is over soon
+		_, err = short.Subscribe(ctx, sub)
+		require.NoError(t, err)
 		require.Eventually(t, func() bool { return number("2, 3") == 0 }, patience, 20*time.Millisecond, "they are kept for ever")
 		n, err := transport.PoisonQueue(sub.Group).Len(ctx)
 		require.NoError(t, err)
@@ -45,6 +47,36 @@ func TestRetention(t *testing.T) {
 		for range 5 {
 			require.NoError(t, next(t, waiting, patience).Settler.Ack())
 		}
+	})
+}
+
+// TestRetention_leavesGroupsOfOthersAlone: services that share tables each keep their own messages for as
+// long as they say.
+func TestRetention_leavesGroupsOfOthersAlone(t *testing.T) {
+	eachSystemAtOnce(t, func(t *testing.T, s system) {
+		ctx := testContext(t)
+		// settle leaves one handled and one poisoned message in a group.
+		settle := func(transport bus.Transport, group string) {
+			feed, err := transport.Subscribe(ctx, subscription(group, 2, "order.paid.v1"))
+			require.NoError(t, err)
+			require.NoError(t, transport.Publish(ctx, "order.paid.v1", newMessages(2)...))
+			require.NoError(t, next(t, feed, patience).Settler.Ack())
+			require.NoError(t, next(t, feed, patience).Settler.Poison(ctx, bus.Fault{Text: "test"}))
+			require.NoError(t, feed.Close(ctx))
+		}
+		db := s.db(t)
+		kept := func(group string) int {
+			return count(t, db, fmt.Sprintf("SELECT count(*) FROM %s m JOIN %s g ON g.id = m.group_id WHERE m.state IN (2, 3) AND g.name = '%s'",
+				s.table("messages"), s.table("groups"), group))
+		}
+		settle(s.start(t, "keep_handled", "1h"), "billing.ledger") // poisoned messages are kept until somebody drops them
+		require.Eventually(t, func() bool { return kept("billing.ledger") == 2 }, patience, 5*time.Millisecond)
+		mail := s.start(t, "keep_handled", "1s", "keep_poisoned", "1s")
+		settle(mail, "mail.sender")
+		_, err := mail.Subscribe(ctx, subscription("mail.sender", 1, "order.paid.v1"))
+		require.NoError(t, err)
+		require.Eventually(t, func() bool { return kept("mail.sender") == 0 }, patience, 20*time.Millisecond, "mail's own are kept for ever")
+		require.Equal(t, 2, kept("billing.ledger"))
 	})
 }
 

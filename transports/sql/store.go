@@ -9,11 +9,13 @@ import (
 // store is the tables, as operations. It retries nothing but where it says so.
 type store struct {
 	*statements
-	db     database
-	quick  database // db, where a commit need not wait for the disk
-	link   *link
-	arrays bool  // an insert may pass its messages as arrays
-	born   int64 // when the tables were made: no others share it
+	db      database
+	quick   database // db, where a commit need not wait for the disk
+	link    *link
+	arrays  bool  // an insert may pass its messages as arrays
+	born    int64 // when the tables were made: no others share it
+	file    *sqliteFile
+	tellsTx bool // the server says whether a transaction is open, as MariaDB does
 }
 
 // The states of a message in its group. Together with pos and id they are the one index by which

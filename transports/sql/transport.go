@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/internal/intx"
 )
 
 // Transport is a [bus.Transport] over a database. Its methods may be called concurrently.
@@ -113,13 +114,27 @@ func (t *Transport) join(ctx context.Context, s bus.Subscription) (*feed, error)
 	}
 	ctx, cancel := t.while(ctx)
 	defer cancel()
+	beside := intx.Is(ctx) && t.store.name == SQLite
+	if beside {
+		ctx, cancel = context.WithTimeout(ctx, besideTx)
+		defer cancel()
+	}
 	owner := newConsumerID()
 	g, err := t.store.subscribe(ctx, s, owner, t.place)
+	if beside && errors.Is(err, context.DeadlineExceeded) {
+		err = errBesideTx
+	}
 	if err != nil {
 		return nil, t.failure(fmt.Sprintf("subscribe group %q", s.Group), err)
 	}
 	return newFeed(t, g, s, owner), nil
 }
+
+// besideTx is how long a subscription waits for the right to write while a transaction of its caller's is
+// open. If that transaction has the right, it would wait for its own end.
+const besideTx = time.Second
+
+var errBesideTx = errors.New("SQLite has one writer, which is the open transaction; run the bus or publish once before it begins")
 
 // begin makes the feed take messages, woken by those of some topics.
 func (t *Transport) begin(f *feed, topics []string) error {

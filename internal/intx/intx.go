@@ -1,0 +1,12 @@
+// Package intx marks contexts of calls that the bus makes while a transaction of its caller's is open.
+package intx
+
+import "context"
+
+type key struct{}
+
+// With marks a context.
+func With(ctx context.Context) context.Context { return context.WithValue(ctx, key{}, true) }
+
+// Is reports whether the context is marked: what is called must not wait for the end of that transaction.
+func Is(ctx context.Context) bool { return ctx.Value(key{}) != nil }

@@ -1,0 +1,191 @@
+package sql_test
+
+import (
+	"bytes"
+	"context"
+	stdsql "database/sql"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"testing"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/transports/sql"
+)
+
+// mysqlVariable names one more server of MySQL's, of another version, for the tests of users' pools.
+const mysqlVariable = "LEAT_TEST_MYSQL9_URL"
+
+// userPool is a pool as a service may have it.
+type userPool struct {
+	open  func(t testing.TB) bus.Transport
+	begin func(t testing.TB) (tx any, commit func())
+}
+
+// userPools is one of every driver that the package's users have, and of some settings that roles and
+// sessions have at companies.
+func userPools() map[string]func(t testing.TB) userPool {
+	pools := map[string]func(t testing.TB) userPool{
+		"pgx": func(t testing.TB) userPool {
+			s := onPostgres(t)
+			pool, _ := s.pool(t)
+			return onPgx(s, pool)
+		},
+		"pgx with settings of the role": func(t testing.TB) userPool {
+			s := onPostgres(t)
+			pool, _ := s.pool(t, "default_transaction_isolation", "serializable", "idle_in_transaction_session_timeout", "5s",
+				"lock_timeout", "5s", "standard_conforming_strings", "off", "bytea_output", "escape", "TimeZone", "Asia/Kolkata",
+				"plan_cache_mode", "force_generic_plan", "synchronous_commit", "off")
+			return onPgx(s, pool)
+		},
+		"database/sql on pgx": func(t testing.TB) userPool {
+			s := onPostgres(t)
+			pool, _ := s.pool(t)
+			return onStd(t, s, stdlib.OpenDBFromPool(pool))
+		},
+		"sqlite": func(t testing.TB) userPool {
+			s := onSQLite(t)
+			return onStd(t, s, s.service(t))
+		},
+	}
+	for server, on := range map[string]func(t testing.TB) system{"mysql": onMySQL, "mysql 9": onOtherMySQL} {
+		isolation := "transaction_isolation"
+		if server == "mysql" { // which is MariaDB
+			isolation = "tx_isolation"
+		}
+		pools[server] = func(t testing.TB) userPool {
+			s := on(t)
+			return onStd(t, s, s.stdPool(t))
+		}
+		pools[server+" interpolating"] = func(t testing.TB) userPool {
+			s := on(t)
+			return onStd(t, s, s.stdPool(t, "interpolateParams", "true"))
+		}
+		pools[server+" with settings of the session"] = func(t testing.TB) userPool {
+			s := on(t)
+			return onStd(t, s, s.stdPool(t, "sql_mode", "'ANSI,TRADITIONAL,NO_BACKSLASH_ESCAPES'", "sql_safe_updates", "1",
+				isolation, "'SERIALIZABLE'", "time_zone", "'+05:30'"))
+		}
+	}
+	return pools
+}
+
+func onOtherMySQL(t testing.TB) system {
+	raw := os.Getenv(mysqlVariable)
+	if raw == "" {
+		t.Skipf("no other version of MySQL to test with; set %s", mysqlVariable)
+	}
+	return onMySQLAt(t, raw)
+}
+
+func onPgx(s system, pool *pgxpool.Pool) userPool {
+	return userPool{
+		open: func(t testing.TB) bus.Transport { return s.onPool(t, pool) },
+		begin: func(t testing.TB) (any, func()) {
+			tx, err := pool.Begin(testContext(t))
+			require.NoError(t, err)
+			return tx, func() { require.NoError(t, tx.Commit(testContext(t))) }
+		},
+	}
+}
+
+func onStd(t testing.TB, s system, db *stdsql.DB) userPool {
+	t.Cleanup(func() { _ = db.Close() })
+	return userPool{
+		open: func(t testing.TB) bus.Transport {
+			transport, err := sql.New(testContext(t), db, s.cfg)
+			require.NoError(t, err)
+			t.Cleanup(func() { closeNow(t, transport) })
+			return transport
+		},
+		begin: func(t testing.TB) (any, func()) {
+			tx, err := db.BeginTx(context.Background(), nil)
+			require.NoError(t, err)
+			return tx, func() { require.NoError(t, tx.Commit()) }
+		},
+	}
+}
+
+// TestUserPools_keepEveryByte: a large payload and large headers come back exactly, by whatever driver they
+// were inserted, one by one and many at once, in transactions of the user's, and after a stay in the poison
+// queue.
+func TestUserPools_keepEveryByte(t *testing.T) {
+	for name, open := range userPools() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			pool, ctx := open(t), testContext(t)
+			transport := pool.open(t)
+			sub := subscription("shop.ledger", 1, "order.paid.v1")
+			sub.Order = bus.OrderedByKey
+			feed, err := transport.Subscribe(ctx, sub)
+			require.NoError(t, err)
+			want := map[string]*message.Message{}
+			some := func(n int) (msgs []*message.Message) {
+				for range n {
+					msg := largeMessage(fmt.Sprintf("m-%d", len(want)))
+					want[msg.UUID] = msg
+					msgs = append(msgs, msg.Copy())
+				}
+				return msgs
+			}
+			require.NoError(t, transport.Publish(ctx, "order.paid.v1", some(1)...))
+			require.NoError(t, transport.Publish(ctx, "order.paid.v1", some(3)...))
+			tx, commit := pool.begin(t)
+			for range 2 {
+				require.NoError(t, transport.(bus.TxPublisher).PublishTx(ctx, tx, "order.paid.v1", some(2)...))
+			}
+			commit()
+			same := func(msg *message.Message) {
+				require.True(t, bytes.Equal(want[msg.UUID].Payload, msg.Payload), "%d bytes were published, %d came", len(want[msg.UUID].Payload), len(msg.Payload))
+				for name, value := range want[msg.UUID].Metadata {
+					require.True(t, msg.Metadata[name] == value, "header %q: %d bytes were published, %d came", name, len(value), len(msg.Metadata[name]))
+				}
+			}
+			for range want {
+				d := next(t, feed, patience)
+				same(d.Message)
+				require.NoError(t, d.Settler.Poison(ctx, bus.Fault{Text: "test"}))
+			}
+			queue := transport.PoisonQueue(sub.Group)
+			list, err := queue.List(ctx, "", 100)
+			require.NoError(t, err)
+			require.Len(t, list, len(want))
+			var ids []string
+			for _, m := range list {
+				same(m.Message)
+				ids = append(ids, m.ID)
+			}
+			require.NoError(t, queue.Put(ctx, bus.PoisonedMessage{Message: some(1)[0]}, list[0]))
+			n, err := queue.Replay(ctx, ids...)
+			require.NoError(t, err)
+			require.Equal(t, len(ids), n)
+			for range ids {
+				d := next(t, feed, patience)
+				same(d.Message)
+				require.NoError(t, d.Settler.Ack())
+			}
+			list, err = queue.List(ctx, "", 100)
+			require.NoError(t, err)
+			require.Len(t, list, 1)
+			same(list[0].Message)
+		})
+	}
+}
+
+// largeMessage has a payload and a header beyond 64 KiB, with every byte in them.
+func largeMessage(id string) *message.Message {
+	msg := newMessage("order.paid.v1", id)
+	msg.Metadata[bus.HeaderPartitionKey] = "k'\"\\%_" + id
+	random := make([]byte, 300_000)
+	for i := range random {
+		random[i] = byte(rand.Uint32())
+	}
+	msg.Payload = append([]byte("\x00\xff'\\\n?"), random...)
+	msg.Metadata["large"] = string(random[:70_000])
+	return msg
+}

@@ -1,0 +1,65 @@
+package sql_test
+
+import (
+	"context"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/handlers"
+)
+
+// TestSQLite_inTxBeforeTheFirstSubscription: the subscription writes, and the caller's transaction is the one
+// writer. It is an error with the fix, and not a wait for the caller's own commit.
+func TestSQLite_inTxBeforeTheFirstSubscription(t *testing.T) {
+	s, ctx := onSQLite(t), testContext(t)
+	b, err := bus.New(s.open(t), bus.Config{Service: "shop"})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, b.Close(context.Background())) }()
+	require.NoError(t, b.Handle(handlers.Func("ledger", func(context.Context, paid) error { return nil })))
+	db := s.service(t)
+	tx, err := db.BeginTx(ctx, nil)
+	require.NoError(t, err)
+	err = b.InTx(tx).Publish(ctx, paid{"1"})
+	require.NoError(t, tx.Rollback())
+	require.ErrorContains(t, err, "SQLite has one writer, which is the open transaction; run the bus or publish once before it begins")
+
+	_ = b.Publish(ctx, paid{"2"})
+	tx, err = db.BeginTx(ctx, nil)
+	require.NoError(t, err)
+	require.NoError(t, b.InTx(tx).Publish(ctx, paid{"3"}))
+	require.NoError(t, tx.Commit())
+}
+
+// TestSQLite_fileIsGone: what is published into a file that was deleted or replaced is lost with the process,
+// so that Publish fails and the health says why.
+func TestSQLite_fileIsGone(t *testing.T) {
+	for name, harm := range map[string]func(t *testing.T, path string){
+		"deleted": func(t *testing.T, path string) { require.NoError(t, os.Remove(path)) },
+		"replaced": func(t *testing.T, path string) {
+			require.NoError(t, os.WriteFile(path+".new", nil, 0o600))
+			require.NoError(t, os.Rename(path+".new", path))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, ctx := onSQLite(t), testContext(t)
+			transport := s.open(t)
+			_, err := transport.Subscribe(ctx, subscription("shop.ledger", 1, "order.paid.v1"))
+			require.NoError(t, err)
+			publish := func() error { return transport.Publish(ctx, "order.paid.v1", newMessage("order.paid.v1", "m")) }
+			require.NoError(t, publish())
+			harm(t, s.url[len("sqlite://"):])
+			require.Eventually(t, func() bool { return publish() != nil }, patience, 10*time.Millisecond, "Publish says that it is safe")
+			require.ErrorContains(t, publish(), "was deleted or replaced while it was open")
+			health := transport.(bus.HealthTeller).Health()
+			require.False(t, health.Connected)
+			require.ErrorContains(t, health.Err, "was deleted or replaced")
+			closing, cancel := context.WithTimeout(ctx, patience)
+			defer cancel()
+			_ = transport.Close(closing)
+		})
+	}
+}

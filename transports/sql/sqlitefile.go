@@ -1,0 +1,46 @@
+package sql
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+)
+
+// sqliteFile is the file that a SQLite database was opened from. An open file that somebody deletes or
+// replaces goes on to take writes until its last connection closes; then they are gone.
+type sqliteFile struct {
+	path string
+	info os.FileInfo
+}
+
+var errFileGone = errors.New("was deleted or replaced while it was open, and what is written into it is lost; restart the service")
+
+// findFile remembers the file, if there is one.
+func (s *store) findFile(ctx context.Context) error {
+	if s.name != SQLite {
+		return nil
+	}
+	paths, err := collect(ctx, s.db, func(r rows, path *string) error { return r.Scan(path) },
+		`SELECT file FROM pragma_database_list WHERE name = 'main'`)
+	if err != nil || len(paths) == 0 || paths[0] == "" {
+		return err // "" is a database in memory
+	}
+	info, err := os.Stat(paths[0])
+	if err == nil {
+		s.file = &sqliteFile{paths[0], info}
+	}
+	return err
+}
+
+// gone returns an error if the file is no longer at its place.
+func (f *sqliteFile) gone() error {
+	if f == nil {
+		return nil
+	}
+	info, err := os.Stat(f.path)
+	if errors.Is(err, os.ErrNotExist) || err == nil && !os.SameFile(info, f.info) {
+		return fmt.Errorf("the file %s %w", f.path, errFileGone)
+	}
+	return nil // another error says nothing about the file
+}
