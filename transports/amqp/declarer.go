@@ -23,6 +23,7 @@ const (
 	exclusive  = false
 	internal   = false
 	noWait     = false
+	byBroker   = "" // a name that the broker chooses
 )
 
 func (d *declarer) exchange(name, kind string, args amqp.Table) {

@@ -68,6 +68,12 @@
 // forgets that one and its attempt, not the message, and a close neither. A key whose message is being handled, and does not
 // wait, counts against prefetch with what is behind it. See held.go for how it works.
 //
+// The leader makes sure every few seconds that the broker still takes it for that, and hands out messages only
+// within one and a half heartbeats after it last did: a process that was stopped for longer hands out nothing until
+// it knows that it still leads. What a handler already has when its process stops can't be called back: while
+// another process leads, the old handler may go on for a moment. Where that matters, give its effects a condition
+// of their own, such as a version number in the database.
+//
 // A process that crashes may leave a message in two places. Which is known by the message's id and body,
 // so those without an id may come twice; and a message that may have been handed out when the process
 // crashed counts one attempt more.
@@ -79,6 +85,15 @@
 //
 // Ordered groups share a third connection, over which held messages are published as well: while the
 // broker is out of memory, it is theirs that waits.
+//
+// # Clusters
+//
+// When nodes of a RabbitMQ cluster lose contact, a queue takes back what consumers on the other side have
+// unacked, and sends it again when the contact is back. An unordered group handles those messages twice, at most as
+// many as it fetches ahead. An ordered group begins again with what the broker has, within some seconds, and nothing
+// that waits is lost. A node that hangs keeps the lead of its clients until the others give it up, after
+// RabbitMQ's net_ticktime of 60 seconds: ordered groups that are led from there stand still for so long.
+// Operators who want less set net_ticktime lower on all nodes, for instance to 15.
 //
 // # What operators see
 //

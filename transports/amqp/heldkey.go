@@ -50,8 +50,14 @@ func (h *held) put(p place, d *amqp.Delivery) {
 		e = &entry{place: p.at, alien: true}
 		h.insert(p.key, i, e)
 	case e.tag == 0 && e.rev == p.rev: // its own, or it was fetched
-	case p.rev <= e.rev:
+	case p.rev < e.rev && e.tag == 0: // nobody knows yet whether its next revision is safe
+		h.takenBack()
+		return
+	case p.rev < e.rev, p.rev == e.rev && !d.Redelivered: // an operator's replay may have been sent twice
 		h.ack(d.DeliveryTag)
+		return
+	case p.rev == e.rev && h.complete:
+		h.takenBack()
 		return
 	case e.out: // an operator was faster than the one who handles it
 		e = &entry{place: p.at, alien: true}
@@ -196,9 +202,12 @@ func (h *held) applySkips() {
 	for _, s := range h.skips {
 		_, e := h.find(s.key, s.at)
 		switch {
-		case e == nil, !e.stone, e.rev > s.rev, e.skip != 0:
+		case e == nil, !e.stone, e.rev > s.rev:
 			h.ack(s.tag)
 		default:
+			if e.skip != 0 {
+				h.ack(e.skip) // the same note twice, or taken back by the broker and sent again
+			}
 			e.skip = s.tag
 			if e.tag != 0 {
 				h.void(s.key, e)

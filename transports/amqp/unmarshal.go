@@ -122,7 +122,7 @@ func foreignDeaths(field any) []any {
 // leat counted, those that the broker counted because nobody settled them, and those that a foreign
 // retry topology counted by dead-lettering.
 func handOvers(d *amqp.Delivery, queue string) (attempts, crashes int) {
-	crashes = fieldInt(d.Headers["x-delivery-count"])
+	crashes = deliveries(d)
 	if crashes == 0 && d.Redelivered {
 		crashes = 1
 	}
@@ -134,6 +134,9 @@ func handOvers(d *amqp.Delivery, queue string) (attempts, crashes int) {
 	}
 	return attempts, crashes + fieldInt(d.Headers[headerCrashes])
 }
+
+// deliveries is how often the broker had delivered the message before, as far as it counts.
+func deliveries(d *amqp.Delivery) int { return fieldInt(d.Headers["x-delivery-count"]) }
 
 // topicOf is where the message was published; "" where it went to the queue directly.
 func topicOf(d *amqp.Delivery, queue string, cfg *Config) string {
