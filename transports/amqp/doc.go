@@ -86,6 +86,28 @@
 // Ordered groups share a third connection, over which held messages are published as well: while the
 // broker is out of memory, it is theirs that waits.
 //
+// # Policies
+//
+// This is for those who operate the broker. A policy that limits queues applies to leat's queues as well, if its
+// pattern matches them, and a limit of a policy that is lower than that of the queue wins. A client can neither see nor
+// refuse a policy. These limits delete messages that leat has promised to keep:
+//
+//   - delivery-limit: to look at messages counts as a delivery, and so does to hold them. leat writes a message of
+//     <group>.poison, <group>.held and leat.groups.* anew before it was delivered four times. So a limit of 10 or more
+//     deletes nothing of these, with some room for crashes in between; a lower one may. A group's own queue hands
+//     what the limit throws out to <group>.poison, but with topology=watermill.
+//   - message-ttl and expires: what is in <group>.poison, <group>.held, leat.delay.* and leat.groups.* when its time is
+//     over is deleted. There is nothing that leat can do about it.
+//   - max-length and max-length-bytes: the oldest messages of those queues are deleted when new ones come, or with
+//     overflow=reject-publish the new ones are refused, and stay where they were.
+//
+// So a pattern of a policy with one of these should spare leat's queues:
+//
+//	rabbitmqctl set_policy limits '^(?!leat\.)(?!.*\.(poison|held|lead)$)' '{"delivery-limit":20}' --apply-to queues
+//
+// A policy without such limits, for instance with queue-leader-locator, may match any of them. When a look into
+// a poison queue finds that fewer messages came back than were read, it returns an error that says how many.
+//
 // # Clusters
 //
 // When nodes of a RabbitMQ cluster lose contact, a queue takes back what consumers on the other side have

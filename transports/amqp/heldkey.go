@@ -87,6 +87,8 @@ func (h *held) put(p place, d *amqp.Delivery) {
 		return
 	case e.wanted:
 		e.raw = d
+	case deliveries(d) >= renewAt:
+		h.renew(e, d)
 	case !e.stone && i < heldAhead && h.cached+e.size <= heldBytes:
 		e.raw = d
 		h.cached += e.size
@@ -187,7 +189,7 @@ func (h *held) handBack(e *entry) {
 // release takes away the stones of a key, in a group that does not park any more.
 func (h *held) release(key string) {
 	for _, e := range slices.Clone(h.keys[key].entries) {
-		if e.stone {
+		if e.stone && e.tag != 0 { // else when it comes
 			h.ack(e.tag)
 			h.remove(key, e)
 		}

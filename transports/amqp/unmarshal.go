@@ -138,6 +138,22 @@ func handOvers(d *amqp.Delivery, queue string) (attempts, crashes int) {
 // deliveries is how often the broker had delivered the message before, as far as it counts.
 func deliveries(d *amqp.Delivery) int { return fieldInt(d.Headers["x-delivery-count"]) }
 
+// renewAt is how many deliveries make a message of a poison queue, or a held one, be written anew, which begins the
+// count again: a policy may have set a delivery-limit, beyond which the broker deletes it. Only policies can be
+// lower than manyDeliveries, and AMQP can't read them.
+const renewAt = 2
+
+// renewed is the message as it stands in its queue, to be written there anew.
+func renewed(d *amqp.Delivery) amqp.Publishing {
+	p := copyOf(d, "")
+	for name, field := range d.Headers {
+		if strings.HasPrefix(name, headerHeld) {
+			p.Headers[name] = field
+		}
+	}
+	return p
+}
+
 // topicOf is where the message was published; "" where it went to the queue directly.
 func topicOf(d *amqp.Delivery, queue string, cfg *Config) string {
 	if topic, ok := d.Headers[headerTopic].(string); ok {
