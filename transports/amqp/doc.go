@@ -86,6 +86,21 @@
 // Ordered groups share a third connection, over which held messages are published as well: while the
 // broker is out of memory, it is theirs that waits.
 //
+// # Changing the order of a group
+//
+// Whether a group is ordered is an argument of its queue, which RabbitMQ can't change. A handler with another name
+// has another queue. To keep the name, make the queue anew:
+//
+//  1. Stop whatever publishes to the group's topics. Else what comes between steps 4 and 5 reaches no group, and
+//     its publishers get an UnroutableError.
+//  2. Let the group work until "leat groups" shows that nothing waits for it.
+//  3. Stop all processes of the group.
+//  4. Delete its queue: rabbitmqctl delete_queue <group>. Leave <group>.poison and <group>.held.
+//  5. Start the new version. If the group is not ordered any more, it moves what is in <group>.held, delayed or parked,
+//     to the group's queue. Poisoned messages can be replayed before and after.
+//  6. If the group is not ordered any more, delete <group>.held and <group>.lead when "leat doctor" shows no
+//     fault of the group.
+//
 // # Policies
 //
 // This is for those who operate the broker. A policy that limits queues applies to leat's queues as well, if its

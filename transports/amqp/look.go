@@ -117,15 +117,29 @@ func (t *Transport) look(l *look, lock string, do func(*look) error) error {
 	return nil
 }
 
-// renew writes every message of the queue anew, behind the others, and takes the old one then.
+// renew writes every message of the queue anew, behind the others, and takes the old one then. It has a connection
+// of its own, and gives up when the broker accepts no messages: it would stop reading from that connection.
 func (l *look) renew(ctx context.Context) error {
-	again := &look{ctx: ctx, t: l.t, conn: l.conn, wire: l.wire, queue: l.queue, group: l.group}
-	var err error
-	if again.ch, err = l.conn.Channel(); err != nil {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	conn, wire, err := l.t.cfg.dial(ctx, "renew")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.CloseDeadline(time.Now().Add(lastWords)) }()
+	blocked := conn.NotifyBlocked(make(chan amqp.Blocking, 1))
+	go func() {
+		for b := range blocked { // until the connection is closed
+			if b.Active {
+				cancel(errBlocked)
+			}
+		}
+	}()
+	again := &look{ctx: ctx, t: l.t, conn: conn, wire: wire, queue: l.queue, group: l.group}
+	if again.ch, err = conn.Channel(); err != nil {
 		return err
 	}
 	ch := again.ch
-	defer closeQuietly(ch)
 	again.heed()
 	defer func() { again.giveUp() }()
 	left, err := again.size()
@@ -472,9 +486,28 @@ func (l *look) take(all ...*amqp.Delivery) error {
 	return nil
 }
 
-// replay publishes messages to the group's own queue, or to their places among those of their keys that
-// wait behind them, over the channel by which they are then taken, and returns those that are safe there.
+// places reports whether the group is ordered now, if messages of the window have places from a time when it was.
+func (l *look) places(window []*amqp.Delivery) (bool, error) {
+	if !slices.ContainsFunc(window, hasPlace) {
+		return false, nil
+	}
+	order, err := l.t.orderOf(l.ctx, l.group)
+	return order != bus.Unordered, err
+}
+
+func hasPlace(d *amqp.Delivery) bool {
+	_, ok := placeOf(d)
+	return ok
+}
+
+// replay publishes messages to the group's own queue, or if the group is ordered to their places among those of
+// their keys that wait behind them, over the channel by which they are then taken, and returns those that are safe
+// there.
 func (l *look) replay(window []*amqp.Delivery) (safe []*amqp.Delivery, err error) {
+	places, err := l.places(window)
+	if err != nil {
+		return nil, err
+	}
 	out := make([]*outgoing, len(window))
 	for i, d := range window {
 		target, _ := d.Headers[headerQueue].(string)
@@ -482,7 +515,7 @@ func (l *look) replay(window []*amqp.Delivery) (safe []*amqp.Delivery, err error
 			target = l.group
 		}
 		out[i] = &outgoing{key: target, msg: fresh(d)}
-		if p, ok := placeOf(d); ok {
+		if p, ok := placeOf(d); ok && places {
 			out[i].key = heldName(l.group)
 			out[i].msg.Headers[headerTopic], _ = d.Headers[headerTopic].(string)
 			p.rev++
@@ -500,6 +533,10 @@ func (l *look) replay(window []*amqp.Delivery) (safe []*amqp.Delivery, err error
 
 // release lets the keys of messages go on without them.
 func (l *look) release(window []*amqp.Delivery) error {
+	places, err := l.places(window)
+	if err != nil || !places {
+		return err
+	}
 	var out []*outgoing
 	for _, d := range window {
 		if p, ok := placeOf(d); ok {

@@ -103,6 +103,7 @@ func (f *feed) connect() (*session, error) {
 	case f.sub.Order != bus.Unordered:
 		err = openHeld(s, conn, wire)
 	default:
+		f.adoptHeld(conn)
 		err = s.consume(s.firstPrefetch())
 	}
 	if err != nil {
