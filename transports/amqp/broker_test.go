@@ -22,16 +22,26 @@ import (
 	"github.com/leatbus/leat/internal/testenv"
 )
 
-// broker is a RabbitMQ node that tests may stop, kill and starve. It has its own data, ports, cookie
-// and name server, and keeps its data between one start and the next.
+// broker is a RabbitMQ node that tests may stop, kill and starve. It has its own data, ports and cookie, and
+// keeps its data between one start and the next.
 type broker struct {
-	dir     string
-	port    string
+	*brokerHost
+	dir  string
+	name string
+	port string
+	env  []string
+	node *exec.Cmd
+}
+
+// brokerHost holds what the nodes of one cluster share: a directory, a name server, and a watchdog.
+type brokerHost struct {
+	root    string
 	account *syscall.Credential
-	env     []string
 	epmd    *exec.Cmd
-	node    *exec.Cmd
 	guard   *watchdog
+
+	mu    sync.Mutex
+	nodes []*broker
 }
 
 const brokerStarts = 3 * time.Minute
@@ -61,15 +71,10 @@ func ownBroker(t testing.TB) *broker {
 func stopOwnBroker() {
 	privateBroker.Lock()
 	defer privateBroker.Unlock()
-	b := privateBroker.broker
-	if b == nil {
-		return
+	if b := privateBroker.broker; b != nil {
+		b.end(syscall.SIGKILL)
+		b.brokerHost.close()
 	}
-	b.end(syscall.SIGKILL)
-	_ = syscall.Kill(-b.epmd.Process.Pid, syscall.SIGKILL)
-	_ = b.epmd.Wait()
-	_ = os.RemoveAll(b.dir)
-	b.guard.dismiss()
 }
 
 func program(t testing.TB, name string) string {
@@ -85,12 +90,15 @@ func program(t testing.TB, name string) string {
 	return path
 }
 
-func newBroker(t testing.TB) *broker {
-	b := &broker{port: testenv.FreePort(t)}
+func newBroker(t testing.TB) *broker { return newBrokers(t, 1)[0] }
+
+// newBrokers makes n nodes that form one cluster when they are started.
+func newBrokers(t testing.TB, n int) []*broker {
+	h := new(brokerHost)
 	epmdPort := testenv.FreePort(t)
-	dir, err := os.MkdirTemp("", "leat-amqp-") //nolint:usetesting // another user must reach it
+	root, err := os.MkdirTemp("", "leat-amqp-") //nolint:usetesting // another user must reach it
 	require.NoError(t, err)
-	b.dir, b.guard = dir, newWatchdog(t, dir)
+	h.root, h.guard = root, newWatchdog(t, root)
 	if os.Geteuid() == 0 {
 		account, err := user.Lookup("rabbitmq")
 		if err != nil {
@@ -98,31 +106,51 @@ func newBroker(t testing.TB) *broker {
 		}
 		uid, _ := strconv.Atoi(account.Uid)
 		gid, _ := strconv.Atoi(account.Gid)
-		b.account = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
-		require.NoError(t, os.Chown(dir, uid, gid))
+		h.account = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
 	}
-	path := func(name string) string { return filepath.Join(dir, name) }
-	b.env = []string{
-		"HOME=" + dir, "LANG=C.UTF-8", "PATH=" + os.Getenv("PATH") + ":/usr/sbin:/usr/bin:/bin",
-		"RABBITMQ_NODENAME=leat" + b.port + "@localhost",
-		"RABBITMQ_NODE_IP_ADDRESS=127.0.0.1",
-		"RABBITMQ_NODE_PORT=" + b.port,
-		"RABBITMQ_DIST_PORT=" + testenv.FreePort(t),
-		"ERL_EPMD_PORT=" + epmdPort,
-		"ERL_EPMD_ADDRESS=127.0.0.1",
-		"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=-kernel inet_dist_use_interface {127,0,0,1}",
-		"RABBITMQ_CONF_ENV_FILE=" + path("none.conf"),
-		"RABBITMQ_CONFIG_FILE=" + path("none"),
-		"RABBITMQ_CONFIG_FILES=" + path("none.d"),
-		"RABBITMQ_ADVANCED_CONFIG_FILE=" + path("none-advanced"),
-		"RABBITMQ_ENABLED_PLUGINS_FILE=" + path("enabled_plugins"),
-		"RABBITMQ_MNESIA_BASE=" + path("mnesia"),
-		"RABBITMQ_LOG_BASE=" + path("log"),
-		"RABBITMQ_LOGS=-",
-		"RABBITMQ_PID_FILE=" + path("pid"),
+	h.own(t, root)
+	for range n {
+		b := &broker{brokerHost: h, port: testenv.FreePort(t)}
+		b.name = "leat" + b.port + "@localhost"
+		b.dir = filepath.Join(root, b.name)
+		require.NoError(t, os.Mkdir(b.dir, 0o700))
+		h.own(t, b.dir)
+		h.nodes = append(h.nodes, b)
 	}
-	b.epmd = b.launch(t, "epmd", "-address", "127.0.0.1", "-port", epmdPort)
-	b.guard.watch(t, b.epmd)
+	config, args := "", "-kernel inet_dist_use_interface {127,0,0,1}"
+	if n > 1 {
+		args += " -kernel net_ticktime 8" // a node that hangs is given up after so many seconds, not after a minute
+		config = "cluster_formation.peer_discovery_backend = classic_config\n"
+		for i, b := range h.nodes {
+			config += "cluster_formation.classic_config.nodes." + strconv.Itoa(i+1) + " = " + b.name + "\n"
+		}
+	}
+	for _, b := range h.nodes {
+		path := func(name string) string { return filepath.Join(b.dir, name) }
+		require.NoError(t, os.WriteFile(path("rabbitmq.conf"), []byte(config), 0o600))
+		h.own(t, path("rabbitmq.conf"))
+		b.env = []string{
+			"HOME=" + root, "LANG=C.UTF-8", "PATH=" + os.Getenv("PATH") + ":/usr/sbin:/usr/bin:/bin",
+			"RABBITMQ_NODENAME=" + b.name,
+			"RABBITMQ_NODE_IP_ADDRESS=127.0.0.1",
+			"RABBITMQ_NODE_PORT=" + b.port,
+			"RABBITMQ_DIST_PORT=" + testenv.FreePort(t),
+			"ERL_EPMD_PORT=" + epmdPort,
+			"ERL_EPMD_ADDRESS=127.0.0.1",
+			"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=" + args,
+			"RABBITMQ_CONF_ENV_FILE=" + path("none.conf"),
+			"RABBITMQ_CONFIG_FILE=" + path("rabbitmq.conf"),
+			"RABBITMQ_CONFIG_FILES=" + path("none.d"),
+			"RABBITMQ_ADVANCED_CONFIG_FILE=" + path("none-advanced"),
+			"RABBITMQ_ENABLED_PLUGINS_FILE=" + path("enabled_plugins"),
+			"RABBITMQ_MNESIA_BASE=" + path("mnesia"),
+			"RABBITMQ_LOG_BASE=" + path("log"),
+			"RABBITMQ_LOGS=-",
+			"RABBITMQ_PID_FILE=" + path("pid"),
+		}
+	}
+	h.epmd = h.nodes[0].launch(t, "epmd", "-address", "127.0.0.1", "-port", epmdPort)
+	h.watch(t)
 	eventually(t, "the name server listens", func() bool { // else the node starts one of its own
 		conn, err := net.Dial("tcp", net.JoinHostPort("127.0.0.1", epmdPort))
 		if err == nil {
@@ -130,7 +158,35 @@ func newBroker(t testing.TB) *broker {
 		}
 		return err == nil
 	})
-	return b
+	return h.nodes
+}
+
+// own gives a file or directory to the account that the nodes run as.
+func (h *brokerHost) own(t testing.TB, path string) {
+	if h.account != nil {
+		require.NoError(t, os.Chown(path, int(h.account.Uid), int(h.account.Gid)))
+	}
+}
+
+// watch tells the watchdog what to end when the tests end without a cleanup.
+func (h *brokerHost) watch(t testing.TB) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	leaders := []*exec.Cmd{h.epmd}
+	for _, b := range h.nodes {
+		if b.node != nil {
+			leaders = append(leaders, b.node)
+		}
+	}
+	h.guard.watch(t, leaders...)
+}
+
+// close ends what the nodes shared. They must have ended.
+func (h *brokerHost) close() {
+	_ = syscall.Kill(-h.epmd.Process.Pid, syscall.SIGKILL)
+	_ = h.epmd.Wait()
+	_ = os.RemoveAll(h.root)
+	h.guard.dismiss()
 }
 
 func (b *broker) launch(t testing.TB, name string, args ...string) *exec.Cmd {
@@ -153,8 +209,23 @@ func (b *broker) command(t testing.TB, name string, args ...string) *exec.Cmd {
 // start returns when the node accepts channels.
 func (b *broker) start(t testing.TB) {
 	t.Helper()
-	b.node = b.launch(t, "rabbitmq-server")
-	b.guard.watch(t, b.epmd, b.node)
+	b.begin(t)
+	b.await(t)
+}
+
+// begin starts the node and does not wait for it.
+func (b *broker) begin(t testing.TB) {
+	t.Helper()
+	node := b.launch(t, "rabbitmq-server")
+	b.mu.Lock()
+	b.node = node
+	b.mu.Unlock()
+	b.watch(t)
+}
+
+// await returns when the node accepts channels.
+func (b *broker) await(t testing.TB) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), brokerStarts)
 	defer cancel()
 	for {

@@ -23,6 +23,7 @@ const (
 	exclusive  = false
 	internal   = false
 	noWait     = false
+	byBroker   = "" // a name that the broker chooses
 )
 
 func (d *declarer) exchange(name, kind string, args amqp.Table) {
@@ -99,7 +100,7 @@ func (e *ConflictError) cure() string {
 	switch e.Argument {
 	case "x-single-active-consumer":
 		return "the group was unordered and is now to be ordered by key or strictly, or the other way round; " +
-			"give the handler another name, or delete the queue when it is empty"
+			"give the handler another name, or make the queue anew as the package's documentation says under \"Changing the order of a group\""
 	case "x-queue-type":
 		return "choose it with the option queue, or delete the queue when it is empty"
 	case "type":

@@ -266,6 +266,20 @@ func (d *diagnosis) group(k known, info bus.GroupInfo) error {
 			return d.add(f, err, "let the user read the group's queues, or leave them to another service's user")
 		}
 	}
+	held, _, err := d.queue(heldName(k.Group))
+	switch {
+	case err != nil:
+		return err
+	case held.Messages == 0 || held.Consumers > 0:
+	case k.Order == bus.Unordered.String():
+		return d.add(f, fmt.Errorf("%d messages from a time when the group was ordered are in %s, and nobody consumes them",
+			held.Messages, heldName(k.Group)), "start a process of the group: it moves them to the group's queue")
+	case info.Consumers > 0:
+		return d.add(f, fmt.Errorf("%d messages are in %s, and no process of the group leads", held.Messages, heldName(k.Group)),
+			"look again in a minute, when one has taken over; else see what the log of the group's processes says")
+	default:
+		f.Text += fmt.Sprintf(", %d more are held for later or parked", held.Messages)
+	}
 	if d.t.cfg.Declare == DeclareNothing { // else a consumer makes them
 		for _, queue := range d.t.topology.noted(k.note).own(k.subscription()) {
 			_, there, err := d.queue(queue)

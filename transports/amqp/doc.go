@@ -68,6 +68,12 @@
 // forgets that one and its attempt, not the message, and a close neither. A key whose message is being handled, and does not
 // wait, counts against prefetch with what is behind it. See held.go for how it works.
 //
+// The leader makes sure every few seconds that the broker still takes it for that, and hands out messages only
+// within one and a half heartbeats after it last did: a process that was stopped for longer hands out nothing until
+// it knows that it still leads. What a handler already has when its process stops can't be called back: while
+// another process leads, the old handler may go on for a moment. Where that matters, give its effects a condition
+// of their own, such as a version number in the database.
+//
 // A process that crashes may leave a message in two places. Which is known by the message's id and body,
 // so those without an id may come twice; and a message that may have been handed out when the process
 // crashed counts one attempt more.
@@ -79,6 +85,52 @@
 //
 // Ordered groups share a third connection, over which held messages are published as well: while the
 // broker is out of memory, it is theirs that waits.
+//
+// # Changing the order of a group
+//
+// Whether a group is ordered is an argument of its queue, which RabbitMQ can't change. A handler with another name
+// has another queue. To keep the name, make the queue anew:
+//
+//  1. Stop whatever publishes to the group's topics. Else what comes between steps 4 and 5 reaches no group, and
+//     its publishers get an UnroutableError.
+//  2. Let the group work until "leat groups" shows that nothing waits for it.
+//  3. Stop all processes of the group.
+//  4. Delete its queue: rabbitmqctl delete_queue <group>. Leave <group>.poison and <group>.held.
+//  5. Start the new version. If the group is not ordered any more, it moves what is in <group>.held, delayed or parked,
+//     to the group's queue. Poisoned messages can be replayed before and after.
+//  6. If the group is not ordered any more, delete <group>.held and <group>.lead when "leat doctor" shows no
+//     fault of the group.
+//
+// # Policies
+//
+// This is for those who operate the broker. A policy that limits queues applies to leat's queues as well, if its
+// pattern matches them, and a limit of a policy that is lower than that of the queue wins. A client can neither see nor
+// refuse a policy. These limits delete messages that leat has promised to keep:
+//
+//   - delivery-limit: to look at messages counts as a delivery, and so does to hold them. leat writes a message of
+//     <group>.poison, <group>.held and leat.groups.* anew before it was delivered four times. So a limit of 10 or more
+//     deletes nothing of these, with some room for crashes in between; a lower one may. A group's own queue hands
+//     what the limit throws out to <group>.poison, but with topology=watermill.
+//   - message-ttl and expires: what is in <group>.poison, <group>.held, leat.delay.* and leat.groups.* when its time is
+//     over is deleted. There is nothing that leat can do about it.
+//   - max-length and max-length-bytes: the oldest messages of those queues are deleted when new ones come, or with
+//     overflow=reject-publish the new ones are refused, and stay where they were.
+//
+// So a pattern of a policy with one of these should spare leat's queues:
+//
+//	rabbitmqctl set_policy limits '^(?!leat\.)(?!.*\.(poison|held|lead)$)' '{"delivery-limit":20}' --apply-to queues
+//
+// A policy without such limits, for instance with queue-leader-locator, may match any of them. When a look into
+// a poison queue finds that fewer messages came back than were read, it returns an error that says how many.
+//
+// # Clusters
+//
+// When nodes of a RabbitMQ cluster lose contact, a queue takes back what consumers on the other side have
+// unacked, and sends it again when the contact is back. An unordered group handles those messages twice, at most as
+// many as it fetches ahead. An ordered group begins again with what the broker has, within some seconds, and nothing
+// that waits is lost. A node that hangs keeps the lead of its clients until the others give it up, after
+// RabbitMQ's net_ticktime of 60 seconds: ordered groups that are led from there stand still for so long.
+// Operators who want less set net_ticktime lower on all nodes, for instance to 15.
 //
 // # What operators see
 //

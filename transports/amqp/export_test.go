@@ -45,6 +45,9 @@ func (t *Transport) TickForTest() {
 		f.mu.Unlock()
 		if s != nil && s.held != nil {
 			s.held.tick()
+			if err := s.held.checkToken(); err != nil {
+				s.held.fail(err)
+			}
 		}
 	}
 }
@@ -54,4 +57,36 @@ func (t *Transport) DelayedForTest() int {
 	t.warden.mu.Lock()
 	defer t.warden.mu.Unlock()
 	return len(t.warden.held)
+}
+
+// LoseLeadForTest has the broker give the tokens of the transport's ordered groups to other processes.
+func (t *Transport) LoseLeadForTest() {
+	t.mu.Lock()
+	feeds := t.open
+	t.mu.Unlock()
+	for _, f := range feeds {
+		f.mu.Lock()
+		s := f.session
+		f.mu.Unlock()
+		if s != nil && s.held != nil {
+			_ = s.held.ch.Cancel(leadTag, noWait)
+		}
+	}
+}
+
+// StandsByForTest reports whether all groups have a session in which they lead or stand by.
+func (t *Transport) StandsByForTest() bool {
+	t.mu.Lock()
+	feeds := t.open
+	t.mu.Unlock()
+	for _, f := range feeds {
+		f.mu.Lock()
+		s := f.session
+		ready := s != nil && s.held != nil
+		f.mu.Unlock()
+		if !ready {
+			return false
+		}
+	}
+	return true
 }

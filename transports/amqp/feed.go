@@ -209,6 +209,10 @@ func (f *feed) arrive(s *session, queue string, raw *amqp.Delivery) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.sub.Order != bus.Unordered && s.repeats.again(raw) {
+		s.held.takenBack()
+		return
+	}
 	if it.key != "" {
 		f.trust(it)
 		if s.held.has(it) {
@@ -250,9 +254,12 @@ func (f *feed) trust(it *item) {
 	s.begun = true
 }
 
-// mayHandOut keeps a suspect alone. The caller holds f.mu.
+// mayHandOut keeps a suspect alone, and everything where it is not sure that this process leads the group. The
+// caller holds f.mu.
 func (f *feed) mayHandOut(it *item) bool {
 	switch {
+	case it.session.held != nil && !it.session.held.token.valid():
+		return false
 	case it.key == "":
 		return true
 	case it.suspect():
@@ -411,7 +418,10 @@ func (f *feed) move(ctx context.Context, it *item, attempts int, after time.Dura
 				"group", f.sub.Group, "message_id", bus.MessageID(&it.msg), "err", err)
 		}
 		it.session.acks.requeue(it.raw.DeliveryTag)
-		f.finish(it)
+		f.mu.Lock()
+		it.session.repeats.requeued++
+		f.settled(it)
+		f.mu.Unlock()
 		return
 	}
 	_ = it.Ack() // late: then there are two, as after any lost connection

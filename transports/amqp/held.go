@@ -1,6 +1,7 @@
 package amqp
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -14,10 +15,9 @@ import (
 // These hold at any time, and everything here follows from them:
 //
 //  1. One process leads a group. It is the one that got a message from <group>.lead, which has a single
-//     active consumer and keeps at least one message, the baton: every session begins by sending one,
-//     and the leader keeps one unacked and acks the others. Only the leader consumes the group's queue
-//     and <group>.held. It does so over the connection by which it leads, and publishes to
-//     <group>.held over that too, so a leader that is cut off can do neither any more.
+//     active consumer and keeps at least one message, the leader's token; see lead.go. Only the leader
+//     consumes the group's queue and <group>.held. It does so over the connection by which it leads, and
+//     publishes to <group>.held over that too, so a leader that is cut off can do neither any more.
 //  2. A leader knows every held message before it takes the first from the group's queue: when nobody
 //     else consumes <group>.held it sends a note there and takes what comes until the note does.
 //  3. A message leaves the group's queue for <group>.held as any copy is made: it is acked when the
@@ -31,6 +31,11 @@ import (
 //     before the message is acked. A replay writes the message to its place with a higher revision
 //     before it leaves the poison queue; a drop leaves a note that voids the stone, likewise. The note is
 //     acked after the stone.
+//  7. What a leader has unacked is in its hands only as long as the nodes of the broker's cluster are connected.
+//     A queue that can't reach the node of a consumer takes back everything that this consumer has unacked. When
+//     the node is back, the queue sends all of it again over the same channel, and ignores acks of what it sent
+//     before. So a redelivery of what this session holds ends the session: nothing is acked, and the next
+//     session begins with what the queues have. The same happens when the token does not return.
 //
 // The leader has all held messages unacked and remembers their places, not their bodies: a body is
 // dropped, and fetched by handing the message back to the queue, which sends it again. That also keeps
@@ -56,8 +61,7 @@ type held struct {
 	transfers []transfer
 	dead      bool // no transfer will be carried out any more
 
-	baton     uint64 // its delivery tag
-	won       bool
+	token     leaderToken
 	complete  bool   // what is held is known
 	leads     bool   // messages are handed out
 	nonce     string // of the note that is awaited
@@ -89,7 +93,7 @@ const (
 	heldOverhead = 1 << 10
 	// heldSoon: what follows a message that is due sooner waits for it here, as long as there is room.
 	heldSoon = time.Second
-	// heldAlone is how long a new leader waits for the consumer of the last one to go.
+	// heldAlone is how long a new leader waits for the consumer of the last one to go, at least.
 	heldAlone = 15 * time.Second
 	// heldTick: a held message goes back to the queue for a moment after two or three of these, lest the
 	// broker's consumer_timeout ends the channel; and what waits here behind one becomes held.
@@ -121,14 +125,18 @@ func openHeld(s *session, conn *amqp.Connection, wire *coalescer) error {
 	}
 	h.gone = h.ch.NotifyClose(make(chan *amqp.Error, 1))
 	h.cancelled = h.ch.NotifyCancel(make(chan string, 1))
+	h.token = newLeaderToken(conn.Config.Heartbeat)
 	s.pumps.Go(h.run)
 	s.pumps.Go(h.watch)
 	h.feed.mu.Lock()
 	s.held = h
 	h.doubtful, h.feed.doubtful = h.feed.doubtful, nil
-	h.send(transfer{out: &outgoing{key: leadName(h.feed.sub.Group), msg: amqp.Publishing{DeliveryMode: amqp.Persistent}}})
+	err = h.sendToken()
 	h.feed.mu.Unlock()
-	return h.consume(leadName(h.feed.sub.Group), h.lead)
+	if err != nil {
+		return err
+	}
+	return h.consume(leadName(h.feed.sub.Group), leadTag, h.lead)
 }
 
 // end is called when the session's channel is closed.
@@ -151,13 +159,16 @@ func (h *held) end() {
 	}
 }
 
-func (h *held) consume(queue string, arrive func(*amqp.Delivery)) error {
+// leadTag is the tag of the consumer that gets tokens.
+const leadTag = "lead"
+
+func (h *held) consume(queue, tag string, arrive func(*amqp.Delivery)) error {
 	const size, global = 0, false
 	const autoAck, noLocal = false, false
 	if err := h.ch.Qos(heldStride, size, global); err != nil {
 		return err
 	}
-	deliveries, err := h.ch.Consume(queue, "", autoAck, exclusive, noLocal, noWait, nil)
+	deliveries, err := h.ch.Consume(queue, tag, autoAck, exclusive, noLocal, noWait, nil)
 	if err != nil {
 		return err
 	}
@@ -173,6 +184,8 @@ func (h *held) consume(queue string, arrive func(*amqp.Delivery)) error {
 func (h *held) watch() {
 	tick := time.NewTicker(heldTick)
 	defer tick.Stop()
+	check := time.NewTicker(h.token.every)
+	defer check.Stop()
 	for {
 		var err error
 		select {
@@ -184,6 +197,8 @@ func (h *held) watch() {
 			}
 		case <-tick.C:
 			h.tick()
+		case <-check.C:
+			err = h.checkToken()
 		case reason := <-h.gone:
 			err = channelLost(reason)
 		case tag := <-h.cancelled:
@@ -209,7 +224,7 @@ func (h *held) note(what, id string) *outgoing {
 // arrive takes a held message in, or a note.
 func (h *held) arrive(d *amqp.Delivery) {
 	if h.take(d) {
-		if err := h.consume(h.name(), h.arrive); err != nil {
+		if err := h.consume(h.name(), byBroker, h.arrive); err != nil {
 			h.fail(err)
 		}
 	}
@@ -268,10 +283,15 @@ func (h *held) tick() {
 			}
 		}
 	}
-	if h.baton != 0 { // else it is on its way back
-		_ = h.ch.Nack(h.baton, false, true)
-		h.baton = 0
-	}
+}
+
+var errTakenBack = errors.New("the broker has taken back what this process holds, and sends it again: " +
+	"nodes of its cluster lost contact with each other; the group begins again with what the broker has")
+
+// takenBack ends the session without acking anything. The caller holds the feed's mu.
+func (h *held) takenBack() {
+	h.token.lease = time.Time{}
+	h.fail(errTakenBack)
 }
 
 // fail ends the session.

@@ -50,8 +50,14 @@ func (h *held) put(p place, d *amqp.Delivery) {
 		e = &entry{place: p.at, alien: true}
 		h.insert(p.key, i, e)
 	case e.tag == 0 && e.rev == p.rev: // its own, or it was fetched
-	case p.rev <= e.rev:
+	case p.rev < e.rev && e.tag == 0: // nobody knows yet whether its next revision is safe
+		h.takenBack()
+		return
+	case p.rev < e.rev, p.rev == e.rev && !d.Redelivered: // an operator's replay may have been sent twice
 		h.ack(d.DeliveryTag)
+		return
+	case p.rev == e.rev && h.complete:
+		h.takenBack()
 		return
 	case e.out: // an operator was faster than the one who handles it
 		e = &entry{place: p.at, alien: true}
@@ -81,6 +87,8 @@ func (h *held) put(p place, d *amqp.Delivery) {
 		return
 	case e.wanted:
 		e.raw = d
+	case deliveries(d) >= renewAt:
+		h.renew(e, d)
 	case !e.stone && i < heldAhead && h.cached+e.size <= heldBytes:
 		e.raw = d
 		h.cached += e.size
@@ -181,7 +189,7 @@ func (h *held) handBack(e *entry) {
 // release takes away the stones of a key, in a group that does not park any more.
 func (h *held) release(key string) {
 	for _, e := range slices.Clone(h.keys[key].entries) {
-		if e.stone {
+		if e.stone && e.tag != 0 { // else when it comes
 			h.ack(e.tag)
 			h.remove(key, e)
 		}
@@ -196,9 +204,12 @@ func (h *held) applySkips() {
 	for _, s := range h.skips {
 		_, e := h.find(s.key, s.at)
 		switch {
-		case e == nil, !e.stone, e.rev > s.rev, e.skip != 0:
+		case e == nil, !e.stone, e.rev > s.rev:
 			h.ack(s.tag)
 		default:
+			if e.skip != 0 {
+				h.ack(e.skip) // the same note twice, or taken back by the broker and sent again
+			}
 			e.skip = s.tag
 			if e.tag != 0 {
 				h.void(s.key, e)

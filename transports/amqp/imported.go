@@ -21,7 +21,7 @@ const ahead = time.Hour
 
 // stones gives messages that are added their places, and returns what holds these in the group.
 func (q *poisonQueue) stones(ctx context.Context, added []*outgoing, msgs []bus.PoisonedMessage) (stones []*outgoing, err error) {
-	order, err := q.order(ctx)
+	order, err := q.t.orderOf(ctx, q.group)
 	if err != nil || order == bus.Unordered {
 		return nil, err
 	}
@@ -45,16 +45,19 @@ func (q *poisonQueue) stones(ctx context.Context, added []*outgoing, msgs []bus.
 	return stones, nil
 }
 
-// order is the group's, as its service has noted it down.
-func (q *poisonQueue) order(ctx context.Context) (order bus.Order, err error) {
-	err = q.t.inspect(ctx, "order", func(i *inspection) error {
-		_, ordered, err := i.queue(heldName(q.group))
+// orderOf returns a group's order, as this process or the group's service has noted it down.
+func (t *Transport) orderOf(ctx context.Context, group string) (order bus.Order, err error) {
+	if s, here := t.topology.subscription(group); here {
+		return s.Order, nil
+	}
+	err = t.inspect(ctx, "order", func(i *inspection) error {
+		_, ordered, err := i.queue(heldName(group))
 		if err != nil || !ordered {
 			return err
 		}
 		groups, unknown := i.groups()
 		for _, k := range groups {
-			if k.Group == q.group {
+			if k.Group == group {
 				order = k.subscription().Order
 				return nil
 			}
@@ -62,8 +65,8 @@ func (q *poisonQueue) order(ctx context.Context) (order bus.Order, err error) {
 		if unknown != nil {
 			return unknown
 		}
-		return fmt.Errorf("group %q is ordered, and by what is not known; start its service once, which notes it down, "+
-			"or correct the URL's exchange", q.group)
+		return fmt.Errorf("group %q is or was ordered, and what it is now is not known; start its service once, which notes it down, "+
+			"or correct the URL's exchange", group)
 	})
 	return order, err
 }

@@ -190,6 +190,9 @@ func (i *inspection) count(k known) (info bus.GroupInfo, ok bool, err error) {
 		info.Consumers = lead.Consumers
 	}
 	poisoned, _, err := i.queue(poisonName(k.Group))
+	if err != nil {
+		return info, false, err
+	}
 	info.Poisoned = poisoned.Messages
 	return info, ok, err
 }

@@ -34,6 +34,7 @@ const (
 	// messages out, it never is.
 	settlePause  = 5 * time.Millisecond
 	settleWithin = 30 * time.Second
+	settleStill  = 5 * time.Second // the count has not changed for so long, and nobody consumes
 	settleBeside = 2 * time.Second // others' consumers
 )
 
@@ -57,6 +58,7 @@ type look struct {
 	through uint64          // everything up to this delivery tag was taken
 	taken   map[string]bool // what was taken and has an id of its own
 	back    bool            // some of that may have come back
+	worn    bool            // something was delivered so often that it is written anew
 }
 
 // look calls do with the queue open, while no other leat process has it open.
@@ -99,15 +101,105 @@ func (t *Transport) look(l *look, lock string, do func(*look) error) error {
 	if err := l.putBack(); err != nil {
 		return err
 	}
-	for range retakes {
-		if !l.back {
-			return nil
+	for n := 0; l.back; n++ {
+		if n == retakes {
+			return errComesBack
 		}
 		if err := l.retake(); err != nil {
 			return err
 		}
 	}
-	return errComesBack
+	if l.worn && outer.Err() == nil {
+		if err := l.renew(outer); err != nil && outer.Err() == nil {
+			t.cfg.Logger.Warn("leat: amqp: queue not renewed; a policy with a low delivery-limit may delete from it", "queue", l.queue, "err", err)
+		}
+	}
+	return nil
+}
+
+// renew writes every message of the queue anew, behind the others, and takes the old one then. It has a connection
+// of its own, and gives up when the broker accepts no messages: it would stop reading from that connection.
+func (l *look) renew(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	conn, wire, err := l.t.cfg.dial(ctx, "renew")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.CloseDeadline(time.Now().Add(lastWords)) }()
+	blocked := conn.NotifyBlocked(make(chan amqp.Blocking, 1))
+	go func() {
+		for b := range blocked { // until the connection is closed
+			if b.Active {
+				cancel(errBlocked)
+			}
+		}
+	}()
+	again := &look{ctx: ctx, t: l.t, conn: conn, wire: wire, queue: l.queue, group: l.group}
+	if again.ch, err = conn.Channel(); err != nil {
+		return err
+	}
+	ch := again.ch
+	again.heed()
+	defer func() { again.giveUp() }()
+	left, err := again.size()
+	if err != nil || left == 0 {
+		return err
+	}
+	const size, global = 0, false
+	const autoAck, noLocal = false, false
+	if err := ch.Qos(stride, size, global); err != nil {
+		return err
+	}
+	arrived, err := ch.Consume(l.queue, byBroker, autoAck, exclusive, noLocal, noWait, nil)
+	if err != nil {
+		return err
+	}
+	seen := make(map[string]int)
+	for left > 0 {
+		window := collect(arrived, min(left, replayWindow))
+		if len(window) == 0 {
+			return nil // somebody else takes messages out
+		}
+		left -= len(window)
+		out := make([]*outgoing, len(window))
+		for i, d := range window {
+			out[i] = &outgoing{key: l.queue, msg: renewed(d)}
+			if l.group != "" {
+				out[i].msg.Headers[headerPoisonID] = idOf(d, seen)
+			}
+		}
+		err := again.finish(func() error {
+			if err := again.send(out...); err != nil {
+				return err
+			}
+			return again.take(window...)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	_, err = again.size() // the acks have arrived
+	return err
+}
+
+// collect takes so many deliveries, or fewer where no more come.
+func collect(arrived <-chan amqp.Delivery, n int) (all []*amqp.Delivery) {
+	timeout := time.NewTimer(silence)
+	defer timeout.Stop()
+	for len(all) < n {
+		select {
+		case d, ok := <-arrived:
+			if !ok {
+				return all
+			}
+			all = append(all, &d)
+			timeout.Reset(silence)
+		case <-timeout.C:
+			return all
+		}
+	}
+	return all
 }
 
 // heed has the end of ctx close the channel, so that nobody waits for an answer any more.
@@ -274,7 +366,7 @@ func (l *look) next() (batch []amqp.Delivery, end bool, err error) {
 	if err := l.ch.Qos(stride, size, global); err != nil {
 		return nil, false, err
 	}
-	deliveries, err := l.ch.Consume(l.queue, tag, autoAck, exclusive, noLocal, noWait, nil)
+	arrived, err := l.ch.Consume(l.queue, tag, autoAck, exclusive, noLocal, noWait, nil)
 	if err != nil {
 		return nil, false, err
 	}
@@ -284,11 +376,12 @@ func (l *look) next() (batch []amqp.Delivery, end bool, err error) {
 	defer timeout.Stop()
 	for left := 1; !end && len(batch) < wanted; timeout.Reset(silence) {
 		select {
-		case d, ok := <-deliveries:
+		case d, ok := <-arrived:
 			if !ok {
 				return nil, false, errors.New("the connection was lost; try again")
 			}
 			batch, left = append(batch, d), 1
+			l.worn = l.worn || deliveries(&d) >= renewAt
 		case <-timeout.C:
 			end = left == 0 // and what the broker had sent before it said so has not come either
 			if left, err = l.size(); err != nil {
@@ -393,9 +486,28 @@ func (l *look) take(all ...*amqp.Delivery) error {
 	return nil
 }
 
-// replay publishes messages to the group's own queue, or to their places among those of their keys that
-// wait behind them, over the channel by which they are then taken, and returns those that are safe there.
+// places reports whether the group is ordered now, if messages of the window have places from a time when it was.
+func (l *look) places(window []*amqp.Delivery) (bool, error) {
+	if !slices.ContainsFunc(window, hasPlace) {
+		return false, nil
+	}
+	order, err := l.t.orderOf(l.ctx, l.group)
+	return order != bus.Unordered, err
+}
+
+func hasPlace(d *amqp.Delivery) bool {
+	_, ok := placeOf(d)
+	return ok
+}
+
+// replay publishes messages to the group's own queue, or if the group is ordered to their places among those of
+// their keys that wait behind them, over the channel by which they are then taken, and returns those that are safe
+// there.
 func (l *look) replay(window []*amqp.Delivery) (safe []*amqp.Delivery, err error) {
+	places, err := l.places(window)
+	if err != nil {
+		return nil, err
+	}
 	out := make([]*outgoing, len(window))
 	for i, d := range window {
 		target, _ := d.Headers[headerQueue].(string)
@@ -403,7 +515,7 @@ func (l *look) replay(window []*amqp.Delivery) (safe []*amqp.Delivery, err error
 			target = l.group
 		}
 		out[i] = &outgoing{key: target, msg: fresh(d)}
-		if p, ok := placeOf(d); ok {
+		if p, ok := placeOf(d); ok && places {
 			out[i].key = heldName(l.group)
 			out[i].msg.Headers[headerTopic], _ = d.Headers[headerTopic].(string)
 			p.rev++
@@ -421,6 +533,10 @@ func (l *look) replay(window []*amqp.Delivery) (safe []*amqp.Delivery, err error
 
 // release lets the keys of messages go on without them.
 func (l *look) release(window []*amqp.Delivery) error {
+	places, err := l.places(window)
+	if err != nil || !places {
+		return err
+	}
 	var out []*outgoing
 	for _, d := range window {
 		if p, ok := placeOf(d); ok {
@@ -471,6 +587,7 @@ func (l *look) putBack() error {
 		return err
 	}
 	defer closeQuietly(l.ch)
+	had, since := -1, time.Now() // how many are back, and since when
 	for began := time.Now(); time.Since(began) < settleWithin; {
 		q, err := l.ch.QueueDeclarePassive(l.queue, durable, autoDelete, exclusive, noWait, nil)
 		if err != nil {
@@ -484,11 +601,18 @@ func (l *look) putBack() error {
 		if beside {
 			return nil
 		}
+		if q.Messages != had || q.Consumers > 0 {
+			had, since = q.Messages, time.Now()
+		}
+		if time.Since(since) > settleStill {
+			break
+		}
 		if err := sleep(l.ctx, settlePause); err != nil {
 			return err
 		}
 	}
-	return nil // somebody takes messages out by other means
+	return fmt.Errorf("only %d of %d messages are back in queue %q after they were read: a policy with delivery-limit, message-ttl or "+
+		"max-length may have deleted the others, or somebody else takes them out; exempt leat's queues from such policies", had, l.read, l.queue)
 }
 
 // idOf is a message's id: the one that leat gave it, else one made of its content, for what the

@@ -6,4 +6,4 @@ import (
 	"github.com/leatbus/leat/internal/testenv"
 )
 
-func TestMain(m *testing.M) { testenv.Main(m, stopOwnBroker) }
+func TestMain(m *testing.M) { testenv.Main(m, stopOwnBroker, stopOwnCluster) }

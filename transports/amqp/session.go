@@ -45,6 +45,7 @@ type session struct {
 	careful atomic.Bool
 	wide    chan struct{} // may fetch more
 	begun   bool          // a message has come; guarded by the feed's mu
+	repeats repeats       // guarded by the feed's mu
 	held    *held         // in an ordered group
 	lost    chan error    // what an ordered group needs beside the channel is gone
 	idle    chan struct{} // closed when nothing is out, after the feed was closed
@@ -102,6 +103,7 @@ func (f *feed) connect() (*session, error) {
 	case f.sub.Order != bus.Unordered:
 		err = openHeld(s, conn, wire)
 	default:
+		f.adoptHeld(conn)
 		err = s.consume(s.firstPrefetch())
 	}
 	if err != nil {
@@ -154,6 +156,39 @@ func (s *session) judge(it *item) {
 		s.acks.hold()
 		s.wide <- struct{}{}
 	}
+}
+
+// repeats finds out in an ordered group whether the broker has sent something twice over one channel; see the
+// invariants of held. One consumer gets everything, and what was with a consumer before comes first. So nothing
+// comes as redelivered after the first that does not, and nothing before it comes twice.
+type repeats struct {
+	fresh    bool           // a message has come that was never delivered before
+	counts   map[uint64]int // how often those were delivered that came before it, by their fingerprints
+	requeued int            // messages that this session has put back
+}
+
+// again reports whether the message had been sent before.
+func (r *repeats) again(d *amqp.Delivery) bool {
+	switch {
+	case !d.Redelivered:
+		r.fresh, r.counts = true, nil
+		return false
+	case r.requeued > 0:
+		r.requeued--
+		return false
+	case r.fresh:
+		return true
+	}
+	original, n := printOf(d), deliveries(d)
+	if original == 0 {
+		return false
+	}
+	if r.counts == nil {
+		r.counts = make(map[uint64]int)
+	}
+	before, twice := r.counts[original]
+	r.counts[original] = max(before, n)
+	return twice && n > before // a publisher may have sent it twice, too
 }
 
 func (s *session) isOver() bool { return s.over.Load() }

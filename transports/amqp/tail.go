@@ -89,7 +89,7 @@ func (tl *tail) listen(i *inspection) (<-chan amqp.Delivery, error) {
 	if err != nil {
 		return nil, err
 	}
-	const byBroker, transient, deleted, ours = "", false, true, true
+	const transient, deleted, ours = false, true, true
 	q, err := ch.QueueDeclare(byBroker, transient, deleted, ours, noWait, amqp.Table{
 		"x-queue-type": string(Classic), "x-max-length": int64(tailMessages), "x-max-length-bytes": int64(tailBytes),
 	})

@@ -4,6 +4,7 @@ package amqp_test
 
 import (
 	"context"
+	"syscall"
 	"testing"
 	"time"
 
@@ -49,4 +50,73 @@ func TestALeaderWaitsForTheEndOfTheLast(t *testing.T) {
 			closeAll(t, second)
 		})
 	})
+}
+
+// A leader to whom the broker gives no token any more stands by, and another one goes on.
+func TestLeader_standsByWhenItsTokenDoesNotReturn(t *testing.T) {
+	t.Parallel()
+	bothQueues(t, withOptions(testenv.RabbitMQ(t), "heartbeat=2s"), func(t *testing.T, raw string) {
+		topic, group := unique("order.paid.v1"), unique("ledger")
+		sub := bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 4, Order: bus.OrderedByKey}
+		first, second := open(t, raw), open(t, raw)
+		feed := subscribe(t, first, sub)
+		publishKeyed(t, first, topic, "a/1", "b/1", "b/2")
+		for range 2 {
+			d := next(t, feed)
+			if bus.MessageID(d.Message) == "a/1" {
+				ack(t, d)
+			} else {
+				require.NoError(t, d.Settler.Redeliver(2*time.Second))
+			}
+		}
+		eventually(t, "both are held", func() bool { return first.HeldForTest() == 2 })
+		other := subscribe(t, second, sub)
+		come := make(chan *bus.Delivery)
+		go func() {
+			defer close(come)
+			for {
+				d, err := other.Next(t.Context())
+				if err != nil {
+					return
+				}
+				come <- d
+			}
+		}()
+		eventually(t, "the other stands by", second.StandsByForTest)
+		first.LoseLeadForTest()
+		for _, id := range []string{"b/1", "b/2"} {
+			d := <-come
+			require.Equal(t, id, bus.MessageID(d.Message))
+			ack(t, d)
+		}
+		closeAll(t, second, first)
+		<-come
+	})
+}
+
+// A process that was stopped for so long that another one leads hands out nothing when it runs again.
+func TestLeader_handsOutNothingAfterAPause(t *testing.T) {
+	t.Parallel()
+	c := newCrew(t, withOptions(testenv.RabbitMQ(t), "heartbeat=1s"), bus.OrderedByKey)
+	c.work = 20 * time.Millisecond
+	c.prepare()
+	c.start()
+	c.awaitReady()
+	c.publishAll(numbered("a", 400))
+	c.await("in", "a/00020")
+	old := c.members[0].Process
+	c.start()
+	c.awaitReady()
+	require.NoError(t, old.Signal(syscall.SIGSTOP))
+	eventually(t, "the other one leads", func() bool {
+		log := c.log()
+		return log[len(log)-1].pid != old.Pid
+	})
+	stopped := len(c.log())
+	require.NoError(t, old.Signal(syscall.SIGCONT))
+	c.awaitDone(400)
+	for _, e := range c.log()[stopped:] {
+		require.False(t, e.pid == old.Pid && e.what == "in", "%s was handed out after the pause", e.id)
+	}
+	c.requireOrder()
 }

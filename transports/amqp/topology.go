@@ -110,6 +110,14 @@ func (t *topology) remembered() (topics []string, groups []bus.Subscription) {
 	return slices.Collect(maps.Keys(t.exchanges)), slices.Collect(maps.Values(t.groups))
 }
 
+// subscription returns that of a group of this process.
+func (t *topology) subscription(group string) (s bus.Subscription, here bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s, here = t.groups[group]
+	return s, here
+}
+
 func (t *topology) declarer(ch *amqp.Channel) *declarer {
 	return &declarer{ch: ch, passive: t.cfg.Declare == DeclareNothing}
 }

@@ -28,6 +28,17 @@ func (h *held) rewrite(e *entry) {
 	e.tag, e.out, e.stone, e.doubt, e.until = 0, false, false, false, time.Time{}
 }
 
+// renew writes a message that came to its place anew, as the same revision.
+func (h *held) renew(e *entry, d *amqp.Delivery) {
+	old := e.tag
+	e.tag = 0
+	h.send(transfer{&outgoing{key: h.name(), msg: renewed(d)}, func(ok bool) {
+		if ok {
+			h.ack(old)
+		}
+	}})
+}
+
 // keep holds back a delivery, and its key, until its time. The caller holds the feed's mu.
 func (h *held) keep(it *item, attempts int, after time.Duration) {
 	e := it.held

@@ -122,7 +122,7 @@ func foreignDeaths(field any) []any {
 // leat counted, those that the broker counted because nobody settled them, and those that a foreign
 // retry topology counted by dead-lettering.
 func handOvers(d *amqp.Delivery, queue string) (attempts, crashes int) {
-	crashes = fieldInt(d.Headers["x-delivery-count"])
+	crashes = deliveries(d)
 	if crashes == 0 && d.Redelivered {
 		crashes = 1
 	}
@@ -133,6 +133,25 @@ func handOvers(d *amqp.Delivery, queue string) (attempts, crashes int) {
 		}
 	}
 	return attempts, crashes + fieldInt(d.Headers[headerCrashes])
+}
+
+// deliveries is how often the broker had delivered the message before, as far as it counts.
+func deliveries(d *amqp.Delivery) int { return fieldInt(d.Headers["x-delivery-count"]) }
+
+// renewAt is how many deliveries make a message of a poison queue, or a held one, be written anew, which begins the
+// count again: a policy may have set a delivery-limit, beyond which the broker deletes it. Only policies can be
+// lower than manyDeliveries, and AMQP can't read them.
+const renewAt = 2
+
+// renewed is the message as it stands in its queue, to be written there anew.
+func renewed(d *amqp.Delivery) amqp.Publishing {
+	p := copyOf(d, "")
+	for name, field := range d.Headers {
+		if strings.HasPrefix(name, headerHeld) {
+			p.Headers[name] = field
+		}
+	}
+	return p
 }
 
 // topicOf is where the message was published; "" where it went to the queue directly.

@@ -1,0 +1,116 @@
+//go:build unix
+
+package amqp_test
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/internal/testenv"
+)
+
+// A group that was ordered and is not any more gets what waited in its order, and what is replayed.
+func TestOrderChange_unorderedGroupGetsWhatWasHeld(t *testing.T) {
+	t.Parallel()
+	bothQueues(t, testenv.RabbitMQ(t), func(t *testing.T, raw string) {
+		topic, group := unique("order.paid.v1"), unique("ledger")
+		sub := bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 4, Order: bus.OrderedByKey, Park: true}
+		first := open(t, raw)
+		feed := subscribe(t, first, sub)
+		publishKeyed(t, first, topic, "k/1", "j/1", "i/1")
+		began := time.Now()
+		for range 3 {
+			switch d := next(t, feed); bus.MessageID(d.Message) {
+			case "j/1":
+				require.NoError(t, d.Settler.Redeliver(5*time.Second))
+			default:
+				require.NoError(t, d.Settler.Poison(t.Context(), bus.NewFault(d, errors.New("bad"))))
+			}
+		}
+		publishKeyed(t, first, topic, "k/2", "k/3")
+		eventually(t, "they are held", func() bool { return first.HeldForTest() == 5 })
+		closeAll(t, first)
+		deleteQueue(t, raw, group)
+
+		second := open(t, raw)
+		sub.Order, sub.Park = bus.Unordered, false
+		feed = subscribe(t, second, sub)
+		var said bus.Finding
+		eventually(t, "the doctor knows the group", func() bool {
+			for _, f := range second.Diagnose(t.Context()) {
+				if f.Check == "group "+group {
+					said = f
+				}
+			}
+			return said.Check != ""
+		})
+		require.ErrorContains(t, said.Err, group+".held")
+		require.NotEmpty(t, said.Cure)
+		got := map[string]bool{}
+		for len(got) < 2 {
+			got[take(t, feed)] = true
+		}
+		require.Equal(t, map[string]bool{"k/2": true, "k/3": true}, got)
+		d := next(t, feed)
+		require.Equal(t, "j/1", bus.MessageID(d.Message))
+		require.Equal(t, 2, d.Attempt)
+		require.GreaterOrEqual(t, time.Since(began), 5*time.Second, "its time was forgotten")
+		ack(t, d)
+
+		queue := second.PoisonQueue(group)
+		all, err := queue.List(t.Context(), "", 10)
+		require.NoError(t, err)
+		require.Len(t, all, 2)
+		for _, p := range all {
+			if bus.MessageID(p.Message) == "k/1" {
+				n, err := queue.Replay(t.Context(), p.ID)
+				require.NoError(t, err)
+				require.Equal(t, 1, n)
+				require.Equal(t, "k/1", take(t, feed))
+			}
+		}
+		deleteQueue(t, raw, group+".held")
+		for _, p := range all {
+			if bus.MessageID(p.Message) == "i/1" {
+				n, err := queue.Drop(t.Context(), p.ID)
+				require.NoError(t, err)
+				require.Equal(t, 1, n)
+			}
+		}
+		for _, f := range second.Diagnose(t.Context()) {
+			require.False(t, f.Check == "group "+group && f.Err != nil, "%v", f.Err)
+		}
+		closeAll(t, second)
+	})
+}
+
+// One that was not ordered and is now can replay what was poisoned before.
+func TestOrderChange_orderedGroupReplaysWhatWasPoisonedBefore(t *testing.T) {
+	t.Parallel()
+	bothQueues(t, testenv.RabbitMQ(t), func(t *testing.T, raw string) {
+		topic, group := unique("order.paid.v1"), unique("ledger")
+		sub := bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 4}
+		first := open(t, raw)
+		feed := subscribe(t, first, sub)
+		publishKeyed(t, first, topic, "k/1")
+		d := next(t, feed)
+		require.NoError(t, d.Settler.Poison(t.Context(), bus.NewFault(d, errors.New("bad"))))
+		closeAll(t, first)
+		deleteQueue(t, raw, group)
+		second := open(t, raw)
+		sub.Order, sub.Park = bus.OrderedByKey, true
+		feed = subscribe(t, second, sub)
+		queue := second.PoisonQueue(group)
+		all, err := queue.List(t.Context(), "", 10)
+		require.NoError(t, err)
+		n, err := queue.Replay(t.Context(), all[0].ID)
+		require.NoError(t, err)
+		require.Equal(t, 1, n)
+		require.Equal(t, "k/1", take(t, feed))
+		closeAll(t, second)
+	})
+}

@@ -1,0 +1,166 @@
+//go:build unix
+
+package amqp_test
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	rabbit "github.com/rabbitmq/amqp091-go"
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+)
+
+// policy sets one for the queues that match, until the test ends.
+func policy(t testing.TB, b *broker, pattern, definition string) {
+	t.Helper()
+	b.ctl(t, "set_policy", "leat-test", pattern, definition, "--apply-to", "queues")
+	t.Cleanup(func() { b.ctl(t, "clear_policy", "leat-test") })
+}
+
+const lowLimit = `{"delivery-limit":3}`
+
+// However often operators look into a poison queue, a delivery limit deletes nothing from it.
+func TestPolicy_deliveryLimitSparesWhatIsLookedAt(t *testing.T) {
+	b := ownBroker(t)
+	policy(t, b, ".*", lowLimit)
+	transport := open(t, b.url())
+	topic, group := unique("order.paid.v1"), unique("ledger")
+	feed := subscribe(t, transport, bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+	const n = 10
+	for i := range n {
+		publish(t, transport, topic, itoa(i))
+		d := next(t, feed)
+		require.NoError(t, d.Settler.Poison(t.Context(), bus.NewFault(d, errors.New("bad"))))
+	}
+	queue := transport.PoisonQueue(group)
+	var first []bus.PoisonedMessage
+	for look := range 20 {
+		all, err := queue.List(t.Context(), "", 100)
+		require.NoError(t, err)
+		require.Len(t, all, n, "look %d", look)
+		if first == nil {
+			first = all
+		}
+		for i := range all {
+			require.Equal(t, first[i].ID, all[i].ID)
+			require.Equal(t, first[i].Message.Metadata, all[i].Message.Metadata)
+		}
+		one, err := queue.Get(t.Context(), all[look%n].ID)
+		require.NoError(t, err)
+		require.Equal(t, all[look%n].ID, one.ID)
+		groups, err := transport.Groups(t.Context()) // reads the registry
+		require.NoError(t, err)
+		require.Condition(t, func() bool {
+			for _, g := range groups {
+				if g.Name == group {
+					return g.Poisoned == n
+				}
+			}
+			return false
+		}, "the group is known, %d are poisoned", n)
+	}
+	for _, p := range first {
+		_, err := queue.Replay(t.Context(), p.ID)
+		require.NoError(t, err)
+		require.Equal(t, p.Message.UUID, take(t, feed))
+	}
+	closeAll(t, transport)
+}
+
+// However long a message of an ordered group waits, a delivery limit deletes neither it nor what is parked.
+func TestPolicy_deliveryLimitSparesWhatWaits(t *testing.T) {
+	b := ownBroker(t)
+	policy(t, b, ".*", lowLimit)
+	transport := open(t, b.url())
+	topic, group := unique("order.paid.v1"), unique("ledger")
+	sub := bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 4, Order: bus.OrderedByKey, Park: true}
+	feed := subscribe(t, transport, sub)
+	publishKeyed(t, transport, topic, "k/1", "j/1")
+	for range 2 {
+		d := next(t, feed)
+		if bus.MessageID(d.Message) == "k/1" {
+			require.NoError(t, d.Settler.Poison(t.Context(), bus.NewFault(d, errors.New("bad"))))
+		} else {
+			require.NoError(t, d.Settler.Redeliver(10*time.Second))
+		}
+	}
+	publishKeyed(t, transport, topic, "k/2", "k/3", "k/4", "k/5", "j/2", "j/3")
+	const held = 5 + 3
+	there := func() bool { return transport.HeldForTest() == held }
+	eventually(t, "they are held", there)
+	for range 24 {
+		transport.TickForTest()
+		eventually(t, "they are held again", there)
+	}
+	queue := transport.PoisonQueue(group)
+	all, err := queue.List(t.Context(), "", 10)
+	require.NoError(t, err)
+	require.Len(t, all, 1)
+	_, err = queue.Replay(t.Context(), all[0].ID)
+	require.NoError(t, err)
+	last := map[string]int{}
+	for range held {
+		id := take(t, feed)
+		key, number, _ := strings.Cut(id, "/")
+		last[key]++
+		require.Equal(t, fmt.Sprint(last[key]), number)
+	}
+	closeAll(t, transport)
+}
+
+// A time to live that has deleted the token of a leader does not keep the next process from leading.
+func TestPolicy_messageTTLSparesTheLead(t *testing.T) {
+	b := ownBroker(t)
+	policy(t, b, `\.lead$`, `{"message-ttl":1}`)
+	bothQueues(t, withOptions(b.url(), "heartbeat=2s"), func(t *testing.T, raw string) {
+		topic, group := unique("order.paid.v1"), unique("ledger")
+		sub := bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 4, Order: bus.OrderedByKey}
+		first, second := open(t, raw), open(t, raw)
+		feed := subscribe(t, first, sub)
+		publishKeyed(t, first, topic, "a/1")
+		require.Equal(t, "a/1", take(t, feed))
+		other := subscribe(t, second, sub)
+		come := make(chan string)
+		go func() {
+			d, err := other.Next(t.Context())
+			if err == nil {
+				_ = d.Settler.Ack()
+				come <- bus.MessageID(d.Message)
+			}
+			close(come)
+		}()
+		eventually(t, "the other stands by", second.StandsByForTest)
+		withBroker(t, raw, func(ch *rabbit.Channel) {
+			eventually(t, "its own token is gone", func() bool {
+				q, err := ch.QueueDeclarePassive(group+".lead", true, false, false, false, nil)
+				require.NoError(t, err)
+				return q.Messages == 0
+			})
+			closeAll(t, first)
+			publishKeyed(t, second, topic, "a/2")
+			require.Equal(t, "a/2", <-come)
+		})
+		closeAll(t, second)
+	})
+}
+
+// A look that loses messages says so.
+func TestPolicy_aLookThatLosesMessagesSaysSo(t *testing.T) {
+	b := ownBroker(t)
+	transport := open(t, b.url())
+	topic, group := unique("order.paid.v1"), unique("ledger")
+	feed := subscribe(t, transport, bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+	publish(t, transport, topic, "a")
+	d := next(t, feed)
+	require.NoError(t, d.Settler.Poison(t.Context(), bus.NewFault(d, errors.New("bad"))))
+	policy(t, b, ".*", `{"delivery-limit":0}`)
+	_, err := transport.PoisonQueue(group).List(t.Context(), "", 10)
+	require.ErrorContains(t, err, "0 of 1")
+	require.ErrorContains(t, err, "delivery-limit")
+	closeAll(t, transport)
+}
