@@ -22,18 +22,20 @@ import (
 const Scheme = "memory"
 
 // Config bounds the queues. The zero Config has the defaults of the URL's options.
+//
+// A group's messages are counted in three accounts, each with these bounds: those that wait to be handled,
+// those published with a delay, and those parked behind poisoned ones.
 type Config struct {
-	Queue       int // messages a group may hold
-	Bytes       int // payload bytes a group may hold
+	Bytes       int // bytes an account of a group may hold, headers included; one message always fits
+	Queue       int // messages an account of a group may hold; 0 means any number
 	PoisonBytes int // bytes a poison queue may hold, headers included
 	// StrictRoutes makes Publish fail for a message that no group wants; see [bus.UnroutableError].
 	StrictRoutes bool
-	// Logger gets a line when a publisher has waited long for a full group. nil means slog.Default().
+	// Logger gets a line when publishers are blocked by a full group. nil means slog.Default().
 	Logger *slog.Logger
 }
 
 const (
-	defaultQueue       = 1024
 	defaultBytes       = 64 << 20
 	defaultPoisonBytes = 256 << 20
 )
@@ -45,6 +47,7 @@ type Transport struct {
 	busy  tally.Tally // messages that are not settled, over all groups
 
 	unroutable atomic.Int64
+	tickets    atomic.Uint64 // of publishers that had to wait
 
 	mu     sync.Mutex
 	queues map[string]*queue
@@ -68,8 +71,8 @@ func Open(_ context.Context, u *url.URL) (bus.Transport, error) {
 	o := urlopt.New(u)
 	o.RequireHost(u)
 	cfg := Config{
-		Queue:        o.Int("queue", defaultQueue, 1),
 		Bytes:        o.Int("bytes", defaultBytes, 1),
+		Queue:        o.Int("queue", 0, 0),
 		PoisonBytes:  o.Int("poison", defaultPoisonBytes, 0),
 		StrictRoutes: o.Choice("unroutable", "report", "report", "error") == "error",
 	}
@@ -81,9 +84,6 @@ func Open(_ context.Context, u *url.URL) (bus.Transport, error) {
 
 // New makes a transport.
 func New(cfg Config) *Transport {
-	if cfg.Queue == 0 {
-		cfg.Queue = defaultQueue
-	}
 	if cfg.Bytes == 0 {
 		cfg.Bytes = defaultBytes
 	}
@@ -119,43 +119,29 @@ func (t *Transport) Publish(ctx context.Context, topic string, msgs ...*message.
 	if t.closed.Load() {
 		return bus.ErrClosed
 	}
-	queues := t.table.Match(topic)
+	if err := bus.ValidateTopic(topic); err != nil {
+		return fmt.Errorf("memory: %w", err)
+	}
+	queues := inOrder(t.table.Match(topic))
 	if len(queues) == 0 {
 		t.show(topic, msgs)
 		t.unroutable.Add(int64(len(msgs)))
 		return &bus.UnroutableError{Topics: slices.Repeat([]string{topic}, len(msgs)), Strict: t.cfg.StrictRoutes}
 	}
-	now, overdraft := time.Now(), 1
+	now, class := time.Now(), otherClass
 	if bus.DeliveryFrom(ctx) != nil {
-		overdraft = handlerOverdraft
+		class = handlerClass
 	}
 	for i, msg := range msgs {
-		due := deliverAt(msg)
-		if len(queues) == 1 && queues[0].offer(&item{msg: msg, topic: topic, since: now, due: due}, overdraft) {
-			continue
-		}
-		if err := reserve(ctx, queues, len(msg.Payload), overdraft); err != nil {
+		it := newItem(msg, topic)
+		it.since, it.due = now, deliverAt(msg)
+		it.delayed = it.due.After(now)
+		if err := t.enqueue(ctx, queues, it, class); err != nil {
 			t.show(topic, msgs[:i])
 			return &bus.PublishError{Failed: msgs[i:], Err: fmt.Errorf("memory: %w", err)}
 		}
-		for _, q := range queues {
-			q.push(&item{msg: msg, topic: topic, since: now, due: due})
-		}
 	}
 	t.show(topic, msgs)
-	return nil
-}
-
-// reserve takes room for one message in every queue, or in none.
-func reserve(ctx context.Context, queues []*queue, size, overdraft int) error {
-	for i, q := range queues {
-		if err := q.reserve(ctx, size, overdraft); err != nil {
-			for _, taken := range queues[:i] {
-				taken.release(size)
-			}
-			return err
-		}
-	}
 	return nil
 }
 
@@ -181,7 +167,7 @@ func (t *Transport) Subscribe(_ context.Context, s bus.Subscription) (bus.Feed, 
 func (t *Transport) queue(group string) *queue {
 	q, ok := t.queues[group]
 	if !ok {
-		q = newQueue(group, t.cfg, &t.busy)
+		q = newQueue(group, len(t.queues), t.cfg, &t.busy)
 		t.queues[group] = q
 	}
 	return q
@@ -208,11 +194,9 @@ func (t *Transport) Redeliver(ctx context.Context, group, topic string, msg *mes
 	if !ok {
 		return fmt.Errorf("memory: group %q: %w", group, bus.ErrNotFound)
 	}
-	if err := q.reserve(ctx, len(msg.Payload), 1); err != nil {
-		return err
-	}
-	q.push(&item{msg: msg, topic: topic, attempts: 1, since: time.Now()})
-	return nil
+	it := newItem(msg, topic)
+	it.attempts, it.since = 1, time.Now()
+	return t.enqueue(ctx, []*queue{q}, it, otherClass)
 }
 
 // Close drops what waits and wakes everybody who blocks with [bus.ErrClosed].
