@@ -255,13 +255,17 @@ func (d *Delivery) settle(outcome Outcome, err error) error {
 	}
 }
 
+// minSnooze is the shortest time before a message is redelivered that was given back by its handler. With none
+// it would go before all others, and they would never be handled.
+const minSnooze = 100 * time.Millisecond
+
 func (d *Delivery) redeliver(err error) error {
 	r, ok := AsRedelivery(err)
 	switch {
 	case !ok: // no retry step in the stack: try for ever, but never in a hot loop
 		return d.Settler.Redeliver(min(time.Second<<min(d.Attempt-1, 6), time.Minute))
-	case r.Cost == CostsNothing:
-		return d.Settler.GiveBack(r.After)
+	case r.Cost == CostsNothing: // only a shutdown gives back at once
+		return d.Settler.GiveBack(max(r.After, minSnooze))
 	default:
 		return d.Settler.Redeliver(r.After)
 	}
