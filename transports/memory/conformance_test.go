@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/url"
 	"testing"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/ThreeDotsLabs/watermill/pubsub/tests"
@@ -38,7 +39,7 @@ func TestWatermillSuite(t *testing.T) {
 	transport := memory.New(memory.Config{})
 	defer func() { require.NoError(t, transport.Close(context.Background())) }()
 	open := func(group string) (message.Publisher, message.Subscriber) {
-		return bus.NewPublisher(transport), bus.NewSubscriber(transport, group)
+		return bus.NewPublisher(transport), bus.NewSubscriber(transport, group, bus.NackPause(time.Millisecond))
 	}
 	t.Run("suite", func(t *testing.T) {
 		tests.TestPubSub(t, tests.Features{
