@@ -151,6 +151,12 @@ func (b *Bus) account(ctx context.Context, groups []*group, requireRoute bool, t
 	send func(context.Context, string, []*message.Message) error,
 ) error {
 	b.ledger.expect(groups, len(msgs))
+	failed := len(msgs) // if a step of the publish middleware panics, too
+	defer func() {
+		if failed > 0 {
+			b.ledger.expect(groups, -failed)
+		}
+	}()
 	var began time.Time
 	if len(b.cfg.Observers) > 0 {
 		began = time.Now()
@@ -166,8 +172,7 @@ func (b *Bus) account(ctx context.Context, groups []*group, requireRoute bool, t
 			err = nil
 		}
 	}
-	failed := len(notSafe(err, msgs))
-	b.ledger.expect(groups, -failed)
+	failed = len(notSafe(err, msgs))
 	b.ledger.published.Add(uint64(len(msgs) - failed)) //nolint:gosec // never more than there are
 	if err != nil {
 		err = fmt.Errorf("bus: publish %s: %w", topic, err)

@@ -200,18 +200,9 @@ func (r *run) stopBreakers() {
 	}
 }
 
-// drainLimit ends when handlers have had their time: the drain timeout, or what Drain's context
-// leaves of it after the grace.
+// drainLimit ends when handlers have had their time: the drain timeout, or the patience of those who drain.
 func (b *Bus) drainLimit() (context.Context, context.CancelFunc) {
-	d := b.cfg.DrainTimeout
-	select {
-	case <-b.stop:
-		if deadline, ok := b.stopCtx.Deadline(); ok {
-			d = min(d, max(time.Until(deadline)-2*interruptGrace, 0))
-		}
-	default:
-	}
-	return context.WithTimeout(context.Background(), d)
+	return context.WithTimeout(b.patience, b.cfg.DrainTimeout)
 }
 
 // workOffBacklog lets the workers handle what waits in a transport that would lose it. Messages that
