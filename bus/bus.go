@@ -137,6 +137,17 @@ func (c Config) withDefaults() (Config, error) {
 	if err := c.Breaker.Validate(); err != nil {
 		return c, err
 	}
+	for i, o := range c.Observers {
+		if o == nil {
+			return c, fmt.Errorf("bus: observer %d of %d is nil", i+1, len(c.Observers))
+		}
+	}
+	if c.MaxPayload < 0 {
+		return c, fmt.Errorf("bus: MaxPayload is %d; it can't be negative, and 0 means %d", c.MaxPayload, defaultMaxPayload)
+	}
+	if c.DrainTimeout < 0 {
+		return c, fmt.Errorf("bus: DrainTimeout is %s; it can't be negative, and 0 means %s", c.DrainTimeout, defaultDrainTimeout)
+	}
 	if c.Codec == nil {
 		c.Codec = JSON{}
 	}

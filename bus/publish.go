@@ -221,9 +221,15 @@ func (b *Bus) decorate(decorators []message.PublisherDecorator) (func(context.Co
 	}
 	var publisher message.Publisher = publisher{handOver{b}}
 	for i, decorate := range slices.Backward(decorators) {
+		if decorate == nil {
+			return nil, fmt.Errorf("bus: publish middleware %d of %d is nil", i+1, len(decorators))
+		}
 		decorated, err := decorate(publisher)
 		if err != nil {
 			return nil, fmt.Errorf("bus: publish middleware %d: %w", i+1, err)
+		}
+		if decorated == nil {
+			return nil, fmt.Errorf("bus: publish middleware %d returns no publisher", i+1)
 		}
 		publisher = decorated
 	}

@@ -47,6 +47,9 @@ func TestPublishRefuses(t *testing.T) {
 		"one id for two events": {func(ctx context.Context, b *bus.Bus) error {
 			return b.PublishAll(ctx, []bus.Event{orderPaid{}, orderPaid{}}, bus.ID("a"))
 		}, "the option ID is for one event", nil},
+		"an option that is nil": {func(ctx context.Context, b *bus.Bus) error {
+			return b.Publish(ctx, orderPaid{}, bus.Key("a"), nil)
+		}, "option 2 of 2 is nil", nil},
 		"no message": {func(ctx context.Context, b *bus.Bus) error {
 			return b.PublishMessages(ctx, newMessage(paidTopic, "a"), nil)
 		}, "message 2 of 2: message is nil", nil},

@@ -405,13 +405,20 @@ type group struct {
 
 // build binds the handler's function and wraps it in its stack.
 func (g *group) build() (err error) {
-	g.fn = g.publishProduced(g.handler.Bind(g.bus.encoder))
+	fn := g.handler.Bind(g.bus.encoder)
+	if fn == nil {
+		return errors.New("its Bind returns no function")
+	}
+	g.fn = g.publishProduced(fn)
 	stack := g.bus.cfg.Stack
 	if g.handler.Stack != nil {
 		stack = g.handler.Stack
 	}
 	if stack != nil {
 		g.fn, err = stack.Wrap(g.handler, g.fn)
+	}
+	if err == nil && g.fn == nil {
+		return errors.New("its stack returns no function")
 	}
 	return err
 }
@@ -432,7 +439,7 @@ func (g *group) subscription() Subscription {
 	return Subscription{
 		Group:       g.name,
 		Topics:      g.handler.Topics,
-		Known:       g.handler.known(),
+		Known:       g.handler.known(g.bus.transport.Capabilities()),
 		Concurrency: g.handler.Concurrency,
 		Order:       g.handler.Order,
 		Park:        g.handler.parks(),

@@ -35,14 +35,14 @@ func Batch[T bus.Event](name string, size BatchSize, fn func(context.Context, []
 	if size.Wait == 0 {
 		size.Wait = 100 * time.Millisecond
 	}
-	opts = append([]Option{Concurrency(size.Max)}, opts...)
 	require(name, fn != nil)
-	return typed(name, opts, func() typedFunc[T] {
+	h := typed(name, []Option{Concurrency(size.Max)}, func() typedFunc[T] {
 		c := &collector[T]{size: size, fn: fn}
 		return func(ctx context.Context, _ bus.Encoder, e T) ([]*message.Message, error) {
 			return nil, c.add(ctx, e)
 		}
 	})
+	return with(h, opts)
 }
 
 // collector gathers the events of concurrent deliveries. The delivery that begins a batch leads it:

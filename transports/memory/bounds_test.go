@@ -327,3 +327,19 @@ func TestPoisonQueue_listTakesAnyLimit(t *testing.T) {
 		require.NoError(t, transport.Close(t.Context()))
 	})
 }
+
+func TestNew_negativeBoundsAreRefused(t *testing.T) {
+	for want, cfg := range map[string]memory.Config{
+		"memory: Config.Queue is -5":       {Queue: -5},
+		"memory: Config.Bytes is -1":       {Bytes: -1},
+		"memory: Config.PoisonBytes is -1": {PoisonBytes: -1},
+	} {
+		transport := memory.New(cfg)
+		_, err := transport.Subscribe(t.Context(), bus.Subscription{Group: "g", Topics: []string{"x"}, Concurrency: 1})
+		require.ErrorContains(t, err, want)
+		require.ErrorContains(t, send(t.Context(), transport, "x", 1), want)
+		require.ErrorContains(t, transport.Diagnose(t.Context())[0].Err, want)
+		require.ErrorContains(t, transport.Health().Err, want)
+		require.NoError(t, transport.Close(t.Context()))
+	}
+}

@@ -43,6 +43,7 @@ const (
 // Transport is a [bus.Transport] in memory.
 type Transport struct {
 	cfg   Config
+	err   error // what is wrong with cfg
 	table bus.TopicTable[*queue]
 	busy  tally.Tally // messages that are not settled, over all groups
 
@@ -82,8 +83,14 @@ func Open(_ context.Context, u *url.URL) (bus.Transport, error) {
 	return New(cfg), nil
 }
 
-// New makes a transport.
+// New makes a transport. If a bound is negative, its methods return an error that says so.
 func New(cfg Config) *Transport {
+	var err error
+	for name, bound := range map[string]int{"Bytes": cfg.Bytes, "Queue": cfg.Queue, "PoisonBytes": cfg.PoisonBytes} {
+		if bound < 0 {
+			err = fmt.Errorf("memory: Config.%s is %d; it can't be negative, and 0 means the default", name, bound)
+		}
+	}
 	if cfg.Bytes == 0 {
 		cfg.Bytes = defaultBytes
 	}
@@ -93,7 +100,7 @@ func New(cfg Config) *Transport {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	return &Transport{cfg: cfg, queues: make(map[string]*queue)}
+	return &Transport{cfg: cfg, err: err, queues: make(map[string]*queue)}
 }
 
 // Capabilities is everything but durability.
@@ -103,11 +110,8 @@ func (t *Transport) Capabilities() bus.Capabilities {
 
 // Health is connected until the transport is closed.
 func (t *Transport) Health() bus.TransportHealth {
-	h := bus.TransportHealth{Transport: Scheme, Connected: !t.closed.Load(), Unroutable: t.unroutable.Load()}
-	if !h.Connected {
-		h.Err = bus.ErrClosed
-	}
-	return h
+	err := t.openOrErr()
+	return bus.TransportHealth{Transport: Scheme, Connected: err == nil, Err: err, Unroutable: t.unroutable.Load()}
 }
 
 // Publish queues each message in every group that wants it, in all or in none, and blocks while one
@@ -116,8 +120,8 @@ func (t *Transport) Publish(ctx context.Context, topic string, msgs ...*message.
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if t.closed.Load() {
-		return bus.ErrClosed
+	if err := t.openOrErr(); err != nil {
+		return err
 	}
 	if err := bus.ValidateTopic(topic); err != nil {
 		return fmt.Errorf("memory: %w", err)
@@ -152,8 +156,8 @@ func (t *Transport) Subscribe(_ context.Context, s bus.Subscription) (bus.Feed, 
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.closed.Load() {
-		return nil, bus.ErrClosed
+	if err := t.openOrErr(); err != nil {
+		return nil, err
 	}
 	q := t.queue(s.Group)
 	if err := q.adopt(s); err != nil {
