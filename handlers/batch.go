@@ -113,10 +113,16 @@ func (c *collector[T]) closeBatch(b *batch[T]) {
 	}
 }
 
-// run calls the function. A panic fails the whole batch, and goes on in the leader.
+// run calls the function. A panic fails every event of the batch with the same [bus.PanicError], so that none
+// of them looks like an outage.
 func (c *collector[T]) run(ctx context.Context, b *batch[T]) {
 	defer close(b.done)
-	b.err = fmt.Errorf("batch of %d events: the handler panicked", len(b.events))
+	defer func() {
+		if v := recover(); v != nil {
+			b.err = bus.NewPanicError(v)
+		}
+	}()
+	b.err = fmt.Errorf("batch of %d events: %w", len(b.events), bus.ErrGoexit)
 	b.err = c.fn(ctx, b.events)
 }
 
