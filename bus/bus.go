@@ -33,6 +33,9 @@ type Config struct {
 	Observers []Observer
 	// Codec encodes and decodes events. nil means [JSON].
 	Codec Codec
+	// VersionField is the field of a JSON payload that may name the version of an event whose type
+	// names none, as a string like "v2"; see [Delivery.Type]. "" means "version", "-" means none.
+	VersionField string
 	// Outbox takes what [Bus.InTx] publishes, where the transport does not publish in transactions
 	// itself. nil means none.
 	Outbox Outbox
@@ -50,6 +53,8 @@ type Config struct {
 const (
 	defaultMaxPayload   = 16 << 20
 	defaultDrainTimeout = 20 * time.Second
+	defaultVersionField = "version"
+	noVersionField      = "-"
 )
 
 // Bus publishes events to a transport and runs handlers over what comes from it. All methods may be
@@ -150,6 +155,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Codec == nil {
 		c.Codec = JSON{}
+	}
+	if c.VersionField == "" {
+		c.VersionField = defaultVersionField
 	}
 	if c.Logger == nil {
 		c.Logger = slog.Default()

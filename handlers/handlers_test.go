@@ -190,7 +190,7 @@ func TestWhatCantBeReadIsPoisonedAtTheFirstTry(t *testing.T) {
 		"invalid UTF-8":           {"order.paid.v1", "{\"order_id\":\"\xff\"}", "not valid UTF-8"},
 		"an invalid event":        {"order.paid.v1", `{"order_id":""}`, "invalid order.paid.v1: order_id is empty"},
 		"a version it can't know": {"order.paid.v9", `{"order_id":"a"}`, "order.paid.v9: the handler does not take this type: it takes order.paid.v1"},
-		"a version in the body":   {"order.paid", `{"order_id":"a","version":3}`, "order.paid.v3: the handler does not take this type"},
+		"a version in the body":   {"order.paid", `{"order_id":"a","version":"v3"}`, "order.paid.v3: the handler does not take this type"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, handlers.Func("ledger", func(context.Context, orderPaid) error {
