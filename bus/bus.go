@@ -33,6 +33,9 @@ type Config struct {
 	Observers []Observer
 	// Codec encodes and decodes events. nil means [JSON].
 	Codec Codec
+	// VersionField is the field of a JSON payload that may name the version of an event whose type
+	// names none, as a string like "v2"; see [Delivery.Type]. "" means "version", "-" means none.
+	VersionField string
 	// Outbox takes what [Bus.InTx] publishes, where the transport does not publish in transactions
 	// itself. nil means none.
 	Outbox Outbox
@@ -50,6 +53,8 @@ type Config struct {
 const (
 	defaultMaxPayload   = 16 << 20
 	defaultDrainTimeout = 20 * time.Second
+	defaultVersionField = "version"
+	noVersionField      = "-"
 )
 
 // Bus publishes events to a transport and runs handlers over what comes from it. All methods may be
@@ -79,9 +84,10 @@ type Bus struct {
 	stopped   chan struct{} // closed when Run is over
 	cut       atomic.Bool   // the drain timeout has passed
 	stopOnce  sync.Once
-	stop      chan struct{}   // closed by Drain and Close
-	stopCtx   context.Context // Drain's; valid once stop is closed
-	runErr    error           // valid once stopped is closed
+	stop      chan struct{}      // closed by Drain and Close
+	patience  context.Context    // ends when a caller of Drain or Close can't wait for handlers any more
+	impatient context.CancelFunc // ends it
+	runErr    error              // valid once stopped is closed
 	closeOnce sync.Once
 	closing   chan struct{} // closed by Close
 	closed    chan struct{} // closed when Close is over
@@ -119,6 +125,7 @@ func New(t Transport, cfg Config) (*Bus, error) {
 
 		subscribing: make(chan struct{}, 1),
 	}
+	b.patience, b.impatient = context.WithCancel(context.Background())
 	b.subscribing <- struct{}{}
 	b.cfg.Observers = make([]Observer, len(cfg.Observers))
 	for i, o := range cfg.Observers {
@@ -141,8 +148,22 @@ func (c Config) withDefaults() (Config, error) {
 	if err := c.Breaker.Validate(); err != nil {
 		return c, err
 	}
+	for i, o := range c.Observers {
+		if o == nil {
+			return c, fmt.Errorf("bus: observer %d of %d is nil", i+1, len(c.Observers))
+		}
+	}
+	if c.MaxPayload < 0 {
+		return c, fmt.Errorf("bus: MaxPayload is %d; it can't be negative, and 0 means %d", c.MaxPayload, defaultMaxPayload)
+	}
+	if c.DrainTimeout < 0 {
+		return c, fmt.Errorf("bus: DrainTimeout is %s; it can't be negative, and 0 means %s", c.DrainTimeout, defaultDrainTimeout)
+	}
 	if c.Codec == nil {
 		c.Codec = JSON{}
+	}
+	if c.VersionField == "" {
+		c.VersionField = defaultVersionField
 	}
 	if c.Logger == nil {
 		c.Logger = slog.Default()
@@ -237,15 +258,24 @@ func (b *Bus) Encoder() Encoder { return b.encoder }
 // Running is closed when every group is subscribed and consumes.
 func (b *Bus) Running() <-chan struct{} { return b.running }
 
-// Drain stops the handlers as the end of Run's context would, waits for Run to return, and answers
-// its error. Handlers may go on until the drain timeout or shortly before ctx's deadline, whichever
-// is first; what is still out then is given back. The transport stays open, and Publish works on,
-// unless the transport would lose what nobody handles any more.
+// Drain stops the handlers as the end of Run's context would, waits for Run to return, and returns
+// its error. Handlers may go on until the drain timeout, shortly before ctx's deadline or until ctx is
+// cancelled, whichever is first; of several callers of Drain and Close the most impatient counts. What is
+// still out then is given back. If even that takes too long, Drain returns ctx's error. The transport stays
+// open, and Publish works on, unless the transport would lose what nobody handles any more.
+//
+// A handler can't drain or close its bus, which would wait for it: with the handler's context, both return
+// an error at once.
 func (b *Bus) Drain(ctx context.Context) error {
-	b.stopOnce.Do(func() {
-		b.stopCtx = ctx
-		close(b.stop)
-	})
+	if b.handles(ctx) {
+		return fmt.Errorf("bus: drain: %w", errInHandler)
+	}
+	return b.drain(ctx)
+}
+
+func (b *Bus) drain(ctx context.Context) error {
+	defer b.lendPatience(ctx)()
+	b.stopOnce.Do(func() { close(b.stop) })
 	b.mu.Lock()
 	ran := b.runCalled
 	b.runCalled = true
@@ -253,20 +283,68 @@ func (b *Bus) Drain(ctx context.Context) error {
 	if !ran {
 		close(b.stopped) // and Run will refuse
 	}
-	<-b.stopped
+	if err := await(ctx, b.stopped); err != nil {
+		return fmt.Errorf("bus: drain: it goes on: %w", err)
+	}
 	return b.runErr
 }
 
+// lendPatience ends the time of the handlers when ctx leaves no more than the grace that they have after
+// their interruption. What it returns must be called when ctx does not count any more.
+func (b *Bus) lendPatience(ctx context.Context) (release func()) {
+	cancel := func() {}
+	if deadline, ok := ctx.Deadline(); ok {
+		ctx, cancel = context.WithDeadline(ctx, deadline.Add(-2*interruptGrace))
+	}
+	stop := context.AfterFunc(ctx, b.impatient)
+	return func() {
+		stop()
+		cancel()
+	}
+}
+
+// await waits until done is closed, or ctx is done. After a cancellation, which does not come announced, it gives
+// handlers the grace.
+func await(ctx context.Context, done <-chan struct{}) error {
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+	}
+	grace := 2 * interruptGrace
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		grace = 0
+	}
+	select {
+	case <-done:
+		return nil
+	case <-time.After(grace):
+		return context.Cause(ctx)
+	}
+}
+
+var errInHandler = errors.New("it was called in a handler of this bus, and would wait for its end; " +
+	"stop the bus from elsewhere, for example by the end of Run's context")
+
+// handles reports whether ctx is the context of one of the bus's handlers.
+func (b *Bus) handles(ctx context.Context) bool {
+	d := DeliveryFrom(ctx)
+	return d != nil && d.group != nil && d.group.bus == b
+}
+
 // Close drains the bus and closes its transport. The error names handlers that would not end, unless
-// Run or Drain has done so before. Later calls wait for the first and answer the same. Afterwards
-// Publish answers [ErrClosed].
+// Run or Drain has done so before. Later calls wait for the first and return the same, each for as long as its own
+// context allows. Afterwards Publish returns [ErrClosed].
 func (b *Bus) Close(ctx context.Context) error {
+	if b.handles(ctx) {
+		return fmt.Errorf("bus: close: %w", errInHandler)
+	}
 	first := false
 	b.closeOnce.Do(func() { first = true })
 	if first {
 		defer close(b.closed)
-		told := b.state() == Stopped // Run or Drain has answered what went wrong
-		drainErr := b.Drain(ctx)
+		told := b.state() == Stopped // Run or Drain has returned what went wrong
+		drainErr := b.drain(ctx)
 		if told {
 			drainErr = nil
 		}
@@ -277,7 +355,10 @@ func (b *Bus) Close(ctx context.Context) error {
 		b.closeErr = errors.Join(drainErr, b.closeFeeds(ctx), b.closeOutbox(ctx), b.transport.Close(ctx))
 		return b.closeErr
 	}
-	<-b.closed
+	defer b.lendPatience(ctx)()
+	if err := await(ctx, b.closed); err != nil {
+		return fmt.Errorf("bus: close: it goes on: %w", err)
+	}
 	return b.closeErr
 }
 
@@ -344,12 +425,16 @@ func (b *Bus) closeOutbox(ctx context.Context) error {
 
 func (b *Bus) closeFeeds(ctx context.Context) error {
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	var errs []error
+	var feeds []Feed
 	for _, g := range b.groups {
 		if g.feed != nil {
-			errs = append(errs, g.feed.Close(ctx))
+			feeds = append(feeds, g.feed)
 		}
+	}
+	b.mu.Unlock() // Health and Stats need it, and a feed may take its time
+	var errs []error
+	for _, f := range feeds {
+		errs = append(errs, f.Close(ctx))
 	}
 	return errors.Join(errs...)
 }

@@ -116,8 +116,9 @@ func (c *deliveryContext) Value(key any) any {
 	return c.Context.Value(key)
 }
 
-// Type is the event type the message says it has: its ce_type, else its topic. Where that names no
-// version, as with foreign producers, the version is the payload's field "version", else 1.
+// Type returns the event type of the message: its ce_type, else its topic. If that names no version, as with
+// foreign producers, the payload may name it in the field [Config].VersionField of a JSON object, as a string like
+// "v2". Anything else there is the domain's own, and the version is 1.
 func (d *Delivery) Type() (Type, error) {
 	name := d.Message.Metadata[HeaderType]
 	if name == "" {
@@ -129,18 +130,29 @@ func (d *Delivery) Type() (Type, error) {
 	if name == "" {
 		return Type{}, fmt.Errorf("bus: message has no type: neither the header %s nor a topic names one", HeaderType)
 	}
-	return Type{Name: name, Version: bodyVersion(d.Message.Payload)}, nil
+	return Type{Name: name, Version: bodyVersion(d.Message.Payload, d.versionField())}, nil
 }
 
-// bodyVersion reads a top-level "version": 2, "2" or "v2".
-func bodyVersion(payload []byte) int {
-	var body struct {
-		Version json.RawMessage `json:"version"`
+func (d *Delivery) versionField() string {
+	if d.group == nil {
+		return defaultVersionField
 	}
-	if json.Unmarshal(payload, &body) != nil {
+	return d.group.bus.cfg.VersionField
+}
+
+// bodyVersion reads a top-level field like "version": "v2". A number there may be anything of the domain's, such as
+// the revision of an aggregate.
+func bodyVersion(payload []byte, field string) int {
+	var body map[string]json.RawMessage
+	if field == noVersionField || json.Unmarshal(payload, &body) != nil {
 		return 1
 	}
-	if v, ok := parseVersion(strings.TrimPrefix(strings.Trim(string(body.Version), `"`), "v")); ok {
+	var text string
+	if json.Unmarshal(body[field], &text) != nil {
+		return 1
+	}
+	digits, found := strings.CutPrefix(text, "v")
+	if v, ok := parseVersion(digits); ok && found {
 		return v
 	}
 	return 1
@@ -388,10 +400,14 @@ func (d *Delivery) settle(outcome Outcome, err error) error {
 	case Redelivered:
 		r, _ := AsRedelivery(err) // the router has made it one
 		if r.Cost == CostsNothing {
-			return d.Settler.GiveBack(r.After)
+			return d.Settler.GiveBack(max(r.After, minSnooze)) // only a shutdown gives back at once
 		}
 		return d.Settler.Redeliver(r.After)
 	default:
 		return d.Settler.Ack()
 	}
 }
+
+// minSnooze is the shortest time before a message is redelivered that was given back by its handler. With none
+// it would go before all others, and they would never be handled.
+const minSnooze = 100 * time.Millisecond

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"strings"
 	"sync"
 	"time"
@@ -24,30 +25,43 @@ type Encoder struct {
 // knownTypes remembers the wire names of the types that were found valid: a program has few.
 type knownTypes struct {
 	mu    sync.RWMutex
-	names map[Type]string
+	names map[knownType]string
 }
 
-// name is the type on the wire.
-func (k *knownTypes) name(t Type) (string, error) {
+type knownType struct {
+	Type
+	goType reflect.Type
+}
+
+// name returns the type on the wire.
+func (k *knownTypes) name(t Type, e Event) (string, error) {
+	known := knownType{t, reflect.TypeOf(e)}
 	if k == nil {
-		return t.String(), t.Validate()
+		return t.String(), known.validate()
 	}
 	k.mu.RLock()
-	name, ok := k.names[t]
+	name, ok := k.names[known]
 	k.mu.RUnlock()
 	if ok {
 		return name, nil
 	}
-	if err := t.Validate(); err != nil {
+	if err := known.validate(); err != nil {
 		return "", err
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.names == nil {
-		k.names = make(map[Type]string)
+		k.names = make(map[knownType]string)
 	}
-	k.names[t] = t.String()
-	return k.names[t], nil
+	k.names[known] = t.String()
+	return k.names[known], nil
+}
+
+func (k knownType) validate() error {
+	if err := k.Type.Validate(); err != nil {
+		return err
+	}
+	return checkReceivers(k.Type, k.goType)
 }
 
 // PublishOption changes how one call publishes.
@@ -61,6 +75,7 @@ type publication struct {
 	delay        time.Duration
 	headers      []header
 	requireRoute bool
+	err          error // what is wrong with the options
 }
 
 type header struct{ key, value string }
@@ -93,7 +108,11 @@ func newPublication(opts []PublishOption) publication {
 		return publication{}
 	}
 	var p publication
-	for _, opt := range opts {
+	for i, opt := range opts {
+		if opt == nil {
+			p.err = fmt.Errorf("option %d of %d is nil", i+1, len(opts))
+			continue
+		}
 		opt(&p)
 	}
 	return p
@@ -106,6 +125,9 @@ func (c Encoder) Encode(ctx context.Context, e Event, opts ...PublishOption) (*m
 }
 
 func (c Encoder) encode(ctx context.Context, e Event, p publication) (*message.Message, error) {
+	if p.err != nil {
+		return nil, p.err
+	}
 	if isNil(e) {
 		return nil, errors.New("event is nil")
 	}
@@ -113,7 +135,7 @@ func (c Encoder) encode(ctx context.Context, e Event, p publication) (*message.M
 	if err != nil {
 		return nil, err
 	}
-	name, err := c.known.name(t)
+	name, err := c.known.name(t, e)
 	if err != nil {
 		return nil, err
 	}

@@ -158,9 +158,13 @@ func TestDeliveryType(t *testing.T) {
 	}{
 		"the header names it":                  {"order.paid.v2", "legacy", `{"version":7}`, "order.paid.v2"},
 		"else the topic does":                  {"", "order.paid.v3", `{}`, "order.paid.v3"},
-		"without a version, the body names it": {"order.paid", "", `{"version":4}`, "order.paid.v4"},
-		"as text":                              {"", "order.paid", `{"version":"5"}`, "order.paid.v5"},
-		"with a v":                             {"", "order.paid", `{"version":"v6"}`, "order.paid.v6"},
+		"without a version, the body names it": {"", "order.paid", `{"version":"v6"}`, "order.paid.v6"},
+		"a number is the domain's own":         {"order.paid", "", `{"version":17}`, "order.paid.v1"},
+		"so is a number as text":               {"", "order.paid", `{"version":"5"}`, "order.paid.v1"},
+		"and a semantic version":               {"", "order.paid", `{"version":"v2.0"}`, "order.paid.v1"},
+		"and a date":                           {"", "order.paid", `{"version":"2024-10-01"}`, "order.paid.v1"},
+		"and a version that can't be":          {"", "order.paid", `{"version":"v0"}`, "order.paid.v1"},
+		"and another field":                    {"", "order.paid", `{"Version":"v3"}`, "order.paid.v1"},
 		"else it is 1":                         {"order.paid", "", `{"order_id":"a"}`, "order.paid.v1"},
 		"a body without a usable version":      {"order.paid", "", `{"version":{"major":2}}`, "order.paid.v1"},
 		"a body that is no JSON":               {"order.paid", "", "\x00\xff", "order.paid.v1"},
@@ -181,6 +185,23 @@ func TestDeliveryType(t *testing.T) {
 		_, err := (&bus.Delivery{Message: &message.Message{Payload: []byte(`{"version":1}`)}}).Type()
 		require.ErrorContains(t, err, "message has no type")
 	})
+}
+
+func TestDeliveryType_theFieldOfTheVersionIsConfigured(t *testing.T) {
+	for field, want := range map[string]string{"": "order.paid.v2", "schema": "order.paid.v3", "-": "order.paid.v1"} {
+		b := newBus(t, bus.Config{VersionField: field})
+		var got bus.Type
+		handle(t, b, "ledger", func(ctx context.Context, _ *message.Message) (err error) {
+			got, err = bus.DeliveryFrom(ctx).Type()
+			return err
+		}, topics("order.paid"))
+		run(t, b)
+		msg := newMessage("order.paid", "a")
+		msg.Payload = []byte(`{"version":"v2","schema":"v3","-":"v4"}`)
+		require.NoError(t, b.PublishMessages(t.Context(), msg))
+		require.NoError(t, b.Idle(t.Context()))
+		require.Equal(t, want, got.String())
+	}
 }
 
 type unencodable struct {

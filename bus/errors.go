@@ -77,7 +77,7 @@ type retryAfterError struct {
 
 func (e *retryAfterError) Unwrap() error { return e.error }
 
-// Snooze asks for the message again after d and costs no attempt: not now, but nothing failed.
+// Snooze asks for the message again after d, at least 100 ms, and costs no attempt: not now, but nothing failed.
 func Snooze(d time.Duration) error {
 	return &Redelivery{After: d, Cost: CostsNothing}
 }

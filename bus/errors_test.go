@@ -8,9 +8,11 @@ import (
 	"io"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 	"unicode/utf8"
 
+	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
@@ -182,4 +184,27 @@ func TestErrorClass(t *testing.T) {
 	} {
 		require.Equal(t, c.want, bus.ErrorClass(c.err), name)
 	}
+}
+
+func TestSnooze_ofZeroDoesNotStarveTheGroup(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBus(t, bus.Config{})
+		snoozes, before := 0, -1
+		handle(t, b, "ledger", func(_ context.Context, msg *message.Message) error {
+			switch {
+			case bus.MessageID(msg) == "other":
+				before = snoozes
+			case snoozes < 1000:
+				snoozes++
+				return bus.Snooze(0)
+			}
+			return nil
+		}, concurrency(1))
+		publish(t, b, "snoozer", "other")
+		began := time.Now()
+		run(t, b)
+		require.NoError(t, b.Idle(t.Context()))
+		require.Equal(t, 1, before, "the other message comes after one snooze")
+		require.Equal(t, 100*time.Second, time.Since(began))
+	})
 }

@@ -24,6 +24,9 @@ type Event interface {
 	EventType() (name string, version int)
 }
 
+// MaxVersion is the highest version of an event type.
+const MaxVersion = 9999
+
 // Type is an event's name and version, such as order.paid v2.
 type Type struct {
 	Name    string
@@ -37,6 +40,9 @@ func (t Type) String() string { return t.Name + ".v" + strconv.Itoa(t.Version) }
 func (t Type) Validate() error {
 	if t.Version < 1 {
 		return fmt.Errorf("bus: event type %q has version %d; versions start at 1", t.Name, t.Version)
+	}
+	if t.Version > MaxVersion {
+		return fmt.Errorf("bus: event type %q has version %d; versions end at %d: count them, and use no date", t.Name, t.Version, MaxVersion)
 	}
 	if err := ValidateTopic(t.Name); err != nil {
 		return fmt.Errorf("bus: event name %q: %w", t.Name, err)
@@ -94,7 +100,32 @@ func TypeOf[T Event]() (Type, error) {
 	if err != nil {
 		return Type{}, err
 	}
-	return t, t.Validate()
+	if err := t.Validate(); err != nil {
+		return t, err
+	}
+	return t, checkReceivers(t, goType)
+}
+
+// optionalMethods are what an event may have; see [Event].
+var optionalMethods = map[string]reflect.Type{
+	"Validate":     reflect.TypeFor[interface{ Validate() error }](),
+	"PartitionKey": reflect.TypeFor[interface{ PartitionKey() string }](),
+	"DedupKey":     reflect.TypeFor[interface{ DedupKey() string }](),
+}
+
+// checkReceivers refuses an event type that is used as a value, while only a pointer to it has one of the optional
+// methods: it would never be called, and nobody would notice.
+func checkReceivers(t Type, goType reflect.Type) error {
+	if goType.Kind() == reflect.Pointer {
+		return nil
+	}
+	for name, method := range optionalMethods {
+		if reflect.PointerTo(goType).Implements(method) && !goType.Implements(method) {
+			return fmt.Errorf("bus: %s: %s has the method %s with a pointer receiver, so it is not called for values; "+
+				"publish and handle *%[2]s, or give %[3]s a value receiver", t, goType, name)
+		}
+	}
+	return nil
 }
 
 // typeOf asks one event. EventType is the user's code, so a panic in it becomes an error.

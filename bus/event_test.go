@@ -31,6 +31,40 @@ func (e asksItsFields) EventType() (string, int) { return *e.kind, 1 }
 
 type embedsNothing struct{ bus.Event }
 
+type dated struct{}
+
+func (dated) EventType() (string, int) { return "order.paid", 20261129 }
+
+// Events are values of these types, and have none of the methods that leat would call.
+type (
+	pointerValidates struct{}
+	pointerKeyed     struct{}
+	pointerDedups    struct{}
+)
+
+func (pointerValidates) EventType() (string, int) { return "order.paid", 1 }
+func (*pointerValidates) Validate() error         { return nil }
+func (pointerKeyed) EventType() (string, int)     { return "order.paid", 1 }
+func (*pointerKeyed) PartitionKey() string        { return "key" }
+func (pointerDedups) EventType() (string, int)    { return "order.paid", 1 }
+func (*pointerDedups) DedupKey() string           { return "key" }
+
+func TestPublish_refusesValuesWhoseMethodsHavePointerReceivers(t *testing.T) {
+	b := newBus(t, bus.Config{})
+	for want, e := range map[string]bus.Event{
+		"order.paid.v1: bus_test.pointerValidates has the method Validate with a pointer receiver": pointerValidates{},
+		"PartitionKey": pointerKeyed{},
+		"DedupKey":     pointerDedups{},
+	} {
+		for range 2 {
+			require.ErrorContains(t, b.Publish(t.Context(), e), want)
+			_, err := bus.Encoder{}.Encode(t.Context(), e)
+			require.ErrorContains(t, err, want)
+		}
+	}
+	require.NoError(t, b.Publish(t.Context(), &pointerKeyed{}))
+}
+
 func TestTypeOf(t *testing.T) {
 	t.Run("a struct", func(t *testing.T) {
 		typ, err := bus.TypeOf[orderPaid]()
@@ -56,6 +90,10 @@ func TestTypeOf(t *testing.T) {
 		"an interface":                           {bus.TypeOf[bus.Event], "is an interface; an event's Go type must be a struct"},
 		"a name with a space":                    {bus.TypeOf[badName], "white space"},
 		"version 0":                              {bus.TypeOf[badVersion], "versions start at 1"},
+		"a version that is a date":               {bus.TypeOf[dated], "has version 20261129; versions end at 9999"},
+		"Validate with a pointer receiver":       {bus.TypeOf[pointerValidates], "has the method Validate with a pointer receiver"},
+		"PartitionKey with a pointer receiver":   {bus.TypeOf[pointerKeyed], "publish and handle *bus_test.pointerKeyed, or give PartitionKey a value receiver"},
+		"DedupKey with a pointer receiver":       {bus.TypeOf[pointerDedups], "DedupKey"},
 		"a version in the name":                  {bus.TypeOf[versionInName], "return it as the version instead"},
 		"a name that is too long":                {bus.TypeOf[longName], "257 bytes; at most 255 fit"},
 		"EventType that asks the event's fields": {bus.TypeOf[asksItsFields], "must not depend on the event's fields"},

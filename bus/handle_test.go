@@ -26,11 +26,59 @@ func TestNewRefuses(t *testing.T) {
 	}
 }
 
+func TestNew_refusesConfigurationsThatCannotWork(t *testing.T) {
+	for want, cfg := range map[string]bus.Config{
+		"observer 2 of 2 is nil":           {Observers: []bus.Observer{&witness{}, nil}},
+		"publish middleware 1 of 1 is nil": {Decorators: []message.PublisherDecorator{nil}},
+		"publish middleware 1 returns no publisher": {Decorators: []message.PublisherDecorator{
+			func(message.Publisher) (message.Publisher, error) { return nil, nil },
+		}},
+		"MaxPayload is -1":    {MaxPayload: -1},
+		"DrainTimeout is -1s": {DrainTimeout: -time.Second},
+	} {
+		cfg.Service = "shop"
+		_, err := bus.New(memory.New(memory.Config{}), cfg)
+		require.ErrorContains(t, err, "bus: "+want)
+	}
+}
+
+// A handler of one event is subscribed to its older versions where the transport has no patterns.
+func TestHandle_namesKnownTopicsOnlyWhereThereAreNoPatterns(t *testing.T) {
+	for _, patterns := range []bool{true, false} {
+		transport := newFaulty()
+		transport.caps = &bus.Capabilities{Patterns: patterns}
+		var known []string
+		transport.subscribe = func(ctx context.Context, s bus.Subscription) (bus.Feed, error) {
+			known = s.Known
+			return transport.Transport.Subscribe(ctx, s)
+		}
+		b := busOver(t, transport, bus.Config{})
+		handle(t, b, "ledger", ok, topics("order.>"), func(h *bus.Handler) {
+			h.Types = []bus.Type{{Name: "order.paid", Version: 9999}, {Name: "order.shipped", Version: 2}, {Name: "order.paid", Version: 3}}
+		})
+		run(t, b)
+		if patterns {
+			require.Zero(t, len(known), "the transport has patterns")
+			continue
+		}
+		require.Len(t, known, 9999+2)
+		require.Equal(t, []string{"order.paid.v1", "order.paid.v2"}, known[:2])
+		require.Equal(t, []string{"order.shipped.v1", "order.shipped.v2"}, known[9999:])
+	}
+}
+
 func TestTheServiceIsNamedAfterTheModule(t *testing.T) {
 	b, err := bus.New(memory.New(memory.Config{}), bus.Config{})
 	require.NoError(t, err)
 	require.NotEqual(t, ".ledger", b.GroupName("ledger"))
 	require.Regexp(t, `^[A-Za-z0-9][A-Za-z0-9._-]*\.ledger$`, b.GroupName("ledger"))
+}
+
+// emptyStack returns no function.
+type emptyStack struct{}
+
+func (emptyStack) Wrap(bus.Handler, message.HandlerFunc) (message.HandlerFunc, error) {
+	return nil, nil
 }
 
 type refusingStack struct{}
@@ -51,15 +99,20 @@ func TestHandleRefuses(t *testing.T) {
 		"no topic":                      {func(h *bus.Handler) { h.Topics = nil }, "it subscribes to no topic"},
 		"a bad pattern":                 {func(h *bus.Handler) { h.Topics = []string{"order.paid*"} }, "wildcard"},
 		"a bad type":                    {func(h *bus.Handler) { h.Types = []bus.Type{{Name: "order.paid"}} }, "versions start at 1"},
+		"a version that is a date":      {func(h *bus.Handler) { h.Types = []bus.Type{{Name: "order.paid", Version: 20261129}} }, "has version 20261129; versions end at 9999"},
 		"no function":                   {func(h *bus.Handler) { h.Bind = nil }, "it has no function"},
-		"negative concurrency":          {func(h *bus.Handler) { h.Concurrency = -1 }, "concurrency is -1; it is at least 1"},
-		"strict order side by side":     {func(h *bus.Handler) { h.Order, h.Concurrency = bus.OrderedStrictly, 2 }, "strict order handles one message at a time"},
-		"an order there is not":         {func(h *bus.Handler) { h.Order = 7 }, "order 7 is unknown"},
-		"a bad retry policy":            {func(h *bus.Handler) { h.Retry = &bus.RetryPolicy{Jitter: 2} }, "a share below 1"},
-		"a misspelt dedup mode":         {func(h *bus.Handler) { h.Dedup = "opne" }, `dedup mode "opne" is unknown; it is one of open, closed, off`},
-		"a misspelt park mode":          {func(h *bus.Handler) { h.Park = "yes" }, `park mode "yes" is unknown; it is one of on, off`},
-		"parking without an order":      {func(h *bus.Handler) { h.Park = bus.ParkOn }, "not ordered"},
-		"a stack that does not fit it":  {func(h *bus.Handler) { h.Stack = refusingStack{} }, errBroken.Error()},
+		"a Bind that returns none": {func(h *bus.Handler) {
+			h.Bind = func(bus.Encoder) message.HandlerFunc { return nil }
+		}, "its Bind returns no function"},
+		"a stack that returns none":    {func(h *bus.Handler) { h.Stack = emptyStack{} }, "its stack returns no function"},
+		"negative concurrency":         {func(h *bus.Handler) { h.Concurrency = -1 }, "concurrency is -1; it is at least 1"},
+		"strict order side by side":    {func(h *bus.Handler) { h.Order, h.Concurrency = bus.OrderedStrictly, 2 }, "strict order handles one message at a time"},
+		"an order there is not":        {func(h *bus.Handler) { h.Order = 7 }, "order 7 is unknown"},
+		"a bad retry policy":           {func(h *bus.Handler) { h.Retry = &bus.RetryPolicy{Jitter: 2} }, "a share below 1"},
+		"a misspelt dedup mode":        {func(h *bus.Handler) { h.Dedup = "opne" }, `dedup mode "opne" is unknown; it is one of open, closed, off`},
+		"a misspelt park mode":         {func(h *bus.Handler) { h.Park = "yes" }, `park mode "yes" is unknown; it is one of on, off`},
+		"parking without an order":     {func(h *bus.Handler) { h.Park = bus.ParkOn }, "not ordered"},
+		"a stack that does not fit it": {func(h *bus.Handler) { h.Stack = refusingStack{} }, errBroken.Error()},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newBus(t, bus.Config{})

@@ -147,16 +147,18 @@ func (h Handler) validate() error {
 // parks reports whether the messages of a key wait behind a poisoned one.
 func (h Handler) parks() bool { return h.Order != Unordered && h.Park != ParkOff }
 
-// known are the exact topics behind the handler's types, older versions included, for transports
-// without patterns; nil where the handler is bound by pattern alone.
-func (h Handler) known() []string {
+// known returns the exact topics behind the handler's types, older versions included, for transports
+// without patterns; nil if the transport has them, or the handler is bound by pattern alone.
+func (h Handler) known(c Capabilities) []string {
+	if c.Patterns {
+		return nil
+	}
 	var topics []string
+	done := make(map[string]int) // the highest version by name: two routes may take two versions of one event
 	for _, t := range h.Types {
-		for v := 1; v <= t.Version; v++ {
-			topic := Type{t.Name, v}.String()
-			if !slices.Contains(topics, topic) { // two routes may take two versions of one event
-				topics = append(topics, topic)
-			}
+		for v := done[t.Name] + 1; v <= t.Version; v++ {
+			topics = append(topics, Type{t.Name, v}.String())
+			done[t.Name] = v
 		}
 	}
 	if len(h.Types) > 0 {

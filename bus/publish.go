@@ -28,8 +28,9 @@ func (b *Bus) Publish(ctx context.Context, e Event, opts ...PublishOption) error
 }
 
 // PublishAll publishes events in their order, and none if one of them can't be encoded. Runs of
-// events of one type go to the transport together, which is faster than one by one. The error says
-// what is not safe.
+// events of one type go to the transport together, which is faster than one by one. A [*PublishError]
+// in the error names the messages that are not known to be safe. After another error none is, unless it
+// is an [*UnroutableError]: then all are, and no group wants them.
 func (b *Bus) PublishAll(ctx context.Context, events []Event, opts ...PublishOption) error {
 	msgs, p, err := b.encodeAll(ctx, events, opts)
 	if err != nil {
@@ -100,7 +101,8 @@ func (b *Bus) publishRuns(ctx context.Context, requireRoute bool, msgs []*messag
 	})
 }
 
-// eachRun publishes each run of messages of one topic in one call, and stops at the first error.
+// eachRun publishes each run of messages of one topic in one call, and stops at the first error. That
+// error names all messages that are not known to be safe, those that were not tried included.
 func eachRun(msgs []*message.Message, publish func(topic string, run []*message.Message) error) error {
 	for start := 0; start < len(msgs); {
 		topic, end := TopicOf(msgs[start]), start+1
@@ -108,15 +110,35 @@ func eachRun(msgs []*message.Message, publish func(topic string, run []*message.
 			end++
 		}
 		if err := publish(topic, msgs[start:end]); err != nil {
-			if rest := len(msgs) - end; rest > 0 {
-				return fmt.Errorf("%w (and %d messages behind were not tried)", err, rest)
+			if start == 0 && end == len(msgs) {
+				return err // it speaks of the whole call
 			}
-			return err
+			return runFailed(err, msgs[start:end], msgs[end:])
 		}
 		start = end
 	}
 	return nil
 }
+
+// runFailed adds to the error of a run what was to be published after it.
+func runFailed(err error, run, rest []*message.Message) error {
+	failed := slices.Concat(notSafe(err, run), rest)
+	if len(failed) == 0 {
+		return err
+	}
+	if len(rest) > 0 {
+		err = fmt.Errorf("%w (and %d messages behind were not tried)", err, len(rest))
+	}
+	return &runError{err, &PublishError{Failed: failed, Err: err}}
+}
+
+// runError reads as the error of its run, and is a [PublishError] of the whole call.
+type runError struct {
+	error
+	publish *PublishError
+}
+
+func (e *runError) Unwrap() error { return e.publish }
 
 // publishFor is the publish middleware's path to the transport, for the bus's own groups that expect
 // the messages.
@@ -129,6 +151,12 @@ func (b *Bus) account(ctx context.Context, groups []*group, requireRoute bool, t
 	send func(context.Context, string, []*message.Message) error,
 ) error {
 	b.ledger.expect(groups, len(msgs))
+	failed := len(msgs) // if a step of the publish middleware panics, too
+	defer func() {
+		if failed > 0 {
+			b.ledger.expect(groups, -failed)
+		}
+	}()
 	var began time.Time
 	if len(b.cfg.Observers) > 0 {
 		began = time.Now()
@@ -144,8 +172,7 @@ func (b *Bus) account(ctx context.Context, groups []*group, requireRoute bool, t
 			err = nil
 		}
 	}
-	failed := unsafe(err, msgs)
-	b.ledger.expect(groups, -failed)
+	failed = len(notSafe(err, msgs))
 	b.ledger.published.Add(uint64(len(msgs) - failed)) //nolint:gosec // never more than there are
 	if err != nil {
 		err = fmt.Errorf("bus: publish %s: %w", topic, err)
@@ -194,9 +221,15 @@ func (b *Bus) decorate(decorators []message.PublisherDecorator) (func(context.Co
 	}
 	var publisher message.Publisher = publisher{handOver{b}}
 	for i, decorate := range slices.Backward(decorators) {
+		if decorate == nil {
+			return nil, fmt.Errorf("bus: publish middleware %d of %d is nil", i+1, len(decorators))
+		}
 		decorated, err := decorate(publisher)
 		if err != nil {
 			return nil, fmt.Errorf("bus: publish middleware %d: %w", i+1, err)
+		}
+		if decorated == nil {
+			return nil, fmt.Errorf("bus: publish middleware %d returns no publisher", i+1)
 		}
 		publisher = decorated
 	}
@@ -208,15 +241,18 @@ func (b *Bus) decorate(decorators []message.PublisherDecorator) (func(context.Co
 	}, nil
 }
 
-// unsafe is how many messages are not known to be safe: all of them, unless the error knows better.
-func unsafe(err error, msgs []*message.Message) int {
-	if err == nil || errors.Is(err, ErrUnroutable) { // safe, though nobody wants them
-		return 0
+// notSafe returns the messages that are not known to be safe: all of them, unless the error says which.
+func notSafe(err error, msgs []*message.Message) []*message.Message {
+	if err == nil {
+		return nil
 	}
 	if p, ok := errors.AsType[*PublishError](err); ok {
-		return len(p.Failed)
+		return p.Failed
 	}
-	return len(msgs)
+	if errors.Is(err, ErrUnroutable) { // safe, though nobody wants them
+		return nil
+	}
+	return msgs
 }
 
 func asUnroutable(err error) (*UnroutableError, bool) {

@@ -47,6 +47,9 @@ func TestPublishRefuses(t *testing.T) {
 		"one id for two events": {func(ctx context.Context, b *bus.Bus) error {
 			return b.PublishAll(ctx, []bus.Event{orderPaid{}, orderPaid{}}, bus.ID("a"))
 		}, "the option ID is for one event", nil},
+		"an option that is nil": {func(ctx context.Context, b *bus.Bus) error {
+			return b.Publish(ctx, orderPaid{}, bus.Key("a"), nil)
+		}, "option 2 of 2 is nil", nil},
 		"no message": {func(ctx context.Context, b *bus.Bus) error {
 			return b.PublishMessages(ctx, newMessage(paidTopic, "a"), nil)
 		}, "message 2 of 2: message is nil", nil},
@@ -196,6 +199,69 @@ func TestRunsOfOneTypeGoToTheTransportTogether(t *testing.T) {
 	require.ErrorContains(t, err, "bus: publish order.paid.v1: the transport is away (and 2 messages behind were not tried)")
 	require.Len(t, calls, 4)
 	require.EqualValues(t, 4, b.Stats().Published)
+}
+
+// Two runs are safe in part; what is behind the run that fails was never tried.
+func TestPublishError_namesEveryMessageThatIsNotKnownToBeSafe(t *testing.T) {
+	away := errors.New("the transport is away")
+	for name, c := range map[string]struct {
+		fail func(msgs []*message.Message) error
+		want []string
+	}{
+		"a part of the run failed": {func(msgs []*message.Message) error { return &bus.PublishError{Failed: msgs[1:], Err: away} }, []string{"3", "4", "5"}},
+		"the run failed":           {func([]*message.Message) error { return away }, []string{"2", "3", "4", "5"}},
+		"the run is safe, and no group wants it": {func(msgs []*message.Message) error {
+			return &bus.UnroutableError{Topics: []string{paidTopic, paidTopic}, Strict: true}
+		}, []string{"4", "5"}},
+	} {
+		for by, publish := range map[string]func(context.Context, *bus.Bus, []*message.Message) error{
+			"messages": func(ctx context.Context, b *bus.Bus, msgs []*message.Message) error {
+				return b.PublishMessages(ctx, msgs...)
+			},
+			"messages in a transaction": func(ctx context.Context, b *bus.Bus, msgs []*message.Message) error {
+				return b.InTx("tx").PublishMessages(ctx, msgs...)
+			},
+		} {
+			t.Run(name+", "+by, func(t *testing.T) {
+				transport := &faultyTx{newFaulty()}
+				runs := 0
+				transport.publish = func(_ context.Context, _ string, msgs []*message.Message) error {
+					if runs++; runs == 2 {
+						return c.fail(msgs)
+					}
+					return nil
+				}
+				b := busOver(t, transport, bus.Config{})
+				handle(t, b, "audit", ok, topics("order.>"))
+				err := publish(t.Context(), b, []*message.Message{
+					newMessage("order.placed.v1", "1"),
+					newMessage(paidTopic, "2"), newMessage(paidTopic, "3"),
+					newMessage("order.placed.v1", "4"), newMessage(paidTopic, "5"),
+				})
+				var partly *bus.PublishError
+				require.ErrorAs(t, err, &partly)
+				var failed []string
+				for _, msg := range partly.Failed {
+					failed = append(failed, msg.UUID)
+				}
+				require.Equal(t, c.want, failed)
+			})
+		}
+	}
+	t.Run("nothing is safe", func(t *testing.T) {
+		transport := newFaulty()
+		transport.publish = func(context.Context, string, []*message.Message) error { return away }
+		b := busOver(t, transport, bus.Config{})
+		require.ErrorIs(t, b.Publish(t.Context(), placed{}), away)
+		require.ErrorContains(t, b.Publish(t.Context(), placed{}), "bus: publish order.placed.v1: the transport is away")
+	})
+}
+
+// faultyTx publishes in transactions, with the same faults.
+type faultyTx struct{ *faulty }
+
+func (f *faultyTx) PublishTx(ctx context.Context, _ any, topic string, msgs ...*message.Message) error {
+	return f.Publish(ctx, topic, msgs...)
 }
 
 func TestPublishMessagesKeepsTheirHeaders(t *testing.T) {

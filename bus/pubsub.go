@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 )
@@ -42,20 +43,39 @@ func (p publisher) Close() error { return nil }
 
 // NewSubscriber hands a transport out as a plain Watermill subscriber. Each topic is a group of its
 // own, <group>.<topic>, consumed one message at a time per call of Subscribe, so that further calls
-// and processes compete. A nack redelivers at once and counts as an attempt. Closing the
-// subscriber closes its feeds, not the transport.
-func NewSubscriber(t Transport, group string) message.Subscriber {
-	s := &subscriber{transport: t, group: group}
+// and processes compete.
+//
+// A nack counts as an attempt. The message is redelivered before all later ones, after 100 ms, twice as long
+// each time up to 10 s; see [NackPause].
+//
+// When the subscriber is closed or the context of Subscribe ends, no further message is handed out, and
+// one that is handled has 10 s to be acked or nacked with a live context. Then its context is cancelled,
+// and a second later the message is given back. Close waits for that. It closes the subscriber's feeds,
+// not the transport.
+func NewSubscriber(t Transport, group string, opts ...SubscriberOption) message.Subscriber {
+	s := &subscriber{transport: t, group: group, longestPause: 10 * time.Second}
+	for _, opt := range opts {
+		opt(s)
+	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s
 }
 
+// SubscriberOption changes what [NewSubscriber] makes.
+type SubscriberOption func(*subscriber)
+
+// NackPause is the longest time before a nacked message is redelivered, in place of 10 s.
+func NackPause(longest time.Duration) SubscriberOption {
+	return func(s *subscriber) { s.longestPause = longest }
+}
+
 type subscriber struct {
-	transport Transport
-	group     string
-	ctx       context.Context
-	cancel    context.CancelFunc
-	wg        sync.WaitGroup
+	transport    Transport
+	group        string
+	longestPause time.Duration
+	ctx          context.Context
+	cancel       context.CancelFunc
+	wg           sync.WaitGroup
 }
 
 // SubscribeInitialize makes the group, so that messages published from now on wait in it.
@@ -106,8 +126,8 @@ func (s *subscriber) forward(ctx context.Context, feed Feed, out chan<- *message
 	msg := message.NewMessage(d.Message.UUID, d.Message.Payload)
 	msg.Metadata = d.Message.Metadata
 	settler := d.Settler
-	d.Message, d.Settler = msg, nil // who has the message settles it with Ack and Nack, and no other way
-	msgCtx, cancel := context.WithCancel(ctx)
+	d.Message, d.Settler = msg, nil                                  // who has the message settles it with Ack and Nack, and no other way
+	msgCtx, cancel := context.WithCancel(context.WithoutCancel(ctx)) // it outlives ctx; see finish
 	defer cancel()
 	msg.SetContext(&deliveryContext{msgCtx, d})
 
@@ -119,14 +139,56 @@ func (s *subscriber) forward(ctx context.Context, feed Feed, out chan<- *message
 	}
 	select {
 	case <-msg.Acked():
+	case <-msg.Nacked():
+	case <-ctx.Done():
+		finish(msg, cancel)
+	}
+	select {
+	case <-msg.Acked():
 		_ = settler.Ack()
 	case <-msg.Nacked():
+		s.pauseAfterNack(ctx, d.Attempt)
 		_ = settler.Redeliver(0)
-	case <-ctx.Done():
+	default:
 		_ = settler.GiveBack(0)
+	}
+	return ctx.Err() == nil
+}
+
+// subscriberGrace is how long a message may be handled after its subscriber was closed.
+const subscriberGrace = 10 * time.Second
+
+// finish lets a message be handled after its subscriber was closed. Then it cancels the message's context
+// and waits a little for the handler to notice.
+func finish(msg *message.Message, cancel context.CancelFunc) {
+	if settledWithin(msg, subscriberGrace) {
+		return
+	}
+	cancel()
+	settledWithin(msg, interruptGrace)
+}
+
+func settledWithin(msg *message.Message, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-msg.Acked():
+		return true
+	case <-msg.Nacked():
+		return true
+	case <-timer.C:
 		return false
 	}
-	return true
+}
+
+// pauseAfterNack keeps a nacked message for a while: a delayed redelivery would let later messages pass it.
+func (s *subscriber) pauseAfterNack(ctx context.Context, attempt int) {
+	timer := time.NewTimer(min(100*time.Millisecond<<min(attempt-1, 20), s.longestPause))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
 }
 
 func (s *subscriber) Close() error {

@@ -200,18 +200,9 @@ func (r *run) stopBreakers() {
 	}
 }
 
-// drainLimit ends when handlers have had their time: the drain timeout, or what Drain's context
-// leaves of it after the grace.
+// drainLimit ends when handlers have had their time: the drain timeout, or the patience of those who drain.
 func (b *Bus) drainLimit() (context.Context, context.CancelFunc) {
-	d := b.cfg.DrainTimeout
-	select {
-	case <-b.stop:
-		if deadline, ok := b.stopCtx.Deadline(); ok {
-			d = min(d, max(time.Until(deadline)-2*interruptGrace, 0))
-		}
-	default:
-	}
-	return context.WithTimeout(context.Background(), d)
+	return context.WithTimeout(b.patience, b.cfg.DrainTimeout)
 }
 
 // workOffBacklog lets the workers handle what waits in a transport that would lose it. Messages that
@@ -415,13 +406,20 @@ type group struct {
 
 // build binds the handler's function and wraps it in its stack.
 func (g *group) build() (err error) {
-	g.fn = g.publishProduced(g.handler.Bind(g.bus.encoder))
+	fn := g.handler.Bind(g.bus.encoder)
+	if fn == nil {
+		return errors.New("its Bind returns no function")
+	}
+	g.fn = g.publishProduced(fn)
 	stack := g.bus.cfg.Stack
 	if g.handler.Stack != nil {
 		stack = g.handler.Stack
 	}
 	if g.stacked = stack != nil; g.stacked {
 		g.fn, err = stack.Wrap(g.handler, g.fn)
+	}
+	if err == nil && g.fn == nil {
+		return errors.New("its stack returns no function")
 	}
 	return err
 }
@@ -442,7 +440,7 @@ func (g *group) subscription() Subscription {
 	return Subscription{
 		Group:       g.name,
 		Topics:      g.handler.Topics,
-		Known:       g.handler.known(),
+		Known:       g.handler.known(g.bus.transport.Capabilities()),
 		Concurrency: g.handler.Concurrency,
 		Order:       g.handler.Order,
 		Park:        g.handler.parks(),

@@ -120,7 +120,11 @@ const (
 )
 
 func (o Order) String() string {
-	return [...]string{"unordered", "ordered by key", "ordered strictly"}[o]
+	names := [...]string{"unordered", "ordered by key", "ordered strictly"}
+	if o < 0 || int(o) >= len(names) {
+		return fmt.Sprintf("order %d", int(o))
+	}
+	return names[o]
 }
 
 // Capabilities is what a transport can do. A subscription that asks for more fails at start, with a

@@ -12,7 +12,7 @@ import (
 
 // Watermill puts a Watermill Pub/Sub under a bus. It promises no more than the Pub/Sub does: no
 // patterns (a handler is subscribed to the versions it knows), no order by key, attempts counted in
-// this process only, a delayed redelivery that holds the message until its time, and a poison queue
+// this process only and for the last few thousand messages that failed, a delayed redelivery that holds the message until its time, and a poison queue
 // that is a topic, <group>.poison.
 type Watermill struct {
 	Publisher message.Publisher
@@ -25,7 +25,7 @@ type Watermill struct {
 
 // Transport is the Pub/Sub as a transport.
 func (w Watermill) Transport() Transport {
-	t := &watermillTransport{Watermill: w, attempts: make(map[string]int)}
+	t := &watermillTransport{Watermill: w}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	return t
 }
@@ -35,9 +35,10 @@ type watermillTransport struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 
-	mu       sync.Mutex
+	attempts attemptCounts
+
+	mu       sync.Mutex // guards what follows; feeds are closed under it, so they must not need it
 	feeds    []*watermillFeed
-	attempts map[string]int // group and id of messages that were nacked and not yet acked
 	closeErr error
 }
 
@@ -98,21 +99,41 @@ func (t *watermillTransport) Close(ctx context.Context) error {
 	return t.closeErr
 }
 
-// attempt counts one more hand-over of a message that may come again.
-func (t *watermillTransport) attempt(group, id string) int {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.attempts[group+"\x00"+id] + 1
+// maxAttemptCounts bounds the memory of attemptCounts: another process may ack what was nacked in this one.
+const maxAttemptCounts = 8192
+
+// attemptCounts remembers how often messages were nacked that were not acked since. The zero value is ready.
+// It has two generations. When the young one is half full, it becomes the old one, and what was in the old
+// one is forgotten; whatever is nacked again is young again.
+type attemptCounts struct {
+	mu         sync.Mutex
+	young, old map[attemptKey]int
 }
 
-func (t *watermillTransport) setAttempt(group, id string, n int) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
+type attemptKey struct{ group, id string }
+
+// next returns the number of the next hand-over.
+func (a *attemptCounts) next(group, id string) int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	key := attemptKey{group, id}
+	return max(a.young[key], a.old[key]) + 1
+}
+
+// set remembers n hand-overs, and forgets the message if n is 0.
+func (a *attemptCounts) set(group, id string, n int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	key := attemptKey{group, id}
+	delete(a.old, key)
 	if n == 0 {
-		delete(t.attempts, group+"\x00"+id)
-	} else {
-		t.attempts[group+"\x00"+id] = n
+		delete(a.young, key)
+		return
 	}
+	if a.young == nil || len(a.young) >= maxAttemptCounts/2 {
+		a.young, a.old = make(map[attemptKey]int), a.young
+	}
+	a.young[key] = n
 }
 
 type watermillFeed struct {
@@ -132,7 +153,7 @@ func (f *watermillFeed) forward(topic string, msgs <-chan *message.Message) {
 		if msg.Metadata == nil {
 			msg.Metadata = message.Metadata{}
 		}
-		d := &Delivery{Message: msg, Topic: topic, Group: f.group, Attempt: f.transport.attempt(f.group, MessageID(msg))}
+		d := &Delivery{Message: msg, Topic: topic, Group: f.group, Attempt: f.transport.attempts.next(f.group, MessageID(msg))}
 		d.Settler = &watermillSettler{feed: f, delivery: d}
 		select {
 		case f.out <- d:
@@ -168,13 +189,13 @@ type watermillSettler struct {
 }
 
 func (s *watermillSettler) Ack() error {
-	s.feed.transport.setAttempt(s.feed.group, MessageID(s.delivery.Message), 0)
+	s.feed.transport.attempts.set(s.feed.group, MessageID(s.delivery.Message), 0)
 	s.delivery.Message.Ack()
 	return nil
 }
 
 func (s *watermillSettler) Redeliver(after time.Duration) error {
-	s.feed.transport.setAttempt(s.feed.group, MessageID(s.delivery.Message), s.delivery.Attempt)
+	s.feed.transport.attempts.set(s.feed.group, MessageID(s.delivery.Message), s.delivery.Attempt)
 	return s.GiveBack(after)
 }
 

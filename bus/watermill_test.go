@@ -2,6 +2,10 @@ package bus_test
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -134,6 +138,90 @@ func TestOverAWatermillPubSubEachVersionIsSubscribedOnce(t *testing.T) {
 	})
 }
 
+// lateSubscriber hands out a message while it is closed, as a Pub/Sub under load does.
+type lateSubscriber struct{ out chan *message.Message }
+
+func (s lateSubscriber) Subscribe(context.Context, string) (<-chan *message.Message, error) {
+	return s.out, nil
+}
+
+func (s lateSubscriber) Close() error {
+	s.out <- newMessage(paidTopic, "late")
+	close(s.out)
+	return nil
+}
+
+func TestWatermill_closesWhileMessagesCome(t *testing.T) {
+	pubSub := gochannel.NewGoChannel(gochannel.Config{}, watermill.NopLogger{})
+	transport := bus.Watermill{
+		Publisher: pubSub,
+		Subscriber: func(string) (message.Subscriber, error) {
+			return lateSubscriber{make(chan *message.Message)}, nil
+		},
+	}.Transport()
+	for _, group := range []string{"a", "b"} {
+		_, err := transport.Subscribe(t.Context(), bus.Subscription{Group: group, Topics: []string{paidTopic}, Known: []string{paidTopic}, Concurrency: 1})
+		require.NoError(t, err)
+	}
+	closed := make(chan error, 2)
+	for range 2 {
+		go func() { closed <- transport.Close(context.Background()) }()
+	}
+	for range 2 {
+		select {
+		case err := <-closed:
+			require.NoError(t, err)
+		case <-time.After(time.Minute):
+			require.Fail(t, "Close never returns")
+		}
+	}
+}
+
+// Another process may finish a message that was nacked here: nobody acks it in this one.
+func TestWatermill_remembersABoundedNumberOfAttempts(t *testing.T) {
+	msgs := make(chan *message.Message)
+	transport := bus.Watermill{
+		Publisher:  gochannel.NewGoChannel(gochannel.Config{}, watermill.NopLogger{}),
+		Subscriber: func(string) (message.Subscriber, error) { return channelSubscriber{msgs}, nil },
+	}.Transport()
+	feed, err := transport.Subscribe(t.Context(), bus.Subscription{Group: "g", Topics: []string{paidTopic}, Known: []string{paidTopic}, Concurrency: 1})
+	require.NoError(t, err)
+	deliver := func(id string) *bus.Delivery {
+		msgs <- newMessage(paidTopic, id)
+		d, err := feed.Next(t.Context())
+		require.NoError(t, err)
+		return d
+	}
+	require.NoError(t, deliver("a").Settler.Redeliver(0))
+	require.Equal(t, 2, deliver("a").Attempt)
+	heap := func() int64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc) //nolint:gosec // far below
+	}
+	before := heap()
+	for i := range 100_000 {
+		require.NoError(t, deliver(fmt.Sprint("elsewhere-", i)).Settler.Redeliver(0))
+		if i%1000 == 0 {
+			d := deliver("a")
+			require.Equal(t, i/1000+2, d.Attempt, "what comes again is remembered")
+			require.NoError(t, d.Settler.Redeliver(0))
+		}
+	}
+	require.Less(t, heap()-before, int64(2<<20))
+	close(msgs)
+	require.NoError(t, transport.Close(t.Context()))
+}
+
+type channelSubscriber struct{ out chan *message.Message }
+
+func (s channelSubscriber) Subscribe(context.Context, string) (<-chan *message.Message, error) {
+	return s.out, nil
+}
+
+func (s channelSubscriber) Close() error { return nil }
+
 func TestWhatAWatermillPubSubLacksIsRefused(t *testing.T) {
 	transport, _ := overGoChannel()
 	b := busOver(t, transport, bus.Config{})
@@ -216,4 +304,76 @@ func TestATransportHandedOutToWatermill(t *testing.T) {
 			synctest.Wait()
 		})
 	})
+}
+
+func TestSubscriber_nackIsNoHotLoop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		transport := newFaulty()
+		defer func() { require.NoError(t, transport.Close(t.Context())) }()
+		subscriber := bus.NewSubscriber(transport, "shop")
+		msgs, err := subscriber.Subscribe(t.Context(), paidTopic)
+		require.NoError(t, err)
+		require.NoError(t, transport.Publish(t.Context(), paidTopic, newMessage(paidTopic, "a")))
+		var pauses []time.Duration
+		for last := time.Now(); len(pauses) < 10; last = time.Now() {
+			msg := <-msgs
+			pauses = append(pauses, time.Since(last))
+			msg.Nack()
+		}
+		ms := time.Millisecond
+		require.Equal(t, []time.Duration{0, 100 * ms, 200 * ms, 400 * ms, 800 * ms, 1600 * ms, 3200 * ms, 6400 * ms, 10_000 * ms, 10_000 * ms}, pauses)
+		require.NoError(t, subscriber.Close())
+	})
+}
+
+func TestSubscriber_closeLetsAStockRouterFinish(t *testing.T) {
+	for name, c := range map[string]struct {
+		takes       time.Duration
+		effects     int
+		interrupted bool
+	}{
+		"a handler that needs 5 s is not disturbed": {takes: 5 * time.Second, effects: 1},
+		"one that never ends is interrupted":        {takes: time.Hour, effects: 0, interrupted: true},
+	} {
+		for how := range 2 {
+			t.Run(fmt.Sprint(name, ", ", []string{"closed", "by its context"}[how]), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					transport := newFaulty()
+					defer func() { require.NoError(t, transport.Close(t.Context())) }()
+					router, err := message.NewRouter(message.RouterConfig{}, watermill.NopLogger{})
+					require.NoError(t, err)
+					var effects atomic.Int32
+					var cause error
+					router.AddConsumerHandler("ledger", paidTopic, bus.NewSubscriber(transport, "shop"), func(msg *message.Message) error {
+						select {
+						case <-time.After(c.takes):
+							effects.Add(1)
+							return nil
+						case <-msg.Context().Done():
+							cause = msg.Context().Err()
+							return cause
+						}
+					})
+					ctx, cancel := context.WithCancel(t.Context())
+					defer cancel()
+					ran := make(chan error, 1)
+					go func() { ran <- router.Run(ctx) }()
+					<-router.Running()
+					require.NoError(t, transport.Publish(t.Context(), paidTopic, newMessage(paidTopic, "a")))
+					synctest.Wait()
+					if how == 0 {
+						require.NoError(t, router.Close())
+					} else {
+						cancel()
+					}
+					require.NoError(t, <-ran)
+					require.EqualValues(t, c.effects, effects.Load())
+					require.Equal(t, c.interrupted, errors.Is(cause, context.Canceled))
+					groups, err := transport.Transport.(bus.Inspector).Groups(t.Context())
+					require.NoError(t, err)
+					require.Equal(t, 1-c.effects, groups[0].Waiting+groups[0].Delayed, "what was not handled comes again")
+				})
+			})
+		}
+	}
 }

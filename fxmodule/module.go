@@ -168,14 +168,20 @@ type runner struct {
 // start returns when every group consumes.
 func (r *runner) start(ctx context.Context) error {
 	ended := make(chan error, 1)
-	go func() { ended <- r.Bus.Run(context.WithoutCancel(ctx)) }()
+	running, stop := context.WithCancel(context.WithoutCancel(ctx)) // it outlives the start
+	go func() { ended <- r.Bus.Run(running) }()
 	select {
 	case <-r.Bus.Running():
-		go func() { r.ended(<-ended) }()
+		go func() {
+			defer stop()
+			r.ended(<-ended)
+		}()
 		return nil
 	case err := <-ended:
+		stop()
 		return err
-	case <-ctx.Done():
+	case <-ctx.Done(): // fx calls no stop hook of what did not start
+		stop()
 		return context.Cause(ctx)
 	}
 }
@@ -185,12 +191,16 @@ func (r *runner) stop(ctx context.Context) error {
 	return r.Bus.Drain(ctx)
 }
 
-// ended shuts the application down if the bus ended by itself.
+// ended shuts the application down if the bus has failed. The application may also stop the bus by itself.
 func (r *runner) ended(err error) {
 	if r.asked.Load() {
 		return
 	}
 	logger := cmp.Or(r.Logger, slog.Default())
+	if err == nil {
+		logger.Info("leat: the bus was stopped by the application")
+		return
+	}
 	logger.Error("leat: the bus has failed; shutting the application down", "err", err)
 	if err := r.Shutdowner.Shutdown(fx.ExitCode(1)); err != nil {
 		logger.Error("leat: shutdown", "err", err)

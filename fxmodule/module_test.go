@@ -283,6 +283,60 @@ func TestAFailureAfterTheStartShutsTheApplicationDownWithExitCode1(t *testing.T)
 	require.ErrorContains(t, app.Stop(t.Context()), "the queue was deleted")
 }
 
+// lateTransport subscribes when its context ends, and tells.
+type lateTransport struct {
+	bus.Transport
+	gaveUp chan error
+}
+
+func (l lateTransport) Subscribe(ctx context.Context, _ bus.Subscription) (bus.Feed, error) {
+	<-ctx.Done()
+	l.gaveUp <- ctx.Err()
+	return nil, ctx.Err()
+}
+
+func TestStart_thatTimesOutEndsRun(t *testing.T) {
+	t.Setenv("LEAT_URL", "late://")
+	gaveUp := make(chan error, 1)
+	app := fx.New(quiet(), fxmodule.Module,
+		fxmodule.Transport(func(context.Context, *url.URL) (bus.Transport, error) {
+			return lateTransport{memory.New(memory.Config{}), gaveUp}, nil
+		}, "late"),
+		fxmodule.Handle("x", func(context.Context, orderPlaced) error { return nil }))
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	require.ErrorIs(t, app.Start(ctx), context.DeadlineExceeded)
+	select {
+	case err := <-gaveUp:
+		require.ErrorIs(t, err, context.Canceled)
+	case <-time.After(time.Minute):
+		t.Fatal("Run goes on")
+	}
+}
+
+func TestAnApplicationThatClosesItsBusItself_isNoFailure(t *testing.T) {
+	var b *bus.Bus
+	var log testenv.Buffer
+	app := fxtest.New(t, fx.NopLogger, fxmodule.Module,
+		fx.Provide(func() *slog.Logger { return slog.New(slog.NewTextHandler(&log, nil)) }),
+		fxmodule.Handle("x", func(context.Context, orderPlaced) error { return nil }),
+		fx.Populate(&b))
+	app.RequireStart()
+	require.NoError(t, b.Close(t.Context()))
+	deadline := time.After(time.Minute)
+	for !strings.Contains(log.String(), "the bus was stopped by the application") {
+		select {
+		case signal := <-app.Wait():
+			t.Fatalf("the application was shut down with exit code %d: %s", signal.ExitCode, log.String())
+		case <-deadline:
+			t.Fatal(log.String())
+		case <-time.After(time.Millisecond):
+		}
+	}
+	require.NotContains(t, log.String(), "ERROR")
+	app.RequireStop()
+}
+
 func TestTheDrainKeepsWithinTheStopTimeout(t *testing.T) {
 	interrupted := make(chan error, 1)
 	inside := make(chan struct{})

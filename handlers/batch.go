@@ -35,14 +35,14 @@ func Batch[T bus.Event](name string, size BatchSize, fn func(context.Context, []
 	if size.Wait == 0 {
 		size.Wait = 100 * time.Millisecond
 	}
-	opts = append([]Option{Concurrency(size.Max)}, opts...)
 	require(name, fn != nil)
-	return typed(name, opts, func() typedFunc[T] {
+	h := typed(name, []Option{Concurrency(size.Max)}, func() typedFunc[T] {
 		c := &collector[T]{size: size, fn: fn}
 		return func(ctx context.Context, _ bus.Encoder, e T) ([]*message.Message, error) {
 			return nil, c.add(ctx, e)
 		}
 	})
+	return with(h, opts)
 }
 
 // collector gathers the events of concurrent deliveries. The delivery that begins a batch leads it:
@@ -113,10 +113,16 @@ func (c *collector[T]) closeBatch(b *batch[T]) {
 	}
 }
 
-// run calls the function. A panic fails the whole batch, and goes on in the leader.
+// run calls the function. A panic fails every event of the batch with the same [bus.PanicError], so that none
+// of them looks like an outage.
 func (c *collector[T]) run(ctx context.Context, b *batch[T]) {
 	defer close(b.done)
-	b.err = fmt.Errorf("batch of %d events: the handler panicked", len(b.events))
+	defer func() {
+		if v := recover(); v != nil {
+			b.err = bus.NewPanicError(v)
+		}
+	}()
+	b.err = fmt.Errorf("batch of %d events: %w", len(b.events), bus.ErrGoexit)
 	b.err = c.fn(ctx, b.events)
 }
 

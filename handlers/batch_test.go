@@ -165,3 +165,36 @@ func TestTwoBatchesMayRunBesideEachOther(t *testing.T) {
 		require.Len(t, got.all(), 2)
 	})
 }
+
+// A panic is a bug and no outage, for every event of its batch.
+func TestBatch_eachEventOfABatchThatPanicsFailsWithThePanic(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, handlers.Batch("ledger", handlers.BatchSize{Max: 3, Wait: time.Second}, func(context.Context, []orderPaid) error {
+			panic("boom")
+		}, handlers.Retry(bus.OneTry())))
+		w.publish(orders("a", "b", "c")...)
+		w.idle()
+		all, err := w.bus.Transport().PoisonQueue("shop.ledger").List(t.Context(), "", 10)
+		require.NoError(t, err)
+		require.Len(t, all, 3)
+		for _, m := range all {
+			require.Equal(t, "panic: boom", m.Fault.Text)
+			require.Contains(t, m.Fault.Stack, "batch_test.go")
+		}
+	})
+}
+
+func TestBatch_thatPanicsDoesNotOpenTheCircuitBreaker(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, handlers.Batch("ledger", handlers.BatchSize{Max: 10, Wait: time.Second}, func(context.Context, []orderPaid) error {
+			panic("boom")
+		}))
+		for i := range 40 {
+			w.publish(orders(fmt.Sprint(i))...)
+			time.Sleep(time.Millisecond)
+		}
+		time.Sleep(10 * time.Second)
+		require.Empty(t, w.bus.Health()[0].Degraded)
+		w.idle()
+	})
+}

@@ -504,3 +504,13 @@ func TestOrderedByKeyHandlesOneMessageOfAKeyAtATime(t *testing.T) {
 		require.Equal(t, []string{"a1", "a2", "a3"}, a)
 	})
 }
+
+func TestOptions_mustNotBeNil(t *testing.T) {
+	fn := func(context.Context, *message.Message) error { return nil }
+	require.PanicsWithValue(t, `handlers: handler "audit": option 2 of 2 is nil`, func() {
+		handlers.Raw("audit", []string{"a"}, fn, handlers.Concurrency(1), nil)
+	})
+	require.PanicsWithValue(t, `handlers: handler "audit": option 1 of 1 is nil`, func() {
+		handlers.Routes("audit", nil, nil)
+	})
+}

@@ -2,6 +2,7 @@ package handlers
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -12,7 +13,10 @@ import (
 type Option func(*bus.Handler)
 
 func with(h bus.Handler, opts []Option) bus.Handler {
-	for _, opt := range opts {
+	for i, opt := range opts {
+		if opt == nil {
+			panic(fmt.Sprintf("handlers: handler %q: option %d of %d is nil", h.Name, i+1, len(opts)))
+		}
 		opt(&h)
 	}
 	return h

@@ -123,7 +123,7 @@ func TestAForeignMessageIsLiftedByTheVersionInItsBody(t *testing.T) {
 	s, got := versions(t, v1to2(), v2to3())
 	require.NoError(t, s.bus.PublishMessages(t.Context(),
 		&message.Message{UUID: "w-1", Payload: []byte(`{"order_id":"a","total":2}`), Metadata: message.Metadata{bus.HeaderType: "order.placed"}},
-		&message.Message{UUID: "w-2", Payload: []byte(`{"order_id":"b","cents":3,"version":2}`), Metadata: message.Metadata{bus.HeaderType: "order.placed"}},
+		&message.Message{UUID: "w-2", Payload: []byte(`{"order_id":"b","cents":3,"version":"v2"}`), Metadata: message.Metadata{bus.HeaderType: "order.placed"}},
 	))
 	s.idle()
 	require.Equal(t, []placedV3{{"a", 200, "EUR"}, {"b", 3, "EUR"}}, *got)
@@ -132,7 +132,7 @@ func TestAForeignMessageIsLiftedByTheVersionInItsBody(t *testing.T) {
 func TestWhatCantBeLiftedIsPermanent(t *testing.T) {
 	s, got := versions(t, v1to2(), v2to3())
 	for id, c := range map[string][2]string{
-		"broken":  {"order.placed.v1", `{"total":"many"}`},
+		"broken": {"order.placed.v1", `{"total":"many"}`},
 	} {
 		require.NoError(t, s.bus.PublishMessages(t.Context(),
 			&message.Message{UUID: id, Payload: []byte(c[1]), Metadata: message.Metadata{bus.HeaderType: c[0]}}))

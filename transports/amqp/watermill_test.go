@@ -3,6 +3,7 @@ package amqp_test
 import (
 	"context"
 	"testing"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill"
 	stock "github.com/ThreeDotsLabs/watermill-amqp/v2/pkg/amqp"
@@ -29,10 +30,10 @@ func TestUniversalSuite(t *testing.T) {
 	prefix := unique("suite")
 	tests.TestPubSub(t, features,
 		func(t *testing.T) (message.Publisher, message.Subscriber) {
-			return bus.NewPublisher(transport), bus.NewSubscriber(transport, prefix)
+			return bus.NewPublisher(transport), bus.NewSubscriber(transport, prefix, bus.NackPause(time.Millisecond))
 		},
 		func(t *testing.T, group string) (message.Publisher, message.Subscriber) {
-			return bus.NewPublisher(transport), bus.NewSubscriber(transport, prefix+"."+group)
+			return bus.NewPublisher(transport), bus.NewSubscriber(transport, prefix+"."+group, bus.NackPause(time.Millisecond))
 		},
 	)
 	t.Cleanup(func() { closeAll(t, transport) })

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/url"
 	"testing"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/ThreeDotsLabs/watermill/pubsub/tests"
@@ -19,7 +20,7 @@ func TestMain(m *testing.M) { testenv.Main(m) }
 
 func TestConformance(t *testing.T) {
 	transporttest.Run(t, transporttest.Harness{
-		Open: func(testing.TB) bus.Transport { return memory.New(memory.Config{Queue: 512}) },
+		Open: func(testing.TB) bus.Transport { return memory.New(memory.Config{Bytes: 512 * 1800}) },
 		URL:  "memory://",
 		OpenURL: func(ctx context.Context, rawURL string) (bus.Transport, error) {
 			u, err := url.Parse(rawURL)
@@ -35,10 +36,10 @@ func TestConformance(t *testing.T) {
 // TestWatermillSuite runs Watermill's universal Pub/Sub tests over the transport. One transport is the
 // message system; each publisher and subscriber is a view of it.
 func TestWatermillSuite(t *testing.T) {
-	transport := memory.New(memory.Config{Queue: 100_000})
+	transport := memory.New(memory.Config{})
 	defer func() { require.NoError(t, transport.Close(context.Background())) }()
 	open := func(group string) (message.Publisher, message.Subscriber) {
-		return bus.NewPublisher(transport), bus.NewSubscriber(transport, group)
+		return bus.NewPublisher(transport), bus.NewSubscriber(transport, group, bus.NackPause(time.Millisecond))
 	}
 	t.Run("suite", func(t *testing.T) {
 		tests.TestPubSub(t, tests.Features{

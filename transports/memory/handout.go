@@ -62,7 +62,7 @@ func (h *handout) GiveBack(after time.Duration) error {
 	q.out--
 	switch {
 	case q.closed:
-		q.vacate(len(h.item.msg.Payload))
+		q.forgetItem(h.item)
 	case after > 0:
 		h.item.due = time.Now().Add(after)
 		q.hold(h.item)
@@ -86,7 +86,7 @@ func (h *handout) Poison(_ context.Context, fault bus.Fault) error {
 // done ends a message's life in the queue and lets the next of its key go.
 func (q *queue) done(it *item) {
 	q.out--
-	q.vacate(len(it.msg.Payload))
+	q.forgetItem(it)
 	if it.key == "" {
 		return
 	}

@@ -44,7 +44,7 @@ func (t *Transport) Topics(context.Context) ([]bus.TopicInfo, error) {
 // Diagnose has little to check: there is nothing outside of the process.
 func (t *Transport) Diagnose(context.Context) []bus.Finding {
 	if err := t.openOrErr(); err != nil {
-		return []bus.Finding{{Check: "transport in memory", Err: err, Cure: "start the service again"}}
+		return []bus.Finding{{Check: "transport in memory", Err: err, Cure: "correct its configuration, and start the service again"}}
 	}
 	return []bus.Finding{{Check: "transport in memory", Text: "open; what waits in it is lost when the process ends"}}
 }
@@ -53,7 +53,7 @@ func (t *Transport) openOrErr() error {
 	if t.closed.Load() {
 		return bus.ErrClosed
 	}
-	return nil
+	return t.err
 }
 
 // subscribed are the queues that somebody has subscribed, by name. Others were only asked for their

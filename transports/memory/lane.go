@@ -73,6 +73,14 @@ func (q *queue) holdBack(key string, place int) {
 			q.parkOne(it)
 		}
 	}
+	q.reconsider()
+}
+
+// reconsider makes blocked publishers look again, as messages of a key belong into another account now. The
+// caller holds q.mu.
+func (q *queue) reconsider() {
+	q.accounts[waitingAccount].wakeAll()
+	q.accounts[parkedAccount].wakeAll()
 }
 
 // letGo undoes holdBack. The caller holds q.mu.
@@ -99,39 +107,42 @@ func (q *queue) letAllGo() {
 	}
 }
 
-// parkOne takes a message that is held back off the group's account: it waits for an operator, and
-// publishers need not wait for that. Where too much is parked it keeps its place. The caller holds
-// q.mu.
+// parkOne marks a message that is held back: it waits for an operator, and nobody waits for that. The
+// caller holds q.mu.
 func (q *queue) parkOne(it *item) {
-	size := it.bytes()
-	if it.parked || q.closed || q.parked+size > q.cfg.PoisonBytes {
+	if it.parked || q.closed {
 		return
 	}
 	it.parked = true
-	q.parked += size
+	q.unsettled(-1)
 	if !it.told {
 		it.told = true
 		for _, tell := range q.watchers {
 			tell(it.msg)
 		}
 	}
-	q.vacate(len(it.msg.Payload))
+	parked := &q.accounts[parkedAccount]
+	if was := it.account; was != parked && parked.fits(1, it.size, 1) {
+		parked.charge(it)
+		was.release(it)
+	}
 }
 
-// unpark gives a place to what is not held back any more, and lets the key go on. The caller holds q.mu.
+// unpark makes messages wait again that are not held back any more, and lets the key go on. The caller
+// holds q.mu.
 func (q *queue) unpark(key string, l *lane) {
 	for i := range l.waiting.len() {
 		it := l.waiting.get(i)
 		if l.holdsBack(it) {
 			break
 		}
-		if it.parked {
+		if it.parked && !q.closed {
 			it.parked = false
-			q.parked -= it.bytes()
-			q.occupy(len(it.msg.Payload))
+			q.unsettled(1)
 		}
 	}
 	q.advance(key, l)
+	q.reconsider()
 }
 
 // countParked is how many messages are parked. The caller holds q.mu.
@@ -159,15 +170,6 @@ func (q *queue) parkedBehind(x *poisoned) (n int) {
 		if place > x.place && (next+1 == len(l.holds) || place < l.holds[next+1]) {
 			n++
 		}
-	}
-	return n
-}
-
-// bytes is about what a parked message takes. Its headers are counted, as there may be little else.
-func (it *item) bytes() int {
-	n := len(it.msg.UUID) + len(it.msg.Payload) + parcelOverhead
-	for key, value := range it.msg.Metadata {
-		n += len(key) + len(value)
 	}
 	return n
 }

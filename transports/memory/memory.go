@@ -22,18 +22,20 @@ import (
 const Scheme = "memory"
 
 // Config bounds the queues. The zero Config has the defaults of the URL's options.
+//
+// A group's messages are counted in three accounts, each with these bounds: those that wait to be handled,
+// those published with a delay, and those parked behind poisoned ones.
 type Config struct {
-	Queue       int // messages a group may hold
-	Bytes       int // payload bytes a group may hold
+	Bytes       int // bytes an account of a group may hold, headers included; one message always fits
+	Queue       int // messages an account of a group may hold; 0 means any number
 	PoisonBytes int // bytes a poison queue may hold, headers included
 	// StrictRoutes makes Publish fail for a message that no group wants; see [bus.UnroutableError].
 	StrictRoutes bool
-	// Logger gets a line when a publisher has waited long for a full group. nil means slog.Default().
+	// Logger gets a line when publishers are blocked by a full group. nil means slog.Default().
 	Logger *slog.Logger
 }
 
 const (
-	defaultQueue       = 1024
 	defaultBytes       = 64 << 20
 	defaultPoisonBytes = 256 << 20
 )
@@ -41,10 +43,12 @@ const (
 // Transport is a [bus.Transport] in memory.
 type Transport struct {
 	cfg   Config
+	err   error // what is wrong with cfg
 	table bus.TopicTable[*queue]
 	busy  tally.Tally // messages that are not settled, over all groups
 
 	unroutable atomic.Int64
+	tickets    atomic.Uint64 // of publishers that had to wait
 
 	mu     sync.Mutex
 	queues map[string]*queue
@@ -68,8 +72,8 @@ func Open(_ context.Context, u *url.URL) (bus.Transport, error) {
 	o := urlopt.New(u)
 	o.RequireHost(u)
 	cfg := Config{
-		Queue:        o.Int("queue", defaultQueue, 1),
 		Bytes:        o.Int("bytes", defaultBytes, 1),
+		Queue:        o.Int("queue", 0, 0),
 		PoisonBytes:  o.Int("poison", defaultPoisonBytes, 0),
 		StrictRoutes: o.Choice("unroutable", "report", "report", "error") == "error",
 	}
@@ -79,10 +83,13 @@ func Open(_ context.Context, u *url.URL) (bus.Transport, error) {
 	return New(cfg), nil
 }
 
-// New makes a transport.
+// New makes a transport. If a bound is negative, its methods return an error that says so.
 func New(cfg Config) *Transport {
-	if cfg.Queue == 0 {
-		cfg.Queue = defaultQueue
+	var err error
+	for name, bound := range map[string]int{"Bytes": cfg.Bytes, "Queue": cfg.Queue, "PoisonBytes": cfg.PoisonBytes} {
+		if bound < 0 {
+			err = fmt.Errorf("memory: Config.%s is %d; it can't be negative, and 0 means the default", name, bound)
+		}
 	}
 	if cfg.Bytes == 0 {
 		cfg.Bytes = defaultBytes
@@ -93,7 +100,7 @@ func New(cfg Config) *Transport {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	return &Transport{cfg: cfg, queues: make(map[string]*queue)}
+	return &Transport{cfg: cfg, err: err, queues: make(map[string]*queue)}
 }
 
 // Capabilities is everything but durability.
@@ -103,11 +110,8 @@ func (t *Transport) Capabilities() bus.Capabilities {
 
 // Health is connected until the transport is closed.
 func (t *Transport) Health() bus.TransportHealth {
-	h := bus.TransportHealth{Transport: Scheme, Connected: !t.closed.Load(), Unroutable: t.unroutable.Load()}
-	if !h.Connected {
-		h.Err = bus.ErrClosed
-	}
-	return h
+	err := t.openOrErr()
+	return bus.TransportHealth{Transport: Scheme, Connected: err == nil, Err: err, Unroutable: t.unroutable.Load()}
 }
 
 // Publish queues each message in every group that wants it, in all or in none, and blocks while one
@@ -116,46 +120,32 @@ func (t *Transport) Publish(ctx context.Context, topic string, msgs ...*message.
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if t.closed.Load() {
-		return bus.ErrClosed
+	if err := t.openOrErr(); err != nil {
+		return err
 	}
-	queues := t.table.Match(topic)
+	if err := bus.ValidateTopic(topic); err != nil {
+		return fmt.Errorf("memory: %w", err)
+	}
+	queues := inOrder(t.table.Match(topic))
 	if len(queues) == 0 {
 		t.show(topic, msgs)
 		t.unroutable.Add(int64(len(msgs)))
 		return &bus.UnroutableError{Topics: slices.Repeat([]string{topic}, len(msgs)), Strict: t.cfg.StrictRoutes}
 	}
-	now, overdraft := time.Now(), 1
+	now, class := time.Now(), otherClass
 	if bus.DeliveryFrom(ctx) != nil {
-		overdraft = handlerOverdraft
+		class = handlerClass
 	}
 	for i, msg := range msgs {
-		due := deliverAt(msg)
-		if len(queues) == 1 && queues[0].offer(&item{msg: msg, topic: topic, since: now, due: due}, overdraft) {
-			continue
-		}
-		if err := reserve(ctx, queues, len(msg.Payload), overdraft); err != nil {
+		it := newItem(msg, topic)
+		it.since, it.due = now, deliverAt(msg)
+		it.delayed = it.due.After(now)
+		if err := t.enqueue(ctx, queues, it, class); err != nil {
 			t.show(topic, msgs[:i])
 			return &bus.PublishError{Failed: msgs[i:], Err: fmt.Errorf("memory: %w", err)}
 		}
-		for _, q := range queues {
-			q.push(&item{msg: msg, topic: topic, since: now, due: due})
-		}
 	}
 	t.show(topic, msgs)
-	return nil
-}
-
-// reserve takes room for one message in every queue, or in none.
-func reserve(ctx context.Context, queues []*queue, size, overdraft int) error {
-	for i, q := range queues {
-		if err := q.reserve(ctx, size, overdraft); err != nil {
-			for _, taken := range queues[:i] {
-				taken.release(size)
-			}
-			return err
-		}
-	}
 	return nil
 }
 
@@ -166,8 +156,8 @@ func (t *Transport) Subscribe(_ context.Context, s bus.Subscription) (bus.Feed, 
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.closed.Load() {
-		return nil, bus.ErrClosed
+	if err := t.openOrErr(); err != nil {
+		return nil, err
 	}
 	q := t.queue(s.Group)
 	if err := q.adopt(s); err != nil {
@@ -181,7 +171,7 @@ func (t *Transport) Subscribe(_ context.Context, s bus.Subscription) (bus.Feed, 
 func (t *Transport) queue(group string) *queue {
 	q, ok := t.queues[group]
 	if !ok {
-		q = newQueue(group, t.cfg, &t.busy)
+		q = newQueue(group, len(t.queues), t.cfg, &t.busy)
 		t.queues[group] = q
 	}
 	return q
@@ -208,11 +198,9 @@ func (t *Transport) Redeliver(ctx context.Context, group, topic string, msg *mes
 	if !ok {
 		return fmt.Errorf("memory: group %q: %w", group, bus.ErrNotFound)
 	}
-	if err := q.reserve(ctx, len(msg.Payload), 1); err != nil {
-		return err
-	}
-	q.push(&item{msg: msg, topic: topic, attempts: 1, since: time.Now()})
-	return nil
+	it := newItem(msg, topic)
+	it.attempts, it.since = 1, time.Now()
+	return t.enqueue(ctx, []*queue{q}, it, otherClass)
 }
 
 // Close drops what waits and wakes everybody who blocks with [bus.ErrClosed].

@@ -13,7 +13,7 @@ import (
 )
 
 func TestAConsumerThatJoinsItsGroupDoesNotHideTheGroupFromPublishers(t *testing.T) {
-	transport := memory.New(memory.Config{Queue: 100_000})
+	transport := memory.New(memory.Config{})
 	sub := bus.Subscription{Group: "shop.ledger", Topics: []string{"order.paid.v1"}, Concurrency: 1}
 	_, err := transport.Subscribe(t.Context(), sub)
 	require.NoError(t, err)

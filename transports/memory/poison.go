@@ -125,7 +125,7 @@ func (p *poisonQueue) List(_ context.Context, after string, limit int) ([]bus.Po
 	defer q.mu.Unlock()
 	i, _ := slices.BinarySearchFunc(q.poison, start+1, func(x *poisoned, id int) int { return x.id - id })
 	var list []bus.PoisonedMessage
-	for _, x := range q.poison[i:min(len(q.poison), i+limit)] {
+	for _, x := range q.poison[i:][:min(max(limit, 0), len(q.poison)-i)] {
 		list = append(list, q.show(x))
 	}
 	return list, nil
@@ -148,11 +148,9 @@ func (p *poisonQueue) Replay(ctx context.Context, ids ...string) (int, error) {
 		topic, msg := p.queue.open(x)
 		since := bus.FaultOf(msg.Metadata).FirstAt
 		bus.ClearFault(msg.Metadata)
-		if err := p.queue.reserve(ctx, len(msg.Payload), handlerOverdraft); err != nil {
-			return err
-		}
-		p.queue.push(&item{msg: msg, topic: topic, since: since, place: x.place})
-		return nil
+		it := newItem(msg, topic)
+		it.since, it.place = since, x.place
+		return p.transport.enqueue(ctx, []*queue{p.queue}, it, handlerClass)
 	})
 }
 

@@ -26,17 +26,33 @@ type item struct {
 	failed   time.Time // when its handler first failed with it
 	failures int       // how many of its tries have failed
 	due      time.Time
-	place    int  // ascending in the order of publishing; a replay keeps it
-	heads    bool // it is the head of its lane
-	parked   bool // it waits behind a poisoned one, and takes no place in the group
-	told     bool // the bus that published it has closed its account of it
+	delayed  bool     // it was published with a delay
+	account  *account // that it is charged to
+	size     int      // bytes that it is charged with
+	place    int      // ascending in the order of publishing; a replay keeps it
+	heads    bool     // it is the head of its lane
+	parked   bool     // it waits behind a poisoned one
+	told     bool     // the bus that published it has closed its account of it
+}
+
+// itemOverhead is about what a message takes in a queue beside its texts and its payload, in bytes.
+const itemOverhead = 512
+
+// newItem makes an item that no queue has yet. Headers are charged, as there may be little else.
+func newItem(msg *message.Message, topic string) item {
+	size := len(msg.UUID) + len(msg.Payload) + itemOverhead
+	for key, value := range msg.Metadata {
+		size += len(key) + len(value)
+	}
+	return item{msg: msg, topic: topic, size: size}
 }
 
 // queue is one group: what waits, who waits for it, and what is held for later.
 type queue struct {
-	group string
-	cfg   Config
-	busy  *tally.Tally
+	group  string
+	number int // who locks several queues locks them in the order of their numbers
+	cfg    Config
+	busy   *tally.Tally
 
 	mu       sync.Mutex
 	topics   []string
@@ -46,25 +62,42 @@ type queue struct {
 	watchers map[*feed]func(*message.Message) // who wants to know what is parked
 	closed   bool
 	places   int // given so far
-	size     int // messages that hold a place
-	bytes    int
+	accounts [accounts]account
+	size     int // messages that are neither settled nor parked
 	out      int // handed out and not settled
 	ready    ring[*item]
 	lanes    map[string]*lane // by key
 	later    laterHeap
 	timer    *time.Timer
-	takers   []chan *item     // consumers that wait, the last to come is served first
-	waking   bool             // one of them was given a message and does not run yet
-	givers   ring[*reserving] // publishers that wait, first come first served
+	takers   []chan *item // consumers that wait, the last to come is served first
+	waking   bool         // one of them was given a message and does not run yet
 	poison   []*poisoned
 	parcels  parcels
 	poisoned int // bytes in poison
-	parked   int // bytes that are parked
 	nextID   int
 }
 
-func newQueue(group string, cfg Config, busy *tally.Tally) *queue {
-	return &queue{group: group, cfg: cfg, busy: busy, lanes: make(map[string]*lane), watchers: make(map[*feed]func(*message.Message))}
+func newQueue(group string, number int, cfg Config, busy *tally.Tally) *queue {
+	q := &queue{
+		group: group, number: number, cfg: cfg, busy: busy,
+		lanes: make(map[string]*lane), watchers: make(map[*feed]func(*message.Message)),
+	}
+	for i, what := range [accounts]string{"that wait or are handled", "published with a delay", "behind poisoned messages"} {
+		q.accounts[i] = account{what: what, limit: cfg.Queue, bound: cfg.Bytes}
+	}
+	return q
+}
+
+// unsettled adds to the number of messages that somebody may wait for. The caller holds q.mu.
+func (q *queue) unsettled(n int) {
+	q.size += n
+	q.busy.Add(int64(n))
+}
+
+// forgetItem ends a message's life in the queue. The caller holds q.mu.
+func (q *queue) forgetItem(it *item) {
+	q.unsettled(-1)
+	it.account.release(it)
 }
 
 // adopt takes a subscription's topics and order, unless consumers with others are there.
@@ -77,7 +110,11 @@ func (q *queue) adopt(s bus.Subscription) error {
 	}
 	q.feeds++
 	q.topics, q.order = slices.Clone(s.Topics), s.Order
-	q.cfg.Queue = max(q.cfg.Queue, 2*s.Concurrency)
+	if q.cfg.Queue > 0 {
+		for i := range q.accounts {
+			q.accounts[i].limit = max(q.cfg.Queue, 2*s.Concurrency)
+		}
+	}
 	if q.park = s.Park; !q.park {
 		q.letAllGo()
 	}
@@ -107,30 +144,6 @@ func (q *queue) orderKey(msg *message.Message) string {
 	default:
 		return ""
 	}
-}
-
-// push queues a message whose place is reserved.
-func (q *queue) push(it *item) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if q.closed {
-		q.vacate(len(it.msg.Payload))
-		return
-	}
-	q.insert(it)
-}
-
-// offer queues a message if there is room and nobody waits for it.
-func (q *queue) offer(it *item, overdraft int) bool {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	size := len(it.msg.Payload)
-	if q.closed || !q.admits(size, overdraft) {
-		return false
-	}
-	q.occupy(size)
-	q.insert(it)
-	return true
 }
 
 // insert makes a message ready, or holds it for its time. The caller holds q.mu.
@@ -267,14 +280,8 @@ func (q *queue) close() {
 		close(taker)
 	}
 	q.takers = nil
-	for {
-		r, ok := q.givers.popFront()
-		if !ok {
-			break
-		}
-		if !r.gone {
-			r.granted <- bus.ErrClosed
-		}
+	for i := range q.accounts {
+		q.accounts[i].wakeAll()
 	}
 	q.busy.Add(-int64(q.size - q.out)) // nobody will settle what was not handed out
 }

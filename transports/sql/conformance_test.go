@@ -4,6 +4,7 @@ import (
 	"context"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/ThreeDotsLabs/watermill/pubsub/tests"
@@ -37,7 +38,7 @@ func TestWatermillSuite(t *testing.T) {
 		var n atomic.Int32
 		open := func(_ *testing.T, group string) (message.Publisher, message.Subscriber) {
 			transport := transports[int(n.Add(1))%len(transports)]
-			return bus.NewPublisher(transport), bus.NewSubscriber(transport, group)
+			return bus.NewPublisher(transport), bus.NewSubscriber(transport, group, bus.NackPause(time.Millisecond))
 		}
 		t.Run("suite", func(t *testing.T) { // returns when its parallel tests are over
 			tests.TestPubSub(t, tests.Features{

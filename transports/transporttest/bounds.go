@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"runtime"
+	"sync"
 	"testing"
 	"time"
 
@@ -39,6 +40,53 @@ func testBounds(t *testing.T, h Harness) {
 		require.NoError(t, <-unblocked)
 		require.Equal(t, "last", got[len(got)-1])
 		w.nothing(slowFeed, 50*time.Millisecond)
+	})
+
+	t.Run("publishers that wait for a full group hold nothing in others", func(t *testing.T) {
+		w := newWorld(t, h)
+		transport := w.open()
+		both, slow, quick := w.topic("both.v1"), w.topic("slow.v1"), w.topic("quick.v1")
+		w.subscribe(transport, w.subscription("slow", both, slow))
+		quickFeed := w.subscribe(transport, w.subscription("quick", both, quick))
+		w.fill(transport, slow, 2*h.Bound)
+
+		waiting, cancel := context.WithCancel(w.ctx)
+		var publishers sync.WaitGroup
+		for i := range 2 * h.Bound {
+			msg := newMessage(both, fmt.Sprintf("blocked-%06d", i))
+			msg.Payload = make([]byte, 1024)
+			publishers.Go(func() { _ = transport.Publish(waiting, both, msg) })
+		}
+		accepted := w.fill(transport, quick, h.Bound/2)
+		cancel()
+		publishers.Wait()
+		require.Equal(t, h.Bound/2, accepted)
+		for _, id := range w.collect(quickFeed, accepted) {
+			require.NotContains(t, id, "blocked")
+		}
+		w.nothing(quickFeed, 50*time.Millisecond)
+	})
+
+	t.Run("delayed messages hold back only those who publish with a delay", func(t *testing.T) {
+		w := newWorld(t, h)
+		transport := w.open()
+		if !transport.Capabilities().Delay {
+			t.Skip("the transport has no delays")
+		}
+		topic := w.topic("later.v1")
+		feed := w.subscribe(transport, w.subscription("later", topic))
+		delayed := 0
+		for ; delayed < 2*h.Bound; delayed++ {
+			msg := newMessage(topic, fmt.Sprintf("later-%06d", delayed))
+			msg.Payload = make([]byte, 1024)
+			msg.Metadata[bus.HeaderDeliverAt] = time.Now().Add(24 * time.Hour).Format(time.RFC3339Nano)
+			if !w.accepts(transport, topic, msg) {
+				break
+			}
+		}
+		require.Less(t, delayed, 2*h.Bound, "nothing stopped the publisher")
+		w.publish(transport, topic, "now")
+		require.Equal(t, []string{"now"}, w.collect(feed, 1))
 	})
 
 	t.Run("a handler that publishes to its own full group does not stand still", func(t *testing.T) {

@@ -28,8 +28,9 @@ type Harness struct {
 	// Restart stops the message system and starts it again. nil where there is none to restart, or
 	// where the suite may not; then promise 9 and the restart half of promise 4 are not tested.
 	Restart func(t testing.TB)
-	// Bound is how many messages of 1 KiB a group holds before Publish blocks. 0 means that the
-	// message system keeps them outside of this process.
+	// Bound is about how many messages of 1 KiB a group holds before Publish blocks, and about how many
+	// more that were published with a delay. 0 means that the message system keeps them outside of this
+	// process.
 	Bound int
 	// Patience is how long the suite waits for what must happen; 0 means five minutes. The machine may be
 	// busy, its disk slow, and a restart of the message system takes its time.
