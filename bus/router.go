@@ -453,7 +453,7 @@ func (g *group) handle(ctx context.Context, d *Delivery) {
 	d.ctx = deliveryContext{ctx, d}
 	d.Message.SetContext(&d.ctx)
 	g.counts.inFlight.Add(1)
-	g.bus.ledger.outstanding.Add(1) // the delivery itself, so that Idle waits for its end
+	g.bus.ledger.inStack.Add(1)
 	g.finish(d, g.call(d.Message))
 }
 
@@ -491,7 +491,7 @@ func (g *group) call(msg *message.Message) (err error) {
 // here ends the process.
 func (g *group) finish(d *Delivery, err error) {
 	outcome := Redelivered
-	defer g.bus.ledger.outstanding.Add(-1)
+	defer g.bus.ledger.inStack.Add(-1)
 	defer func() {
 		if v := recover(); v != nil {
 			g.rescue(d, NewPanicError(v))
@@ -513,7 +513,8 @@ func (g *group) finish(d *Delivery, err error) {
 	if outcome == Discarded {
 		g.logOther(d, err)
 	}
-	if outcome.Terminal() && d.Own() {
+	again := outcome == Duplicate && d.Attempt > 1 // it was handled before, and its ack was lost
+	if outcome.Terminal() && d.Own() && !again {
 		g.counts.settled.Add(1)
 		g.bus.ledger.outstanding.Add(-1)
 	}

@@ -61,13 +61,27 @@ func (b *Bus) Stats() Stats {
 // its groups, messages published by handlers included, and no delivery is in the stack; or until ctx
 // is done. It is meant for tests and for programs that end; where other processes share the groups,
 // or messages are parked on a durable transport, it may wait for ever.
-func (b *Bus) Idle(ctx context.Context) error { return b.ledger.outstanding.Wait(ctx) }
+func (b *Bus) Idle(ctx context.Context) error {
+	for {
+		if err := b.ledger.inStack.Wait(ctx); err != nil {
+			return err
+		}
+		// A handler publishes before it leaves the stack.
+		if b.ledger.outstanding.Zero() {
+			return nil
+		}
+		if err := b.ledger.outstanding.Wait(ctx); err != nil {
+			return err
+		}
+	}
+}
 
 // ledger is the bus's account of its own messages.
 type ledger struct {
 	published   atomic.Uint64
 	unrouted    atomic.Uint64
-	outstanding tally.Tally // outcomes that are still missing, and deliveries in the stack
+	outstanding tally.Tally // outcomes that are still missing
+	inStack     tally.Tally // deliveries
 }
 
 // expect adds n messages to what the groups will get.

@@ -165,3 +165,23 @@ func TestAFailedRequirementTellsTheStory(t *testing.T) {
 		require.Contains(t, r.failure, want)
 	}
 }
+
+func TestHarness_waitIdleWaitsAfterARedelivery(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		done := 0
+		h := bustest.New(t, handlers.Func("ledger", func(_ context.Context, e OrderPaid) error {
+			time.Sleep(time.Second)
+			done++
+			return nil
+		}))
+		h.Publish(OrderPaid{OrderID: "1"})
+		h.WaitIdle()
+		bustest.Redeliver[OrderPaid](h, "ledger")
+		bustest.Redeliver[OrderPaid](h, "ledger")
+		h.WaitIdle()
+		h.Publish(OrderPaid{OrderID: "2"})
+		require.NoError(t, h.Bus().Idle(t.Context()))
+		require.Equal(t, 2, done, "Idle waits for the handler")
+		require.Zero(t, h.Bus().Stats().Groups["ledger"].Outstanding())
+	})
+}

@@ -31,6 +31,9 @@ func (t *Tally) Add(n int64) {
 	t.waiters = nil
 }
 
+// Zero reports whether the tally is zero or below.
+func (t *Tally) Zero() bool { return t.n.Load() <= 0 }
+
 // Wait blocks until the tally is zero or below, or ctx is done.
 func (t *Tally) Wait(ctx context.Context) error {
 	t.mu.Lock()

@@ -199,7 +199,7 @@ func (t *Transport) Redeliver(ctx context.Context, group, topic string, msg *mes
 		return fmt.Errorf("memory: group %q: %w", group, bus.ErrNotFound)
 	}
 	it := newItem(msg, topic)
-	it.attempts, it.since = 1, time.Now()
+	it.attempts, it.since, it.told = 1, time.Now(), true // the bus that published it has its outcome
 	return t.enqueue(ctx, []*queue{q}, it, otherClass)
 }
 
