@@ -38,6 +38,7 @@ type Delivery struct {
 	group   *group          // nil under a stock Watermill router
 	ctx     deliveryContext // its message's, made with it: one allocation less for each
 	started time.Time       // when the router took it
+	moved   atomic.Int64    // when its last try failed, in Unix nanoseconds; 0 for none
 	id      string          // the message's, for whoever does not handle it: steps may change the headers
 	probe   bool            // it shows whether a paused group can go on
 	failed  bool            // the breaker knows that it failed
@@ -345,10 +346,11 @@ type nextTry struct {
 
 // fail counts a failed try, and asks the circuit breaker whether the message is spared.
 func (d *Delivery) fail(err error, next nextTry) (Next, error) {
-	first := !d.failed
+	first, now := !d.failed, time.Now()
 	d.failed = true
+	d.moved.Store(now.UnixNano())
 	if d.FailedSince.IsZero() {
-		d.FailedSince = time.Now()
+		d.FailedSince = now
 	}
 	if d.group != nil {
 		if spared := d.group.breaker.failed(d, err, next, first); spared != nil {

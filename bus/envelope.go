@@ -138,6 +138,9 @@ func sized(s string) string { return strconv.Itoa(len(s)) + ":" + s + ":" }
 // MessageTime is when the event happened; the zero time where the message does not say.
 func MessageTime(msg *message.Message) time.Time { return parseTime(msg.Metadata[HeaderTime]) }
 
+// DeliverAt returns the time before which the message is not handed out; the zero time if it has none.
+func DeliverAt(msg *message.Message) time.Time { return parseTime(msg.Metadata[HeaderDeliverAt]) }
+
 // PartitionKey is the key by which order is kept: the CloudEvents partitionkey, else the subject.
 func PartitionKey(msg *message.Message) string {
 	if key := msg.Metadata[HeaderPartitionKey]; key != "" {
@@ -157,6 +160,20 @@ func NewID() string {
 	}
 	return id.String()
 }
+
+// ReplyID returns the id of an event that a group makes of the message that a delivery carries: the same at every try and
+// redelivery, so that consumers of the reply see a duplicate. It is a UUIDv5 of the group and the message's [Identity],
+// or a new UUIDv7 if the message has none.
+func ReplyID(d *Delivery) string {
+	identity := Identity(d.Message)
+	if identity == "" {
+		return NewID()
+	}
+	return uuid.NewSHA1(replySpace, []byte(sized(d.Group)+identity)).String()
+}
+
+// replySpace is the namespace of reply ids. It was drawn once and must not change.
+var replySpace = uuid.MustParse("5a1f1d0e-6d1b-4f0c-9a53-6a2c8b7e9d31")
 
 // traceID is the trace id in a W3C traceparent, "" where there is none.
 func traceID(parent string) string {

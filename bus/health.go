@@ -69,16 +69,24 @@ func (h *Health) degrade(part, reason string) {
 	h.Degraded[part] = reason
 }
 
-// stuckAfter is how long a delivery may be in the stack, beyond its handler's timeout, before the group
-// reports it.
+// stuckAfter is how long one try of a delivery may take, beyond its handler's timeout, before the group reports
+// it.
 const stuckAfter = time.Minute
 
 // stuck names a message whose handler does not come back.
 func (g *group) stuck() string {
 	limit := max(g.handler.Timeout, 0) + stuckAfter
 	for _, w := range g.workers {
-		if d := w.current.Load(); d != nil && time.Since(d.started) > limit {
-			return fmt.Sprintf("message %s has been in the handler for %s", d.id, time.Since(d.started).Round(time.Second))
+		d := w.current.Load()
+		if d == nil {
+			continue
+		}
+		began := d.started
+		if moved := d.moved.Load(); moved != 0 {
+			began = time.Unix(0, moved)
+		}
+		if took := time.Since(began); took > limit {
+			return fmt.Sprintf("message %s has been in the handler for %s", d.id, took.Round(time.Second))
 		}
 	}
 	return ""

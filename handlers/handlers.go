@@ -29,7 +29,8 @@ func Method[S any, T bus.Event](name string, receiver S, fn func(S, context.Cont
 }
 
 // Reply makes a handler of a function whose result is published when it succeeds. The message is done
-// only when the result is safe on the transport.
+// only when the result is safe on the transport. The result has the same id at every try, so that its consumers see
+// a duplicate if the message is redelivered.
 func Reply[In, Out bus.Event](name string, fn func(context.Context, In) (Out, error), opts ...Option) bus.Handler {
 	require(name, fn != nil)
 	return typed(name, opts, func() typedFunc[In] {
@@ -38,7 +39,7 @@ func Reply[In, Out bus.Event](name string, fn func(context.Context, In) (Out, er
 			if err != nil {
 				return nil, err
 			}
-			msg, err := encoder.Encode(ctx, out)
+			msg, err := encoder.Encode(ctx, out, bus.ID(bus.ReplyID(bus.DeliveryFrom(ctx))))
 			if err != nil {
 				return nil, bus.Permanent(fmt.Errorf("reply: %w", err))
 			}

@@ -514,3 +514,30 @@ func TestOptions_mustNotBeNil(t *testing.T) {
 		handlers.Routes("audit", nil, nil)
 	})
 }
+
+// A redelivered message publishes its reply twice; consumers must be able to tell.
+func TestReply_hasOneIDOverAllTries(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var ids box[string]
+		n := 0
+		w := newWorld(t,
+			handlers.Reply("ship", func(_ context.Context, e orderPaid) (orderPaidV2, error) {
+				if n++; n == 2 || n == 3 {
+					return orderPaidV2{}, errBroken
+				}
+				return orderPaidV2{}, nil
+			}, handlers.Dedup(bus.DedupOff)),
+			handlers.Raw("seen", []string{"order.paid.v2"}, func(_ context.Context, msg *message.Message) error {
+				ids.add(bus.MessageID(msg))
+				return nil
+			}, handlers.Dedup(bus.DedupOff)))
+		for _, id := range []string{"1", "1", "2"} {
+			require.NoError(t, w.bus.Publish(t.Context(), orderPaid{OrderID: id}, bus.ID("paid-"+id)))
+			w.idle()
+		}
+		got := ids.all()
+		require.Len(t, got, 3)
+		require.Equal(t, got[0], got[1])
+		require.NotEqual(t, got[1], got[2])
+	})
+}

@@ -363,3 +363,18 @@ func TestDrain_namesMessagesWhoseHeadersChange(t *testing.T) {
 		<-done
 	})
 }
+
+// Four tries of 30 s each take longer than one may.
+func TestHealth_countsTheTimeOfOneTry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := serve(t, newBus(t, nil, standard()), rawHandler("ledger", func(ctx context.Context, _ *message.Message) error {
+			<-ctx.Done()
+			return ctx.Err()
+		}, withoutBreaker))
+		s.publish("a")
+		for range 119 {
+			time.Sleep(time.Second)
+			require.Equal(t, bus.Running, s.bus.Health()[0].State)
+		}
+	})
+}

@@ -102,7 +102,7 @@ func New(registerer prometheus.Registerer) (*Observer, error) {
 			Name: "leat_process_duration_seconds", Help: "Time of a delivery in the stack, retries in process included.", Buckets: buckets,
 		}, []string{"group", "outcome"}),
 		lag: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "leat_delivery_lag_seconds", Help: "Time from an event to its first delivery.", Buckets: buckets,
+			Name: "leat_delivery_lag_seconds", Help: "Time from an event, or from when it was due, to its first delivery.", Buckets: buckets,
 		}, []string{"group"}),
 		inFlight: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "leat_in_flight", Help: "Deliveries in the stack now.",
@@ -154,8 +154,11 @@ func (o *Observer) BreakerChanged(c bus.BreakerChange) {
 func (o *Observer) Started(ctx context.Context, d *bus.Delivery) context.Context {
 	g := o.group(d.Group)
 	g.inFlight.Inc()
-	if d.Attempt == 1 {
+	if d.Attempt == 1 && d.FailedSince.IsZero() {
 		if t := bus.MessageTime(d.Message); !t.IsZero() {
+			if due := bus.DeliverAt(d.Message); due.After(t) {
+				t = due
+			}
 			g.lag.Observe(max(d.Started().Sub(t).Seconds(), 0))
 		}
 	}

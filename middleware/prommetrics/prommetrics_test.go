@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/prometheus/client_golang/prometheus"
@@ -109,6 +110,29 @@ func TestObserver_takesAnyTopic(t *testing.T) {
 # TYPE leat_deliveries_total counter
 leat_deliveries_total{group="g",outcome="handled",topic="other"} 2
 `), "leat_deliveries_total"))
+}
+
+// A punctual message has no lag, and one that failed has had its first delivery before.
+func TestObserver_measuresTheLagFromWhenAMessageWasDue(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	observer, err := prommetrics.New(registry)
+	require.NoError(t, err)
+	now := time.Now()
+	msg := message.NewMessage("id", nil)
+	msg.Metadata[bus.HeaderTime] = now.Add(-time.Hour).Format(time.RFC3339Nano)
+	msg.Metadata[bus.HeaderDeliverAt] = now.Format(time.RFC3339Nano)
+	observer.Started(t.Context(), &bus.Delivery{Message: msg, Group: "g", Attempt: 1})
+	observer.Started(t.Context(), &bus.Delivery{Message: msg, Group: "g", Attempt: 1, FailedSince: now})
+	families, err := registry.Gather()
+	require.NoError(t, err)
+	for _, f := range families {
+		if f.GetName() == "leat_delivery_lag_seconds" {
+			require.EqualValues(t, 1, f.GetMetric()[0].GetHistogram().GetSampleCount())
+			require.Less(t, f.GetMetric()[0].GetHistogram().GetSampleSum(), 1800.0)
+			return
+		}
+	}
+	t.Fatal("no lag was measured")
 }
 
 func TestRegisteringTwiceIsAnError(t *testing.T) {
