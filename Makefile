@@ -14,13 +14,16 @@ MODULES := $(shell find . -name go.mod -not -path './.cache/*' -exec dirname {} 
 each = set -e; for module in $(MODULES); do (cd $$module && $(1)); done
 
 .DEFAULT_GOAL := help
-.PHONY: help test unit bench lint fmt tidy vuln ci
+.PHONY: help test matrix unit bench lint fmt tidy vuln ci
 
 help: ## show this help
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 test: ## run every test with the race detector, against servers that it finds or starts
 	$(GO) run ./internal/stack -- sh -c '$(call each,$(GO) test -race -timeout 40m ./...)'
+
+matrix: ## run the transports' suites against other versions of their servers (containers, or root on Debian)
+	internal/matrix/matrix.sh
 
 unit: ## run the tests that need no server; the others are skipped
 	$(call each,$(GO) test ./...)
