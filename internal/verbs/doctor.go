@@ -128,9 +128,9 @@ func (c *doctor) write(e *Env, f bus.Finding) error {
 		return e.line(line)
 	}
 	if line.OK {
-		_, err := fmt.Fprintf(e.Stdout, "ok     %s: %s\n", line.Check, printable(line.Text))
+		_, err := fmt.Fprintf(e.Stdout, "ok     %s: %s\n", printable(line.Check), printable(line.Text))
 		return err
 	}
-	_, err := fmt.Fprintf(e.Stdout, "WRONG  %s: %s\n       cure: %s\n", line.Check, printable(line.Error), line.Cure)
+	_, err := fmt.Fprintf(e.Stdout, "WRONG  %s: %s\n       cure: %s\n", printable(line.Check), printable(line.Error), printable(line.Cure))
 	return err
 }

@@ -7,7 +7,6 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
-	"unicode"
 
 	"github.com/leatbus/leat/internal/operator"
 )
@@ -19,7 +18,7 @@ type output struct {
 
 // line writes one result in JSON.
 func (e *Env) line(result any) error {
-	encoder := json.NewEncoder(e.Stdout)
+	encoder := json.NewEncoder(raw(e.Stdout))
 	encoder.SetEscapeHTML(false)
 	return encoder.Encode(result)
 }
@@ -42,16 +41,6 @@ func (t table) row(cells ...any) {
 }
 
 func (t table) flush() error { return t.w.Flush() }
-
-// printable keeps what a message brings along from steering the terminal.
-func printable(text string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) || !unicode.IsPrint(r) && r != ' ' {
-			return '·'
-		}
-		return r
-	}, text)
-}
 
 // errorWidth is how much of an error a table shows, in its last column: the cause is often at the end.
 const errorWidth = 120

@@ -22,7 +22,7 @@ type poisonExport struct {
 // Run writes full records, and leaves the messages where they are.
 func (c *poisonExport) Run(ctx context.Context, e *Env) error {
 	return c.with(ctx, e, func(s *session) error {
-		out := s.Stdout
+		out := raw(s.Stdout)
 		if c.Output != "" {
 			file, err := os.OpenFile(c.Output, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 			if err != nil {

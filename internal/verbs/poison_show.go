@@ -33,7 +33,7 @@ func (c *poisonShow) Run(ctx context.Context, e *Env) error {
 		case err != nil:
 			return err
 		case c.Payload:
-			_, err = s.Stdout.Write(m.Message.Payload)
+			_, err = raw(s.Stdout).Write(m.Message.Payload)
 			return err
 		case c.JSON:
 			return s.line(operator.Full(queue.group, m))

@@ -35,12 +35,12 @@ func (p *progress) show(done int) {
 	p.drawn = time.Now()
 	full := min(done*barWidth/p.total, barWidth)
 	rate := float64(done) / max(time.Since(p.began).Seconds(), 0.001)
-	fmt.Fprintf(p.e.Stderr, "\r%s [%s%s] %d of %d, %.0f/s ", p.what,
+	fmt.Fprintf(raw(p.e.Stderr), "\r%s [%s%s] %d of %d, %.0f/s ", p.what,
 		strings.Repeat("=", full), strings.Repeat(" ", barWidth-full), done, p.total, rate)
 }
 
 func (p *progress) end() {
 	if p != nil {
-		fmt.Fprint(p.e.Stderr, "\r\x1b[K")
+		fmt.Fprint(raw(p.e.Stderr), "\r\x1b[K")
 	}
 }

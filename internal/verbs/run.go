@@ -64,6 +64,7 @@ var errQuiet = errors.New("told already")
 
 // Run parses the arguments into a grammar of kong, runs the verb, and returns the exit status.
 func Run(ctx context.Context, grammar any, e *Env, description string, args []string, bind ...any) int {
+	e.Stdout, e.Stderr = newTextWriter(e.Stdout), newTextWriter(e.Stderr)
 	parser, err := kong.New(grammar, kong.Name(e.Program), kong.Description(description), kong.Writers(e.Stdout, e.Stderr),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}))
 	if err != nil {
@@ -101,6 +102,9 @@ func Redact(text string) string {
 
 // isTerminal reports whether somebody sits at the other end.
 func isTerminal(stream any) bool {
+	if t, ok := stream.(textWriter); ok {
+		stream = t.w
+	}
 	file, ok := stream.(*os.File)
 	return ok && isatty.IsTerminal(file.Fd())
 }

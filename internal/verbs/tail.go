@@ -60,14 +60,14 @@ func (c *tail) write(e *Env, topic string, msg *message.Message) error {
 		if err != nil {
 			return err
 		}
-		_, err = e.Stdout.Write(append(event, '\n'))
+		_, err = raw(e.Stdout).Write(append(event, '\n'))
 		return err
 	}
 	at := bus.MessageTime(msg)
 	if at.IsZero() {
 		at = time.Now()
 	}
-	_, err := fmt.Fprintf(e.Stdout, "%s  %s  %s  %s\n", at.Local().Format("15:04:05.000"), topic, printable(bus.MessageID(msg)),
+	_, err := fmt.Fprintf(e.Stdout, "%s  %s  %s  %s\n", at.Local().Format("15:04:05.000"), printable(topic), printable(bus.MessageID(msg)),
 		printable(short(string(msg.Payload), 200)))
 	return err
 }
