@@ -21,7 +21,8 @@ import (
 type Config struct {
 	// Stack is the stack in place of the standard one.
 	Stack *middleware.Stack
-	// Middleware is the standard stack's configuration, where Stack is nil.
+	// Middleware is the standard stack's configuration, where Stack is nil. HoldNewer is off unless it is set: a
+	// test has no newer version of the service to wait for.
 	Middleware middleware.Config
 	// Bus is the bus's configuration; its Stack is not used. Its Service is "test" unless set, and it
 	// has no circuit breaker unless that is set: a test that lets everything fail wants to see the end
@@ -100,6 +101,9 @@ func NewWith(t testing.TB, cfg Config, handlers ...bus.Handler) *Harness {
 func (c Config) stack() bus.Stack {
 	if c.Stack != nil {
 		return *c.Stack
+	}
+	if c.Middleware.HoldNewer == 0 {
+		c.Middleware.HoldNewer = -1
 	}
 	return middleware.Standard(c.Middleware)
 }

@@ -81,6 +81,7 @@ func newBus(ctx context.Context, s settings, view *screen) (*bus.Bus, error) {
 		Store:     s.store,
 		Dedup:     s.dedup(view.logger()),
 		Retry:     retries(),
+		HoldNewer: -1, // no newer version of this program will come, and the account must end
 		Upcasters: upcasters(),
 	})
 	b, err := bus.New(transport, bus.Config{
