@@ -3,7 +3,6 @@ package sql
 import (
 	"context"
 	"fmt"
-	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -34,6 +33,7 @@ type feed struct {
 	settlements settlements
 	turn        sync.Mutex // held while messages are taken, and while some are given back
 	bundle      int        // for relays: how many messages to take and hand out at once; 0 for one by one
+	lanes       laneHints  // for groups that are ordered by key
 
 	ctx      context.Context // ends when the feed closes
 	cancel   context.CancelFunc
@@ -203,6 +203,9 @@ func (f *feed) newDelivery(m *record) (*delivery, error) {
 	}
 	d := &delivery{feed: f, id: m.id, state: m.state, failedSince: bus.TakeFailedSince(headers)}
 	d.headers = m.headers
+	if m.state == stateLaneHead {
+		d.lane = laneOf(&message.Message{Metadata: headers})
+	}
 	d.delivery = bus.Delivery{
 		Message:   newMessage(m.uuid, headers, m.payload),
 		Topic:     m.topic,
@@ -230,8 +233,10 @@ type fetcher struct {
 	nextPoll time.Time
 	sure     bool // everything taken is known
 	low      lowest
-	after    int64     // where the last walk over the lanes ended
+	walk     laneWalk // where the last walk over the lanes ended
+	rounds   laneRounds
 	due      time.Time // when a delayed message is due; zero for none
+	laneDue  time.Time // when a message is due that holds back its lane; zero for none
 	lookDue  time.Time // when to look for delayed messages of other processes
 	tidier   tidier
 }
@@ -248,7 +253,7 @@ const (
 )
 
 func newFetcher(f *feed) *fetcher {
-	return &fetcher{feed: f, sure: true, after: math.MinInt64, tidier: newTidier()}
+	return &fetcher{feed: f, sure: true, walk: newLaneWalk(), tidier: newTidier()}
 }
 
 func (f *fetcher) run() {
@@ -313,12 +318,19 @@ func (f *fetcher) adapt(held int) {
 	switch {
 	case lasted > fallBehind:
 		f.prefetch /= 2
-	case lasted < keepUp && f.full && handled > 0 && 2*handled >= f.number:
+	case lasted < keepUp && f.full && handled > 0 && 2*handled >= f.number, f.starving(held, lasted):
 		f.prefetch = min(max(2*f.prefetch, 2*int(f.waiting.Load()), 4), f.store.cfg.Prefetch)
 	case lasted < keepUp:
 		return // too early to tell
 	}
 	f.fetched = time.Time{}
+}
+
+// starving reports whether workers wait already when a fetch ends that got all it asked for. They stand in two
+// halves, one of which handles while the other's messages are fetched, so that no fetch ever sees any of its
+// messages handled.
+func (f *fetcher) starving(held int, lasted time.Duration) bool {
+	return f.full && held == 0 && lasted < time.Millisecond && f.waiting.Load() > 0
 }
 
 // worthwhile reports whether a claim may find something: the last one did, something happened since,
@@ -328,11 +340,16 @@ func (f *fetcher) worthwhile() bool {
 	if local := f.dueAt.Swap(0); local != 0 {
 		f.dueIn(time.Duration(local - now.UnixNano()))
 	}
-	return !f.empty || f.hints.Load() != f.seen || !now.Before(f.nextPoll) || f.isDue(now)
+	return !f.empty || f.hints.Load() != f.seen || !now.Before(f.nextPoll) || f.isDue(now) || f.isLaneDue(now)
 }
 
 func (f *fetcher) isDue(now time.Time) bool {
 	return !f.due.IsZero() && !now.Before(f.due)
+}
+
+// isLaneDue reports whether a message that holds back its lane is due.
+func (f *fetcher) isLaneDue(now time.Time) bool {
+	return !f.laneDue.IsZero() && !now.Before(f.laneDue)
 }
 
 // rest waits until something is wanted. A buffer that nobody takes from goes back to the group: its
@@ -355,8 +372,10 @@ func (f *fetcher) rest() {
 // pause waits until something may be there.
 func (f *fetcher) pause() {
 	until := f.nextPoll
-	if !f.due.IsZero() && f.due.Before(until) {
-		until = f.due
+	for _, due := range []time.Time{f.due, f.laneDue} {
+		if !due.IsZero() && due.Before(until) {
+			until = due
+		}
 	}
 	timer := time.NewTimer(time.Until(until))
 	defer timer.Stop()
@@ -389,7 +408,7 @@ func (f *fetcher) fetch(want int) error {
 	f.store.link.works()
 	f.sure = true
 	f.full = len(taken) >= want
-	f.empty = !f.full
+	f.empty = !f.full && !f.rounds.goOn(time.Now()) && !f.lanes.left()
 	f.fetched, f.number, f.before = time.Now(), len(taken), f.finished.Load()
 	f.deliver(taken)
 	if len(taken) > 0 || hinted {
@@ -407,7 +426,7 @@ func (f *fetcher) schedule() {
 
 func (f *fetcher) claim(ctx context.Context, want int) ([]record, error) {
 	c := claim{
-		group: f.group, owner: f.owner, limit: want, bytes: f.store.cfg.PrefetchBytes, after: f.after,
+		group: f.group, owner: f.owner, limit: want, bytes: f.store.cfg.PrefetchBytes, walk: f.walk,
 		runs: f.bundle > 0, alone: f.alone,
 	}
 	var taken []record
@@ -428,16 +447,112 @@ func (f *fetcher) claim(ctx context.Context, want int) ([]record, error) {
 		want = 1
 	}
 	c.limit = want - len(taken)
-	found, err := f.store.claimLanes(ctx, c)
+	found, err := f.claimLanes(ctx, c)
 	if err != nil {
 		f.deliver(taken) // these are known
 		return nil, err
 	}
-	f.after = found.after
-	if found.holds {
-		f.dueIn(found.wait)
+	return append(taken, found...), nil
+}
+
+// claimLanes claims from the lanes, where the feed's hints lead and where the walk goes on.
+func (f *fetcher) claimLanes(ctx context.Context, c claim) ([]record, error) {
+	began := time.Now()
+	byKey := f.group.order == bus.OrderedByKey
+	if byKey {
+		if err := f.rounds.open(ctx, f.store); err != nil {
+			return nil, err
+		}
+		c.fresh, c.brief = f.rounds.fresh(began)
+		c.lanes, c.due = f.lanes.take(began)
 	}
-	return append(taken, found.taken...), nil
+	found, err := f.store.claimLanes(ctx, c)
+	if err != nil || found.left {
+		f.lanes.restore(c.lanes, c.due)
+	}
+	if err != nil {
+		return nil, err
+	}
+	f.walk = found.walk
+	f.rounds.claimed(began, found)
+	f.laneDue = time.Time{}
+	for _, head := range found.waiting {
+		if byKey {
+			f.lanes.wait(head.id, head.at)
+		} else if f.laneDue.IsZero() || head.at.Before(f.laneDue) {
+			f.laneDue = head.at
+		}
+	}
+	if byKey {
+		f.laneDue = f.lanes.next()
+	}
+	return found.taken, nil
+}
+
+// laneRounds decides how soon the walk over the lanes of a group goes on that finds nothing, and which rows
+// are new to it. A group is crowded if more of its lanes wait than one claim looks at. Then claims follow
+// one another until the walk has come round, which may take seconds; meanwhile each of them also looks at new
+// rows. Between two rounds of a crowded group, claims look at new rows and where hints lead.
+type laneRounds struct {
+	opened  bool
+	crowded bool
+	claims  int           // of the round so far
+	spent   time.Duration // on them
+	next    time.Time     // when the next round may begin
+	older   int64         // rows with ids up to this one are not new any more
+	recent  int64         // the largest id that was read at turned
+	turned  time.Time
+	more    bool // there are new rows that were not read yet
+}
+
+// open remembers which rows are there already.
+func (l *laneRounds) open(ctx context.Context, s *store) (err error) {
+	if l.opened {
+		return nil
+	}
+	newest, err := s.newest(ctx)
+	if err != nil {
+		return err
+	}
+	l.older = max(newest, 1)
+	l.recent, l.turned, l.opened = l.older, time.Now(), true
+	return nil
+}
+
+// fresh returns the id behind which rows are new, 0 if the walk finds everything soon, and whether the walk is
+// to be short.
+func (l *laneRounds) fresh(now time.Time) (id int64, brief bool) {
+	if !l.crowded {
+		return 0, false
+	}
+	return l.older, now.Before(l.next)
+}
+
+func (l *laneRounds) claimed(began time.Time, found lanes) {
+	l.more = found.more
+	switch {
+	case found.newest == 0:
+	case found.more: // there are too many to read any of them twice
+		l.older, l.recent, l.turned = found.newest, found.newest, began
+	case began.Sub(l.turned) > time.Second/2: // what is committed late has that time
+		l.older, l.recent, l.turned = l.recent, found.newest, began
+	}
+	l.spent += time.Since(began)
+	switch {
+	case !found.round:
+		l.claims++
+		l.crowded = l.crowded || found.crowded
+		return
+	case l.claims == 0:
+		l.crowded = false
+	}
+	l.next = time.Now().Add(max(time.Second, 4*l.spent))
+	l.claims, l.spent = 0, 0
+}
+
+// goOn reports whether a claim that found less than it wanted is to be followed by another at once.
+func (l *laneRounds) goOn(now time.Time) bool {
+	return l.crowded && (l.more || !now.Before(l.next))
 }
 
 // promoteDue makes delayed messages ready. What this process delays it knows of; for what others

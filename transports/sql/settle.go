@@ -18,6 +18,7 @@ type delivery struct {
 	feed     *feed
 	id       int64
 	state    int         // ready, or head of a lane
+	lane     int64       // its lane
 	behind   []*delivery // what is handed out with it, to a relay
 	headers  []byte
 
@@ -58,6 +59,7 @@ func (d *delivery) Poison(ctx context.Context, fault bus.Fault) error {
 		return d.feed.transport.failure(fmt.Sprintf("poison message %s of group %q", d.delivery.Message.UUID, d.feed.group.name), err)
 	}
 	d.feed.settlements.untrack(d)
+	d.hintLane(settlement{ack: true})
 	if d.feed.group.order != bus.Unordered {
 		d.feed.hint()
 	}
@@ -75,6 +77,17 @@ func (d *delivery) poison(ctx context.Context, fault bus.Fault) error {
 	return d.feed.store.retry(ctx, func(ctx context.Context) error {
 		return d.feed.store.poison(ctx, d.feed.group, d.feed.owner, d.id, encodeHeaders(headers))
 	})
+}
+
+// hintLane tells the feed where there may be something to take, now that the head of a lane is settled.
+func (d *delivery) hintLane(x settlement) {
+	switch {
+	case d.state != stateLaneHead || d.feed.group.order != bus.OrderedByKey:
+	case x.ack:
+		d.feed.lanes.settle(d.lane)
+	default:
+		d.feed.lanes.wait(d.id, time.Now().Add(x.after))
+	}
 }
 
 // settlement is how a delivery ended.
@@ -241,6 +254,7 @@ func (s *settlements) carryOut(batch []settlement) {
 		if x.after > 0 {
 			s.feed.delayed(x.after)
 		}
+		x.d.hintLane(x)
 	}
 	if again || s.feed.group.order != bus.Unordered {
 		s.feed.transport.waker.group(s.feed.group.name)

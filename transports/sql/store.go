@@ -56,9 +56,14 @@ type claim struct {
 	from  int64 // no ready message before this id is wanted
 	limit int
 	bytes int
-	after int64 // for lanes: where the last walk ended
-	runs  bool  // for lanes: what stands behind the first of a lane may be taken with it
-	alone bool  // the feed has one worker, who gets the messages in their order
+	runs  bool // for lanes: what stands behind the first of a lane may be taken with it
+	alone bool // the feed has one worker, who gets the messages in their order
+
+	walk  laneWalk // for lanes: where the last walk ended
+	lanes []int64  // for lanes: those that may have something
+	due   []int64  // for lanes: messages that may be due
+	brief bool     // for lanes: the walk is to be short
+	fresh int64    // for lanes: rows with ids beyond this one are new; 0 to leave them to the walk
 }
 
 // claimReady takes ready messages for their owner, in the order of their arrival.
@@ -129,6 +134,10 @@ func (s *store) lockAndTake(ctx context.Context, c claim, order []int64, query s
 
 // take makes messages the owner's that the transaction has locked, and reads them.
 func (s *store) take(ctx context.Context, tx executor, ids []int64, state int, owner int64) ([]record, error) {
+	if s.name != MySQL {
+		query, args := s.withIDs(`UPDATE {messages} SET state = ?, owner = ?, attempt = attempt + 1 WHERE id {in}`, ids, state, owner)
+		return collect(ctx, tx, scanRecord, query+` RETURNING `+messageColumns, args...)
+	}
 	query, args := s.withIDs(`UPDATE {messages} SET state = ?, owner = ?, attempt = attempt + 1 WHERE id {in}`, ids, state, owner)
 	if _, err := tx.exec(ctx, query, args...); err != nil {
 		return nil, err
