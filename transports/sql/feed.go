@@ -3,6 +3,7 @@ package sql
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -248,8 +249,11 @@ const (
 	keepUp     = 50 * time.Millisecond
 	fallBehind = 200 * time.Millisecond
 	giveUp     = 300 * time.Millisecond
-	// longestPoll is how often an idle feed looks by itself, whatever it is told.
+	// longestPoll is the longest time between two looks of a feed that was woken, and of the waker for the
+	// groups of all feeds. A feed that has found nothing for some looks leaves it to the waker, and looks only
+	// every idlePoll.
 	longestPoll = time.Second
+	idlePoll    = 30 * time.Second
 )
 
 func newFetcher(f *feed) *fetcher {
@@ -421,7 +425,11 @@ func (f *fetcher) fetch(want int) error {
 // schedule sets when to look again without a hint: soon after something was there, as what was
 // inserted before may be committed later, and then ever more seldom.
 func (f *fetcher) schedule() {
-	f.nextPoll = time.Now().Add(min(f.wait.next(), longestPoll))
+	wait := min(f.wait.next(), longestPoll)
+	if f.wait.last >= longestBackoff {
+		wait = idlePoll/2 + rand.N(idlePoll/2)
+	}
+	f.nextPoll = time.Now().Add(wait)
 }
 
 func (f *fetcher) claim(ctx context.Context, want int) ([]record, error) {

@@ -20,8 +20,8 @@ import (
 // and makes no row elsewhere.
 
 var (
-	errTxType    = errors.New("this is no transaction that can be used here; pass a *sql.Tx (or what embeds one), or a pgx.Tx on PostgreSQL")
-	errTxOver    = errors.New("the transaction is over; publish before its commit")
+	errTxType     = errors.New("this is no transaction that can be used here; pass a *sql.Tx (or what embeds one), or a pgx.Tx on PostgreSQL")
+	errTxOver     = errors.New("the transaction is over; publish before its commit")
 	errRolledBack = errors.New("the database has rolled the transaction back, for a deadlock whose error was not returned; " +
 		"return the errors of all statements, and begin again")
 	errElsewhere = errors.New("the transaction is not one of the database that has these tables; begin it on the same database")
