@@ -225,8 +225,10 @@ type fetcher struct {
 	*feed
 	prefetch int       // how many to take beyond the calls that wait
 	fetched  time.Time // when the last were taken
+	took     time.Time // when the last were taken; unlike fetched never zero
 	number   int       // how many they were
 	before   int64     // how many deliveries were finished then
+	during   int64     // how many of them since the fetch before
 	full     bool      // the last claim got all it asked for
 	seen     uint64    // the hints before the last claim
 	empty    bool      // it found less than it asked for
@@ -300,7 +302,7 @@ func (f *fetcher) demand() int {
 	between := int(f.pushed.Load()-f.handed.Load()) - held // out of the buffer, and its caller still counts as waiting
 	want := max(int(f.waiting.Load())-max(between, 0), 0)
 	if f.group.order != bus.OrderedStrictly {
-		f.adapt(held)
+		f.adapt(held, want)
 		want += f.prefetch
 	} else if f.settlements.out() > 0 {
 		return 0
@@ -313,7 +315,7 @@ func (f *fetcher) demand() int {
 
 // adapt learns from how long the last fetch lasted. It is more than halfway through it that it is
 // asked; but only what was handled counts, as workers may take many and finish none.
-func (f *fetcher) adapt(held int) {
+func (f *fetcher) adapt(held, want int) {
 	if f.fetched.IsZero() || held*2 > f.prefetch {
 		return
 	}
@@ -322,7 +324,7 @@ func (f *fetcher) adapt(held int) {
 	switch {
 	case lasted > fallBehind:
 		f.prefetch /= 2
-	case lasted < keepUp && f.full && handled > 0 && 2*handled >= f.number, f.starving(held, lasted):
+	case lasted < keepUp && f.full && (handled > 0 && 2*handled >= f.number || f.starving(held, want)):
 		f.prefetch = min(max(2*f.prefetch, 2*int(f.waiting.Load()), 4), f.store.cfg.Prefetch)
 	case lasted < keepUp:
 		return // too early to tell
@@ -330,11 +332,11 @@ func (f *fetcher) adapt(held int) {
 	f.fetched = time.Time{}
 }
 
-// starving reports whether workers wait already when a fetch ends that got all it asked for. They stand in two
-// halves, one of which handles while the other's messages are fetched, so that no fetch ever sees any of its
-// messages handled.
-func (f *fetcher) starving(held int, lasted time.Duration) bool {
-	return f.full && held == 0 && lasted < time.Millisecond && f.waiting.Load() > 0
+// starving reports whether workers wait although messages were handled quickly during the last fetch. Then they
+// stand in two halves, one of which handles while the other's messages are fetched, so that no fetch ever sees any
+// of its own messages handled.
+func (f *fetcher) starving(held, want int) bool {
+	return held == 0 && want > 0 && 2*f.during >= int64(f.number)
 }
 
 // worthwhile reports whether a claim may find something: the last one did, something happened since,
@@ -413,7 +415,12 @@ func (f *fetcher) fetch(want int) error {
 	f.sure = true
 	f.full = len(taken) >= want
 	f.empty = !f.full && !f.rounds.goOn(time.Now()) && !f.lanes.left()
-	f.fetched, f.number, f.before = time.Now(), len(taken), f.finished.Load()
+	now, finished := time.Now(), f.finished.Load()
+	f.during = 0
+	if now.Sub(f.took) < keepUp {
+		f.during = finished - f.before
+	}
+	f.fetched, f.took, f.number, f.before = now, now, len(taken), finished
 	f.deliver(taken)
 	if len(taken) > 0 || hinted {
 		f.wait.reset()
