@@ -480,6 +480,7 @@ func (f *fetcher) claimLanes(ctx context.Context, c claim) ([]record, error) {
 		}
 		c.fresh, c.brief = f.rounds.fresh(began)
 		c.lanes, c.due = f.lanes.take(began)
+		c.busy, c.hints = f.rounds.busy, began.Sub(f.rounds.walked) < walkEvery
 	}
 	found, err := f.store.claimLanes(ctx, c)
 	if err != nil || found.left {
@@ -517,8 +518,14 @@ type laneRounds struct {
 	older   int64         // rows with ids up to this one are not new any more
 	recent  int64         // the largest id that was read at turned
 	turned  time.Time
-	more    bool // there are new rows that were not read yet
+	more    bool      // there are new rows that were not read yet
+	busy    bool      // the last claim took something
+	walked  time.Time // when the last claim was that did not only follow hints
 }
+
+// walkEvery is how long claims may follow hints alone that lead to enough messages. Else keys of which this feed
+// has settled nothing would get no turn.
+const walkEvery = 20 * time.Millisecond
 
 // open remembers which rows are there already.
 func (l *laneRounds) open(ctx context.Context, s *store) (err error) {
@@ -544,7 +551,10 @@ func (l *laneRounds) fresh(now time.Time) (id int64, brief bool) {
 }
 
 func (l *laneRounds) claimed(began time.Time, found lanes) {
-	l.more = found.more
+	l.more, l.busy = found.more, len(found.taken) > 0
+	if found.walked {
+		l.walked = began
+	}
 	switch {
 	case found.newest == 0:
 	case found.more: // there are too many to read any of them twice

@@ -50,40 +50,39 @@ type lanes struct {
 	more    bool          // there are more new rows
 	waiting []waitingHead // heads that are not due yet
 	left    bool          // there was more to take than was wanted
+	walked  bool          // not only hints were followed
 }
 
 // claimLanes takes the first message of keys of which none is taken. One claim runs at a time for a
 // group: otherwise one that sees a late commit could take a second message of a key.
 func (s *store) claimLanes(ctx context.Context, c claim) (found lanes, err error) {
 	found.walk = c.walk
-	busy, err := s.anyLanes(ctx, c.group)
-	if err != nil || !busy {
-		found.walk, found.round = newLaneWalk(), true
-		return found, err
+	if !c.busy { // spares idle groups the transaction
+		if busy, err := s.anyLanes(ctx, c.group); err != nil || !busy {
+			found.walk, found.round = newLaneWalk(), true
+			return found, err
+		}
 	}
 	err = s.quick.inTx(ctx, func(tx executor) error {
-		if err := s.lockTurn(ctx, tx, c.group); err != nil {
-			return err
-		}
-		if err := s.relax(ctx, tx); err != nil {
+		if err := s.lockLanes(ctx, tx, c.group); err != nil {
 			return err
 		}
 		if err := s.orphans(ctx, tx, c.group); err != nil {
 			return err
 		}
 		found = lanes{walk: c.walk}
-		free, err := s.hinted(ctx, tx, c, &found)
+		heads, err := s.hinted(ctx, tx, c, &found)
 		if err != nil {
 			return err
 		}
-		fromHints := len(free)
-		if free, err = s.walk(ctx, tx, c, free, &found); err != nil || len(free) == 0 {
+		free, walked, err := s.walk(ctx, tx, c, heads, &found)
+		if err != nil || len(free) == 0 {
 			return err
 		}
 		slices.Sort(free)
 		if len(free) > c.limit {
-			if len(free) > fromHints { // the walk is to come here again
-				found.walk, found.round = c.walk, false
+			if slices.ContainsFunc(free[c.limit:], func(id int64) bool { return walked[id] }) {
+				found.walk, found.round = c.walk, false // the walk is to come here again
 			}
 			free, found.left = free[:c.limit], true
 		} else if c.runs {
@@ -98,19 +97,21 @@ func (s *store) claimLanes(ctx context.Context, c claim) (found lanes, err error
 	return found, err
 }
 
-// relax lets the transaction commit without waiting for the disk. It is for claims: a crash of the server
-// that undoes one is a redelivery.
-func (s *store) relax(ctx context.Context, tx executor) error {
+// lockLanes is lockTurn for a claim, whose commit need not wait for the disk: a crash of the server that undoes
+// it is a redelivery.
+func (s *store) lockLanes(ctx context.Context, tx executor, g group) error {
 	if s.name != Postgres {
-		return nil
+		return s.lockTurn(ctx, tx, g)
 	}
-	_, err := tx.exec(ctx, `SET LOCAL synchronous_commit = off`)
+	_, _, err := number(ctx, tx, s.sql(`SELECT group_id FROM {turns} WHERE group_id = ?
+		AND set_config('idle_in_transaction_session_timeout', '10s', true) IS NOT NULL
+		AND set_config('synchronous_commit', 'off', true) IS NOT NULL FOR UPDATE`), g.id)
 	return err
 }
 
-// hinted returns which messages that the hints lead to can be taken.
-func (s *store) hinted(ctx context.Context, tx executor, c claim, found *lanes) (free []int64, err error) {
-	heads := slices.Clone(c.due)
+// hinted returns the messages that the hints lead to.
+func (s *store) hinted(ctx context.Context, tx executor, c claim, found *lanes) (heads []int64, err error) {
+	heads = slices.Clone(c.due)
 	if len(c.lanes) > 0 {
 		first, err := s.headsOf(ctx, tx, c.group, c.lanes)
 		if err != nil {
@@ -125,11 +126,7 @@ func (s *store) hinted(ctx context.Context, tx executor, c claim, found *lanes) 
 		}
 		heads = append(heads, fresh...)
 	}
-	slices.Sort(heads)
-	if heads = slices.Compact(heads); len(heads) == 0 {
-		return nil, nil
-	}
-	return s.freeHeads(ctx, tx, c.group, heads, found)
+	return heads, nil
 }
 
 // headsOf returns the first message of each of the lanes.
@@ -181,7 +178,7 @@ func (s *store) freshHeads(ctx context.Context, tx executor, c claim, found *lan
 	return ids, err
 }
 
-// anyLanes spares idle groups the transaction.
+// anyLanes reports whether the group has messages in lanes.
 func (s *store) anyLanes(ctx context.Context, g group) (bool, error) {
 	_, ok, err := number(ctx, s.db, s.sql(`SELECT id FROM {messages} WHERE group_id = ? AND state IN (4, 5) LIMIT 1`), g.id)
 	return ok, err
@@ -194,43 +191,48 @@ func (s *store) orphans(ctx context.Context, tx executor, g group) error {
 	return err
 }
 
-// walk goes on over the lanes, until it has found what the claim wants beside what is free already, has come
-// round, or has looked at as many as it may. It adds what can be taken.
-func (s *store) walk(ctx context.Context, tx executor, c claim, free []int64, found *lanes) ([]int64, error) {
-	known := make(map[int64]bool, len(free))
-	for _, id := range free {
-		known[id] = true
-	}
+// walk returns which of the heads can be taken, and goes on over the lanes until it has found what the claim wants
+// besides, has come round, or has looked at as many as it may. It returns which messages it came by.
+func (s *store) walk(ctx context.Context, tx executor, c claim, heads []int64, found *lanes) (free []int64, walked map[int64]bool, err error) {
 	limit := max(walkLimit, c.limit)
 	if c.brief {
 		limit = c.limit + walkAhead
 	}
-	for walked, step := 0, c.limit+walkAhead; walked < limit && !found.round; step *= 4 {
-		step = min(step, limit-walked, walkLimit)
-		heads, last, err := s.heads(ctx, tx, c.group, found.walk.after, step)
-		if err != nil {
-			return nil, err
+	walked, seen := make(map[int64]bool), make(map[int64]bool)
+	for looked, step := 0, c.limit+walkAhead; ; step *= 4 {
+		// Where the hints alone may do, the walk can wait a little.
+		if looked > 0 || !c.hints || len(heads) < c.limit {
+			step = min(step, limit-looked, walkLimit)
+			some, last, err := s.heads(ctx, tx, c.group, found.walk.after, step)
+			if err != nil {
+				return nil, nil, err
+			}
+			looked += max(len(some), 1)
+			found.round = found.walk.step(last, len(some) < step)
+			for _, id := range some {
+				walked[id] = true
+			}
+			heads = append(heads, some...)
 		}
-		walked += len(heads)
-		found.round = found.walk.step(last, len(heads) < step)
+		heads = slices.DeleteFunc(heads, func(id int64) bool {
+			was := seen[id]
+			seen[id] = true
+			return was
+		})
 		if len(heads) > 0 {
 			more, err := s.freeHeads(ctx, tx, c.group, heads, found)
 			if err != nil {
-				return nil, err
+				return nil, nil, err
 			}
-			for _, id := range more {
-				if !known[id] {
-					known[id] = true
-					free = append(free, id)
-				}
-			}
+			free = append(free, more...)
 		}
-		if len(free) >= c.limit {
-			return free, nil
+		heads, c.hints = nil, false
+		if len(free) >= c.limit || found.round || looked >= limit {
+			found.walked = looked > 0
+			found.crowded = len(free) < c.limit && !found.round
+			return free, walked, nil
 		}
 	}
-	found.crowded = !found.round
-	return free, nil
 }
 
 func (s *store) heads(ctx context.Context, tx executor, g group, after int64, limit int) (ids []int64, last int64, err error) {

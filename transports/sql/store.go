@@ -62,6 +62,8 @@ type claim struct {
 	walk  laneWalk // for lanes: where the last walk ended
 	lanes []int64  // for lanes: those that may have something
 	due   []int64  // for lanes: messages that may be due
+	busy  bool     // for lanes: the last claim took something
+	hints bool     // for lanes: the last walk was just now, so that hints may do if they lead to enough
 	brief bool     // for lanes: the walk is to be short
 	fresh int64    // for lanes: rows with ids beyond this one are new; 0 to leave them to the walk
 }
@@ -188,11 +190,14 @@ func (s *store) delay(ctx context.Context, ex executor, owner, id int64, state i
 	return err
 }
 
-// promote makes delayed messages of the group ready that are due. It returns how long it is until
-// the next; ok is false where there is none.
+// promoteAtOnce is how many messages are made ready before some are handed out.
+const promoteAtOnce = 2000
+
+// promote makes delayed messages of the group ready that are due, some of them if there are many. It returns how
+// long it is until the next; ok is false where there is none.
 func (s *store) promote(ctx context.Context, g group) (wait time.Duration, ok bool, err error) {
 	type delayed struct{ id, wait int64 }
-	for limit := 1; ; limit = 500 {
+	for limit, done := 1, 0; ; limit = 500 {
 		waiting, err := collect(ctx, s.db, func(r rows, m *delayed) error { return r.Scan(&m.id, &m.wait) },
 			s.sql(`SELECT id, pos - {now} FROM {messages} WHERE group_id = ? AND state = 1 ORDER BY pos LIMIT ?`), g.id, limit)
 		if err != nil || len(waiting) == 0 {
@@ -209,6 +214,9 @@ func (s *store) promote(ctx context.Context, g group) (wait time.Duration, ok bo
 			if _, err := s.db.exec(ctx, query, args...); err != nil {
 				return 0, false, err
 			}
+		}
+		if done += len(due); done >= promoteAtOnce {
+			return 0, true, nil
 		}
 		if last := waiting[len(waiting)-1]; last.wait > 0 {
 			return time.Duration(last.wait) * time.Microsecond, true, nil

@@ -170,11 +170,35 @@ func (t *Transport) Close(ctx context.Context) error {
 			errs = append(errs, f.end(ctx))
 		}
 		t.cancel(bus.ErrClosed)
-		t.work.Wait()
-		t.store.db.close()
+		errs = append(errs, t.release(ctx))
 		t.closeErr = errors.Join(errs...)
 	})
 	return t.closeErr
+}
+
+// releaseGrace is how long a transport's Close may go on after its context is over.
+const releaseGrace = 250 * time.Millisecond
+
+// release ends the goroutines and closes the connections. Those of a network that swallows everything close by
+// themselves later: the driver waits for the server's answer to a cancellation.
+func (t *Transport) release(ctx context.Context) error {
+	released := make(chan struct{})
+	go func() {
+		defer close(released)
+		t.work.Wait()
+		t.store.db.close()
+	}()
+	select {
+	case <-released:
+		return nil
+	case <-ctx.Done():
+	}
+	select {
+	case <-released:
+		return nil
+	case <-time.After(releaseGrace): // what needs no network is done by then
+		return fmt.Errorf("sql: close the connections: %w", context.Cause(ctx))
+	}
 }
 
 func (t *Transport) isClosed() bool {
