@@ -259,6 +259,7 @@ func (c *combiner) leave(group []*insertion) (stay []*insertion) {
 }
 
 func (c *combiner) fail(group []*insertion, err error) {
+	err = c.transport.store.explain(err)
 	for _, i := range group {
 		i.err = err
 		close(i.done)

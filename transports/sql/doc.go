@@ -59,6 +59,13 @@
 // and MariaDB (mysql://, mariadb://) take tls (true, skip-verify, preferred) and socket. SQLite is
 // sqlite:///path/to/file.db, or sqlite:file.db for a file in the working directory.
 //
+// # Behind pgbouncer
+//
+// In transaction mode, set default_query_exec_mode=exec in the URL, or QueryExecModeExec in the configuration of a
+// pool of yours: prepared statements stay with a server's connection, and the pooler gives the next statement
+// another one. Notifications do not arrive there; processes notice that and look as often as poll says. A pooler
+// refuses the option search_path; use schema.
+//
 // # Rights
 //
 // With migrate=auto the user needs the right to create tables, once. With migrate=check, on tables that
