@@ -275,7 +275,8 @@ func (s *settlements) write(ctx context.Context, batch []settlement) error {
 	if err := s.noteFailures(ctx, batch); err != nil {
 		return err
 	}
-	var put [2][]int64 // by cost
+	var put [2][]int64               // by cost
+	later := make(map[int][]delayed) // by state
 	st, owner := s.feed.store, s.feed.owner
 	for _, x := range batch {
 		switch {
@@ -284,9 +285,12 @@ func (s *settlements) write(ctx context.Context, batch []settlement) error {
 		case x.after <= 0:
 			put[x.cost] = append(put[x.cost], x.d.id)
 		default:
-			if err := st.delay(ctx, st.quick, owner, x.d.id, x.d.state, x.after, x.d.delivery.Attempt-x.cost); err != nil {
-				return err
-			}
+			later[x.d.state] = append(later[x.d.state], delayed{x.d.id, x.after, x.d.delivery.Attempt - x.cost})
+		}
+	}
+	for state, some := range later {
+		if err := st.delay(ctx, st.quick, owner, state, some); err != nil {
+			return err
 		}
 	}
 	if len(acked) > 0 {
@@ -307,6 +311,7 @@ func (s *settlements) write(ctx context.Context, batch []settlement) error {
 // noteFailures keeps with a message when its handler first failed with it: once in its life, while it
 // is still this consumer's.
 func (s *settlements) noteFailures(ctx context.Context, batch []settlement) error {
+	var all []rewritten
 	for _, x := range batch {
 		since := x.d.delivery.FailedSince
 		if x.ack || since.IsZero() || since.Equal(x.d.failedSince) {
@@ -317,11 +322,9 @@ func (s *settlements) noteFailures(ctx context.Context, batch []settlement) erro
 			continue // unreadable, and reported when it was taken
 		}
 		bus.SetFailedSince(headers, since)
-		if err := s.feed.store.rewrite(ctx, s.feed.store.quick, s.feed.owner, x.d.id, encodeHeaders(headers)); err != nil {
-			return err
-		}
+		all = append(all, rewritten{x.d.id, encodeHeaders(headers)})
 	}
-	return nil
+	return s.feed.store.rewrite(ctx, s.feed.store.quick, s.feed.owner, all)
 }
 
 // flush waits until everything is carried out that was settled.
