@@ -29,6 +29,7 @@ type feed struct {
 	finished atomic.Int64  // deliveries settled so far
 	hints    atomic.Uint64 // reasons to look for messages so far
 	signal   chan struct{} // wakes the fetcher
+	back     atomic.Bool   // messages came back to the group
 	dueAt    atomic.Int64  // when a message comes again that this feed delayed, in Unix nanoseconds; 0 for none
 
 	settlements settlements
@@ -398,6 +399,9 @@ func (f *fetcher) fetch(want int) error {
 	defer cancel()
 	hinted := f.hints.Load() != f.seen
 	f.seen = f.hints.Load()
+	if f.back.Swap(false) {
+		f.low.begin()
+	}
 	if err := f.settleDoubts(ctx); err != nil {
 		return err
 	}
@@ -587,6 +591,9 @@ func (f *fetcher) promoteDue(ctx context.Context, hinted bool) error {
 	if !f.isDue(now) && now.Before(f.lookDue) && !hinted {
 		return nil
 	}
+	if f.isDue(now) {
+		f.low.begin()
+	}
 	f.due = time.Time{}
 	wait, ok, err := f.store.promote(ctx, f.group)
 	if err != nil {
@@ -641,10 +648,13 @@ func (f *fetcher) trouble(err error) {
 	sleep(f.ctx, wait)
 }
 
+// cheapWhole is what a claim from the start may take for it to be no matter.
+const cheapWhole = 5 * time.Millisecond
+
 // lowest says where a claim may begin. Deleted messages stay in the index until nobody can see them
 // any more, which a transaction that somebody leaves open delays; a claim need not walk over those
 // that were taken a while ago. What is committed late, comes back or was another's is below: now and
-// then, and whenever there seems to be nothing, a claim begins at the start.
+// then, and whenever there seems to be nothing and it takes no long, a claim begins at the start.
 type lowest struct {
 	whole         time.Time // when the last claim from the start was
 	took          time.Duration
@@ -654,11 +664,14 @@ type lowest struct {
 }
 
 func (l *lowest) from(now time.Time) int64 {
-	if l.all || now.Sub(l.whole) > max(time.Second, 20*l.took) {
+	if l.all && l.took < cheapWhole || now.Sub(l.whole) > max(time.Second, 20*l.took) {
 		return 0
 	}
 	return l.older
 }
+
+// begin makes the next claim begin at the start: something came back.
+func (l *lowest) begin() { l.whole = time.Time{} }
 
 func (l *lowest) taken(began time.Time, from int64, ready []record, short bool) {
 	now := time.Now()

@@ -256,6 +256,9 @@ func (s *settlements) carryOut(batch []settlement) {
 		}
 		x.d.hintLane(x)
 	}
+	if again {
+		s.feed.back.Store(true)
+	}
 	if again || s.feed.group.order != bus.Unordered {
 		s.feed.transport.waker.group(s.feed.group.name)
 	}
