@@ -2,8 +2,10 @@ package sql
 
 import (
 	"context"
+	"errors"
 	"runtime"
 	"sync"
+	"time"
 
 	"github.com/leatbus/leat/bus"
 )
@@ -12,16 +14,21 @@ import (
 // none is under way commits by itself, and waits for nobody; meanwhile the others gather, and what has
 // gathered is one commit. Where many gather, more commits are made at once.
 //
+// What the database can't do now is tried again, for as long as the publisher waits, and beside the others: it may
+// be that publisher's own statement that takes too long or too much memory. A publisher who commits by himself
+// for longer than patientlyAlone lets the others go on as well.
+//
 // Whom a commit releases often has the next message at once. The next commit lets those come first, or
 // the same publishers would always meet in the same two halves, and make two commits where one will do.
 type combiner struct {
 	transport *Transport
 	some      chan struct{} // somebody waits whom nobody else sees to
-	many      chan struct{} // more wait than one commit should keep waiting
+	many      chan struct{} // more wait than one commit should keep waiting, or for longer
 
 	mu      sync.Mutex
 	busy    bool // somebody commits, and then sees to those who wait
 	waiting []*insertion
+	began   time.Time // when the latest commit began
 }
 
 // insertion is one publisher's part of a commit.
@@ -51,7 +58,6 @@ func newCombiner(t *Transport, committers int) *combiner {
 func (c *combiner) insert(ctx context.Context, b batch) (int64, error) {
 	i := c.enter(ctx, b)
 	if i == nil {
-		defer c.handOver()
 		return c.alone(ctx, b)
 	}
 	select {
@@ -70,23 +76,30 @@ func (c *combiner) enter(ctx context.Context, b batch) *insertion {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.busy {
-		c.busy = true
+		c.busy, c.began = true, time.Now()
 		return nil
 	}
 	i := &insertion{ctx: ctx, batch: b, done: make(chan struct{})}
 	c.waiting = append(c.waiting, i)
-	if len(c.waiting) >= crowd {
+	if len(c.waiting) >= crowd || time.Since(c.began) > patientlyAlone {
 		wake(c.many)
 	}
 	return i
 }
 
+// patientlyAlone is how long those who have gathered wait for one who commits by himself.
+const patientlyAlone = 2 * time.Second
+
 func (c *combiner) alone(ctx context.Context, b batch) (inserted int64, err error) {
 	ctx, cancel := c.transport.while(ctx)
 	defer cancel()
+	handOver := sync.OnceFunc(c.handOver)
+	defer time.AfterFunc(patientlyAlone, handOver).Stop()
+	defer handOver()
 	err = c.transport.store.retry(ctx, func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 		defer cancel()
+		defer handOver() // also before a second try
 		counts, err := c.transport.store.insertAll(ctx, []batch{b})
 		if err == nil {
 			inserted = counts[0]
@@ -135,10 +148,17 @@ func (c *combiner) commit() {
 				break
 			}
 			group := c.take()
+			c.begin()
 			c.run(group)
 			last = len(group)
 		}
 	}
+}
+
+func (c *combiner) begin() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.began = time.Now()
 }
 
 // help makes further commits at the same time, once many wait, until none does.
@@ -185,35 +205,47 @@ func (c *combiner) take() (group []*insertion) {
 	return group
 }
 
-// run commits a group. While the database is away it tries again with all who still wait; for any
-// other error it tries one by one, because it need not be everybody's.
+// run commits a group. After an error it tries one by one, because it need not be everybody's: at once, or
+// beside the others if the database may be able to do it later.
 func (c *combiner) run(group []*insertion) {
-	var wait backoff
-	for {
-		group = c.leave(group)
-		if len(group) == 0 {
-			return
+	group = c.leave(group)
+	if len(group) == 0 {
+		return
+	}
+	err := c.together(group)
+	switch {
+	case err == nil:
+		c.transport.store.link.works()
+	case c.transport.ctx.Err() != nil:
+		c.fail(group, bus.ErrClosed)
+	case c.transport.store.temporary(err):
+		for _, i := range group {
+			c.transport.work.Go(func() { c.tryAgain(i) })
 		}
-		err := c.together(group)
-		switch {
-		case err == nil:
-			c.transport.store.link.works()
-			return
-		case c.transport.ctx.Err() != nil:
-			c.fail(group, bus.ErrClosed)
-			return
-		case c.transport.store.temporary(err):
-			sleep(c.transport.ctx, wait.next())
-		case len(group) == 1:
-			c.fail(group, err)
-			return
-		default:
-			for _, i := range group {
-				c.run([]*insertion{i})
-			}
+	case len(group) == 1:
+		c.fail(group, err)
+	default:
+		for _, i := range group {
+			c.run([]*insertion{i})
+		}
+	}
+}
+
+// tryAgain commits what one publisher waits for, as long as he does.
+func (c *combiner) tryAgain(i *insertion) {
+	ctx, cancel := c.transport.while(i.ctx)
+	defer cancel()
+	var wait backoff
+	err := errors.New("not tried yet")
+	for err != nil && sleep(ctx, wait.next()) {
+		if err = c.together([]*insertion{i}); err != nil && !c.transport.store.temporary(err) {
+			c.fail([]*insertion{i}, err)
 			return
 		}
 	}
+	if err == nil {
+		c.transport.store.link.works()
+	} // else nobody waits any more
 }
 
 // leave takes those out whose callers have gone.
@@ -227,6 +259,7 @@ func (c *combiner) leave(group []*insertion) (stay []*insertion) {
 }
 
 func (c *combiner) fail(group []*insertion, err error) {
+	err = c.transport.store.explain(err)
 	for _, i := range group {
 		i.err = err
 		close(i.done)

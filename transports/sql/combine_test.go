@@ -2,12 +2,16 @@ package sql
 
 import (
 	"context"
+	"fmt"
 	"runtime"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
@@ -114,4 +118,64 @@ func TestAPublisherThatGivesUpLeavesTheOthers(t *testing.T) {
 		require.NoError(t, <-patient)
 		require.Equal(t, 2, db.statements)
 	})
+}
+
+// stubbornDatabase takes its time for statements with one message, and then cancels them.
+type stubbornDatabase struct {
+	database
+	took time.Duration
+}
+
+func (d *stubbornDatabase) exec(ctx context.Context, _ string, args ...any) (int64, error) {
+	if !strings.Contains(fmt.Sprint(args...), "large") {
+		sleep(ctx, time.Millisecond)
+		return 1, ctx.Err()
+	}
+	if !sleep(ctx, d.took) {
+		return 0, ctx.Err()
+	}
+	return 0, &pgconn.PgError{Code: "57014"}
+}
+
+// TestCombiner_aStatementThatNeverSucceedsHoldsUpNobody, whether it comes first, or meets others in a commit.
+func TestCombiner_aStatementThatNeverSucceedsHoldsUpNobody(t *testing.T) {
+	for _, took := range []time.Duration{150 * time.Millisecond, 20 * time.Second} { // by the server, by the client
+		for _, first := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s first %t", took, first), func(t *testing.T) {
+				combining(t, &stubbornDatabase{took: took}, func(t *testing.T, c *combiner) {
+					ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+					defer cancel()
+					var wg sync.WaitGroup
+					publish := func(uuid string) {
+						wg.Go(func() {
+							began := time.Now()
+							_, err := c.insert(ctx, batch{"order.paid.v1", []publication{{uuid: uuid}}})
+							if uuid == "large" {
+								assert.ErrorIs(t, err, context.DeadlineExceeded)
+								return
+							}
+							assert.NoError(t, err)
+							assert.Less(t, time.Since(began), statementTimeout+3*time.Second, "it waits for the other")
+						})
+						synctest.Wait()
+					}
+					if !first {
+						publish("small")
+					}
+					publish("large")
+					for range 5 {
+						publish("small")
+					}
+					time.Sleep(40 * time.Second)
+					for range 5 {
+						began := time.Now()
+						_, err := c.insert(ctx, oneMessage())
+						require.NoError(t, err)
+						require.Less(t, time.Since(began), time.Second)
+					}
+					wg.Wait()
+				})
+			})
+		}
+	}
 }

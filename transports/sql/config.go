@@ -56,8 +56,8 @@ type Config struct {
 	// PrefetchBytes bounds the same in bytes of payload; one message always fits. 0 means 8 MiB.
 	PrefetchBytes int
 	// Poll is how often an idle transport looks, with one small query, whether anything was
-	// published. Processes of one PostgreSQL tell each other, and need it only for what the user's
-	// own transactions publish. 0 means 25 ms.
+	// published. Processes of one PostgreSQL notify each other, and look four times a second at most: for
+	// what others insert, such as a publisher of watermill-sql. 0 means 25 ms.
 	Poll time.Duration
 	// KeepHandled is how long handled messages of the groups that this process consumes stay in their
 	// table. 0 means not at all.

@@ -29,18 +29,18 @@ func (s *store) register(ctx context.Context, ex executor, g group, owner int64,
 
 // renew renews leases. What somebody took for dead and cleared away meanwhile is entered again: its
 // messages are others' by now, but new ones must be its own.
-func (s *store) renew(ctx context.Context, feeds []*feed, where string) error {
+func (s *store) renew(ctx context.Context, ex executor, feeds []*feed, where string) error {
 	ids := make([]int64, len(feeds))
 	for i, f := range feeds {
 		ids[i] = f.owner
 	}
 	query, args := s.withIDs(`UPDATE {consumers} SET expires_at = {now} + ? WHERE id {in}`, ids, s.cfg.Lease.Microseconds())
-	n, err := s.quick.exec(ctx, query, args...)
+	n, err := ex.exec(ctx, query, args...)
 	if err != nil || int(n) == len(feeds) {
 		return err
 	}
 	query, args = s.withIDs(`SELECT id FROM {consumers} WHERE id {in}`, ids)
-	there, err := numbers(ctx, s.db, query, args...)
+	there, err := numbers(ctx, ex, query, args...)
 	if err != nil {
 		return err
 	}
@@ -50,7 +50,7 @@ func (s *store) renew(ctx context.Context, feeds []*feed, where string) error {
 	}
 	for _, f := range feeds {
 		if !alive[f.owner] {
-			if err := s.register(ctx, s.db, f.group, f.owner, where); err != nil {
+			if err := s.register(ctx, ex, f.group, f.owner, where); err != nil {
 				return err
 			}
 		}

@@ -43,6 +43,13 @@ type relaxer interface {
 	relaxed() database
 }
 
+// exhaustible is a pool whose connections may all be in use.
+type exhaustible interface {
+	exhausted() bool
+	// aside runs f on a connection beyond the pool's, or returns failed if none can be made.
+	aside(ctx context.Context, failed error, f func(executor) error) error
+}
+
 // relaxed is for what may be done twice: claims and acks.
 func relaxed(db database) database {
 	if r, ok := db.(relaxer); ok {
@@ -116,6 +123,16 @@ func (d *stdDatabase) inTx(ctx context.Context, f func(executor) error) error {
 		return err
 	}
 	return tx.Commit()
+}
+
+func (d *stdDatabase) exhausted() bool {
+	stats := d.db.Stats()
+	return stats.MaxOpenConnections > 0 && stats.InUse >= stats.MaxOpenConnections
+}
+
+// aside has no way to another connection: database/sql does not tell the pool's address.
+func (d *stdDatabase) aside(_ context.Context, failed error, _ func(executor) error) error {
+	return failed
 }
 
 // recycle tells the pool that its idle connections are bad, one by one: the limits of a pool that

@@ -59,6 +59,13 @@
 // and MariaDB (mysql://, mariadb://) take tls (true, skip-verify, preferred) and socket. SQLite is
 // sqlite:///path/to/file.db, or sqlite:file.db for a file in the working directory.
 //
+// # Behind pgbouncer
+//
+// In transaction mode, set default_query_exec_mode=exec in the URL, or QueryExecModeExec in the configuration of a
+// pool of yours: prepared statements stay with a server's connection, and the pooler gives the next statement
+// another one. Notifications do not arrive there; processes notice that and look as often as poll says. A pooler
+// refuses the option search_path; use schema.
+//
 // # Rights
 //
 // With migrate=auto the user needs the right to create tables, once. With migrate=check, on tables that
@@ -84,6 +91,10 @@
 // A crash of the server may undo claims of its last half second, so that other consumers get messages
 // that a handler still works on. Where a connection breaks during a commit, Publish tries again, and the
 // message may be there twice. Both are duplicates, which the dedup step is for.
+//
+// On MySQL and MariaDB, a host that vanishes without closing its connections keeps the locks of what it was just
+// doing until the server gives up on it: for 30 s on connections that Open makes. On a pool of yours that is the
+// server's wait_timeout, 8 hours by default; set wait_timeout=60 in its DSN, and SetConnMaxIdleTime below it.
 //
 // On MySQL and MariaDB, a transaction of the user's own that has published at REPEATABLE READ locks what
 // it has read of the subscriptions. A consumer that starts with a new group or a new topic waits for its

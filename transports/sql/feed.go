@@ -3,7 +3,7 @@ package sql
 import (
 	"context"
 	"fmt"
-	"math"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,11 +29,13 @@ type feed struct {
 	finished atomic.Int64  // deliveries settled so far
 	hints    atomic.Uint64 // reasons to look for messages so far
 	signal   chan struct{} // wakes the fetcher
+	back     atomic.Bool   // messages came back to the group
 	dueAt    atomic.Int64  // when a message comes again that this feed delayed, in Unix nanoseconds; 0 for none
 
 	settlements settlements
 	turn        sync.Mutex // held while messages are taken, and while some are given back
 	bundle      int        // for relays: how many messages to take and hand out at once; 0 for one by one
+	lanes       laneHints  // for groups that are ordered by key
 
 	ctx      context.Context // ends when the feed closes
 	cancel   context.CancelFunc
@@ -204,6 +206,9 @@ func (f *feed) newDelivery(m *record) (*delivery, error) {
 	d := &delivery{feed: f, id: m.id, state: m.state}
 	d.failedSince, d.failures = bus.TakeFailures(headers)
 	d.headers = m.headers
+	if m.state == stateLaneHead {
+		d.lane = laneOf(&message.Message{Metadata: headers})
+	}
 	d.delivery = bus.Delivery{
 		Message:   newMessage(m.uuid, headers, m.payload),
 		Topic:     m.topic,
@@ -223,8 +228,10 @@ type fetcher struct {
 	*feed
 	prefetch int       // how many to take beyond the calls that wait
 	fetched  time.Time // when the last were taken
+	took     time.Time // when the last were taken; unlike fetched never zero
 	number   int       // how many they were
 	before   int64     // how many deliveries were finished then
+	during   int64     // how many of them since the fetch before
 	full     bool      // the last claim got all it asked for
 	seen     uint64    // the hints before the last claim
 	empty    bool      // it found less than it asked for
@@ -232,8 +239,10 @@ type fetcher struct {
 	nextPoll time.Time
 	sure     bool // everything taken is known
 	low      lowest
-	after    int64     // where the last walk over the lanes ended
+	walk     laneWalk // where the last walk over the lanes ended
+	rounds   laneRounds
 	due      time.Time // when a delayed message is due; zero for none
+	laneDue  time.Time // when a message is due that holds back its lane; zero for none
 	lookDue  time.Time // when to look for delayed messages of other processes
 	tidier   tidier
 }
@@ -245,12 +254,15 @@ const (
 	keepUp     = 50 * time.Millisecond
 	fallBehind = 200 * time.Millisecond
 	giveUp     = 300 * time.Millisecond
-	// longestPoll is how often an idle feed looks by itself, whatever it is told.
+	// longestPoll is the longest time between two looks of a feed that was woken, and of the waker for the
+	// groups of all feeds. A feed that has found nothing for some looks leaves it to the waker, and looks only
+	// every idlePoll.
 	longestPoll = time.Second
+	idlePoll    = 30 * time.Second
 )
 
 func newFetcher(f *feed) *fetcher {
-	return &fetcher{feed: f, sure: true, after: math.MinInt64, tidier: newTidier()}
+	return &fetcher{feed: f, sure: true, walk: newLaneWalk(), tidier: newTidier()}
 }
 
 func (f *fetcher) run() {
@@ -293,7 +305,7 @@ func (f *fetcher) demand() int {
 	between := int(f.pushed.Load()-f.handed.Load()) - held // out of the buffer, and its caller still counts as waiting
 	want := max(int(f.waiting.Load())-max(between, 0), 0)
 	if f.group.order != bus.OrderedStrictly {
-		f.adapt(held)
+		f.adapt(held, want)
 		want += f.prefetch
 	} else if f.settlements.out() > 0 {
 		return 0
@@ -306,7 +318,7 @@ func (f *fetcher) demand() int {
 
 // adapt learns from how long the last fetch lasted. It is more than halfway through it that it is
 // asked; but only what was handled counts, as workers may take many and finish none.
-func (f *fetcher) adapt(held int) {
+func (f *fetcher) adapt(held, want int) {
 	if f.fetched.IsZero() || held*2 > f.prefetch {
 		return
 	}
@@ -315,12 +327,19 @@ func (f *fetcher) adapt(held int) {
 	switch {
 	case lasted > fallBehind:
 		f.prefetch /= 2
-	case lasted < keepUp && f.full && handled > 0 && 2*handled >= f.number:
+	case lasted < keepUp && f.full && (handled > 0 && 2*handled >= f.number || f.starving(held, want)):
 		f.prefetch = min(max(2*f.prefetch, 2*int(f.waiting.Load()), 4), f.store.cfg.Prefetch)
 	case lasted < keepUp:
 		return // too early to tell
 	}
 	f.fetched = time.Time{}
+}
+
+// starving reports whether workers wait although messages were handled quickly during the last fetch. Then they
+// stand in two halves, one of which handles while the other's messages are fetched, so that no fetch ever sees any
+// of its own messages handled.
+func (f *fetcher) starving(held, want int) bool {
+	return held == 0 && want > 0 && 2*f.during >= int64(f.number)
 }
 
 // worthwhile reports whether a claim may find something: the last one did, something happened since,
@@ -330,11 +349,16 @@ func (f *fetcher) worthwhile() bool {
 	if local := f.dueAt.Swap(0); local != 0 {
 		f.dueIn(time.Duration(local - now.UnixNano()))
 	}
-	return !f.empty || f.hints.Load() != f.seen || !now.Before(f.nextPoll) || f.isDue(now)
+	return !f.empty || f.hints.Load() != f.seen || !now.Before(f.nextPoll) || f.isDue(now) || f.isLaneDue(now)
 }
 
 func (f *fetcher) isDue(now time.Time) bool {
 	return !f.due.IsZero() && !now.Before(f.due)
+}
+
+// isLaneDue reports whether a message that holds back its lane is due.
+func (f *fetcher) isLaneDue(now time.Time) bool {
+	return !f.laneDue.IsZero() && !now.Before(f.laneDue)
 }
 
 // rest waits until something is wanted. A buffer that nobody takes from goes back to the group: its
@@ -357,8 +381,10 @@ func (f *fetcher) rest() {
 // pause waits until something may be there.
 func (f *fetcher) pause() {
 	until := f.nextPoll
-	if !f.due.IsZero() && f.due.Before(until) {
-		until = f.due
+	for _, due := range []time.Time{f.due, f.laneDue} {
+		if !due.IsZero() && due.Before(until) {
+			until = due
+		}
 	}
 	timer := time.NewTimer(time.Until(until))
 	defer timer.Stop()
@@ -375,6 +401,9 @@ func (f *fetcher) fetch(want int) error {
 	defer cancel()
 	hinted := f.hints.Load() != f.seen
 	f.seen = f.hints.Load()
+	if f.back.Swap(false) {
+		f.low.begin()
+	}
 	if err := f.settleDoubts(ctx); err != nil {
 		return err
 	}
@@ -391,8 +420,13 @@ func (f *fetcher) fetch(want int) error {
 	f.store.link.works()
 	f.sure = true
 	f.full = len(taken) >= want
-	f.empty = !f.full
-	f.fetched, f.number, f.before = time.Now(), len(taken), f.finished.Load()
+	f.empty = !f.full && !f.rounds.goOn(time.Now()) && !f.lanes.left()
+	now, finished := time.Now(), f.finished.Load()
+	f.during = 0
+	if now.Sub(f.took) < keepUp {
+		f.during = finished - f.before
+	}
+	f.fetched, f.took, f.number, f.before = now, now, len(taken), finished
 	f.deliver(taken)
 	if len(taken) > 0 || hinted {
 		f.wait.reset()
@@ -404,12 +438,16 @@ func (f *fetcher) fetch(want int) error {
 // schedule sets when to look again without a hint: soon after something was there, as what was
 // inserted before may be committed later, and then ever more seldom.
 func (f *fetcher) schedule() {
-	f.nextPoll = time.Now().Add(min(f.wait.next(), longestPoll))
+	wait := min(f.wait.next(), longestPoll)
+	if f.wait.last >= longestBackoff {
+		wait = idlePoll/2 + rand.N(idlePoll/2)
+	}
+	f.nextPoll = time.Now().Add(wait)
 }
 
 func (f *fetcher) claim(ctx context.Context, want int) ([]record, error) {
 	c := claim{
-		group: f.group, owner: f.owner, limit: want, bytes: f.store.cfg.PrefetchBytes, after: f.after,
+		group: f.group, owner: f.owner, limit: want, bytes: f.store.cfg.PrefetchBytes, walk: f.walk,
 		runs: f.bundle > 0, alone: f.alone,
 	}
 	var taken []record
@@ -430,16 +468,122 @@ func (f *fetcher) claim(ctx context.Context, want int) ([]record, error) {
 		want = 1
 	}
 	c.limit = want - len(taken)
-	found, err := f.store.claimLanes(ctx, c)
+	found, err := f.claimLanes(ctx, c)
 	if err != nil {
 		f.deliver(taken) // these are known
 		return nil, err
 	}
-	f.after = found.after
-	if found.holds {
-		f.dueIn(found.wait)
+	return append(taken, found...), nil
+}
+
+// claimLanes claims from the lanes, where the feed's hints lead and where the walk goes on.
+func (f *fetcher) claimLanes(ctx context.Context, c claim) ([]record, error) {
+	began := time.Now()
+	byKey := f.group.order == bus.OrderedByKey
+	if byKey {
+		if err := f.rounds.open(ctx, f.store); err != nil {
+			return nil, err
+		}
+		c.fresh, c.brief = f.rounds.fresh(began)
+		c.lanes, c.due = f.lanes.take(began)
+		c.busy, c.hints = f.rounds.busy, began.Sub(f.rounds.walked) < walkEvery
 	}
-	return append(taken, found.taken...), nil
+	found, err := f.store.claimLanes(ctx, c)
+	if err != nil || found.left {
+		f.lanes.restore(c.lanes, c.due)
+	}
+	if err != nil {
+		return nil, err
+	}
+	f.walk = found.walk
+	f.rounds.claimed(began, found)
+	f.laneDue = time.Time{}
+	for _, head := range found.waiting {
+		if byKey {
+			f.lanes.wait(head.id, head.at)
+		} else if f.laneDue.IsZero() || head.at.Before(f.laneDue) {
+			f.laneDue = head.at
+		}
+	}
+	if byKey {
+		f.laneDue = f.lanes.next()
+	}
+	return found.taken, nil
+}
+
+// laneRounds decides how soon the walk over the lanes of a group goes on that finds nothing, and which rows
+// are new to it. A group is crowded if more of its lanes wait than one claim looks at. Then claims follow
+// one another until the walk has come round, which may take seconds; meanwhile each of them also looks at new
+// rows. Between two rounds of a crowded group, claims look at new rows and where hints lead.
+type laneRounds struct {
+	opened  bool
+	crowded bool
+	claims  int           // of the round so far
+	spent   time.Duration // on them
+	next    time.Time     // when the next round may begin
+	older   int64         // rows with ids up to this one are not new any more
+	recent  int64         // the largest id that was read at turned
+	turned  time.Time
+	more    bool      // there are new rows that were not read yet
+	busy    bool      // the last claim took something
+	walked  time.Time // when the last claim was that did not only follow hints
+}
+
+// walkEvery is how long claims may follow hints alone that lead to enough messages. Else keys of which this feed
+// has settled nothing would get no turn.
+const walkEvery = 20 * time.Millisecond
+
+// open remembers which rows are there already.
+func (l *laneRounds) open(ctx context.Context, s *store) (err error) {
+	if l.opened {
+		return nil
+	}
+	newest, err := s.newest(ctx)
+	if err != nil {
+		return err
+	}
+	l.older = max(newest, 1)
+	l.recent, l.turned, l.opened = l.older, time.Now(), true
+	return nil
+}
+
+// fresh returns the id behind which rows are new, 0 if the walk finds everything soon, and whether the walk is
+// to be short.
+func (l *laneRounds) fresh(now time.Time) (id int64, brief bool) {
+	if !l.crowded {
+		return 0, false
+	}
+	return l.older, now.Before(l.next)
+}
+
+func (l *laneRounds) claimed(began time.Time, found lanes) {
+	l.more, l.busy = found.more, len(found.taken) > 0
+	if found.walked {
+		l.walked = began
+	}
+	switch {
+	case found.newest == 0:
+	case found.more: // there are too many to read any of them twice
+		l.older, l.recent, l.turned = found.newest, found.newest, began
+	case began.Sub(l.turned) > time.Second/2: // what is committed late has that time
+		l.older, l.recent, l.turned = l.recent, found.newest, began
+	}
+	l.spent += time.Since(began)
+	switch {
+	case !found.round:
+		l.claims++
+		l.crowded = l.crowded || found.crowded
+		return
+	case l.claims == 0:
+		l.crowded = false
+	}
+	l.next = time.Now().Add(max(time.Second, 4*l.spent))
+	l.claims, l.spent = 0, 0
+}
+
+// goOn reports whether a claim that found less than it wanted is to be followed by another at once.
+func (l *laneRounds) goOn(now time.Time) bool {
+	return l.crowded && (l.more || !now.Before(l.next))
 }
 
 // promoteDue makes delayed messages ready. What this process delays it knows of; for what others
@@ -448,6 +592,9 @@ func (f *fetcher) promoteDue(ctx context.Context, hinted bool) error {
 	now := time.Now()
 	if !f.isDue(now) && now.Before(f.lookDue) && !hinted {
 		return nil
+	}
+	if f.isDue(now) {
+		f.low.begin()
 	}
 	f.due = time.Time{}
 	wait, ok, err := f.store.promote(ctx, f.group)
@@ -503,10 +650,13 @@ func (f *fetcher) trouble(err error) {
 	sleep(f.ctx, wait)
 }
 
+// cheapWhole is what a claim from the start may take for it to be no matter.
+const cheapWhole = 5 * time.Millisecond
+
 // lowest says where a claim may begin. Deleted messages stay in the index until nobody can see them
 // any more, which a transaction that somebody leaves open delays; a claim need not walk over those
 // that were taken a while ago. What is committed late, comes back or was another's is below: now and
-// then, and whenever there seems to be nothing, a claim begins at the start.
+// then, and whenever there seems to be nothing and it takes no long, a claim begins at the start.
 type lowest struct {
 	whole         time.Time // when the last claim from the start was
 	took          time.Duration
@@ -516,11 +666,14 @@ type lowest struct {
 }
 
 func (l *lowest) from(now time.Time) int64 {
-	if l.all || now.Sub(l.whole) > max(time.Second, 20*l.took) {
+	if l.all && l.took < cheapWhole || now.Sub(l.whole) > max(time.Second, 20*l.took) {
 		return 0
 	}
 	return l.older
 }
+
+// begin makes the next claim begin at the start: something came back.
+func (l *lowest) begin() { l.whole = time.Time{} }
 
 func (l *lowest) taken(began time.Time, from int64, ready []record, short bool) {
 	now := time.Now()

@@ -72,6 +72,10 @@ type undertaking[TX any] struct {
 
 // NewInbox makes an inbox in the database of a pool, which stays the caller's: handlers get their
 // transactions from it. It sees to the tables and waits for the database as [New] does.
+//
+// Each handler holds a connection of the pool while it runs, and waits for one if all are in use. Give the pool
+// as many as the handlers' concurrencies add up to, and three more for a transport on the same pool. A handler
+// that publishes by [bus.Bus.Publish] needs another connection meanwhile; publish by [bus.Bus.InTx].
 func NewInbox(ctx context.Context, db *stdsql.DB, cfg InboxConfig) (*Inbox[*stdsql.Tx], error) {
 	isolation := cfg.Isolation
 	if isolation == stdsql.LevelDefault {

@@ -2,9 +2,12 @@ package sql
 
 import (
 	"context"
+	stdsql "database/sql"
 	"hash/fnv"
 	"math"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -12,9 +15,15 @@ import (
 	"github.com/leatbus/leat/bus"
 )
 
-// walkLimit is how many keys one claim looks at, at least. Keys that are held back are walked over, so it is
-// generous.
-const walkLimit = 512
+const (
+	// walkLimit is how many lanes one claim looks at, at most, before it goes away with less than it wants.
+	// Lanes that wait are walked over, so it is generous.
+	walkLimit = 512
+	// walkAhead is how many lanes it looks at beyond those it wants. Most lanes are free.
+	walkAhead = 32
+	// freshLimit is how many new rows one claim reads.
+	freshLimit = 1000
+)
 
 // laneOf is the number of a message's key, 0 for none. Keys that share a number share a lane, which
 // costs them some concurrency and no order.
@@ -33,39 +42,49 @@ func laneOf(msg *message.Message) int64 {
 
 // lanes is what a claim from the lanes of a group found.
 type lanes struct {
-	taken []record
-	after int64         // where the next walk goes on, so that every key gets its turn
-	wait  time.Duration // until the next message that holds back its key is due
-	holds bool          // there is one
+	taken   []record
+	walk    laneWalk      // where the next claim goes on, so that every key gets its turn
+	round   bool          // the walk has come round: there is no more that can be taken
+	crowded bool          // so many lanes wait that the walk over them took all it may
+	newest  int64         // the largest id among the new rows that were read
+	more    bool          // there are more new rows
+	waiting []waitingHead // heads that are not due yet
+	left    bool          // there was more to take than was wanted
+	walked  bool          // not only hints were followed
 }
 
 // claimLanes takes the first message of keys of which none is taken. One claim runs at a time for a
 // group: otherwise one that sees a late commit could take a second message of a key.
 func (s *store) claimLanes(ctx context.Context, c claim) (found lanes, err error) {
-	found.after = c.after
-	busy, err := s.anyLanes(ctx, c.group)
-	if err != nil || !busy {
-		return found, err
+	found.walk = c.walk
+	if !c.busy { // spares idle groups the transaction
+		if busy, err := s.anyLanes(ctx, c.group); err != nil || !busy {
+			found.walk, found.round = newLaneWalk(), true
+			return found, err
+		}
 	}
 	err = s.quick.inTx(ctx, func(tx executor) error {
-		if err := s.lockTurn(ctx, tx, c.group); err != nil {
+		if err := s.lockLanes(ctx, tx, c.group); err != nil {
 			return err
 		}
 		if err := s.orphans(ctx, tx, c.group); err != nil {
 			return err
 		}
-		heads, after, err := s.walk(ctx, tx, c.group, c.after, max(walkLimit, c.limit))
-		if err != nil || len(heads) == 0 {
+		found = lanes{walk: c.walk}
+		heads, err := s.hinted(ctx, tx, c, &found)
+		if err != nil {
 			return err
 		}
-		found.after = after
-		free, err := s.freeHeads(ctx, tx, c.group, heads, &found)
+		free, walked, err := s.walk(ctx, tx, c, heads, &found)
 		if err != nil || len(free) == 0 {
 			return err
 		}
+		slices.Sort(free)
 		if len(free) > c.limit {
-			free = free[:c.limit]
-			found.after = c.after // there is more to take here
+			if slices.ContainsFunc(free[c.limit:], func(id int64) bool { return walked[id] }) {
+				found.walk, found.round = c.walk, false // the walk is to come here again
+			}
+			free, found.left = free[:c.limit], true
 		} else if c.runs {
 			if free, err = s.runs(ctx, tx, c, free); err != nil {
 				return err
@@ -78,7 +97,88 @@ func (s *store) claimLanes(ctx context.Context, c claim) (found lanes, err error
 	return found, err
 }
 
-// anyLanes spares idle groups the transaction.
+// lockLanes is lockTurn for a claim, whose commit need not wait for the disk: a crash of the server that undoes
+// it is a redelivery.
+func (s *store) lockLanes(ctx context.Context, tx executor, g group) error {
+	if s.name != Postgres {
+		return s.lockTurn(ctx, tx, g)
+	}
+	_, _, err := number(ctx, tx, s.sql(`SELECT group_id FROM {turns} WHERE group_id = ?
+		AND set_config('idle_in_transaction_session_timeout', '10s', true) IS NOT NULL
+		AND set_config('synchronous_commit', 'off', true) IS NOT NULL FOR UPDATE`), g.id)
+	return err
+}
+
+// hinted returns the messages that the hints lead to.
+func (s *store) hinted(ctx context.Context, tx executor, c claim, found *lanes) (heads []int64, err error) {
+	heads = slices.Clone(c.due)
+	if len(c.lanes) > 0 {
+		first, err := s.headsOf(ctx, tx, c.group, c.lanes)
+		if err != nil {
+			return nil, err
+		}
+		heads = append(heads, first...)
+	}
+	if c.fresh > 0 {
+		fresh, err := s.freshHeads(ctx, tx, c, found)
+		if err != nil {
+			return nil, err
+		}
+		heads = append(heads, fresh...)
+	}
+	return heads, nil
+}
+
+// headsOf returns the first message of each of the lanes.
+func (s *store) headsOf(ctx context.Context, tx executor, g group, of []int64) ([]int64, error) {
+	const first = `SELECT (SELECT m.id FROM {messages} m {hint} WHERE m.group_id = ? AND m.state = 4 AND m.pos = l.pos ORDER BY m.pos, m.id LIMIT 1) FROM `
+	var query string
+	args := []any{g.id}
+	if s.name == Postgres {
+		query = s.sql(strings.Replace(first, "{hint}", "", 1) + `unnest(?::bigint[]) AS l(pos)`)
+		args = append(args, of)
+	} else {
+		selects := make([]string, len(of))
+		for i, lane := range of {
+			selects[i] = "SELECT " + strconv.FormatInt(lane, 10) + " AS pos"
+		}
+		hint := ""
+		if s.name == MySQL {
+			hint = "FORCE INDEX ({queue})"
+		}
+		query = s.complete(strings.Replace(first, "{hint}", hint, 1) + `(` + strings.Join(selects, " UNION ALL ") + `) l`)
+	}
+	found, err := collect(ctx, tx, func(r rows, id *stdsql.NullInt64) error { return r.Scan(id) }, query, args...)
+	var ids []int64
+	for _, id := range found {
+		if id.Valid {
+			ids = append(ids, id.Int64)
+		}
+	}
+	return ids, err
+}
+
+// freshHeads returns messages of the group's lanes with ids beyond c.fresh. It reads the rows of all groups in
+// their order: the sums keep the planner from the index that has all lanes of the group.
+func (s *store) freshHeads(ctx context.Context, tx executor, c claim, found *lanes) (ids []int64, err error) {
+	type row struct {
+		id  int64
+		own int
+	}
+	all, err := collect(ctx, tx, func(r rows, x *row) error { return r.Scan(&x.id, &x.own) }, s.sql(`
+		SELECT id, CASE WHEN group_id + 0 = ? AND state + 0 = 4 THEN 1 ELSE 0 END FROM {messages} WHERE id > ? ORDER BY id LIMIT ?`),
+		c.group.id, c.fresh, freshLimit)
+	for _, x := range all {
+		found.newest = x.id
+		if x.own == 1 {
+			ids = append(ids, x.id)
+		}
+	}
+	found.more = len(all) == freshLimit
+	return ids, err
+}
+
+// anyLanes reports whether the group has messages in lanes.
 func (s *store) anyLanes(ctx context.Context, g group) (bool, error) {
 	_, ok, err := number(ctx, s.db, s.sql(`SELECT id FROM {messages} WHERE group_id = ? AND state IN (4, 5) LIMIT 1`), g.id)
 	return ok, err
@@ -91,26 +191,51 @@ func (s *store) orphans(ctx context.Context, tx executor, g group) error {
 	return err
 }
 
-// walk finds the first message of each key, behind the key of the last walk and round to it again.
-func (s *store) walk(ctx context.Context, tx executor, g group, after int64, limit int) (heads []int64, last int64, err error) {
-	heads, last, err = s.heads(ctx, tx, g, after, limit)
-	if err != nil || len(heads) == limit || after == math.MinInt64 {
-		if len(heads) < limit {
-			last = math.MinInt64
-		}
-		return heads, last, err
+// walk returns which of the heads can be taken, and goes on over the lanes until it has found what the claim wants
+// besides, has come round, or has looked at as many as it may. It returns which messages it came by.
+func (s *store) walk(ctx context.Context, tx executor, c claim, heads []int64, found *lanes) (free []int64, walked map[int64]bool, err error) {
+	limit := max(walkLimit, c.limit)
+	if c.brief {
+		limit = c.limit + walkAhead
 	}
-	more, last, err := s.heads(ctx, tx, g, math.MinInt64, limit-len(heads))
-	for _, id := range more {
-		if !slices.Contains(heads, id) {
-			heads = append(heads, id)
+	walked, seen := make(map[int64]bool), make(map[int64]bool)
+	for looked, step := 0, c.limit+walkAhead; ; step *= 4 {
+		// Where the hints alone may do, the walk can wait a little.
+		if looked > 0 || !c.hints || len(heads) < c.limit {
+			step = min(step, limit-looked, walkLimit)
+			some, last, err := s.heads(ctx, tx, c.group, found.walk.after, step)
+			if err != nil {
+				return nil, nil, err
+			}
+			looked += max(len(some), 1)
+			found.round = found.walk.step(last, len(some) < step)
+			for _, id := range some {
+				walked[id] = true
+			}
+			heads = append(heads, some...)
+		}
+		heads = slices.DeleteFunc(heads, func(id int64) bool {
+			was := seen[id]
+			seen[id] = true
+			return was
+		})
+		if len(heads) > 0 {
+			more, err := s.freeHeads(ctx, tx, c.group, heads, found)
+			if err != nil {
+				return nil, nil, err
+			}
+			free = append(free, more...)
+		}
+		heads, c.hints = nil, false
+		if len(free) >= c.limit || found.round || looked >= limit {
+			found.walked = looked > 0
+			found.crowded = len(free) < c.limit && !found.round
+			return free, walked, nil
 		}
 	}
-	return heads, last, err
 }
 
 func (s *store) heads(ctx context.Context, tx executor, g group, after int64, limit int) (ids []int64, last int64, err error) {
-	type head struct{ pos, id int64 }
 	scan := func(r rows, h *head) error { return r.Scan(&h.pos, &h.id) }
 	var found []head
 	switch s.name {
@@ -119,14 +244,37 @@ func (s *store) heads(ctx context.Context, tx executor, g group, after int64, li
 	case SQLite:
 		found, err = collect(ctx, tx, scan, s.sql(headsSQLite), g.id, after, g.id, g.id, limit)
 	default:
-		found, err = collect(ctx, tx, scan, s.sql(headsMySQL), g.id, after, limit)
+		found, err = s.pagedHeads(ctx, tx, g, after, limit)
 	}
-	last = math.MinInt64
+	last = noLane
 	for _, h := range found {
 		ids = append(ids, h.id)
 		last = h.pos
 	}
 	return ids, last, err
+}
+
+// head is the first message of a lane.
+type head struct{ pos, id int64 }
+
+// pagedHeads is heads where the rows of a lane can't be skipped within a statement.
+func (s *store) pagedHeads(ctx context.Context, tx executor, g group, after int64, limit int) (found []head, err error) {
+	for page := limit + walkAhead; len(found) < limit; {
+		rows, err := collect(ctx, tx, func(r rows, h *head) error { return r.Scan(&h.pos, &h.id) }, s.sql(headsMySQL), g.id, after, page)
+		if err != nil {
+			return nil, err
+		}
+		for _, row := range rows {
+			if len(found) == 0 || row.pos != found[len(found)-1].pos {
+				found = append(found, row)
+			}
+		}
+		if len(rows) < page {
+			break
+		}
+		after = rows[len(rows)-1].pos
+	}
+	return found[:min(len(found), limit)], nil
 }
 
 // freeHeads leaves out those of keys that are taken or held back, and those that are not due yet. The
@@ -156,8 +304,8 @@ func (s *store) freeHeads(ctx context.Context, tx executor, g group, heads []int
 			parked = append(parked, h.lane)
 		case wait <= 0:
 			free = append(free, h.id)
-		case !found.holds || wait < found.wait:
-			found.wait, found.holds = wait, true
+		default:
+			found.waiting = append(found.waiting, waitingHead{h.id, time.Now().Add(wait)})
 		}
 	}
 	slices.Sort(free)

@@ -76,7 +76,9 @@ SELECT id, LENGTH(payload) + LENGTH(headers) FROM {messages}
 WHERE state = 0 AND owner NOT IN ({live}) AND id {in} ORDER BY id FOR UPDATE SKIP LOCKED`
 )
 
-// InnoDB jumps from key to key for a GROUP BY with MIN.
+// headsMySQL reads the rows of lanes in their order, some of each at most: the next page begins at the next
+// lane. InnoDB can't be trusted to jump from lane to lane by itself. Whether it does so for a GROUP BY with MIN
+// depends on its statistics, and in a recursive query it reads all lanes from the first one for each.
 const headsMySQL = `
-SELECT pos, MIN(id) FROM {messages} FORCE INDEX ({queue})
-WHERE group_id = ? AND state = 4 AND pos > ? GROUP BY group_id, state, pos ORDER BY pos LIMIT ?`
+SELECT pos, id FROM {messages} FORCE INDEX ({queue})
+WHERE group_id = ? AND state = 4 AND pos > ? ORDER BY group_id, state, pos, id LIMIT ?`

@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -31,6 +32,7 @@ func Open(ctx context.Context, u *url.URL) (bus.Transport, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sql: %w", err)
 	}
+	source.silence = mysqlSilence
 	db, err := source.connect()
 	if err != nil {
 		return nil, fmt.Errorf("sql: %w", source.redact(err))
@@ -90,6 +92,7 @@ type source struct {
 	url         *url.URL
 	cfg         Config
 	connections int
+	silence     time.Duration // after which MySQL gives up on a connection; 0 for the server's own time
 	wait        time.Duration
 	driver      url.Values // what goes to the driver
 }
@@ -144,6 +147,9 @@ func parse(u *url.URL) (source, error) {
 const (
 	defaultConnections = 12
 	defaultWait        = 15 * time.Second
+	// mysqlSilence is how long a transport's own connection to MySQL may be silent, also within a
+	// transaction: a host that vanishes in the middle of a claim would keep its locks for eight hours.
+	mysqlSilence = 30 * time.Second
 )
 
 func (s source) connect() (database, error) {
@@ -215,6 +221,11 @@ func (s source) connectMySQL() (database, error) {
 	cfg.Logger = &mysql.NopLogger{}
 	cfg.MaxAllowedPacket = 0 // ask the server
 	cfg.Params = map[string]string{"sql_mode": "'STRICT_ALL_TABLES'", "autocommit": "1"}
+	idle := time.Minute
+	if s.silence > 0 {
+		cfg.Params["wait_timeout"] = strconv.Itoa(int(s.silence.Seconds()))
+		idle = s.silence * 2 / 3 // before the server closes it
+	}
 	connector, err := mysql.NewConnector(cfg)
 	if err != nil {
 		return nil, err
@@ -222,7 +233,7 @@ func (s source) connectMySQL() (database, error) {
 	db := stdsql.OpenDB(connector)
 	db.SetMaxOpenConns(s.connections)
 	db.SetMaxIdleConns(s.connections)
-	db.SetConnMaxIdleTime(time.Minute)
+	db.SetConnMaxIdleTime(idle)
 	return &stdDatabase{db: db, owned: true, tx: &stdsql.TxOptions{Isolation: stdsql.LevelReadCommitted}}, nil
 }
 

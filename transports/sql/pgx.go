@@ -46,6 +46,24 @@ func (d *pgxDatabase) pipeline(ctx context.Context, statements []statement) (aff
 	return affected, results.Close() // the commit's error
 }
 
+func (d *pgxDatabase) exhausted() bool {
+	stat := d.pool.Stat()
+	return stat.AcquiredConns() >= stat.MaxConns()
+}
+
+func (d *pgxDatabase) aside(ctx context.Context, _ error, f func(executor) error) error {
+	conn, err := pgx.ConnectConfig(ctx, d.pool.Config().ConnConfig)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recycleTimeout)
+		defer cancel()
+		_ = conn.Close(ctx)
+	}()
+	return f(pgxExecutor{conn})
+}
+
 func (d *pgxDatabase) recycle() { d.pool.Reset() }
 
 func (d *pgxDatabase) close() {

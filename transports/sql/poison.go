@@ -60,6 +60,11 @@ type poisoned struct {
 
 const poisonedColumns = "pos, " + messageColumns
 
+// listPoisoned begins where a page ended. The index is read from there on: no database does so for
+// "pos > ? OR pos = ? AND id > ?" alone.
+const listPoisoned = `SELECT ` + poisonedColumns + ` FROM {messages} WHERE group_id = ? AND state = 2
+	AND pos >= ? AND (pos > ? OR id > ?) ORDER BY pos, id LIMIT ?`
+
 func scanPoisoned(r rows, p *poisoned) error {
 	return r.Scan(&p.pos, &p.id, &p.state, &p.attempt, &p.firstAt, &p.topic, &p.uuid, &p.headers, &p.payload)
 }
@@ -70,9 +75,7 @@ func (q *poisonQueue) List(ctx context.Context, after string, limit int) (list [
 		return nil, err
 	}
 	err = q.do(ctx, "list", func(ctx context.Context, g group) error {
-		found, err := collect(ctx, q.store.db, scanPoisoned, q.store.sql(`
-			SELECT `+poisonedColumns+` FROM {messages} WHERE group_id = ? AND state = 2
-			AND (pos > ? OR pos = ? AND id > ?) ORDER BY pos, id LIMIT ?`), g.id, pos, pos, id, max(limit, 0))
+		found, err := collect(ctx, q.store.db, scanPoisoned, q.store.sql(listPoisoned), g.id, pos, pos, id, max(limit, 0))
 		if err != nil {
 			return err
 		}

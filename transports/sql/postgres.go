@@ -48,8 +48,9 @@ func postgresRetryable(err error) bool {
 		"55P03",          // lock not available
 		"57014",          // query canceled: the statement timeout
 		"57P01", "57P02", // admin or crash shutdown
-		"57P03", // cannot connect now
-		"57P05": // idle session timeout
+		"57P03",          // cannot connect now
+		"57P04",          // database dropped: it is being restored
+		"57P05", "25P03": // idle session or transaction timeout
 		return true
 	}
 	switch code[:2] {

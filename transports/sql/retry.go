@@ -5,6 +5,7 @@ import (
 	stdsql "database/sql"
 	"database/sql/driver"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -55,7 +56,7 @@ func (s *store) retry(ctx context.Context, f func(ctx context.Context) error) er
 			return contextError(ctx, err)
 		}
 		if !s.temporary(err) {
-			return err
+			return s.explain(err)
 		}
 		if !sleep(ctx, wait.next()) {
 			return contextError(ctx, err)
@@ -95,6 +96,16 @@ func (s *store) temporary(err error) bool {
 		s.db.recycle() // they lead to a server that is no longer the primary
 	}
 	return s.retryable(err)
+}
+
+// explain adds what to do about an error whose text does not say it.
+func (s *store) explain(err error) error {
+	switch code := postgresCode(err); {
+	case s.name != Postgres:
+	case code == "26000", code == "42P05":
+		return fmt.Errorf("%w; behind pgbouncer in transaction mode, set default_query_exec_mode=exec, an option of the URL", err)
+	}
+	return err
 }
 
 // contextError says that ctx is over, and what the database last said.

@@ -18,6 +18,7 @@ type delivery struct {
 	feed     *feed
 	id       int64
 	state    int         // ready, or head of a lane
+	lane     int64       // its lane
 	behind   []*delivery // what is handed out with it, to a relay
 	headers  []byte
 
@@ -59,6 +60,7 @@ func (d *delivery) Poison(ctx context.Context, fault bus.Fault) error {
 		return d.feed.transport.failure(fmt.Sprintf("poison message %s of group %q", d.delivery.Message.UUID, d.feed.group.name), err)
 	}
 	d.feed.settlements.untrack(d)
+	d.hintLane(settlement{ack: true})
 	if d.feed.group.order != bus.Unordered {
 		d.feed.hint()
 	}
@@ -76,6 +78,17 @@ func (d *delivery) poison(ctx context.Context, fault bus.Fault) error {
 	return d.feed.store.retry(ctx, func(ctx context.Context) error {
 		return d.feed.store.poison(ctx, d.feed.group, d.feed.owner, d.id, encodeHeaders(headers))
 	})
+}
+
+// hintLane tells the feed where there may be something to take, now that the head of a lane is settled.
+func (d *delivery) hintLane(x settlement) {
+	switch {
+	case d.state != stateLaneHead || d.feed.group.order != bus.OrderedByKey:
+	case x.ack:
+		d.feed.lanes.settle(d.lane)
+	default:
+		d.feed.lanes.wait(d.id, time.Now().Add(x.after))
+	}
 }
 
 // settlement is how a delivery ended.
@@ -242,6 +255,10 @@ func (s *settlements) carryOut(batch []settlement) {
 		if x.after > 0 {
 			s.feed.delayed(x.after)
 		}
+		x.d.hintLane(x)
+	}
+	if again {
+		s.feed.back.Store(true)
 	}
 	if again || s.feed.group.order != bus.Unordered {
 		s.feed.transport.waker.group(s.feed.group.name)
@@ -262,7 +279,8 @@ func (s *settlements) write(ctx context.Context, batch []settlement) error {
 	if err := s.noteFailures(ctx, batch); err != nil {
 		return err
 	}
-	var put [2][]int64 // by cost
+	var put [2][]int64               // by cost
+	later := make(map[int][]delayed) // by state
 	st, owner := s.feed.store, s.feed.owner
 	for _, x := range batch {
 		switch {
@@ -271,9 +289,12 @@ func (s *settlements) write(ctx context.Context, batch []settlement) error {
 		case x.after <= 0:
 			put[x.cost] = append(put[x.cost], x.d.id)
 		default:
-			if err := st.delay(ctx, st.quick, owner, x.d.id, x.d.state, x.after, x.d.delivery.Attempt-x.cost); err != nil {
-				return err
-			}
+			later[x.d.state] = append(later[x.d.state], delayed{x.d.id, x.after, x.d.delivery.Attempt - x.cost})
+		}
+	}
+	for state, some := range later {
+		if err := st.delay(ctx, st.quick, owner, state, some); err != nil {
+			return err
 		}
 	}
 	if len(acked) > 0 {
@@ -294,6 +315,7 @@ func (s *settlements) write(ctx context.Context, batch []settlement) error {
 // noteFailures keeps with a message how often and since when its handler has failed with it, while it is still
 // this consumer's.
 func (s *settlements) noteFailures(ctx context.Context, batch []settlement) error {
+	var all []rewritten
 	for _, x := range batch {
 		now := &x.d.delivery
 		if x.ack || now.FailedSince.IsZero() || now.FailedSince.Equal(x.d.failedSince) && now.Failures == x.d.failures {
@@ -304,11 +326,9 @@ func (s *settlements) noteFailures(ctx context.Context, batch []settlement) erro
 			continue // unreadable, and reported when it was taken
 		}
 		bus.SetFailures(headers, now)
-		if err := s.feed.store.rewrite(ctx, s.feed.store.quick, s.feed.owner, x.d.id, encodeHeaders(headers)); err != nil {
-			return err
-		}
+		all = append(all, rewritten{x.d.id, encodeHeaders(headers)})
 	}
-	return nil
+	return s.feed.store.rewrite(ctx, s.feed.store.quick, s.feed.owner, all)
 }
 
 // flush waits until everything is carried out that was settled.

@@ -2,7 +2,9 @@ package sql
 
 import (
 	"context"
+	"fmt"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -56,9 +58,16 @@ type claim struct {
 	from  int64 // no ready message before this id is wanted
 	limit int
 	bytes int
-	after int64 // for lanes: where the last walk ended
-	runs  bool  // for lanes: what stands behind the first of a lane may be taken with it
-	alone bool  // the feed has one worker, who gets the messages in their order
+	runs  bool // for lanes: what stands behind the first of a lane may be taken with it
+	alone bool // the feed has one worker, who gets the messages in their order
+
+	walk  laneWalk // for lanes: where the last walk ended
+	lanes []int64  // for lanes: those that may have something
+	due   []int64  // for lanes: messages that may be due
+	busy  bool     // for lanes: the last claim took something
+	hints bool     // for lanes: the last walk was just now, so that hints may do if they lead to enough
+	brief bool     // for lanes: the walk is to be short
+	fresh int64    // for lanes: rows with ids beyond this one are new; 0 to leave them to the walk
 }
 
 // claimReady takes ready messages for their owner, in the order of their arrival.
@@ -129,6 +138,10 @@ func (s *store) lockAndTake(ctx context.Context, c claim, order []int64, query s
 
 // take makes messages the owner's that the transaction has locked, and reads them.
 func (s *store) take(ctx context.Context, tx executor, ids []int64, state int, owner int64) ([]record, error) {
+	if s.name != MySQL {
+		query, args := s.withIDs(`UPDATE {messages} SET state = ?, owner = ?, attempt = attempt + 1 WHERE id {in}`, ids, state, owner)
+		return collect(ctx, tx, scanRecord, query+` RETURNING `+messageColumns, args...)
+	}
 	query, args := s.withIDs(`UPDATE {messages} SET state = ?, owner = ?, attempt = attempt + 1 WHERE id {in}`, ids, state, owner)
 	if _, err := tx.exec(ctx, query, args...); err != nil {
 		return nil, err
@@ -151,10 +164,33 @@ func (s *store) ack(ctx context.Context, ex executor, owner int64, ids []int64) 
 	return err
 }
 
-// rewrite changes the headers of one message of the owner's.
-func (s *store) rewrite(ctx context.Context, ex executor, owner, id int64, headers []byte) error {
-	_, err := ex.exec(ctx, s.sql(`UPDATE {messages} SET headers = ? WHERE owner = ? AND id = ?`), headers, owner, id)
-	return err
+// rewritten is a message with new headers.
+type rewritten struct {
+	id      int64
+	headers []byte
+}
+
+// rewriteAtOnce and delayAtOnce are how many messages one statement changes.
+const (
+	rewriteAtOnce = 100
+	delayAtOnce   = 500
+)
+
+// rewrite changes the headers of messages of the owner's.
+func (s *store) rewrite(ctx context.Context, ex executor, owner int64, all []rewritten) error {
+	for some := range slices.Chunk(all, rewriteAtOnce) {
+		ids, args := make([]int64, len(some)), make([]any, 0, 2*len(some)+1)
+		for i, m := range some {
+			ids[i] = m.id
+			args = append(args, m.id, m.headers)
+		}
+		query, args := s.withIDs(`UPDATE {messages} SET headers = CASE id`+strings.Repeat(s.whenHeaders, len(some))+` END WHERE owner = ? AND id {in}`,
+			ids, append(args, owner)...)
+		if _, err := ex.exec(ctx, query, args...); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // put gives messages back to their group, at once. Their attempt counts, or not.
@@ -166,25 +202,67 @@ func (s *store) put(ctx context.Context, ex executor, owner int64, ids []int64, 
 	return err
 }
 
-// delay gives one message back to its group for later, with this many attempts counted. One that
-// has a lane keeps its place in it.
-func (s *store) delay(ctx context.Context, ex executor, owner, id int64, state int, after time.Duration, attempt int) error {
-	query := `UPDATE {messages} SET state = 1, pos = {now} + ?, owner = 0, attempt = ?
-		WHERE (owner = ? OR owner = 0 AND state = 0 AND attempt <= ?) AND id = ?`
-	if state == stateLaneHead {
-		query = `UPDATE {messages} SET state = 4, due_at = {now} + ?, owner = 0, attempt = ?
-			WHERE (owner = ? OR owner = 0 AND state = 4 AND attempt < ?) AND id = ?`
-	}
-	_, err := ex.exec(ctx, s.sql(query), after.Microseconds(), attempt, owner, attempt, id)
-	return err
+// delayed is a message that is given back for later, with this many attempts counted.
+type delayed struct {
+	id      int64
+	after   time.Duration
+	attempt int
 }
 
-// promote makes delayed messages of the group ready that are due. It returns how long it is until
-// the next; ok is false where there is none.
+// delay gives messages back to their group for later. Those that have a lane keep their places in it.
+func (s *store) delay(ctx context.Context, ex executor, owner int64, state int, all []delayed) error {
+	set, mine := `state = 1, pos = {now} + `, `(owner = ? OR owner = 0 AND state = 0 AND attempt <= `
+	if state == stateLaneHead {
+		set, mine = `state = 4, due_at = {now} + `, `(owner = ? OR owner = 0 AND state = 4 AND attempt < `
+	}
+	for some := range slices.Chunk(all, delayAtOnce) {
+		query, args := s.delayCases(set, mine, owner, some)
+		if s.name == Postgres {
+			query, args = s.delayArrays(set, mine, owner, some)
+		}
+		if _, err := ex.exec(ctx, query, args...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *store) delayArrays(set, mine string, owner int64, some []delayed) (query string, args []any) {
+	var ids, waits, attempts []int64
+	for _, m := range some {
+		ids, waits, attempts = append(ids, m.id), append(waits, m.after.Microseconds()), append(attempts, int64(m.attempt))
+	}
+	return s.sql(`UPDATE {messages} AS m SET ` + set + `d.wait, owner = 0, attempt = d.attempt
+		FROM unnest(?::bigint[], ?::bigint[], ?::bigint[]) AS d(id, wait, attempt)
+		WHERE m.id = d.id AND ` + strings.NewReplacer("owner", "m.owner", "state", "m.state", "attempt", "m.attempt").Replace(mine) + `d.attempt)`),
+		[]any{ids, waits, attempts, owner}
+}
+
+// delayCases is the same for any driver. All numbers are part of the statement.
+func (s *store) delayCases(set, mine string, owner int64, some []delayed) (query string, args []any) {
+	ids := make([]int64, len(some))
+	var waits, attempts strings.Builder
+	for i, m := range some {
+		ids[i] = m.id
+		fmt.Fprintf(&waits, " WHEN %d THEN %d", m.id, m.after.Microseconds())
+		fmt.Fprintf(&attempts, " WHEN %d THEN %d", m.id, m.attempt)
+	}
+	attempt := `CASE id` + attempts.String() + ` END`
+	text := s.complete(`UPDATE {messages} SET ` + set + `CASE id` + waits.String() + ` END, owner = 0, attempt = ` + attempt +
+		` WHERE ` + mine + attempt + `) AND id {in}`)
+	list := strings.Trim(strings.ReplaceAll(fmt.Sprint(ids), " ", ","), "[]")
+	return strings.Replace(text, "{in}", "IN ("+list+")", 1), []any{owner}
+}
+
+// promoteAtOnce is how many messages are made ready before some are handed out.
+const promoteAtOnce = 2000
+
+// promote makes delayed messages of the group ready that are due, some of them if there are many. It returns how
+// long it is until the next; ok is false where there is none.
 func (s *store) promote(ctx context.Context, g group) (wait time.Duration, ok bool, err error) {
-	type delayed struct{ id, wait int64 }
-	for limit := 1; ; limit = 500 {
-		waiting, err := collect(ctx, s.db, func(r rows, m *delayed) error { return r.Scan(&m.id, &m.wait) },
+	type waiter struct{ id, wait int64 }
+	for limit, done := 1, 0; ; limit = 500 {
+		waiting, err := collect(ctx, s.db, func(r rows, m *waiter) error { return r.Scan(&m.id, &m.wait) },
 			s.sql(`SELECT id, pos - {now} FROM {messages} WHERE group_id = ? AND state = 1 ORDER BY pos LIMIT ?`), g.id, limit)
 		if err != nil || len(waiting) == 0 {
 			return 0, false, err
@@ -200,6 +278,9 @@ func (s *store) promote(ctx context.Context, g group) (wait time.Duration, ok bo
 			if _, err := s.db.exec(ctx, query, args...); err != nil {
 				return 0, false, err
 			}
+		}
+		if done += len(due); done >= promoteAtOnce {
+			return 0, true, nil
 		}
 		if last := waiting[len(waiting)-1]; last.wait > 0 {
 			return time.Duration(last.wait) * time.Microsecond, true, nil

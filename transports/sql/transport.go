@@ -38,8 +38,9 @@ type Transport struct {
 var _ bus.Transport = (*Transport)(nil)
 
 // New makes a transport over a pool of database/sql, which stays the caller's. It sees to the tables
-// first, as [Config.Migrate] says, and waits for the database as long as ctx allows. No connection
-// is kept while a handler runs; two are enough.
+// first, as [Config.Migrate] says, and waits for the database as long as ctx allows. The transport keeps no
+// connection while a handler runs; two are enough. If handlers hold connections of the same pool, as those of
+// an [Inbox] do, it needs one for each of them and three more.
 func New(ctx context.Context, db *stdsql.DB, cfg Config) (*Transport, error) {
 	tx := &stdsql.TxOptions{Isolation: stdsql.LevelReadCommitted}
 	if cfg.Dialect == SQLite {
@@ -170,11 +171,35 @@ func (t *Transport) Close(ctx context.Context) error {
 			errs = append(errs, f.end(ctx))
 		}
 		t.cancel(bus.ErrClosed)
-		t.work.Wait()
-		t.store.db.close()
+		errs = append(errs, t.release(ctx))
 		t.closeErr = errors.Join(errs...)
 	})
 	return t.closeErr
+}
+
+// releaseGrace is how long a transport's Close may go on after its context is over.
+const releaseGrace = 250 * time.Millisecond
+
+// release ends the goroutines and closes the connections. Those of a network that swallows everything close by
+// themselves later: the driver waits for the server's answer to a cancellation.
+func (t *Transport) release(ctx context.Context) error {
+	released := make(chan struct{})
+	go func() {
+		defer close(released)
+		t.work.Wait()
+		t.store.db.close()
+	}()
+	select {
+	case <-released:
+		return nil
+	case <-ctx.Done():
+	}
+	select {
+	case <-released:
+		return nil
+	case <-time.After(releaseGrace): // what needs no network is done by then
+		return fmt.Errorf("sql: close the connections: %w", context.Cause(ctx))
+	}
 }
 
 func (t *Transport) isClosed() bool {
@@ -216,9 +241,12 @@ func (t *Transport) renewLeases() {
 		if len(feeds) == 0 {
 			continue
 		}
-		ctx, cancel := context.WithTimeout(t.ctx, statementTimeout)
-		err := t.store.renew(ctx, feeds, t.place)
+		ctx, cancel := context.WithTimeout(t.ctx, min(statementTimeout, interval/2))
+		err := t.store.renew(ctx, t.store.quick, feeds, t.place)
 		cancel()
+		if err != nil && t.ctx.Err() == nil {
+			err = t.renewAside(feeds, err)
+		}
 		if err != nil && t.ctx.Err() == nil {
 			t.store.temporary(err)
 			t.store.cfg.Logger.Warn("leat: sql: renew leases", "err", err)
@@ -227,6 +255,20 @@ func (t *Transport) renewLeases() {
 			t.store.link.works()
 		}
 	}
+}
+
+// renewAside renews leases on a connection of its own if all of the pool's are in use: by handlers, perhaps, that
+// work on the messages which would go to others. It returns failed if that is not the reason.
+func (t *Transport) renewAside(feeds []*feed, failed error) error {
+	pool, ok := t.store.db.(exhaustible)
+	if !ok || t.store.name == SQLite || !pool.exhausted() { // its one connection is in use while anything is done
+		return failed
+	}
+	t.store.cfg.Logger.Warn("leat: sql: pool exhausted", "err", failed,
+		"hint", "give the pool a connection for each handler that holds one, and three more; in a transaction, publish by InTx")
+	ctx, cancel := context.WithTimeout(t.ctx, statementTimeout)
+	defer cancel()
+	return pool.aside(ctx, failed, func(ex executor) error { return t.store.renew(ctx, ex, feeds, t.place) })
 }
 
 // forget ends a feed's lease.

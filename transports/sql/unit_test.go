@@ -99,7 +99,7 @@ func newTestStore(t *testing.T) (database, *store) {
 
 func TestWhatIsTriedAgain(t *testing.T) {
 	pg, my, lite := postgresDialect(), mysqlDialect(), sqliteDialect()
-	for _, code := range []string{"40001", "40P01", "57P01", "57014", "08006", "53300", "25006", "55P03"} {
+	for _, code := range []string{"40001", "40P01", "57P01", "57014", "08006", "53300", "25006", "55P03", "25P03", "57P04"} {
 		require.True(t, pg.retryable(fmt.Errorf("x: %w", &pgconn.PgError{Code: code})), code)
 	}
 	for _, code := range []string{"23505", "42P01", "22021", "42501", "28P01"} {

@@ -2,11 +2,13 @@ package sql
 
 import (
 	"context"
+	stdsql "database/sql"
 	"fmt"
 	"hash/fnv"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -15,8 +17,9 @@ import (
 )
 
 // waker tells feeds that there may be something for them. It hears of messages in three ways: from
-// publishers of this process; by NOTIFY from those of others, on PostgreSQL; and by looking whether
-// ids were given out. None of them is relied on: every feed looks by itself now and then.
+// publishers of this process; by NOTIFY from those of others, on PostgreSQL; and by looking for rows of its
+// groups. None of them is relied on: every feed looks by itself for a while after it was woken, and now and
+// then.
 //
 // A NOTIFY in the publisher's own transaction would make all commits of the database queue up behind
 // one lock, to the disk and back. So it is sent afterwards, by itself and for many at once: it writes
@@ -27,6 +30,8 @@ type waker struct {
 	channel   string
 	topics    bus.TopicTable[*feed]
 	looking   sync.Once
+
+	hears atomic.Bool // notifications arrive
 
 	mu     sync.Mutex
 	feeds  map[*feed]struct{}
@@ -40,6 +45,11 @@ const (
 	// maxNotified is how many topics a notification names; what has more is for everybody. Its
 	// text may have 8000 bytes.
 	maxNotified = 25
+	// pollListening is how often a process looks for new rows to which others notify it. It is for what was
+	// inserted without a notification, and for those that a broken connection lost.
+	pollListening = 250 * time.Millisecond
+	// pingTopic is in a process's notification to itself.
+	pingTopic = "leat.ping"
 	// askOthers is how long the answer holds whether there is anybody to notify. Who has just come looks by
 	// himself meanwhile.
 	askOthers = time.Second
@@ -182,6 +192,7 @@ func (w *waker) notification() string {
 }
 
 func (w *waker) notified(text string) {
+	w.hears.Store(true)
 	lines := strings.Split(text, "\n")
 	switch {
 	case lines[0] == w.id: // its feeds know
@@ -224,6 +235,11 @@ func (w *waker) listenOnce(db *pgxDatabase, connected func()) error {
 		return err
 	}
 	connected()
+	defer w.hears.Store(false)
+	// Its own notification shows that any arrive.
+	if _, err := w.transport.store.db.exec(ctx, w.transport.store.sql(`SELECT pg_notify(?, ?)`), w.channel, w.id+"\n"+pingTopic); err != nil {
+		return err
+	}
 	w.all() // for what was published meanwhile
 	for {
 		n, err := conn.WaitForNotification(ctx)
@@ -234,11 +250,15 @@ func (w *waker) listenOnce(db *pgxDatabase, connected func()) error {
 	}
 }
 
-// look wakes everybody when ids were given out. It is one small query for all feeds.
+// look wakes feeds in whose groups something is there. It asks for all feeds of the process at once, in two
+// ways: often for new rows, and once a second for whatever else the groups have that can be taken.
+//
+// A row is new until it has been read for half a second: ids are given out before they are committed.
 func (w *waker) look() {
 	t := w.transport
-	var last int64
-	for sleep(t.ctx, t.store.cfg.Poll) {
+	var rows newRows
+	scouted := time.Now()
+	for sleep(t.ctx, w.pause()) {
 		w.mu.Lock()
 		idle := len(w.feeds) == 0
 		w.mu.Unlock()
@@ -246,16 +266,128 @@ func (w *waker) look() {
 			continue
 		}
 		ctx, cancel := context.WithTimeout(t.ctx, statementTimeout)
-		newest, err := t.store.newest(ctx)
+		groups, all, err := rows.read(ctx, t.store)
+		if now := time.Now(); err == nil && now.Sub(scouted) > longestPoll {
+			scouted = now
+			var more []int64
+			more, err = t.store.scout(ctx, t.consumed())
+			groups = append(groups, more...)
+		}
 		cancel()
-		if err != nil {
+		switch {
+		case err != nil:
 			t.store.temporary(err)
 			sleep(t.ctx, longestBackoff/2)
-			continue
-		}
-		if newest != last {
-			last = newest
+		case all:
 			w.all()
+		default:
+			w.groups(groups)
 		}
 	}
+}
+
+// pause returns how long it is until the next look: less often where notifications arrive. Behind a pooler
+// they may never do.
+func (w *waker) pause() time.Duration {
+	if w.hears.Load() {
+		return max(w.transport.store.cfg.Poll, pollListening)
+	}
+	return w.transport.store.cfg.Poll
+}
+
+// groups wakes the feeds of some groups.
+func (w *waker) groups(ids []int64) {
+	if len(ids) == 0 {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for f := range w.feeds {
+		if slices.Contains(ids, f.group.id) {
+			f.hint()
+		}
+	}
+}
+
+// newRows remembers how far the rows of all groups were read.
+type newRows struct {
+	newest        int64
+	older, recent int64
+	turned        time.Time
+}
+
+// newRowsLimit is how many new rows are told apart. If there are more, all feeds are woken.
+const newRowsLimit = 1000
+
+// read returns the groups of new rows; all, if they are too many to say.
+func (r *newRows) read(ctx context.Context, s *store) (groups []int64, all bool, err error) {
+	newest, found, err := r.ask(ctx, s)
+	if err != nil {
+		return nil, false, err
+	}
+	all = r.turned.IsZero() || newest-r.older > 10*newRowsLimit
+	total := int64(0)
+	for _, x := range found {
+		groups = append(groups, x.group)
+		total += x.n
+	}
+	all = all || total >= newRowsLimit
+	r.newest = newest
+	if now := time.Now(); all || now.Sub(r.turned) > time.Second/2 {
+		r.older, r.recent, r.turned = r.recent, newest, now
+		if all {
+			r.older = newest
+		}
+	}
+	return groups, all, nil
+}
+
+// rowsOf is how many new rows a group has.
+type rowsOf struct{ n, group int64 }
+
+const newRowsByGroup = `SELECT group_id, count(*) AS n FROM (SELECT group_id FROM {messages} WHERE id > ? ORDER BY id LIMIT ?) n GROUP BY group_id`
+
+// ask reads how far ids were given out, and what rows are new. On PostgreSQL both is one query; elsewhere
+// the second is asked only if the first says that there may be any.
+func (r *newRows) ask(ctx context.Context, s *store) (newest int64, found []rowsOf, err error) {
+	if s.name == Postgres {
+		type row struct {
+			newest   int64
+			group, n stdsql.NullInt64
+		}
+		all, err := collect(ctx, s.db, func(r rows, x *row) error { return r.Scan(&x.newest, &x.group, &x.n) },
+			s.sql(`SELECT s.last_value, n.group_id, n.n FROM {messages_id_seq} s LEFT JOIN (`+newRowsByGroup+`) n ON true`), r.older, newRowsLimit)
+		for _, x := range all {
+			newest = x.newest
+			if x.group.Valid {
+				found = append(found, rowsOf{x.n.Int64, x.group.Int64})
+			}
+		}
+		return newest, found, err
+	}
+	newest, err = s.newest(ctx)
+	newest = max(newest, r.newest) // it falls when rows are deleted
+	if err != nil || newest == r.newest && newest == r.older || newest-r.older > 10*newRowsLimit {
+		return newest, nil, err
+	}
+	found, err = collect(ctx, s.db, func(r rows, x *rowsOf) error { return r.Scan(&x.group, &x.n) }, s.sql(newRowsByGroup), r.older, newRowsLimit)
+	return newest, found, err
+}
+
+// scout returns those of the groups that have a message that can be taken, is due, or waits in a lane.
+func (s *store) scout(ctx context.Context, groups []group) ([]int64, error) {
+	if len(groups) == 0 {
+		return nil, nil
+	}
+	ids := make([]int64, len(groups))
+	for i, g := range groups {
+		ids[i] = g.id
+	}
+	query, args := s.withIDs(`SELECT g.id FROM {groups} g WHERE (
+		EXISTS (SELECT 1 FROM {messages} m WHERE m.group_id = g.id AND m.state = 0
+			AND (m.owner = 0 OR m.owner NOT IN (SELECT c.id FROM {consumers} c WHERE c.group_id = g.id AND c.expires_at > {now})))
+		OR EXISTS (SELECT 1 FROM {messages} m WHERE m.group_id = g.id AND m.state = 1 AND m.pos <= {now})
+		OR EXISTS (SELECT 1 FROM {messages} m WHERE m.group_id = g.id AND m.state IN (4, 5))
+	) AND g.id {in}`, ids)
+	return numbers(ctx, s.db, query, args...)
 }

@@ -47,9 +47,13 @@ func TestOthersAreNotified(t *testing.T) {
 	_, err = conn.Exec(ctx, "LISTEN "+here.waker.channel)
 	require.NoError(t, err)
 	require.NoError(t, here.Publish(ctx, "order.paid.v1", message.NewMessage("m", nil)))
-	n, err := conn.WaitForNotification(ctx)
-	require.NoError(t, err)
-	require.Equal(t, []string{here.waker.id, "order.paid.v1"}, strings.Split(n.Payload, "\n"))
+	payload := ""
+	for payload == "" || strings.HasSuffix(payload, pingTopic) { // which processes send to themselves
+		n, err := conn.WaitForNotification(ctx)
+		require.NoError(t, err)
+		payload = n.Payload
+	}
+	require.Equal(t, []string{here.waker.id, "order.paid.v1"}, strings.Split(payload, "\n"))
 
 	require.NoError(t, feed.Close(ctx))
 	require.False(t, others())

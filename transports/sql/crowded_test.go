@@ -1,0 +1,154 @@
+package sql
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/internal/testenv"
+)
+
+// crowdVariable is how many keys wait in the tests of crowded groups.
+const crowdVariable = "LEAT_TEST_CROWD"
+
+func waitingCrowd() int {
+	if n, err := strconv.Atoi(os.Getenv(crowdVariable)); err == nil {
+		return n
+	}
+	return 20_000
+}
+
+// eachStore runs a test on a transport of each dialect, with tables of its own.
+func eachStore(t *testing.T, test func(t *testing.T, transport *Transport)) {
+	start := func(t *testing.T, raw string) *Transport {
+		transport, err := Open(t.Context(), mustParse(t, raw))
+		require.NoError(t, err)
+		t.Cleanup(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			defer cancel()
+			require.NoError(t, transport.Close(ctx))
+		})
+		return transport.(*Transport)
+	}
+	t.Run("postgres", func(t *testing.T) {
+		raw := testenv.Postgres(t)
+		_, cfg, _ := pgxSchema(t)
+		u := mustParse(t, raw)
+		q := u.Query()
+		q.Set("schema", cfg.Schema)
+		u.RawQuery = q.Encode()
+		test(t, start(t, u.String()))
+	})
+	t.Run("mysql", func(t *testing.T) {
+		u := mustParse(t, testenv.MySQL(t))
+		name := fmt.Sprintf("leat_test_%08x", rand.Uint32())
+		db, _, err := OpenDB(u)
+		require.NoError(t, err)
+		_, err = db.ExecContext(t.Context(), "CREATE DATABASE "+name)
+		require.NoError(t, err)
+		t.Cleanup(func() {
+			_, err := db.ExecContext(context.Background(), "DROP DATABASE "+name)
+			require.NoError(t, err)
+			require.NoError(t, db.Close())
+		})
+		u.Path = "/" + name
+		test(t, start(t, u.String()))
+	})
+	t.Run("sqlite", func(t *testing.T) { test(t, start(t, "sqlite://"+t.TempDir()+"/test.db")) })
+}
+
+// waitingKeys inserts messages of n keys, each of which waits for its redelivery.
+func waitingKeys(t testing.TB, s *store, group string, n int, wait time.Duration) {
+	ctx := t.Context()
+	g, ok, err := s.findGroup(ctx, group)
+	require.NoError(t, err)
+	require.True(t, ok)
+	for done := 0; done < n; {
+		const digits = `(SELECT 0 AS d UNION ALL SELECT 1 UNION ALL SELECT 2 UNION ALL SELECT 3 UNION ALL SELECT 4
+			UNION ALL SELECT 5 UNION ALL SELECT 6 UNION ALL SELECT 7 UNION ALL SELECT 8 UNION ALL SELECT 9)`
+		inserted, err := s.db.exec(ctx, s.sql(`INSERT INTO {messages} (group_id, state, pos, lane, first_at, due_at, attempt, topic, uuid, headers, payload)
+			SELECT CAST(? AS `+s.integer()+`), 4, k.n * 1000003, k.n * 1000003, {now}, {now} + CAST(? AS `+s.integer()+`), 1, 'order.paid.v1', 'waiting', '', ''
+			FROM (SELECT 1 + a.d + 10 * b.d + 100 * c.d + 1000 * d.d + CAST(? AS `+s.integer()+`) AS n
+				FROM `+digits+` a CROSS JOIN `+digits+` b CROSS JOIN `+digits+` c CROSS JOIN `+digits+` d) k
+			WHERE k.n <= CAST(? AS `+s.integer()+`)`), g.id, wait.Microseconds(), done, n)
+		require.NoError(t, err)
+		require.NotZero(t, inserted)
+		done += int(inserted)
+	}
+}
+
+func (s *store) integer() string {
+	if s.name == MySQL {
+		return "SIGNED"
+	}
+	return "bigint"
+}
+
+func keyedMessage(key string) *message.Message {
+	msg := message.NewMessage(key, nil)
+	msg.Metadata = message.Metadata{bus.HeaderID: key, bus.HeaderPartitionKey: key}
+	return msg
+}
+
+// TestLanes_aFreshKeyBehindManyThatWait is handled at once, however many other keys wait for their
+// redelivery: by a feed that has just begun, by one that has been idle, and behind a message of its own key.
+func TestLanes_aFreshKeyBehindManyThatWait(t *testing.T) {
+	eachStore(t, func(t *testing.T, transport *Transport) {
+		ctx := t.Context()
+		sub := bus.Subscription{Group: "shop.ledger", Topics: []string{"order.paid.v1"}, Concurrency: 4, Order: bus.OrderedByKey}
+		first, err := transport.Subscribe(ctx, sub)
+		require.NoError(t, err)
+		require.NoError(t, first.Close(ctx))
+		n := waitingCrowd()
+		if transport.store.name == SQLite { // whose driver is many times slower under the race detector
+			n /= 5
+		}
+		waitingKeys(t, transport.store, sub.Group, n, time.Hour)
+		feed, err := transport.Subscribe(ctx, sub)
+		require.NoError(t, err)
+		next := func() *bus.Delivery {
+			ctx, cancel := context.WithTimeout(ctx, 10*time.Second) // a walk of a minute is too long
+			defer cancel()
+			d, err := feed.Next(ctx)
+			require.NoError(t, err)
+			return d
+		}
+		began := time.Now()
+		var worst time.Duration
+		for i := range 20 {
+			key := fmt.Sprintf("fresh-%d", i/2) // two of each
+			published := time.Now()
+			require.NoError(t, transport.Publish(ctx, "order.paid.v1", keyedMessage(key), keyedMessage(key)))
+			for range 2 {
+				d := next()
+				require.Equal(t, key, d.Message.UUID)
+				require.NoError(t, d.Settler.Ack())
+			}
+			worst = max(worst, time.Since(published))
+		}
+		t.Logf("%d keys wait: 40 messages of fresh keys in %s, at worst %s for two", n, time.Since(began), worst)
+
+		// One that is given back for later comes back when it is due.
+		require.NoError(t, transport.Publish(ctx, "order.paid.v1", keyedMessage("again")))
+		require.NoError(t, next().Settler.Redeliver(50*time.Millisecond))
+		require.NoError(t, next().Settler.Ack())
+		// One that another process has left behind is found by the walk.
+		query := transport.store.sql(`UPDATE {messages} SET due_at = 0 WHERE pos = ?`)
+		_, err = transport.store.db.exec(ctx, query, int64(n/2)*1000003)
+		require.NoError(t, err)
+		patient, cancel := context.WithTimeout(ctx, 5*time.Minute)
+		defer cancel()
+		d, err := feed.Next(patient)
+		require.NoError(t, err)
+		require.Equal(t, "waiting", d.Message.UUID)
+		require.NoError(t, d.Settler.Ack())
+	})
+}

@@ -1,0 +1,38 @@
+package sql
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+)
+
+// TestPromote_handsOutTheFirstBeforeAllAreReady: many messages that are due at once are made ready bit by bit.
+func TestPromote_handsOutTheFirstBeforeAllAreReady(t *testing.T) {
+	eachStore(t, func(t *testing.T, transport *Transport) {
+		ctx := t.Context()
+		sub := bus.Subscription{Group: "shop.ledger", Topics: []string{"order.paid.v1"}, Concurrency: 1}
+		first, err := transport.Subscribe(ctx, sub)
+		require.NoError(t, err)
+		require.NoError(t, first.Close(ctx))
+		const n = 5000
+		waitingKeys(t, transport.store, sub.Group, n, -time.Second)
+		_, err = transport.store.db.exec(ctx, transport.store.sql(`UPDATE {messages} SET state = 1, lane = 0, due_at = 0`))
+		require.NoError(t, err)
+		feed, err := transport.Subscribe(ctx, sub)
+		require.NoError(t, err)
+		d, err := feed.Next(ctx)
+		require.NoError(t, err)
+		waiting, _, err := number(ctx, transport.store.db, transport.store.sql(`SELECT count(*) FROM {messages} WHERE state = 1`))
+		require.NoError(t, err)
+		require.Greater(t, waiting, int64(n/2), "all were made ready first")
+		require.NoError(t, d.Settler.Ack())
+		for range 300 {
+			d, err := feed.Next(ctx)
+			require.NoError(t, err)
+			require.NoError(t, d.Settler.Ack())
+		}
+	})
+}

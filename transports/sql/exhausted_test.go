@@ -1,0 +1,57 @@
+package sql_test
+
+import (
+	"context"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/internal/testenv"
+	"github.com/leatbus/leat/transports/sql"
+)
+
+// TestExhaustedPool_leasesAreRenewed: handlers that hold all connections of a pool they share with the transport
+// do not lose the messages they work on, and the log says what is wrong.
+func TestExhaustedPool_leasesAreRenewed(t *testing.T) {
+	t.Parallel()
+	const lease = 5 * time.Second
+	s, ctx := onPostgres(t), testContext(t)
+	shared, _ := s.pool(t)
+	cfg := shared.Config()
+	cfg.MaxConns = 2
+	pool, err := pgxpool.NewWithConfig(ctx, cfg)
+	require.NoError(t, err)
+	defer pool.Close()
+	var log testenv.Buffer
+	tables := s.cfg
+	tables.Lease, tables.Logger = lease, slog.New(slog.NewTextHandler(&log, nil))
+	transport, err := sql.NewPgx(ctx, pool, tables)
+	require.NoError(t, err)
+	defer closeNow(t, transport)
+	sub := subscription("shop.ledger", 1, "order.paid.v1")
+	feed, err := transport.Subscribe(ctx, sub)
+	require.NoError(t, err)
+	require.NoError(t, transport.Publish(ctx, "order.paid.v1", newMessage("order.paid.v1", "m")))
+	d := next(t, feed, patience)
+
+	var held []*pgxpool.Conn
+	for range 2 {
+		conn, err := pool.Acquire(ctx)
+		require.NoError(t, err)
+		held = append(held, conn)
+	}
+	other, err := s.start(t, "lease", lease.String()).Subscribe(ctx, sub)
+	require.NoError(t, err)
+	waiting, cancel := context.WithTimeout(ctx, 2*lease)
+	defer cancel()
+	_, err = other.Next(waiting)
+	require.ErrorIs(t, err, context.DeadlineExceeded, "another consumer got the message")
+	require.Contains(t, log.String(), "pool exhausted")
+	for _, conn := range held {
+		conn.Release()
+	}
+	require.NoError(t, d.Settler.Ack())
+}

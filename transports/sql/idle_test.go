@@ -1,0 +1,58 @@
+package sql
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+)
+
+// TestWaker_idleGroupsCostLittle: two processes with fifteen groups each, which want nothing of what a third
+// one publishes, ask the database less than they would if each group asked by itself.
+func TestWaker_idleGroupsCostLittle(t *testing.T) {
+	ctx := t.Context()
+	const groups, messages = 15, 150
+	db, cfg, trips := pgxSchema(t)
+	busyDB, _, _ := pgxSchema(t)
+	start := func(db *pgxDatabase) *Transport {
+		transport, err := open(ctx, db, cfg)
+		require.NoError(t, err)
+		t.Cleanup(func() { require.NoError(t, transport.Close(context.Background())) })
+		return transport
+	}
+	for p := range 2 {
+		idle := start(db)
+		for g := range groups {
+			feed, err := idle.Subscribe(ctx, bus.Subscription{Group: fmt.Sprintf("idle%d.g%d", p, g), Topics: []string{"nothing.v1"}, Concurrency: 2})
+			require.NoError(t, err)
+			waiting, cancel := context.WithCancel(ctx)
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended)
+				_, _ = feed.Next(waiting)
+			}()
+			t.Cleanup(func() { cancel(); <-ended })
+		}
+	}
+	busy := start(busyDB)
+	feed, err := busy.Subscribe(ctx, bus.Subscription{Group: "busy.ledger", Topics: []string{"order.paid.v1"}, Concurrency: 1})
+	require.NoError(t, err)
+	require.True(t, sleep(ctx, 4*time.Second)) // the feeds look often at first
+	before, began := trips.n.Load(), time.Now()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for range messages {
+		<-tick.C
+		require.NoError(t, busy.Publish(ctx, "order.paid.v1", keyedMessage("m")))
+		d, err := feed.Next(ctx)
+		require.NoError(t, err)
+		require.NoError(t, d.Settler.Ack())
+	}
+	rate := float64(trips.n.Load()-before) / time.Since(began).Seconds()
+	t.Logf("%d idle groups: %.1f round trips a second", 2*groups, rate)
+	require.Less(t, rate, 20.0)
+}

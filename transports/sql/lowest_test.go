@@ -1,0 +1,37 @@
+package sql
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// TestLowest_anIdleClaimWalksOverDeletedRowsSeldom: while somebody's snapshot keeps them, a claim from the start
+// takes time in proportion to them.
+func TestLowest_anIdleClaimWalksOverDeletedRowsSeldom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, took := range []time.Duration{time.Millisecond, 100 * time.Millisecond} {
+			var l lowest
+			whole := 0
+			for id := range int64(600) { // a message now and then, for a minute
+				began := time.Now()
+				from := l.from(began)
+				if from == 0 {
+					whole++
+					time.Sleep(took)
+				}
+				l.taken(began, from, []record{{id: id + 1}}, true)
+				time.Sleep(100 * time.Millisecond)
+			}
+			if took < cheapWhole {
+				require.Equal(t, 600, whole)
+			} else {
+				require.InDelta(t, 30, whole, 10, "every two seconds")
+			}
+			l.begin()
+			require.Zero(t, l.from(time.Now()), "what came back is taken at once")
+		}
+	})
+}

@@ -1,0 +1,120 @@
+package sql_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/internal/testenv"
+)
+
+// behindPgbouncer is a system behind a pooler of its own, in transaction mode and with few connections.
+func behindPgbouncer(t testing.TB) system {
+	pgbouncer := program(t, "pgbouncer", "pgbouncer")
+	s := onPostgres(t)
+	u, err := url.Parse(s.url)
+	require.NoError(t, err)
+	p, port := newPrivate(t, "postgres"), testenv.FreePort(t)
+	host, serverPort, err := net.SplitHostPort(u.Host)
+	require.NoError(t, err)
+	config := filepath.Join(p.dir, "pgbouncer.ini")
+	require.NoError(t, os.WriteFile(config, fmt.Appendf(nil, `
+[databases]
+* = host=%s port=%s user=%s
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = %s
+unix_socket_dir =
+auth_type = any
+pool_mode = transaction
+default_pool_size = 3
+logfile = %s
+`, host, serverPort, u.User.Username(), port, filepath.Join(p.dir, "log")), 0o600))
+	if c := p.as.Credential; c != nil {
+		require.NoError(t, os.Chown(config, int(c.Uid), int(c.Gid)))
+	}
+	u.Host = net.JoinHostPort("127.0.0.1", port)
+	p.command, p.url = []string{pgbouncer, config}, withOption(t, u.String(), "default_query_exec_mode", "simple_protocol")
+	p.start(t)
+	t.Cleanup(func() { p.stop(t, syscall.SIGKILL) })
+	s.url = u.String()
+	return s
+}
+
+// TestPgbouncer_transactionModeWorksWithTheOptionOfTheDocumentation, in every order and for operators.
+func TestPgbouncer_transactionModeWorksWithTheOptionOfTheDocumentation(t *testing.T) {
+	s := behindPgbouncer(t)
+	for _, mode := range []string{"exec", "simple_protocol"} {
+		t.Run(mode, func(t *testing.T) {
+			ctx := testContext(t)
+			one, other := s.start(t, "default_query_exec_mode", mode), s.start(t, "default_query_exec_mode", mode)
+			for _, order := range []bus.Order{bus.Unordered, bus.OrderedByKey, bus.OrderedStrictly} {
+				sub := subscription(fmt.Sprintf("shop.%s%d", mode[:4], order), 4, "order.paid.v1")
+				sub.Order = order
+				l, stop := load(t, one, other, sub)
+				l.waitAccepted(t, 100)
+				stop()
+				_, missing, twice := l.balance()
+				require.Zero(t, missing)
+				require.Zero(t, twice)
+				feed, err := one.Subscribe(ctx, subscription(sub.Group+".poison", 1, "order.bad.v1"))
+				require.NoError(t, err)
+				require.NoError(t, other.Publish(ctx, "order.bad.v1", newMessage("order.bad.v1", "m")))
+				require.NoError(t, next(t, feed, patience).Settler.Poison(ctx, bus.Fault{Text: "test"}))
+				list, err := other.PoisonQueue(sub.Group+".poison").List(ctx, "", 10)
+				require.NoError(t, err)
+				n, err := other.PoisonQueue(sub.Group+".poison").Replay(ctx, list[0].ID)
+				require.NoError(t, err)
+				require.Equal(t, 1, n)
+				require.NoError(t, next(t, feed, patience).Settler.Ack())
+				require.NoError(t, feed.Close(ctx))
+			}
+		})
+	}
+}
+
+// TestPgbouncer_withoutTheOption fails sooner or later, and says what to do.
+func TestPgbouncer_withoutTheOption(t *testing.T) {
+	s := behindPgbouncer(t)
+	var mu sync.Mutex
+	var found error
+	for range 20 {
+		var wg sync.WaitGroup
+		for range 4 {
+			wg.Go(func() {
+				ctx, cancel := context.WithTimeout(testContext(t), 10*time.Second)
+				defer cancel()
+				err := func() error {
+					transport, err := openURL(ctx, s.url)
+					if err != nil {
+						return err
+					}
+					defer func() { _ = transport.Close(ctx) }()
+					_, err = transport.Subscribe(ctx, subscription("shop.ledger", 1, "order.paid.v1"))
+					return errors.Join(err, transport.Publish(ctx, "order.paid.v1", newMessage("order.paid.v1", "m")))
+				}()
+				mu.Lock()
+				defer mu.Unlock()
+				found = errors.Join(found, err)
+			})
+		}
+		if wg.Wait(); found != nil {
+			break
+		}
+	}
+	if found == nil {
+		t.Skip("this pgbouncer keeps prepared statements")
+	}
+	require.ErrorContains(t, found, "behind pgbouncer in transaction mode, set default_query_exec_mode=exec")
+}

@@ -1,0 +1,52 @@
+package sql_test
+
+import (
+	stdsql "database/sql"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+)
+
+// TestHeldSnapshot_nothingIsMissed: somebody's old snapshot keeps deleted rows in the tables, as a dump or a
+// replication slot does. What is published, comes back and is committed late is handled all the same, in every
+// order.
+func TestHeldSnapshot_nothingIsMissed(t *testing.T) {
+	s, ctx := onPostgres(t), testContext(t)
+	transport := s.start(t)
+	snapshot, err := s.db(t).BeginTx(ctx, &stdsql.TxOptions{Isolation: stdsql.LevelRepeatableRead})
+	require.NoError(t, err)
+	defer func() { _ = snapshot.Rollback() }()
+	var n int
+	require.NoError(t, snapshot.QueryRowContext(ctx, "SELECT count(*) FROM "+s.table("messages")).Scan(&n))
+	for _, order := range []bus.Order{bus.Unordered, bus.OrderedByKey, bus.OrderedStrictly} {
+		sub := subscription(fmt.Sprintf("shop.g%d", order), 4, "order.paid.v1")
+		sub.Order = order
+		l, stop := load(t, transport, transport, sub)
+		l.waitAccepted(t, 500)
+		stop()
+		_, missing, twice := l.balance()
+		require.Zero(t, missing)
+		require.Zero(t, twice)
+
+		feed, err := transport.Subscribe(ctx, subscription(sub.Group+".slow", 1, "order.slow.v1"))
+		require.NoError(t, err)
+		tx, err := s.db(t).BeginTx(ctx, nil)
+		require.NoError(t, err)
+		publishInTx(t, tx, s.cfg, "order.slow.v1", newMessage("order.slow.v1", "late"))
+		require.NoError(t, transport.Publish(ctx, "order.slow.v1", newMessage("order.slow.v1", "early")))
+		d := next(t, feed, patience)
+		require.Equal(t, "early", bus.MessageID(d.Message))
+		require.NoError(t, d.Settler.Redeliver(10*time.Millisecond))
+		require.NoError(t, next(t, feed, patience).Settler.GiveBack(0))
+		require.NoError(t, next(t, feed, patience).Settler.Ack())
+		require.NoError(t, tx.Commit())
+		d = next(t, feed, patience)
+		require.Equal(t, "late", bus.MessageID(d.Message))
+		require.NoError(t, d.Settler.Ack())
+		require.NoError(t, feed.Close(ctx))
+	}
+}
