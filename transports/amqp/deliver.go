@@ -58,27 +58,35 @@ func (t *Transport) toPoison(ctx context.Context, it *item, fault bus.Fault, pla
 	noted := make(message.Metadata)
 	fault.Record(noted)
 	setText(p.Headers, noted)
-	limit := maxCopyBytes(t.publishing.frame())
-	if tableSize(p.Headers) > limit {
+	frame := t.publishing.frame()
+	if tableSize(p.Headers) > frame-min(8<<10, frame/4) {
 		delete(p.Headers, bus.HeaderFaultStack)
 	}
-	fit(p.Headers, limit)
 	maps.Copy(p.Headers, place)
 	p.Headers[headerPoisonID] = bus.NewID()
 	p.Headers[headerQueue] = it.queue
+	fit(&p, frame-brokersRoom)
 	return t.deliver(ctx, &outgoing{key: poisonName(it.feed.sub.Group), msg: p})
 }
 
-// maxCopyBytes is how much of a frame the headers of a copy may take: its place, the properties and the broker's own
-// notes want room, too.
-func maxCopyBytes(frame int) int { return frame - min(8<<10, frame/4) }
+const (
+	// brokersRoom is how much of a frame is left to what the broker writes beside a message's headers.
+	brokersRoom = 256
+	// delayRoom is the same for what it writes on the way through the queues for delays.
+	delayRoom = 8 << 10
+)
 
 // headerLeftOut names headers of a message that did not fit into the frame of its copy, with their sizes.
 const headerLeftOut = "leat_left_out"
 
-// fit leaves out headers until the others take so many bytes at most: first those that are not leat's, the largest
+// fit leaves out headers until the properties take so many bytes at most: first those that are not leat's, the largest
 // first, then what leat can do without.
-func fit(h amqp.Table, limit int) {
+func fit(p *amqp.Publishing, limit int) {
+	h := p.Headers
+	limit -= 64 // the frame's own, numbers, and lengths
+	for _, text := range []string{p.ContentType, p.ContentEncoding, p.CorrelationId, p.ReplyTo, p.MessageId, p.Type, p.AppId} {
+		limit -= len(text)
+	}
 	size := tableSize(h)
 	if size <= limit {
 		return

@@ -133,7 +133,6 @@ func (it *item) copy(attempts int) amqp.Publishing {
 	if it.crashes > 0 {
 		p.Headers[headerCrashes] = int32(min(it.crashes, 1<<30))
 	}
-	fit(p.Headers, maxCopyBytes(it.feed.t.publishing.frame()))
 	if p.MessageId == "" && len(it.msg.UUID) <= maxNameBytes {
 		p.MessageId = it.msg.UUID
 	}
