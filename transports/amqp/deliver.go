@@ -1,9 +1,12 @@
 package amqp
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
+	"slices"
+	"strings"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -17,7 +20,7 @@ func (t *Transport) deliver(ctx context.Context, o *outgoing) error {
 	if err := t.publisher.send(ctx, []*outgoing{o}); err != nil || !o.unroutable {
 		return err
 	}
-	if err := t.declare(ctx, func(ch *amqp.Channel) error { return t.topology.declareAll(ctx, ch) }); err != nil {
+	if err := t.repair(ctx); err != nil {
 		return err
 	}
 	o.confirmed, o.unroutable = false, false
@@ -30,26 +33,111 @@ func (t *Transport) deliver(ctx context.Context, o *outgoing) error {
 	return nil
 }
 
+// repair makes the topology again, also when the connection is lost meanwhile.
+func (t *Transport) repair(ctx context.Context) error {
+	var pause backoff
+	for {
+		conn, _, err := t.publishing.connection(ctx)
+		if err != nil {
+			return err
+		}
+		if err = t.topology.repair(ctx, conn); err == nil || !conn.IsClosed() {
+			return err
+		}
+		if !pause.wait(ctx) {
+			return notConnected(ctx, err)
+		}
+	}
+}
+
 // toPoison puts a copy into the group's poison queue, with the fault in its headers, and its place among
-// the held messages where it has one. Where a foreign producer has filled the headers, the stack stays
-// out: a frame is all that they have.
+// the held messages where it has one. Where the headers do not fit a frame, the stack stays out, and then foreign
+// ones.
 func (t *Transport) toPoison(ctx context.Context, it *item, fault bus.Fault, place amqp.Table) error {
 	p := it.copy(it.attempts)
 	noted := make(message.Metadata)
 	fault.Record(noted)
 	setText(p.Headers, noted)
-	if tableSize(p.Headers) > maxPoisonBytes {
+	frame := t.publishing.frame()
+	if tableSize(p.Headers) > frame-min(8<<10, frame/4) {
 		delete(p.Headers, bus.HeaderFaultStack)
 	}
 	maps.Copy(p.Headers, place)
 	p.Headers[headerPoisonID] = bus.NewID()
 	p.Headers[headerQueue] = it.queue
+	fit(&p, frame-brokersRoom)
 	return t.deliver(ctx, &outgoing{key: poisonName(it.feed.sub.Group), msg: p})
 }
 
-// maxPoisonBytes is how much of a frame the headers of a poisoned message may take: the properties
-// and the broker's own notes want room, too.
-const maxPoisonBytes = frameMax - 8<<10
+const (
+	// brokersRoom is how much of a frame is left to what the broker writes beside a message's headers.
+	brokersRoom = 256
+	// delayRoom is the same for what it writes on the way through the queues for delays.
+	delayRoom = 8 << 10
+)
+
+// headerLeftOut names headers of a message that did not fit into the frame of its copy, with their sizes.
+const headerLeftOut = "leat_left_out"
+
+// fit leaves out headers until the properties take so many bytes at most: first those that are not leat's, the largest
+// first, then what leat can do without.
+func fit(p *amqp.Publishing, limit int) {
+	h := p.Headers
+	limit -= 64 // the frame's own, numbers, and lengths
+	for _, text := range []string{p.ContentType, p.ContentEncoding, p.CorrelationId, p.ReplyTo, p.MessageId, p.Type, p.AppId} {
+		limit -= len(text)
+	}
+	size := tableSize(h)
+	if size <= limit {
+		return
+	}
+	type header struct {
+		name  string
+		class int
+		size  int
+	}
+	var all []header
+	for name, field := range h {
+		if class := needOf(name); class > 0 {
+			all = append(all, header{name, class, fieldSize(field)})
+		}
+	}
+	slices.SortFunc(all, func(a, b header) int {
+		return cmp.Or(cmp.Compare(a.class, b.class), cmp.Compare(b.size, a.size), cmp.Compare(a.name, b.name))
+	})
+	var names []string
+	if before, ok := h[headerLeftOut].(string); ok {
+		names = append(names, before)
+	}
+	const room = 1 << 10 // for the names
+	for _, x := range all {
+		if size <= limit-room {
+			break
+		}
+		delete(h, x.name)
+		size -= len(x.name) + x.size + fieldOverhead
+		names = append(names, fmt.Sprintf("%s (%d bytes)", strings.ToValidUTF8(x.name, "?"), x.size))
+	}
+	h[headerLeftOut] = bus.OneLine(strings.Join(names, ", "), room/2)
+}
+
+// needOf is 0 for a header that leat needs, 1 for a foreign one, 2 for one of leat's own that it can do without.
+func needOf(name string) int {
+	switch name {
+	case headerExtra:
+		return 2
+	case headerLeftOut, headerWatermillUUID, bus.HeaderPartitionKey, wirePrefix + "id", wirePrefix + "type", wirePrefix + "source",
+		wirePrefixAlternate + "id", wirePrefixAlternate + "type", wirePrefixAlternate + "source", wireVersion, wireContentType:
+		return 0
+	}
+	switch {
+	case strings.HasPrefix(name, privatePrefix):
+		return 0
+	case strings.HasPrefix(name, wirePrefix), strings.HasPrefix(name, wirePrefixAlternate), strings.HasPrefix(name, faultPrefix):
+		return 2
+	}
+	return 1
+}
 
 func setText(h amqp.Table, headers message.Metadata) {
 	for name, value := range headers {
@@ -57,10 +145,28 @@ func setText(h amqp.Table, headers message.Metadata) {
 	}
 }
 
-// tableSize is about how many bytes a table takes on the wire, and no less.
+// tableSize is how many bytes the fields of a table take on the wire, or a few more.
 func tableSize(h amqp.Table) (n int) {
 	for name, field := range h {
-		n += len(name) + len(fieldText(field)) + fieldOverhead
+		n += len(name) + fieldSize(field) + fieldOverhead
 	}
 	return n
+}
+
+// fieldSize is the same of one field, without its name.
+func fieldSize(field any) (n int) {
+	switch v := field.(type) {
+	case string:
+		return len(v)
+	case []byte:
+		return len(v)
+	case amqp.Table:
+		return tableSize(v)
+	case []any:
+		for _, x := range v {
+			n += 1 + 4 + fieldSize(x)
+		}
+		return n
+	}
+	return 8
 }

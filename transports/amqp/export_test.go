@@ -1,5 +1,10 @@
 package amqp
 
+import (
+	"github.com/ThreeDotsLabs/watermill/message"
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
 // ReplayWindow is how many messages a killed replay leaves in both places at most.
 const ReplayWindow = replayWindow
 
@@ -90,3 +95,32 @@ func (t *Transport) StandsByForTest() bool {
 	}
 	return true
 }
+
+// Decoded is what leat reads from the headers of a message that anybody may have written.
+type Decoded struct {
+	Attempts, Crashes, Rev int
+	PoisonRev, Place       int64
+	HasPlace               bool
+	Topic, ID              string
+	Message                *message.Message
+	Copy                   amqp.Publishing
+}
+
+// DecodeForTest reads a message that came from a queue.
+func DecodeForTest(d *amqp.Delivery, queue string) (x Decoded) {
+	x.Attempts, x.Crashes = handOvers(d, queue)
+	var p place
+	p, x.HasPlace = placeOf(d)
+	x.Place, x.Rev = p.at, p.rev
+	x.PoisonRev = revisionOf(d)
+	x.Topic = topicOf(d, queue, &Config{})
+	x.ID = idOf(d, make(map[string]int))
+	x.Message = new(message.Message)
+	unmarshal(x.Message, d)
+	x.Copy = copyOf(d, x.Topic)
+	fit(&x.Copy, 4096)
+	return x
+}
+
+// TableSizeForTest is how many bytes leat takes a header table for.
+func TableSizeForTest(h amqp.Table) int { return tableSize(h) }

@@ -408,6 +408,11 @@ func (f *feed) wake(it *item) {
 // copy is confirmed. Where that fails, the delivery goes back to its queue as it is.
 func (f *feed) move(ctx context.Context, it *item, attempts int, after time.Duration) {
 	msg := it.copy(attempts)
+	room := brokersRoom
+	if after > 0 {
+		room = min(delayRoom, f.t.publishing.frame()/4)
+	}
+	fit(&msg, f.t.publishing.frame()-room)
 	o := &outgoing{key: it.queue, msg: msg} // by way of the default exchange
 	if after > 0 {
 		o = f.t.topology.ladder.delayed(o, after)

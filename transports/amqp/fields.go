@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"math/big"
 	"strconv"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 )
@@ -70,26 +72,45 @@ func jsonValue(field any) any {
 	}
 }
 
-// fieldInt reads a counter that foreign software may have written in any integer type.
+// maxCount is the highest that leat counts to.
+const maxCount = 1 << 30
+
+// fieldInt reads a counter that anybody may have written, in any integer type: it is between 0 and maxCount.
 func fieldInt(field any) int {
+	var n int64
 	switch v := field.(type) {
 	case int:
-		return v
+		n = int64(v)
 	case int8:
-		return int(v)
+		n = int64(v)
 	case int16:
-		return int(v)
+		n = int64(v)
 	case int32:
-		return int(v)
+		n = int64(v)
 	case int64:
-		return int(v)
+		n = v
 	case byte:
-		return int(v)
+		n = int64(v)
 	case uint16:
-		return int(v)
+		n = int64(v)
 	case uint32:
-		return int(v)
-	default:
-		return 0
+		n = int64(v)
 	}
+	return int(min(max(n, 0), maxCount))
+}
+
+// fieldName is a name that anybody may have written, as valid UTF-8.
+func fieldName(name string) string { return strings.ToValidUTF8(name, "\uFFFD") }
+
+// shortName is a fieldName that fits on the wire.
+func shortName(name string) string {
+	if len(name) > maxNameBytes {
+		name = name[:maxNameBytes] // what is cut in two is replaced, and may grow
+	}
+	name = fieldName(name)
+	for len(name) > maxNameBytes {
+		_, size := utf8.DecodeLastRuneInString(name)
+		name = name[:len(name)-size]
+	}
+	return name
 }

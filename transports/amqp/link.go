@@ -30,6 +30,7 @@ type link struct {
 	blocked    string        // why the broker has stopped reading
 	lastErr    error
 	reconnects int
+	frameSize  int // what the broker takes at once
 }
 
 // openLink makes the first connection, trying for as long as ctx and the configuration allow.
@@ -44,7 +45,7 @@ func openLink(ctx context.Context, cfg Config, role string) (*link, error) {
 	for {
 		conn, wire, err := cfg.dial(ctx, role)
 		if err == nil {
-			l.conn, l.wire = conn, wire
+			l.conn, l.wire, l.frameSize = conn, wire, conn.Config.FrameSize
 			go l.run(conn, wire)
 			return l, nil
 		}
@@ -74,7 +75,7 @@ func (l *link) run(conn *amqp.Connection, wire *coalescer) {
 func (l *link) watch(conn *amqp.Connection, wire *coalescer) {
 	closed := conn.NotifyClose(make(chan *amqp.Error, 1))
 	blocked := conn.NotifyBlocked(make(chan amqp.Blocking, 1))
-	l.set(func() { l.conn, l.wire, l.lastErr = conn, wire, nil })
+	l.set(func() { l.conn, l.wire, l.lastErr, l.frameSize = conn, wire, nil, conn.Config.FrameSize })
 	for {
 		select {
 		case b, ok := <-blocked:
@@ -160,6 +161,16 @@ func notConnected(ctx context.Context, lastErr error) error {
 		return context.Cause(ctx)
 	}
 	return fmt.Errorf("%w (%w)", context.Cause(ctx), lastErr)
+}
+
+// frame is how many bytes a frame may have, as the broker has agreed to for the last connection.
+func (l *link) frame() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.frameSize <= 0 {
+		return frameMax
+	}
+	return l.frameSize
 }
 
 // connected says whether there is a connection, be it a blocked one.

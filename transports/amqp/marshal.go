@@ -22,16 +22,16 @@ const (
 
 	wireVersion     = wirePrefix + "specversion"
 	wireContentType = wirePrefix + "datacontenttype"
-
-	// maxHeaderBytes is how much of a frame a message's own headers may take. A header table must
-	// fit one frame: the broker closes the connection over a larger one. The rest of the frame is
-	// for what comes to a message later: the delay, the fault, the broker's own notes (x-death).
-	maxHeaderBytes = frameMax - 16<<10
 )
+
+// maxHeaderBytes is how much of a frame a message's own headers may take. A header table must
+// fit one frame: the broker closes the connection over a larger one. The rest of the frame is
+// for what comes to a message later: the delay, the fault, the broker's own notes (x-death).
+func maxHeaderBytes(frame int) int { return frame - min(16<<10, frame/2) }
 
 // marshal writes a message as CloudEvents in binary mode. Headers that are no attributes travel
 // under their own names.
-func marshal(msg *message.Message, topic string, cfg *Config) (amqp.Publishing, error) {
+func marshal(msg *message.Message, topic string, cfg *Config, frame int) (amqp.Publishing, error) {
 	h := make(amqp.Table, len(msg.Metadata)+4)
 	p := amqp.Publishing{
 		Headers:      h,
@@ -63,9 +63,9 @@ func marshal(msg *message.Message, topic string, cfg *Config) (amqp.Publishing, 
 	if err := setExtra(h, extra); err != nil {
 		return p, fmt.Errorf("message %s: %w", bus.MessageID(msg), err)
 	}
-	if size += len(fieldText(h[headerExtra])); size > maxHeaderBytes {
+	if size += len(fieldText(h[headerExtra])); size > maxHeaderBytes(frame) {
 		return p, fmt.Errorf("message %s has %d bytes of headers; at most %d fit in a frame; put large data into the payload",
-			bus.MessageID(msg), size, maxHeaderBytes)
+			bus.MessageID(msg), size, maxHeaderBytes(frame))
 	}
 	return p, nil
 }

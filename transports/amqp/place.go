@@ -23,9 +23,15 @@ func (p place) set(headers amqp.Table) {
 	headers[headerHeldRev] = int64(p.rev)
 }
 
+// maxPlace leaves room for the places behind it. They are microseconds since 1970.
+const maxPlace = 1 << 60
+
 // placeOf is the place that a message tells of; ok is false where it has none.
 func placeOf(d *amqp.Delivery) (p place, ok bool) {
 	p.at, ok = d.Headers[headerHeldPlace].(int64)
+	if p.at < 0 || p.at > maxPlace {
+		p.at, ok = 0, false
+	}
 	p.key, _ = d.Headers[headerHeldKey].(string)
 	p.rev = fieldInt(d.Headers[headerHeldRev])
 	return p, ok

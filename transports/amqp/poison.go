@@ -219,7 +219,7 @@ func (q *poisonQueue) outgoing(m bus.PoisonedMessage) (*outgoing, error) {
 	if err := bus.ValidateTopic(m.Topic()); err != nil {
 		return nil, fmt.Errorf("message %s: %w", bus.MessageID(m.Message), err)
 	}
-	p, err := marshal(m.Message, m.Topic(), &q.t.cfg)
+	p, err := marshal(m.Message, m.Topic(), &q.t.cfg, q.t.publishing.frame())
 	if err != nil {
 		return nil, err
 	}

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
+	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
@@ -14,8 +16,6 @@ import (
 const (
 	// publishWindow is how many messages of one call may wait for their confirmations.
 	publishWindow = 1024
-	// publishTries is how often a message is tried again that made the broker close the channel.
-	publishTries = 3
 )
 
 // outgoing is a message on its way to the broker.
@@ -27,13 +27,19 @@ type outgoing struct {
 	confirm    *amqp.DeferredConfirmation
 	confirmed  bool
 	unroutable bool
+	refused    error // why the broker does not take it
 }
 
 // publisher publishes with confirmations, pipelined over one long-lived channel that all callers
 // share. A goroutine opens the channel and replaces it when it was closed.
+//
+// The broker closes the channel, and with it fails everybody's messages, when one message is not to its liking, and
+// does not say which. So whatever was under way is published again over another channel, where one caller after the
+// other finds out which of its messages are refused.
 type publisher struct {
 	link   *link
-	repair func(context.Context, *amqp.Channel) error // declares what is missing, for a new channel
+	repair func(context.Context, *amqp.Connection) error // declares what is missing, for a new channel
+	sifts  chan struct{}                                 // holds one while a caller finds out
 	ctx    context.Context
 	cancel context.CancelFunc
 	done   chan struct{}
@@ -63,8 +69,10 @@ type returnKey struct{ exchange, key, id string }
 // maxReturned bounds the memory for returns whose publishers gave up waiting.
 const maxReturned = 10_000
 
-func newPublisher(l *link, repair func(context.Context, *amqp.Channel) error) *publisher {
-	p := &publisher{link: l, repair: repair, sound: true, changed: make(chan struct{}), done: make(chan struct{})}
+func newPublisher(l *link, repair func(context.Context, *amqp.Connection) error) *publisher {
+	p := &publisher{
+		link: l, repair: repair, sifts: make(chan struct{}, 1), sound: true, changed: make(chan struct{}), done: make(chan struct{}),
+	}
 	p.ctx, p.cancel = context.WithCancel(l.ctx)
 	go p.run()
 	return p
@@ -89,6 +97,7 @@ func (p *publisher) run() {
 		select {
 		case <-ln.gone:
 			p.set(nil, nil)
+			p.sound = ln.refusal() != nil && !isCode(ln.err, amqp.NotFound) // nothing is missing
 			if ln.err != nil {
 				p.link.cfg.Logger.Warn("leat: amqp: publishing channel closed", "err", ln.err)
 				pause.wait(p.ctx) // never in a hot loop
@@ -104,15 +113,14 @@ func (p *publisher) open() (*lane, error) {
 	if err != nil {
 		return nil, err
 	}
+	if !p.sound {
+		if err := p.repair(p.ctx, conn); err != nil {
+			return nil, err
+		}
+	}
 	ch, err := conn.Channel()
 	if err != nil {
 		return nil, err
-	}
-	if !p.sound {
-		if err := p.repair(p.ctx, ch); err != nil {
-			closeQuietly(ch)
-			return nil, err
-		}
 	}
 	p.sound = false
 	ln, err := newLane(ch, wire)
@@ -210,7 +218,7 @@ func (p *publisher) current(ctx context.Context) (*lane, error) {
 // broke is published again, because nobody can know whether the broker has it. The error says how
 // many messages are not confirmed.
 func (p *publisher) send(ctx context.Context, out []*outgoing) error {
-	pending, refusals := out, 0
+	pending := out
 	for len(pending) > 0 {
 		ln, err := p.current(ctx)
 		if err != nil {
@@ -224,27 +232,123 @@ func (p *publisher) send(ctx context.Context, out []*outgoing) error {
 			return nil
 		}
 		if refused := ln.refusal(); refused != nil {
-			refusals++
-			if refusals == publishTries {
-				return unconfirmed(pending, out, refused)
-			}
+			return p.sift(ctx, pending, out, endsConnection(refused))
 		}
 	}
 	return nil
+}
+
+// sift publishes what the broker has closed a channel over, of this caller or another, and returns an error for
+// those messages only that the broker refuses.
+func (p *publisher) sift(ctx context.Context, pending, out []*outgoing, alone bool) error {
+	select {
+	case p.sifts <- struct{}{}:
+		defer func() { <-p.sifts }()
+	case <-ctx.Done():
+		return unconfirmed(pending, out, context.Cause(ctx))
+	}
+	s := &sieve{p: p, alone: alone}
+	defer s.close()
+	for _, o := range pending {
+		o.refused = nil
+	}
+	if err := s.pass(ctx, pending); err != nil {
+		return unconfirmed(slices.DeleteFunc(slices.Clone(pending), func(o *outgoing) bool { return o.confirmed }), out, err)
+	}
+	refused := slices.DeleteFunc(slices.Clone(pending), func(o *outgoing) bool { return o.refused == nil })
+	if len(refused) == 0 {
+		return nil
+	}
+	return unconfirmed(refused, out, refused[0].refused)
+}
+
+// sieve is a channel that may be closed over a message without harm to others.
+type sieve struct {
+	p     *publisher
+	alone bool // on a connection of its own: the broker closes the whole connection over the message
+	conn  *amqp.Connection
+	lane  *lane
+}
+
+// pass publishes a batch, in its order, and marks the messages that the broker refuses.
+func (s *sieve) pass(ctx context.Context, batch []*outgoing) error {
+	for len(batch) > 0 {
+		ln, err := s.open(ctx)
+		if err != nil {
+			return err
+		}
+		if batch, err = ln.send(ctx, s.p.link, batch); err != nil || len(batch) == 0 {
+			return err
+		}
+		refused := ln.refusal()
+		switch {
+		case refused == nil: // the connection was lost
+		case len(batch) == 1:
+			batch[0].refused = refused
+			return nil
+		default:
+			if err := s.pass(ctx, batch[:len(batch)/2]); err != nil {
+				return err
+			}
+			batch = batch[len(batch)/2:]
+		}
+	}
+	return nil
+}
+
+// open waits for the publisher's own channel, before which everything is repaired, and opens another one.
+func (s *sieve) open(ctx context.Context) (*lane, error) {
+	if s.lane != nil && !s.lane.ch.IsClosed() {
+		return s.lane, nil
+	}
+	if _, err := s.p.current(ctx); err != nil {
+		return nil, err
+	}
+	conn, wire, err := s.p.link.connection(ctx)
+	if err == nil && s.alone {
+		s.close()
+		conn, wire, err = s.p.link.cfg.dial(ctx, s.p.link.role+", refused")
+		s.conn = conn
+	}
+	if err != nil {
+		return nil, err
+	}
+	ch, err := conn.Channel()
+	if err != nil {
+		return nil, err
+	}
+	s.lane, err = newLane(ch, wire)
+	return s.lane, err
+}
+
+func (s *sieve) close() {
+	if s.lane != nil {
+		closeQuietly(s.lane.ch)
+	}
+	if s.conn != nil {
+		_ = s.conn.CloseDeadline(time.Now().Add(lastWords))
+	}
 }
 
 // refusal is why the broker closed the channel, if it did so because of what was published over it,
 // by this caller or another.
 func (ln *lane) refusal() error {
 	<-ln.gone
-	if ln.err == nil {
+	if ln.err == nil || !ln.err.Server { // else the client gave up the connection
 		return nil
 	}
 	switch ln.err.Code {
-	case amqp.AccessRefused, amqp.PreconditionFailed, amqp.ContentTooLarge, amqp.NotAllowed, amqp.NotImplemented:
+	case amqp.AccessRefused, amqp.NotFound, amqp.PreconditionFailed, amqp.ContentTooLarge, amqp.NotAllowed, amqp.NotImplemented,
+		amqp.FrameError, amqp.SyntaxError, amqp.UnexpectedFrame:
 		return fmt.Errorf("the broker refuses it: %w", ln.err)
 	}
 	return nil
+}
+
+// endsConnection reports whether the broker closes the connection for that reason, not the channel alone.
+func endsConnection(refused error) bool {
+	return isCode(refused, amqp.FrameError) || isCode(refused, amqp.SyntaxError) || isCode(refused, amqp.UnexpectedFrame) ||
+		isCode(refused, amqp.NotAllowed) || isCode(refused, amqp.NotImplemented)
 }
 
 func unconfirmed(pending, all []*outgoing, err error) error {

@@ -3,10 +3,7 @@ package amqp
 import amqp "github.com/rabbitmq/amqp091-go"
 
 // revisionOf is how often a poisoned message was changed in its queue.
-func revisionOf(d *amqp.Delivery) int64 {
-	rev, _ := d.Headers[headerPoisonRev].(int64)
-	return rev
-}
+func revisionOf(d *amqp.Delivery) int64 { return int64(fieldInt(d.Headers[headerPoisonRev])) }
 
 // revisions are the latest of the messages of a poison queue, by their ids. A change whose process was
 // killed leaves the message in two of them.

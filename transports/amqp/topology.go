@@ -83,24 +83,57 @@ func (t *topology) check(s bus.Subscription) error {
 	return nil
 }
 
-// declareAll makes everything that this transport needs. It runs at start, and again over every new
-// channel for publishing, because a missing exchange is what may have closed the last one.
-func (t *topology) declareAll(ctx context.Context, ch *amqp.Channel) error {
+// declareShared makes what all groups need.
+func (t *topology) declareShared(ctx context.Context, ch *amqp.Channel) error {
 	d := t.declarer(ch)
+	t.declareExchange(d)
+	return t.ladder.declare(ctx, d)
+}
+
+func (t *topology) declareExchange(d *declarer) {
 	if !t.watermill() {
 		d.exchange(t.cfg.ExchangeName, amqp.ExchangeTopic, nil)
 	}
-	if err := t.ladder.declare(ctx, d); err != nil {
-		return err
+}
+
+// repair makes again what is missing, before a new channel is published over: a missing exchange may be why the last
+// one was closed. What can't be made is logged, and keeps nothing else from being made, nor anybody from publishing.
+// The error is that of a lost connection.
+func (t *topology) repair(ctx context.Context, conn *amqp.Connection) error {
+	p := prober{conn: conn}
+	defer p.close()
+	var lost error
+	step := func(do func(*declarer)) {
+		if lost != nil {
+			return
+		}
+		err := p.do(func(ch *amqp.Channel) error {
+			d := t.declarer(ch)
+			do(d)
+			return d.err
+		})
+		switch {
+		case err == nil:
+		case conn.IsClosed(), ctx.Err() != nil:
+			lost = err
+		default:
+			t.cfg.Logger.Error("leat: amqp: not declared", "err", err)
+		}
 	}
+	step(t.declareExchange)
+	step(func(d *declarer) {
+		if err := t.ladder.declare(ctx, d); err != nil {
+			d.err = err
+		}
+	})
 	topics, groups := t.remembered()
 	for _, topic := range topics {
-		t.declareTopic(d, topic)
+		step(func(d *declarer) { t.declareTopic(d, topic) })
 	}
 	for _, s := range groups {
-		t.declareGroup(d, s)
+		step(func(d *declarer) { t.declareGroup(d, s) })
 	}
-	return d.err
+	return lost
 }
 
 // remembered is what was declared so far. No lock is held while the broker is asked.

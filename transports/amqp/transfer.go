@@ -86,6 +86,7 @@ func (h *held) message(it *item, e *entry, attempts int) *outgoing {
 	if e.print != 0 {
 		p.Headers[headerHeldPrint] = int64(e.print) //nolint:gosec // and back
 	}
+	fit(&p, h.feed.t.publishing.frame()-brokersRoom)
 	return &outgoing{key: h.name(), msg: p}
 }
 

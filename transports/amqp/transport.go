@@ -68,7 +68,7 @@ func New(ctx context.Context, cfg Config) (*Transport, error) {
 	if t.publishing, err = openLink(ctx, t.cfg, "publish"); err != nil {
 		return nil, fmt.Errorf("amqp: %w", err)
 	}
-	if err := t.declare(ctx, func(ch *amqp.Channel) error { return t.topology.declareAll(ctx, ch) }); err != nil {
+	if err := t.declare(ctx, func(ch *amqp.Channel) error { return t.topology.declareShared(ctx, ch) }); err != nil {
 		t.publishing.close(ctx)
 		return nil, fmt.Errorf("amqp: %w", err)
 	}
@@ -76,7 +76,7 @@ func New(ctx context.Context, cfg Config) (*Transport, error) {
 		t.publishing.close(ctx)
 		return nil, fmt.Errorf("amqp: %w", err)
 	}
-	t.publisher = newPublisher(t.publishing, t.topology.declareAll)
+	t.publisher = newPublisher(t.publishing, t.topology.repair)
 	t.warden = newWarden(t)
 	t.registry = newRegistry(t)
 	return t, nil
@@ -152,7 +152,7 @@ func (t *Transport) outgoing(ctx context.Context, topic string, msgs []*message.
 	all := make([]outgoing, len(msgs))
 	out := make([]*outgoing, len(msgs))
 	for i, msg := range msgs {
-		p, err := marshal(msg, topic, &t.cfg)
+		p, err := marshal(msg, topic, &t.cfg, t.publishing.frame())
 		if err != nil {
 			return nil, err
 		}
@@ -334,10 +334,12 @@ func (t *Transport) Close(ctx context.Context) error {
 		f.abandon()
 	}
 	t.publisher.stop()
+	t.warden.publisher.stop()
 	for _, l := range t.links() {
 		l.close(ctx)
 	}
 	<-t.publisher.done
+	<-t.warden.publisher.done
 	t.work.Wait()
 	return err
 }

@@ -17,7 +17,7 @@ func unmarshal(msg *message.Message, d *amqp.Delivery) {
 	h := make(message.Metadata, len(d.Headers)+1)
 	for name, field := range d.Headers {
 		if name := headerName(name, field); name != "" {
-			h[name] = fieldText(field)
+			h[fieldName(name)] = fieldText(field)
 		}
 	}
 	if d.ContentType != "" {
@@ -132,11 +132,14 @@ func handOvers(d *amqp.Delivery, queue string) (attempts, crashes int) {
 			attempts += fieldInt(death["count"])
 		}
 	}
-	return attempts, crashes + fieldInt(d.Headers[headerCrashes])
+	return min(attempts, maxCount), min(crashes+fieldInt(d.Headers[headerCrashes]), maxCount)
 }
 
-// deliveries is how often the broker had delivered the message before, as far as it counts.
-func deliveries(d *amqp.Delivery) int { return fieldInt(d.Headers["x-delivery-count"]) }
+// deliveries is how often the broker had delivered the message before, as far as it counts. RabbitMQ 4.3 counts in
+// x-acquired-count what was put back by choice, too, and in x-delivery-count only what failed.
+func deliveries(d *amqp.Delivery) int {
+	return max(fieldInt(d.Headers["x-delivery-count"]), fieldInt(d.Headers["x-acquired-count"]))
+}
 
 // renewAt is how many deliveries make a message of a poison queue, or a held one, be written anew, which begins the
 // count again: a policy may have set a delivery-limit, beyond which the broker deletes it. Only policies can be
@@ -154,8 +157,12 @@ func renewed(d *amqp.Delivery) amqp.Publishing {
 	return p
 }
 
-// topicOf is where the message was published; "" where it went to the queue directly.
+// topicOf is where the message was published; "" where it went to the queue directly. It is valid UTF-8.
 func topicOf(d *amqp.Delivery, queue string, cfg *Config) string {
+	return shortName(wireTopic(d, queue, cfg))
+}
+
+func wireTopic(d *amqp.Delivery, queue string, cfg *Config) string {
 	if topic, ok := d.Headers[headerTopic].(string); ok {
 		return topic
 	}

@@ -21,6 +21,11 @@ const (
 	// wardenGrace is how long it keeps what it holds while it can't publish.
 	wardenGrace = 3 * time.Second
 	wardenBatch = 64 // acks that don't wait any longer
+
+	// wardenTries is how often a message comes that the broker refuses, from this process or others; then it is put
+	// aside. Where the user has no right to its exchange, another process may.
+	wardenTries          = 3
+	wardenTriesForRights = 100
 )
 
 // warden takes messages from the queue "near", holds them until their time and sends them where they
@@ -28,9 +33,12 @@ const (
 // another. So it does when the connection is lost by which it would send them, while the one by which it
 // takes them lives. All leat processes of a virtual host share the work.
 type warden struct {
-	t    *Transport
-	ctx  context.Context
-	stop context.CancelFunc
+	t *Transport
+	// publisher has a channel of its own: what the broker has against a delayed message, maybe another service's,
+	// concerns nobody who publishes.
+	publisher *publisher
+	ctx       context.Context
+	stop      context.CancelFunc
 
 	mu    sync.Mutex
 	held  heldHeap
@@ -45,6 +53,9 @@ type waiting struct {
 	due  time.Time
 	tag  uint64
 	from *hoard
+
+	tries  int  // how often it came, when the broker refused it
+	goBack bool // at its time it goes back to its queue, for others
 }
 
 // hoard is what came over one channel.
@@ -54,7 +65,7 @@ type hoard struct {
 }
 
 func newWarden(t *Transport) *warden {
-	w := &warden{t: t, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	w := &warden{t: t, publisher: newPublisher(t.publishing, t.topology.repair), wake: make(chan struct{}, 1), done: make(chan struct{})}
 	w.ctx, w.stop = context.WithCancel(t.ctx)
 	t.active.Add(1) // Close waits for the last acks
 	t.work.Go(func() {
@@ -199,7 +210,11 @@ func (w *warden) hold(from *hoard, d *amqp.Delivery) {
 	out, due := w.t.topology.ladder.arrived(d)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.push(&waiting{out: out, due: due, tag: d.DeliveryTag, from: from})
+	tries := deliveries(d)
+	if d.Redelivered && tries == 0 {
+		tries = wardenTriesForRights // a classic queue does not count
+	}
+	w.push(&waiting{out: out, due: due, tag: d.DeliveryTag, from: from, tries: tries})
 }
 
 // push adds a message. The caller holds w.mu.
@@ -254,6 +269,10 @@ func (w *warden) due() (batch []*waiting, next time.Duration) {
 		}
 		x := heap.Pop(&w.held).(*waiting)
 		w.bytes -= len(x.out.msg.Body)
+		if x.goBack {
+			x.from.requeue(x.tag)
+			continue
+		}
 		batch = append(batch, x)
 	}
 	return batch, time.Hour
@@ -265,7 +284,7 @@ func (w *warden) send(batch []*waiting) {
 	for i, x := range batch {
 		out[i] = x.out
 	}
-	err := w.t.publisher.send(batch[0].from.ctx, out)
+	err := w.publisher.send(batch[0].from.ctx, out)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, x := range batch {
@@ -274,6 +293,8 @@ func (w *warden) send(batch []*waiting) {
 			x.from.ack(x.tag)
 		case x.out.confirmed:
 			w.unroutable(x)
+		case x.out.refused != nil:
+			w.refused(x)
 		case !x.from.isOver(): // else it comes again
 			x.due = time.Now().Add(wardenRetry)
 			w.push(x)
@@ -282,6 +303,27 @@ func (w *warden) send(batch []*waiting) {
 	if err != nil && batch[0].from.ctx.Err() == nil {
 		w.t.cfg.Logger.Error("leat: amqp: delayed messages are not confirmed and tried again", "err", err)
 	}
+}
+
+// refused gives a message back that the broker did not take from this process, after a moment, or puts it aside. The
+// caller holds w.mu.
+func (w *warden) refused(x *waiting) {
+	most := wardenTries
+	if isCode(x.out.refused, amqp.AccessRefused) {
+		most = wardenTriesForRights
+	}
+	undelivered := w.t.topology.ladder.undelivered()
+	if x.tries < most || x.out.key == undelivered && x.out.exchange == "" {
+		x.due, x.goBack = time.Now().Add(wardenRetry), true
+		w.push(x)
+		return
+	}
+	w.t.cfg.Logger.Error("leat: amqp: delayed message put aside", "exchange", x.out.exchange, "key", x.out.key,
+		"kept_in", undelivered, "message_id", x.out.msg.MessageId, "err", x.out.refused)
+	h := x.out.msg.Headers
+	h[headerDelayTo], h[headerKey] = x.out.exchange, x.out.key
+	x.out = &outgoing{key: undelivered, msg: x.out.msg}
+	w.push(x)
 }
 
 // unroutable ends the way of a message that reached no queue at its time. A delayed publishing that
