@@ -38,13 +38,11 @@ func (JSON) ContentType() string { return "application/json" }
 func (JSON) Marshal(event any) ([]byte, error) {
 	payload, err := json.Marshal(event)
 	// The replacement is escaped, but for U+FFFD itself encoding/json writes no escape.
-	if err == nil && bytes.Contains(payload, replacement) && invalidText(reflect.ValueOf(event)) {
+	if err == nil && bytes.Contains(payload, []byte(`\ufffd`)) && invalidText(reflect.ValueOf(event)) {
 		return nil, errors.New("it has a string that is not valid UTF-8; encode binary data as []byte")
 	}
 	return payload, err
 }
-
-var replacement = []byte(`\ufffd`)
 
 // invalidText reports whether a value has a string that is not valid UTF-8 among what encoding/json looks at.
 func invalidText(v reflect.Value) bool {

@@ -165,13 +165,7 @@ func (c Encoder) encode(ctx context.Context, e Event, p publication) (*message.M
 		h[HeaderContentType] = contentType
 	}
 	inherit(ctx, h)
-	if k, ok := e.(interface{ PartitionKey() string }); ok {
-		setUnlessEmpty(h, HeaderPartitionKey, k.PartitionKey())
-	}
-	setUnlessEmpty(h, HeaderPartitionKey, p.key)
-	if k, ok := e.(interface{ DedupKey() string }); ok {
-		setUnlessEmpty(h, HeaderDedupKey, k.DedupKey())
-	}
+	p.setKeys(h, e)
 	if p.delay > 0 {
 		h[HeaderDeliverAt] = formatTime(time.Now().Add(p.delay))
 	}
@@ -182,6 +176,17 @@ func (c Encoder) encode(ctx context.Context, e Event, p publication) (*message.M
 	msg := &message.Message{UUID: h[HeaderID], Metadata: h, Payload: payload}
 	msg.SetContext(ctx)
 	return msg, nil
+}
+
+// setKeys sets the event's own keys, unless an option says otherwise.
+func (p publication) setKeys(h message.Metadata, e Event) {
+	if k, ok := e.(interface{ PartitionKey() string }); ok {
+		setUnlessEmpty(h, HeaderPartitionKey, k.PartitionKey())
+	}
+	setUnlessEmpty(h, HeaderPartitionKey, p.key)
+	if k, ok := e.(interface{ DedupKey() string }); ok {
+		setUnlessEmpty(h, HeaderDedupKey, k.DedupKey())
+	}
 }
 
 func (p publication) setHeaders(h message.Metadata) error {

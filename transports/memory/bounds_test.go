@@ -188,7 +188,7 @@ func heap() int64 {
 	runtime.GC()
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
-	return int64(m.HeapAlloc) //nolint:gosec // far below
+	return int64(m.HeapAlloc)
 }
 
 func TestFullGroup_publishersThatWaitHoldNothingInOthers(t *testing.T) {
