@@ -58,6 +58,9 @@ type Config struct {
 	// BreakerMaxPause is how long a paused group spares its messages: LEAT_BREAKER_MAX_PAUSE. After
 	// it, what fails counts as a try. A negative one means for ever. See bus.BreakerPolicy.
 	BreakerMaxPause time.Duration `env:"BREAKER_MAX_PAUSE" envDefault:"1h"`
+	// VersionField is the field of a foreign event's payload that may name its version: LEAT_VERSION_FIELD. Empty
+	// means "version", and "-" none. See bus.Config.
+	VersionField string `env:"VERSION_FIELD"`
 	// Admin is where operators reach the transport over HTTP, like 127.0.0.1:7070, with leat --url
 	// http://127.0.0.1:7070: LEAT_ADMIN. Empty means nowhere. An address that other machines reach
 	// needs a token.
