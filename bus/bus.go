@@ -125,7 +125,7 @@ func New(t Transport, cfg Config) (*Bus, error) {
 
 		subscribing: make(chan struct{}, 1),
 	}
-	b.patience, b.impatient = context.WithCancel(context.Background())
+	b.patience, b.impatient = context.WithCancel(context.Background()) //nolint:gosec // those who drain end it
 	b.subscribing <- struct{}{}
 	b.cfg.Observers = make([]Observer, len(cfg.Observers))
 	for i, o := range cfg.Observers {

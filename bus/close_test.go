@@ -99,7 +99,9 @@ func TestDrainAndClose_returnWhenTheirContextIsOverWhateverHappens(t *testing.T)
 					}
 					require.LessOrEqual(t, time.Since(began), 7*time.Second)
 					close(release)
-					<-ran
+					if err := <-ran; err != nil {
+						require.ErrorIs(t, err, bus.ErrClosed)
+					}
 				})
 			})
 		}

@@ -6,17 +6,18 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/url"
+	"slices"
+	"strconv"
 	"strings"
-	"unicode"
 	"unicode/utf8"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 )
 
 // ParseCloudEvent reads a CloudEvents 1.0 event in structured JSON format, for ingest and bridges:
-// its data becomes the payload, byte for byte, and its attributes the headers. The error says which
-// attribute breaks the specification (https://github.com/cloudevents/spec, JSON format 1.0.2).
+// its data becomes the payload, byte for byte, and its attributes the headers. Which extensions were booleans
+// and integers is kept beside them, for [FormatCloudEvent]. The error says which attribute breaks the specification
+// (https://github.com/cloudevents/spec, JSON format 1.0.2).
 func ParseCloudEvent(data []byte) (*message.Message, error) {
 	if !utf8.Valid(data) {
 		return nil, errors.New("not valid UTF-8")
@@ -28,15 +29,27 @@ func ParseCloudEvent(data []byte) (*message.Message, error) {
 	if attributes == nil {
 		return nil, errors.New("not a JSON object: null")
 	}
+	if err := onlyOnce(data, len(attributes)); err != nil {
+		return nil, err
+	}
 
 	h := make(message.Metadata, len(attributes))
+	var typed []string // those that are no strings
 	for name, raw := range attributes {
 		if name == "data" || name == "data_base64" {
 			continue
 		}
-		if err := setAttribute(h, name, raw); err != nil {
+		isString, err := setAttribute(h, name, raw)
+		if err != nil {
 			return nil, err
 		}
+		if !isString {
+			typed = append(typed, name)
+		}
+	}
+	if len(typed) > 0 {
+		slices.Sort(typed)
+		h[headerTypes] = strings.Join(typed, " ")
 	}
 	if err := checkAttributes(h); err != nil {
 		return nil, err
@@ -50,36 +63,56 @@ func ParseCloudEvent(data []byte) (*message.Message, error) {
 	return &message.Message{UUID: h[HeaderID], Metadata: h, Payload: payload}, nil
 }
 
-// setAttribute writes one attribute into the headers. Null means absent.
-func setAttribute(h message.Metadata, name string, raw json.RawMessage) error {
+// onlyOnce refuses members of a JSON object that are there twice: encoding/json takes the last, others the first.
+func onlyOnce(data []byte, distinct int) error {
+	decoder := json.NewDecoder(bytes.NewReader(data))
+	_, _ = decoder.Token() // the object was read before, so nothing fails here
+	seen := make(map[string]bool, distinct)
+	for decoder.More() {
+		name, _ := decoder.Token()
+		text, _ := name.(string)
+		if seen[text] {
+			return fmt.Errorf("attribute %s is there twice", OneLine(text, 64))
+		}
+		seen[text] = true
+		var value json.RawMessage
+		if err := decoder.Decode(&value); err != nil {
+			return fmt.Errorf("not a JSON object: %w", err)
+		}
+	}
+	return nil
+}
+
+// setAttribute writes one attribute into the headers, and reports whether it is a string. Null means absent.
+func setAttribute(h message.Metadata, name string, raw json.RawMessage) (isString bool, err error) {
 	if !attributeName(name) {
-		return fmt.Errorf("attribute name %q: use lower-case letters and digits", name)
+		return false, fmt.Errorf("attribute name %q: use lower-case letters and digits", OneLine(name, 64))
 	}
 	var value any
 	if err := json.Unmarshal(raw, &value); err != nil {
-		return fmt.Errorf("attribute %s: %w", name, err)
+		return false, fmt.Errorf("attribute %s: %w", name, err)
 	}
 	text := string(raw)
 	switch v := value.(type) {
 	case nil:
-		return nil
+		return true, nil
 	case string:
-		if strings.ContainsFunc(v, unicode.IsControl) {
-			return fmt.Errorf("attribute %s: it has a control character", name)
+		if halfSurrogate(raw) {
+			return false, fmt.Errorf("attribute %s: %w", name, errHalfSurrogate)
 		}
-		text = v
+		text, isString = v, true
 	case bool:
 	case float64:
 		if strings.ContainsAny(text, ".eE") || v < -1<<31 || v >= 1<<31 {
-			return fmt.Errorf("attribute %s: %s is not a 32-bit integer", name, text)
+			return false, fmt.Errorf("attribute %s: %s is not a 32-bit integer", name, OneLine(text, 64))
 		}
 	default:
-		return fmt.Errorf("attribute %s: %s is neither string, boolean nor integer", name, OneLine(text, 64))
+		return false, fmt.Errorf("attribute %s: %s is neither string, boolean nor integer", name, OneLine(text, 64))
 	}
 	switch name {
 	case "id", "source", "specversion", "type", "subject", "time", "datacontenttype", "dataschema":
-		if _, ok := value.(string); !ok {
-			return fmt.Errorf("attribute %s: %s is not a string", name, text)
+		if !isString {
+			return false, fmt.Errorf("attribute %s: %s is not a string", name, OneLine(text, 64))
 		}
 	}
 	if plainAttribute(name) {
@@ -87,43 +120,7 @@ func setAttribute(h message.Metadata, name string, raw json.RawMessage) error {
 	} else {
 		h[attributePrefix+name] = text
 	}
-	return nil
-}
-
-func attributeName(name string) bool {
-	for i := range len(name) {
-		c := name[i]
-		if (c < 'a' || c > 'z') && (c < '0' || c > '9') {
-			return false
-		}
-	}
-	return name != ""
-}
-
-// checkAttributes holds the context attributes against the specification.
-func checkAttributes(h message.Metadata) error {
-	for _, required := range []string{HeaderSpecVersion, HeaderID, HeaderSource, HeaderType} {
-		if h[required] == "" {
-			return fmt.Errorf("attribute %s is missing or empty", strings.TrimPrefix(required, attributePrefix))
-		}
-	}
-	if v := h[HeaderSpecVersion]; v != "1.0" {
-		return fmt.Errorf("specversion is %q; this reads 1.0", v)
-	}
-	if _, err := url.Parse(h[HeaderSource]); err != nil {
-		return fmt.Errorf("source %q is not a URI reference", OneLine(h[HeaderSource], 64))
-	}
-	if t, ok := h[HeaderTime]; ok {
-		if _, err := readTime(t); err != nil {
-			return fmt.Errorf("time %q is not RFC 3339", OneLine(t, 64))
-		}
-	}
-	for _, optional := range []string{HeaderSubject, HeaderContentType, HeaderDataSchema} {
-		if s, ok := h[optional]; ok && s == "" {
-			return fmt.Errorf("%s is empty", strings.TrimPrefix(optional, attributePrefix))
-		}
-	}
-	return nil
+	return isString, nil
 }
 
 // eventData is the payload: the JSON of data, the text of data where the content type is not JSON,
@@ -140,6 +137,9 @@ func eventData(attributes map[string]json.RawMessage, contentType string) ([]byt
 		if err := json.Unmarshal(encoded, &text); err != nil {
 			return nil, errors.New("data_base64 is not a string")
 		}
+		if strings.ContainsAny(text, "\r\n") {
+			return nil, errors.New("data_base64: it has a line break")
+		}
 		payload, err := base64.StdEncoding.DecodeString(text)
 		if err != nil {
 			return nil, fmt.Errorf("data_base64: %w", err)
@@ -150,36 +150,26 @@ func eventData(attributes map[string]json.RawMessage, contentType string) ([]byt
 	default:
 		var text string
 		if json.Unmarshal(data, &text) == nil {
+			if halfSurrogate(data) {
+				return nil, fmt.Errorf("data: %w", errHalfSurrogate)
+			}
 			return []byte(text), nil
 		}
 		return bytes.Clone(data), nil
 	}
 }
 
-// isJSON says whether data of the content type stands in a CloudEvent as JSON; no content type
-// means JSON.
-func isJSON(contentType string) bool {
-	mediaType, _, _ := strings.Cut(strings.ToLower(contentType), ";")
-	mediaType = strings.TrimSpace(mediaType)
-	return mediaType == "" || strings.HasSuffix(mediaType, "/json") || strings.HasSuffix(mediaType, "+json")
-}
+// headerTypes names the extensions of a CloudEvent that were booleans or integers, as headers are texts.
+const headerTypes = ownPrefix + "ce_types"
 
 // FormatCloudEvent writes a message as a CloudEvents 1.0 event in structured JSON format, on one line.
-// Headers that are no CloudEvents attributes are left out. It is the inverse of [ParseCloudEvent], but
-// for the white space in a JSON payload.
+// Headers that are no CloudEvents attributes are left out, and so are empty ones that the specification does not require.
+// An attribute that breaks the specification is an error. It is the inverse of [ParseCloudEvent], but for the white
+// space in a JSON payload.
 func FormatCloudEvent(msg *message.Message) ([]byte, error) {
-	event := map[string]any{"specversion": "1.0", "id": MessageID(msg)}
-	for key, value := range msg.Metadata {
-		switch name, attribute := strings.CutPrefix(key, attributePrefix); {
-		case key == HeaderSpecVersion, name == "data": // written here, whatever the header says
-		case attribute && attributeName(name), plainAttribute(name):
-			event[name] = value
-		}
-	}
-	for _, required := range []string{"source", "type"} {
-		if event[required] == nil {
-			return nil, fmt.Errorf("bus: format CloudEvent: message %s has no %s%s", MessageID(msg), attributePrefix, required)
-		}
+	event, err := eventAttributes(msg)
+	if err != nil {
+		return nil, fmt.Errorf("bus: format CloudEvent: message %s %w", MessageID(msg), err)
 	}
 	contentType := msg.Metadata[HeaderContentType]
 	switch {
@@ -198,4 +188,42 @@ func FormatCloudEvent(msg *message.Message) ([]byte, error) {
 		return nil, fmt.Errorf("bus: format CloudEvent: message %s: %w", MessageID(msg), err)
 	}
 	return bytes.TrimSuffix(text.Bytes(), []byte("\n")), nil
+}
+
+// eventAttributes returns the attributes of a message as they stand in JSON.
+func eventAttributes(msg *message.Message) (map[string]any, error) {
+	h := msg.Metadata
+	for _, required := range []string{HeaderSource, HeaderType} {
+		if h[required] == "" {
+			return nil, fmt.Errorf("has no %s", required)
+		}
+	}
+	typed := strings.Fields(h[headerTypes])
+	event := map[string]any{"specversion": "1.0", "id": MessageID(msg)}
+	if err := checkAttribute("id", MessageID(msg)); err != nil {
+		return nil, fmt.Errorf("is no CloudEvent: %w", err)
+	}
+	for header, value := range h {
+		name, ok := attributeOf(header)
+		if !ok || name == "id" || name == "specversion" || value == "" && optionalAttribute(name) {
+			continue
+		}
+		if err := checkAttribute(name, value); err != nil {
+			return nil, fmt.Errorf("is no CloudEvent: %w", err)
+		}
+		event[name] = value
+		if slices.Contains(typed, name) && noString(value) {
+			event[name] = json.RawMessage(value)
+		}
+	}
+	return event, nil
+}
+
+// noString reports whether a text is a boolean or a 32-bit integer in JSON.
+func noString(text string) bool {
+	if text == "true" || text == "false" {
+		return true
+	}
+	_, err := strconv.ParseInt(text, 10, 32)
+	return err == nil && json.Valid([]byte(text))
 }

@@ -41,7 +41,10 @@ func TestParseCloudEventTakes(t *testing.T) {
 		},
 		"extensions: text, boolean, integer": {
 			cloudEvent(`"tenant":"acme","sampled":true,"rank":-2147483648,"max":2147483647,"empty":""`),
-			message.Metadata{"ce_tenant": "acme", "ce_sampled": "true", "ce_rank": "-2147483648", "ce_max": "2147483647", "ce_empty": ""},
+			message.Metadata{
+				"ce_tenant": "acme", "ce_sampled": "true", "ce_rank": "-2147483648", "ce_max": "2147483647", "ce_empty": "",
+				"leat_ce_types": "max rank sampled",
+			},
 			``,
 		},
 		"trace and correlation under their own names": {
@@ -114,6 +117,23 @@ func TestParseCloudEventRefuses(t *testing.T) {
 		"a specversion of 0.3":            {strings.Replace(cloudEvent(``), `"1.0"`, `"0.3"`, 1), `specversion is "0.3"`},
 		"a specversion that is a number":  {strings.Replace(cloudEvent(``), `"1.0"`, `1.0`, 1), "attribute specversion"},
 		"a source that is no URI":         {strings.Replace(cloudEvent(``), "/shop", "://%zz", 1), "not a URI reference"},
+		"a source with a space":           {strings.Replace(cloudEvent(``), "/shop", "my shop", 1), `source "my shop" is not a URI reference`},
+		"a source that is no ASCII":       {strings.Replace(cloudEvent(``), "/shop", "/größe", 1), "not a URI reference"},
+		"a source with a broken escape":   {strings.Replace(cloudEvent(``), "/shop", "/%zz", 1), "not a URI reference"},
+		"a relative dataschema":           {cloudEvent(`"dataschema":"/schemas/1"`), `dataschema "/schemas/1" is not an absolute URI`},
+		"a dataschema with a space":       {cloudEvent(`"dataschema":"https://a/b c"`), "not an absolute URI"},
+		"a noncharacter":                  {cloudEvent("\"tenant\":\"\ufffe\""), "attribute tenant: it has U+FFFE, which is no character"},
+		"a noncharacter of another plane": {cloudEvent(`"tenant":"\ud83f\udfff"`), "attribute tenant: it has U+1FFFF, which is no character"},
+		"half a surrogate pair":           {cloudEvent(`"tenant":"\ud800"`), "attribute tenant: it has half a surrogate pair"},
+		"the other half":                  {cloudEvent(`"tenant":"\\\uDC00"`), "attribute tenant: it has half a surrogate pair"},
+		"two halves of two pairs":         {cloudEvent(`"tenant":"\ud800\ud800"`), "attribute tenant: it has half a surrogate pair"},
+		"half a surrogate pair in text":   {cloudEvent(`"datacontenttype":"text/plain","data":"\ud800"`), "data: it has half a surrogate pair"},
+		"a content type that is none":     {cloudEvent(`"datacontenttype":"garbage"`), `datacontenttype "garbage" is not a media type`},
+		"a content type without a type":   {cloudEvent(`"datacontenttype":"/json"`), "not a media type"},
+		"an attribute twice":              {cloudEvent(`"tenant":"a","tenant":"b"`), "attribute tenant is there twice"},
+		"data twice":                      {cloudEvent(`"data":1,"data":2`), "attribute data is there twice"},
+		"base64 with line breaks":         {cloudEvent(`"data_base64":"AP8B\nAP8B"`), "data_base64: it has a line break"},
+		"a time with a comma":             {cloudEvent(`"time":"2026-01-02T00:00:00,5Z"`), "not RFC 3339"},
 		"a time that is none":             {cloudEvent(`"time":"yesterday"`), `time "yesterday" is not RFC 3339`},
 		"a time of 61 seconds":            {cloudEvent(`"time":"2026-01-02T03:04:61Z"`), "not RFC 3339"},
 		"a time that is only a minute":    {cloudEvent(`"time":"2026-01-02T03:04"`), "not RFC 3339"},
@@ -177,6 +197,69 @@ func TestFormatCloudEvent(t *testing.T) {
 		delete(headers, missing)
 		_, err := bus.FormatCloudEvent(&message.Message{UUID: "e-1", Metadata: headers})
 		require.ErrorContains(t, err, "message e-1 has no "+missing)
+	}
+}
+
+// What one writes, the other reads.
+func TestFormatCloudEvent_refusesWhatParseCloudEventRefuses(t *testing.T) {
+	for want, headers := range map[string]message.Metadata{
+		`time "yesterday" is not RFC 3339`:                    {bus.HeaderTime: "yesterday"},
+		`source "%zz" is not a URI reference`:                 {bus.HeaderSource: "%zz"},
+		"attribute tenant: it has a control character":        {"ce_tenant": "a\nb"},
+		"attribute tenant: it is not valid UTF-8":             {"ce_tenant": "\xff"},
+		"attribute correlationid: it has a control character": {bus.HeaderCorrelationID: "a\x00b"},
+		`dataschema "/relative" is not an absolute URI`:       {bus.HeaderDataSchema: "/relative"},
+		`datacontenttype "garbage" is not a media type`:       {bus.HeaderContentType: "garbage"},
+		"attribute id is missing or empty":                    {bus.HeaderID: ""},
+	} {
+		msg := &message.Message{Metadata: message.Metadata{bus.HeaderID: "e-1", bus.HeaderSource: "/shop", bus.HeaderType: paidTopic}}
+		maps.Copy(msg.Metadata, headers)
+		_, err := bus.FormatCloudEvent(msg)
+		require.ErrorContains(t, err, want)
+		require.ErrorContains(t, err, "bus: format CloudEvent: message ")
+	}
+	msg := &message.Message{Metadata: message.Metadata{
+		bus.HeaderID: "e-1", bus.HeaderSource: "/shop", bus.HeaderType: paidTopic,
+		bus.HeaderSubject: "", bus.HeaderDataSchema: "", bus.HeaderTime: "", bus.HeaderContentType: "",
+	}}
+	text, err := bus.FormatCloudEvent(msg)
+	require.NoError(t, err)
+	require.JSONEq(t, cloudEvent(``), string(text), "what is empty is not there")
+}
+
+func TestFormatCloudEvent_isTheInverseOfParseCloudEvent(t *testing.T) {
+	text := cloudEvent(`"flag":true,"off":false,"count":7,"text":"7","yes":"true","null":"null","zero":0,"minus":-0,"data":{"a":[1.50,"<"]}`)
+	msg, err := bus.ParseCloudEvent([]byte(text))
+	require.NoError(t, err)
+	formatted, err := bus.FormatCloudEvent(msg)
+	require.NoError(t, err)
+	require.JSONEq(t, text, string(formatted))
+
+	msg.Metadata["ce_flag"], msg.Metadata["ce_count"] = "perhaps", "7.5" // changed on the way
+	formatted, err = bus.FormatCloudEvent(msg)
+	require.NoError(t, err)
+	require.Contains(t, string(formatted), `"flag":"perhaps"`)
+	require.Contains(t, string(formatted), `"count":"7.5"`)
+}
+
+func TestHeader_takesWhatACloudEventCanHave(t *testing.T) {
+	for key, value := range map[string]string{
+		"": "x", "ce_": "x", "ce_data": "x", "ce_Tenant": "x", "ce_a-b": "x", "CE_ID": "x", "Leat_x": "x", "a\nb": "x", "a b": "x", "\xff": "x",
+		"ce_tenant": "a\x00b", "ce_region": "a\nb", "ce_zone": "\xff", "x-tenant": "a\nb", bus.HeaderBaggage: "\xff", bus.HeaderSubject: "", bus.HeaderDataSchema: "a b",
+	} {
+		_, err := bus.Encoder{}.Encode(t.Context(), orderPaid{}, bus.Header(key, value))
+		require.ErrorContains(t, err, "header", "%q: %q", key, value)
+	}
+	for key, value := range map[string]string{
+		"ce_tenant": "größe 7", "ce_empty": "", "x-tenant": "acme", "Größe": "x", bus.HeaderBaggage: "a=b", bus.HeaderDataSchema: "https://shop.example/s#1",
+	} {
+		msg, err := bus.Encoder{}.Encode(t.Context(), orderPaid{}, bus.Header(key, value))
+		require.NoError(t, err)
+		require.Equal(t, value, msg.Metadata[key])
+		text, err := bus.FormatCloudEvent(msg)
+		require.NoError(t, err)
+		_, err = bus.ParseCloudEvent(text)
+		require.NoError(t, err)
 	}
 }
 

@@ -5,6 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"reflect"
+	"strconv"
+	"unicode/utf16"
 	"unicode/utf8"
 )
 
@@ -30,12 +33,75 @@ type JSON struct {
 // ContentType is "application/json".
 func (JSON) ContentType() string { return "application/json" }
 
-// Marshal encodes with encoding/json.
-func (JSON) Marshal(event any) ([]byte, error) { return json.Marshal(event) }
+// Marshal encodes with encoding/json. It refuses strings that are not valid UTF-8, which encoding/json
+// would replace.
+func (JSON) Marshal(event any) ([]byte, error) {
+	payload, err := json.Marshal(event)
+	// The replacement is escaped, but for U+FFFD itself encoding/json writes no escape.
+	if err == nil && bytes.Contains(payload, []byte(`\ufffd`)) && invalidText(reflect.ValueOf(event)) {
+		return nil, errors.New("it has a string that is not valid UTF-8; encode binary data as []byte")
+	}
+	return payload, err
+}
 
-// Unmarshal decodes with encoding/json. It refuses an empty payload, null, invalid UTF-8
-// (encoding/json would replace it) and, where the codec is Strict, unknown fields.
+// invalidText reports whether a value has a string that is not valid UTF-8 among what encoding/json looks at.
+func invalidText(v reflect.Value) bool {
+	s := textSearch{left: 1_000_000}
+	return s.invalid(v)
+}
+
+// textSearch ends after so many values: what encoding/json does not look at may point at itself.
+type textSearch struct{ left int }
+
+func (s *textSearch) invalid(v reflect.Value) bool {
+	if s.left--; s.left < 0 {
+		return false
+	}
+	switch v.Kind() {
+	case reflect.String:
+		return !utf8.ValidString(v.String())
+	case reflect.Pointer, reflect.Interface:
+		return !v.IsNil() && s.invalid(v.Elem())
+	case reflect.Slice, reflect.Array:
+		if v.Type().Elem().Kind() == reflect.Uint8 {
+			return false
+		}
+		for i := range v.Len() {
+			if s.invalid(v.Index(i)) {
+				return true
+			}
+		}
+	case reflect.Map:
+		for key, value := range v.Seq2() {
+			if s.invalid(key) || s.invalid(value) {
+				return true
+			}
+		}
+	case reflect.Struct:
+		for i := range v.NumField() {
+			if f := v.Type().Field(i); (f.IsExported() || f.Anonymous) && f.Tag.Get("json") != "-" && s.invalid(v.Field(i)) {
+				return true
+			}
+		}
+	default:
+	}
+	return false
+}
+
+// Unmarshal decodes with encoding/json. It refuses an empty payload, null, invalid UTF-8 and half a surrogate pair
+// (encoding/json would replace both) and, if the codec is Strict, unknown fields. As in encoding/json, the last of
+// several equal keys counts, keys match fields in any case, and a large number in an any loses precision.
 func (c JSON) Unmarshal(payload []byte, event any) error {
+	if err := c.decode(payload, event); err != nil {
+		return err
+	}
+	if halfSurrogate(payload) {
+		return errHalfSurrogate
+	}
+	return nil
+}
+
+func (c JSON) decode(payload []byte, event any) error {
 	switch {
 	case len(payload) == 0:
 		return errors.New("payload is empty")
@@ -56,4 +122,41 @@ func (c JSON) Unmarshal(payload []byte, event any) error {
 		return errors.New("payload has more than one JSON value")
 	}
 	return nil
+}
+
+var errHalfSurrogate = errors.New(`it has half a surrogate pair, like "\ud800"`)
+
+// halfSurrogate reports whether valid JSON has the escape of a surrogate without its other half. It costs little
+// where nothing is escaped.
+func halfSurrogate(text []byte) bool {
+	for {
+		i := bytes.IndexByte(text, '\\')
+		if i < 0 || i+1 >= len(text) {
+			return false
+		}
+		r := escapedRune(text[i:])
+		switch {
+		case r < 0:
+			text = text[i+2:]
+		case utf16.IsSurrogate(r):
+			if utf16.DecodeRune(r, escapedRune(text[i+6:])) == utf8.RuneError {
+				return true
+			}
+			text = text[i+12:]
+		default:
+			text = text[i+6:]
+		}
+	}
+}
+
+// escapedRune returns what an escape like \u00e4 at the beginning of the text stands for; -1 if there is none.
+func escapedRune(text []byte) rune {
+	if len(text) < 6 || text[0] != '\\' || text[1] != 'u' {
+		return -1
+	}
+	n, err := strconv.ParseUint(string(text[2:6]), 16, 16)
+	if err != nil {
+		return -1
+	}
+	return rune(n)
 }

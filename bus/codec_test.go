@@ -1,6 +1,7 @@
 package bus_test
 
 import (
+	"encoding/json"
 	"strings"
 	"testing"
 
@@ -67,4 +68,48 @@ func TestOnlyStrictJSONRefusesUnknownFields(t *testing.T) {
 	require.NoError(t, bus.JSON{}.Unmarshal([]byte(payload), &e))
 	require.Equal(t, "a", e.OrderID)
 	require.ErrorContains(t, bus.JSON{Strict: true}.Unmarshal([]byte(payload), &e), `unknown field "tip"`)
+}
+
+// What encoding/json would change into U+FFFD is refused, in both directions.
+func TestJSON_refusesTextThatItWouldChange(t *testing.T) {
+	type nested struct {
+		Text  string            `json:"text"`
+		Deep  map[string][]any  `json:"deep"`
+		Inner *nested           `json:"inner"`
+		Raw   json.RawMessage   `json:"raw,omitempty"`
+		Bytes []byte            `json:"bytes"`
+		Names map[string]string `json:"names"`
+	}
+	for _, event := range []any{
+		nested{Text: "a\xff"}, &nested{Inner: &nested{Text: "\xc3("}}, nested{Deep: map[string][]any{"x": {1, "\xff"}}}, nested{Names: map[string]string{"\xff": ""}},
+	} {
+		_, err := bus.JSON{}.Marshal(event)
+		require.ErrorContains(t, err, "not valid UTF-8")
+	}
+	for _, event := range []any{
+		nested{Text: "\ufffd"}, nested{Text: `\ufffd`}, nested{Raw: json.RawMessage(`"\ufffd"`)}, nested{Bytes: []byte("\xff")}, nested{Text: "größe"},
+	} {
+		payload, err := bus.JSON{}.Marshal(event)
+		require.NoError(t, err)
+		require.NoError(t, bus.JSON{}.Unmarshal(payload, new(nested)))
+	}
+	loop := &looped{Raw: json.RawMessage(`"\ufffd"`)}
+	loop.Self, loop.self = loop, loop
+	_, err := bus.JSON{}.Marshal(loop)
+	require.NoError(t, err)
+	for _, strict := range []bool{false, true} {
+		for _, text := range []string{`\ud800`, `\uDC00`, `\ud800x`, `\ud800\u0061`, `\\\ud800`} {
+			require.ErrorContains(t, bus.JSON{Strict: strict}.Unmarshal([]byte(`{"text":"`+text+`"}`), new(nested)), "half a surrogate pair", text)
+		}
+		for _, text := range []string{`\ud83d\ude00`, `\\ud800`, `\u0061`, `\n`, `\ufffd`} {
+			require.NoError(t, bus.JSON{Strict: strict}.Unmarshal([]byte(`{"text":"`+text+`"}`), new(nested)), text)
+		}
+	}
+}
+
+// looped points at itself where encoding/json does not look.
+type looped struct {
+	Raw  json.RawMessage
+	Self *looped `json:"-"`
+	self *looped
 }

@@ -94,7 +94,8 @@ func Subject(subject string) PublishOption { return func(p *publication) { p.sub
 func Delay(d time.Duration) PublishOption { return func(p *publication) { p.delay = d } }
 
 // Header sets a header of the message, such as the CloudEvents extension "ce_tenant". What leat sets by
-// itself, and names beginning with "leat_", are refused.
+// itself, names beginning with "leat_", and what CloudEvents does not allow in an attribute are refused; so are control
+// characters and invalid UTF-8 in other headers.
 func Header(key, value string) PublishOption {
 	return func(p *publication) { p.headers = append(p.headers, header{key, value}) }
 }
@@ -164,13 +165,7 @@ func (c Encoder) encode(ctx context.Context, e Event, p publication) (*message.M
 		h[HeaderContentType] = contentType
 	}
 	inherit(ctx, h)
-	if k, ok := e.(interface{ PartitionKey() string }); ok {
-		setUnlessEmpty(h, HeaderPartitionKey, k.PartitionKey())
-	}
-	setUnlessEmpty(h, HeaderPartitionKey, p.key)
-	if k, ok := e.(interface{ DedupKey() string }); ok {
-		setUnlessEmpty(h, HeaderDedupKey, k.DedupKey())
-	}
+	p.setKeys(h, e)
 	if p.delay > 0 {
 		h[HeaderDeliverAt] = formatTime(time.Now().Add(p.delay))
 	}
@@ -183,10 +178,21 @@ func (c Encoder) encode(ctx context.Context, e Event, p publication) (*message.M
 	return msg, nil
 }
 
+// setKeys sets the event's own keys, unless an option says otherwise.
+func (p publication) setKeys(h message.Metadata, e Event) {
+	if k, ok := e.(interface{ PartitionKey() string }); ok {
+		setUnlessEmpty(h, HeaderPartitionKey, k.PartitionKey())
+	}
+	setUnlessEmpty(h, HeaderPartitionKey, p.key)
+	if k, ok := e.(interface{ DedupKey() string }); ok {
+		setUnlessEmpty(h, HeaderDedupKey, k.DedupKey())
+	}
+}
+
 func (p publication) setHeaders(h message.Metadata) error {
 	for _, extra := range p.headers {
-		if reservedHeader(extra.key) {
-			return fmt.Errorf("header %q is leat's own; there are options for what can be set", extra.key)
+		if err := checkHeader(extra.key, extra.value); err != nil {
+			return err
 		}
 		h[extra.key] = extra.value
 	}
@@ -219,7 +225,7 @@ func reservedHeader(key string) bool {
 	case HeaderID, HeaderSource, HeaderType, HeaderTime, HeaderSpecVersion, HeaderContentType:
 		return true
 	default:
-		return strings.HasPrefix(key, "leat_")
+		return strings.HasPrefix(key, ownPrefix)
 	}
 }
 

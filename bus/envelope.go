@@ -41,8 +41,10 @@ const (
 	HeaderInstance = "leat_instance"
 )
 
-// attributePrefix stands before every CloudEvents attribute but the plain ones.
-const attributePrefix = "ce_"
+const (
+	attributePrefix = "ce_"   // stands before every CloudEvents attribute but the plain ones
+	ownPrefix       = "leat_" // stands before leat's own headers
+)
 
 // plainAttribute reports whether a CloudEvents extension has a header under its own name.
 func plainAttribute(name string) bool {

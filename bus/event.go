@@ -106,20 +106,17 @@ func TypeOf[T Event]() (Type, error) {
 	return t, checkReceivers(t, goType)
 }
 
-// optionalMethods are what an event may have; see [Event].
-var optionalMethods = map[string]reflect.Type{
-	"Validate":     reflect.TypeFor[interface{ Validate() error }](),
-	"PartitionKey": reflect.TypeFor[interface{ PartitionKey() string }](),
-	"DedupKey":     reflect.TypeFor[interface{ DedupKey() string }](),
-}
-
 // checkReceivers refuses an event type that is used as a value, while only a pointer to it has one of the optional
 // methods: it would never be called, and nobody would notice.
 func checkReceivers(t Type, goType reflect.Type) error {
 	if goType.Kind() == reflect.Pointer {
 		return nil
 	}
-	for name, method := range optionalMethods {
+	for name, method := range map[string]reflect.Type{
+		"Validate":     reflect.TypeFor[interface{ Validate() error }](),
+		"PartitionKey": reflect.TypeFor[interface{ PartitionKey() string }](),
+		"DedupKey":     reflect.TypeFor[interface{ DedupKey() string }](),
+	} {
 		if reflect.PointerTo(goType).Implements(method) && !goType.Implements(method) {
 			return fmt.Errorf("bus: %s: %s has the method %s with a pointer receiver, so it is not called for values; "+
 				"publish and handle *%[2]s, or give %[3]s a value receiver", t, goType, name)

@@ -58,7 +58,7 @@ func TestHandle_namesKnownTopicsOnlyWhereThereAreNoPatterns(t *testing.T) {
 		})
 		run(t, b)
 		if patterns {
-			require.Zero(t, len(known), "the transport has patterns")
+			require.Empty(t, known[:min(len(known), 3)], "the transport has patterns")
 			continue
 		}
 		require.Len(t, known, 9999+2)

@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"errors"
 	"strings"
 	"time"
 )
@@ -17,6 +18,9 @@ func parseTime(s string) time.Time {
 // is the beginning of the next one.
 func readTime(s string) (t time.Time, err error) {
 	const minute = "2006-01-02T15:04"
+	if strings.Contains(s, ",") { // package time takes a comma before the fraction, too
+		return t, errors.New("it has a comma")
+	}
 	s = strings.ToUpper(s)
 	leap := strings.HasPrefix(s[min(len(s), len(minute)):], ":60")
 	if leap {

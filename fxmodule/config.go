@@ -62,6 +62,9 @@ type Config struct {
 	// HoldNewer is how long a message waits whose version this process does not know yet, before it is
 	// poisoned: LEAT_HOLD_NEWER. With a negative one it does not wait.
 	HoldNewer time.Duration `env:"HOLD_NEWER" envDefault:"1h"`
+	// VersionField is the field of a foreign event's payload that may name its version: LEAT_VERSION_FIELD. Empty
+	// means "version", and "-" none. See bus.Config.
+	VersionField string `env:"VERSION_FIELD"`
 	// Admin is where operators reach the transport over HTTP, like 127.0.0.1:7070, with leat --url
 	// http://127.0.0.1:7070: LEAT_ADMIN. Empty means nowhere. An address that other machines reach
 	// needs a token.

@@ -121,6 +121,7 @@ func NewBus(p BusParams) (*bus.Bus, error) {
 		Logger:       p.Logger,
 		DrainTimeout: p.Config.DrainTimeout,
 		Breaker:      p.Config.breaker(),
+		VersionField: p.Config.VersionField,
 	})
 	if err != nil {
 		return nil, errors.Join(err, transport.Close(ctx))

@@ -174,6 +174,28 @@ func TestTheConfigurationCanBeReplacedAndDecorated(t *testing.T) {
 	app.RequireStart().RequireStop()
 }
 
+func TestConfig_namesTheFieldOfTheVersionInAForeignPayload(t *testing.T) {
+	t.Setenv("LEAT_VERSION_FIELD", "schema")
+	got := make(chan string, 1)
+	var b *bus.Bus
+	app := fxtest.New(t, quiet(), fxmodule.Module, fx.Populate(&b),
+		fxmodule.Handle("x", func(_ context.Context, e orderPlaced) error {
+			got <- e.ID
+			return nil
+		}))
+	app.RequireStart()
+	require.NoError(t, b.PublishMessages(t.Context(), &message.Message{
+		UUID: "w-1", Payload: []byte(`{"id":"a","version":"v1","schema":"v2"}`), Metadata: message.Metadata{bus.HeaderType: "order.placed"},
+	}))
+	select {
+	case id := <-got:
+		require.Equal(t, "a", id)
+	case <-time.After(time.Minute):
+		t.Fatal("the event was not handled")
+	}
+	app.RequireStop()
+}
+
 func TestMistakesInTheEnvironmentAreErrorsAtStart(t *testing.T) {
 	for _, c := range []struct{ name, value, want string }{
 		{"LEAT_ULR", "memory://", "Did you mean LEAT_URL?"},

@@ -119,6 +119,9 @@ func decode[T bus.Event](want bus.Type, codec bus.Codec, validate func(T) error,
 	if have != want {
 		return event, noRoute(have, want)
 	}
+	if err := bus.CheckContentType(codec, msg); err != nil {
+		return event, fmt.Errorf("decode %s: %w", have, err)
+	}
 	if err := codec.Unmarshal(msg.Payload, &event); err != nil {
 		return event, fmt.Errorf("decode %s: %w", have, err)
 	}

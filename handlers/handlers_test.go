@@ -541,3 +541,32 @@ func TestReply_hasOneIDOverAllTries(t *testing.T) {
 		require.NotEqual(t, got[1], got[2])
 	})
 }
+
+func TestDecode_refusesAnotherMediaType(t *testing.T) {
+	for contentType, refused := range map[string]bool{
+		"application/x-protobuf": true, "text/plain": true, "garbage": true,
+		"": false, "application/json": false, "application/json; charset=utf-8": false, "Application/JSON": false,
+		"application/vnd.shop+json": false, "application/cloudevents+json": false,
+	} {
+		t.Run(contentType, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				called := 0
+				w := newWorld(t, handlers.Func("ledger", func(context.Context, orderPaid) error {
+					called++
+					return nil
+				}))
+				msg := message.NewMessage("a", []byte(`{"order_id":"a"}`))
+				msg.Metadata = message.Metadata{bus.HeaderType: "order.paid.v1", bus.HeaderContentType: contentType}
+				require.NoError(t, w.bus.PublishMessages(t.Context(), msg))
+				w.idle()
+				if !refused {
+					require.Equal(t, 1, called)
+					return
+				}
+				require.Zero(t, called)
+				require.Contains(t, w.poisoned("ledger").Fault.Text, `decode order.paid.v1: its content type is "`+contentType+`", and the codec reads application/json`)
+				require.Equal(t, 1, w.poisoned("ledger").Fault.Attempts)
+			})
+		})
+	}
+}

@@ -54,8 +54,12 @@ func TestTailShowsCopies(t *testing.T) {
 		s := serve(t, t.Cleanup, address)
 		p := leat(t, address, "tail", "--json", "order.paid.*")
 		require.Eventually(t, func() bool { // it takes a while until copies come
+			flawed := message.NewMessage("flawed", []byte(`{}`))
+			flawed.Metadata = message.Metadata{bus.HeaderID: "flawed", bus.HeaderType: "order.paid.v1", bus.HeaderSource: "shop", "ce_tenant": "a\nb"}
+			require.NoError(t, s.transport.Publish(patience(t), "order.paid.v1", flawed))
 			s.publish(6)
-			return strings.Contains(p.out.String(), `"type":"order.paid.v1"`)
+			return strings.Contains(p.out.String(), `"type":"order.paid.v1"`) &&
+				strings.Contains(p.err.String(), "left out: bus: format CloudEvent: message flawed is no CloudEvent: attribute tenant")
 		}, long, 20*time.Millisecond)
 		require.NoError(t, p.Process.Signal(os.Interrupt))
 		require.NoError(t, p.Wait(), "an interrupt is how a tail ends: %s", p.err.String())

@@ -57,7 +57,8 @@ func (c *tail) write(e *Env, topic string, msg *message.Message) error {
 			msg.Metadata[bus.HeaderSource] = "unknown"
 		}
 		event, err := bus.FormatCloudEvent(msg)
-		if err != nil {
+		if err != nil { // what a foreign producer wrote must not end the tail
+			_, err = fmt.Fprintf(e.Stderr, "left out: %s\n", printable(err.Error()))
 			return err
 		}
 		_, err = raw(e.Stdout).Write(append(event, '\n'))

@@ -27,7 +27,7 @@ func TestAccounts_randomHistories(t *testing.T) {
 	}
 	for seed := range seeds {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { newHistory(t, uint64(seed)).run() }) //nolint:gosec // small
+			synctest.Test(t, func(t *testing.T) { newHistory(t, uint64(seed)).run() })
 		})
 	}
 }

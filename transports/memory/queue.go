@@ -113,6 +113,7 @@ func (q *queue) adopt(s bus.Subscription) error {
 	if q.cfg.Queue > 0 {
 		for i := range q.accounts {
 			q.accounts[i].limit = max(q.cfg.Queue, 2*s.Concurrency)
+			q.accounts[i].wake()
 		}
 	}
 	if q.park = s.Park; !q.park {
