@@ -207,6 +207,7 @@ func TestVersion_newerMessagesWaitForANewerService(t *testing.T) {
 					return nil
 				}, ordered, handlers.Concurrency(1)))
 				time.Sleep(time.Minute)
+				synctest.Wait()
 				require.Len(t, newest, 30)
 				if order != bus.Unordered {
 					require.IsIncreasing(t, newest)
