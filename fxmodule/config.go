@@ -3,6 +3,7 @@ package fxmodule
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"reflect"
 	"slices"
@@ -73,6 +74,30 @@ type Config struct {
 	AdminToken string `env:"ADMIN_TOKEN"`
 	// Retry is the policy of handlers that have none of their own. Code only.
 	Retry bus.RetryPolicy `env:"-"`
+}
+
+// LogValue keeps URLs' users and passwords, and the admin token, out of logs.
+func (c Config) LogValue() slog.Value {
+	token := ""
+	if c.AdminToken != "" {
+		token = "set"
+	}
+	return slog.GroupValue(
+		slog.String("url", shownURL(c.URL)), slog.String("service", c.Service), slog.String("redis_url", shownURL(c.RedisURL)),
+		slog.String("outbox_url", shownURL(c.OutboxURL)), slog.String("inbox_url", shownURL(c.InboxURL)),
+		slog.String("admin", c.Admin), slog.String("admin_token", token))
+}
+
+// shownURL returns what may be shown of a URL.
+func shownURL(rawURL string) string {
+	if rawURL == "" {
+		return ""
+	}
+	u, err := urlopt.Parse(rawURL)
+	if err != nil {
+		return "not a URL"
+	}
+	return urlopt.Show(u)
 }
 
 // Switch is on or off. Its zero value is the default.

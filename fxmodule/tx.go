@@ -13,6 +13,7 @@ import (
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/handlers"
+	"github.com/leatbus/leat/internal/urlopt"
 	"github.com/leatbus/leat/transports/sql"
 )
 
@@ -45,15 +46,18 @@ func (p BusParams) outbox(ctx context.Context) (bus.Outbox, error) {
 	return o, nil
 }
 
-var errDatabaseURL = errors.New("it is no URL of a database, like postgres://user@host/database; characters such as @ / % # in a password must be percent-encoded")
+var errDatabaseURL = errors.New("it is no URL of a database, like postgres://user@host/database")
 
 // databaseURL does not repeat the URL in its errors: there may be a password in it.
 func databaseURL(name, raw string) (*url.URL, error) {
 	if raw == "" {
 		return nil, fmt.Errorf("fxmodule: %s%s is not set; it names the service's own database, like postgres://user@host/database", Prefix, name)
 	}
-	u, err := url.Parse(raw)
-	if err != nil || u.Scheme == "" {
+	u, err := urlopt.Parse(raw)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("fxmodule: %s%s: %w: %w", Prefix, name, errDatabaseURL, err)
+	case u.Scheme == "":
 		return nil, fmt.Errorf("fxmodule: %s%s: %w", Prefix, name, errDatabaseURL)
 	}
 	return u, nil

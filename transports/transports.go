@@ -58,43 +58,26 @@ func (m *Mux) Open(ctx context.Context, rawURL string) (bus.Transport, error) {
 		return nil, m.unknown(u.Scheme)
 	}
 	notice := time.AfterFunc(openNotice, func() {
-		slog.Warn("leat: the message system does not answer yet; waiting for it", "url", shown(u))
+		slog.Warn("leat: the message system does not answer yet; waiting for it", "url", urlopt.Show(u))
 	})
 	defer notice.Stop()
 	t, err := open(ctx, u)
 	if err != nil {
-		return nil, fmt.Errorf("transports: open %s: %w", shown(u), err)
+		return nil, fmt.Errorf("transports: open %s: %w", urlopt.Show(u), err)
 	}
 	return t, nil
 }
 
-// shown is the URL without its password, which package url finds only behind //.
-func shown(u *url.URL) string {
-	if strings.Contains(u.Opaque, "@") {
-		return u.Scheme + ":…"
-	}
-	return u.Redacted()
-}
-
-// parse reads the URL. url.Parse's own errors repeat it, password and all, so they are not passed on.
+// parse reads the URL, and does not repeat it in its errors.
 func parse(rawURL string) (*url.URL, error) {
-	u, err := url.Parse(rawURL)
-	var parseErr *url.Error
+	u, err := urlopt.Parse(rawURL)
 	switch {
-	case errors.As(err, &parseErr):
-		return nil, fmt.Errorf("transports: the URL can't be parsed (%s); characters such as @ / %% # in a password must be percent-encoded", kind(parseErr))
 	case err != nil:
-		return nil, errors.New("transports: the URL can't be parsed")
+		return nil, fmt.Errorf("transports: %w", err)
 	case u.Scheme == "":
 		return nil, errors.New("transports: the URL has no scheme; a URL begins like memory:// or amqp://")
 	}
 	return u, nil
-}
-
-// kind is the reason of a parse error without the text it complains about.
-func kind(err *url.Error) string {
-	reason, _, _ := strings.Cut(err.Err.Error(), "\"")
-	return strings.TrimSpace(reason)
 }
 
 func (m *Mux) unknown(scheme string) error {

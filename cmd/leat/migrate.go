@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/leatbus/leat/internal/urlopt"
 	"github.com/leatbus/leat/internal/verbs"
 	"github.com/leatbus/leat/transports/sql"
 )
@@ -108,12 +109,10 @@ func (t *target) openTablesBy(open func(*url.URL) (*stdsql.DB, sql.Config, error
 
 // place names the tables without what is secret or unimportant.
 func place(u *url.URL, cfg sql.Config) string {
-	clean := *u
-	clean.RawQuery = ""
 	if cfg.Schema != "" {
-		return fmt.Sprintf("%s, schema %s, tables %s*", clean.Redacted(), cfg.Schema, cfg.Prefix)
+		return fmt.Sprintf("%s, schema %s, tables %s*", urlopt.Show(u), cfg.Schema, cfg.Prefix)
 	}
-	return fmt.Sprintf("%s, tables %s*", clean.Redacted(), cfg.Prefix)
+	return fmt.Sprintf("%s, tables %s*", urlopt.Show(u), cfg.Prefix)
 }
 
 var errOutOfDate = errors.New("run leat migrate up")

@@ -10,6 +10,7 @@ import (
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/internal/operator"
+	"github.com/leatbus/leat/internal/urlopt"
 	"github.com/leatbus/leat/internal/verbs"
 	"github.com/leatbus/leat/transports"
 	"github.com/leatbus/leat/transports/memory"
@@ -24,22 +25,21 @@ type target struct {
 
 var (
 	errNoURL    = errors.New("no URL; give one by --url or LEAT_URL, like postgres://user:password@host/database")
-	errBadURL   = errors.New("the URL can't be parsed; characters such as @ / % # in a password must be percent-encoded")
 	errNoScheme = errors.New("the URL has no scheme; write it like postgres://user:password@host/database, amqp://user:password@host/ or sqlite:file.db")
 	errFragment = errors.New("the URL has a #, which ends it; write %23 for one in a password")
 	errMemory   = errors.New("memory:// is inside of the service's process; " +
 		"start the service with LEAT_ADMIN=127.0.0.1:7070, and give --url http://127.0.0.1:7070")
 )
 
-// parse reads the URL. url.Parse's own errors repeat it, password and all, so they are not passed on.
+// parse reads the URL.
 func (t *target) parse() (*url.URL, error) {
 	if t.URL == "" {
 		return nil, &verbs.UsageError{Err: errNoURL}
 	}
-	u, err := url.Parse(t.URL)
+	u, err := urlopt.Parse(t.URL)
 	switch {
 	case err != nil && strings.Contains(t.URL, "://"):
-		return nil, &verbs.UsageError{Err: errBadURL}
+		return nil, &verbs.UsageError{Err: err}
 	case err != nil || !strings.Contains(t.URL, "://") && u.Scheme != string(sql.SQLite):
 		return nil, &verbs.UsageError{Err: errNoScheme}
 	case u.Fragment != "":
@@ -54,9 +54,7 @@ func (t *target) open(ctx context.Context, e *verbs.Env) (bus.Transport, error) 
 	if err != nil {
 		return nil, err
 	}
-	clean := *u
-	clean.RawQuery = ""
-	e.Where = clean.Redacted()
+	e.Where = urlopt.Show(u)
 	switch {
 	case u.Scheme == memory.Scheme:
 		return nil, &verbs.UsageError{Err: errMemory}

@@ -66,10 +66,10 @@ func isTerminal(w io.Writer) bool {
 func (v *screen) begin(b *bus.Bus, s settings) {
 	memory := "in memory"
 	if s.redis != "" {
-		memory = "in " + redacted(s.redis)
+		memory = "in " + shown(s.redis)
 	}
 	v.printf(v.story, "%s · events: %s · transport: %s · duplicates: remembered %s\n\n",
-		v.paint(bold, "leat quickstart"), s.source, redacted(s.url), memory)
+		v.paint(bold, "leat quickstart"), s.source, shown(s.url), memory)
 	v.table([]string{"group", "events", "versions", "order", "retries"}, func(row func(...string)) {
 		for _, h := range b.Handlers() {
 			events, versions := taken(h)
@@ -242,10 +242,12 @@ func thousands(n uint64) string {
 	return text
 }
 
-// redacted is a URL without its password. It was opened, so it can be parsed.
-func redacted(rawURL string) string {
-	if u, err := url.Parse(rawURL); err != nil || u.User != nil {
-		return u.Redacted()
+// shown is a URL without its user, its password and its options. It was opened, so it can be parsed.
+func shown(rawURL string) string {
+	u, err := url.Parse(rawURL)
+	if err != nil {
+		return ""
 	}
-	return rawURL
+	u.User, u.RawQuery = nil, ""
+	return u.String()
 }

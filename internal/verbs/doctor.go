@@ -4,11 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/url"
 	"slices"
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/internal/operator"
+	"github.com/leatbus/leat/internal/urlopt"
 )
 
 type doctor struct {
@@ -72,9 +72,12 @@ func (c *doctor) database(ctx context.Context, e *Env, what, raw string, look fu
 }
 
 func lookAt(ctx context.Context, e *Env, raw string, look func(context.Context, bus.Transport) []bus.Finding) ([]bus.Finding, error) {
-	u, err := url.Parse(raw)
-	if err != nil || u.Scheme == "" { // its errors repeat the URL, password and all
-		return nil, usage("it is no URL of a database, like postgres://user@host/database; characters such as @ / %% # in a password must be percent-encoded")
+	u, err := urlopt.Parse(raw)
+	switch {
+	case err != nil:
+		return nil, usage("it is no URL of a database, like postgres://user@host/database: %w", err)
+	case u.Scheme == "":
+		return nil, usage("it is no URL of a database, like postgres://user@host/database")
 	}
 	q := u.Query()
 	q.Set("migrate", "check")
@@ -123,7 +126,6 @@ func (c *doctor) findings(ctx context.Context, e *Env) []bus.Finding {
 
 func (c *doctor) write(e *Env, f bus.Finding) error {
 	line := operator.DescribeFinding(f)
-	line.Error = Redact(line.Error)
 	if c.JSON {
 		return e.line(line)
 	}

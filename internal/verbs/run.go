@@ -75,7 +75,7 @@ func Run(ctx context.Context, grammar any, e *Env, description string, args []st
 	}
 	parsed, err := parser.Parse(args)
 	if err != nil {
-		fmt.Fprintf(e.Stderr, "%s: %s\n%s --help shows what there is.\n", e.Program, Redact(err.Error()), e.Program)
+		fmt.Fprintf(e.Stderr, "%s: %s\n%s --help shows what there is.\n", e.Program, redactArgument(err.Error()), e.Program)
 		return ExitUsage
 	}
 	parsed.BindTo(ctx, (*context.Context)(nil))
@@ -88,16 +88,22 @@ func Run(ctx context.Context, grammar any, e *Env, description string, args []st
 	}
 	text, status := err.Error(), ExitUsage
 	if !isUsage(err) {
-		text, status = Redact(text), ExitFailed
+		text, status = redactURL(err.Error()), ExitFailed
 	}
 	fmt.Fprintf(e.Stderr, "%s: %s: %s\n", e.Program, parsed.Selected().Path(), text)
 	return status
 }
 
-// Redact takes passwords out of URLs in a text, such as an argument that an error repeats.
-func Redact(text string) string {
-	password := regexp.MustCompile(`(://[^\s:@/]*):\S*@`)
-	return password.ReplaceAllString(text, "$1:xxxxx@")
+// redactURL takes the user part out of URLs in a text. leat's own errors show none; this is for those of others.
+func redactURL(text string) string {
+	return regexp.MustCompile(`://\S*@`).ReplaceAllString(text, "://…@")
+}
+
+// redactArgument takes what may be secret out of a text that repeats an argument, such as a URL in the wrong place: all
+// from the // to the last @, and options.
+func redactArgument(text string) string {
+	text = regexp.MustCompile(`://.*@`).ReplaceAllString(text, "://…@")
+	return regexp.MustCompile(`(://[^\s?#]*)[?#]\S*`).ReplaceAllString(text, "$1?…")
 }
 
 // isTerminal reports whether somebody sits at the other end.

@@ -107,6 +107,12 @@ type Config struct {
 	Logger         *slog.Logger  // connections lost and found; slog.Default where nil
 }
 
+// LogValue keeps the user and the password out of logs.
+func (c Config) LogValue() slog.Value {
+	return slog.GroupValue(slog.String("host", c.Host), slog.String("vhost", c.Vhost), slog.Bool("tls", c.UseTLS || c.TLSConfig != nil),
+		slog.String("exchange", c.ExchangeName), slog.String("queue", string(c.QueueType)), slog.String("topology", string(c.Topology)))
+}
+
 // ConfigFromURL reads a URL; see the package documentation. An error never contains the password.
 func ConfigFromURL(u *url.URL) (Config, error) {
 	cfg := Config{Host: u.Host, Username: u.User.Username(), UseTLS: u.Scheme == SchemeTLS}

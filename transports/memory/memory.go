@@ -67,7 +67,7 @@ var (
 // Open makes a transport from its URL. Every call makes another one: they share nothing.
 func Open(_ context.Context, u *url.URL) (bus.Transport, error) {
 	if u.Host != "" || (u.Path != "" && u.Path != "/") || u.User != nil {
-		return nil, fmt.Errorf("memory: %q has a host or a path; write memory://", u.Redacted())
+		return nil, errors.New("memory: the URL has a host or a path; write memory://")
 	}
 	o := urlopt.New(u)
 	o.RequireHost(u)

@@ -35,14 +35,14 @@ func Open(ctx context.Context, u *url.URL) (bus.Transport, error) {
 	source.silence = mysqlSilence
 	db, err := source.connect()
 	if err != nil {
-		return nil, fmt.Errorf("sql: %w", source.redact(err))
+		return nil, fmt.Errorf("sql: %w", err)
 	}
 	waiting, cancel := context.WithTimeout(ctx, source.wait)
 	defer cancel()
 	t, err := open(waiting, db, source.cfg)
 	if err != nil {
 		db.close()
-		return nil, source.redact(err)
+		return nil, err
 	}
 	return t, nil
 }
@@ -56,7 +56,7 @@ func OpenDB(u *url.URL) (*stdsql.DB, Config, error) {
 	}
 	db, err := source.connect()
 	if err != nil {
-		return nil, Config{}, fmt.Errorf("sql: %w", source.redact(err))
+		return nil, Config{}, fmt.Errorf("sql: %w", err)
 	}
 	switch db := db.(type) {
 	case *pgxDatabase:
@@ -279,21 +279,4 @@ func (s source) connectSQLite() (database, error) {
 	}
 	db.SetMaxOpenConns(1)
 	return newSQLiteDatabase(db), nil
-}
-
-// redact takes the password out of an error's text.
-func (s source) redact(err error) error {
-	password, ok := s.url.User.Password()
-	if err == nil || !ok || password == "" {
-		return err
-	}
-	text := err.Error()
-	clean := text
-	for _, secret := range []string{password, url.QueryEscape(password), url.PathEscape(password)} {
-		clean = strings.ReplaceAll(clean, secret, "xxxxx")
-	}
-	if clean == text {
-		return err
-	}
-	return errors.New(clean)
 }
