@@ -85,8 +85,8 @@ type Bus struct {
 	cut       atomic.Bool   // the drain timeout has passed
 	stopOnce  sync.Once
 	stop      chan struct{}      // closed by Drain and Close
-	patience  context.Context    // ends when a caller of Drain or Close can't wait for handlers any more
-	impatient context.CancelFunc // ends it
+	drainCtx  context.Context    // done when the context of a caller of Drain or Close leaves handlers no more time
+	cutDrain  context.CancelFunc // cancels drainCtx
 	runErr    error              // valid once stopped is closed
 	closeOnce sync.Once
 	closing   chan struct{} // closed by Close
@@ -125,7 +125,7 @@ func New(t Transport, cfg Config) (*Bus, error) {
 
 		subscribing: make(chan struct{}, 1),
 	}
-	b.patience, b.impatient = context.WithCancel(context.Background()) //nolint:gosec // those who drain end it
+	b.drainCtx, b.cutDrain = context.WithCancel(context.Background()) //nolint:gosec // those who drain end it
 	b.subscribing <- struct{}{}
 	b.cfg.Observers = make([]Observer, len(cfg.Observers))
 	for i, o := range cfg.Observers {
@@ -260,8 +260,8 @@ func (b *Bus) Running() <-chan struct{} { return b.running }
 
 // Drain stops the handlers as the end of Run's context would, waits for Run to return, and returns
 // its error. Handlers may go on until the drain timeout, shortly before ctx's deadline or until ctx is
-// cancelled, whichever is first; of several callers of Drain and Close the most impatient counts. What is
-// still out then is given back. If even that takes too long, Drain returns ctx's error. The transport stays
+// cancelled, whichever is first. If Drain and Close are called several times, the first of their contexts to end
+// counts. What is still out then is given back. If even that takes too long, Drain returns ctx's error. The transport stays
 // open, and Publish works on, unless the transport would lose what nobody handles any more.
 //
 // A handler can't drain or close its bus, which would wait for it: with the handler's context, both return
@@ -274,7 +274,7 @@ func (b *Bus) Drain(ctx context.Context) error {
 }
 
 func (b *Bus) drain(ctx context.Context) error {
-	defer b.lendPatience(ctx)()
+	defer b.limitDrain(ctx)()
 	b.stopOnce.Do(func() { close(b.stop) })
 	b.mu.Lock()
 	ran := b.runCalled
@@ -289,22 +289,22 @@ func (b *Bus) drain(ctx context.Context) error {
 	return b.runErr
 }
 
-// lendPatience ends the time of the handlers when ctx leaves no more than the grace that they have after
-// their interruption. What it returns must be called when ctx does not count any more.
-func (b *Bus) lendPatience(ctx context.Context) (release func()) {
+// limitDrain interrupts the handlers when ctx leaves no more time than the grace after their interruption. The
+// caller must call release when ctx does not count any more.
+func (b *Bus) limitDrain(ctx context.Context) (release func()) {
 	cancel := func() {}
 	if deadline, ok := ctx.Deadline(); ok {
 		ctx, cancel = context.WithDeadline(ctx, deadline.Add(-2*interruptGrace))
 	}
-	stop := context.AfterFunc(ctx, b.impatient)
+	stop := context.AfterFunc(ctx, b.cutDrain)
 	return func() {
 		stop()
 		cancel()
 	}
 }
 
-// await waits until done is closed, or ctx is done. After a cancellation, which does not come announced, it gives
-// handlers the grace.
+// await waits until done is closed, or ctx is done. Handlers are interrupted ahead of a deadline, but not ahead of
+// a cancellation; so after one it waits for their grace, too.
 func await(ctx context.Context, done <-chan struct{}) error {
 	select {
 	case <-done:
@@ -355,7 +355,7 @@ func (b *Bus) Close(ctx context.Context) error {
 		b.closeErr = errors.Join(drainErr, b.closeFeeds(ctx), b.closeOutbox(ctx), b.transport.Close(ctx))
 		return b.closeErr
 	}
-	defer b.lendPatience(ctx)()
+	defer b.limitDrain(ctx)()
 	if err := await(ctx, b.closed); err != nil {
 		return fmt.Errorf("bus: close: it goes on: %w", err)
 	}

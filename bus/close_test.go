@@ -22,7 +22,7 @@ func within(d time.Duration, cancelled bool) (context.Context, context.CancelFun
 	return ctx, func() { timer.Stop(); cancel() }
 }
 
-func TestDrainAndClose_heedTheContextOfEachCaller(t *testing.T) {
+func TestDrainAndClose_honourTheContextOfEachCaller(t *testing.T) {
 	for name, c := range map[string]struct {
 		stop      func(*bus.Bus, context.Context) error
 		cancelled bool

@@ -200,9 +200,9 @@ func (r *run) stopBreakers() {
 	}
 }
 
-// drainLimit ends when handlers have had their time: the drain timeout, or the patience of those who drain.
+// drainLimit ends when handlers have had their time: the drain timeout, or what the callers of Drain and Close allow.
 func (b *Bus) drainLimit() (context.Context, context.CancelFunc) {
-	return context.WithTimeout(b.patience, b.cfg.DrainTimeout)
+	return context.WithTimeout(b.drainCtx, b.cfg.DrainTimeout)
 }
 
 // workOffBacklog lets the workers handle what waits in a transport that would lose it. Messages that

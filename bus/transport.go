@@ -22,7 +22,9 @@ import (
 //  5. Payload bytes and headers come back exactly.
 //  6. A group outlives its consumers: messages published meanwhile wait in it (durable transports).
 //  7. Order holds as [Order] says, and past a poisoned message as [Subscription] says of Park.
-//  8. Memory is bounded: a slow consumer slows the publishers of its own group, and never eats the heap.
+//  8. Memory is bounded: a slow consumer slows the publishers of its own group, and never eats the heap. A
+//     publisher that waits for one group takes no room in others, and delayed messages hold back only
+//     those who publish with a delay.
 //  9. The transport reconnects by itself; meanwhile publishers wait, within their context, and nothing
 //     is handled empty or lost.
 //  10. Close is final, may be called twice, and leaves no goroutine; after it every method answers
