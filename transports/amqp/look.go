@@ -155,6 +155,14 @@ func (l *look) renew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	err = again.rewrite(arrived, left)
+	// The consumer was handed its own copies, too, and the next look must not miss them.
+	again.read, again.strides, again.taken = left, 1, nil
+	return errors.Join(err, again.putBack())
+}
+
+// rewrite writes so many messages of the queue anew, and takes the old ones.
+func (l *look) rewrite(arrived <-chan amqp.Delivery, left int) error {
 	seen := make(map[string]int)
 	for left > 0 {
 		window := collect(arrived, min(left, replayWindow))
@@ -169,17 +177,17 @@ func (l *look) renew(ctx context.Context) error {
 				out[i].msg.Headers[headerPoisonID] = idOf(d, seen)
 			}
 		}
-		err := again.finish(func() error {
-			if err := again.send(out...); err != nil {
+		err := l.finish(func() error {
+			if err := l.send(out...); err != nil {
 				return err
 			}
-			return again.take(window...)
+			return l.take(window...)
 		})
 		if err != nil {
 			return err
 		}
 	}
-	_, err = again.size() // the acks have arrived
+	_, err := l.size() // the acks have arrived
 	return err
 }
 
