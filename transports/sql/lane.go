@@ -67,8 +67,10 @@ func (s *store) claimLanes(ctx context.Context, c claim) (found lanes, err error
 		if err := s.lockLanes(ctx, tx, c.group); err != nil {
 			return err
 		}
-		if err := s.orphans(ctx, tx, c.group); err != nil {
-			return err
+		if c.orphans {
+			if err := s.orphans(ctx, tx, c.group); err != nil {
+				return err
+			}
 		}
 		found = lanes{walk: c.walk}
 		heads, err := s.hinted(ctx, tx, c, &found)
