@@ -105,7 +105,7 @@ func TestWhatIsTriedAgain(t *testing.T) {
 	for _, code := range []string{"23505", "42P01", "22021", "42501", "28P01"} {
 		require.False(t, pg.retryable(&pgconn.PgError{Code: code}), code)
 	}
-	for _, n := range []uint16{1020, 1205, 1213, 1290, 1040, 1053} {
+	for _, n := range []uint16{1020, 1205, 1213, 1290, 1040, 1053, 4031} {
 		require.True(t, my.retryable(&mysql.MySQLError{Number: n}), n)
 	}
 	for _, n := range []uint16{1045, 1062, 1146, 1153} {
