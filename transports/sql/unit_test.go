@@ -122,3 +122,20 @@ func mustParse(t *testing.T, raw string) *url.URL {
 	require.NoError(t, err)
 	return u
 }
+
+// TestInboxCursor_beginsAnewForAGroupThatComesDuringAPass: that pass does not look for it.
+func TestInboxCursor_beginsAnewForAGroupThatComesDuringAPass(t *testing.T) {
+	c := inboxCursor{groups: make(map[string]bool)}
+	c.use("mail.first")
+	groups, from, pass := c.start()
+	require.Equal(t, []any{"mail.first"}, groups)
+	require.Zero(t, from)
+	c.use("mail.second")
+	c.move(pass, 100)
+	groups, from, pass = c.start()
+	require.Len(t, groups, 2)
+	require.Zero(t, from)
+	c.move(pass, 100)
+	_, from, _ = c.start()
+	require.EqualValues(t, 100, from)
+}
