@@ -46,7 +46,8 @@
 //	unroutable      report    report or error: what Publish does with a message that no group wants
 //	lease           30s       how long the messages of a process that died stay with it
 //	prefetch        1000      messages a feed may hold that it has not handed out yet
-//	poll            25ms      how often an idle process looks for messages it was not told of
+//	poll            25ms      how often an idle process looks for messages it was not told of;
+//	                          at least 250ms where PostgreSQL's notifications arrive
 //	keep_handled              how long handled messages stay; they are deleted at once without it
 //	keep_poisoned             how long poisoned messages stay; until somebody drops them without it
 //	wait            15s       how long opening waits for a server that is just starting

@@ -479,6 +479,7 @@ func (f *fetcher) claim(ctx context.Context, want int) ([]record, error) {
 // claimLanes claims from the lanes, where the feed's hints lead and where the walk goes on.
 func (f *fetcher) claimLanes(ctx context.Context, c claim) ([]record, error) {
 	began := time.Now()
+	c.orphans = began.Sub(f.rounds.orphans) > longestPoll
 	byKey := f.group.order == bus.OrderedByKey
 	if byKey {
 		if err := f.rounds.open(ctx, f.store); err != nil {
@@ -494,6 +495,9 @@ func (f *fetcher) claimLanes(ctx context.Context, c claim) ([]record, error) {
 	}
 	if err != nil {
 		return nil, err
+	}
+	if c.orphans {
+		f.rounds.orphans = began
 	}
 	f.walk = found.walk
 	f.rounds.claimed(began, found)
@@ -526,6 +530,7 @@ type laneRounds struct {
 	turned  time.Time
 	more    bool      // there are new rows that were not read yet
 	busy    bool      // the last claim took something
+	orphans time.Time // when what dead consumers had taken was last put back
 	walked  time.Time // when the last claim was that did not only follow hints
 }
 

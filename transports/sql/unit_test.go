@@ -105,7 +105,7 @@ func TestWhatIsTriedAgain(t *testing.T) {
 	for _, code := range []string{"23505", "42P01", "22021", "42501", "28P01"} {
 		require.False(t, pg.retryable(&pgconn.PgError{Code: code}), code)
 	}
-	for _, n := range []uint16{1020, 1205, 1213, 1290, 1040, 1053} {
+	for _, n := range []uint16{1020, 1205, 1213, 1290, 1040, 1053, 4031} {
 		require.True(t, my.retryable(&mysql.MySQLError{Number: n}), n)
 	}
 	for _, n := range []uint16{1045, 1062, 1146, 1153} {
@@ -121,4 +121,21 @@ func mustParse(t *testing.T, raw string) *url.URL {
 	u, err := url.Parse(raw)
 	require.NoError(t, err)
 	return u
+}
+
+// TestInboxCursor_beginsAnewForAGroupThatComesDuringAPass: that pass does not look for it.
+func TestInboxCursor_beginsAnewForAGroupThatComesDuringAPass(t *testing.T) {
+	c := inboxCursor{groups: make(map[string]bool)}
+	c.use("mail.first")
+	groups, from, pass := c.start()
+	require.Equal(t, []any{"mail.first"}, groups)
+	require.Zero(t, from)
+	c.use("mail.second")
+	c.move(pass, 100)
+	groups, from, pass = c.start()
+	require.Len(t, groups, 2)
+	require.Zero(t, from)
+	c.move(pass, 100)
+	_, from, _ = c.start()
+	require.EqualValues(t, 100, from)
 }

@@ -31,7 +31,7 @@ type waker struct {
 	topics    bus.TopicTable[*feed]
 	looking   sync.Once
 
-	hears atomic.Bool // notifications arrive
+	receives atomic.Bool // notifications arrive
 
 	mu     sync.Mutex
 	feeds  map[*feed]struct{}
@@ -192,7 +192,7 @@ func (w *waker) notification() string {
 }
 
 func (w *waker) notified(text string) {
-	w.hears.Store(true)
+	w.receives.Store(true)
 	lines := strings.Split(text, "\n")
 	switch {
 	case lines[0] == w.id: // its feeds know
@@ -235,12 +235,9 @@ func (w *waker) listenOnce(db *pgxDatabase, connected func()) error {
 		return err
 	}
 	connected()
-	defer w.hears.Store(false)
-	// Its own notification shows that any arrive.
-	if _, err := w.transport.store.db.exec(ctx, w.transport.store.sql(`SELECT pg_notify(?, ?)`), w.channel, w.id+"\n"+pingTopic); err != nil {
-		return err
-	}
+	defer w.receives.Store(false)
 	w.all() // for what was published meanwhile
+	w.transport.work.Go(w.ping)
 	for {
 		n, err := conn.WaitForNotification(ctx)
 		if err != nil {
@@ -250,8 +247,17 @@ func (w *waker) listenOnce(db *pgxDatabase, connected func()) error {
 	}
 }
 
-// look wakes feeds in whose groups something is there. It asks for all feeds of the process at once, in two
-// ways: often for new rows, and once a second for whatever else the groups have that can be taken.
+// ping has the process notify itself, which shows that notifications arrive. It goes out on another connection, as
+// those of others do: a pooler may bring back one's own.
+func (w *waker) ping() {
+	t := w.transport
+	ctx, cancel := context.WithTimeout(t.ctx, statementTimeout)
+	defer cancel()
+	_, _ = t.store.db.exec(ctx, t.store.sql(`SELECT pg_notify(?, ?)`), w.channel, w.id+"\n"+pingTopic) // else it looks more often
+}
+
+// look wakes feeds in whose groups something is there. One query serves all feeds of the process: often for
+// new rows, and once a second for whatever else the groups have that can be taken.
 //
 // A row is new until it has been read for half a second: ids are given out before they are committed.
 func (w *waker) look() {
@@ -289,7 +295,7 @@ func (w *waker) look() {
 // pause returns how long it is until the next look: less often where notifications arrive. Behind a pooler
 // they may never do.
 func (w *waker) pause() time.Duration {
-	if w.hears.Load() {
+	if w.receives.Load() {
 		return max(w.transport.store.cfg.Poll, pollListening)
 	}
 	return w.transport.store.cfg.Poll
