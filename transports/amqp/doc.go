@@ -2,7 +2,9 @@
 // by the broker before Publish returns; a group is a durable queue, by default a quorum queue.
 //
 // Its URL is amqp://user:password@host:5672/vhost, or amqps:// for TLS. What is left out is guest,
-// guest, localhost, 5672 (5671 for amqps) and the virtual host "/". These are its options:
+// guest, localhost, 5672 (5671 for amqps) and the virtual host "/". Of a cluster, name several nodes:
+// amqp://user:password@a:5672,b:5672/vhost. They are tried in random order, also when a connection is lost. These are
+// its options:
 //
 //	option           default       what
 //	exchange         events        the topic exchange that events are published to
@@ -14,7 +16,7 @@
 //	declare          true          false: only check that exchanges and queues are there
 //	app_id           program name  the app-id property of published messages
 //	name             program name  the connection's name in the broker's own lists
-//	heartbeat        10s           how often a silent connection is checked
+//	heartbeat        10s           how often a silent connection is checked; at least 1s
 //	dial_timeout     5s            for one try to connect, TLS and login included
 //	connect_timeout  15s           for the first connection, all tries included
 //	auth             plain         plain: user and password; external: the client certificate

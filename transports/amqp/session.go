@@ -59,7 +59,7 @@ func (f *feed) run() {
 	var pause backoff
 	for again := false; f.intake.Err() == nil; again = true {
 		began := time.Now()
-		s, err := f.connect()
+		s, err := f.connectAlone()
 		if err == nil {
 			if again {
 				f.t.registry.announce(f.sub) // it was forgotten if the queue was gone for a while
@@ -67,6 +67,7 @@ func (f *feed) run() {
 			err = s.serve()
 			f.purge(s)
 		}
+		f.isolate()
 		if time.Since(began) > soundSession {
 			pause.reset()
 		}
@@ -75,6 +76,67 @@ func (f *feed) run() {
 		}
 		f.t.cfg.Logger.Warn("leat: amqp: consuming is interrupted", "group", f.sub.Group, "err", err)
 		pause.wait(f.intake)
+	}
+}
+
+// A queue that can't work, such as one of a cluster that has lost its majority, has the broker end the whole
+// connection over which somebody asks for it (INTERNAL_ERROR). The connection is shared by all groups, and one after
+// the other would lose it again and again.
+
+// sickFailures is how often that may happen to a group before it gets a connection of its own.
+const sickFailures = 3
+
+// connectAlone is connect. While the connection was ended so a short time ago, one group connects at a time: then it
+// is known over which group it is ended.
+func (f *feed) connectAlone() (*session, error) {
+	l := f.link()
+	if l.isSick() {
+		select {
+		case l.turn <- struct{}{}:
+			defer func() { <-l.turn }()
+		case <-f.intake.Done():
+			return nil, context.Cause(f.intake)
+		}
+	}
+	s, err := f.connect()
+	f.blame(err)
+	return s, err
+}
+
+// blame counts an operation of this group that ended the connection.
+func (f *feed) blame(err error) {
+	if isCode(err, amqp.InternalError) {
+		f.failures++
+	}
+}
+
+// isolate gives a group a connection of its own that has ended the shared one too often.
+func (f *feed) isolate() {
+	if f.failures < sickFailures || f.intake.Err() != nil {
+		return
+	}
+	f.failures = 0
+	f.t.mu.Lock()
+	isolated := f.own != nil
+	f.t.mu.Unlock()
+	if isolated {
+		return
+	}
+	l, err := openLink(f.intake, f.t.cfg, "group "+f.sub.Group)
+	if err != nil {
+		return // next time
+	}
+	f.t.cfg.Logger.Error("leat: amqp: the broker ends the connection over this group's queues; the group gets a connection of its own",
+		"group", f.sub.Group)
+	f.t.mu.Lock()
+	closed := f.t.closed
+	if !closed {
+		f.own = l
+		f.t.extra = append(f.t.extra, l)
+	}
+	f.t.mu.Unlock()
+	if closed {
+		l.close(f.intake)
 	}
 }
 
@@ -212,6 +274,7 @@ func (s *session) serve() error {
 			}
 		case <-assert.C:
 			if err := s.feed.t.topology.subscribe(s.ch, s.feed.sub); err != nil {
+				s.feed.blame(err)
 				return err
 			}
 		case <-s.feed.intake.Done():
