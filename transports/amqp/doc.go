@@ -49,7 +49,8 @@
 //
 // # Handlers that take long
 //
-// The broker closes a channel whose message is not acked within its consumer_timeout, 30 minutes by default.
+// The broker closes a channel whose message is not acked within its consumer_timeout, 30 minutes by default, or from
+// RabbitMQ 4.3 on cancels its consumer.
 // The log says so and names the cure; the group goes on over a new channel. All that was out comes again and
 // counts a hand-over more, also the message whose handler still runs: its ack fails then, and the message is
 // handled twice, but in an ordered group not at the same time. So give handlers a shorter timeout. Ordered
@@ -133,6 +134,19 @@
 // that waits is lost. A node that hangs keeps the lead of its clients until the others give it up, after
 // RabbitMQ's net_ticktime of 60 seconds: ordered groups that are led from there stand still for so long.
 // Operators who want less set net_ticktime lower on all nodes, for instance to 15.
+//
+// # Rights
+//
+// A service shop, whose groups are shop.*, with the exchange events, needs these rights of its user, and no more:
+//
+//	configure  ^(events|leat\..*|shop\..*)$
+//	write      ^(events|leat\..*|shop\..*|amq\.default)$
+//	read       ^(events|leat\..*|shop\..*)$
+//
+// "leat tail" also needs amq\.gen.* in all three. With declare=false nothing is configured. The queues leat.delay.* are
+// shared by all services of a virtual host: whoever may read them can read delayed messages of all. So give services
+// that must not read each other's messages a virtual host each. A delayed message that a process may not publish goes
+// back for another process, and after a hundred tries to leat.delay.<type>.undelivered.
 //
 // # What operators see
 //

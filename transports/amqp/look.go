@@ -155,13 +155,14 @@ func (l *look) renew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	seen := make(map[string]int)
+	seen, total := make(map[string]int), 0
 	for left > 0 {
 		window := collect(arrived, min(left, replayWindow))
 		if len(window) == 0 {
-			return nil // somebody else takes messages out
+			break // somebody else takes messages out
 		}
 		left -= len(window)
+		total += len(window)
 		out := make([]*outgoing, len(window))
 		for i, d := range window {
 			out[i] = &outgoing{key: l.queue, msg: renewed(d)}
@@ -179,8 +180,11 @@ func (l *look) renew(ctx context.Context) error {
 			return err
 		}
 	}
-	_, err = again.size() // the acks have arrived
-	return err
+	if _, err := again.size(); err != nil { // the acks have arrived
+		return err
+	}
+	again.strides, again.read, again.taken = 1, total, nil
+	return again.putBack() // some of the new ones have come, too: the next look must not miss them
 }
 
 // collect takes so many deliveries, or fewer where no more come.

@@ -265,7 +265,7 @@ func (s *session) serve() error {
 		case err := <-s.gone:
 			return channelLost(err)
 		case tag := <-s.cancelled:
-			return fmt.Errorf("the broker cancelled the consumer %s: its queue was deleted or lost its leader", tag)
+			return consumerCancelled(tag)
 		case err := <-s.lost:
 			return err
 		case <-s.wide:
@@ -396,6 +396,13 @@ func (s *session) awaitIdle() error {
 	case <-f.life.Done():
 		return context.Cause(f.life)
 	}
+}
+
+// consumerCancelled tells the reasons that a broker may have: it does not say which it is. RabbitMQ 4.3 cancels a
+// consumer where earlier versions close the channel.
+func consumerCancelled(tag string) error {
+	return fmt.Errorf("the broker cancelled the consumer %s: its queue was deleted or lost its leader, or an ack took longer than the "+
+		"broker's consumer_timeout, so that all that was out comes again: give handlers a timeout that is shorter, or raise consumer_timeout on the broker", tag)
 }
 
 func channelLost(reason *amqp.Error) error {
