@@ -74,12 +74,14 @@ const (
 	defaultHeartbeat      = 10 * time.Second
 	defaultDialTimeout    = 5 * time.Second
 	defaultConnectTimeout = 15 * time.Second
+
+	maxHeartbeat = 18 * time.Hour // AMQP counts seconds in 16 bits
 )
 
 // Config says where the broker is and how to use it. The zero Config is a broker on this machine with
 // the defaults of the URL's options. Names are those of watermill-amqp where it has them.
 type Config struct {
-	Host     string // with or without port
+	Host     string // with or without port; or several, separated by commas, which are tried in random order
 	Vhost    string
 	Username string
 	Password string
@@ -149,7 +151,9 @@ func ConfigFromURL(u *url.URL) (Config, error) {
 // withDefaults fills what is left out and says what can't be.
 func (c Config) withDefaults() (Config, error) {
 	program := filepath.Base(os.Args[0])
-	c.Username, c.Password = cmp.Or(c.Username, "guest"), cmp.Or(c.Password, "guest")
+	if c.Username == "" || c.Username == "guest" {
+		c.Username, c.Password = "guest", cmp.Or(c.Password, "guest")
+	}
 	c.Vhost = cmp.Or(c.Vhost, "/")
 	c.Auth = cmp.Or(c.Auth, Plain)
 	c.ExchangeName = cmp.Or(c.ExchangeName, defaultExchange)
@@ -163,7 +167,7 @@ func (c Config) withDefaults() (Config, error) {
 	c.DialTimeout = cmp.Or(c.DialTimeout, defaultDialTimeout)
 	c.ConnectTimeout = cmp.Or(c.ConnectTimeout, defaultConnectTimeout)
 	c.UseTLS = c.UseTLS || c.TLSConfig != nil || c.CACert != "" || c.Cert != ""
-	c.Host = withPort(c.Host, c.UseTLS)
+	c.Host = withPorts(c.Host, c.UseTLS)
 	if c.Logger == nil {
 		c.Logger = slog.Default()
 	}
@@ -178,6 +182,10 @@ func (c Config) validate() error {
 		return errors.New("cert and key belong together; give both files or none")
 	case c.Auth == External && c.Cert == "" && c.TLSConfig == nil:
 		return errors.New("auth=external logs in with the client's certificate; give cert and key")
+	case c.Auth == Plain && c.Password == "":
+		return fmt.Errorf("user %q has no password; write amqp://%s:password@host, or leave both out", c.Username, url.PathEscape(c.Username))
+	case c.Heartbeat < time.Second || c.Heartbeat > maxHeartbeat:
+		return fmt.Errorf("heartbeat is %s; it is between 1s and %s", c.Heartbeat, maxHeartbeat)
 	case c.PrefetchCount < 0 || c.PrefetchCount > maxPrefetch:
 		return fmt.Errorf("prefetch is %d; it is between 1 and %d", c.PrefetchCount, maxPrefetch)
 	}

@@ -3,6 +3,8 @@ package amqp_test
 import (
 	"context"
 	"log/slog"
+	"net"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -110,4 +112,45 @@ func TestTheZeroConfigWorks(t *testing.T) {
 	require.True(t, transport.Health().Connected)
 	closeAll(t, transport)
 	require.ErrorIs(t, transport.Publish(context.Background(), "a.v1", newMessage("a.v1", "m")), bus.ErrClosed)
+}
+
+func TestConfig_severalHosts(t *testing.T) {
+	broker := testenv.RabbitMQ(t)
+	u, err := url.Parse(broker)
+	require.NoError(t, err)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	closed := listener.Addr().String()
+	require.NoError(t, listener.Close())
+	proxy := testenv.NewProxy(t, u.Host)
+	log := new(testenv.Buffer)
+	cfg, err := amqp.ConfigFromURL(&url.URL{Scheme: "amqp", User: u.User, Host: closed + "," + proxy.Addr() + "," + closed, Path: "/"})
+	require.NoError(t, err)
+	cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
+	transport, err := amqp.New(t.Context(), cfg)
+	require.NoError(t, err)
+	t.Cleanup(func() { cleanUp(t, broker, transport.QueuesForTest()) })
+	topic := unique("order.paid.v1")
+	feed := subscribe(t, transport, bus.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: 1})
+	proxy.Refuse()
+	proxy.CutAll()
+	eventually(t, "the log says that it is not connected", func() bool {
+		return strings.Contains(log.String(), "not connected") && strings.Contains(log.String(), closed)
+	})
+	proxy.Accept()
+	publish(t, transport, topic, "a")
+	require.Equal(t, "a", take(t, feed))
+	closeAll(t, transport)
+}
+
+func TestConfig_mistakesInHeartbeatAndUser(t *testing.T) {
+	for raw, want := range map[string]string{
+		"amqp://localhost/?heartbeat=500ms": "heartbeat is 500ms",
+		"amqp://localhost/?heartbeat=19h":   "heartbeat is 19h",
+		"amqp://bob@localhost/":             `user "bob" has no password`,
+		"amqp://bob:@localhost/":            `user "bob" has no password`,
+	} {
+		_, err := openURL(t.Context(), raw)
+		require.ErrorContains(t, err, want)
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"strings"
@@ -37,26 +38,52 @@ func withPort(host string, useTLS bool) string {
 	return net.JoinHostPort(cmp.Or(name, "localhost"), cmp.Or(given, port))
 }
 
-// dial connects and logs in. The time-out covers all of it: a server that accepts and then says
+// withPorts completes a list of addresses.
+func withPorts(hosts string, useTLS bool) string {
+	all := strings.Split(hosts, ",")
+	for i := range all {
+		all[i] = withPort(strings.TrimSpace(all[i]), useTLS)
+	}
+	return strings.Join(all, ",")
+}
+
+// dial connects and logs in, to one host after the other, in random order.
+func (c Config) dial(ctx context.Context, role string) (conn *amqp.Connection, wire *coalescer, err error) {
+	hosts := strings.Split(c.Host, ",")
+	rand.Shuffle(len(hosts), func(i, j int) { hosts[i], hosts[j] = hosts[j], hosts[i] })
+	for _, host := range hosts {
+		var failed error
+		if conn, wire, failed = c.dialHost(ctx, host, role); failed == nil {
+			return conn, wire, nil
+		}
+		err = errors.Join(err, failed)
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return nil, nil, err
+}
+
+// dialHost connects and logs in. The time-out covers all of it: a server that accepts and then says
 // nothing is given up in time. The error names the server and never the credentials.
-func (c Config) dial(ctx context.Context, role string) (*amqp.Connection, *coalescer, error) {
+func (c Config) dialHost(ctx context.Context, host, role string) (*amqp.Connection, *coalescer, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.DialTimeout)
 	defer cancel()
-	conn, wire, err := c.open(ctx, role)
+	conn, wire, err := c.open(ctx, host, role)
 	if err != nil {
-		return nil, nil, fmt.Errorf("connect to %s, virtual host %q: %w", c.Host, c.Vhost, explain(ctx, err))
+		return nil, nil, fmt.Errorf("connect to %s, virtual host %q: %w", host, c.Vhost, explain(ctx, err))
 	}
 	return conn, wire, nil
 }
 
-func (c Config) open(ctx context.Context, role string) (*amqp.Connection, *coalescer, error) {
+func (c Config) open(ctx context.Context, host, role string) (*amqp.Connection, *coalescer, error) {
 	var dialer net.Dialer
-	socket, err := dialer.DialContext(ctx, "tcp", c.Host)
+	socket, err := dialer.DialContext(ctx, "tcp", host)
 	if err != nil {
 		return nil, nil, err
 	}
 	if c.UseTLS {
-		secure, err := c.secure(ctx, socket)
+		secure, err := c.secure(ctx, socket, host)
 		if err != nil {
 			_ = socket.Close()
 			return nil, nil, err
@@ -122,8 +149,8 @@ func (c Config) properties(role string) amqp.Table {
 	return properties
 }
 
-func (c Config) secure(ctx context.Context, socket net.Conn) (net.Conn, error) {
-	cfg, err := c.tlsConfig()
+func (c Config) secure(ctx context.Context, socket net.Conn, host string) (net.Conn, error) {
+	cfg, err := c.tlsConfig(host)
 	if err != nil {
 		return nil, err
 	}
@@ -135,14 +162,14 @@ func (c Config) secure(ctx context.Context, socket net.Conn) (net.Conn, error) {
 }
 
 // tlsConfig reads the certificate files anew.
-func (c Config) tlsConfig() (*tls.Config, error) {
+func (c Config) tlsConfig(host string) (*tls.Config, error) {
 	cfg := &tls.Config{MinVersion: tls.VersionTLS12}
 	if c.TLSConfig != nil {
 		cfg = c.TLSConfig.Clone()
 	}
 	if cfg.ServerName == "" || c.ServerName != "" {
-		host, _, _ := net.SplitHostPort(c.Host)
-		cfg.ServerName = cmp.Or(c.ServerName, host)
+		name, _, _ := net.SplitHostPort(host)
+		cfg.ServerName = cmp.Or(c.ServerName, name)
 	}
 	if c.CACert != "" {
 		pem, err := os.ReadFile(c.CACert)
@@ -187,7 +214,8 @@ func explain(ctx context.Context, err error) error {
 // errLogin marks failures that waiting does not mend.
 var errLogin = errors.New("not admitted")
 
-// backoff is the pause before the next try: 50 ms, doubled up to 5 s.
+// backoff is the pause before the next try: 50 ms, doubled up to 5 s, and half as much more or less by chance, so that
+// many processes that lost their connections together don't come back together.
 type backoff struct{ next time.Duration }
 
 const (
@@ -200,7 +228,7 @@ func (b *backoff) reset() { b.next = 0 }
 // wait pauses, and reports false when ctx is done.
 func (b *backoff) wait(ctx context.Context) bool {
 	b.next = min(max(2*b.next, firstBackoff), backoffMax)
-	timer := time.NewTimer(b.next)
+	timer := time.NewTimer(b.next/2 + rand.N(b.next))
 	defer timer.Stop()
 	select {
 	case <-timer.C:

@@ -2,7 +2,9 @@
 // by the broker before Publish returns; a group is a durable queue, by default a quorum queue.
 //
 // Its URL is amqp://user:password@host:5672/vhost, or amqps:// for TLS. What is left out is guest,
-// guest, localhost, 5672 (5671 for amqps) and the virtual host "/". These are its options:
+// guest, localhost, 5672 (5671 for amqps) and the virtual host "/". Of a cluster, name several nodes:
+// amqp://user:password@a:5672,b:5672/vhost. They are tried in random order, also when a connection is lost. These are
+// its options:
 //
 //	option           default       what
 //	exchange         events        the topic exchange that events are published to
@@ -14,7 +16,7 @@
 //	declare          true          false: only check that exchanges and queues are there
 //	app_id           program name  the app-id property of published messages
 //	name             program name  the connection's name in the broker's own lists
-//	heartbeat        10s           how often a silent connection is checked
+//	heartbeat        10s           how often a silent connection is checked; at least 1s
 //	dial_timeout     5s            for one try to connect, TLS and login included
 //	connect_timeout  15s           for the first connection, all tries included
 //	auth             plain         plain: user and password; external: the client certificate
@@ -47,7 +49,8 @@
 //
 // # Handlers that take long
 //
-// The broker closes a channel whose message is not acked within its consumer_timeout, 30 minutes by default.
+// The broker closes a channel whose message is not acked within its consumer_timeout, 30 minutes by default, or from
+// RabbitMQ 4.3 on cancels its consumer.
 // The log says so and names the cure; the group goes on over a new channel. All that was out comes again and
 // counts a hand-over more, also the message whose handler still runs: its ack fails then, and the message is
 // handled twice, but in an ordered group not at the same time. So give handlers a shorter timeout. Ordered
@@ -131,6 +134,19 @@
 // that waits is lost. A node that hangs keeps the lead of its clients until the others give it up, after
 // RabbitMQ's net_ticktime of 60 seconds: ordered groups that are led from there stand still for so long.
 // Operators who want less set net_ticktime lower on all nodes, for instance to 15.
+//
+// # Rights
+//
+// A service shop, whose groups are shop.*, with the exchange events, needs these rights of its user, and no more:
+//
+//	configure  ^(events|leat\..*|shop\..*)$
+//	write      ^(events|leat\..*|shop\..*|amq\.default)$
+//	read       ^(events|leat\..*|shop\..*)$
+//
+// "leat tail" also needs amq\.gen.* in all three. With declare=false nothing is configured. The queues leat.delay.* are
+// shared by all services of a virtual host: whoever may read them can read delayed messages of all. So give services
+// that must not read each other's messages a virtual host each. A delayed message that a process may not publish goes
+// back for another process, and after a hundred tries to leat.delay.<type>.undelivered.
 //
 // # What operators see
 //

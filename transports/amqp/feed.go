@@ -63,6 +63,9 @@ type feed struct {
 	doubtful map[int64]bool // places of held messages that were out when the connection was lost
 
 	suspectOut bool // one of them may crash the process, and is alone for that
+
+	own      *link // see isolate; guarded by the transport's mu
+	failures int   // of operations of this group over which the broker ended the connection; run's alone
 }
 
 // keyLane is a key of which messages are here, or held on the broker.
@@ -493,6 +496,12 @@ func (f *feed) notSeen(it *item) {
 // link is the connection that the feed consumes by. Ordered groups share one that also publishes their
 // held messages, so that both end at once.
 func (f *feed) link() *link {
+	f.t.mu.Lock()
+	own := f.own
+	f.t.mu.Unlock()
+	if own != nil {
+		return own
+	}
 	if f.sub.Order == bus.Unordered {
 		return f.t.consuming
 	}

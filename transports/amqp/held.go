@@ -202,7 +202,7 @@ func (h *held) watch() {
 		case reason := <-h.gone:
 			err = channelLost(reason)
 		case tag := <-h.cancelled:
-			err = fmt.Errorf("the broker cancelled the consumer %s: a queue of held messages was deleted or lost its leader", tag)
+			err = fmt.Errorf("held messages: %w", consumerCancelled(tag))
 		case <-h.over:
 			return
 		}

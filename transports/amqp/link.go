@@ -31,11 +31,22 @@ type link struct {
 	lastErr    error
 	reconnects int
 	frameSize  int // what the broker takes at once
+	sickUntil  time.Time
+	turn       chan struct{} // holds one while a group connects, after the broker has ended the connection over one
+}
+
+// sickFor is how long groups connect one after the other.
+const sickFor = time.Minute
+
+func (l *link) isSick() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return time.Now().Before(l.sickUntil)
 }
 
 // openLink makes the first connection, trying for as long as ctx and the configuration allow.
 func openLink(ctx context.Context, cfg Config, role string) (*link, error) {
-	l := &link{cfg: cfg, role: role, changed: make(chan struct{}), done: make(chan struct{})}
+	l := &link{cfg: cfg, role: role, changed: make(chan struct{}), done: make(chan struct{}), turn: make(chan struct{}, 1)}
 	l.ctx, l.cancel = context.WithCancelCause(context.Background())
 	ctx, cancel := context.WithTimeout(ctx, cfg.ConnectTimeout)
 	defer cancel()
@@ -88,7 +99,12 @@ func (l *link) watch(conn *amqp.Connection, wire *coalescer) {
 				l.cfg.Logger.Warn("leat: amqp: the broker accepts no messages for now", "reason", b.Reason)
 			}
 		case reason := <-closed:
-			l.set(func() { l.conn, l.wire, l.blocked, l.lastErr = nil, nil, "", lost(reason) })
+			l.set(func() {
+				l.conn, l.wire, l.blocked, l.lastErr = nil, nil, "", lost(reason)
+				if reason != nil && reason.Code == amqp.InternalError {
+					l.sickUntil = time.Now().Add(sickFor)
+				}
+			})
 			l.cfg.Logger.Warn("leat: amqp: connection lost", "role", l.role, "err", lost(reason))
 			return
 		case <-l.ctx.Done():
@@ -112,17 +128,25 @@ func lost(reason *amqp.Error) error {
 	return fmt.Errorf("connection lost: %w", reason)
 }
 
+// tellEvery is how often a connection that can't be made is logged.
+const tellEvery = 30 * time.Second
+
 // redial tries for ever. It returns nil when the link is closed.
 func (l *link) redial() (*amqp.Connection, *coalescer) {
 	var pause backoff
+	var told time.Time
 	for pause.wait(l.ctx) {
 		conn, wire, err := l.cfg.dial(l.ctx, l.role)
 		if err == nil {
 			l.set(func() { l.reconnects++ })
-			l.cfg.Logger.Info("leat: amqp: connected again", "role", l.role, "host", l.cfg.Host)
+			l.cfg.Logger.Info("leat: amqp: connected again", "role", l.role, "host", conn.RemoteAddr().String())
 			return conn, wire
 		}
 		l.set(func() { l.lastErr = err })
+		if l.ctx.Err() == nil && time.Since(told) > tellEvery {
+			told = time.Now()
+			l.cfg.Logger.Warn("leat: amqp: not connected", "role", l.role, "err", err)
+		}
 	}
 	return nil, nil
 }

@@ -155,21 +155,14 @@ func (l *look) renew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = again.rewrite(arrived, left)
-	// The consumer was handed its own copies, too, and the next look must not miss them.
-	again.read, again.strides, again.taken = left, 1, nil
-	return errors.Join(err, again.putBack())
-}
-
-// rewrite writes so many messages of the queue anew, and takes the old ones.
-func (l *look) rewrite(arrived <-chan amqp.Delivery, left int) error {
-	seen := make(map[string]int)
+	seen, total := make(map[string]int), 0
 	for left > 0 {
 		window := collect(arrived, min(left, replayWindow))
 		if len(window) == 0 {
-			return nil // somebody else takes messages out
+			break // somebody else takes messages out
 		}
 		left -= len(window)
+		total += len(window)
 		out := make([]*outgoing, len(window))
 		for i, d := range window {
 			out[i] = &outgoing{key: l.queue, msg: renewed(d)}
@@ -177,18 +170,21 @@ func (l *look) rewrite(arrived <-chan amqp.Delivery, left int) error {
 				out[i].msg.Headers[headerPoisonID] = idOf(d, seen)
 			}
 		}
-		err := l.finish(func() error {
-			if err := l.send(out...); err != nil {
+		err := again.finish(func() error {
+			if err := again.send(out...); err != nil {
 				return err
 			}
-			return l.take(window...)
+			return again.take(window...)
 		})
 		if err != nil {
 			return err
 		}
 	}
-	_, err := l.size() // the acks have arrived
-	return err
+	if _, err := again.size(); err != nil { // the acks have arrived
+		return err
+	}
+	again.strides, again.read, again.taken = 1, total, nil
+	return again.putBack() // some of the new ones have come, too: the next look must not miss them
 }
 
 // collect takes so many deliveries, or fewer where no more come.

@@ -59,7 +59,7 @@ func (f *feed) run() {
 	var pause backoff
 	for again := false; f.intake.Err() == nil; again = true {
 		began := time.Now()
-		s, err := f.connect()
+		s, err := f.connectAlone()
 		if err == nil {
 			if again {
 				f.t.registry.announce(f.sub) // it was forgotten if the queue was gone for a while
@@ -67,6 +67,7 @@ func (f *feed) run() {
 			err = s.serve()
 			f.purge(s)
 		}
+		f.isolate()
 		if time.Since(began) > soundSession {
 			pause.reset()
 		}
@@ -75,6 +76,67 @@ func (f *feed) run() {
 		}
 		f.t.cfg.Logger.Warn("leat: amqp: consuming is interrupted", "group", f.sub.Group, "err", err)
 		pause.wait(f.intake)
+	}
+}
+
+// A queue that can't work, such as one of a cluster that has lost its majority, has the broker end the whole
+// connection over which somebody asks for it (INTERNAL_ERROR). The connection is shared by all groups, and one after
+// the other would lose it again and again.
+
+// sickFailures is how often that may happen to a group before it gets a connection of its own.
+const sickFailures = 3
+
+// connectAlone is connect. While the connection was ended so a short time ago, one group connects at a time: then it
+// is known over which group it is ended.
+func (f *feed) connectAlone() (*session, error) {
+	l := f.link()
+	if l.isSick() {
+		select {
+		case l.turn <- struct{}{}:
+			defer func() { <-l.turn }()
+		case <-f.intake.Done():
+			return nil, context.Cause(f.intake)
+		}
+	}
+	s, err := f.connect()
+	f.blame(err)
+	return s, err
+}
+
+// blame counts an operation of this group that ended the connection.
+func (f *feed) blame(err error) {
+	if isCode(err, amqp.InternalError) {
+		f.failures++
+	}
+}
+
+// isolate gives a group a connection of its own that has ended the shared one too often.
+func (f *feed) isolate() {
+	if f.failures < sickFailures || f.intake.Err() != nil {
+		return
+	}
+	f.failures = 0
+	f.t.mu.Lock()
+	isolated := f.own != nil
+	f.t.mu.Unlock()
+	if isolated {
+		return
+	}
+	l, err := openLink(f.intake, f.t.cfg, "group "+f.sub.Group)
+	if err != nil {
+		return // next time
+	}
+	f.t.cfg.Logger.Error("leat: amqp: the broker ends the connection over this group's queues; the group gets a connection of its own",
+		"group", f.sub.Group)
+	f.t.mu.Lock()
+	closed := f.t.closed
+	if !closed {
+		f.own = l
+		f.t.extra = append(f.t.extra, l)
+	}
+	f.t.mu.Unlock()
+	if closed {
+		l.close(f.intake)
 	}
 }
 
@@ -203,7 +265,7 @@ func (s *session) serve() error {
 		case err := <-s.gone:
 			return channelLost(err)
 		case tag := <-s.cancelled:
-			return fmt.Errorf("the broker cancelled the consumer %s: its queue was deleted or lost its leader", tag)
+			return consumerCancelled(tag)
 		case err := <-s.lost:
 			return err
 		case <-s.wide:
@@ -212,6 +274,7 @@ func (s *session) serve() error {
 			}
 		case <-assert.C:
 			if err := s.feed.t.topology.subscribe(s.ch, s.feed.sub); err != nil {
+				s.feed.blame(err)
 				return err
 			}
 		case <-s.feed.intake.Done():
@@ -333,6 +396,13 @@ func (s *session) awaitIdle() error {
 	case <-f.life.Done():
 		return context.Cause(f.life)
 	}
+}
+
+// consumerCancelled tells the reasons that a broker may have: it does not say which it is. RabbitMQ 4.3 cancels a
+// consumer where earlier versions close the channel.
+func consumerCancelled(tag string) error {
+	return fmt.Errorf("the broker cancelled the consumer %s: its queue was deleted or lost its leader, or an ack took longer than the "+
+		"broker's consumer_timeout, so that all that was out comes again: give handlers a timeout that is shorter, or raise consumer_timeout on the broker", tag)
 }
 
 func channelLost(reason *amqp.Error) error {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
@@ -27,11 +28,12 @@ type topology struct {
 	mu        sync.Mutex
 	exchanges map[string]bool // fanout exchanges of topology=watermill that were published to
 	groups    map[string]bus.Subscription
+	sick      map[string]time.Time // until when groups are not declared by the way
 }
 
 func newTopology(cfg *Config) *topology {
 	t := &topology{cfg: cfg, ladder: ladder{cfg.QueueType}, groups: make(map[string]bus.Subscription)}
-	t.exchanges = make(map[string]bool)
+	t.exchanges, t.sick = make(map[string]bool), make(map[string]time.Time)
 	return t
 }
 
@@ -131,9 +133,29 @@ func (t *topology) repair(ctx context.Context, conn *amqp.Connection) error {
 		step(func(d *declarer) { t.declareTopic(d, topic) })
 	}
 	for _, s := range groups {
+		if t.isSick(s.Group) {
+			continue // its own consumer makes it
+		}
 		step(func(d *declarer) { t.declareGroup(d, s) })
+		if isCode(lost, amqp.InternalError) {
+			t.setSick(s.Group)
+		}
 	}
 	return lost
+}
+
+func (t *topology) isSick(group string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return time.Now().Before(t.sick[group])
+}
+
+// setSick keeps a group from being declared over the connection for publishing for a while: the broker ends the
+// connection over it.
+func (t *topology) setSick(group string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.sick[group] = time.Now().Add(sickFor)
 }
 
 // remembered is what was declared so far. No lock is held while the broker is asked.

@@ -22,7 +22,8 @@ type Transport struct {
 	topology   *topology
 	publishing *link
 	consuming  *link
-	ordered    *link // opened for the first ordered group; guarded by mu
+	ordered    *link   // opened for the first ordered group; guarded by mu
+	extra      []*link // of groups with a connection of their own; guarded by mu
 	publisher  *publisher
 	warden     *warden
 	registry   *registry
@@ -275,7 +276,9 @@ func (t *Transport) links() []*link {
 	if l := t.ordering(); l != nil {
 		links = append(links, l)
 	}
-	return links
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return append(links, t.extra...)
 }
 
 // enter counts something that Close waits for; false when the transport is closed.

@@ -1,0 +1,72 @@
+//go:build unix
+
+package amqp_test
+
+import (
+	"errors"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+)
+
+// The rights that the package's documentation names suffice for everything that a service does.
+func TestRights_documentedOnesSuffice(t *testing.T) {
+	b := ownBroker(t)
+	service := strings.ReplaceAll(unique("shop"), ".", "")
+	b.ctl(t, "add_user", service, "secret")
+	defer b.ctl(t, "delete_user", service)
+	own := `events|leat\..*|` + service + `\..*`
+	b.ctl(t, "set_permissions", service, "^("+own+")$", "^("+own+`|amq\.default)$`, "^("+own+")$")
+	u, err := url.Parse(b.url())
+	require.NoError(t, err)
+	u.User = url.UserPassword(service, "secret")
+	for _, order := range []bus.Order{bus.Unordered, bus.OrderedByKey} {
+		transport := open(t, u.String())
+		topic, group := unique("order.paid.v1"), service+"."+unique("ledger")
+		feed := subscribe(t, transport, bus.Subscription{
+			Group: group, Topics: []string{topic}, Concurrency: 4, Order: order, Park: order != bus.Unordered,
+		})
+		msg := newMessage(topic, "later")
+		msg.Metadata[bus.HeaderPartitionKey] = "a"
+		msg.Metadata[bus.HeaderDeliverAt] = time.Now().Add(time.Second).UTC().Format(time.RFC3339Nano)
+		require.NoError(t, transport.Publish(t.Context(), topic, msg))
+		d := next(t, feed)
+		require.NoError(t, d.Settler.Redeliver(time.Second))
+		d = next(t, feed)
+		require.Equal(t, 2, d.Attempt)
+		require.NoError(t, d.Settler.Poison(t.Context(), bus.NewFault(d, errors.New("bad"))))
+		queue := transport.PoisonQueue(group)
+		for range 4 { // and it is written anew
+			all, err := queue.List(t.Context(), "", 10)
+			require.NoError(t, err)
+			require.Len(t, all, 1)
+		}
+		all, err := queue.List(t.Context(), "", 10)
+		require.NoError(t, err)
+		_, err = queue.Replay(t.Context(), all[0].ID)
+		require.NoError(t, err)
+		require.Equal(t, "later", take(t, feed))
+		eventually(t, "the group is known", func() bool {
+			groups, err := transport.Groups(t.Context())
+			require.NoError(t, err)
+			for _, g := range groups {
+				if g.Name == group {
+					return true
+				}
+			}
+			return false
+		})
+		for _, f := range transport.Diagnose(t.Context()) {
+			if f.Check != "group "+group && strings.HasPrefix(f.Check, "group ") {
+				continue // another service's, which this user may not read
+			}
+			require.NoError(t, f.Err, f.Check)
+		}
+		closeAll(t, transport)
+	}
+}

@@ -1,0 +1,86 @@
+//go:build unix
+
+package amqp_test
+
+import (
+	"encoding/json"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/internal/testenv"
+	"github.com/leatbus/leat/transports/amqp"
+)
+
+// management calls the HTTP API of the broker that tests share.
+func management(t testing.TB, method, path string, body any) {
+	t.Helper()
+	base := os.Getenv("LEAT_TEST_RABBITMQ_MANAGEMENT")
+	if base == "" {
+		t.Skip("set LEAT_TEST_RABBITMQ_MANAGEMENT to the management API of a RabbitMQ 4.3, like http://guest:guest@127.0.0.1:15672, and LEAT_TEST_RABBITMQ_URL to the same broker")
+	}
+	text, err := json.Marshal(body)
+	require.NoError(t, err)
+	u, err := url.Parse(base + path)
+	require.NoError(t, err)
+	request, err := http.NewRequestWithContext(t.Context(), method, u.String(), strings.NewReader(string(text)))
+	require.NoError(t, err)
+	password, _ := u.User.Password()
+	request.SetBasicAuth(u.User.Username(), password)
+	response, err := http.DefaultClient.Do(request)
+	require.NoError(t, err)
+	_ = response.Body.Close()
+	require.Less(t, response.StatusCode, 300, "%s %s: %s", method, path, response.Status)
+	http.DefaultClient.CloseIdleConnections()
+}
+
+// RabbitMQ 4.3 cancels the consumer of a message that is not acked in time: the group goes on, nothing is lost, and the
+// log names the fix.
+func TestConsumerTimeout_cancelsTheConsumer(t *testing.T) {
+	broker := testenv.RabbitMQ(t)
+	for _, order := range []bus.Order{bus.Unordered, bus.OrderedByKey} {
+		t.Run(order.String(), func(t *testing.T) {
+			group, topic := unique("ledger"), unique("order.paid.v1")
+			policy := "/api/policies/%2F/" + group
+			management(t, http.MethodPut, policy, map[string]any{
+				"pattern": "^" + strings.ReplaceAll(group, ".", "\\.") + "$", "apply-to": "queues", "definition": map[string]any{"consumer-timeout": 2000},
+			})
+			defer management(t, http.MethodDelete, policy, nil)
+			u, err := url.Parse(broker)
+			require.NoError(t, err)
+			cfg, err := amqp.ConfigFromURL(u)
+			require.NoError(t, err)
+			log := new(testenv.Buffer)
+			cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
+			transport, err := amqp.New(t.Context(), cfg)
+			require.NoError(t, err)
+			t.Cleanup(func() { cleanUp(t, broker, transport.QueuesForTest()) })
+			feed := subscribe(t, transport, bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 4, Order: order})
+			publishKeyed(t, transport, topic, "a/1", "b/1")
+			slow := next(t, feed)
+			for bus.MessageID(slow.Message) != "a/1" {
+				ack(t, slow)
+				slow = next(t, feed)
+			}
+			eventually(t, "the log says what happened", func() bool {
+				return strings.Contains(log.String(), "consuming is interrupted") && strings.Contains(log.String(), "consumer_timeout")
+			})
+			require.Error(t, slow.Settler.Ack(), "it comes again")
+			publishKeyed(t, transport, topic, "a/2")
+			handled := make(map[string]int)
+			for handled["a/1"] == 0 || handled["a/2"] == 0 {
+				d := next(t, feed)
+				handled[bus.MessageID(d.Message)] = d.Attempt
+				ack(t, d)
+			}
+			require.GreaterOrEqual(t, handled["a/1"], 2, "the attempt that took too long counts")
+			closeAll(t, transport)
+		})
+	}
+}
