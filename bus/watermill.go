@@ -35,7 +35,7 @@ type watermillTransport struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 
-	attempts attemptCounts
+	nacked nackedMessages
 
 	mu       sync.Mutex // guards what follows; feeds are closed under it, so they must not need it
 	feeds    []*watermillFeed
@@ -99,41 +99,50 @@ func (t *watermillTransport) Close(ctx context.Context) error {
 	return t.closeErr
 }
 
-// maxAttemptCounts bounds the memory of attemptCounts: another process may ack what was nacked in this one.
-const maxAttemptCounts = 8192
+// maxNacked bounds the memory of nackedMessages: another process may ack what was nacked in this one.
+const maxNacked = 8192
 
-// attemptCounts remembers how often messages were nacked that were not acked since. The zero value is ready.
+// nackedMessages remembers what became of messages that were nacked and not acked since. The zero value is ready.
 // It has two generations. When the young one is half full, it becomes the old one, and what was in the old
 // one is forgotten; whatever is nacked again is young again.
-type attemptCounts struct {
+type nackedMessages struct {
 	mu         sync.Mutex
-	young, old map[attemptKey]int
+	young, old map[nackedKey]nacked
 }
 
-type attemptKey struct{ group, id string }
+type nackedKey struct{ group, id string }
 
-// next returns the number of the next hand-over.
-func (a *attemptCounts) next(group, id string) int {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	key := attemptKey{group, id}
-	return max(a.young[key], a.old[key]) + 1
+// nacked is what is known of a message that is handed out again.
+type nacked struct {
+	attempts    int // that counted
+	failures    int
+	failedSince time.Time
 }
 
-// set remembers n hand-overs, and forgets the message if n is 0.
-func (a *attemptCounts) set(group, id string, n int) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	key := attemptKey{group, id}
-	delete(a.old, key)
-	if n == 0 {
-		delete(a.young, key)
+func (h *nackedMessages) of(group, id string) nacked {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	key := nackedKey{group, id}
+	if last, ok := h.young[key]; ok {
+		return last
+	}
+	return h.old[key]
+}
+
+// set remembers a message, or forgets it if there is nothing to remember.
+func (h *nackedMessages) set(group, id string, last nacked) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	key := nackedKey{group, id}
+	delete(h.old, key)
+	if last == (nacked{}) {
+		delete(h.young, key)
 		return
 	}
-	if a.young == nil || len(a.young) >= maxAttemptCounts/2 {
-		a.young, a.old = make(map[attemptKey]int), a.young
+	if h.young == nil || len(h.young) >= maxNacked/2 {
+		h.young, h.old = make(map[nackedKey]nacked), h.young
 	}
-	a.young[key] = n
+	h.young[key] = last
 }
 
 type watermillFeed struct {
@@ -153,8 +162,13 @@ func (f *watermillFeed) forward(topic string, msgs <-chan *message.Message) {
 		if msg.Metadata == nil {
 			msg.Metadata = message.Metadata{}
 		}
-		d := &Delivery{Message: msg, Topic: topic, Group: f.group, Attempt: f.transport.attempts.next(f.group, MessageID(msg))}
-		d.Settler = &watermillSettler{feed: f, delivery: d}
+		id := MessageID(msg)
+		last := f.transport.nacked.of(f.group, id)
+		d := &Delivery{
+			Message: msg, Topic: topic, Group: f.group,
+			Attempt: last.attempts + 1, Failures: last.failures, FailedSince: last.failedSince,
+		}
+		d.Settler = &watermillSettler{feed: f, delivery: d, id: id}
 		select {
 		case f.out <- d:
 		case <-f.ctx.Done():
@@ -186,26 +200,38 @@ func (f *watermillFeed) Close(context.Context) error {
 type watermillSettler struct {
 	feed     *watermillFeed
 	delivery *Delivery
+	id       string // the message's: steps may change its headers
+}
+
+// remember keeps what the next hand-over must know.
+func (s *watermillSettler) remember(attempts int) {
+	s.feed.transport.nacked.set(s.feed.group, s.id, nacked{attempts, s.delivery.Failures, s.delivery.FailedSince})
 }
 
 func (s *watermillSettler) Ack() error {
-	s.feed.transport.attempts.set(s.feed.group, MessageID(s.delivery.Message), 0)
+	s.feed.transport.nacked.set(s.feed.group, s.id, nacked{})
 	s.delivery.Message.Ack()
 	return nil
 }
 
 func (s *watermillSettler) Redeliver(after time.Duration) error {
-	s.feed.transport.attempts.set(s.feed.group, MessageID(s.delivery.Message), s.delivery.Attempt)
-	return s.GiveBack(after)
+	s.remember(s.delivery.Attempt)
+	s.nack(after)
+	return nil
 }
 
 func (s *watermillSettler) GiveBack(after time.Duration) error {
+	s.remember(s.delivery.Attempt - 1)
+	s.nack(after)
+	return nil
+}
+
+func (s *watermillSettler) nack(after time.Duration) {
 	if after <= 0 {
 		s.delivery.Message.Nack()
-		return nil
+		return
 	}
 	time.AfterFunc(after, func() { s.delivery.Message.Nack() })
-	return nil
 }
 
 func (s *watermillSettler) Poison(ctx context.Context, fault Fault) error {

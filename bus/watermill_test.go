@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -376,4 +377,36 @@ func TestSubscriber_closeLetsAStockRouterFinish(t *testing.T) {
 			})
 		}
 	}
+}
+
+// The retry policy ends over a Pub/Sub that keeps no count of its own.
+func TestWatermill_keepsTheCountOfFailures(t *testing.T) {
+	channel := gochannel.NewGoChannel(gochannel.Config{Persistent: true}, watermill.NopLogger{})
+	b := busOver(t, bus.Watermill{
+		Publisher: channel, Subscriber: func(string) (message.Subscriber, error) { return channel, nil },
+	}.Transport(), bus.Config{})
+	var mu sync.Mutex
+	var failures []int
+	ended := make(chan struct{})
+	handle(t, b, "ledger", func(ctx context.Context, _ *message.Message) error {
+		d := bus.DeliveryFrom(ctx)
+		mu.Lock()
+		defer mu.Unlock()
+		failures = append(failures, d.Failures)
+		if len(failures) == 4 {
+			close(ended)
+			return nil
+		}
+		_, end := d.Failed(errBroken, bus.RetryPolicy{Delays: []time.Duration{time.Millisecond, time.Millisecond, time.Millisecond}, InProcess: -1, Jitter: -1})
+		if end != nil {
+			return bus.Discard(end)
+		}
+		return &bus.Redelivery{After: time.Millisecond, Err: errBroken}
+	})
+	run(t, b)
+	publish(t, b, "a")
+	<-ended
+	mu.Lock()
+	defer mu.Unlock()
+	require.Equal(t, []int{0, 1, 2, 3}, failures)
 }
