@@ -13,6 +13,7 @@ import (
 
 // TestClose_keepsWithinItsContext also while the network swallows everything.
 func TestClose_keepsWithinItsContext(t *testing.T) {
+	t.Parallel()
 	for name, on := range map[string]func(testing.TB) system{"postgres": onPostgres, "mysql": onMySQL} {
 		t.Run(name, func(t *testing.T) {
 			s := on(t)

@@ -11,6 +11,7 @@ import (
 
 // TestPromote_handsOutTheFirstBeforeAllAreReady: many messages that are due at once are made ready bit by bit.
 func TestPromote_handsOutTheFirstBeforeAllAreReady(t *testing.T) {
+	t.Parallel()
 	eachStore(t, func(t *testing.T, transport *Transport) {
 		ctx := t.Context()
 		sub := bus.Subscription{Group: "shop.ledger", Topics: []string{"order.paid.v1"}, Concurrency: 1}

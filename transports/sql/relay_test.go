@@ -101,6 +101,7 @@ func TestRelay_countsNoTryWhileEverythingIsRefused(t *testing.T) {
 
 // TestRelay_countsNoTryOfALoneMessageWhoseConnectionFails: there is no other to compare it with.
 func TestRelay_countsNoTryOfALoneMessageWhoseConnectionFails(t *testing.T) {
+	t.Parallel()
 	s := onSQLite(t)
 	db, f, o := s.service(t), &far{}, s.outbox(t, twoTries())
 	relay(t, o, f)
@@ -117,6 +118,7 @@ func TestRelay_countsNoTryOfALoneMessageWhoseConnectionFails(t *testing.T) {
 // TestRelay_countsNoTryWhileAWholeTopicIsRefused, as when its queue is full: the other topics move, and its
 // own messages wait.
 func TestRelay_countsNoTryWhileAWholeTopicIsRefused(t *testing.T) {
+	t.Parallel()
 	s := onSQLite(t)
 	db, f, o := s.service(t), &far{}, s.outbox(t, twoTries())
 	calls := f.refuse(errors.New("queue is full"), func(msg *message.Message) bool { return bus.TopicOf(msg) == "order.full.v1" })
@@ -139,6 +141,7 @@ func TestRelay_countsNoTryWhileAWholeTopicIsRefused(t *testing.T) {
 // TestRelay_findsGoodMessagesBehindManyBadOnes, whose error looks like that of a broker that is away: it is
 // what a client returns whose broker cuts the connection on a message that is too large.
 func TestRelay_findsGoodMessagesBehindManyBadOnes(t *testing.T) {
+	t.Parallel()
 	s := onSQLite(t)
 	db, f, o := s.service(t), &far{}, s.outbox(t, twoTries())
 	f.refuse(fmt.Errorf("write: %w", syscall.EPIPE), func(msg *message.Message) bool { return strings.HasPrefix(msg.UUID, "bad") })
@@ -158,6 +161,7 @@ func TestRelay_findsGoodMessagesBehindManyBadOnes(t *testing.T) {
 
 // TestRelay_countsRefusalsNotCrashes: a message whose relays have died has been refused by nobody.
 func TestRelay_countsRefusalsNotCrashes(t *testing.T) {
+	t.Parallel()
 	s := onSQLite(t)
 	db, f, o := s.service(t), &far{}, s.outbox(t, sql.OutboxConfig{Retry: bus.RetryPolicy{Delays: []time.Duration{time.Millisecond, time.Hour}}})
 	refused := 0

@@ -15,6 +15,7 @@ import (
 // replication slot does. What is published, comes back and is committed late is handled all the same, in every
 // order.
 func TestHeldSnapshot_nothingIsMissed(t *testing.T) {
+	t.Parallel()
 	s, ctx := onPostgres(t), testContext(t)
 	transport := s.start(t)
 	snapshot, err := s.db(t).BeginTx(ctx, &stdsql.TxOptions{Isolation: stdsql.LevelRepeatableRead})
