@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/go-sql-driver/mysql"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/pgx/v5/stdlib"
 
@@ -173,7 +174,10 @@ func (s source) connectPostgres() (database, error) {
 	}
 	clean.RawQuery = s.driver.Encode()
 	cfg, err := pgxpool.ParseConfig(clean.String())
-	if err != nil {
+	if parse, ok := errors.AsType[*pgconn.ParseConfigError](err); ok {
+		text := parse.Error() // it begins with the URL, options included
+		return nil, fmt.Errorf("the URL can't be used: %s", text[strings.LastIndex(text, "`: ")+len("`: "):])
+	} else if err != nil {
 		return nil, err
 	}
 	cfg.MaxConnIdleTime = time.Minute
