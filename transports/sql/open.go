@@ -175,8 +175,8 @@ func (s source) connectPostgres() (database, error) {
 	clean.RawQuery = s.driver.Encode()
 	cfg, err := pgxpool.ParseConfig(clean.String())
 	if parse, ok := errors.AsType[*pgconn.ParseConfigError](err); ok {
-		text := parse.Error() // it begins with the URL, options included
-		return nil, fmt.Errorf("the URL can't be used: %s", text[strings.LastIndex(text, "`: ")+len("`: "):])
+		parts := strings.Split(parse.Error(), "`: ") // the first is the URL, options included
+		return nil, fmt.Errorf("the URL can't be used: %s", strings.Join(parts[1:], ""))
 	} else if err != nil {
 		return nil, err
 	}
