@@ -74,17 +74,21 @@ func TestRights_documentedOnesSuffice(t *testing.T) {
 // A delayed message that a process may not publish goes back, for one that may.
 func TestDelays_goBackForAProcessThatMayPublishThem(t *testing.T) {
 	b := ownBroker(t)
+	bothQueues(t, b.url(), func(t *testing.T, raw string) { delaysGoBack(t, b, raw) })
+}
+
+func delaysGoBack(t *testing.T, b *broker, raw string) {
 	service := strings.ReplaceAll(unique("shop"), ".", "")
 	b.ctl(t, "add_user", service, "secret")
 	t.Cleanup(func() { b.ctl(t, "delete_user", service) })
 	own := `events|leat\..*|` + service + `\..*`
 	b.ctl(t, "set_permissions", service, "^("+own+")$", "^("+own+`|amq\.default)$`, "^("+own+")$")
-	u, err := url.Parse(b.url())
+	u, err := url.Parse(raw)
 	require.NoError(t, err)
 	u.User = url.UserPassword(service, "secret")
 	restricted := open(t, u.String())
 	exchange := unique("orders")
-	other := open(t, withOptions(b.url(), "exchange="+exchange))
+	other := open(t, withOptions(raw, "exchange="+exchange))
 	defer deleteExchange(t, b.url(), exchange)
 	topic := unique("order.paid.v1")
 	feed := subscribe(t, other, bus.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: 4})
