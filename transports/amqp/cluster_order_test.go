@@ -34,9 +34,7 @@ type keyed struct {
 	done    map[string]int
 	early   []string // handed out before what was ahead of it was done
 	want    []string
-	pubs    sync.WaitGroup
 	workers sync.WaitGroup
-	stop    context.CancelFunc
 }
 
 const lateBy = 10 * time.Second

@@ -41,8 +41,11 @@ func requireSane(t testing.TB, d *rabbit.Delivery) amqp.Decoded {
 func TestDecode_countersOfAnySize(t *testing.T) {
 	values := []any{
 		int8(-1), int16(-1), int32(math.MinInt32), int64(math.MinInt64), int64(-1), int64(0), int64(1), int64(1 << 40), int64(math.MaxInt64),
-		uint16(math.MaxUint16), uint32(math.MaxUint32), byte(255), float64(-1e300), float32(1), "12", nil, true, time.Unix(0, 0), []byte{1}, []any{int64(-5)},
-		rabbit.Table{"x": int64(-1)}, rabbit.Decimal{Scale: 255, Value: -1},
+		uint16(math.MaxUint16), uint32(math.MaxUint32), byte(255), float64(-1e300), float32(1), "12", nil, true, time.Unix(0, 0),
+		[]byte{1},
+		[]any{int64(-5)},
+		rabbit.Table{"x": int64(-1)},
+		rabbit.Decimal{Scale: 255, Value: -1},
 	}
 	for _, name := range counters {
 		for _, value := range values {

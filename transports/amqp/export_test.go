@@ -41,20 +41,27 @@ func (t *Transport) HeldForTest() (n int) {
 
 // TickForTest is what time does to held messages.
 func (t *Transport) TickForTest() {
+	for _, h := range t.heldForTest() {
+		h.tick()
+		if err := h.checkToken(); err != nil {
+			h.fail(err)
+		}
+	}
+}
+
+// heldForTest are the held messages of all sessions that ordered groups have now.
+func (t *Transport) heldForTest() (all []*held) {
 	t.mu.Lock()
 	feeds := t.open
 	t.mu.Unlock()
 	for _, f := range feeds {
 		f.mu.Lock()
-		s := f.session
-		f.mu.Unlock()
-		if s != nil && s.held != nil {
-			s.held.tick()
-			if err := s.held.checkToken(); err != nil {
-				s.held.fail(err)
-			}
+		if f.session != nil && f.session.held != nil {
+			all = append(all, f.session.held)
 		}
+		f.mu.Unlock()
 	}
+	return all
 }
 
 // DelayedForTest is how many messages the transport holds until their time.
@@ -66,34 +73,17 @@ func (t *Transport) DelayedForTest() int {
 
 // LoseLeadForTest has the broker give the tokens of the transport's ordered groups to other processes.
 func (t *Transport) LoseLeadForTest() {
-	t.mu.Lock()
-	feeds := t.open
-	t.mu.Unlock()
-	for _, f := range feeds {
-		f.mu.Lock()
-		s := f.session
-		f.mu.Unlock()
-		if s != nil && s.held != nil {
-			_ = s.held.ch.Cancel(leadTag, noWait)
-		}
+	for _, h := range t.heldForTest() {
+		_ = h.ch.Cancel(leadTag, noWait)
 	}
 }
 
 // StandsByForTest reports whether all groups have a session in which they lead or stand by.
 func (t *Transport) StandsByForTest() bool {
 	t.mu.Lock()
-	feeds := t.open
+	n := len(t.open)
 	t.mu.Unlock()
-	for _, f := range feeds {
-		f.mu.Lock()
-		s := f.session
-		ready := s != nil && s.held != nil
-		f.mu.Unlock()
-		if !ready {
-			return false
-		}
-	}
-	return true
+	return len(t.heldForTest()) == n
 }
 
 // Decoded is what leat reads from the headers of a message that anybody may have written.

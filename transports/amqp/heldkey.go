@@ -44,29 +44,9 @@ type skip struct {
 // put enters a message at its place.
 func (h *held) put(p place, d *amqp.Delivery) {
 	h.place = max(h.place, p.at)
-	i, e := h.find(p.key, p.at)
-	switch {
-	case e == nil:
-		e = &entry{place: p.at, alien: true}
-		h.insert(p.key, i, e)
-	case e.tag == 0 && e.rev == p.rev: // its own, or it was fetched
-	case p.rev < e.rev && e.tag == 0: // nobody knows yet whether its next revision is safe
-		h.takenBack()
+	i, e := h.entryFor(p, d)
+	if e == nil {
 		return
-	case p.rev < e.rev, p.rev == e.rev && !d.Redelivered: // an operator's replay may have been sent twice
-		h.ack(d.DeliveryTag)
-		return
-	case p.rev == e.rev && h.complete:
-		h.takenBack()
-		return
-	case e.out: // an operator was faster than the one who handles it
-		e = &entry{place: p.at, alien: true}
-		h.keys[p.key].entries[i] = e
-	default:
-		if e.tag != 0 {
-			h.ack(e.tag)
-		}
-		h.drop(e)
 	}
 	e.rev, e.tag, e.age, e.size = p.rev, d.DeliveryTag, h.age, len(d.Body)+heldOverhead
 	e.stone = d.Headers[headerHeldNote] == noteStone
@@ -94,6 +74,36 @@ func (h *held) put(p place, d *amqp.Delivery) {
 		h.cached += e.size
 	}
 	h.resume(p.key)
+}
+
+// entryFor returns the entry of a message that came, and its index among those of the key. It is nil where the message
+// is void, and where the broker has sent again what this session holds.
+func (h *held) entryFor(p place, d *amqp.Delivery) (i int, e *entry) {
+	i, e = h.find(p.key, p.at)
+	switch {
+	case e == nil:
+		e = &entry{place: p.at, alien: true}
+		h.insert(p.key, i, e)
+	case e.tag == 0 && e.rev == p.rev: // its own, or it was fetched
+	case p.rev < e.rev && e.tag == 0: // nobody knows yet whether its next revision is safe
+		h.takenBack()
+		return i, nil
+	case p.rev < e.rev, p.rev == e.rev && !d.Redelivered: // an operator's replay may have been sent twice
+		h.ack(d.DeliveryTag)
+		return i, nil
+	case p.rev == e.rev && h.complete:
+		h.takenBack()
+		return i, nil
+	case e.out: // an operator was faster than the one who handles it
+		e = &entry{place: p.at, alien: true}
+		h.keys[p.key].entries[i] = e
+	default:
+		if e.tag != 0 {
+			h.ack(e.tag)
+		}
+		h.drop(e)
+	}
+	return i, e
 }
 
 // find is where the place is, or would be.

@@ -97,6 +97,9 @@ func (h *held) lead(d *amqp.Delivery) {
 		h.feed.dispatch()
 	}
 	if elected {
+		if !l.valid() {
+			_ = h.sendToken() // its return begins the lease; without the channel the session ends anyway
+		}
 		h.elected <- struct{}{}
 	}
 }

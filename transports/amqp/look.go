@@ -139,29 +139,36 @@ func (l *look) renew(ctx context.Context) error {
 	if again.ch, err = conn.Channel(); err != nil {
 		return err
 	}
-	ch := again.ch
 	again.heed()
 	defer func() { again.giveUp() }()
-	left, err := again.size()
-	if err != nil || left == 0 {
+	n, err := again.size()
+	if err != nil || n == 0 {
 		return err
 	}
+	if n, err = again.rewrite(n); err != nil {
+		return err
+	}
+	again.strides, again.read, again.taken = 1, n, nil
+	return again.putBack() // some of the new ones have come, too: the next look must not miss them
+}
+
+// rewrite publishes the next n messages of the queue to it and takes them then. It returns how many there were.
+func (l *look) rewrite(n int) (total int, err error) {
 	const size, global = 0, false
 	const autoAck, noLocal = false, false
-	if err := ch.Qos(stride, size, global); err != nil {
-		return err
+	if err := l.ch.Qos(stride, size, global); err != nil {
+		return 0, err
 	}
-	arrived, err := ch.Consume(l.queue, byBroker, autoAck, exclusive, noLocal, noWait, nil)
+	arrived, err := l.ch.Consume(l.queue, byBroker, autoAck, exclusive, noLocal, noWait, nil)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	seen, total := make(map[string]int), 0
-	for left > 0 {
-		window := collect(arrived, min(left, replayWindow))
+	seen := make(map[string]int)
+	for total < n {
+		window := collect(arrived, min(n-total, replayWindow))
 		if len(window) == 0 {
 			break // somebody else takes messages out
 		}
-		left -= len(window)
 		total += len(window)
 		out := make([]*outgoing, len(window))
 		for i, d := range window {
@@ -170,21 +177,18 @@ func (l *look) renew(ctx context.Context) error {
 				out[i].msg.Headers[headerPoisonID] = idOf(d, seen)
 			}
 		}
-		err := again.finish(func() error {
-			if err := again.send(out...); err != nil {
+		err := l.finish(func() error {
+			if err := l.send(out...); err != nil {
 				return err
 			}
-			return again.take(window...)
+			return l.take(window...)
 		})
 		if err != nil {
-			return err
+			return total, err
 		}
 	}
-	if _, err := again.size(); err != nil { // the acks have arrived
-		return err
-	}
-	again.strides, again.read, again.taken = 1, total, nil
-	return again.putBack() // some of the new ones have come, too: the next look must not miss them
+	_, err = l.size() // the acks have arrived
+	return total, err
 }
 
 // collect takes so many deliveries, or fewer where no more come.

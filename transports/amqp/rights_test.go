@@ -19,7 +19,7 @@ func TestRights_documentedOnesSuffice(t *testing.T) {
 	b := ownBroker(t)
 	service := strings.ReplaceAll(unique("shop"), ".", "")
 	b.ctl(t, "add_user", service, "secret")
-	defer b.ctl(t, "delete_user", service)
+	t.Cleanup(func() { b.ctl(t, "delete_user", service) })
 	own := `events|leat\..*|` + service + `\..*`
 	b.ctl(t, "set_permissions", service, "^("+own+")$", "^("+own+`|amq\.default)$`, "^("+own+")$")
 	u, err := url.Parse(b.url())
@@ -69,4 +69,41 @@ func TestRights_documentedOnesSuffice(t *testing.T) {
 		}
 		closeAll(t, transport)
 	}
+}
+
+// A delayed message that a process may not publish goes back, for one that may.
+func TestDelays_goBackForAProcessThatMayPublishThem(t *testing.T) {
+	b := ownBroker(t)
+	bothQueues(t, b.url(), func(t *testing.T, raw string) { delaysGoBack(t, b, raw) })
+}
+
+func delaysGoBack(t *testing.T, b *broker, raw string) {
+	service := strings.ReplaceAll(unique("shop"), ".", "")
+	b.ctl(t, "add_user", service, "secret")
+	t.Cleanup(func() { b.ctl(t, "delete_user", service) })
+	own := `events|leat\..*|` + service + `\..*`
+	b.ctl(t, "set_permissions", service, "^("+own+")$", "^("+own+`|amq\.default)$`, "^("+own+")$")
+	u, err := url.Parse(raw)
+	require.NoError(t, err)
+	u.User = url.UserPassword(service, "secret")
+	restricted := open(t, u.String())
+	exchange := unique("orders")
+	other := open(t, withOptions(raw, "exchange="+exchange))
+	defer deleteExchange(t, b.url(), exchange)
+	topic := unique("order.paid.v1")
+	feed := subscribe(t, other, bus.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: 4})
+	shop := subscribe(t, restricted, bus.Subscription{Group: service + ".g", Topics: []string{topic}, Concurrency: 1})
+	const n = 10
+	for i := range n {
+		msg := newMessage(topic, itoa(i))
+		msg.Metadata[bus.HeaderDeliverAt] = time.Now().Add(time.Second).UTC().Format(time.RFC3339Nano)
+		require.NoError(t, other.Publish(t.Context(), topic, msg))
+	}
+	got := make(map[string]bool)
+	for i := 0; len(got) < n; i++ {
+		got[take(t, feed)] = true
+		publish(t, restricted, topic, itoa(i))
+		require.Equal(t, itoa(i), take(t, shop))
+	}
+	closeAll(t, restricted, other)
 }

@@ -108,12 +108,12 @@ func (b *sickBroker) serve(client net.Conn) {
 }
 
 func readFrame(in *bufio.Reader) ([]byte, error) {
-	frame := make([]byte, 7)
-	if _, err := io.ReadFull(in, frame); err != nil {
+	head, err := in.Peek(7)
+	if err != nil {
 		return nil, err
 	}
-	frame = append(frame, make([]byte, int(binary.BigEndian.Uint32(frame[3:7]))+1)...)
-	_, err := io.ReadFull(in, frame[7:])
+	frame := make([]byte, len(head)+int(binary.BigEndian.Uint32(head[3:]))+1)
+	_, err = io.ReadFull(in, frame)
 	return frame, err
 }
 

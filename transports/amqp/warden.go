@@ -212,7 +212,7 @@ func (w *warden) hold(from *hoard, d *amqp.Delivery) {
 	defer w.mu.Unlock()
 	tries := deliveries(d)
 	if d.Redelivered && tries == 0 {
-		tries = wardenTriesForRights // a classic queue does not count
+		tries = wardenTries // a classic queue does not count; another process may have the right
 	}
 	w.push(&waiting{out: out, due: due, tag: d.DeliveryTag, from: from, tries: tries})
 }
