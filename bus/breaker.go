@@ -154,7 +154,8 @@ type breaker struct {
 
 	// The present run of failures, while the breaker is closed.
 	since   time.Time
-	run     int    // its number
+	last    time.Time // its latest failure
+	run     int       // its number
 	fails   int    // deliveries
 	before  uint64 // handled deliveries, at its beginning
 	failing map[string]struct{}
@@ -308,9 +309,10 @@ func (d *Delivery) failedBefore() bool { return d.FailedSince.Before(d.started) 
 // others succeeded has failed for itself and does not count.
 func (b *breaker) count(d *Delivery, first bool, now time.Time) bool {
 	share := float64(b.fails) / float64(uint64(b.fails)+b.handled-b.before) //nolint:gosec // a count
-	if b.fails > 0 && share < b.policy.Share {
-		b.fails = 0
+	if b.fails > 0 && (share < b.policy.Share || now.Sub(b.last) > max(b.policy.Patience, outageAge)) {
+		b.fails = 0 // others succeed, or what failed is settled by now; see doubt for messages that fail seldom
 	}
+	b.last = now
 	alone := !b.succeededSince(d.FailedSince)
 	if b.fails == 0 {
 		if !alone {
@@ -398,10 +400,13 @@ func (b *breaker) probe() {
 	}
 }
 
-// handedOut is called when the worker that has the turn has got its message.
-func (b *breaker) handedOut(d *Delivery) {
+// handedOut is called when the worker that has the turn of a pause has got its message.
+func (b *breaker) handedOut(in *intake, d *Delivery) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.intake.Load() != in { // other probes have ended the pause meanwhile
+		return
+	}
 	limit := max(b.group.handler.Timeout, probeTimeout) + probeGrace
 	d.probe, b.probed = true, d
 	id := d.id
@@ -418,8 +423,11 @@ func (b *breaker) overran(d *Delivery, err error) {
 		return
 	}
 	b.probed = nil
-	if b.state == BreakerHalfOpen {
-		b.reopen(err, true)
+	if b.state == BreakerHalfOpen { // it may still succeed, and has not failed
+		b.cause = err
+		b.interval = min(2*b.interval, b.policy.MaxProbe)
+		b.state = BreakerOpen
+		b.wait()
 	}
 }
 
@@ -465,10 +473,10 @@ func (b *breaker) probeContext(parent context.Context) (context.Context, context
 }
 
 // endPause ends a pause for lack of messages.
-func (b *breaker) endPause() {
+func (b *breaker) endPause(in *intake) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.state != BreakerClosed {
+	if b.state != BreakerClosed && b.intake.Load() == in {
 		b.close()
 	}
 }

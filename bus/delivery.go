@@ -23,11 +23,8 @@ type Delivery struct {
 	FirstSeen time.Time // when the group got the message; zero where the transport can't tell
 	Settler   Settler   // the transport's side; nil under a stock Watermill router
 
-	// FailedSince is when the handler first failed with the message, over all its deliveries; zero
-	// if it has not. Failures is how many of its tries have failed and count against the retry policy, or
-	// FailuresUnknown. [Delivery.Failed] sets both, and a transport that takes the delivery back keeps them.
-	FailedSince time.Time
-	Failures    int
+	// History travels with the message from delivery to delivery.
+	History
 
 	// Rehearsal is set where the handler is only tried; nil otherwise.
 	Rehearsal *Rehearsal
@@ -49,6 +46,15 @@ type Delivery struct {
 	settled atomic.Int32 // one of the states below
 }
 
+// History is what happened to a message in all its deliveries to a group. [Delivery.Failed] and [Delivery.AwaitNewer]
+// write it, and a transport that takes a delivery back keeps it for the next one. The zero History is that of a message
+// that has not failed.
+type History struct {
+	FailedSince  time.Time // when the handler first failed with it; zero if it has not
+	Failures     int       // how many tries have failed and count against the retry policy, or FailuresUnknown
+	WaitingSince time.Time // since when it waits for a newer version of the service; zero if it does not
+}
+
 // The states of a delivery's settlement. Whoever brings it from unsettled to another state settles it.
 const (
 	unsettled = iota
@@ -60,7 +66,8 @@ const (
 // leat has redelivered it. The retry step derives them from the attempt.
 const FailuresUnknown = -1
 
-// Settler is the transport's side of a delivery. The router calls one of its methods, once. Ack may
+// Settler is the transport's side of a delivery. The router calls one of its methods, once. A transport that takes
+// the delivery back keeps its [History] for the next one. Ack may
 // return before the transport has carried it out; an error means that the message may come again.
 type Settler interface {
 	// Ack says that the message is done.
@@ -243,16 +250,19 @@ const (
 // redelivered every 30 s at no cost, until that has lasted for limit, and is then poisoned. The wait is shown in
 // [Bus.Health]. It neither counts against the retry policy nor opens the circuit breaker.
 func (d *Delivery) AwaitNewer(err *NewerVersionError, limit time.Duration) error {
-	now := time.Now()
-	if d.FailedSince.IsZero() {
-		d.FailedSince = now
+	if d.Settler == nil { // a stock router would bring the message back at once
+		return Permanent(err)
 	}
-	left := limit - now.Sub(d.FailedSince)
+	now := time.Now()
+	if d.WaitingSince.IsZero() {
+		d.WaitingSince = now
+	}
+	left := limit - now.Sub(d.WaitingSince)
 	if left <= 0 {
 		return Permanent(err)
 	}
 	if d.group != nil {
-		reason := fmt.Errorf("message %s waits for a newer version of the service, until %s: %w", d.id, d.FailedSince.Add(limit).Format(time.RFC3339), err)
+		reason := fmt.Errorf("message %s waits for a newer version of the service, until %s: %w", d.id, d.WaitingSince.Add(limit).Format(time.RFC3339), err)
 		if d.group.health.setUntil(newerPart, reason, now.Add(newerShown)) {
 			d.group.bus.cfg.Logger.Warn("leat: degraded", "group", d.Group, "part", newerPart, "err", reason)
 		}
@@ -268,8 +278,8 @@ func (d *Delivery) Poison(ctx context.Context, fault Fault) error {
 	if !d.settled.CompareAndSwap(unsettled, poisoning) {
 		return errors.New("bus: poison: the delivery is settled already")
 	}
+	defer d.settled.CompareAndSwap(poisoning, unsettled) // also if the transport panics
 	if err := d.Settler.Poison(ctx, fault); err != nil {
-		d.settled.Store(unsettled)
 		return err
 	}
 	d.settled.Store(settled)
@@ -348,6 +358,10 @@ type nextTry struct {
 func (d *Delivery) fail(err error, next nextTry) (Next, error) {
 	first, now := !d.failed, time.Now()
 	d.failed = true
+	if d.Failures < 0 {
+		d.Failures = RetryPolicy{}.FirstTry(d.Attempt) - 1
+	}
+	d.WaitingSince = time.Time{} // this version of the service takes it
 	d.moved.Store(now.UnixNano())
 	if d.FailedSince.IsZero() {
 		d.FailedSince = now
@@ -400,8 +414,8 @@ func (d *Delivery) settle(outcome Outcome, err error) error {
 	case Interrupted:
 		return d.Settler.GiveBack(0)
 	case Redelivered:
-		r, _ := AsRedelivery(err) // the router has made it one
-		if r.Cost == CostsNothing {
+		r, _ := AsRedelivery(err)                   // the router has made it one
+		if r.Cost == CostsNothing || r.Err == nil { // without an error it is a snooze
 			return d.Settler.GiveBack(max(r.After, minSnooze)) // only a shutdown gives back at once
 		}
 		return d.Settler.Redeliver(r.After)

@@ -23,6 +23,7 @@ const (
 	HeaderFaultFirstAt  = "leat_fault_first_at"  // RFC 3339, when the group got the message
 	HeaderFaultFailedAt = "leat_fault_failed_at" // RFC 3339, when the handler first failed with it
 	HeaderFaultFailures = "leat_fault_failures"  // failed tries that count, of a message that is redelivered
+	HeaderFaultWaiting  = "leat_fault_waiting"   // RFC 3339, since when it waits for a newer version of the service
 	HeaderFaultAt       = "leat_fault_at"        // RFC 3339, when it failed last and was poisoned
 	HeaderFaultGroup    = "leat_fault_group"
 	HeaderFaultHandler  = "leat_fault_handler"
@@ -198,28 +199,32 @@ func atoi(s string) int {
 	return n
 }
 
-// SetFailures notes in the headers of a message that is redelivered how often and since when its handler
-// has failed with it, for transports that have no other place for it. It notes nothing for a message that has not
-// failed.
-func SetFailures(headers message.Metadata, d *Delivery) {
-	if !d.FailedSince.IsZero() {
-		headers[HeaderFaultFailedAt] = formatTime(d.FailedSince)
-		headers[HeaderFaultFailures] = strconv.Itoa(max(d.Failures, 0))
+// SetHistory notes a message's history in the headers with which it is redelivered, for transports that have no other
+// place for it. It notes nothing for a message that has not failed.
+func SetHistory(headers message.Metadata, h History) {
+	set := func(name, value string, known bool) {
+		if known {
+			headers[name] = value
+		} else {
+			delete(headers, name)
+		}
 	}
+	set(HeaderFaultFailedAt, formatTime(h.FailedSince), !h.FailedSince.IsZero())
+	set(HeaderFaultFailures, strconv.Itoa(h.Failures), !h.FailedSince.IsZero() && h.Failures >= 0)
+	set(HeaderFaultWaiting, formatTime(h.WaitingSince), !h.WaitingSince.IsZero())
 }
 
-// TakeFailures takes out of a message's headers what [SetFailures] has noted there: the values of
-// [Delivery.FailedSince] and [Delivery.Failures].
-func TakeFailures(headers message.Metadata) (since time.Time, failures int) {
-	at, ok := headers[HeaderFaultFailedAt]
-	if !ok {
-		return time.Time{}, 0
-	}
-	since, failures = parseTime(at), FailuresUnknown
-	if n, err := strconv.Atoi(headers[HeaderFaultFailures]); err == nil {
-		failures = max(n, 0)
+// TakeHistory takes out of a message's headers what [SetHistory] has noted there.
+func TakeHistory(headers message.Metadata) (h History) {
+	h.WaitingSince = parseTime(headers[HeaderFaultWaiting])
+	if h.FailedSince = parseTime(headers[HeaderFaultFailedAt]); !h.FailedSince.IsZero() {
+		h.Failures = FailuresUnknown
+		if n, err := strconv.Atoi(headers[HeaderFaultFailures]); err == nil {
+			h.Failures = max(n, 0)
+		}
 	}
 	delete(headers, HeaderFaultFailedAt)
 	delete(headers, HeaderFaultFailures)
-	return since, failures
+	delete(headers, HeaderFaultWaiting)
+	return h
 }

@@ -46,7 +46,7 @@ func TestErrorChainNamesWhatIsAndAsFind(t *testing.T) {
 func TestTheStackStandsInTheRecordAndNotInWhatTravels(t *testing.T) {
 	msg := newMessage(paidTopic, "m-1")
 	msg.Metadata[bus.HeaderTraceParent] = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-	d := &bus.Delivery{Message: msg, Attempt: 2, FailedSince: time.Now().Add(-time.Hour)}
+	d := &bus.Delivery{Message: msg, Attempt: 2, History: bus.History{FailedSince: time.Now().Add(-time.Hour)}}
 	fault := bus.NewFault(d, fmt.Errorf("ledger: %w", fall(200)))
 	require.Contains(t, fault.Stack, "bus_test.fall")
 	require.LessOrEqual(t, len(fault.Stack), 4<<10)
@@ -82,32 +82,30 @@ func fall(n int) (err error) {
 	panic(io.EOF)
 }
 
-func TestSetFailures_isReadBackByTakeFailures(t *testing.T) {
+func TestSetHistory_isReadBackByTakeHistory(t *testing.T) {
 	headers := message.Metadata{"own": "1"}
-	bus.SetFailures(headers, &bus.Delivery{})
+	bus.SetHistory(headers, bus.History{})
 	require.Len(t, headers, 1, "nothing to note")
-	since, failures := bus.TakeFailures(headers)
-	require.Zero(t, since)
-	require.Zero(t, failures)
+	require.Zero(t, bus.TakeHistory(headers))
 
-	now := time.Now()
-	for _, n := range []int{0, 3} {
-		bus.SetFailures(headers, &bus.Delivery{FailedSince: now, Failures: n})
-		since, failures = bus.TakeFailures(headers)
-		require.True(t, now.Equal(since))
-		require.Equal(t, n, failures)
+	now := time.Now().UTC().Round(0)
+	for _, h := range []bus.History{
+		{FailedSince: now}, {FailedSince: now, Failures: 3}, {FailedSince: now, Failures: bus.FailuresUnknown},
+		{WaitingSince: now}, {FailedSince: now, Failures: 2, WaitingSince: now.Add(time.Hour)},
+	} {
+		bus.SetHistory(headers, h)
+		require.Equal(t, h, bus.TakeHistory(headers))
 		require.Equal(t, message.Metadata{"own": "1"}, headers)
 	}
 }
 
-func TestTakeFailures_ofMessagesThatOthersWrote(t *testing.T) {
+func TestTakeHistory_ofMessagesThatOthersWrote(t *testing.T) {
 	for text, want := range map[string]int{"": bus.FailuresUnknown, "many": bus.FailuresUnknown, "-3": 0, "-9223372036854775808": 0, "99999999999999999999": bus.FailuresUnknown} {
 		headers := message.Metadata{bus.HeaderFaultFailedAt: "2026-01-02T03:04:05Z", bus.HeaderFaultFailures: text}
 		if text == "" {
 			delete(headers, bus.HeaderFaultFailures)
 		}
-		_, failures := bus.TakeFailures(headers)
-		require.Equal(t, want, failures, text)
+		require.Equal(t, want, bus.TakeHistory(headers).Failures, text)
 		require.Empty(t, headers)
 	}
 }

@@ -352,10 +352,10 @@ func (w *worker) pause(in *intake) bool {
 		if !w.refused(ctx, err) {
 			return false
 		}
-		b.endPause()
+		b.endPause(in)
 		return true
 	}
-	return w.take(d, b.handedOut)
+	return w.take(d, func(d *Delivery) { b.handedOut(in, d) })
 }
 
 // take handles a delivery. It calls ready, if that is not nil, before it begins.
@@ -490,11 +490,11 @@ func (g *group) call(msg *message.Message) (err error) {
 // finish settles a delivery and counts its outcome. Nothing that a message or a handler's error makes panic
 // here ends the process.
 func (g *group) finish(d *Delivery, err error) {
-	outcome := Redelivered
+	outcome, settling := Redelivered, true
 	defer g.bus.ledger.inStack.Add(-1)
 	defer func() {
 		if v := recover(); v != nil {
-			g.rescue(d, NewPanicError(v))
+			g.rescue(d, NewPanicError(v), settling)
 		}
 		g.counts.inFlight.Add(-1)
 		g.counts.add(outcome)
@@ -510,13 +510,14 @@ func (g *group) finish(d *Delivery, err error) {
 		g.bus.cfg.Logger.Warn("leat: settle; the message may come again",
 			"group", g.name, "message_id", d.id, "outcome", string(outcome), "err", settleErr)
 	}
-	if outcome == Discarded {
-		g.logOther(d, err)
-	}
-	again := outcome == Duplicate && d.Attempt > 1 // it was handled before, and its ack was lost
+	settling = false
+	again := outcome == Duplicate && d.Attempt-1 > d.Failures // it was handled before, and its ack was lost
 	if outcome.Terminal() && d.Own() && !again {
 		g.counts.settled.Add(1)
 		g.bus.ledger.outstanding.Add(-1)
+	}
+	if outcome == Discarded {
+		g.logOther(d, err)
 	}
 }
 
@@ -536,6 +537,8 @@ func (g *group) decide(d *Delivery, err error) (Outcome, error) {
 	var end error
 	r, decided := AsRedelivery(err)
 	switch {
+	case !decided && (d.givenUp || IsPermanent(err)):
+		d.givenUp, end = true, err
 	case decided && (d.failed || r.Cost == CostsNothing || r.Err == nil):
 		return Redelivered, err
 	case decided: // by a step that is not leat's
@@ -551,10 +554,10 @@ func (g *group) decide(d *Delivery, err error) (Outcome, error) {
 		return Redelivered, &Redelivery{After: next.After, Err: err}
 	}
 	if d.givenUp {
-		end = d.GiveUp(end, nil)
-	}
-	if end == nil {
-		return Poisoned, nil
+		if end = d.GiveUp(end, nil); end == nil {
+			g.bus.cfg.Logger.Warn("leat: message poisoned outside of the poison step", "group", g.name, "message_id", d.id, "err", err)
+			return Poisoned, nil
+		}
 	}
 	return Redelivered, end
 }
@@ -570,14 +573,18 @@ func endless(d *Delivery, err error) nextTry {
 // rescuedAfter is when a message is redelivered whose settling has panicked.
 const rescuedAfter = 10 * time.Second
 
-// rescue gives a delivery back whose settling has panicked, so that its message is not lost with the
-// process.
-func (g *group) rescue(d *Delivery, panicked *PanicError) {
+// rescue logs a panic at the end of a delivery. If the delivery is not settled yet, it is given back, so that its message
+// is not lost with the process.
+func (g *group) rescue(d *Delivery, panicked *PanicError, settling bool) {
 	defer func() {
 		if v := recover(); v != nil {
 			g.bus.cfg.Logger.Error("leat: give back after a panic", "group", g.name, "message_id", d.id, "err", NewPanicError(v))
 		}
 	}()
+	if !settling {
+		g.bus.cfg.Logger.Error("leat: panic after a delivery was settled", "group", g.name, "message_id", d.id, "err", panicked, "stack", panicked.Stack())
+		return
+	}
 	g.bus.cfg.Logger.Error("leat: settle panicked; the message is given back", "group", g.name,
 		"message_id", d.id, "err", panicked, "stack", panicked.Stack())
 	if err := d.Settler.GiveBack(rescuedAfter); err != nil {

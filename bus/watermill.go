@@ -114,9 +114,8 @@ type nackedKey struct{ group, id string }
 
 // nacked is what is known of a message that is handed out again.
 type nacked struct {
-	attempts    int // that counted
-	failures    int
-	failedSince time.Time
+	attempts int // that counted
+	history  History
 }
 
 func (h *nackedMessages) of(group, id string) nacked {
@@ -166,7 +165,7 @@ func (f *watermillFeed) forward(topic string, msgs <-chan *message.Message) {
 		last := f.transport.nacked.of(f.group, id)
 		d := &Delivery{
 			Message: msg, Topic: topic, Group: f.group,
-			Attempt: last.attempts + 1, Failures: last.failures, FailedSince: last.failedSince,
+			Attempt: last.attempts + 1, History: last.history,
 		}
 		d.Settler = &watermillSettler{feed: f, delivery: d, id: id}
 		select {
@@ -205,7 +204,7 @@ type watermillSettler struct {
 
 // remember keeps what the next hand-over must know.
 func (s *watermillSettler) remember(attempts int) {
-	s.feed.transport.nacked.set(s.feed.group, s.id, nacked{attempts, s.delivery.Failures, s.delivery.FailedSince})
+	s.feed.transport.nacked.set(s.feed.group, s.id, nacked{attempts, s.delivery.History})
 }
 
 func (s *watermillSettler) Ack() error {

@@ -38,6 +38,9 @@ func observe(observers []bus.Observer, d *bus.Delivery, msg *message.Message, ne
 	for _, o := range observers {
 		ctx = o.Started(ctx, d) //nolint:fatcontext // as many layers as observers
 	}
+	if bus.DeliveryFrom(ctx) != d { // an observer has returned a context of its own
+		ctx = bus.ContextWithDelivery(ctx, d)
+	}
 	msg.SetContext(ctx)
 
 	returned := false

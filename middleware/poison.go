@@ -38,7 +38,7 @@ func Poison(cfg PoisonConfig) message.HandlerMiddleware {
 			if _, again := bus.AsRedelivery(err); again || bus.IsDiscard(err) || d.Interrupted() {
 				return nil, err
 			}
-			if cfg.Retry != nil && !d.GivenUp() && !bus.IsPermanent(err) {
+			if cfg.Retry != nil && d.Settler != nil && !d.GivenUp() && !bus.IsPermanent(err) {
 				after, end := d.Failed(err, *cfg.Retry)
 				if end == nil {
 					return nil, &bus.Redelivery{After: after.After, Err: err}

@@ -268,12 +268,12 @@ func TestRetryByItself(t *testing.T) {
 		require.True(t, ok)
 		require.Equal(t, &bus.Redelivery{After: time.Hour, Err: errHandler}, r)
 
-		n, took, err = run(&bus.Delivery{Attempt: 2, Failures: 3, Settler: settler{}}, always)
+		n, took, err = run(&bus.Delivery{Attempt: 2, History: bus.History{Failures: 3}, Settler: settler{}}, always)
 		require.Equal(t, 1, n)
 		require.Zero(t, took)
 		require.Equal(t, errHandler, err, "the policy is through")
 
-		n, _, err = run(&bus.Delivery{Attempt: 2, Failures: bus.FailuresUnknown, Settler: settler{}}, always)
+		n, _, err = run(&bus.Delivery{Attempt: 2, History: bus.History{Failures: bus.FailuresUnknown}, Settler: settler{}}, always)
 		require.Equal(t, 1, n, "an older version of leat has redelivered it")
 		require.Equal(t, errHandler, err)
 
@@ -281,7 +281,7 @@ func TestRetryByItself(t *testing.T) {
 		require.Equal(t, 3, n, "crashes cost no try")
 		require.ErrorIs(t, err, errHandler)
 
-		n, _, err = run(&bus.Delivery{Attempt: 10, Failures: 4, Settler: settler{}}, always)
+		n, _, err = run(&bus.Delivery{Attempt: 10, History: bus.History{Failures: 4}, Settler: settler{}}, always)
 		require.Equal(t, 1, n, "five crashes, too")
 		require.Equal(t, errHandler, err)
 

@@ -122,7 +122,7 @@ func TestObserver_measuresTheLagFromWhenAMessageWasDue(t *testing.T) {
 	msg.Metadata[bus.HeaderTime] = now.Add(-time.Hour).Format(time.RFC3339Nano)
 	msg.Metadata[bus.HeaderDeliverAt] = now.Format(time.RFC3339Nano)
 	observer.Started(t.Context(), &bus.Delivery{Message: msg, Group: "g", Attempt: 1})
-	observer.Started(t.Context(), &bus.Delivery{Message: msg, Group: "g", Attempt: 1, FailedSince: now})
+	observer.Started(t.Context(), &bus.Delivery{Message: msg, Group: "g", Attempt: 1, History: bus.History{FailedSince: now}})
 	families, err := registry.Gather()
 	require.NoError(t, err)
 	for _, f := range families {

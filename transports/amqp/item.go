@@ -20,18 +20,17 @@ type item struct {
 	feed     *feed
 	session  *session
 	raw      *amqp.Delivery
-	queue    string    // where it came from
-	attempts int       // hand-overs that counted, before this one
-	crashes  int       // those of them that nobody settled
-	failed   time.Time // when the handler first failed with it
-	failures int       // how many of its tries have failed
-	key      string    // order is kept within it; "" where none is asked for
-	heads    bool      // it holds its key: it is ready, handed out or waits for its redelivery
-	held     *entry    // its place, where it came from the queue of held messages
-	read     bool      // msg is filled
-	seen     bool      // it was handed out before, and waits for a redelivery in this process
-	counted  bool      // with an attempt that the broker does not know of
-	unseen   int       // deliveries that the broker counted, and that were none
+	queue    string      // where it came from
+	attempts int         // hand-overs that counted, before this one
+	crashes  int         // those of them that nobody settled
+	history  bus.History // its failures, in earlier deliveries
+	key      string      // order is kept within it; "" where none is asked for
+	heads    bool        // it holds its key: it is ready, handed out or waits for its redelivery
+	held     *entry      // its place, where it came from the queue of held messages
+	read     bool        // msg is filled
+	seen     bool        // it was handed out before, and waits for a redelivery in this process
+	counted  bool        // with an attempt that the broker does not know of
+	unseen   int         // deliveries that the broker counted, and that were none
 }
 
 // suspect reports whether the message was in so many crashes that it may be the cause.
@@ -41,8 +40,8 @@ func (it *item) suspect() bool { return it.crashes >= suspicion }
 func (it *item) unpack() {
 	if !it.read {
 		unmarshal(&it.msg, it.raw)
-		if since, failures := bus.TakeFailures(it.msg.Metadata); it.failed.IsZero() {
-			it.failed, it.failures = since, failures
+		if noted := bus.TakeHistory(it.msg.Metadata); it.history == (bus.History{}) {
+			it.history = noted
 		}
 		it.read = true
 	}
@@ -57,7 +56,7 @@ func (it *item) handOut() *bus.Delivery {
 	d.Group = it.feed.sub.Group
 	d.Attempt = it.attempts + 1
 	d.FirstSeen = firstSeen(it.raw)
-	d.FailedSince, d.Failures = it.failed, it.failures
+	d.History = it.history
 	d.Settler = it
 	return d
 }
@@ -66,7 +65,7 @@ func (it *item) handOut() *bus.Delivery {
 func (it *item) again(attempts int) *item {
 	return &item{
 		feed: it.feed, session: it.session, raw: it.raw, queue: it.queue,
-		attempts: attempts, crashes: it.crashes, failed: it.delivery.FailedSince, failures: it.delivery.Failures, key: it.key, heads: it.heads, held: it.held, seen: true,
+		attempts: attempts, crashes: it.crashes, history: it.delivery.History, key: it.key, heads: it.heads, held: it.held, seen: true,
 		counted: it.counted || attempts > it.attempts,
 	}
 }
@@ -128,8 +127,15 @@ func (it *item) copy(attempts int) amqp.Publishing {
 	p := copyOf(it.raw, topicOf(it.raw, it.queue, &it.feed.t.cfg))
 	p.Headers[headerAttempt] = int32(min(attempts, 1<<30)) //nolint:gosec // bounded
 	delete(p.Headers, headerCrashes)
-	noted := make(message.Metadata, 2)
-	bus.SetFailures(noted, &it.delivery)
+	history := it.history
+	if it.delivery.Message != nil { // it was handed out
+		history = it.delivery.History
+	}
+	for _, name := range []string{bus.HeaderFaultFailedAt, bus.HeaderFaultFailures, bus.HeaderFaultWaiting} {
+		delete(p.Headers, name)
+	}
+	noted := make(message.Metadata, 3)
+	bus.SetHistory(noted, history)
 	setText(p.Headers, noted)
 	if it.crashes > 0 {
 		p.Headers[headerCrashes] = int32(min(it.crashes, 1<<30))

@@ -28,7 +28,7 @@ func (q *queue) handout(it *item) *bus.Delivery {
 	d.Group = q.group
 	d.Attempt = it.attempts + 1
 	d.FirstSeen = it.since
-	d.FailedSince, d.Failures = it.failed, it.failures
+	d.History = it.history
 	d.Settler = h
 	return d
 }
@@ -56,7 +56,7 @@ func (h *handout) Redeliver(after time.Duration) error {
 
 func (h *handout) GiveBack(after time.Duration) error {
 	q := h.queue
-	h.item.failed, h.item.failures = h.delivery.FailedSince, h.delivery.Failures
+	h.item.history = h.delivery.History
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.out--

@@ -23,8 +23,7 @@ type item struct {
 	key      string // order is kept within it; "" where none is asked for
 	attempts int    // hand-overs that counted
 	since    time.Time
-	failed   time.Time // when its handler first failed with it
-	failures int       // how many of its tries have failed
+	history  bus.History // its failures
 	due      time.Time
 	delayed  bool     // it was published with a delay
 	account  *account // that it is charged to

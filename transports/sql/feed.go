@@ -204,7 +204,7 @@ func (f *feed) newDelivery(m *record) (*delivery, error) {
 		headers = message.Metadata{}
 	}
 	d := &delivery{feed: f, id: m.id, state: m.state}
-	d.failedSince, d.failures = bus.TakeFailures(headers)
+	d.history = bus.TakeHistory(headers)
 	d.headers = m.headers
 	if m.state == stateLaneHead {
 		d.lane = laneOf(&message.Message{Metadata: headers})
@@ -217,8 +217,7 @@ func (f *feed) newDelivery(m *record) (*delivery, error) {
 		FirstSeen: time.UnixMicro(m.firstAt),
 		Settler:   d,
 
-		FailedSince: d.failedSince,
-		Failures:    d.failures,
+		History: d.history,
 	}
 	return d, err
 }

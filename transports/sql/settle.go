@@ -22,9 +22,8 @@ type delivery struct {
 	behind   []*delivery // what is handed out with it, to a relay
 	headers  []byte
 
-	failedSince time.Time // as it was taken
-	failures    int
-	settled     atomic.Bool
+	history bus.History // as it was taken
+	settled atomic.Bool
 }
 
 var errSettled = errors.New("settled already")
@@ -318,14 +317,14 @@ func (s *settlements) noteFailures(ctx context.Context, batch []settlement) erro
 	var all []rewritten
 	for _, x := range batch {
 		now := &x.d.delivery
-		if x.ack || now.FailedSince.IsZero() || now.FailedSince.Equal(x.d.failedSince) && now.Failures == x.d.failures {
+		if x.ack || now.History == x.d.history {
 			continue
 		}
 		headers, err := decodeHeaders(x.d.headers)
 		if err != nil {
 			continue // unreadable, and reported when it was taken
 		}
-		bus.SetFailures(headers, now)
+		bus.SetHistory(headers, now.History)
 		all = append(all, rewritten{x.d.id, encodeHeaders(headers)})
 	}
 	return s.feed.store.rewrite(ctx, s.feed.store.quick, s.feed.owner, all)

@@ -198,17 +198,20 @@ func testRecord(w *world, transport bus.Transport) {
 	require.True(w, failed.Equal(d.FailedSince), "%s is not %s", d.FailedSince, failed)
 	require.Equal(w, 3, d.Failures)
 	untouched(d.Message)
-	d.Failures = 4
+	d.Failures, d.WaitingSince = 4, failed.Add(time.Second)
 	require.NoError(w, d.Settler.GiveBack(0))
 	d = w.next(feed)
 	require.True(w, failed.Equal(d.FailedSince), "given back at once: %s is not %s", d.FailedSince, failed)
 	require.Equal(w, 4, d.Failures, "given back at once")
+	require.True(w, failed.Add(time.Second).Equal(d.WaitingSince))
 	untouched(d.Message)
-	d.Failures = 0
+	d.Failures, d.WaitingSince = 0, time.Time{}
 	require.NoError(w, d.Settler.GiveBack(50*time.Millisecond))
 	d = w.next(feed)
 	require.True(w, failed.Equal(d.FailedSince), "given back: %s is not %s", d.FailedSince, failed)
 	require.Zero(w, d.Failures, "a count of zero is known, too")
+	require.Zero(w, d.WaitingSince, "it waits no more")
+	untouched(d.Message)
 	d.Message.Metadata["by the handler"] = "is not kept"
 	require.NoError(w, d.Settler.Poison(w.ctx, bus.NewFault(d, panicked())))
 
@@ -237,8 +240,7 @@ func testRecord(w *world, transport bus.Transport) {
 	require.Equal(w, 1, n)
 	d = w.next(feed)
 	untouched(d.Message)
-	require.Zero(w, d.FailedSince, "a replayed message has not failed")
-	require.Zero(w, d.Failures)
+	require.Zero(w, d.History, "a replayed message has not failed")
 	w.ack(d)
 }
 
