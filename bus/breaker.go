@@ -156,8 +156,8 @@ type breaker struct {
 	since   time.Time
 	last    time.Time // its latest failure
 	run     int       // its number
-	fails   int    // deliveries
-	before  uint64 // handled deliveries, at its beginning
+	fails   int       // deliveries
+	before  uint64    // handled deliveries, at its beginning
 	failing map[string]struct{}
 
 	// The present pause.
