@@ -59,8 +59,8 @@ func TestBus(t *testing.T) {
 					at := another()
 					s := serve(t, e.Defer, at)
 					if name == "memory" {
-						at = s.admin(e.Defer, "s3cret")
-						e.Setenv("LEAT_ADMIN_TOKEN", "s3cret")
+						at = s.admin(e.Defer, "s3cret-0123456789")
+						e.Setenv("LEAT_ADMIN_TOKEN", "s3cret-0123456789")
 					}
 					e.Setenv("LEAT_URL", at)
 					e.Setenv("SVC", s.name)
