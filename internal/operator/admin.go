@@ -29,7 +29,7 @@ import (
 //	GET  /groups, /topics, /doctor        as leat groups, topics and doctor
 //	GET  /tail?pattern=order.>            records, a line each, until the client goes
 //	POST /publish                         a record
-//	GET  /poison/{group}?after=ID&limit=N full records, a line each
+//	GET  /poison/{group}?after=ID&limit=N full records, a line each: N, or fewer that have 8 MiB together
 //	GET  /poison/{group}/{id}             a full record
 //	POST /poison/{group}/replay, …/rm     {"ids":[…]} → {"done":N,"missing":"…"}
 //	POST /poison/{group}/put              {"records":[…]} → {"missing":"…"}
@@ -395,15 +395,21 @@ func (a Admin) list(w http.ResponseWriter, r *http.Request) error {
 	if err != nil || limit < 1 || limit > 10*pageSize {
 		limit = pageSize
 	}
-	list, err := queue.List(r.Context(), r.URL.Query().Get("after"), limit)
-	if err != nil {
-		return err
+	sent, bytes := 0, 0
+	err = pages(r.Context(), queue, r.URL.Query().Get("after"), func(page []bus.PoisonedMessage) (bool, error) {
+		for _, m := range page[:min(len(page), limit-sent)] {
+			if err := answer(w, Full(group, m)); err != nil {
+				return false, err
+			}
+			sent, bytes = sent+1, bytes+sizeOf(m)
+		}
+		return sent < limit && bytes < pageBytes, nil
+	})
+	if sent > 0 {
+		return nil // after an error, the client asks for the next page and gets the error then
 	}
-	records := make([]Record, len(list))
-	for i, m := range list {
-		records[i] = Full(group, m)
-	}
-	return answer(w, records...)
+	w.Header().Set("Content-Type", "application/json")
+	return err
 }
 
 func (a Admin) get(w http.ResponseWriter, r *http.Request) error {
