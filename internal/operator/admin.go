@@ -358,6 +358,9 @@ func readRecords(r *http.Request) (msgs []bus.PoisonedMessage, err error) {
 			return nil, unreadable(err)
 		}
 		m, err := record.Message()
+		if err == nil && m.Topic() == "" {
+			err = fmt.Errorf("record %d has no topic; export writes it", len(msgs)+1)
+		}
 		if err != nil {
 			return nil, &statusError{http.StatusBadRequest, err.Error()}
 		}
