@@ -465,6 +465,7 @@ func TestAdmin_letsSlowAnswersTakeTheirTime(t *testing.T) {
 		require.NoError(t, json.NewDecoder(response.Body).Decode(&record))
 		require.Equal(t, "order.paid.v1", record.Topic)
 		require.NoError(t, connection.Close())
+		_ = response.Body.Close() // it has no end
 	})
 }
 
@@ -478,6 +479,7 @@ func TestAdmin_endsHEAD(t *testing.T) {
 			require.Equal(t, http.StatusOK, response.StatusCode)
 			_, err = io.Copy(io.Discard, response.Body)
 			require.NoError(t, err)
+			require.NoError(t, response.Body.Close())
 		}
 		require.NoError(t, connection.Close())
 	})

@@ -29,13 +29,13 @@ const (
 
 const (
 	exampleSocket = "/run/shop/leat.sock"
-	howToToken    = "16 or more random characters, as from openssl rand -hex 16"
+	longEnough    = "16 or more random characters, as from openssl rand -hex 16"
 )
 
 // Validate returns an error if the endpoint may not be opened with this configuration.
 func (a Admin) Validate() error {
 	if a.Token != "" && len(a.Token) < minToken {
-		return fmt.Errorf("the admin token is too short; set LEAT_ADMIN_TOKEN to %s", howToToken)
+		return fmt.Errorf("the admin token is too short; set LEAT_ADMIN_TOKEN to %s", longEnough)
 	}
 	if (a.Cert == "") != (a.Key == "") {
 		return errors.New("LEAT_ADMIN_CERT and LEAT_ADMIN_KEY go together; set both, or none")
@@ -56,7 +56,7 @@ func (a Admin) Validate() error {
 	}
 	if a.Token == "" {
 		return fmt.Errorf("admin address %q is open to every user of this machine; listen on a unix socket, like %s, or set LEAT_ADMIN_TOKEN to %s",
-			a.Addr, exampleSocket, howToToken)
+			a.Addr, exampleSocket, longEnough)
 	}
 	if a.Cert == "" && host != "localhost" && !isLoopback(host) { // what localhost means is known when it listens
 		return a.needsTLS()

@@ -1,7 +1,6 @@
 package verbs
 
 import (
-	"errors"
 	"testing"
 	"time"
 
@@ -20,7 +19,7 @@ func FuzzFilter(f *testing.F) {
 		matching, err := flags.filter(time.Now())
 		if err != nil {
 			var usage *UsageError
-			require.True(t, errors.As(err, &usage), "%v", err)
+			require.ErrorAs(t, err, &usage)
 			return
 		}
 		msg := message.NewMessage(id, []byte(text))

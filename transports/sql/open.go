@@ -267,7 +267,7 @@ func locateSQLite(u *url.URL) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if info, err := os.Stat(filepath.Dir(path)); err != nil || !info.IsDir() {
+	if info, err := os.Stat(filepath.Dir(path)); err != nil || !info.IsDir() { //nolint:gosec // the operator says where
 		return "", fmt.Errorf("the directory of %s is missing; make it first, or write sqlite:///path from the root and sqlite:path from the working directory", path)
 	}
 	return path, nil
@@ -283,7 +283,7 @@ func (s source) connectSQLite() (database, error) {
 			return nil, &SchemaError{Found: 0, Want: SchemaVersion, Prefix: s.cfg.Prefix} // opening would make an empty file
 		}
 		// SQLite would make the file readable for every user of the machine. Its -wal and -shm files get the same mode.
-		file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600) //nolint:gosec // the operator says where
+		file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 		if err != nil {
 			return nil, err
 		}
