@@ -14,7 +14,7 @@ MODULES := $(shell find . -name go.mod -not -path './.cache/*' -exec dirname {} 
 each = set -e; for module in $(MODULES); do (cd $$module && $(1)); done
 
 .DEFAULT_GOAL := help
-.PHONY: help test matrix unit bench lint fmt tidy vuln ci
+.PHONY: help test matrix unit fuzz bench lint fmt tidy vuln ci
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ matrix: ## run the transports' suites against other versions of their servers (c
 
 unit: ## run the tests that need no server; the others are skipped
 	$(call each,$(GO) test ./...)
+
+fuzz: ## run every fuzz target, each for a minute (FUZZTIME=10m for longer)
+	internal/fuzz/fuzz.sh $(or $(FUZZTIME),1m)
 
 bench: ## run the benchmarks
 	$(GO) test -run '^$$' -bench . -benchmem ./bench/...

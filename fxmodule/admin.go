@@ -32,7 +32,7 @@ func RunAdmin(p AdminParams) error {
 		return nil
 	}
 	admin := operator.Admin{
-		Addr: p.Config.Admin, Token: p.Config.AdminToken, Bus: p.Bus,
+		Addr: p.Config.Admin, Token: p.Config.AdminToken, Cert: p.Config.AdminCert, Key: p.Config.AdminKey, Bus: p.Bus,
 		Rehearser: operator.NewRehearser(p.Bus, p.Stack), Logger: cmp.Or(p.Logger, slog.Default()),
 	}
 	if err := admin.Validate(); err != nil {

@@ -66,12 +66,16 @@ type Config struct {
 	// VersionField is the field of a foreign event's payload that may name its version: LEAT_VERSION_FIELD. Empty
 	// means "version", and "-" none. See bus.Config.
 	VersionField string `env:"VERSION_FIELD"`
-	// Admin is where operators reach the transport over HTTP, like 127.0.0.1:7070, with leat --url
-	// http://127.0.0.1:7070: LEAT_ADMIN. Empty means nowhere. An address that other machines reach
-	// needs a token.
+	// Admin is where operators reach the transport over HTTP: LEAT_ADMIN. It is the path of a unix socket, like
+	// /run/shop/leat.sock, for leat --url unix:///run/shop/leat.sock, or host:port. Empty means nowhere. Only the user of
+	// the process can open the socket. TCP needs AdminToken, and an address that other machines reach needs AdminCert, too.
 	Admin string `env:"ADMIN"`
-	// AdminToken is what clients of the admin endpoint must bring: LEAT_ADMIN_TOKEN.
+	// AdminToken is what clients of the admin endpoint must send, of at least 16 characters: LEAT_ADMIN_TOKEN.
 	AdminToken string `env:"ADMIN_TOKEN"`
+	// AdminCert and AdminKey are PEM files of the admin endpoint's TLS certificate, with its chain, and of its key:
+	// LEAT_ADMIN_CERT and LEAT_ADMIN_KEY. A new certificate is read at the next start.
+	AdminCert string `env:"ADMIN_CERT"`
+	AdminKey  string `env:"ADMIN_KEY"`
 	// Retry is the policy of handlers that have none of their own. Code only.
 	Retry bus.RetryPolicy `env:"-"`
 }
@@ -85,7 +89,7 @@ func (c Config) LogValue() slog.Value {
 	return slog.GroupValue(
 		slog.String("url", shownURL(c.URL)), slog.String("service", c.Service), slog.String("redis_url", shownURL(c.RedisURL)),
 		slog.String("outbox_url", shownURL(c.OutboxURL)), slog.String("inbox_url", shownURL(c.InboxURL)),
-		slog.String("admin", c.Admin), slog.String("admin_token", token))
+		slog.String("admin", c.Admin), slog.String("admin_token", token), slog.String("admin_cert", c.AdminCert))
 }
 
 // shownURL returns what may be shown of a URL.

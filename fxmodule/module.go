@@ -91,6 +91,9 @@ func NewBus(p BusParams) (*bus.Bus, error) {
 	if err := p.Config.validate(); err != nil {
 		return nil, err
 	}
+	if p.Idle == nil {
+		p.Config.warnUnverified(cmp.Or(p.Logger, slog.Default()))
+	}
 	mux := transports.Default()
 	for _, t := range p.Transports {
 		mux.Register(t.open, t.schemes...)

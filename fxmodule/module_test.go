@@ -3,11 +3,9 @@ package fxmodule_test
 import (
 	"context"
 	"errors"
-	"io"
 	"log/slog"
-	"net"
-	"net/http"
 	"net/url"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -23,6 +21,7 @@ import (
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/fxmodule"
 	"github.com/leatbus/leat/handlers"
+	"github.com/leatbus/leat/internal/operator"
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/middleware"
 	"github.com/leatbus/leat/middleware/prommetrics"
@@ -209,7 +208,7 @@ func TestMistakesInTheEnvironmentAreErrorsAtStart(t *testing.T) {
 		{"LEAT_BREAKER_PROBE", "-1s", "LEAT_BREAKER_PROBE is -1s; it can't be negative"},
 		{"LEAT_REDIS_URL", "redis://localhost:notaport", "LEAT_REDIS_URL"},
 		{"LEAT_SERVICE", "my shop", `"my shop"`},
-		{"LEAT_ADMIN", ":7070", "LEAT_ADMIN: admin address \":7070\" can be reached from other machines, and there is no token"},
+		{"LEAT_ADMIN", ":7070", "LEAT_ADMIN: admin address \":7070\" is open to every user of this machine; listen on a unix socket"},
 	} {
 		t.Run(c.name+"="+c.value, func(t *testing.T) {
 			t.Setenv(c.name, c.value)
@@ -377,25 +376,23 @@ func TestTheDrainKeepsWithinTheStopTimeout(t *testing.T) {
 }
 
 func TestTheAdminEndpointGoesWithTheApplication(t *testing.T) {
-	t.Setenv("LEAT_ADMIN", "127.0.0.1:0")
+	path := filepath.Join(t.TempDir(), "leat.sock")
+	t.Setenv("LEAT_ADMIN", path)
 	var log testenv.Buffer
 	app := fxtest.New(t, fx.NopLogger, fxmodule.Module,
 		fx.Provide(func() *slog.Logger { return slog.New(slog.NewTextHandler(&log, nil)) }),
 		fxmodule.Handle("x", func(context.Context, orderPlaced) error { return nil }))
 	app.RequireStart()
-	_, address, there := strings.Cut(log.String(), "url=")
-	require.True(t, there, log.String())
-	address = strings.Fields(address)[0]
-	response, err := http.Get(address + "/groups")
+	require.Contains(t, log.String(), "url=unix://"+path)
+	client, err := operator.Dial(t.Context(), &url.URL{Scheme: "unix", Path: path}, "")
 	require.NoError(t, err)
-	body, err := io.ReadAll(response.Body)
+	groups, err := client.Groups(t.Context())
 	require.NoError(t, err)
-	require.NoError(t, response.Body.Close())
-	require.Contains(t, string(body), `.x","topics":["order.placed","order.placed.*"],"waiting":0,`)
-	http.DefaultClient.CloseIdleConnections()
+	require.Len(t, groups, 1)
+	require.Equal(t, []string{"order.placed", "order.placed.*"}, groups[0].Topics)
+	require.NoError(t, client.Close(t.Context()))
 	app.RequireStop()
-	_, err = net.Dial("tcp", strings.TrimPrefix(address, "http://"))
-	require.ErrorContains(t, err, "refused")
+	require.NoFileExists(t, path)
 }
 
 func TestTheGraphIsCompleteWithoutRunningIt(t *testing.T) {

@@ -161,7 +161,7 @@ func (s *dedup) unclaimed(d *bus.Delivery, mode bus.DedupMode, claim Claim, err 
 func (s *dedup) fault(d *bus.Delivery, kind DedupFaultKind, err error) {
 	if kind == DedupLost {
 		s.cfg.Logger.Warn("leat: dedup claim lost; the message is handled twice",
-			"group", d.Group, "message_id", bus.MessageID(d.Message), "err", err)
+			"group", d.Group, "message_id", bus.OneLine(bus.MessageID(d.Message), maxAttrBytes), "err", err)
 	} else {
 		d.Degraded(dedupPart, err)
 	}

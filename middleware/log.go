@@ -22,7 +22,7 @@ type logObserver struct{ logger *slog.Logger }
 func (l logObserver) Published(ctx context.Context, p bus.Publication) {
 	if p.Err != nil {
 		l.logger.LogAttrs(ctx, slog.LevelError, "leat: publish failed",
-			slog.String("topic", p.Topic), slog.Int("messages", len(p.Messages)), slog.Any("err", p.Err))
+			text("topic", p.Topic), slog.Int("messages", len(p.Messages)), slog.Any("err", p.Err))
 	}
 }
 
@@ -35,8 +35,8 @@ func (l logObserver) Finished(ctx context.Context, d *bus.Delivery, o bus.Observ
 	}
 	e := bus.EnvelopeOf(d.Message)
 	attrs := []slog.Attr{
-		slog.String("group", d.Group), slog.String("type", e.Type), slog.String("message_id", e.ID),
-		slog.String("correlation_id", e.CorrelationID), slog.Int("attempt", d.Attempt), slog.Int("try", d.Try),
+		slog.String("group", d.Group), text("type", e.Type), text("message_id", e.ID),
+		text("correlation_id", e.CorrelationID), slog.Int("attempt", d.Attempt), slog.Int("try", d.Try),
 		slog.Duration("took", o.Took),
 	}
 	if o.Err != nil {
@@ -47,6 +47,12 @@ func (l logObserver) Finished(ctx context.Context, d *bus.Delivery, o bus.Observ
 	}
 	l.logger.LogAttrs(ctx, level, "leat: "+string(o.Outcome), attrs...)
 }
+
+// maxAttrBytes bounds what a log line takes from one header of a message.
+const maxAttrBytes = 256
+
+// text is an attribute that a message's producer has chosen: one line of valid UTF-8, and bounded.
+func text(key, value string) slog.Attr { return slog.String(key, bus.OneLine(value, maxAttrBytes)) }
 
 // logLevel is Error for what a person must look at, and Warn for what mends itself.
 func logLevel(o bus.Observation) slog.Level {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -48,7 +49,8 @@ func systems() map[string]func(t *testing.T) (bus func() string) {
 // TestBus runs the same sessions against every message system.
 func TestBus(t *testing.T) {
 	all := systems()
-	all["memory"] = func(*testing.T) func() string { return func() string { return "memory://" } }
+	inMemory := func(*testing.T) func() string { return func() string { return "memory://" } }
+	all["memory"], all["socket"] = inMemory, inMemory
 	for name, system := range all {
 		t.Run(name, func(t *testing.T) {
 			another := system(t)
@@ -58,9 +60,12 @@ func TestBus(t *testing.T) {
 				Setup: func(e *testscript.Env) error {
 					at := another()
 					s := serve(t, e.Defer, at)
-					if name == "memory" {
-						at = s.admin(e.Defer, "s3cret")
-						e.Setenv("LEAT_ADMIN_TOKEN", "s3cret")
+					switch name {
+					case "memory":
+						at = s.admin(e.Defer, "127.0.0.1:0", "s3cret-0123456789")
+						e.Setenv("LEAT_ADMIN_TOKEN", "s3cret-0123456789")
+					case "socket":
+						at = s.admin(e.Defer, filepath.Join(t.TempDir(), "s"), "")
 					}
 					e.Setenv("LEAT_URL", at)
 					e.Setenv("SVC", s.name)
@@ -128,10 +133,10 @@ func serve(t *testing.T, atEnd func(func()), address string) *service {
 }
 
 // admin opens the endpoint by which others see a transport in memory.
-func (s *service) admin(atEnd func(func()), token string) (address string) {
+func (s *service) admin(atEnd func(func()), at, token string) (address string) {
 	b, err := bus.New(s.transport, bus.Config{Service: s.name})
 	require.NoError(s.t, err)
-	server, err := operator.Admin{Addr: "127.0.0.1:0", Token: token, Bus: b, Logger: slog.New(slog.DiscardHandler)}.Start(patience(s.t))
+	server, err := operator.Admin{Addr: at, Token: token, Bus: b, Logger: slog.New(slog.DiscardHandler)}.Start(patience(s.t))
 	require.NoError(s.t, err)
 	atEnd(func() { require.NoError(s.t, server.Stop(patience(s.t))) })
 	return server.URL()

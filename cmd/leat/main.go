@@ -16,9 +16,9 @@
 //	leat migrate          makes the tables of a database that is to be a bus, or brings them up to date
 //
 // The flag --url or the variable LEAT_URL names the message system as it does for a service. A service whose
-// transport is in memory is reached by its admin endpoint, as http://127.0.0.1:7070, with the token in
-// LEAT_ADMIN_TOKEN where it has one. A service's own binary may have the same verbs; see package
-// fxmodule/verbs.
+// transport is in memory is reached by its admin endpoint: unix:///run/shop/leat.sock where the service has
+// LEAT_ADMIN=/run/shop/leat.sock, and https://host:port or, on the same machine, http://127.0.0.1:7070, with the token in
+// LEAT_ADMIN_TOKEN. A service's own binary may have the same verbs; see package fxmodule/verbs.
 //
 // An outbox is a group of its own database, <service>.outbox: what the message system never takes is its
 // poison. It is reached by that database's URL, as in leat poison ls --url "$LEAT_OUTBOX_URL", and shown among

@@ -19,7 +19,7 @@ import (
 
 // target is the message system that a verb works on.
 type target struct {
-	URL        string `name:"url" env:"LEAT_URL" placeholder:"URL" help:"The message system, as services name it; http://host:port is a service's admin endpoint."`
+	URL        string `name:"url" env:"LEAT_URL" placeholder:"URL" help:"The message system, as services name it; unix:///path is a service's admin endpoint, as is https://host:port."`
 	AdminToken string `name:"admin-token" env:"LEAT_ADMIN_TOKEN" placeholder:"TOKEN" help:"The token of the admin endpoint. The variable is the better place."`
 }
 
@@ -28,7 +28,7 @@ var (
 	errNoScheme = errors.New("the URL has no scheme; write it like postgres://user:password@host/database, amqp://user:password@host/ or sqlite:file.db")
 	errFragment = errors.New("the URL has a #, which ends it; write %23 for one in a password")
 	errMemory   = errors.New("memory:// is inside of the service's process; " +
-		"start the service with LEAT_ADMIN=127.0.0.1:7070, and give --url http://127.0.0.1:7070")
+		"start the service with LEAT_ADMIN=/run/shop/leat.sock, and give --url unix:///run/shop/leat.sock")
 )
 
 // parse reads the URL.
@@ -66,7 +66,7 @@ func (t *target) open(ctx context.Context, e *verbs.Env) (bus.Transport, error) 
 		u.RawQuery = q.Encode()
 	}
 	mux := transports.Default()
-	mux.Register(t.dial, "http", "https")
+	mux.Register(t.dial, "unix", "http", "https")
 	if !slices.Contains(mux.Schemes(), u.Scheme) {
 		_, err := mux.Open(ctx, u.Scheme+"://") // says which there are
 		return nil, &verbs.UsageError{Err: trimmed(err)}

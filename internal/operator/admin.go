@@ -7,15 +7,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"mime"
-	"net"
 	"net/http"
-	"net/netip"
+	"os"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -30,7 +29,7 @@ import (
 //	GET  /groups, /topics, /doctor        as leat groups, topics and doctor
 //	GET  /tail?pattern=order.>            records, a line each, until the client goes
 //	POST /publish                         a record
-//	GET  /poison/{group}?after=ID&limit=N full records, a line each
+//	GET  /poison/{group}?after=ID&limit=N full records, a line each: N, or fewer that have 8 MiB together
 //	GET  /poison/{group}/{id}             a full record
 //	POST /poison/{group}/replay, …/rm     {"ids":[…]} → {"done":N,"missing":"…"}
 //	POST /poison/{group}/put              {"records":[…]} → {"missing":"…"}
@@ -39,84 +38,23 @@ import (
 //
 // The service's outbox is one of the groups. An error is {"error":"…"} with a status that says whose it is. Records are in the wire form of [Record].
 type Admin struct {
-	// Addr is where to listen, like 127.0.0.1:7070. Without a token it must be a loopback address.
+	// Addr is where to listen: a unix socket by its path, like /run/shop/leat.sock or unix:/run/shop/leat.sock, or
+	// host:port. TCP needs a token, and an address that other machines reach needs a certificate, too.
 	Addr string
-	// Token is what clients must bring as "Authorization: Bearer …"; "" asks for none.
+	// Token is what clients send as "Authorization: Bearer …", of at least 16 characters. A unix socket needs none: only
+	// the user of the process can open it.
 	Token string
-	Bus   *bus.Bus
+	// Cert and Key are PEM files of a TLS certificate, with its chain, and of its key.
+	Cert, Key string
+	Bus       *bus.Bus
 	// Rehearser tries dead messages for what-if; nil where that is not offered.
 	Rehearser *Rehearser
 	Logger    *slog.Logger
 }
 
-// Validate says why the endpoint may not be opened.
-func (a Admin) Validate() error {
-	host, port, err := net.SplitHostPort(a.Addr)
-	if err != nil || port == "" {
-		return fmt.Errorf("admin address %q: write host:port, like 127.0.0.1:7070", a.Addr)
-	}
-	if a.Token == "" && !isLoopback(host) {
-		return fmt.Errorf("admin address %q can be reached from other machines, and there is no token; "+
-			"listen on 127.0.0.1, or set a token", a.Addr)
-	}
-	return nil
-}
-
-func isLoopback(host string) bool {
-	ip, err := netip.ParseAddr(host)
-	return host == "localhost" || err == nil && ip.IsLoopback()
-}
-
-// AdminServer is an open endpoint.
-type AdminServer struct {
-	server *http.Server
-	addr   net.Addr
-	cancel context.CancelFunc
-	ended  chan error
-}
-
-// Start listens and serves until Stop.
-func (a Admin) Start(ctx context.Context) (*AdminServer, error) {
-	if err := a.Validate(); err != nil {
-		return nil, err
-	}
-	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", a.Addr)
-	if err != nil {
-		return nil, fmt.Errorf("admin endpoint: %w", err)
-	}
-	serving, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	s := &AdminServer{
-		server: &http.Server{
-			Handler:           a.Handler(),
-			ReadHeaderTimeout: 10 * time.Second,
-			BaseContext:       func(net.Listener) context.Context { return serving },
-			ErrorLog:          slog.NewLogLogger(a.Logger.Handler(), slog.LevelWarn),
-		},
-		addr:   listener.Addr(),
-		cancel: cancel,
-		ended:  make(chan error, 1),
-	}
-	go func() { s.ended <- s.server.Serve(listener) }()
-	a.Logger.Info("leat: admin endpoint", "url", "http://"+s.addr.String())
-	return s, nil
-}
-
-// URL is where the endpoint is.
-func (s *AdminServer) URL() string { return "http://" + s.addr.String() }
-
-// Stop ends requests and closes the endpoint.
-func (s *AdminServer) Stop(ctx context.Context) error {
-	s.cancel()
-	err := s.server.Shutdown(ctx)
-	if served := <-s.ended; !errors.Is(served, http.ErrServerClosed) {
-		err = errors.Join(err, served)
-	}
-	return err
-}
-
-// Handler is the endpoint without its address, for a server of one's own. It lets in whoever brings the
-// token; without a token, whoever says that he talks to a loopback address, which a page in a browser that
-// was led here by a name of its own does not.
+// Handler returns the endpoint without its address, for a server of one's own. With a token it serves only requests that
+// carry it. Without one it serves only requests to localhost or a loopback address: a web page that reaches the endpoint
+// by a host name of its own is refused.
 func (a Admin) Handler() http.Handler {
 	mux := http.NewServeMux()
 	for pattern, do := range map[string]func(http.ResponseWriter, *http.Request) error{
@@ -144,31 +82,68 @@ func (a Admin) Handler() http.Handler {
 	return a.guard(mux)
 }
 
-// maxBody bounds what a client may send at once, in bytes.
-const maxBody = 1 << 30
+// Limits of requests.
+const (
+	maxBody     = 32 << 20 // bytes of a request's body
+	largeBody   = 1 << 20  // bytes from which on a body counts as large
+	largeBodies = 2        // large bodies that are read at once; others wait
+	bodyTimeout = time.Minute
+	// closeTimeout bounds how long the rest of a refused request is read. Without it the client may lose the error.
+	closeTimeout = time.Second
+)
 
+// guard lets authorized requests through, with a bounded body.
 func (a Admin) guard(next http.Handler) http.Handler {
 	want := sha256.Sum256([]byte("Bearer " + a.Token))
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	wrong, large := newWrongTokens(), make(chan struct{}, largeBodies)
+	check := func(r *http.Request) error {
 		have := sha256.Sum256([]byte(r.Header.Get("Authorization")))
-		host, _, err := net.SplitHostPort(r.Host)
-		if err != nil {
-			host = r.Host
+		if a.Token != "" {
+			if err := wrong.check(r.RemoteAddr, subtle.ConstantTimeCompare(want[:], have[:]) == 1); err != nil {
+				return err
+			}
+		} else if host := hostname(r.Host); host != "localhost" && !isLoopback(host) {
+			return &statusError{http.StatusForbidden, "call it by its loopback address"}
 		}
 		contentType, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
+		site := r.Header.Get("Sec-Fetch-Site")
 		switch {
-		case a.Token != "" && subtle.ConstantTimeCompare(want[:], have[:]) != 1:
-			w.Header().Set("WWW-Authenticate", "Bearer")
-			refuse(w, &statusError{http.StatusUnauthorized, "the token is missing or wrong; give the service's in LEAT_ADMIN_TOKEN"})
-		case a.Token == "" && !isLoopback(strings.Trim(host, "[]")):
-			refuse(w, &statusError{http.StatusForbidden, "call it by its loopback address"})
+		// Reading is not free of effects either: RabbitMQ's poison queues are read by taking and putting back.
+		case site != "" && site != "none" && site != "same-origin", new(http.CrossOriginProtection).Check(r) != nil:
+			return &statusError{http.StatusForbidden, "requests from web pages of other sites are refused"}
 		case r.Method == http.MethodPost && contentType != "application/json":
-			refuse(w, &statusError{http.StatusUnsupportedMediaType, "post application/json"})
-		default:
-			r.Body = http.MaxBytesReader(w, r.Body, maxBody)
-			next.ServeHTTP(w, r)
+			return &statusError{http.StatusUnsupportedMediaType, "post application/json"}
+		case r.Method != http.MethodPost && r.ContentLength != 0:
+			return &statusError{http.StatusBadRequest, r.Method + " takes no body"}
+		case r.ContentLength > maxBody:
+			return errTooLarge()
 		}
+		return nil
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := check(r); err != nil {
+			refuse(w, err)
+			return
+		}
+		if r.ContentLength < 0 || r.ContentLength > largeBody {
+			select {
+			case large <- struct{}{}:
+				defer func() { <-large }()
+			case <-r.Context().Done():
+				return
+			}
+		}
+		if r.ContentLength != 0 {
+			// The server lifts the deadline when the body has been read to its end.
+			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout))
+			r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+		}
+		next.ServeHTTP(w, r)
 	})
+}
+
+func errTooLarge() error {
+	return &statusError{http.StatusRequestEntityTooLarge, fmt.Sprintf("the body is over %d MiB; send less at once", maxBody>>20)}
 }
 
 // statusError is an error with its HTTP status.
@@ -195,6 +170,14 @@ func refuse(w http.ResponseWriter, err error) {
 		status = http.StatusUnprocessableEntity
 	}
 	w.Header().Set("Content-Type", "application/json")
+	switch status {
+	case http.StatusUnauthorized:
+		w.Header().Set("WWW-Authenticate", "Bearer")
+	case http.StatusTooManyRequests:
+		w.Header().Set("Retry-After", strconv.Itoa(int(wrongTokenEvery/time.Second)))
+	}
+	w.Header().Set("Connection", "close") // the body may not have been read
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(closeTimeout))
 	w.WriteHeader(status)
 	_ = json.NewEncoder(w).Encode(errorBody{err.Error()})
 }
@@ -291,6 +274,9 @@ func (a Admin) tail(w http.ResponseWriter, r *http.Request) error {
 		return &statusError{http.StatusBadRequest, err.Error()}
 	}
 	w.Header().Set("Content-Type", "application/json")
+	if r.Method == http.MethodHead {
+		return nil // it would never end
+	}
 	out := http.NewResponseController(w)
 	if err := out.Flush(); err != nil {
 		return err
@@ -324,12 +310,72 @@ func (a Admin) publish(w http.ResponseWriter, r *http.Request) error {
 	return answer(w, struct{}{})
 }
 
-// read takes in a request's body.
+// read decodes a request's body, which is one JSON value.
 func read(r *http.Request, body any) error {
-	if err := json.NewDecoder(r.Body).Decode(body); err != nil {
-		return &statusError{http.StatusBadRequest, "body: " + err.Error()}
+	decoder := json.NewDecoder(r.Body)
+	if err := decoder.Decode(body); err != nil {
+		return unreadable(err)
+	}
+	return readEnd(decoder)
+}
+
+// readEnd reads to the end of the body, where nothing may follow.
+func readEnd(decoder *json.Decoder) error {
+	switch _, err := decoder.Token(); {
+	case err == nil:
+		return &statusError{http.StatusBadRequest, "body: there is more than one JSON value; send one"}
+	case !errors.Is(err, io.EOF):
+		return unreadable(err)
 	}
 	return nil
+}
+
+func unreadable(err error) error {
+	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		return errTooLarge()
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return &statusError{http.StatusRequestTimeout, fmt.Sprintf("the body did not arrive within %s", bodyTimeout)}
+	}
+	return &statusError{http.StatusBadRequest, "body: " + err.Error()}
+}
+
+// readRecords decodes {"records":[…]} one record at a time.
+func readRecords(r *http.Request) (msgs []bus.PoisonedMessage, err error) {
+	decoder := json.NewDecoder(r.Body)
+	for _, want := range []json.Token{json.Delim('{'), "records", json.Delim('[')} {
+		token, err := decoder.Token()
+		if err != nil {
+			return nil, unreadable(err)
+		}
+		if token != want {
+			return nil, &statusError{http.StatusBadRequest, `body: write {"records":[…]}`}
+		}
+	}
+	for decoder.More() {
+		var record Record
+		if err := decoder.Decode(&record); err != nil {
+			return nil, unreadable(err)
+		}
+		m, err := record.Message()
+		if err == nil && m.Topic() == "" {
+			err = fmt.Errorf("record %d has no topic; export writes it", len(msgs)+1)
+		}
+		if err != nil {
+			return nil, &statusError{http.StatusBadRequest, err.Error()}
+		}
+		msgs = append(msgs, m)
+	}
+	for range 2 { // ] and }
+		token, err := decoder.Token()
+		if err != nil {
+			return nil, unreadable(err)
+		}
+		if _, ok := token.(json.Delim); !ok {
+			return nil, &statusError{http.StatusBadRequest, `body: write {"records":[…]} with nothing beside the records`}
+		}
+	}
+	return msgs, readEnd(decoder)
 }
 
 // queue is the poison queue of a group that is there.
@@ -352,15 +398,21 @@ func (a Admin) list(w http.ResponseWriter, r *http.Request) error {
 	if err != nil || limit < 1 || limit > 10*pageSize {
 		limit = pageSize
 	}
-	list, err := queue.List(r.Context(), r.URL.Query().Get("after"), limit)
-	if err != nil {
-		return err
+	sent, bytes := 0, 0
+	err = pages(r.Context(), queue, r.URL.Query().Get("after"), func(page []bus.PoisonedMessage) (bool, error) {
+		for _, m := range page[:min(len(page), limit-sent)] {
+			if err := answer(w, Full(group, m)); err != nil {
+				return false, err
+			}
+			sent, bytes = sent+1, bytes+sizeOf(m)
+		}
+		return sent < limit && bytes < pageBytes, nil
+	})
+	if sent > 0 {
+		return nil // after an error, the client asks for the next page and gets the error then
 	}
-	records := make([]Record, len(list))
-	for i, m := range list {
-		records[i] = Full(group, m)
-	}
-	return answer(w, records...)
+	w.Header().Set("Content-Type", "application/json")
+	return err
 }
 
 func (a Admin) get(w http.ResponseWriter, r *http.Request) error {
@@ -395,12 +447,12 @@ func (a Admin) remove(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (a Admin) move(w http.ResponseWriter, r *http.Request, do func(bus.PoisonQueue, context.Context, ...string) (int, error)) error {
-	var body bulkBody
-	if err := read(r, &body); err != nil {
-		return err
-	}
 	_, queue, err := a.queue(r)
 	if err != nil {
+		return err
+	}
+	var body bulkBody
+	if err := read(r, &body); err != nil {
 		return err
 	}
 	n, err := do(queue, r.Context(), body.IDs...)
@@ -438,12 +490,12 @@ func (a Admin) rehearse(w http.ResponseWriter, r *http.Request) error {
 	if a.Rehearser == nil {
 		return errNoRehearser()
 	}
-	var body bulkBody
-	if err := read(r, &body); err != nil {
-		return err
-	}
 	group, queue, err := a.queue(r)
 	if err != nil {
+		return err
+	}
+	var body bulkBody
+	if err := read(r, &body); err != nil {
 		return err
 	}
 	wanted, msgs := make(map[string]bool, len(body.IDs)), []bus.PoisonedMessage{}
@@ -466,25 +518,15 @@ func (a Admin) rehearse(w http.ResponseWriter, r *http.Request) error {
 	return answer(w, results...)
 }
 
-// putBody is messages to write; one with an id takes its place.
-type putBody struct {
-	Records []Record `json:"records"`
-}
-
+// put writes messages; one with an id replaces the message of that id.
 func (a Admin) put(w http.ResponseWriter, r *http.Request) error {
-	var body putBody
-	if err := read(r, &body); err != nil {
-		return err
-	}
 	_, queue, err := a.queue(r)
 	if err != nil {
 		return err
 	}
-	msgs := make([]bus.PoisonedMessage, len(body.Records))
-	for i, record := range body.Records {
-		if msgs[i], err = record.Message(); err != nil {
-			return &statusError{http.StatusBadRequest, err.Error()}
-		}
+	msgs, err := readRecords(r)
+	if err != nil {
+		return err
 	}
 	var done doneBody
 	if err = queue.Put(r.Context(), msgs...); errors.Is(err, bus.ErrNotFound) {

@@ -36,26 +36,42 @@ func newBus(t *testing.T) *bus.Bus {
 }
 
 func TestTheEndpointIsNotOpenedToEverybody(t *testing.T) {
-	for _, c := range []struct{ addr, token, want string }{
-		{"127.0.0.1:7070", "", ""},
-		{"[::1]:7070", "", ""},
-		{"localhost:7070", "", ""},
-		{"0.0.0.0:7070", "", "listen on 127.0.0.1, or set a token"},
-		{":7070", "", "listen on 127.0.0.1, or set a token"},
-		{"10.0.0.1:7070", "", "listen on 127.0.0.1, or set a token"},
-		{"example.com:7070", "", "listen on 127.0.0.1, or set a token"},
-		{":7070", "t", ""},
-		{"7070", "t", "write host:port"},
+	for _, c := range []struct{ addr, token, cert, key, want string }{
+		{"/run/shop/leat.sock", "", "", "", ""},
+		{"unix:/run/shop/leat.sock", "", "", "", ""},
+		{"unix:///run/shop/leat.sock", token, "", "", ""},
+		{"127.0.0.1:7070", token, "", "", ""},
+		{"[::1]:7070", token, "", "", ""},
+		{"localhost:7070", token, "", "", ""},
+		{":7070", token, "cert.pem", "key.pem", ""},
+		{"127.0.0.1:7070", "", "", "", "listen on a unix socket, like /run/shop/leat.sock, or set LEAT_ADMIN_TOKEN"},
+		{"localhost:7070", "", "", "", "set LEAT_ADMIN_TOKEN"},
+		{":7070", "", "cert.pem", "key.pem", "set LEAT_ADMIN_TOKEN"},
+		{"127.0.0.1:7070", "fifteen letters", "", "", "16 or more random characters"},
+		{"/run/shop/leat.sock", "t", "", "", "16 or more random characters"},
+		{"0.0.0.0:7070", token, "", "", "set LEAT_ADMIN_CERT and LEAT_ADMIN_KEY"},
+		{":7070", token, "", "", "set LEAT_ADMIN_CERT and LEAT_ADMIN_KEY"},
+		{"10.0.0.1:7070", token, "", "", "set LEAT_ADMIN_CERT and LEAT_ADMIN_KEY"},
+		{"example.com:7070", token, "", "", "set LEAT_ADMIN_CERT and LEAT_ADMIN_KEY"},
+		{"localhost.:7070", token, "", "", "set LEAT_ADMIN_CERT and LEAT_ADMIN_KEY"},
+		{":7070", token, "cert.pem", "", "set both"},
+		{"/run/shop/leat.sock", "", "cert.pem", "key.pem", "has no TLS"},
+		{"7070", "", "", "", "write the path of a unix socket, like /run/shop/leat.sock, or host:port"},
+		{"unix:leat.sock", "", "", "", "from the root on"},
 	} {
-		err := operator.Admin{Addr: c.addr, Token: c.token}.Validate()
+		err := operator.Admin{Addr: c.addr, Token: c.token, Cert: c.cert, Key: c.key}.Validate()
 		if c.want == "" {
 			require.NoError(t, err, c.addr)
 		} else {
 			require.ErrorContains(t, err, c.want, c.addr)
+			require.NotContains(t, err.Error(), "fifteen")
 		}
 	}
 	_, err := operator.Admin{Addr: ":0", Bus: newBus(t), Logger: slog.Default()}.Start(t.Context())
-	require.ErrorContains(t, err, "set a token")
+	require.ErrorContains(t, err, "set LEAT_ADMIN_TOKEN")
+	server, err := operator.Admin{Addr: "localhost:0", Token: token, Bus: newBus(t), Logger: slog.New(slog.DiscardHandler)}.Start(t.Context())
+	require.NoError(t, err)
+	require.NoError(t, server.Stop(t.Context()))
 }
 
 func TestWhoMayCallTheEndpoint(t *testing.T) {
@@ -75,11 +91,11 @@ func TestWhoMayCallTheEndpoint(t *testing.T) {
 		{"without the scheme", "t0ken", "127.0.0.1", "t0ken", "", "GET", http.StatusUnauthorized},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			path := "/groups"
+			path, sent := "/groups", io.Reader(nil)
 			if c.how == http.MethodPost {
-				path = "/poison/shop.ledger/rm"
+				path, sent = "/poison/shop.ledger/rm", strings.NewReader(`{"ids":[]}`)
 			}
-			r := httptest.NewRequest(c.how, path, strings.NewReader(`{"ids":[]}`))
+			r := httptest.NewRequest(c.how, path, sent)
 			r.Host = c.host
 			r.Header.Set("Authorization", c.authorization)
 			r.Header.Set("Content-Type", c.content)
@@ -101,12 +117,12 @@ func TestAMessageComesThroughTheEndpointByteForByte(t *testing.T) {
 	b := newBus(t)
 	feed, err := b.Transport().Subscribe(t.Context(), bus.Subscription{Group: "shop.ledger", Topics: []string{"order.>"}, Concurrency: 1})
 	require.NoError(t, err)
-	server, err := operator.Admin{Addr: "127.0.0.1:0", Bus: b, Logger: slog.New(slog.DiscardHandler)}.Start(t.Context())
+	server, err := operator.Admin{Addr: "127.0.0.1:0", Token: token, Bus: b, Logger: slog.New(slog.DiscardHandler)}.Start(t.Context())
 	require.NoError(t, err)
 	defer func() { require.NoError(t, server.Stop(context.Background())) }()
 	base, err := url.Parse(server.URL())
 	require.NoError(t, err)
-	client, err := operator.Dial(t.Context(), base, "")
+	client, err := operator.Dial(t.Context(), base, token)
 	require.NoError(t, err)
 	defer func() { require.NoError(t, client.Close(t.Context())) }()
 

@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
+	"path/filepath"
 	"strconv"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -29,17 +31,38 @@ var (
 	_ bus.Inspector = (*Client)(nil)
 )
 
-// Dial reaches an admin endpoint.
+// Dial reaches an admin endpoint by its URL: unix:///path, https://host:port, or http://host:port on the same machine.
+// Certificates are verified against the roots of the system, to which SSL_CERT_FILE adds on Unix. Dial blocks until the
+// endpoint has answered or ctx is done.
 func Dial(ctx context.Context, base *url.URL, token string) (*Client, error) {
-	if base.User != nil || base.RawQuery != "" || base.Path != "" && base.Path != "/" {
-		return nil, errors.New("the URL of an admin endpoint is http://host:port alone; the token goes into LEAT_ADMIN_TOKEN")
+	transport := &http.Transport{}
+	switch {
+	case base.User != nil || base.RawQuery != "":
+		return nil, errURL()
+	case base.Scheme == "unix":
+		path := filepath.FromSlash(base.Path)
+		if base.Host != "" || !filepath.IsAbs(path) {
+			return nil, fmt.Errorf("the URL of a unix socket is unix:// and its path from the root on, like unix://%s", exampleSocket)
+		}
+		transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", path)
+		}
+		base = &url.URL{Scheme: "http", Host: "localhost"}
+	case base.Path != "" && base.Path != "/":
+		return nil, errURL()
+	case base.Scheme == "http" && base.Hostname() != "localhost" && !isLoopback(base.Hostname()):
+		return nil, fmt.Errorf("http:// would send the token and the messages to %s in clear text; write https://", base.Host)
 	}
-	c := &Client{base: base, token: token, http: &http.Client{Transport: &http.Transport{}}}
+	c := &Client{base: base, token: token, http: &http.Client{Transport: transport}}
 	if _, err := lines[healthBody](c.do(ctx, http.MethodGet, "health", nil, nil)); err != nil {
 		c.http.CloseIdleConnections()
 		return nil, err
 	}
 	return c, nil
+}
+
+func errURL() error {
+	return errors.New("the URL of an admin endpoint is unix:///path or http://host:port alone; the token goes into LEAT_ADMIN_TOKEN")
 }
 
 // Capabilities are unknown here, and nobody subscribes.
@@ -183,13 +206,37 @@ func (q *remoteQueue) Drop(ctx context.Context, ids ...string) (int, error) {
 	return q.post(ctx, "rm", bulkBody{ids})
 }
 
+// putAtOnce is how many bytes of records one request writes. A larger record goes alone.
+const putAtOnce = maxBody / 4
+
 func (q *remoteQueue) Put(ctx context.Context, msgs ...bus.PoisonedMessage) error {
-	body := putBody{Records: make([]Record, len(msgs))}
-	for i, m := range msgs {
-		body.Records[i] = Full(q.group, m)
+	var batch []json.RawMessage
+	var missing error
+	size := 0
+	send := func() error {
+		_, err := q.post(ctx, "put", map[string][]json.RawMessage{"records": batch})
+		if errors.Is(err, bus.ErrNotFound) {
+			missing, err = errors.Join(missing, err), nil
+		}
+		batch, size = nil, 0
+		return err
 	}
-	_, err := q.post(ctx, "put", body)
-	return err
+	for _, m := range msgs {
+		record, err := json.Marshal(Full(q.group, m))
+		if err != nil {
+			return err
+		}
+		if len(batch) > 0 && size+len(record) > putAtOnce {
+			if err := send(); err != nil {
+				return err
+			}
+		}
+		batch, size = append(batch, record), size+len(record)
+	}
+	if err := send(); err != nil {
+		return err
+	}
+	return missing
 }
 
 func (q *remoteQueue) post(ctx context.Context, what string, body any) (int, error) {

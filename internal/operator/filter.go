@@ -55,26 +55,56 @@ func (f Filter) matchText(m bus.PoisonedMessage) bool {
 		bytes.Contains(bytes.ToLower(m.Message.Payload), []byte(text))
 }
 
-// pageSize is how many messages one List asks for.
-const pageSize = 1000
+// Limits of the pages in which poison queues are read. pageBytes bounds what two pages after each other have in memory, as
+// far as their messages are equally large.
+const (
+	pageSize  = 1000
+	firstPage = 16
+	pageBytes = 8 << 20
+)
+
+// pages calls visit with pages of a poison queue, from behind the message with the id after on, until it returns an error
+// or false. Pages are as long as messages of the size of those before allow.
+func pages(ctx context.Context, queue bus.PoisonQueue, after string, visit func([]bus.PoisonedMessage) (more bool, _ error)) error {
+	for size := firstPage; ; {
+		page, err := queue.List(ctx, after, size)
+		if err != nil || len(page) == 0 {
+			return err
+		}
+		more, err := visit(page)
+		if err != nil || !more {
+			return err
+		}
+		bytes := 1
+		for _, m := range page {
+			bytes += sizeOf(m)
+		}
+		size = max(1, min(2*size, len(page)*pageBytes/bytes, pageSize))
+		after = page[len(page)-1].ID
+	}
+}
+
+// sizeOf returns how many bytes of memory a message takes, about.
+func sizeOf(m bus.PoisonedMessage) int {
+	n := len(m.Message.Payload)
+	for name, value := range m.Message.Metadata {
+		n += len(name) + len(value)
+	}
+	return n
+}
 
 // Each calls visit with every message of a poison queue that the filter chooses, in the order of their
 // arrival, until it returns an error, which Each returns. What is poisoned meanwhile may come too.
 func Each(ctx context.Context, queue bus.PoisonQueue, f Filter, visit func(bus.PoisonedMessage) error) error {
-	after := ""
-	for {
-		page, err := queue.List(ctx, after, pageSize)
-		if err != nil || len(page) == 0 {
-			return err
-		}
+	return pages(ctx, queue, "", func(page []bus.PoisonedMessage) (bool, error) {
 		for _, m := range page {
 			if !f.Match(m) {
 				continue
 			}
 			if err := visit(m); err != nil {
-				return err
+				return false, err
 			}
 		}
-		after = page[len(page)-1].ID
-	}
+		return true, nil
+	})
 }

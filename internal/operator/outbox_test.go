@@ -27,7 +27,7 @@ func TestTheOutboxIsOneMoreGroup(t *testing.T) {
 	defer func() { require.NoError(t, b.Close(context.Background())) }()
 	_, err = b.Transport().Subscribe(t.Context(), bus.Subscription{Group: "shop.zebra", Topics: []string{"order.>"}, Concurrency: 1})
 	require.NoError(t, err)
-	server, err := operator.Admin{Addr: "127.0.0.1:0", Bus: b, Logger: slog.New(slog.DiscardHandler)}.Start(t.Context())
+	server, err := operator.Admin{Addr: filepath.Join(t.TempDir(), "s"), Bus: b, Logger: slog.New(slog.DiscardHandler)}.Start(t.Context())
 	require.NoError(t, err)
 	defer func() { require.NoError(t, server.Stop(context.Background())) }()
 	base, err := url.Parse(server.URL())

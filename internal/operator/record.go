@@ -104,7 +104,7 @@ func Full(group string, m bus.PoisonedMessage) Record {
 
 // Message is the message of a full record.
 func (r Record) Message() (bus.PoisonedMessage, error) {
-	if len(r.Headers) == 0 {
+	if len(r.Headers)+len(r.RawHeaders) == 0 {
 		return bus.PoisonedMessage{}, fmt.Errorf("record %s has no headers; export writes them, ls does not", cmp.Or(r.ID, r.EventID))
 	}
 	msg := message.NewMessage(r.UUID, []byte(r.Data))

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/url"
+	"path/filepath"
 	"testing"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -63,7 +64,7 @@ func TestARehearsalInARunningService(t *testing.T) {
 	close(fixed)
 
 	server, err := operator.Admin{
-		Addr: "127.0.0.1:0", Bus: b, Rehearser: operator.NewRehearser(b, stack), Logger: slog.New(slog.DiscardHandler),
+		Addr: filepath.Join(t.TempDir(), "s"), Bus: b, Rehearser: operator.NewRehearser(b, stack), Logger: slog.New(slog.DiscardHandler),
 	}.Start(t.Context())
 	require.NoError(t, err)
 	defer func() { require.NoError(t, server.Stop(context.Background())) }()

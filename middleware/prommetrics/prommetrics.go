@@ -21,7 +21,8 @@
 // Those of groups that are degraded and of the transport are [Health]'s. A process with more than one bus registers each under
 // a label of its own, by prometheus.WrapRegistererWith.
 //
-// The labels are bounded: topics beyond the first 500 are counted as "other".
+// The labels are bounded: topics beyond the first 500 are counted as "other". The topics of the handlers that run in this
+// process, of their types and without wildcards, do not count among the 500.
 package prommetrics
 
 import (
@@ -152,7 +153,7 @@ func (o *Observer) BreakerChanged(c bus.BreakerChange) {
 
 // Started counts a delivery in.
 func (o *Observer) Started(ctx context.Context, d *bus.Delivery) context.Context {
-	g := o.group(d.Group)
+	g := o.group(d)
 	g.inFlight.Inc()
 	if d.Attempt == 1 && d.FailedSince.IsZero() {
 		if t := bus.MessageTime(d.Message); !t.IsZero() {
@@ -167,7 +168,7 @@ func (o *Observer) Started(ctx context.Context, d *bus.Delivery) context.Context
 
 // Finished counts a delivery out, with its outcome.
 func (o *Observer) Finished(_ context.Context, d *bus.Delivery, end bus.Observation) {
-	o.group(d.Group).inFlight.Dec()
+	o.group(d).inFlight.Dec()
 	key := endingKey{d.Group, o.label(d.Topic), end.Outcome}
 	bound := once(&o.endings, key, func() ending {
 		return ending{
@@ -179,10 +180,23 @@ func (o *Observer) Finished(_ context.Context, d *bus.Delivery, end bus.Observat
 	bound.process.Observe(end.Took.Seconds())
 }
 
-func (o *Observer) group(name string) group {
-	return once(&o.groups, name, func() group {
-		return group{o.inFlight.WithLabelValues(name), o.lag.WithLabelValues(name)}
+func (o *Observer) group(d *bus.Delivery) group {
+	return once(&o.groups, d.Group, func() group {
+		o.reserve(d.Handler())
+		return group{o.inFlight.WithLabelValues(d.Group), o.lag.WithLabelValues(d.Group)}
 	})
+}
+
+// reserve gives the topics of a handler labels of their own, so that a flood of foreign topics does not take them.
+func (o *Observer) reserve(h bus.Handler) {
+	for _, t := range h.Types {
+		o.topics.Store(t.String(), t.String())
+	}
+	for _, topic := range h.Topics {
+		if !bus.IsPattern(topic) {
+			o.topics.Store(topic, topic)
+		}
+	}
 }
 
 // once is what the map holds for the key, made at its first use.

@@ -142,3 +142,23 @@ func TestRegisteringTwiceIsAnError(t *testing.T) {
 	_, err = prommetrics.New(registry)
 	require.Error(t, err)
 }
+
+func TestTopics_ofHandlersKeepTheirLabels(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		registry := prometheus.NewRegistry()
+		observer, err := prommetrics.New(registry)
+		require.NoError(t, err)
+		for i := range 1000 {
+			observer.Published(t.Context(), bus.Publication{Topic: fmt.Sprintf("foreign.%d", i)})
+		}
+		h := bustest.NewWith(t, bustest.Config{Bus: bus.Config{Observers: []bus.Observer{observer}}},
+			handlers.Func("ledger", func(context.Context, orderPaid) error { return nil }))
+		h.Publish(orderPaid{"1"})
+		h.WaitIdle()
+		require.NoError(t, testutil.GatherAndCompare(registry, strings.NewReader(`
+# HELP leat_deliveries_total Deliveries, by final outcome.
+# TYPE leat_deliveries_total counter
+leat_deliveries_total{group="test.ledger",outcome="handled",topic="order.paid.v1"} 1
+`), "leat_deliveries_total"))
+	})
+}

@@ -74,18 +74,18 @@ func OpenDB(u *url.URL) (*stdsql.DB, Config, error) {
 // OpenExistingDB is [OpenDB] for a database that is only looked at. Where a SQLite file is not there, it
 // makes none and answers an error that is [os.ErrNotExist], with the configuration.
 func OpenExistingDB(u *url.URL) (*stdsql.DB, Config, error) {
-	db, cfg, err := OpenDB(u) // it connects to nothing yet
-	if err != nil || cfg.Dialect != SQLite {
-		return db, cfg, err
+	source, err := parse(u)
+	if err != nil || source.cfg.Dialect != SQLite {
+		return OpenDB(u)
 	}
-	path, err := sqlitePath(u)
+	path, err := locateSQLite(u)
 	if err == nil {
 		_, err = os.Stat(path) //nolint:gosec // the operator says where to look
 	}
 	if err != nil {
-		return nil, cfg, fmt.Errorf("sql: %w", errors.Join(err, db.Close()))
+		return nil, source.cfg, fmt.Errorf("sql: %w", err)
 	}
-	return db, cfg, nil
+	return OpenDB(u)
 }
 
 // source is what a URL says.
@@ -193,6 +193,7 @@ var (
 	errNoDatabase = errors.New("the URL names no database; write mysql://user:password@host:3306/database")
 	errNoFile     = errors.New("the URL names no file; write sqlite:///path/to/file.db, or sqlite:file.db for one in the working directory")
 	errNotAHost   = errors.New("a SQLite file has no user and no port; write sqlite:///path/to/file.db")
+	errFileNUL    = errors.New("the file's name has a NUL character, %00; leave it out")
 	errInMemory   = errors.New("a database in memory outlives no process; use memory://, which is quicker")
 )
 
@@ -254,6 +255,8 @@ func sqlitePath(u *url.URL) (string, error) {
 	switch {
 	case u.User != nil || u.Port() != "":
 		return "", errNotAHost
+	case strings.ContainsRune(path, 0):
+		return "", errFileNUL
 	case strings.Contains(path, ":memory:"):
 		return "", errInMemory
 	case strings.Trim(path, "/.") == "" || strings.HasSuffix(path, "/"):
@@ -262,16 +265,35 @@ func sqlitePath(u *url.URL) (string, error) {
 	return filepath.Clean(path), nil
 }
 
+// locateSQLite returns the file of a URL; its directory must be there.
+func locateSQLite(u *url.URL) (string, error) {
+	path, err := sqlitePath(u)
+	if err != nil {
+		return "", err
+	}
+	if info, err := os.Stat(filepath.Dir(path)); err != nil || !info.IsDir() { //nolint:gosec // the operator says where
+		return "", fmt.Errorf("the directory of %s is missing; make it first, or write sqlite:///path from the root and sqlite:path from the working directory", path)
+	}
+	return path, nil
+}
+
 func (s source) connectSQLite() (database, error) {
-	path, err := sqlitePath(s.url)
+	path, err := locateSQLite(s.url)
 	if err != nil {
 		return nil, err
 	}
-	if info, err := os.Stat(filepath.Dir(path)); err != nil || !info.IsDir() {
-		return nil, fmt.Errorf("the directory of %s is missing; make it first, or write sqlite:///path from the root and sqlite:path from the working directory", path)
-	}
-	if _, err := os.Stat(path); s.cfg.Migrate == MigrateCheck && errors.Is(err, os.ErrNotExist) {
-		return nil, &SchemaError{Found: 0, Want: SchemaVersion, Prefix: s.cfg.Prefix} // opening would make an empty file
+	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+		if s.cfg.Migrate == MigrateCheck {
+			return nil, &SchemaError{Found: 0, Want: SchemaVersion, Prefix: s.cfg.Prefix} // opening would make an empty file
+		}
+		// SQLite would make the file readable for every user of the machine. Its -wal and -shm files get the same mode.
+		file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		if err := file.Close(); err != nil {
+			return nil, err
+		}
 	}
 	dsn := url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath(), RawQuery: url.Values{
 		"_pragma": {"busy_timeout(2)", "journal_mode(WAL)", "synchronous(FULL)"},

@@ -1,0 +1,63 @@
+package fxmodule
+
+import (
+	"log/slog"
+	"net/netip"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/leatbus/leat/internal/urlopt"
+)
+
+// warnUnverified logs the URLs whose connections can be read or taken over on the network: they leave this machine, and
+// TLS with a verified certificate is not asked for.
+func (c Config) warnUnverified(logger *slog.Logger) {
+	for _, v := range []struct{ name, url string }{
+		{"URL", c.URL}, {"OUTBOX_URL", c.OutboxURL}, {"INBOX_URL", c.InboxURL}, {"REDIS_URL", c.RedisURL},
+	} {
+		u, err := urlopt.Parse(strings.TrimSpace(v.url))
+		if err != nil {
+			continue // whoever opens it says so
+		}
+		if fix := unverified(u); fix != "" {
+			logger.Warn("leat: connection without verified TLS", "variable", Prefix+v.name, "url", urlopt.Show(u), "fix", fix)
+		}
+	}
+}
+
+// unverified returns how to verify the other side of a connection; "" if it is verified or stays on this machine.
+func unverified(u *url.URL) (fix string) {
+	if !slices.ContainsFunc(strings.Split(u.Host, ","), elsewhere) {
+		return ""
+	}
+	query := u.Query()
+	switch u.Scheme {
+	case "amqp":
+		return "write amqps://"
+	case "redis":
+		return "write rediss://"
+	case "postgres", "postgresql":
+		mode := query.Get("sslmode")
+		if mode == "" {
+			mode = os.Getenv("PGSSLMODE")
+		}
+		root := query.Has("sslrootcert") || os.Getenv("PGSSLROOTCERT") != ""
+		if mode != "verify-full" && mode != "verify-ca" && (mode != "require" || !root) { // pgx verifies with a root certificate
+			return "write sslmode=verify-full"
+		}
+	case "mysql", "mariadb":
+		if query.Get("socket") == "" && query.Get("tls") != "true" {
+			return "write tls=true"
+		}
+	}
+	return ""
+}
+
+// elsewhere reports whether a host, with or without a port, may be another machine.
+func elsewhere(hostport string) bool {
+	host := (&url.URL{Host: hostport}).Hostname()
+	ip, err := netip.ParseAddr(host)
+	return host != "" && host != "localhost" && (err != nil || !ip.IsLoopback())
+}

@@ -1,0 +1,23 @@
+package sql
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// FuzzDecodeHeaders reads what a foreign writer may have put into the column of headers.
+func FuzzDecodeHeaders(f *testing.F) {
+	for _, text := range []string{"", "a=b\n", "a", "a=b", "a\n", "\\", "a\\n=b\n", "a=b\na=c\n", "=\n", "\xff=\x00\n"} {
+		f.Add([]byte(text))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		headers, err := decodeHeaders(text)
+		if err != nil {
+			return
+		}
+		again, err := decodeHeaders(encodeHeaders(headers))
+		require.NoError(t, err)
+		require.Equal(t, headers, again)
+	})
+}

@@ -1,0 +1,44 @@
+package sql
+
+import (
+	"context"
+	"net/url"
+	"os"
+	"path/filepath"
+	"runtime"
+	"testing"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus"
+)
+
+func TestSQLiteFile_isForItsUserAlone(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("files have no mode")
+	}
+	path := filepath.Join(t.TempDir(), "leat.db")
+	transport, err := Open(t.Context(), &url.URL{Scheme: "sqlite", Path: path})
+	require.NoError(t, err)
+	feed, err := transport.Subscribe(t.Context(), bus.Subscription{Group: "shop.mail", Topics: []string{"order.>"}, Concurrency: 1})
+	require.NoError(t, err)
+	require.NoError(t, transport.Publish(t.Context(), "order.paid.v1", message.NewMessage("1", nil)))
+	files, err := filepath.Glob(path + "*")
+	require.NoError(t, err)
+	require.Greater(t, len(files), 1, "with its write-ahead log")
+	for _, file := range files {
+		info, err := os.Stat(file)
+		require.NoError(t, err)
+		require.Equal(t, os.FileMode(0o600), info.Mode(), file)
+	}
+	require.NoError(t, feed.Close(context.Background()))
+	require.NoError(t, transport.Close(context.Background()))
+
+	_, err = Open(t.Context(), &url.URL{Scheme: "sqlite", Opaque: "a%00b"})
+	require.ErrorContains(t, err, "NUL")
+	other := filepath.Join(t.TempDir(), "other.db")
+	_, _, err = OpenExistingDB(&url.URL{Scheme: "sqlite", Path: other})
+	require.ErrorIs(t, err, os.ErrNotExist)
+	require.NoFileExists(t, other)
+}
