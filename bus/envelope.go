@@ -171,11 +171,11 @@ func ReplyID(d *Delivery) string {
 	if identity == "" {
 		return NewID()
 	}
-	return uuid.NewSHA1(replySpace, []byte(sized(d.Group)+identity)).String()
+	return uuid.NewSHA1(uuid.NameSpaceURL, []byte(replyPrefix+sized(d.Group)+identity)).String()
 }
 
-// replySpace is the namespace of reply ids. It was drawn once and must not change.
-var replySpace = uuid.MustParse("5a1f1d0e-6d1b-4f0c-9a53-6a2c8b7e9d31")
+// replyPrefix begins the names of reply ids. It must not change.
+const replyPrefix = "https://github.com/leatbus/leat/reply/"
 
 // traceID is the trace id in a W3C traceparent, "" where there is none.
 func traceID(parent string) string {

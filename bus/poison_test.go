@@ -90,8 +90,11 @@ func TestSetHistory_isReadBackByTakeHistory(t *testing.T) {
 
 	now := time.Now().UTC().Round(0)
 	for _, h := range []bus.History{
-		{FailedSince: now}, {FailedSince: now, Failures: 3}, {FailedSince: now, Failures: bus.FailuresUnknown},
-		{WaitingSince: now}, {FailedSince: now, Failures: 2, WaitingSince: now.Add(time.Hour)},
+		{FailedSince: now},
+		{FailedSince: now, Failures: 3},
+		{FailedSince: now, Failures: bus.FailuresUnknown},
+		{WaitingSince: now},
+		{FailedSince: now, Failures: 2, WaitingSince: now.Add(time.Hour)},
 	} {
 		bus.SetHistory(headers, h)
 		require.Equal(t, h, bus.TakeHistory(headers))

@@ -285,6 +285,6 @@ func (u *unroutedTopics) first(topic string) bool {
 
 func (b *Bus) warnUnrouted(topic string) {
 	if b.unrouted.first(topic) {
-		b.cfg.Logger.Warn("leat: no group wants this topic; its messages are counted as unrouted (said once a topic)", "topic", topic)
+		b.cfg.Logger.Warn("leat: no group wants this topic; its messages are counted as unrouted (said once a topic)", "topic", OneLine(topic, maxClassText))
 	}
 }

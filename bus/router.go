@@ -371,6 +371,7 @@ func (w *worker) take(d *Delivery, ready func(*Delivery)) bool {
 		d.FailedSince = d.started
 	}
 	d.id = MessageID(d.Message)
+	d.id = d.id[:min(len(d.id), maxClassText)] // it goes into logs
 	if ready != nil {
 		ready(d)
 	}

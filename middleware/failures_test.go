@@ -224,7 +224,7 @@ func TestBreaker_probesThatDoNotEnd(t *testing.T) {
 					s.publish(fmt.Sprintf("good-%d", i))
 				}
 				time.Sleep(time.Hour)
-				require.EqualValues(t, 1, seen.count(bus.BreakerClosed))
+				require.Equal(t, 1, seen.count(bus.BreakerClosed))
 				require.EqualValues(t, 65, s.stats("ledger").Handled)
 				free()
 			})
