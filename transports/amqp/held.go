@@ -221,6 +221,14 @@ func (h *held) note(what, id string) *outgoing {
 	}}
 }
 
+// checkScan ends the scan when its note and everything before it has been taken in. Tokens come through another consumer
+// of the channel, so the note may be taken in before a token that was delivered earlier. The caller holds the feed's mu.
+func (h *held) checkScan() {
+	if !h.complete && h.noteTag != 0 && h.seen >= h.noteTag {
+		h.know()
+	}
+}
+
 // arrive takes a held message in, or a note.
 func (h *held) arrive(d *amqp.Delivery) {
 	if h.take(d) {
@@ -254,9 +262,7 @@ func (h *held) take(d *amqp.Delivery) (more bool) {
 	default:
 		h.put(p, d)
 	}
-	if !h.complete && h.noteTag != 0 && h.seen >= h.noteTag {
-		h.know()
-	}
+	h.checkScan()
 	if more = h.unacked >= h.consumers*heldStride; more {
 		h.consumers++
 	}

@@ -80,6 +80,7 @@ func (h *held) lead(d *amqp.Delivery) {
 		return
 	}
 	h.seen++
+	h.checkScan()
 	l := &h.token
 	elected := l.tag == 0
 	switch {
