@@ -75,7 +75,7 @@ type Bus struct {
 	subscribing chan struct{} // holds a token while nobody subscribes
 	subscribed  atomic.Bool   // every group has its feed
 
-	unrouted unroutedTopics
+	unrouted loggedNames
 
 	observerPanics atomic.Uint64
 

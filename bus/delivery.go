@@ -62,8 +62,8 @@ const (
 	settled
 )
 
-// FailuresUnknown is the [Delivery.Failures] of a message whose failures were not counted: an older version of
-// leat has redelivered it. The retry step derives them from the attempt.
+// FailuresUnknown is the value of [History].Failures for a message that an older version of leat has redelivered, which
+// counted no failures. The retry step derives them from the attempt.
 const FailuresUnknown = -1
 
 // Settler is the transport's side of a delivery. The router calls one of its methods, once. A transport that takes

@@ -199,8 +199,8 @@ func atoi(s string) int {
 	return n
 }
 
-// SetHistory notes a message's history in the headers with which it is redelivered, for transports that have no other
-// place for it. It notes nothing for a message that has not failed.
+// SetHistory writes a message's history into the headers with which it is redelivered, for transports that have no other
+// place for it. It deletes the headers of what is zero or unknown.
 func SetHistory(headers message.Metadata, h History) {
 	set := func(name, value string, known bool) {
 		if known {
@@ -214,7 +214,8 @@ func SetHistory(headers message.Metadata, h History) {
 	set(HeaderFaultWaiting, formatTime(h.WaitingSince), !h.WaitingSince.IsZero())
 }
 
-// TakeHistory takes out of a message's headers what [SetHistory] has noted there.
+// TakeHistory removes from a message's headers what [SetHistory] has written, and returns it. Anybody may have written
+// the headers: what can't be read counts as zero or unknown.
 func TakeHistory(headers message.Metadata) (h History) {
 	h.WaitingSince = parseTime(headers[HeaderFaultWaiting])
 	if h.FailedSince = parseTime(headers[HeaderFaultFailedAt]); !h.FailedSince.IsZero() {

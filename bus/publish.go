@@ -264,22 +264,23 @@ func asUnroutable(err error) (*UnroutableError, bool) {
 	return u, ok
 }
 
-// unroutedTopics remembers which topics were complained about, within bounds.
-type unroutedTopics struct {
+// loggedNames remembers names that were logged, up to a bound.
+type loggedNames struct {
 	mu   sync.Mutex
 	seen map[string]bool
 }
 
-func (u *unroutedTopics) first(topic string) bool {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.seen[topic] || len(u.seen) >= maxCachedTopics {
+// first reports whether the name is to be logged: it was not before, and there is room to remember it.
+func (l *loggedNames) first(name string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.seen[name] || len(l.seen) >= maxCachedTopics {
 		return false
 	}
-	if u.seen == nil {
-		u.seen = make(map[string]bool)
+	if l.seen == nil {
+		l.seen = make(map[string]bool)
 	}
-	u.seen[topic] = true
+	l.seen[name] = true
 	return true
 }
 

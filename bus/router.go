@@ -397,7 +397,7 @@ type group struct {
 	feed    Feed
 	workers []*worker      // while it runs
 	stacked bool           // it has a stack
-	others  unroutedTopics // types that it does not take and were logged
+	others  loggedNames // types that it does not take and were logged
 	health  health
 	breaker breaker
 
@@ -524,9 +524,13 @@ func (g *group) finish(d *Delivery, err error) {
 
 // logOther logs an event that the handler does not take, once for each type.
 func (g *group) logOther(d *Delivery, err error) {
-	if other, ok := errors.AsType[*OtherEventError](err); ok && g.others.first(other.Have.String()) {
+	other, ok := errors.AsType[*OtherEventError](err)
+	if !ok {
+		return
+	}
+	if name := OneLine(other.Have.String(), maxClassText); g.others.first(name) { // a foreign producer chooses it
 		g.bus.cfg.Logger.Warn("leat: discarded other events than the handler takes; logged once a type", "group", g.name,
-			"type", OneLine(other.Have.String(), maxClassText), "topic", OneLine(d.Topic, maxClassText), "takes", typeNames(other.Takes))
+			"type", name, "topic", OneLine(d.Topic, maxClassText), "takes", typeNames(other.Takes))
 	}
 }
 

@@ -108,8 +108,8 @@ func redactArgument(text string) string {
 
 // isTerminal reports whether somebody sits at the other end.
 func isTerminal(stream any) bool {
-	if t, ok := stream.(textWriter); ok {
-		stream = t.w
+	if w, ok := stream.(io.Writer); ok {
+		stream = raw(w)
 	}
 	file, ok := stream.(*os.File)
 	return ok && isatty.IsTerminal(file.Fd())
