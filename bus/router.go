@@ -395,8 +395,8 @@ type group struct {
 	handler Handler
 	fn      message.HandlerFunc
 	feed    Feed
-	workers []*worker      // while it runs
-	stacked bool           // it has a stack
+	workers []*worker   // while it runs
+	stacked bool        // it has a stack
 	others  loggedNames // types that it does not take and were logged
 	health  health
 	breaker breaker

@@ -420,35 +420,12 @@ func TestAHandlerCutShortByShutdownIsNotPoisoned(t *testing.T) {
 	}
 }
 
-// aged hands every message out as if it had come that often before.
-type aged struct {
-	bus.Transport
-	attempt int
-}
-
-func (a aged) Subscribe(ctx context.Context, s bus.Subscription) (bus.Feed, error) {
-	feed, err := a.Transport.Subscribe(ctx, s)
-	return agedFeed{feed, a.attempt}, err
-}
-
-type agedFeed struct {
-	bus.Feed
-	attempt int
-}
-
-func (f agedFeed) Next(ctx context.Context) (*bus.Delivery, error) {
-	d, err := f.Feed.Next(ctx)
-	if err == nil {
-		d.Attempt += f.attempt - 1
-	}
-	return d, err
-}
-
 func TestAMessageThatKillsItsProcessIsPoisonedWithoutAnotherTry(t *testing.T) {
 	for _, c := range []struct{ attempt, tries int }{{6, 1}, {7, 0}} { // 5 crashes
 		synctest.Test(t, func(t *testing.T) {
 			d := newDiary()
-			s := serve(t, newBus(t, aged{memory.New(memory.Config{}), c.attempt}, standard()), rawHandler("ledger", func(ctx context.Context, _ *message.Message) error {
+			aged := changing{memory.New(memory.Config{}), func(d *bus.Delivery) { d.Attempt += c.attempt - 1 }}
+			s := serve(t, newBus(t, aged, standard()), rawHandler("ledger", func(ctx context.Context, _ *message.Message) error {
 				d.note(ctx)
 				return errHandler
 			}, policy(bus.OneTry())))

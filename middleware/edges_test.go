@@ -85,30 +85,6 @@ func TestStockRouter_poisonsWhereAMessageWouldHaveToWait(t *testing.T) {
 	}
 }
 
-// changingSettler is the memory transport with other settlers.
-type changingSettler struct {
-	bus.Transport
-	change func(bus.Settler) bus.Settler
-}
-
-func (c changingSettler) Subscribe(ctx context.Context, s bus.Subscription) (bus.Feed, error) {
-	feed, err := c.Transport.Subscribe(ctx, s)
-	return changingSettlerFeed{feed, c.change}, err
-}
-
-type changingSettlerFeed struct {
-	bus.Feed
-	change func(bus.Settler) bus.Settler
-}
-
-func (f changingSettlerFeed) Next(ctx context.Context) (*bus.Delivery, error) {
-	d, err := f.Feed.Next(ctx)
-	if err == nil {
-		d.Settler = f.change(d.Settler)
-	}
-	return d, err
-}
-
 type countingSettler struct {
 	bus.Settler
 	settled *atomic.Int64
@@ -136,7 +112,7 @@ func TestPoison_thatPanicsLeavesTheDeliveryUnsettled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var settled, panics atomic.Int64
 		panics.Store(1)
-		transport := changingSettler{memory.New(memory.Config{}), func(s bus.Settler) bus.Settler { return countingSettler{s, &settled, &panics} }}
+		transport := changing{memory.New(memory.Config{}), func(d *bus.Delivery) { d.Settler = countingSettler{d.Settler, &settled, &panics} }}
 		s := serve(t, newBus(t, transport, standard()), rawHandler("ledger", func(context.Context, *message.Message) error { return bus.Permanent(errHandler) }))
 		s.publish("a")
 		s.idle()
@@ -159,7 +135,7 @@ func (loudLog) Handle(_ context.Context, r slog.Record) error {
 func TestRouter_settlesOnceThoughThePartBehindPanics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var settled, panics atomic.Int64
-		transport := changingSettler{memory.New(memory.Config{}), func(s bus.Settler) bus.Settler { return countingSettler{s, &settled, &panics} }}
+		transport := changing{memory.New(memory.Config{}), func(d *bus.Delivery) { d.Settler = countingSettler{d.Settler, &settled, &panics} }}
 		b, err := bus.New(transport, bus.Config{Service: "shop", Stack: standard(), Logger: slog.New(loudLog{})})
 		require.NoError(t, err)
 		t.Cleanup(func() { _ = b.Close(context.Background()) })

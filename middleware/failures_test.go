@@ -272,40 +272,17 @@ func TestPoison_takesANilPointerForAnError(t *testing.T) {
 
 var errSlow = errors.New("the poison queue is slow")
 
-// slowPoison is a transport whose poison queue needs its time.
-type slowPoison struct {
-	kept
-	calls *[]string
-	mu    *sync.Mutex
-}
-
-func (s slowPoison) Subscribe(ctx context.Context, sub bus.Subscription) (bus.Feed, error) {
-	feed, err := s.kept.Subscribe(ctx, sub)
-	return slowPoisonFeed{feed, s}, err
-}
-
-type slowPoisonFeed struct {
-	bus.Feed
-	s slowPoison
-}
-
-func (f slowPoisonFeed) Next(ctx context.Context) (*bus.Delivery, error) {
-	d, err := f.Feed.Next(ctx)
-	if err == nil {
-		d.Settler = slowSettler{d.Settler, f.s}
-	}
-	return d, err
-}
-
+// slowSettler notes its calls, and its poison queue needs eight seconds.
 type slowSettler struct {
 	bus.Settler
-	s slowPoison
+	mu    *sync.Mutex
+	calls *[]string
 }
 
 func (s slowSettler) note(call string) {
-	s.s.mu.Lock()
-	defer s.s.mu.Unlock()
-	*s.s.calls = append(*s.s.calls, call)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	*s.calls = append(*s.calls, call)
 }
 
 func (s slowSettler) Poison(ctx context.Context, f bus.Fault) error {
@@ -324,7 +301,8 @@ func TestDrain_settlesAMessageOnceThatIsBeingPoisoned(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var calls []string
 		var mu sync.Mutex
-		b, err := bus.New(slowPoison{kept{memory.New(memory.Config{})}, &calls, &mu}, bus.Config{Service: "shop", Stack: standard(), DrainTimeout: 2 * time.Second})
+		slow := changing{kept{memory.New(memory.Config{})}, func(d *bus.Delivery) { d.Settler = slowSettler{d.Settler, &mu, &calls} }}
+		b, err := bus.New(slow, bus.Config{Service: "shop", Stack: standard(), DrainTimeout: 2 * time.Second})
 		require.NoError(t, err)
 		t.Cleanup(func() { _ = b.Close(context.Background()) })
 		s := serve(t, b, rawHandler("ledger", func(context.Context, *message.Message) error { return bus.Permanent(errSlow) }))

@@ -78,6 +78,30 @@ func rawHandler(name string, fn func(context.Context, *message.Message) error, c
 // withoutBreaker is for tests in which everything fails, and whose subject is something else.
 func withoutBreaker(h *bus.Handler) { h.Breaker = new(bus.NoBreaker()) }
 
+// changing is a transport whose deliveries are changed before they are handed out.
+type changing struct {
+	bus.Transport
+	change func(*bus.Delivery)
+}
+
+func (c changing) Subscribe(ctx context.Context, s bus.Subscription) (bus.Feed, error) {
+	feed, err := c.Transport.Subscribe(ctx, s)
+	return changingFeed{feed, c.change}, err
+}
+
+type changingFeed struct {
+	bus.Feed
+	change func(*bus.Delivery)
+}
+
+func (f changingFeed) Next(ctx context.Context) (*bus.Delivery, error) {
+	d, err := f.Feed.Next(ctx)
+	if err == nil {
+		f.change(d)
+	}
+	return d, err
+}
+
 // service is a running bus.
 type service struct {
 	*testing.T
