@@ -281,9 +281,9 @@ func (b *breaker) spent(age time.Duration) bool {
 	return b.policy.MaxPause >= 0 && age >= b.policy.MaxPause
 }
 
-// doubt decides on a message of which nobody knows whether it is bad: no other has succeeded since it first
-// failed. If that must not end with the policy's verdict, the group pauses; a message that fails only since a
-// short time is given back first, and asked about once more when it is older.
+// doubt decides on a message that may be bad or may fail because of an outage: no other has succeeded since it first
+// failed. If the policy would now poison it or delay it for long, the group pauses. A message that has failed for a short
+// time only is given back first, and decided on when it is older.
 func (b *breaker) doubt(next nextTry, age time.Duration) (pause bool, wait time.Duration) {
 	var old time.Duration
 	switch {

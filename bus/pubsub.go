@@ -64,7 +64,7 @@ func NewSubscriber(t Transport, group string, opts ...SubscriberOption) message.
 // SubscriberOption changes what [NewSubscriber] makes.
 type SubscriberOption func(*subscriber)
 
-// NackPause is the longest time before a nacked message is redelivered, in place of 10 s.
+// NackPause sets the longest time before a nacked message is redelivered, in place of 10 s.
 func NackPause(longest time.Duration) SubscriberOption {
 	return func(s *subscriber) { s.longestPause = longest }
 }

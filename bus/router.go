@@ -535,8 +535,8 @@ func (g *group) logOther(d *Delivery, err error) {
 }
 
 // decide turns an error that no step has decided on into a redelivery, or poisons the message. Such an error comes
-// from a step outside of retry, from a handler that has ended its goroutine, or from a stack without these
-// steps.
+// from a step outside of poison, from a handler that has ended its goroutine, or from a stack without the steps retry and
+// poison.
 func (g *group) decide(d *Delivery, err error) (Outcome, error) {
 	var next Next
 	var end error

@@ -119,10 +119,10 @@ func (s *dedup) named(d *bus.Delivery, identity string) string {
 	return key
 }
 
-// formerly looks for the mark of a message with a dedup key as earlier versions of leat wrote it, without
-// the source and the event's name: the message is done, or is in progress there and comes again. Marks are
-// no longer written so, and the last is gone when DedupConfig.Keep has passed since the upgrade. Errors are those of
-// the claim that follows.
+// formerly looks for the mark that an earlier version of leat wrote for a message with a dedup key, without the source
+// and the event's name. It reports whether the message is done, or returns the redelivery for one that such a version
+// handles now. No marks are written in that form any more, so the last one expires DedupConfig.Keep after the upgrade. Errors
+// of the store are left to the claim that follows.
 func (s *dedup) formerly(ctx context.Context, d *bus.Delivery, msg *message.Message) (done bool, again error) {
 	old := msg.Metadata[bus.HeaderDedupKey]
 	if old == "" || s.local {
