@@ -23,6 +23,10 @@ type Delivery struct {
 	FirstSeen time.Time // when the group got the message; zero where the transport can't tell
 	Settler   Settler   // the transport's side; nil under a stock Watermill router
 
+	// FixedDelays is set where the transport has a queue for each of [Subscription.Delays]. Then the delays of
+	// redeliveries have no jitter.
+	FixedDelays bool
+
 	// History travels with the message from delivery to delivery.
 	History
 
@@ -339,7 +343,10 @@ func (d *Delivery) Failed(err error, policy RetryPolicy) (Next, error) {
 	if !next.last {
 		delay := policy.Delays[d.Failures]
 		next.InProcess = delay <= policy.InProcess
-		next.After = policy.Spread(delay)
+		next.After = delay
+		if next.InProcess || !d.FixedDelays {
+			next.After = policy.Spread(delay)
+		}
 		if asked, ok := RetryDelay(err); ok && asked > delay {
 			next.After, next.asked, next.InProcess = asked, true, asked <= policy.InProcess
 		}

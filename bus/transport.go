@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 )
@@ -103,6 +104,8 @@ type Subscription struct {
 	// Consumers of one group should agree. The last to subscribe decides what is to become of what
 	// is parked; while others do not agree with it, messages may pass a poisoned one.
 	Park bool
+	// Delays are the delays of the retry policy, a hint for transports that prepare a queue per delay.
+	Delays []time.Duration
 }
 
 // Order says in which order a group gets its messages.

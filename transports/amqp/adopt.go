@@ -77,7 +77,7 @@ func (f *feed) adopted(d *amqp.Delivery) *outgoing {
 	o := &outgoing{key: f.queues[0], msg: copyOf(d, "")}
 	if micros, ok := d.Headers[headerHeldUntil].(int64); ok {
 		if wait := time.Until(time.UnixMicro(micros)); wait > 0 {
-			return f.t.topology.ladder.delayed(o, wait)
+			o, _ = f.t.topology.redelivery(f.sub, o.key, wait, o.msg)
 		}
 	}
 	return o

@@ -64,13 +64,6 @@ func (t *Transport) heldForTest() (all []*held) {
 	return all
 }
 
-// DelayedForTest is how many messages the transport holds until their time.
-func (t *Transport) DelayedForTest() int {
-	t.warden.mu.Lock()
-	defer t.warden.mu.Unlock()
-	return len(t.warden.held)
-}
-
 // LoseLeadForTest has the broker give the tokens of the transport's ordered groups to other processes.
 func (t *Transport) LoseLeadForTest() {
 	for _, h := range t.heldForTest() {

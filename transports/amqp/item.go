@@ -58,6 +58,7 @@ func (it *item) handOut() *bus.Delivery {
 	d.FirstSeen = firstSeen(it.raw)
 	d.History = it.history
 	d.Settler = it
+	d.FixedDelays = it.key == ""
 	return d
 }
 

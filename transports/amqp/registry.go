@@ -36,7 +36,7 @@ const (
 func registryName(queues QueueType) string { return registryPrefix + string(queues) }
 
 func registryArgs(queues QueueType) amqp.Table {
-	args := ladder{queues}.args()
+	args := plainArgs(queues)
 	args["x-max-length"] = int64(registryMax)
 	return args
 }
@@ -291,7 +291,7 @@ func (t *topology) noted(n note) *topology {
 	if n.Exchange == "" {
 		cfg.Topology = TopologyWatermill
 	}
-	return &topology{cfg: &cfg, ladder: ladder{n.queues}}
+	return &topology{cfg: &cfg}
 }
 
 // close lets what is under way come to its end, unless the broker takes nothing now.

@@ -25,15 +25,15 @@ type Transport struct {
 	ordered    *link   // opened for the first ordered group; guarded by mu
 	extra      []*link // of groups with a connection of their own; guarded by mu
 	publisher  *publisher
-	warden     *warden
 	registry   *registry
 	unroutable atomic.Int64
 	poison     poisonLocks
+	migration  sync.Once
 
 	ctx    context.Context // what goes on in the background; ends when Close gives up waiting
 	cancel context.CancelFunc
 	active tally.Tally    // publishes, deliveries that are out, redeliveries on their way
-	work   sync.WaitGroup // goroutines: feeds, the warden, what goes on in the background
+	work   sync.WaitGroup // goroutines: feeds, what goes on in the background
 
 	mu       sync.Mutex
 	open     []*feed
@@ -78,7 +78,6 @@ func New(ctx context.Context, cfg Config) (*Transport, error) {
 		return nil, fmt.Errorf("amqp: %w", err)
 	}
 	t.publisher = newPublisher(t.publishing, t.topology.repair)
-	t.warden = newWarden(t)
 	t.registry = newRegistry(t)
 	return t, nil
 }
@@ -163,10 +162,24 @@ func (t *Transport) outgoing(ctx context.Context, topic string, msgs []*message.
 			if wait > maxDelay {
 				return nil, fmt.Errorf("message %s is to be delivered in %s; at most %s is possible", bus.MessageID(msg), wait, maxDelay)
 			}
-			out[i] = t.topology.ladder.delayed(out[i], wait)
+			if out[i], err = t.delayed(topic, wait, p); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return out, nil
+}
+
+// delayed makes a publishing that reaches the topic's groups after the wait.
+func (t *Transport) delayed(topic string, wait time.Duration, msg amqp.Publishing) (*outgoing, error) {
+	l, n := t.topology.publishing(), units(wait)
+	o := l.delayed(topic, n, msg)
+	size, most := tableSize(msg.Headers), t.publishing.frame()-l.room(topic, n)
+	if size > most {
+		return nil, fmt.Errorf("message %s has %d bytes of headers; at most %d are possible with a delay; put large data into the payload",
+			msg.MessageId, size, most)
+	}
+	return o, nil
 }
 
 // deliverAt is when the message may be handed out; the zero time means at once.
@@ -236,9 +249,16 @@ func (t *Transport) prepare(ctx context.Context, s bus.Subscription) error {
 			return err
 		}
 	}
-	if err := withChannel(ctx, t.consuming, func(ch *amqp.Channel) error { return t.topology.subscribe(ch, s) }); err != nil {
+	err := withChannel(ctx, t.consuming, func(ch *amqp.Channel) error {
+		if err := t.topology.declareDelays(ctx, ch); err != nil {
+			return err
+		}
+		return t.topology.subscribe(ch, s)
+	})
+	if err != nil {
 		return err
 	}
+	t.migrate()
 	t.registry.announce(s)
 	return nil
 }
@@ -321,7 +341,6 @@ func (t *Transport) Close(ctx context.Context) error {
 	defer close(t.finished)
 
 	var err error
-	t.warden.stop()
 	for _, f := range feeds {
 		f.shut()
 	}
@@ -337,12 +356,10 @@ func (t *Transport) Close(ctx context.Context) error {
 		f.abandon()
 	}
 	t.publisher.stop()
-	t.warden.publisher.stop()
 	for _, l := range t.links() {
 		l.close(ctx)
 	}
 	<-t.publisher.done
-	<-t.warden.publisher.done
 	t.work.Wait()
 	return err
 }

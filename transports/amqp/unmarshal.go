@@ -111,7 +111,7 @@ func deaths(field any) []amqp.Table {
 func foreignDeaths(field any) []any {
 	var foreign []any
 	for _, death := range deaths(field) {
-		if queue, _ := death["queue"].(string); !strings.HasPrefix(queue, delayPrefix) {
+		if queue, _ := death["queue"].(string); !strings.HasPrefix(queue, delayPrefix) && !isRetryName(queue) {
 			foreign = append(foreign, death)
 		}
 	}
@@ -169,7 +169,7 @@ func wireTopic(d *amqp.Delivery, queue string, cfg *Config) string {
 	switch {
 	case d.RoutingKey == queue && d.Exchange == "":
 		return ""
-	case cfg.Topology == TopologyWatermill:
+	case cfg.Topology == TopologyWatermill && !strings.HasPrefix(d.Exchange, delayPrefix):
 		return d.Exchange
 	}
 	return d.RoutingKey
