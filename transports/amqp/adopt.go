@@ -47,6 +47,7 @@ func (f *feed) adoptFrom(ch *amqp.Channel, q amqp.Queue) error {
 		left -= len(window)
 		var out []*outgoing
 		for _, d := range window {
+			distrust(d)
 			if d.Headers[headerHeldNote] == nil {
 				out = append(out, f.adopted(d))
 			}

@@ -1,8 +1,12 @@
 package amqp
 
 import (
+	"time"
+
 	"github.com/ThreeDotsLabs/watermill/message"
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/leatbus/leat/bus"
 )
 
 // ReplayWindow is how many messages a killed replay leaves in both places at most.
@@ -85,12 +89,14 @@ type Decoded struct {
 	PoisonRev, Place       int64
 	HasPlace               bool
 	Topic, ID              string
+	History                bus.History
 	Message                *message.Message
 	Copy                   amqp.Publishing
 }
 
 // DecodeForTest reads a message that came from a queue.
 func DecodeForTest(d *amqp.Delivery, queue string) (x Decoded) {
+	distrust(d)
 	x.Attempts, x.Crashes = handOvers(d, queue)
 	var p place
 	p, x.HasPlace = placeOf(d)
@@ -100,9 +106,18 @@ func DecodeForTest(d *amqp.Delivery, queue string) (x Decoded) {
 	x.ID = idOf(d, make(map[string]int))
 	x.Message = new(message.Message)
 	unmarshal(x.Message, d)
+	x.History = bus.TakeHistory(x.Message.Metadata)
 	x.Copy = copyOf(d, x.Topic)
 	fit(&x.Copy, 4096)
 	return x
+}
+
+// CopyForTest is the copy with which a message is redelivered that has so many attempts and failures.
+func CopyForTest(d *amqp.Delivery, queue string, attempts, failures int) amqp.Publishing {
+	it := &item{feed: &feed{t: &Transport{}}, raw: d, queue: queue}
+	it.unpack()
+	it.history = bus.History{FailedSince: time.Unix(1, 0), Failures: failures}
+	return it.copy(attempts)
 }
 
 // TableSizeForTest is how many bytes leat takes a header table for.

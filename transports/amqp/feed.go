@@ -194,6 +194,7 @@ func (f *feed) start() {
 
 // arrive takes a delivery in. It never blocks.
 func (f *feed) arrive(s *session, queue string, raw *amqp.Delivery) {
+	distrust(raw)
 	it := &item{feed: f, session: s, raw: raw, queue: queue}
 	it.attempts, it.crashes = handOvers(raw, queue)
 	f.correct(it)

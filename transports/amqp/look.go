@@ -172,6 +172,7 @@ func (l *look) rewrite(n int) (total int, err error) {
 		total += len(window)
 		out := make([]*outgoing, len(window))
 		for i, d := range window {
+			distrust(d)
 			out[i] = &outgoing{key: l.queue, msg: renewed(d)}
 			if l.group != "" {
 				out[i].msg.Headers[headerPoisonID] = idOf(d, seen)
@@ -388,6 +389,7 @@ func (l *look) next() (batch []amqp.Delivery, end bool, err error) {
 			if !ok {
 				return nil, false, errors.New("the connection was lost; try again")
 			}
+			distrust(&d)
 			batch, left = append(batch, d), 1
 			l.worn = l.worn || deliveries(&d) >= renewAt
 		case <-timeout.C:
@@ -666,7 +668,7 @@ func fresh(d *amqp.Delivery) amqp.Publishing {
 		switch {
 		case strings.HasPrefix(name, faultPrefix),
 			name == headerAttempt, name == headerCrashes, name == headerPoisonID, name == headerPoisonRev, name == headerQueue,
-			name == bus.HeaderInstance:
+			name == bus.HeaderInstance, name == headerOwn:
 			delete(p.Headers, name)
 		}
 	}

@@ -29,6 +29,9 @@ const (
 	headerQueue     = "leat-queue"      // the queue that a poisoned message came from
 	headerExtra     = "leat-extra"      // headers that can't stand under their own names, as JSON
 	headerVersion   = "leat-version"    // ce_specversion where the message has it itself
+	headerOwn       = "leat-own"        // proves to its publisher that the message is its own; see trust.go
+	headerUser      = "leat-user-id"    // the user-id of the message that this is a copy of
+	headerDeaths    = "leat-deaths"     // the x-death of the message that this is a copy of
 
 	headerDelay = "leat-delay-" // + digit: the message passes through that level of the delays
 

@@ -138,6 +138,7 @@ func (tl *tail) exchanges(i *inspection) ([]string, error) {
 func (tl *tail) show(i *inspection, d *amqp.Delivery) error {
 	const multiple = false
 	msg := new(message.Message)
+	distrust(d)
 	unmarshal(msg, d)
 	if err := tl.fn(topicOf(d, "", &i.t.cfg), msg); err != nil {
 		return err

@@ -16,7 +16,7 @@ import (
 func unmarshal(msg *message.Message, d *amqp.Delivery) {
 	h := make(message.Metadata, len(d.Headers)+1)
 	for name, field := range d.Headers {
-		if name := headerName(name, field); name != "" {
+		if name := headerName(name); name != "" {
 			h[fieldName(name)] = fieldText(field)
 		}
 	}
@@ -26,10 +26,13 @@ func unmarshal(msg *message.Message, d *amqp.Delivery) {
 	if d.CorrelationId != "" && h[bus.HeaderCorrelationID] == "" {
 		h[bus.HeaderCorrelationID] = d.CorrelationId
 	}
-	if version, ok := d.Headers[headerVersion]; ok {
-		h[bus.HeaderSpecVersion] = fieldText(version)
+	if version, ok := d.Headers[headerVersion].(string); ok && len(version) <= maxNameBytes {
+		h[bus.HeaderSpecVersion] = version
 	} else if h[bus.HeaderSpecVersion] == "1.0" {
 		delete(h, bus.HeaderSpecVersion) // what a missing one means
+	}
+	if before := foreignDeaths(d); len(before) > 0 {
+		h["x-death"] = fieldText(before)
 	}
 	setForeign(h, d)
 	restoreExtra(h, d.Headers)
@@ -43,10 +46,13 @@ func unmarshal(msg *message.Message, d *amqp.Delivery) {
 	}
 	msg.Metadata = h
 	msg.Payload = d.Body
+	if instance := h[bus.HeaderInstance]; instance != "" && !isOwn(d.Headers, instance, bus.MessageID(msg)) {
+		delete(h, bus.HeaderInstance)
+	}
 }
 
 // headerName is a wire header's name in leat, "" for one that is not the message's own.
-func headerName(wire string, field any) string {
+func headerName(wire string) string {
 	for _, prefix := range []string{wirePrefix, wirePrefixAlternate} {
 		if attribute, ok := strings.CutPrefix(wire, prefix); ok && attribute != "" {
 			if plainAttribute(attribute) {
@@ -56,11 +62,7 @@ func headerName(wire string, field any) string {
 		}
 	}
 	switch {
-	case strings.HasPrefix(wire, privatePrefix), wire == headerWatermillUUID:
-		return ""
-	case wire == "x-death" && len(foreignDeaths(field)) > 0:
-		return wire
-	case brokersOwn(wire):
+	case strings.HasPrefix(wire, privatePrefix), wire == headerWatermillUUID, wire == userHeader, brokersOwn(wire):
 		return ""
 	}
 	return wire
@@ -76,7 +78,15 @@ func setForeign(h message.Metadata, d *amqp.Delivery) {
 	set("amqp_reply_to", d.ReplyTo)
 	set("amqp_content_encoding", d.ContentEncoding)
 	set("amqp_expiration", d.Expiration)
-	set("amqp_user_id", d.UserId)
+	set(userHeader, userOf(d))
+}
+
+// userOf is the user who has published the message, as the broker has checked it.
+func userOf(d *amqp.Delivery) string {
+	if user, ok := d.Headers[headerUser].(string); ok {
+		return user
+	}
+	return d.UserId
 }
 
 func restoreExtra(h message.Metadata, headers amqp.Table) {
@@ -89,7 +99,9 @@ func restoreExtra(h message.Metadata, headers amqp.Table) {
 		return // not written by leat
 	}
 	for name, value := range pairs {
-		h[name] = string(value)
+		if mayBeExtra(name) {
+			h[name] = string(value)
+		}
 	}
 }
 
@@ -106,16 +118,18 @@ func deaths(field any) []amqp.Table {
 	return tables
 }
 
-// foreignDeaths are the entries of x-death that do not tell of leat's own delays. Those must not stay
-// with a message: the broker drops one that expires in the same queue twice, as it takes it for a loop.
-func foreignDeaths(field any) []any {
+// foreignDeaths are the entries of x-death that do not tell of leat's own delays, and of the message that this is a copy
+// of. leat's own copies have no x-death: it is the broker's alone, which drops a message that expires in the same queue
+// twice, and by it a message is trusted.
+func foreignDeaths(d *amqp.Delivery) []any {
+	before, _ := d.Headers[headerDeaths].([]any)
 	var foreign []any
-	for _, death := range deaths(field) {
+	for _, death := range deaths(d.Headers["x-death"]) {
 		if queue, _ := death["queue"].(string); !strings.HasPrefix(queue, delayPrefix) && !isRetryName(queue) {
 			foreign = append(foreign, death)
 		}
 	}
-	return foreign
+	return append(foreign, before...)
 }
 
 // handOvers are the earlier hand-overs of a delivery to the group that has the queue: those that
@@ -187,8 +201,11 @@ func copyOf(d *amqp.Delivery, topic string) amqp.Publishing {
 			h[name] = field
 		}
 	}
-	if deaths := foreignDeaths(d.Headers["x-death"]); deaths != nil {
-		h["x-death"] = deaths
+	if deaths := foreignDeaths(d); deaths != nil {
+		h[headerDeaths] = deaths
+	}
+	if user := userOf(d); user != "" {
+		h[headerUser] = user
 	}
 	if topic != "" {
 		h[headerTopic] = topic
