@@ -53,6 +53,9 @@ const (
 	delayPrefix = "leat.delay."
 	retryInfix  = ".retry."
 
+	// delayAssertInterval is how often a process makes sure that the levels are there.
+	delayAssertInterval = 5 * time.Minute
+
 	// maxRetryQueues is how many delays of a policy have a queue. The others go through the levels.
 	maxRetryQueues = 16
 )
@@ -205,6 +208,11 @@ func plainArgs(queueType QueueType) amqp.Table {
 
 // retryName is the queue by which messages come to a group's queue after a delay.
 func retryName(queue string, delay time.Duration) string {
+	return queue + retryInfix + delayText(delay)
+}
+
+// delayText is 5m where [time.Duration] says 5m0s.
+func delayText(delay time.Duration) string {
 	text := delay.String()
 	if strings.HasSuffix(text, "m0s") {
 		text = strings.TrimSuffix(text, "0s")
@@ -212,7 +220,7 @@ func retryName(queue string, delay time.Duration) string {
 	if strings.HasSuffix(text, "h0m") {
 		text = strings.TrimSuffix(text, "0m")
 	}
-	return queue + retryInfix + text
+	return text
 }
 
 // isRetryName reports whether a queue has such a name.

@@ -295,6 +295,17 @@ func (d *diagnosis) group(k known, info bus.GroupInfo) error {
 			return d.add(f, err, "let the user read the group's queues, or leave them to another service's user")
 		}
 	}
+	for _, delay := range k.delays {
+		queue := k.Group + retryInfix + delay
+		q, there, err := d.queue(queue)
+		if err != nil {
+			return err
+		}
+		if there {
+			f.Text += fmt.Sprintf(", queue %s with %d messages is of a delay that the retry policy of the version that came last does not have: "+
+				"delete it when it is empty and no other version runs", queue, q.Messages)
+		}
+	}
 	held, _, err := d.queue(heldName(k.Group))
 	switch {
 	case err != nil:

@@ -46,7 +46,8 @@ type note struct {
 	Group    string    `json:"group"`
 	Topics   []string  `json:"topics"` // sorted
 	Order    string    `json:"order"`
-	Exchange string    `json:"exchange"` // "" where each topic has its own
+	Exchange string    `json:"exchange"`         // "" where each topic has its own
+	Delays   []string  `json:"delays,omitempty"` // those with a queue, sorted
 	At       time.Time `json:"at"`
 
 	queues QueueType // that of the registry it stands in
@@ -54,12 +55,28 @@ type note struct {
 
 // says reports whether the note says all that an older one does.
 func (n note) says(older note) bool {
-	for _, topic := range older.Topics {
-		if _, ok := slices.BinarySearch(n.Topics, topic); !ok {
-			return false
+	return len(without(older.Topics, n.Topics)) == 0 && len(n.saysNotOf(older)) == 0
+}
+
+// saysNotOf are the delays of an older note that this one does not have.
+func (n note) saysNotOf(older note) []string { return without(older.Delays, n.Delays) }
+
+// without are the texts that are not among others.
+func without(texts, others []string) []string {
+	return slices.DeleteFunc(slices.Clone(texts), func(text string) bool { return slices.Contains(others, text) })
+}
+
+// validate says whether the note can be a group's: anybody may have left it.
+func (n note) validate() error {
+	if len(n.Exchange) > maxNameBytes || len(n.Delays) > maxRetryQueues {
+		return errors.New("too long")
+	}
+	for _, delay := range n.Delays {
+		if !isRetryName(retryInfix + delay) {
+			return fmt.Errorf("delay %q", delay)
 		}
 	}
-	return true
+	return n.subscription().Validate()
 }
 
 // subscription is the group as it was declared.
@@ -68,6 +85,11 @@ func (n note) subscription() bus.Subscription {
 	for _, order := range []bus.Order{bus.Unordered, bus.OrderedByKey, bus.OrderedStrictly} {
 		if order.String() == n.Order {
 			s.Order = order
+		}
+	}
+	for _, text := range n.Delays {
+		if delay, err := time.ParseDuration(text); err == nil {
+			s.Delays = append(s.Delays, delay)
 		}
 	}
 	return s
@@ -99,6 +121,10 @@ func (t *topology) noteOf(s bus.Subscription) note {
 	}
 	slices.Sort(n.Topics)
 	n.Topics = slices.Compact(n.Topics)
+	for _, delay := range t.retryDelays(s) {
+		n.Delays = append(n.Delays, delayText(delay))
+	}
+	slices.Sort(n.Delays)
 	return n
 }
 
@@ -211,16 +237,22 @@ type groupKey struct{ group, exchange string }
 func (r *registry) read(l *look, queues QueueType) (map[groupKey][]note, error) {
 	l.queue = registryName(queues)
 	found := make(map[groupKey][]noted)
+	var bad []*amqp.Delivery
 	err := r.t.look(l, l.queue+".lock", func(l *look) error {
 		err := l.walk(func(_ string, d *amqp.Delivery) (bool, error) {
 			x := noted{delivery: d}
-			if json.Unmarshal(d.Body, &x.note) == nil && x.Group != "" {
+			if json.Unmarshal(d.Body, &x.note) == nil && x.validate() == nil && trusted(d) {
 				x.queues = queues
 				key := groupKey{x.Group, x.Exchange}
 				found[key] = append(found[key], x)
+			} else {
+				bad = append(bad, d)
 			}
 			return true, nil
 		})
+		if err == nil {
+			err = l.take(bad...)
+		}
 		if err != nil {
 			return err
 		}
@@ -260,6 +292,12 @@ func (r *registry) tidy(l *look, found map[groupKey][]noted) error {
 					return err
 				}
 			}
+			if keep && len(kept) > 0 {
+				if err := r.t.topology.forgetDelays(&p, kept[0].note, &x.note); err != nil {
+					return err
+				}
+				keep = !slices.ContainsFunc(kept, func(newer noted) bool { return newer.says(x.note) })
+			}
 			if keep {
 				kept = append(kept, x)
 			} else if err := l.take(x.delivery); err != nil {
@@ -282,6 +320,20 @@ func (t *topology) anyThere(p *prober, n note) (bool, error) {
 		}
 	}
 	return false, nil
+}
+
+// forgetDelays takes those delays out of an older note that the newest does not have and whose queues are gone.
+func (t *topology) forgetDelays(p *prober, newest note, older *note) error {
+	for _, delay := range newest.saysNotOf(*older) {
+		_, there, err := p.queue(older.Group + retryInfix + delay)
+		if err != nil {
+			return err
+		}
+		if !there {
+			older.Delays = without(older.Delays, []string{delay})
+		}
+	}
+	return nil
 }
 
 // noted is the topology by which a group was declared that left a note.

@@ -79,7 +79,24 @@ func New(ctx context.Context, cfg Config) (*Transport, error) {
 	}
 	t.publisher = newPublisher(t.publishing, t.topology.repair)
 	t.registry = newRegistry(t)
+	t.work.Go(t.assertDelays)
 	return t, nil
+}
+
+// assertDelays makes the levels of the delays again where somebody has deleted a part of them: messages would come early.
+func (t *Transport) assertDelays() {
+	for sleep(t.ctx, delayAssertInterval) == nil {
+		ways := []levels{t.topology.publishing()}
+		if _, groups := t.topology.remembered(); len(groups) > 0 {
+			ways = append(ways, t.topology.redelivering())
+		}
+		for _, way := range ways {
+			err := withChannel(t.ctx, t.consuming, func(ch *amqp.Channel) error { return way.declare(t.ctx, t.topology.declarer(ch)) })
+			if err != nil && t.ctx.Err() == nil {
+				t.cfg.Logger.Error("leat: amqp: the queues for delays can't be declared", "err", err)
+			}
+		}
+	}
 }
 
 // declare runs do on a channel of its own, and again when the connection was lost meanwhile.
