@@ -105,7 +105,7 @@ func DecodeForTest(d *amqp.Delivery, queue string) (x Decoded) {
 	x.Topic = topicOf(d, queue, &Config{})
 	x.ID = idOf(d, make(map[string]int))
 	x.Message = new(message.Message)
-	unmarshal(x.Message, d)
+	unmarshal(x.Message, d, nil)
 	x.History = bus.TakeHistory(x.Message.Metadata)
 	x.Copy = copyOf(d, x.Topic)
 	fit(&x.Copy, 4096)

@@ -39,7 +39,7 @@ func (it *item) suspect() bool { return it.crashes >= suspicion }
 // unpack reads the message, once.
 func (it *item) unpack() {
 	if !it.read {
-		unmarshal(&it.msg, it.raw)
+		unmarshal(&it.msg, it.raw, it.feed.t.cfg.ownKey)
 		if noted := bus.TakeHistory(it.msg.Metadata); it.history == (bus.History{}) {
 			it.history = noted
 		}

@@ -651,7 +651,7 @@ func idOf(d *amqp.Delivery, seen map[string]int) string {
 
 func shown(id string, d *amqp.Delivery) bus.PoisonedMessage {
 	msg := new(message.Message)
-	unmarshal(msg, d)
+	unmarshal(msg, d, nil)
 	shown := bus.PoisonedMessage{ID: id, Message: msg, Fault: bus.FaultOf(msg.Metadata)}
 	if _, parks := placeOf(d); parks {
 		shown.Parked = bus.Unknown

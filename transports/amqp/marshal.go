@@ -61,7 +61,7 @@ func marshal(msg *message.Message, topic string, cfg *Config, frame int) (amqp.P
 	}
 	setIdentity(&p, msg, cfg)
 	if instance := msg.Metadata[bus.HeaderInstance]; instance != "" {
-		h[headerOwn] = ownMark(instance, bus.MessageID(msg))
+		h[headerOwn] = ownMark(cfg.ownKey, instance, bus.MessageID(msg))
 	}
 	if err := setExtra(h, extra); err != nil {
 		return p, fmt.Errorf("message %s: %w", bus.MessageID(msg), err)

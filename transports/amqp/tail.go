@@ -139,7 +139,7 @@ func (tl *tail) show(i *inspection, d *amqp.Delivery) error {
 	const multiple = false
 	msg := new(message.Message)
 	distrust(d)
-	unmarshal(msg, d)
+	unmarshal(msg, d, nil)
 	if err := tl.fn(topicOf(d, "", &i.t.cfg), msg); err != nil {
 		return err
 	}

@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"strings"
-	"sync"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 )
@@ -82,25 +81,25 @@ func restoreTopic(d *amqp.Delivery) {
 	}
 }
 
-// ownKey is this process's own, and known to nobody else.
-var ownKey = sync.OnceValue(func() []byte {
+// newOwnKey makes a key that only this transport knows.
+func newOwnKey() []byte {
 	key := make([]byte, sha256.Size)
 	_, _ = rand.Read(key) // never fails
 	return key
-})
+}
 
-// ownMark proves that this process has published a message with the id under the bus's name, which is no secret.
-func ownMark(instance, id string) string {
-	mac := hmac.New(sha256.New, ownKey())
+// ownMark proves that this transport has published a message with the id under the bus's name, which is no secret.
+func ownMark(key []byte, instance, id string) string {
+	mac := hmac.New(sha256.New, key)
 	_, _ = mac.Write([]byte(instance + "\x00" + id)) // never fails
 	return hex.EncodeToString(mac.Sum(nil)[:16])
 }
 
-// isOwn reports whether the mark of a message is true. All others' are as if they were false: nobody but the bus that has
-// published a message asks for its name.
-func isOwn(headers amqp.Table, instance, id string) bool {
+// isOwn reports whether the mark of a message is this transport's. Only the bus that has published a message asks for its
+// name; for all others it is none.
+func isOwn(headers amqp.Table, key []byte, instance, id string) bool {
 	mark, _ := headers[headerOwn].(string)
-	return hmac.Equal([]byte(mark), []byte(ownMark(instance, id)))
+	return key != nil && hmac.Equal([]byte(mark), []byte(ownMark(key, instance, id)))
 }
 
 // mayBeExtra reports whether a header is one that leat sends in headerExtra: no other can be set by it.

@@ -12,8 +12,8 @@ import (
 )
 
 // unmarshal reads a message from any producer into msg. It never fails: a header of any type is text
-// in the end, and what is missing is missing.
-func unmarshal(msg *message.Message, d *amqp.Delivery) {
+// in the end, and what is missing is missing. The name of the bus that has published it stays if it is marked with the key.
+func unmarshal(msg *message.Message, d *amqp.Delivery, ownKey []byte) {
 	h := make(message.Metadata, len(d.Headers)+1)
 	for name, field := range d.Headers {
 		if name := headerName(name); name != "" {
@@ -46,7 +46,7 @@ func unmarshal(msg *message.Message, d *amqp.Delivery) {
 	}
 	msg.Metadata = h
 	msg.Payload = d.Body
-	if instance := h[bus.HeaderInstance]; instance != "" && !isOwn(d.Headers, instance, bus.MessageID(msg)) {
+	if instance := h[bus.HeaderInstance]; instance != "" && !isOwn(d.Headers, ownKey, instance, bus.MessageID(msg)) {
 		delete(h, bus.HeaderInstance)
 	}
 }
