@@ -224,7 +224,7 @@ func (d *diagnosis) delays() error {
 	return d.oldDelays()
 }
 
-// oldDelays tells of the queues that delays went through up to leat 0.1; see migrate.go.
+// oldDelays tells of the queues that delays went through before; see migrate.go.
 func (d *diagnosis) oldDelays() error {
 	near, there, err := d.queue(oldDelayName(d.t.cfg.QueueType, "near"))
 	if err != nil || !there {

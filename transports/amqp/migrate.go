@@ -10,13 +10,13 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// Up to leat 0.1, delays ended in the queue leat.delay.<type>.near, and every leat process took messages from it, held
-// them for their last seconds and sent them where they belong. What waits in the 20 queues leat.delay.<type>.00 to .19 of
-// that layout still comes to "near" by itself, for 48 days at most. This file empties "near" when no process of the old
-// version does. Only processes that consume a group do so.
+// Before the broker alone moved delays, they ended in the queue leat.delay.<type>.near, and every leat process took messages
+// from it, held them for their last seconds and sent them where they belong. What waits in the 20 queues
+// leat.delay.<type>.00 to .19 of that layout still comes to "near" by itself, for 48 days at most. This file empties "near"
+// when no process of the old version does. Only processes that consume a group do so.
 //
-// Delete this file, the call of migrate and the doctor's finding oldDelays in the second release after the one that
-// brings it: whoever skips no release has stopped the last old process long before.
+// Delete this file, the call of migrate and the doctor's finding oldDelays with the first release that is made 48 days after
+// the one that brings it.
 
 const (
 	// migrateEvery is how often "near" is looked at, which an old process consumes or nothing comes to.

@@ -14,7 +14,7 @@ import (
 	"github.com/leatbus/leat/bus"
 )
 
-// oldLayout makes the queues and exchanges for delays as leat 0.1 did.
+// oldLayout makes the queues and exchanges for delays as they were before the broker alone moved delays.
 func oldLayout(t testing.TB, ch *rabbit.Channel, queue string) {
 	args := func() rabbit.Table {
 		args := rabbit.Table{"x-queue-type": queue}

@@ -271,6 +271,26 @@ func TestTrust_countsNeverFall(t *testing.T) {
 	}
 }
 
+// What a foreign topology has dead-lettered before counts once, and is shown as it was.
+func TestTrust_foreignDeathsCountOnce(t *testing.T) {
+	d := &rabbit.Delivery{
+		Exchange: "their.retries", RoutingKey: "order.paid.v1", MessageId: "m",
+		Headers: rabbit.Table{"x-death": []any{rabbit.Table{"queue": "ledger", "reason": "rejected", "exchange": "events", "count": int64(2)}}},
+	}
+	x := amqp.DecodeForTest(d, "ledger")
+	require.Equal(t, 2, x.Attempts)
+	shown := x.Message.Metadata["x-death"]
+	require.Contains(t, shown, `"count":2`)
+	for range 2 {
+		p := amqp.CopyForTest(d, "ledger", 3, 0)
+		require.NotContains(t, p.Headers, "x-death")
+		d = &rabbit.Delivery{RoutingKey: "ledger", MessageId: "m", Headers: p.Headers}
+		x = amqp.DecodeForTest(d, "ledger")
+		require.Equal(t, 3, x.Attempts)
+		require.Equal(t, shown, x.Message.Metadata["x-death"])
+	}
+}
+
 // No copy of a message from the events exchange carries what its producer has forged.
 func TestTrust_copiesAreClean(t *testing.T) {
 	d := &rabbit.Delivery{Headers: forged("ledger", "victim", "order.paid.v1"), Exchange: "events", RoutingKey: "order.paid.v1", MessageId: "m", UserId: "shop"}
