@@ -196,8 +196,15 @@ func (d *diagnosis) delays() error {
 	topology := d.t.topology
 	f := bus.Finding{Check: "queues for delays " + oldDelayName(d.t.cfg.QueueType, "*")}
 	waiting := 0
-	for _, way := range []levels{topology.publishing(), topology.redelivering()} {
-		err := d.do(func(ch *amqp.Channel) error { return way.declare(d.ctx, topology.declarer(ch)) })
+	for _, way := range []levels{topology.redelivering(), topology.publishing()} {
+		there, err := d.has(way)
+		if err != nil {
+			return err
+		}
+		if !there {
+			continue
+		}
+		err = d.do(func(ch *amqp.Channel) error { return way.declare(d.ctx, topology.declarer(ch)) })
 		if err != nil {
 			return d.add(f, err, "let the user configure, write and read leat.*, or let somebody who may make them and use declare=false")
 		}
@@ -214,7 +221,7 @@ func (d *diagnosis) delays() error {
 	if err != nil {
 		return err
 	}
-	f.Text = fmt.Sprintf("they are there; %d messages wait in them", waiting)
+	f.Text = fmt.Sprintf("%d messages wait in them", waiting)
 	if kept.Messages > 0 {
 		f.Text += fmt.Sprintf("; %d redeliveries to groups whose queues are gone are kept in %s", kept.Messages, undelivered)
 	}
@@ -222,6 +229,21 @@ func (d *diagnosis) delays() error {
 		return err
 	}
 	return d.oldDelays()
+}
+
+// has reports whether a way through delays is there, or is made. Processes make it for their first group, or the first
+// delay of a publisher.
+func (d *diagnosis) has(way levels) (there bool, err error) {
+	if d.t.cfg.Declare != DeclareNothing {
+		return true, nil
+	}
+	err = d.do(func(ch *amqp.Channel) error {
+		return ch.ExchangeDeclarePassive(way.entrance(), amqp.ExchangeHeaders, durable, autoDelete, internal, noWait, nil)
+	})
+	if isCode(err, amqp.NotFound) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // oldDelays tells of the queues that delays went through before; see migrate.go.

@@ -43,7 +43,8 @@
 //     messages wait until it is there again. "leat doctor" names those of delays that the policy no longer has.
 //   - Other delays are rounded up to seconds, and go through levels of queues that double their time. There are 22 of them
 //     for redeliveries, leat.delay.<type>.redeliver.*, which lead to <group>.retry.1s; and 22 for each exchange for what is
-//     published with a delay, leat.delay.<type>.publish.*.<exchange>, which lead to the exchange.
+//     published with a delay, leat.delay.<type>.publish.*.<exchange>, which lead to the exchange. They are made for the first
+//     group of a virtual host, and before the first message with a delay.
 //
 // A delay that ends is late by a few milliseconds, and by more if much is due at once: a broker moves some thousand
 // messages a second from one queue to the next. A message that no group wants when its delay ends is dropped, as one that
@@ -167,8 +168,8 @@
 //
 // "leat tail" also needs amq\.gen.* in all three. Whoever may read leat.delay.* can read the delayed messages of all
 // services of the virtual host. If services must not read each other's messages, let a user with these rights make
-// everything, for instance by starting each service once, and run the services with declare=false. A service that
-// consumes then needs
+// everything, by starting each service once and by "leat doctor" for what is shared, and run the services with
+// declare=false. A service that consumes then needs
 //
 //	configure  ^$
 //	write      ^(events|leat\.delay\.quorum\.publish\.in\.events|leat\.delay\.quorum\.redeliver\.in|amq\.default)$

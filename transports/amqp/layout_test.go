@@ -160,6 +160,7 @@ func TestRights_producersMayPublishAndNothingElse(t *testing.T) {
 	group, topic := unique("ledger"), unique("order.paid.v1")
 	consumer := open(t, b.url())
 	feed := subscribe(t, consumer, bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+	require.NotEmpty(t, consumer.Diagnose(t.Context())) // makes what is shared
 	user := strings.ReplaceAll(unique("producer"), ".", "")
 	b.ctl(t, "add_user", user, "secret")
 	t.Cleanup(func() { b.ctl(t, "delete_user", user) })

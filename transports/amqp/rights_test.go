@@ -23,6 +23,7 @@ func TestRights_consumersThatMakeNothing(t *testing.T) {
 	sub := bus.Subscription{Group: service + ".ledger", Topics: []string{topic}, Concurrency: 4, Delays: []time.Duration{2 * time.Second}}
 	maker := open(t, b.url())
 	subscribe(t, maker, sub)
+	require.NotEmpty(t, maker.Diagnose(t.Context())) // makes what is shared
 	closeAll(t, maker)
 	b.ctl(t, "add_user", service, "secret")
 	t.Cleanup(func() { b.ctl(t, "delete_user", service) })

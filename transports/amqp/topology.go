@@ -26,6 +26,7 @@ type topology struct {
 
 	mu        sync.Mutex
 	exchanges map[string]bool // fanout exchanges of topology=watermill that were published to
+	delays    bool            // something was published with a delay
 	groups    map[string]bus.Subscription
 	sick      map[string]time.Time // until when groups are not declared by the way
 }
@@ -90,10 +91,42 @@ func (t *topology) check(s bus.Subscription) error {
 }
 
 // declareShared makes what publishers need.
-func (t *topology) declareShared(ctx context.Context, ch *amqp.Channel) error {
+func (t *topology) declareShared(ch *amqp.Channel) error {
 	d := t.declarer(ch)
 	t.declareExchange(d)
-	return t.publishing().declare(ctx, d)
+	return d.err
+}
+
+// ways are the levels for delays that this process needs: those for redeliveries if it has a group, and those of
+// publishers when it has published with a delay.
+func (t *topology) ways() (all []levels) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.groups) > 0 {
+		all = append(all, t.redelivering())
+	}
+	if t.delays {
+		all = append(all, t.publishing())
+	}
+	return all
+}
+
+func (t *topology) delaysKnown() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.delays
+}
+
+// publishDelayed makes the levels of publishers.
+func (t *topology) publishDelayed(ctx context.Context, declare func(func(*amqp.Channel) error) error) error {
+	err := declare(func(ch *amqp.Channel) error { return t.publishing().declare(ctx, t.declarer(ch)) })
+	if err != nil {
+		return err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.delays = true
+	return nil
 }
 
 // declareDelays makes the levels for redeliveries, for the first group of this process.
@@ -139,11 +172,7 @@ func (t *topology) repair(ctx context.Context, conn *amqp.Connection) error {
 	}
 	step(t.declareExchange)
 	topics, groups := t.remembered()
-	ways := []levels{t.publishing()}
-	if len(groups) > 0 {
-		ways = append(ways, t.redelivering())
-	}
-	for _, way := range ways {
+	for _, way := range t.ways() {
 		step(func(d *declarer) {
 			if err := way.declare(ctx, d); err != nil {
 				d.err = err
@@ -201,7 +230,9 @@ func (t *topology) declarer(ch *amqp.Channel) *declarer {
 // declareTopic makes the fanout exchange of a topic, which gets what was published with a delay, too.
 func (t *topology) declareTopic(d *declarer, topic string) {
 	d.exchange(topic, amqp.ExchangeFanout, nil)
-	d.bindExchange(topic, topic, t.publishing().topics())
+	delays := t.publishing().topics()
+	d.exchange(delays, amqp.ExchangeDirect, nil)
+	d.bindExchange(topic, topic, delays)
 }
 
 // subscribe makes a group's queues and remembers them.

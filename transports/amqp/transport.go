@@ -69,7 +69,7 @@ func New(ctx context.Context, cfg Config) (*Transport, error) {
 	if t.publishing, err = openLink(ctx, t.cfg, "publish"); err != nil {
 		return nil, fmt.Errorf("amqp: %w", err)
 	}
-	if err := t.declare(ctx, func(ch *amqp.Channel) error { return t.topology.declareShared(ctx, ch) }); err != nil {
+	if err := t.declare(ctx, t.topology.declareShared); err != nil {
 		t.publishing.close(ctx)
 		return nil, fmt.Errorf("amqp: %w", err)
 	}
@@ -86,11 +86,7 @@ func New(ctx context.Context, cfg Config) (*Transport, error) {
 // assertDelays makes the levels of the delays again where somebody has deleted a part of them: messages would come early.
 func (t *Transport) assertDelays() {
 	for sleep(t.ctx, delayAssertInterval) == nil {
-		ways := []levels{t.topology.publishing()}
-		if _, groups := t.topology.remembered(); len(groups) > 0 {
-			ways = append(ways, t.topology.redelivering())
-		}
-		for _, way := range ways {
+		for _, way := range t.topology.ways() {
 			err := withChannel(t.ctx, t.consuming, func(ch *amqp.Channel) error { return way.declare(t.ctx, t.topology.declarer(ch)) })
 			if err != nil && t.ctx.Err() == nil {
 				t.cfg.Logger.Error("leat: amqp: the queues for delays can't be declared", "err", err)
@@ -179,7 +175,7 @@ func (t *Transport) outgoing(ctx context.Context, topic string, msgs []*message.
 			if wait > maxDelay {
 				return nil, fmt.Errorf("message %s is to be delivered in %s; at most %s is possible", bus.MessageID(msg), wait, maxDelay)
 			}
-			if out[i], err = t.delayed(topic, wait, p); err != nil {
+			if out[i], err = t.delayed(ctx, topic, wait, p); err != nil {
 				return nil, err
 			}
 		}
@@ -188,7 +184,10 @@ func (t *Transport) outgoing(ctx context.Context, topic string, msgs []*message.
 }
 
 // delayed makes a publishing that reaches the topic's groups after the wait.
-func (t *Transport) delayed(topic string, wait time.Duration, msg amqp.Publishing) (*outgoing, error) {
+func (t *Transport) delayed(ctx context.Context, topic string, wait time.Duration, msg amqp.Publishing) (*outgoing, error) {
+	if err := t.prepareDelays(ctx); err != nil {
+		return nil, err
+	}
 	l, n := t.topology.publishing(), units(wait)
 	o := l.delayed(topic, n, msg)
 	size, most := tableSize(msg.Headers), t.publishing.frame()-l.room(topic, n)
@@ -197,6 +196,25 @@ func (t *Transport) delayed(topic string, wait time.Duration, msg amqp.Publishin
 			msg.MessageId, size, most)
 	}
 	return o, nil
+}
+
+// prepareDelays makes the levels of publishers before the first delay. It goes on when the caller gives up: the end of a
+// declaration's context closes the connection.
+func (t *Transport) prepareDelays(ctx context.Context) error {
+	if t.topology.delaysKnown() {
+		return nil
+	}
+	made := make(chan error, 1)
+	prepare := func(ctx context.Context) error {
+		return t.topology.publishDelayed(ctx, func(do func(*amqp.Channel) error) error { return t.declare(ctx, do) })
+	}
+	t.background(func(ctx context.Context) { made <- prepare(ctx) })
+	select {
+	case err := <-made:
+		return err
+	case <-ctx.Done():
+		return notConnected(ctx, t.publishing.state())
+	}
 }
 
 // deliverAt is when the message may be handed out; the zero time means at once.

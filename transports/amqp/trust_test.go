@@ -69,6 +69,8 @@ func TestTrust_forgedHeadersOfProducersAreNotBelieved(t *testing.T) {
 						h := forged(group, victim, topic)
 						delete(h, "leat-delay-21") // to the entrance for delays it is an order like any other
 						h["ce_partitionkey"], h["cloudEvents_partitionkey"] = "k", "k"
+						require.NoError(t, transport.Publish(t.Context(), topic, delayed(topic, "makes the entrance", time.Second)))
+						require.Equal(t, "makes the entrance", take(t, feed))
 						require.NoError(t, ch.PublishWithContext(t.Context(), entrance, topic, true, false, rabbit.Publishing{MessageId: "m", Headers: h}))
 						for attempt, after := range []time.Duration{0, 2 * time.Second, 3 * time.Second} {
 							d := next(t, feed)
@@ -116,10 +118,14 @@ func TestTrust_deadLetteringLendsNone(t *testing.T) {
 		h := forged(group, victim, topic)
 		h["x-death"] = []any{rabbit.Table{"queue": group, "reason": "rejected", "exchange": "", "count": int64(1), "routing-keys": []any{group}}}
 		require.NoError(t, ch.PublishWithContext(t.Context(), "events", topic, true, false, rabbit.Publishing{MessageId: "m", Headers: h}))
-		d, ok, err := ch.Get(group, false)
-		require.NoError(t, err)
-		require.True(t, ok)
-		require.NoError(t, d.Reject(false)) // as a policy would
+		eventually(t, "it is in the queue", func() bool {
+			d, ok, err := ch.Get(group, false)
+			require.NoError(t, err)
+			if ok {
+				require.NoError(t, d.Reject(false)) // as a policy would
+			}
+			return ok
+		})
 	})
 	poison := transport.PoisonQueue(group)
 	var all []bus.PoisonedMessage
