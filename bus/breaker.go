@@ -9,6 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // BreakerPolicy configures a group's circuit breaker. It tells an outage of a dependency from a bad message by
@@ -258,7 +260,7 @@ func (b *breaker) failed(d *Delivery, err error, next nextTry, first bool) error
 
 // isBug reports whether the error is a fault of the handler, and no outage.
 func isBug(err error) bool {
-	_, panicked := errors.AsType[*PanicError](err)
+	_, panicked := errors.AsType[*driver.PanicError](err)
 	return panicked || errors.Is(err, ErrGoexit)
 }
 
@@ -335,7 +337,7 @@ func (b *breaker) count(d *Delivery, first bool, now time.Time) bool {
 
 // threshold is how many different messages must fail.
 func (b *breaker) threshold() int {
-	if b.group.handler.Order == OrderedStrictly && b.group.handler.parks() {
+	if b.group.handler.Order == driver.OrderedStrictly && b.group.handler.parks() {
 		return 1 // no other can be handed out
 	}
 	return b.policy.Messages
@@ -374,7 +376,7 @@ func (b *breaker) reopen(err error, first bool) {
 // the same fail, the longer it waits, for up to ten times MaxProbe.
 func (b *breaker) later() time.Duration {
 	after := b.interval
-	if b.group.handler.Order == Unordered {
+	if b.group.handler.Order == driver.Unordered {
 		rounds := max(b.held, 1<<min(b.repeats, 8), 1)
 		after = min(time.Duration(rounds)*b.interval, b.longest())
 	}

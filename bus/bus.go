@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // Config is how a bus works. The zero Config does: JSON, the default slog logger, no stack.
@@ -38,7 +40,7 @@ type Config struct {
 	VersionField string
 	// Outbox takes what [Bus.InTx] publishes, where the transport does not publish in transactions
 	// itself. nil means none.
-	Outbox Outbox
+	Outbox driver.Outbox
 	// Logger is nil for slog.Default().
 	Logger *slog.Logger
 	// MaxPayload is the largest payload to publish, in bytes. 0 means 16 MiB, which is RabbitMQ 4's
@@ -61,7 +63,7 @@ const (
 // called concurrently.
 type Bus struct {
 	cfg       Config
-	transport Transport
+	transport driver.Transport
 	durable   bool
 	encoder   Encoder
 	process   process
@@ -70,7 +72,7 @@ type Bus struct {
 	mu        sync.Mutex // guards what follows
 	groups    []*group   // and their feeds
 	runCalled bool
-	table     TopicTable[*group]
+	table     driver.TopicTable[*group]
 
 	subscribing chan struct{} // holds a token while nobody subscribes
 	subscribed  atomic.Bool   // every group has its feed
@@ -102,7 +104,7 @@ type apart [64]byte
 
 // New makes a bus over an open transport. The bus owns the transport, and the outbox, from now on:
 // [Bus.Close] closes them.
-func New(t Transport, cfg Config) (*Bus, error) {
+func New(t driver.Transport, cfg Config) (*Bus, error) {
 	if t == nil {
 		return nil, errors.New("bus: transport is nil; open one with transports.Open")
 	}
@@ -142,7 +144,7 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Service == "" {
 		c.Service = DefaultService()
 	}
-	if err := validateName(c.Service, MaxGroupBytes/2-len(".")); err != nil {
+	if err := driver.ValidateName(c.Service, driver.MaxGroupBytes/2-len(".")); err != nil {
 		return c, fmt.Errorf("bus: service %q: %w", c.Service, err)
 	}
 	if err := c.Breaker.Validate(); err != nil {
@@ -192,7 +194,7 @@ func DefaultService() string {
 		name = strings.TrimSuffix(filepath.Base(os.Args[0]), ".test")
 	}
 	return strings.Map(func(r rune) rune {
-		if validateName("a"+string(r), 8) != nil {
+		if driver.ValidateName("a"+string(r), 8) != nil {
 			return '-'
 		}
 		return r
@@ -222,7 +224,7 @@ func (b *Bus) Handle(h Handler) error {
 	defer b.mu.Unlock()
 	switch {
 	case b.isClosed():
-		return fmt.Errorf("bus: handler %q: %w", h.Name, ErrClosed)
+		return fmt.Errorf("bus: handler %q: %w", h.Name, driver.ErrClosed)
 	case b.runCalled:
 		return fmt.Errorf("bus: handler %q is registered after Run; register handlers first", h.Name)
 	case slices.ContainsFunc(b.groups, func(other *group) bool { return other.name == g.name }):
@@ -250,7 +252,7 @@ func (b *Bus) Handlers() []Handler {
 func (b *Bus) GroupName(handler string) string { return b.cfg.Service + "." + handler }
 
 // Transport is the transport under the bus.
-func (b *Bus) Transport() Transport { return b.transport }
+func (b *Bus) Transport() driver.Transport { return b.transport }
 
 // Encoder is how the bus puts events into messages.
 func (b *Bus) Encoder() Encoder { return b.encoder }
@@ -425,7 +427,7 @@ func (b *Bus) closeOutbox(ctx context.Context) error {
 
 func (b *Bus) closeFeeds(ctx context.Context) error {
 	b.mu.Lock()
-	var feeds []Feed
+	var feeds []driver.Receiver
 	for _, g := range b.groups {
 		if g.feed != nil {
 			feeds = append(feeds, g.feed)

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // within is a context that ends after d, by its deadline or by a cancellation.
@@ -72,7 +73,7 @@ func TestDrainAndClose_returnWhenTheirContextIsOverWhateverHappens(t *testing.T)
 				synctest.Test(t, func(t *testing.T) {
 					transport := newFaulty()
 					release := make(chan struct{})
-					transport.subscribe = func(ctx context.Context, s bus.Subscription) (bus.Feed, error) {
+					transport.subscribe = func(ctx context.Context, s driver.Subscription) (driver.Receiver, error) {
 						<-release // heeds no context
 						return transport.Transport.Subscribe(ctx, s)
 					}
@@ -137,7 +138,7 @@ func TestDrainAndClose_areRefusedInAHandler(t *testing.T) {
 }
 
 // A feed that needs long to close.
-type slowFeed struct{ bus.Feed }
+type slowFeed struct{ driver.Receiver }
 
 func (f slowFeed) Close(ctx context.Context) error {
 	time.Sleep(5 * time.Second)
@@ -147,7 +148,7 @@ func (f slowFeed) Close(ctx context.Context) error {
 func TestHealthAndStats_doNotBlockWhileFeedsClose(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		transport := newFaulty()
-		transport.subscribe = func(ctx context.Context, s bus.Subscription) (bus.Feed, error) {
+		transport.subscribe = func(ctx context.Context, s driver.Subscription) (driver.Receiver, error) {
 			feed, err := transport.Transport.Subscribe(ctx, s)
 			return slowFeed{feed}, err
 		}

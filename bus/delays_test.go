@@ -10,16 +10,17 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/memory"
 )
 
 // subscriptions keeps what was subscribed last.
 type subscriptions struct {
 	bus.Transport
-	last bus.Subscription
+	last driver.Subscription
 }
 
-func (s *subscriptions) Subscribe(ctx context.Context, sub bus.Subscription) (bus.Feed, error) {
+func (s *subscriptions) Subscribe(ctx context.Context, sub driver.Subscription) (driver.Receiver, error) {
 	s.last = sub
 	return s.Transport.Subscribe(ctx, sub)
 }

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // Delivery is one hand-over of a message to a group. The transport makes it, the router settles it,
@@ -17,18 +19,18 @@ import (
 // Stopping and Interrupted may be called by others.
 type Delivery struct {
 	Message   *message.Message
-	Topic     string    // where the message was published; empty where the transport can't tell
-	Group     string    // who it is handed to
-	Attempt   int       // 1 for the first hand-over to this group; snoozes and shutdowns don't count
-	FirstSeen time.Time // when the group got the message; zero where the transport can't tell
-	Settler   Settler   // the transport's side; nil under a stock Watermill router
+	Topic     string         // where the message was published; empty where the transport can't tell
+	Group     string         // who it is handed to
+	Attempt   int            // 1 for the first hand-over to this group; snoozes and shutdowns don't count
+	FirstSeen time.Time      // when the group got the message; zero where the transport can't tell
+	Settler   driver.Settler // the transport's side; nil under a stock Watermill router
 
 	// FixedDelays is set where the transport has a queue for each of [Subscription.Delays]. Then the delays of
 	// redeliveries have no jitter.
 	FixedDelays bool
 
 	// History travels with the message from delivery to delivery.
-	History
+	driver.History
 
 	// Rehearsal is set where the handler is only tried; nil otherwise.
 	Rehearsal *Rehearsal
@@ -82,7 +84,7 @@ type Settler interface {
 	GiveBack(after time.Duration) error
 	// Poison moves the message to its group's poison queue and acks it. It returns nil only when
 	// the poison queue has confirmed its copy; on an error the delivery is not settled.
-	Poison(ctx context.Context, fault Fault) error
+	Poison(ctx context.Context, fault driver.Fault) error
 }
 
 // DeliveryFrom is the delivery that ctx belongs to, nil outside a handler.
@@ -132,7 +134,7 @@ func (c *deliveryContext) Value(key any) any {
 // foreign producers, the payload may name it in the field [Config].VersionField of a JSON object, as a string like
 // "v2". Anything else there is the domain's own, and the version is 1.
 func (d *Delivery) Type() (Type, error) {
-	name := d.Message.Metadata[HeaderType]
+	name := d.Message.Metadata[driver.HeaderType]
 	if name == "" {
 		name = d.Topic
 	}
@@ -140,7 +142,7 @@ func (d *Delivery) Type() (Type, error) {
 		return t, nil
 	}
 	if name == "" {
-		return Type{}, fmt.Errorf("bus: message has no type: neither the header %s nor a topic names one", HeaderType)
+		return Type{}, fmt.Errorf("bus: message has no type: neither the header %s nor a topic names one", driver.HeaderType)
 	}
 	return Type{Name: name, Version: bodyVersion(d.Message.Payload, d.versionField())}, nil
 }
@@ -188,7 +190,7 @@ func (d *Delivery) Started() time.Time {
 
 // Own reports whether the bus that handles the message also published it; see [HeaderInstance].
 func (d *Delivery) Own() bool {
-	return d.group != nil && d.Message.Metadata[HeaderInstance] == d.group.bus.encoder.Instance
+	return d.group != nil && d.Message.Metadata[driver.HeaderInstance] == d.group.bus.encoder.Instance
 }
 
 // Observers are the bus's; none under a stock router.
@@ -275,9 +277,9 @@ func (d *Delivery) AwaitNewer(err *NewerVersionError, limit time.Duration) error
 }
 
 // Poison moves the message to the group's poison queue and acks it. See [Settler].
-func (d *Delivery) Poison(ctx context.Context, fault Fault) error {
+func (d *Delivery) Poison(ctx context.Context, fault driver.Fault) error {
 	if d.Settler == nil {
-		return fmt.Errorf("bus: poison: %w", ErrUnsupported)
+		return fmt.Errorf("bus: poison: %w", driver.ErrUnsupported)
 	}
 	if !d.settled.CompareAndSwap(unsettled, poisoning) {
 		return errors.New("bus: poison: the delivery is settled already")
@@ -304,13 +306,13 @@ const (
 // GiveUp moves a message that has failed for good to the group's poison queue by put, or by Poison if put is nil. If
 // that can't be reached, nothing is acked: GiveUp reports the group as degraded and returns the redelivery
 // that the delivery must end with. It blocks for at most ten seconds.
-func (d *Delivery) GiveUp(cause error, put func(context.Context, Fault) error) error {
+func (d *Delivery) GiveUp(cause error, put func(context.Context, driver.Fault) error) error {
 	if put == nil {
 		put = d.Poison
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(d.Message.Context()), poisonTimeout)
 	defer cancel()
-	err := put(ctx, NewFault(d, cause))
+	err := put(ctx, driver.NewFault(d, cause))
 	d.Degraded(poisonPart, err)
 	if err == nil {
 		return nil

@@ -11,6 +11,8 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/google/uuid"
+
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // The headers of a message: CloudEvents 1.0 attributes under "ce_", W3C Trace Context and the
@@ -49,7 +51,7 @@ const (
 // plainAttribute reports whether a CloudEvents extension has a header under its own name.
 func plainAttribute(name string) bool {
 	switch name {
-	case HeaderCorrelationID, HeaderCausationID, HeaderTraceParent, HeaderTraceState, HeaderBaggage:
+	case driver.HeaderCorrelationID, driver.HeaderCausationID, driver.HeaderTraceParent, driver.HeaderTraceState, driver.HeaderBaggage:
 		return true
 	default:
 		return false
@@ -76,18 +78,18 @@ type Envelope struct {
 func EnvelopeOf(msg *message.Message) Envelope {
 	h := msg.Metadata
 	e := Envelope{
-		ID:            MessageID(msg),
-		Source:        h[HeaderSource],
-		Type:          h[HeaderType],
-		Time:          MessageTime(msg),
-		Subject:       h[HeaderSubject],
-		ContentType:   h[HeaderContentType],
-		PartitionKey:  PartitionKey(msg),
-		DedupKey:      h[HeaderDedupKey],
-		CorrelationID: h[HeaderCorrelationID],
-		CausationID:   h[HeaderCausationID],
-		TraceParent:   h[HeaderTraceParent],
-		TraceState:    h[HeaderTraceState],
+		ID:            driver.MessageID(msg),
+		Source:        h[driver.HeaderSource],
+		Type:          h[driver.HeaderType],
+		Time:          driver.MessageTime(msg),
+		Subject:       h[driver.HeaderSubject],
+		ContentType:   h[driver.HeaderContentType],
+		PartitionKey:  driver.PartitionKey(msg),
+		DedupKey:      h[driver.HeaderDedupKey],
+		CorrelationID: h[driver.HeaderCorrelationID],
+		CausationID:   h[driver.HeaderCausationID],
+		TraceParent:   h[driver.HeaderTraceParent],
+		TraceState:    h[driver.HeaderTraceState],
 	}
 	if e.CorrelationID == "" {
 		e.CorrelationID = e.ID
@@ -109,7 +111,7 @@ func EnvelopeFrom(ctx context.Context) (e Envelope, ok bool) {
 
 // MessageID is the event's id; the Watermill UUID for messages that carry no CloudEvents id.
 func MessageID(msg *message.Message) string {
-	if id := msg.Metadata[HeaderID]; id != "" {
+	if id := msg.Metadata[driver.HeaderID]; id != "" {
 		return id
 	}
 	return msg.UUID
@@ -119,15 +121,15 @@ func MessageID(msg *message.Message) string {
 // source only; or its source, its event's name in any version, and its dedup key. It is empty if the message has neither
 // key nor id.
 func Identity(msg *message.Message) string {
-	source := msg.Metadata[HeaderSource]
-	if key := msg.Metadata[HeaderDedupKey]; key != "" {
-		name := msg.Metadata[HeaderType]
+	source := msg.Metadata[driver.HeaderSource]
+	if key := msg.Metadata[driver.HeaderDedupKey]; key != "" {
+		name := msg.Metadata[driver.HeaderType]
 		if t, ok := ParseType(name); ok {
 			name = t.Name
 		}
 		return "dedupkey:" + sized(source) + sized(name) + key
 	}
-	id := MessageID(msg)
+	id := driver.MessageID(msg)
 	if id == "" {
 		return ""
 	}
@@ -138,21 +140,25 @@ func Identity(msg *message.Message) string {
 func sized(s string) string { return strconv.Itoa(len(s)) + ":" + s + ":" }
 
 // MessageTime is when the event happened; the zero time where the message does not say.
-func MessageTime(msg *message.Message) time.Time { return parseTime(msg.Metadata[HeaderTime]) }
+func MessageTime(msg *message.Message) time.Time {
+	return driver.ParseTime(msg.Metadata[driver.HeaderTime])
+}
 
 // DeliverAt returns the time before which the message is not handed out; the zero time if it has none.
-func DeliverAt(msg *message.Message) time.Time { return parseTime(msg.Metadata[HeaderDeliverAt]) }
+func DeliverAt(msg *message.Message) time.Time {
+	return driver.ParseTime(msg.Metadata[driver.HeaderDeliverAt])
+}
 
 // PartitionKey is the key by which order is kept: the CloudEvents partitionkey, else the subject.
 func PartitionKey(msg *message.Message) string {
-	if key := msg.Metadata[HeaderPartitionKey]; key != "" {
+	if key := msg.Metadata[driver.HeaderPartitionKey]; key != "" {
 		return key
 	}
-	return msg.Metadata[HeaderSubject]
+	return msg.Metadata[driver.HeaderSubject]
 }
 
 // TopicOf is where a message belongs by its own account: its ce_type.
-func TopicOf(msg *message.Message) string { return msg.Metadata[HeaderType] }
+func TopicOf(msg *message.Message) string { return msg.Metadata[driver.HeaderType] }
 
 // NewID makes a UUIDv7: unique, and ordered by time.
 func NewID() string {

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/leatbus/leat/bus/driver"
 )
 
 var (
@@ -134,13 +136,13 @@ type UnroutableError struct {
 	Strict bool     // the transport was configured to treat this as a failure
 }
 
-func (e *UnroutableError) Error() string {
+func (e *driver.UnroutableError) Error() string {
 	return fmt.Sprintf("%v: %d published to %s; subscribe a group to it or correct the topic",
-		ErrUnroutable, len(e.Topics), strings.Join(e.Topics[:min(len(e.Topics), 3)], ", "))
+		driver.ErrUnroutable, len(e.Topics), strings.Join(e.Topics[:min(len(e.Topics), 3)], ", "))
 }
 
 // Is matches [ErrUnroutable].
-func (e *UnroutableError) Is(target error) bool { return target == ErrUnroutable }
+func (e *driver.UnroutableError) Is(target error) bool { return target == driver.ErrUnroutable }
 
 // NewerVersionError says that a message has a higher version of an event than its handler takes. The version step of
 // the stack gives such a message back until a newer version of the service takes it.
@@ -178,11 +180,11 @@ type PublishError struct {
 	Err    error
 }
 
-func (e *PublishError) Error() string {
-	return fmt.Sprintf("%d messages are not known to be safe, the first is %s: %v", len(e.Failed), MessageID(e.Failed[0]), e.Err)
+func (e *driver.PublishError) Error() string {
+	return fmt.Sprintf("%d messages are not known to be safe, the first is %s: %v", len(e.Failed), driver.MessageID(e.Failed[0]), e.Err)
 }
 
-func (e *PublishError) Unwrap() error { return e.Err }
+func (e *driver.PublishError) Unwrap() error { return e.Err }
 
 // AsRedelivery is the [Redelivery] in err's chain.
 func AsRedelivery(err error) (*Redelivery, bool) {

@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"unicode"
+
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // What bounds texts about errors that travel in headers, in bytes.
@@ -42,7 +44,7 @@ func errorText(err error) string { return fmt.Sprint(err) }
 func ErrorClass(err error) string {
 	class, plain := "nil", true
 	for err != nil {
-		if p, ok := err.(*PanicError); ok { //nolint:errorlint // this link of the chain, not any
+		if p, ok := err.(*driver.PanicError); ok { //nolint:errorlint // this link of the chain, not any
 			return fmt.Sprintf("panic(%T)", p.Value)
 		}
 		if text := isText(err); plain || !text {
@@ -68,23 +70,23 @@ func ErrorChain(err error) string {
 		joined, _ := err.(interface{ Unwrap() []error })
 		switch {
 		case !isText(err):
-			links = append(links, OneLine(fmt.Sprintf("%T", err), maxClassText))
+			links = append(links, driver.OneLine(fmt.Sprintf("%T", err), driver.MaxClassBytes))
 		case isPanic(err):
-			links = append(links, OneLine(ErrorClass(err), maxClassText))
+			links = append(links, driver.OneLine(driver.ErrorClass(err), driver.MaxClassBytes))
 		case next == nil && joined == nil:
-			links = append(links, strconv.Quote(OneLine(errorText(err), maxLinkText)))
+			links = append(links, strconv.Quote(driver.OneLine(errorText(err), maxLinkText)))
 		}
 		if joined != nil && len(joined.Unwrap()) > 0 {
 			next = joined.Unwrap()[0]
 		}
 		err = next
 	}
-	return OneLine(strings.Join(links, " > "), maxChainText)
+	return driver.OneLine(strings.Join(links, " > "), maxChainText)
 }
 
 // isPanic reports whether err itself is a panic.
 func isPanic(err error) bool {
-	_, ok := err.(*PanicError) //nolint:errorlint // this link of the chain, not any
+	_, ok := err.(*driver.PanicError) //nolint:errorlint // this link of the chain, not any
 	return ok
 }
 

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // The headers of a poisoned message. The original headers stay as they are beside them, and replay
@@ -65,14 +67,14 @@ type Fault struct {
 }
 
 // NewFault describes the failure of a delivery, as of now.
-func NewFault(d *Delivery, err error) Fault {
+func NewFault(d *Delivery, err error) driver.Fault {
 	where, now := d.process(), time.Now()
-	f := Fault{
+	f := driver.Fault{
 		Err:      err,
-		Text:     OneLine(errorText(err), maxErrorText),
-		Class:    OneLine(ErrorClass(err), maxClassText),
-		Chain:    ErrorChain(err),
-		TraceID:  traceID(d.Message.Metadata[HeaderTraceParent]),
+		Text:     driver.OneLine(errorText(err), driver.MaxErrorBytes),
+		Class:    driver.OneLine(driver.ErrorClass(err), driver.MaxClassBytes),
+		Chain:    driver.ErrorChain(err),
+		TraceID:  traceID(d.Message.Metadata[driver.HeaderTraceParent]),
 		Attempts: d.Attempt,
 		Tries:    max(d.Try, 1),
 		FirstAt:  d.FirstSeen,
@@ -88,7 +90,7 @@ func NewFault(d *Delivery, err error) Fault {
 	if f.FailedAt.IsZero() {
 		f.FailedAt = now
 	}
-	if panicked, ok := errors.AsType[*PanicError](err); ok {
+	if panicked, ok := errors.AsType[*driver.PanicError](err); ok {
 		f.Stack = wholeLines(panicked.Stack(), maxFaultStack)
 	}
 	return f
@@ -104,65 +106,65 @@ func wholeLines(text string, limit int) string {
 
 // Record writes the fault into the headers that a poison queue keeps beside a message's own: what
 // Set writes, and the stack.
-func (f Fault) Record(headers message.Metadata) {
+func (f driver.Fault) Record(headers message.Metadata) {
 	f.Set(headers)
 	if f.Stack != "" {
-		headers[HeaderFaultStack] = f.Stack
+		headers[driver.HeaderFaultStack] = f.Stack
 	}
 }
 
 // Set writes the fault into headers, but for the stack, which is no header for a message that
 // travels.
-func (f Fault) Set(headers message.Metadata) {
-	headers[HeaderFaultError] = f.Text
-	headers[HeaderFaultClass] = f.Class
-	headers[HeaderFaultChain] = f.Chain
-	headers[HeaderFaultAttempts] = strconv.Itoa(f.Attempts)
-	headers[HeaderFaultTries] = strconv.Itoa(f.Tries)
-	headers[HeaderFaultAt] = formatTime(f.At)
-	headers[HeaderFaultGroup] = f.Group
-	headers[HeaderFaultHandler] = f.Handler
-	headers[HeaderFaultTopic] = f.Topic
-	headers[HeaderFaultHost] = f.Host
-	headers[HeaderFaultPID] = strconv.Itoa(f.PID)
-	headers[HeaderFaultBuild] = f.Build
+func (f driver.Fault) Set(headers message.Metadata) {
+	headers[driver.HeaderFaultError] = f.Text
+	headers[driver.HeaderFaultClass] = f.Class
+	headers[driver.HeaderFaultChain] = f.Chain
+	headers[driver.HeaderFaultAttempts] = strconv.Itoa(f.Attempts)
+	headers[driver.HeaderFaultTries] = strconv.Itoa(f.Tries)
+	headers[driver.HeaderFaultAt] = driver.FormatTime(f.At)
+	headers[driver.HeaderFaultGroup] = f.Group
+	headers[driver.HeaderFaultHandler] = f.Handler
+	headers[driver.HeaderFaultTopic] = f.Topic
+	headers[driver.HeaderFaultHost] = f.Host
+	headers[driver.HeaderFaultPID] = strconv.Itoa(f.PID)
+	headers[driver.HeaderFaultBuild] = f.Build
 	if f.TraceID != "" {
-		headers[HeaderFaultTrace] = f.TraceID
+		headers[driver.HeaderFaultTrace] = f.TraceID
 	}
 	if !f.FirstAt.IsZero() {
-		headers[HeaderFaultFirstAt] = formatTime(f.FirstAt)
+		headers[driver.HeaderFaultFirstAt] = driver.FormatTime(f.FirstAt)
 	}
 	if !f.FailedAt.IsZero() {
-		headers[HeaderFaultFailedAt] = formatTime(f.FailedAt)
+		headers[driver.HeaderFaultFailedAt] = driver.FormatTime(f.FailedAt)
 	}
 }
 
 // FaultOf reads a fault back from the headers of a poisoned message.
-func FaultOf(headers message.Metadata) Fault {
-	return Fault{
-		Text:     headers[HeaderFaultError],
-		Class:    headers[HeaderFaultClass],
-		Chain:    headers[HeaderFaultChain],
-		Stack:    headers[HeaderFaultStack],
-		TraceID:  headers[HeaderFaultTrace],
-		Attempts: atoi(headers[HeaderFaultAttempts]),
-		Tries:    atoi(headers[HeaderFaultTries]),
-		FirstAt:  parseTime(headers[HeaderFaultFirstAt]),
-		FailedAt: parseTime(headers[HeaderFaultFailedAt]),
-		At:       parseTime(headers[HeaderFaultAt]),
-		Group:    headers[HeaderFaultGroup],
-		Handler:  headers[HeaderFaultHandler],
-		Topic:    headers[HeaderFaultTopic],
-		Host:     headers[HeaderFaultHost],
-		PID:      atoi(headers[HeaderFaultPID]),
-		Build:    headers[HeaderFaultBuild],
+func FaultOf(headers message.Metadata) driver.Fault {
+	return driver.Fault{
+		Text:     headers[driver.HeaderFaultError],
+		Class:    headers[driver.HeaderFaultClass],
+		Chain:    headers[driver.HeaderFaultChain],
+		Stack:    headers[driver.HeaderFaultStack],
+		TraceID:  headers[driver.HeaderFaultTrace],
+		Attempts: atoi(headers[driver.HeaderFaultAttempts]),
+		Tries:    atoi(headers[driver.HeaderFaultTries]),
+		FirstAt:  driver.ParseTime(headers[driver.HeaderFaultFirstAt]),
+		FailedAt: driver.ParseTime(headers[driver.HeaderFaultFailedAt]),
+		At:       driver.ParseTime(headers[driver.HeaderFaultAt]),
+		Group:    headers[driver.HeaderFaultGroup],
+		Handler:  headers[driver.HeaderFaultHandler],
+		Topic:    headers[driver.HeaderFaultTopic],
+		Host:     headers[driver.HeaderFaultHost],
+		PID:      atoi(headers[driver.HeaderFaultPID]),
+		Build:    headers[driver.HeaderFaultBuild],
 	}
 }
 
 // ClearFault takes the fault headers away, as a replay does, and the name of the bus that published the
 // message: that one has settled its account of it.
 func ClearFault(headers message.Metadata) {
-	delete(headers, HeaderInstance)
+	delete(headers, driver.HeaderInstance)
 	for key := range headers {
 		if len(key) > len(faultPrefix) && key[:len(faultPrefix)] == faultPrefix {
 			delete(headers, key)
@@ -201,7 +203,7 @@ func atoi(s string) int {
 
 // SetHistory writes a message's history into the headers with which it is redelivered, for transports that have no other
 // place for it. It deletes the headers of what is zero or unknown.
-func SetHistory(headers message.Metadata, h History) {
+func SetHistory(headers message.Metadata, h driver.History) {
 	set := func(name, value string, known bool) {
 		if known {
 			headers[name] = value
@@ -209,23 +211,23 @@ func SetHistory(headers message.Metadata, h History) {
 			delete(headers, name)
 		}
 	}
-	set(HeaderFaultFailedAt, formatTime(h.FailedSince), !h.FailedSince.IsZero())
-	set(HeaderFaultFailures, strconv.Itoa(h.Failures), !h.FailedSince.IsZero() && h.Failures >= 0)
-	set(HeaderFaultWaiting, formatTime(h.WaitingSince), !h.WaitingSince.IsZero())
+	set(driver.HeaderFaultFailedAt, driver.FormatTime(h.FailedSince), !h.FailedSince.IsZero())
+	set(driver.HeaderFaultFailures, strconv.Itoa(h.Failures), !h.FailedSince.IsZero() && h.Failures >= 0)
+	set(driver.HeaderFaultWaiting, driver.FormatTime(h.WaitingSince), !h.WaitingSince.IsZero())
 }
 
 // TakeHistory removes from a message's headers what [SetHistory] has written, and returns it. Anybody may have written
 // the headers: what can't be read counts as zero or unknown.
-func TakeHistory(headers message.Metadata) (h History) {
-	h.WaitingSince = parseTime(headers[HeaderFaultWaiting])
-	if h.FailedSince = parseTime(headers[HeaderFaultFailedAt]); !h.FailedSince.IsZero() {
-		h.Failures = FailuresUnknown
-		if n, err := strconv.Atoi(headers[HeaderFaultFailures]); err == nil {
+func TakeHistory(headers message.Metadata) (h driver.History) {
+	h.WaitingSince = driver.ParseTime(headers[driver.HeaderFaultWaiting])
+	if h.FailedSince = driver.ParseTime(headers[driver.HeaderFaultFailedAt]); !h.FailedSince.IsZero() {
+		h.Failures = driver.FailuresUnknown
+		if n, err := strconv.Atoi(headers[driver.HeaderFaultFailures]); err == nil {
 			h.Failures = max(n, 0)
 		}
 	}
-	delete(headers, HeaderFaultFailedAt)
-	delete(headers, HeaderFaultFailures)
-	delete(headers, HeaderFaultWaiting)
+	delete(headers, driver.HeaderFaultFailedAt)
+	delete(headers, driver.HeaderFaultFailures)
+	delete(headers, driver.HeaderFaultWaiting)
 	return h
 }

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // Handler is a user's function with its durable name and settings. Package handlers makes it from
@@ -24,7 +26,7 @@ type Handler struct {
 	Bind func(Encoder) message.HandlerFunc
 
 	Concurrency int            // deliveries handled at once; 0 means 10, 1 with OrderedStrictly
-	Order       Order          // the order it asks of the transport
+	Order       driver.Order   // the order it asks of the transport
 	Park        ParkMode       // whether the messages of a key wait behind a poisoned one
 	Timeout     time.Duration  // of one try; 0 means the stack's default, negative none
 	Retry       *RetryPolicy   // nil means the stack's default
@@ -71,7 +73,7 @@ type Stack interface {
 func (h Handler) withDefaults() Handler {
 	if h.Concurrency == 0 {
 		h.Concurrency = DefaultConcurrency
-		if h.Order == OrderedStrictly {
+		if h.Order == driver.OrderedStrictly {
 			h.Concurrency = 1
 		}
 	}
@@ -87,7 +89,7 @@ func (h Handler) Validate() error {
 }
 
 func (h Handler) validate() error {
-	if err := validateName(h.Name, MaxGroupBytes/2); err != nil {
+	if err := driver.ValidateName(h.Name, driver.MaxGroupBytes/2); err != nil {
 		return err
 	}
 	if h.Bind == nil {
@@ -102,17 +104,17 @@ func (h Handler) validate() error {
 		return errors.New("it subscribes to no topic")
 	}
 	for _, topic := range h.Topics {
-		if err := ValidatePattern(topic); err != nil {
+		if err := driver.ValidatePattern(topic); err != nil {
 			return err
 		}
 	}
 	if h.Concurrency < 0 {
 		return fmt.Errorf("concurrency is %d; it is at least 1", h.Concurrency)
 	}
-	if h.Order == OrderedStrictly && h.Concurrency > 1 {
+	if h.Order == driver.OrderedStrictly && h.Concurrency > 1 {
 		return fmt.Errorf("concurrency is %d, but strict order handles one message at a time", h.Concurrency)
 	}
-	if h.Order < Unordered || h.Order > OrderedStrictly {
+	if h.Order < driver.Unordered || h.Order > driver.OrderedStrictly {
 		return fmt.Errorf("order %d is unknown; it is one of Unordered, OrderedByKey, OrderedStrictly", h.Order)
 	}
 	switch h.Dedup {
@@ -125,8 +127,8 @@ func (h Handler) validate() error {
 	default:
 		return fmt.Errorf("park mode %q is unknown; it is one of %s, %s", h.Park, ParkOn, ParkOff)
 	}
-	if h.Park == ParkOn && h.Order == Unordered {
-		return errParkUnordered
+	if h.Park == ParkOn && h.Order == driver.Unordered {
+		return driver.ErrParkUnordered
 	}
 	if h.Breaker != nil {
 		if err := h.Breaker.Validate(); err != nil {
@@ -145,11 +147,11 @@ func (h Handler) validate() error {
 }
 
 // parks reports whether the messages of a key wait behind a poisoned one.
-func (h Handler) parks() bool { return h.Order != Unordered && h.Park != ParkOff }
+func (h Handler) parks() bool { return h.Order != driver.Unordered && h.Park != ParkOff }
 
 // known returns the exact topics behind the handler's types, older versions included, for transports
 // without patterns; nil if the transport has them, or the handler is bound by pattern alone.
-func (h Handler) known(c Capabilities) []string {
+func (h Handler) known(c driver.Capabilities) []string {
 	if c.Patterns {
 		return nil
 	}
@@ -164,7 +166,7 @@ func (h Handler) known(c Capabilities) []string {
 	if len(h.Types) > 0 {
 		return topics
 	}
-	if slices.ContainsFunc(h.Topics, IsPattern) {
+	if slices.ContainsFunc(h.Topics, driver.IsPattern) {
 		return nil
 	}
 	return h.Topics

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/memory"
 )
 
@@ -23,13 +24,13 @@ type changing struct {
 	change func(*bus.Delivery)
 }
 
-func (c changing) Subscribe(ctx context.Context, s bus.Subscription) (bus.Feed, error) {
+func (c changing) Subscribe(ctx context.Context, s driver.Subscription) (driver.Receiver, error) {
 	feed, err := c.Transport.Subscribe(ctx, s)
 	return changingFeed{feed, c.change}, err
 }
 
 type changingFeed struct {
-	bus.Feed
+	driver.Receiver
 	change func(*bus.Delivery)
 }
 
@@ -49,7 +50,7 @@ func TestRouter_survivesAnyAttemptNumber(t *testing.T) {
 				b := busOver(t, changing{memory.New(memory.Config{}), func(d *bus.Delivery) { d.Attempt = attempt }}, bus.Config{})
 				var failed, handled atomic.Int64
 				handle(t, b, "h", func(_ context.Context, msg *message.Message) error {
-					if bus.MessageID(msg) == "bad" {
+					if driver.MessageID(msg) == "bad" {
 						failed.Add(1)
 						return errBroken
 					}
@@ -69,7 +70,7 @@ func TestRouter_survivesAnyAttemptNumber(t *testing.T) {
 
 // panickingSettler breaks the contract in the worst way.
 type panickingSettler struct {
-	bus.Settler
+	driver.Settler
 	panics *atomic.Bool
 }
 

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // Inspector is what a [Transport] shows to operators. It is a transport's choice to be one; every
@@ -12,16 +14,16 @@ import (
 // may be called concurrently, while groups consume, and from a process that has no group.
 type Inspector interface {
 	// Groups are all groups that the message system knows, by name.
-	Groups(ctx context.Context) ([]GroupInfo, error)
+	Groups(ctx context.Context) ([]driver.GroupInfo, error)
 	// Topics are the topics and patterns that some group asks for, by name.
-	Topics(ctx context.Context) ([]TopicInfo, error)
+	Topics(ctx context.Context) ([]driver.TopicInfo, error)
 	// Tail calls fn with a copy of every message that is published to a topic of the pattern from
 	// now on, one at a time, until ctx is done or fn returns an error, which it returns. A copy may
 	// be missing where fn is slower than the publishers; groups never wait for it.
 	Tail(ctx context.Context, pattern string, fn func(topic string, msg *message.Message) error) error
 	// Diagnose checks what the transport needs, from reaching the service to the rights on its
 	// tables or queues. It goes on as far as it can: a check that could not be made is a finding.
-	Diagnose(ctx context.Context) []Finding
+	Diagnose(ctx context.Context) []driver.Finding
 }
 
 // Unknown is a count that the message system can't tell.

@@ -8,6 +8,7 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/intx"
 )
 
@@ -25,7 +26,7 @@ type TxPublisher interface {
 // transport. The bus owns its outbox as it owns its transport: [Bus.Run] relays, and [Bus.Close]
 // closes. All methods may be called concurrently.
 type Outbox interface {
-	TxPublisher
+	driver.TxPublisher
 
 	// Group is the name under which operators find the outbox, with what it has set aside.
 	Group() string
@@ -33,13 +34,13 @@ type Outbox interface {
 	// Relay hands committed messages to publish until ctx is done, those of a partition key one
 	// after the other, and deletes them once publish has returned nil. Any number of relays, here
 	// and in other processes, share the work. It ends soon after ctx; other errors than nil are final.
-	Relay(ctx context.Context, publish PublishFunc) error
+	Relay(ctx context.Context, publish driver.PublishFunc) error
 
 	// Problem is why committed messages do not move, nil while they do. It does not block.
 	Problem() error
 
 	// Stats asks the database.
-	Stats(ctx context.Context) (OutboxStats, error)
+	Stats(ctx context.Context) (driver.OutboxStats, error)
 
 	// Close ends the relays and releases everything. Messages stay where they are.
 	Close(ctx context.Context) error
@@ -118,7 +119,7 @@ func (t InTx) publish(ctx context.Context, requireRoute bool, msgs []*message.Me
 		return fmt.Errorf("bus: publish in transaction: %w", err)
 	}
 	for _, msg := range msgs { // the transaction may roll back, so the ledger can't expect them
-		delete(msg.Metadata, HeaderInstance)
+		delete(msg.Metadata, driver.HeaderInstance)
 	}
 	ctx = context.WithValue(ctx, txKey{}, t.tx)
 	return eachRun(msgs, func(topic string, run []*message.Message) error {
@@ -140,7 +141,7 @@ func (t InTx) mayPublish(ctx context.Context, requireRoute bool, msgs []*message
 	case b.txPublisher() == nil:
 		return ErrNoOutbox
 	case b.isClosed() && DeliveryFrom(ctx) == nil:
-		return ErrClosed
+		return driver.ErrClosed
 	case b.cfg.Outbox != nil && requireRoute:
 		return errRouteLater
 	}
@@ -154,11 +155,11 @@ func (t InTx) mayPublish(ctx context.Context, requireRoute bool, msgs []*message
 }
 
 // txPublisher is what writes in transactions, nil for nothing.
-func (b *Bus) txPublisher() TxPublisher {
+func (b *Bus) txPublisher() driver.TxPublisher {
 	if b.cfg.Outbox != nil {
 		return b.cfg.Outbox
 	}
-	p, _ := b.transport.(TxPublisher)
+	p, _ := b.transport.(driver.TxPublisher)
 	return p
 }
 
@@ -187,12 +188,12 @@ func (b *Bus) relay(ctx context.Context) error {
 }
 
 // Outbox is the bus's, nil where it has none.
-func (b *Bus) Outbox() Outbox { return b.cfg.Outbox }
+func (b *Bus) Outbox() driver.Outbox { return b.cfg.Outbox }
 
 // OutboxStats asks the outbox's database what waits in it; [ErrNoOutbox] where there is none.
-func (b *Bus) OutboxStats(ctx context.Context) (OutboxStats, error) {
+func (b *Bus) OutboxStats(ctx context.Context) (driver.OutboxStats, error) {
 	if b.cfg.Outbox == nil {
-		return OutboxStats{}, fmt.Errorf("bus: outbox: %w", ErrNoOutbox)
+		return driver.OutboxStats{}, fmt.Errorf("bus: outbox: %w", ErrNoOutbox)
 	}
 	return b.cfg.Outbox.Stats(ctx)
 }
@@ -201,7 +202,7 @@ func (b *Bus) OutboxStats(ctx context.Context) (OutboxStats, error) {
 func (b *Bus) outboxHealth() Health {
 	h := Health{Group: b.cfg.Outbox.Group(), State: b.state()}
 	if err := b.cfg.Outbox.Problem(); err != nil {
-		h.Degraded = map[string]string{"relay": OneLine(errorText(err), maxErrorText)}
+		h.Degraded = map[string]string{"relay": driver.OneLine(errorText(err), driver.MaxErrorBytes)}
 		if h.State == Running {
 			h.State = Degraded
 		}

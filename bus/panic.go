@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"runtime"
 	"strings"
+
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // PanicError is a handler's panic as an error. Its text is one line; the stack stands apart,
@@ -18,13 +20,13 @@ const maxStackFrames = 64
 
 // NewPanicError keeps a recovered value with the stack of the panic. It must be called in the deferred
 // function that recovered.
-func NewPanicError(recovered any) *PanicError {
+func NewPanicError(recovered any) *driver.PanicError {
 	callers := make([]uintptr, maxStackFrames)
-	return &PanicError{Value: recovered, callers: callers[:runtime.Callers(2, callers)]}
+	return &driver.PanicError{Value: recovered, callers: callers[:runtime.Callers(2, callers)]}
 }
 
 // Stack is the stack of the panic, innermost call first, a line for the function and one for its place.
-func (e *PanicError) Stack() string {
+func (e *driver.PanicError) Stack() string {
 	var b strings.Builder
 	frames := runtime.CallersFrames(e.callers)
 	for more := len(e.callers) > 0; more; {
@@ -35,10 +37,12 @@ func (e *PanicError) Stack() string {
 	return b.String()
 }
 
-func (e *PanicError) Error() string { return OneLine(fmt.Sprintf("panic: %v", e.Value), maxErrorText) }
+func (e *driver.PanicError) Error() string {
+	return driver.OneLine(fmt.Sprintf("panic: %v", e.Value), driver.MaxErrorBytes)
+}
 
 // Unwrap is the panic's value where that is an error.
-func (e *PanicError) Unwrap() error {
+func (e *driver.PanicError) Unwrap() error {
 	err, _ := e.Value.(error)
 	return err
 }

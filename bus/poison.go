@@ -4,22 +4,24 @@ import (
 	"context"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // PoisonedMessage is a message in a poison queue.
 type PoisonedMessage struct {
 	ID      string // its place in the queue; not the event's id
 	Message *message.Message
-	Fault   Fault
+	Fault   driver.Fault
 	Parked  int // messages that wait behind it; [Unknown] where the transport can't tell
 }
 
 // Topic is where the message was published: by its fault, else by its own account.
-func (p PoisonedMessage) Topic() string {
-	if topic := p.Message.Metadata[HeaderFaultTopic]; topic != "" {
+func (p driver.PoisonedMessage) Topic() string {
+	if topic := p.Message.Metadata[driver.HeaderFaultTopic]; topic != "" {
 		return topic
 	}
-	return TopicOf(p.Message)
+	return driver.TopicOf(p.Message)
 }
 
 // PoisonQueue is where the messages of one group go that will not succeed: a Dead Letter Channel.
@@ -32,9 +34,9 @@ func (p PoisonedMessage) Topic() string {
 type PoisonQueue interface {
 	// List returns up to limit messages in the order of their arrival, those behind the message
 	// with the id after; "" starts at the front. An empty result is the end.
-	List(ctx context.Context, after string, limit int) ([]PoisonedMessage, error)
+	List(ctx context.Context, after string, limit int) ([]driver.PoisonedMessage, error)
 	// Get returns one message, or [ErrNotFound].
-	Get(ctx context.Context, id string) (PoisonedMessage, error)
+	Get(ctx context.Context, id string) (driver.PoisonedMessage, error)
 	// Replay hands messages to their own group again, as they were before their first delivery,
 	// and takes them out of the poison queue once they are safe there. It returns how many it
 	// moved; [ErrNotFound] for an id that is not there does not keep it from moving the others. A
@@ -51,7 +53,7 @@ type PoisonQueue interface {
 	// one without an ID goes behind the others, and in a group that parks it holds back what is
 	// published later with its key. [ErrNotFound] for an ID that is not there does not
 	// keep it from writing the others.
-	Put(ctx context.Context, msgs ...PoisonedMessage) error
+	Put(ctx context.Context, msgs ...driver.PoisonedMessage) error
 	// Len is how many messages the queue holds.
 	Len(ctx context.Context) (int, error)
 }

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // Publish encodes an event and hands it to the transport. It returns nil when the event is safe
@@ -77,10 +79,10 @@ func (b *Bus) adopt(msgs []*message.Message) error {
 		if msg.Metadata == nil {
 			msg.Metadata = message.Metadata{}
 		}
-		if err := ValidateTopic(TopicOf(msg)); err != nil {
-			return fmt.Errorf("message %s: its %s: %w", MessageID(msg), HeaderType, err)
+		if err := driver.ValidateTopic(driver.TopicOf(msg)); err != nil {
+			return fmt.Errorf("message %s: its %s: %w", driver.MessageID(msg), driver.HeaderType, err)
 		}
-		msg.Metadata[HeaderInstance] = b.encoder.Instance
+		msg.Metadata[driver.HeaderInstance] = b.encoder.Instance
 	}
 	return nil
 }
@@ -105,8 +107,8 @@ func (b *Bus) publishRuns(ctx context.Context, requireRoute bool, msgs []*messag
 // error names all messages that are not known to be safe, those that were not tried included.
 func eachRun(msgs []*message.Message, publish func(topic string, run []*message.Message) error) error {
 	for start := 0; start < len(msgs); {
-		topic, end := TopicOf(msgs[start]), start+1
-		for end < len(msgs) && TopicOf(msgs[end]) == topic {
+		topic, end := driver.TopicOf(msgs[start]), start+1
+		for end < len(msgs) && driver.TopicOf(msgs[end]) == topic {
 			end++
 		}
 		if err := publish(topic, msgs[start:end]); err != nil {
@@ -129,13 +131,13 @@ func runFailed(err error, run, rest []*message.Message) error {
 	if len(rest) > 0 {
 		err = fmt.Errorf("%w (and %d messages behind were not tried)", err, len(rest))
 	}
-	return &runError{err, &PublishError{Failed: failed, Err: err}}
+	return &runError{err, &driver.PublishError{Failed: failed, Err: err}}
 }
 
 // runError reads as the error of its run, and is a [PublishError] of the whole call.
 type runError struct {
 	error
-	publish *PublishError
+	publish *driver.PublishError
 }
 
 func (e *runError) Unwrap() error { return e.publish }
@@ -188,14 +190,14 @@ func (b *Bus) account(ctx context.Context, groups []*group, requireRoute bool, t
 
 func (b *Bus) mayPublish(ctx context.Context, msgs []*message.Message) error {
 	if b.isClosed() && DeliveryFrom(ctx) == nil {
-		return ErrClosed
+		return driver.ErrClosed
 	}
 	if !b.durable && b.isStopping() && DeliveryFrom(ctx) == nil {
-		return fmt.Errorf("the bus is stopping, and its transport would lose the message: %w", ErrClosed)
+		return fmt.Errorf("the bus is stopping, and its transport would lose the message: %w", driver.ErrClosed)
 	}
 	for _, msg := range msgs {
-		if msg.Metadata[HeaderDeliverAt] != "" && !b.transport.Capabilities().Delay {
-			return fmt.Errorf("message %s asks for a delay: %w", MessageID(msg), ErrUnsupported)
+		if msg.Metadata[driver.HeaderDeliverAt] != "" && !b.transport.Capabilities().Delay {
+			return fmt.Errorf("message %s asks for a delay: %w", driver.MessageID(msg), driver.ErrUnsupported)
 		}
 	}
 	return b.checkSizes(msgs)
@@ -205,7 +207,7 @@ func (b *Bus) checkSizes(msgs []*message.Message) error {
 	for _, msg := range msgs {
 		if len(msg.Payload) > b.cfg.MaxPayload {
 			return fmt.Errorf("message %s has a payload of %d bytes; at most %d are allowed "+
-				"(raise Config.MaxPayload, or publish a reference to the data)", MessageID(msg), len(msg.Payload), b.cfg.MaxPayload)
+				"(raise Config.MaxPayload, or publish a reference to the data)", driver.MessageID(msg), len(msg.Payload), b.cfg.MaxPayload)
 		}
 	}
 	return nil
@@ -246,20 +248,20 @@ func notSafe(err error, msgs []*message.Message) []*message.Message {
 	if err == nil {
 		return nil
 	}
-	if p, ok := errors.AsType[*PublishError](err); ok {
+	if p, ok := errors.AsType[*driver.PublishError](err); ok {
 		return p.Failed
 	}
-	if errors.Is(err, ErrUnroutable) { // safe, though nobody wants them
+	if errors.Is(err, driver.ErrUnroutable) { // safe, though nobody wants them
 		return nil
 	}
 	return msgs
 }
 
-func asUnroutable(err error) (*UnroutableError, bool) {
+func asUnroutable(err error) (*driver.UnroutableError, bool) {
 	if err == nil {
 		return nil, false
 	}
-	var u *UnroutableError
+	var u *driver.UnroutableError
 	ok := errors.As(err, &u)
 	return u, ok
 }
@@ -286,6 +288,6 @@ func (l *loggedNames) first(name string) bool {
 
 func (b *Bus) warnUnrouted(topic string) {
 	if b.unrouted.first(topic) {
-		b.cfg.Logger.Warn("leat: no group wants this topic; its messages are counted as unrouted (said once a topic)", "topic", OneLine(topic, maxClassText))
+		b.cfg.Logger.Warn("leat: no group wants this topic; its messages are counted as unrouted (said once a topic)", "topic", driver.OneLine(topic, driver.MaxClassBytes))
 	}
 }

@@ -7,13 +7,15 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // NewPublisher hands a transport out as a plain Watermill publisher. The context of the first
 // message of a call is the call's. As in Watermill, publishing what no group wants is no error,
 // unless the transport is configured so. The transport may keep the messages: change them no more. Close
 // does nothing: whoever opened the transport closes it.
-func NewPublisher(t Transport) message.Publisher { return lenientPublisher{publisher{t}} }
+func NewPublisher(t driver.Transport) message.Publisher { return lenientPublisher{publisher{t}} }
 
 type lenientPublisher struct{ publisher }
 
@@ -52,7 +54,7 @@ func (p publisher) Close() error { return nil }
 // one that is handled has 10 s to be acked or nacked with a live context. Then its context is cancelled,
 // and a second later the message is given back. Close waits for that. It closes the subscriber's feeds,
 // not the transport.
-func NewSubscriber(t Transport, group string, opts ...SubscriberOption) message.Subscriber {
+func NewSubscriber(t driver.Transport, group string, opts ...SubscriberOption) message.Subscriber {
 	s := &subscriber{transport: t, group: group, longestPause: 10 * time.Second}
 	for _, opt := range opts {
 		opt(s)
@@ -70,7 +72,7 @@ func NackPause(longest time.Duration) SubscriberOption {
 }
 
 type subscriber struct {
-	transport    Transport
+	transport    driver.Transport
 	group        string
 	longestPause time.Duration
 	ctx          context.Context
@@ -89,7 +91,7 @@ func (s *subscriber) SubscribeInitialize(topic string) error {
 
 func (s *subscriber) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
 	if s.ctx.Err() != nil {
-		return nil, fmt.Errorf("bus: subscribe %s: %w", topic, ErrClosed)
+		return nil, fmt.Errorf("bus: subscribe %s: %w", topic, driver.ErrClosed)
 	}
 	feed, err := s.feed(ctx, topic)
 	if err != nil {
@@ -109,8 +111,8 @@ func (s *subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 	return out, nil
 }
 
-func (s *subscriber) feed(ctx context.Context, topic string) (Feed, error) {
-	sub := Subscription{Group: s.group + "." + topic, Topics: []string{topic}, Known: []string{topic}, Concurrency: 1}
+func (s *subscriber) feed(ctx context.Context, topic string) (driver.Receiver, error) {
+	sub := driver.Subscription{Group: s.group + "." + topic, Topics: []string{topic}, Known: []string{topic}, Concurrency: 1}
 	if err := sub.Validate(); err != nil {
 		return nil, fmt.Errorf("bus: subscribe %s: %w", topic, err)
 	}
@@ -118,7 +120,7 @@ func (s *subscriber) feed(ctx context.Context, topic string) (Feed, error) {
 }
 
 // forward moves one message and waits for its ack.
-func (s *subscriber) forward(ctx context.Context, feed Feed, out chan<- *message.Message) bool {
+func (s *subscriber) forward(ctx context.Context, feed driver.Receiver, out chan<- *message.Message) bool {
 	d, err := feed.Next(ctx)
 	if err != nil {
 		return false

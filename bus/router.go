@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/leatbus/leat/bus/driver"
 )
 
 const (
@@ -33,7 +35,7 @@ func (b *Bus) Run(ctx context.Context) error {
 	switch {
 	case b.isClosed():
 		b.mu.Unlock()
-		return fmt.Errorf("bus: run: %w", ErrClosed)
+		return fmt.Errorf("bus: run: %w", driver.ErrClosed)
 	case b.runCalled:
 		b.mu.Unlock()
 		return errors.New("bus: run: a bus runs once, and not after it was drained")
@@ -94,7 +96,7 @@ func (b *Bus) subscribeUntilStopped(ctx context.Context) error {
 	case <-b.stop:
 		cancel()
 		if err := <-subscribed; err != nil {
-			return fmt.Errorf("bus: run: stopped at start: %w", ErrClosed)
+			return fmt.Errorf("bus: run: stopped at start: %w", driver.ErrClosed)
 		}
 		return nil
 	}
@@ -367,12 +369,12 @@ func (w *worker) take(d *Delivery, ready func(*Delivery)) bool {
 	}
 	d.started = time.Now()
 	// A transport may have these from headers that anybody can write.
-	d.Attempt, d.Failures = max(d.Attempt, 1), max(d.Failures, FailuresUnknown)
+	d.Attempt, d.Failures = max(d.Attempt, 1), max(d.Failures, driver.FailuresUnknown)
 	if d.FailedSince.After(d.started) {
 		d.FailedSince = d.started
 	}
-	d.id = MessageID(d.Message)
-	d.id = d.id[:min(len(d.id), maxClassText)] // it goes into logs
+	d.id = driver.MessageID(d.Message)
+	d.id = d.id[:min(len(d.id), driver.MaxClassBytes)] // it goes into logs
 	if ready != nil {
 		ready(d)
 	}
@@ -395,7 +397,7 @@ type group struct {
 	name    string
 	handler Handler
 	fn      message.HandlerFunc
-	feed    Feed
+	feed    driver.Receiver
 	workers []*worker   // while it runs
 	stacked bool        // it has a stack
 	others  loggedNames // types that it does not take and were logged
@@ -438,8 +440,8 @@ func (g *group) publishProduced(fn message.HandlerFunc) message.HandlerFunc {
 	}
 }
 
-func (g *group) subscription() Subscription {
-	return Subscription{
+func (g *group) subscription() driver.Subscription {
+	return driver.Subscription{
 		Group:       g.name,
 		Topics:      g.handler.Topics,
 		Known:       g.handler.known(g.bus.transport.Capabilities()),
@@ -487,7 +489,7 @@ func (g *group) handle(ctx context.Context, d *Delivery) {
 // parked closes the account of a message that waits behind a poisoned one from now on: only an operator
 // knows for how long. The transport takes the bus's name off it.
 func (g *group) parked(msg *message.Message) {
-	if msg.Metadata[HeaderInstance] == g.bus.encoder.Instance {
+	if msg.Metadata[driver.HeaderInstance] == g.bus.encoder.Instance {
 		g.counts.parked.Add(1)
 		g.bus.ledger.outstanding.Add(-1)
 	}
@@ -504,7 +506,7 @@ func (g *group) giveBack(d *Delivery) {
 func (g *group) call(msg *message.Message) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
-			err = NewPanicError(v)
+			err = driver.NewPanicError(v)
 		}
 	}()
 	produced, err := g.fn(msg)
@@ -521,7 +523,7 @@ func (g *group) finish(d *Delivery, err error) {
 	defer g.bus.ledger.inStack.Add(-1)
 	defer func() {
 		if v := recover(); v != nil {
-			g.rescue(d, NewPanicError(v), settling)
+			g.rescue(d, driver.NewPanicError(v), settling)
 		}
 		g.counts.inFlight.Add(-1)
 		g.counts.add(outcome)
@@ -554,9 +556,9 @@ func (g *group) logOther(d *Delivery, err error) {
 	if !ok {
 		return
 	}
-	if name := OneLine(other.Have.String(), maxClassText); g.others.first(name) { // a foreign producer chooses it
+	if name := driver.OneLine(other.Have.String(), driver.MaxClassBytes); g.others.first(name) { // a foreign producer chooses it
 		g.bus.cfg.Logger.Warn("leat: discarded other events than the handler takes; logged once a type", "group", g.name,
-			"type", name, "topic", OneLine(d.Topic, maxClassText), "takes", typeNames(other.Takes))
+			"type", name, "topic", driver.OneLine(d.Topic, driver.MaxClassBytes), "takes", typeNames(other.Takes))
 	}
 }
 
@@ -606,10 +608,10 @@ const rescuedAfter = 10 * time.Second
 
 // rescue logs a panic at the end of a delivery. If the delivery is not settled yet, it is given back, so that its message
 // is not lost with the process.
-func (g *group) rescue(d *Delivery, panicked *PanicError, settling bool) {
+func (g *group) rescue(d *Delivery, panicked *driver.PanicError, settling bool) {
 	defer func() {
 		if v := recover(); v != nil {
-			g.bus.cfg.Logger.Error("leat: give back after a panic", "group", g.name, "message_id", d.id, "err", NewPanicError(v))
+			g.bus.cfg.Logger.Error("leat: give back after a panic", "group", g.name, "message_id", d.id, "err", driver.NewPanicError(v))
 		}
 	}()
 	if !settling {

@@ -4,13 +4,15 @@ import (
 	"errors"
 	"strings"
 	"time"
+
+	"github.com/leatbus/leat/bus/driver"
 )
 
 func formatTime(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
 
 // parseTime is the zero time for what is no RFC 3339.
 func parseTime(s string) time.Time {
-	t, _ := readTime(s)
+	t, _ := driver.ReadTime(s)
 	return t
 }
 

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // MaxTopicBytes is the longest topic: what an AMQP 0-9-1 routing key (a short string) can hold.
@@ -35,7 +37,7 @@ func ValidateTopic(topic string) error {
 // plainTopic reports whether the topic is valid and has nothing but letters, digits, hyphens and
 // underscores in its segments, as nearly all have. It is quick enough for every publish.
 func plainTopic(topic string) bool {
-	if topic == "" || len(topic) > MaxTopicBytes {
+	if topic == "" || len(topic) > driver.MaxTopicBytes {
 		return false
 	}
 	last := byte('.')
@@ -74,8 +76,8 @@ func validateSegments(s string) error {
 	switch {
 	case s == "":
 		return errors.New("topic is empty")
-	case len(s) > MaxTopicBytes:
-		return fmt.Errorf("topic %q… has %d bytes; at most %d fit", s[:32], len(s), MaxTopicBytes)
+	case len(s) > driver.MaxTopicBytes:
+		return fmt.Errorf("topic %q… has %d bytes; at most %d fit", s[:32], len(s), driver.MaxTopicBytes)
 	case !utf8.ValidString(s):
 		return fmt.Errorf("topic %q is not valid UTF-8", s)
 	case s[0] == '.' || s[len(s)-1] == '.' || strings.Contains(s, ".."):
@@ -122,7 +124,7 @@ type topicRow[T comparable] struct {
 }
 
 // Add makes the patterns lead to value.
-func (t *TopicTable[T]) Add(value T, patterns ...string) {
+func (t *driver.TopicTable[T]) Add(value T, patterns ...string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, p := range patterns {
@@ -133,7 +135,7 @@ func (t *TopicTable[T]) Add(value T, patterns ...string) {
 
 // Set makes these the patterns that lead to value, in one step, so that a topic that led to it before
 // and after leads to it all the time.
-func (t *TopicTable[T]) Set(value T, patterns ...string) {
+func (t *driver.TopicTable[T]) Set(value T, patterns ...string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.rows = slices.DeleteFunc(t.rows, func(r topicRow[T]) bool { return r.value == value })
@@ -145,7 +147,7 @@ func (t *TopicTable[T]) Set(value T, patterns ...string) {
 
 // Match returns each value once, in the order in which they were added. The caller must not change
 // the slice.
-func (t *TopicTable[T]) Match(topic string) []T {
+func (t *driver.TopicTable[T]) Match(topic string) []T {
 	t.mu.RLock()
 	values, ok := t.cache[topic]
 	t.mu.RUnlock()
@@ -156,7 +158,7 @@ func (t *TopicTable[T]) Match(topic string) []T {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, row := range t.rows {
-		if MatchTopic(row.pattern, topic) && !slices.Contains(values, row.value) {
+		if driver.MatchTopic(row.pattern, topic) && !slices.Contains(values, row.value) {
 			values = append(values, row.value)
 		}
 	}

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // Transport is one message system. What it promises is written here and tested, for every transport
@@ -52,13 +54,13 @@ type Transport interface {
 	// Subscribing a group twice adds competing consumers.
 	// A durable transport keeps topics that the group has asked for before, so that a rolling deploy
 	// loses nothing; to end that is an operator's act.
-	Subscribe(ctx context.Context, s Subscription) (Feed, error)
+	Subscribe(ctx context.Context, s driver.Subscription) (driver.Receiver, error)
 
 	// PoisonQueue is the poison queue of a group, whether or not the group is subscribed here.
-	PoisonQueue(group string) PoisonQueue
+	PoisonQueue(group string) driver.PoisonQueue
 
 	// Capabilities is what the transport can do. It does not change.
-	Capabilities() Capabilities
+	Capabilities() driver.Capabilities
 
 	// Close gives back what was handed out and not settled, and releases everything. It waits for
 	// that as long as ctx allows. Feeds are closed with it.
@@ -89,7 +91,7 @@ type Subscription struct {
 	// Concurrency is how many deliveries may be out at once. At least 1.
 	Concurrency int
 	// Order is the order that the group asks for.
-	Order Order
+	Order driver.Order
 	// Park keeps the order past a poisoned message too. When a message is poisoned, the later ones
 	// of its key are parked: they wait in the group, in order and for as long as it takes, across
 	// restarts where the transport is durable, while other keys run at full speed. What is replayed
@@ -115,7 +117,7 @@ const (
 	// Unordered hands messages out in the order of their arrival, to whoever is free. With
 	// Concurrency 1 and a single consumer that is the order in which they are handled, as long as
 	// none is redelivered.
-	Unordered Order = iota
+	Unordered driver.Order = iota
 	// OrderedByKey hands out one message of a partition key at a time, in the order of arrival. A
 	// message that waits for its redelivery holds back its own key and no other. A message that was
 	// poisoned does so too where [Subscription.Park] asks for it. Messages without a key are unordered.
@@ -124,7 +126,7 @@ const (
 	OrderedStrictly
 )
 
-func (o Order) String() string {
+func (o driver.Order) String() string {
 	names := [...]string{"unordered", "ordered by key", "ordered strictly"}
 	if o < 0 || int(o) >= len(names) {
 		return fmt.Sprintf("order %d", int(o))
@@ -145,12 +147,12 @@ type Capabilities struct {
 }
 
 // Check says what a subscription asks for that the transport can't do.
-func (c Capabilities) Check(s Subscription) error {
+func (c driver.Capabilities) Check(s driver.Subscription) error {
 	var missing []string
-	if s.Order == OrderedByKey && !c.ByKey {
+	if s.Order == driver.OrderedByKey && !c.ByKey {
 		missing = append(missing, "ordering by key (set concurrency to 1, or drop the ordering)")
 	}
-	if s.Order == OrderedStrictly && !c.Strict {
+	if s.Order == driver.OrderedStrictly && !c.Strict {
 		missing = append(missing, "strict ordering (set concurrency to 1 and run one instance)")
 	}
 	if s.Park && !c.Park {
@@ -162,7 +164,7 @@ func (c Capabilities) Check(s Subscription) error {
 	if len(missing) == 0 {
 		return nil
 	}
-	return fmt.Errorf("group %q asks for %s: %w", s.Group, strings.Join(missing, " and "), ErrUnsupported)
+	return fmt.Errorf("group %q asks for %s: %w", s.Group, strings.Join(missing, " and "), driver.ErrUnsupported)
 }
 
 var errParkUnordered = errors.New("it parks messages behind poisoned ones, and is not ordered; ask for an order, or let them pass with ParkOff")
@@ -171,23 +173,23 @@ var errParkUnordered = errors.New("it parks messages behind poisoned ones, and i
 const MaxGroupBytes = 200
 
 // Validate says whether the subscription can be made on any transport.
-func (s Subscription) Validate() error {
-	if err := validateName(s.Group, MaxGroupBytes); err != nil {
+func (s driver.Subscription) Validate() error {
+	if err := driver.ValidateName(s.Group, driver.MaxGroupBytes); err != nil {
 		return fmt.Errorf("group %q: %w", s.Group, err)
 	}
 	if len(s.Topics) == 0 {
 		return fmt.Errorf("group %q subscribes to no topic", s.Group)
 	}
 	for _, topic := range s.Topics {
-		if err := ValidatePattern(topic); err != nil {
+		if err := driver.ValidatePattern(topic); err != nil {
 			return fmt.Errorf("group %q: %w", s.Group, err)
 		}
 	}
 	if s.Concurrency < 1 {
 		return fmt.Errorf("group %q: concurrency is %d; it is at least 1", s.Group, s.Concurrency)
 	}
-	if s.Park && s.Order == Unordered {
-		return fmt.Errorf("group %q: %w", s.Group, errParkUnordered)
+	if s.Park && s.Order == driver.Unordered {
+		return fmt.Errorf("group %q: %w", s.Group, driver.ErrParkUnordered)
 	}
 	return nil
 }

@@ -1,5 +1,7 @@
 package bus
 
+import "github.com/leatbus/leat/bus/driver"
+
 import "errors"
 
 // HealthTeller is a [Transport] that tells how it is. It is a transport's choice to be one; every
@@ -7,7 +9,7 @@ import "errors"
 type HealthTeller interface {
 	// Health is how the transport is now, as far as it knows. It does not block, and may be called
 	// concurrently.
-	Health() TransportHealth
+	Health() driver.TransportHealth
 }
 
 // TransportHealth is the state of a transport's way to its message system. While it is not connected
@@ -22,7 +24,7 @@ type TransportHealth struct {
 }
 
 // wrong is what is wrong, nil where nothing is.
-func (h TransportHealth) wrong() error {
+func (h driver.TransportHealth) wrong() error {
 	switch {
 	case !h.Connected && h.Err == nil:
 		return errors.New("not connected")
@@ -35,8 +37,8 @@ func (h TransportHealth) wrong() error {
 }
 
 // TransportHealth is how the bus's transport is; ok is false where it does not tell.
-func (b *Bus) TransportHealth() (h TransportHealth, ok bool) {
-	teller, ok := b.transport.(HealthTeller)
+func (b *Bus) TransportHealth() (h driver.TransportHealth, ok bool) {
+	teller, ok := b.transport.(driver.HealthChecker)
 	if !ok {
 		return h, false
 	}

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // Watermill puts a Watermill Pub/Sub under a bus. It promises no more than the Pub/Sub does: no
@@ -24,7 +26,7 @@ type Watermill struct {
 }
 
 // Transport is the Pub/Sub as a transport.
-func (w Watermill) Transport() Transport {
+func (w Watermill) Transport() driver.Transport {
 	t := &watermillTransport{Watermill: w}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	return t
@@ -42,11 +44,13 @@ type watermillTransport struct {
 	closeErr error
 }
 
-func (t *watermillTransport) Capabilities() Capabilities { return Capabilities{Durable: t.Durable} }
+func (t *watermillTransport) Capabilities() driver.Capabilities {
+	return driver.Capabilities{Durable: t.Durable}
+}
 
 func (t *watermillTransport) Publish(ctx context.Context, topic string, msgs ...*message.Message) error {
 	if t.ctx.Err() != nil {
-		return ErrClosed
+		return driver.ErrClosed
 	}
 	if err := ctx.Err(); err != nil {
 		return err
@@ -57,14 +61,14 @@ func (t *watermillTransport) Publish(ctx context.Context, topic string, msgs ...
 	return t.Publisher.Publish(topic, msgs...)
 }
 
-func (t *watermillTransport) Subscribe(_ context.Context, s Subscription) (Feed, error) {
+func (t *watermillTransport) Subscribe(_ context.Context, s driver.Subscription) (driver.Receiver, error) {
 	if err := t.Capabilities().Check(s); err != nil {
 		return nil, err
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.ctx.Err() != nil {
-		return nil, ErrClosed
+		return nil, driver.ErrClosed
 	}
 	sub, err := t.Watermill.Subscriber(s.Group)
 	if err != nil {
@@ -83,7 +87,7 @@ func (t *watermillTransport) Subscribe(_ context.Context, s Subscription) (Feed,
 	return f, nil
 }
 
-func (t *watermillTransport) PoisonQueue(string) PoisonQueue { return unsupportedPoisonQueue{} }
+func (t *watermillTransport) PoisonQueue(string) driver.PoisonQueue { return unsupportedPoisonQueue{} }
 
 func (t *watermillTransport) Close(ctx context.Context) error {
 	t.mu.Lock()
@@ -115,7 +119,7 @@ type nackedKey struct{ group, id string }
 // nacked is what is known of a message that is handed out again.
 type nacked struct {
 	attempts int // that counted
-	history  History
+	history  driver.History
 }
 
 func (h *nackedMessages) of(group, id string) nacked {
@@ -161,7 +165,7 @@ func (f *watermillFeed) forward(topic string, msgs <-chan *message.Message) {
 		if msg.Metadata == nil {
 			msg.Metadata = message.Metadata{}
 		}
-		id := MessageID(msg)
+		id := driver.MessageID(msg)
 		last := f.transport.nacked.of(f.group, id)
 		d := &Delivery{
 			Message: msg, Topic: topic, Group: f.group,
@@ -183,7 +187,7 @@ func (f *watermillFeed) Next(ctx context.Context) (*Delivery, error) {
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	case <-f.ctx.Done():
-		return nil, ErrClosed
+		return nil, driver.ErrClosed
 	}
 }
 
@@ -233,7 +237,7 @@ func (s *watermillSettler) nack(after time.Duration) {
 	time.AfterFunc(after, func() { s.delivery.Message.Nack() })
 }
 
-func (s *watermillSettler) Poison(ctx context.Context, fault Fault) error {
+func (s *watermillSettler) Poison(ctx context.Context, fault driver.Fault) error {
 	dead := s.delivery.Message.Copy()
 	fault.Set(dead.Metadata)
 	dead.SetContext(ctx)
@@ -246,22 +250,24 @@ func (s *watermillSettler) Poison(ctx context.Context, fault Fault) error {
 // unsupportedPoisonQueue is the poison queue of a transport that has none to look into.
 type unsupportedPoisonQueue struct{}
 
-func (unsupportedPoisonQueue) List(context.Context, string, int) ([]PoisonedMessage, error) {
-	return nil, ErrUnsupported
+func (unsupportedPoisonQueue) List(context.Context, string, int) ([]driver.PoisonedMessage, error) {
+	return nil, driver.ErrUnsupported
 }
 
-func (unsupportedPoisonQueue) Get(context.Context, string) (PoisonedMessage, error) {
-	return PoisonedMessage{}, ErrUnsupported
+func (unsupportedPoisonQueue) Get(context.Context, string) (driver.PoisonedMessage, error) {
+	return driver.PoisonedMessage{}, driver.ErrUnsupported
 }
 
-func (unsupportedPoisonQueue) Put(context.Context, ...PoisonedMessage) error {
-	return ErrUnsupported
+func (unsupportedPoisonQueue) Put(context.Context, ...driver.PoisonedMessage) error {
+	return driver.ErrUnsupported
 }
 
 func (unsupportedPoisonQueue) Replay(context.Context, ...string) (int, error) {
-	return 0, ErrUnsupported
+	return 0, driver.ErrUnsupported
 }
 
-func (unsupportedPoisonQueue) Drop(context.Context, ...string) (int, error) { return 0, ErrUnsupported }
+func (unsupportedPoisonQueue) Drop(context.Context, ...string) (int, error) {
+	return 0, driver.ErrUnsupported
+}
 
-func (unsupportedPoisonQueue) Len(context.Context) (int, error) { return 0, ErrUnsupported }
+func (unsupportedPoisonQueue) Len(context.Context) (int, error) { return 0, driver.ErrUnsupported }

@@ -10,6 +10,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/middleware"
 )
 
@@ -135,10 +136,10 @@ type shelf struct {
 
 func newShelf() *shelf { return &shelf{feeds: make(map[string]*shelfFeed)} }
 
-func (s *shelf) Capabilities() bus.Capabilities { return bus.Capabilities{Durable: true} }
-func (s *shelf) Close(context.Context) error    { return nil }
+func (s *shelf) Capabilities() driver.Capabilities { return driver.Capabilities{Durable: true} }
+func (s *shelf) Close(context.Context) error       { return nil }
 
-func (s *shelf) Subscribe(_ context.Context, sub bus.Subscription) (bus.Feed, error) {
+func (s *shelf) Subscribe(_ context.Context, sub driver.Subscription) (driver.Receiver, error) {
 	f := &shelfFeed{group: sub.Group, out: make(chan *bus.Delivery), settled: make(chan string, 1)}
 	s.feeds[sub.Group] = f
 	return f, nil

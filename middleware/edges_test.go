@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/middleware"
 	"github.com/leatbus/leat/transports/memory"
 )
@@ -50,7 +51,7 @@ func TestBreaker_forgetsFailuresOfSettledMessages(t *testing.T) {
 		var seen breakers
 		tried := map[string]bool{}
 		s := serve(t, newBus(t, nil, standard(), &seen), rawHandler("ledger", func(_ context.Context, msg *message.Message) error {
-			if id := bus.MessageID(msg); !tried[id] {
+			if id := driver.MessageID(msg); !tried[id] {
 				tried[id] = true
 				return errAway
 			}
@@ -86,7 +87,7 @@ func TestStockRouter_poisonsWhereAMessageWouldHaveToWait(t *testing.T) {
 }
 
 type countingSettler struct {
-	bus.Settler
+	driver.Settler
 	settled *atomic.Int64
 	panics  *atomic.Int64 // how many calls of Poison panic
 }

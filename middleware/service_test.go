@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/middleware"
 	"github.com/leatbus/leat/transports/memory"
 )
@@ -84,13 +85,13 @@ type changing struct {
 	change func(*bus.Delivery)
 }
 
-func (c changing) Subscribe(ctx context.Context, s bus.Subscription) (bus.Feed, error) {
+func (c changing) Subscribe(ctx context.Context, s driver.Subscription) (driver.Receiver, error) {
 	feed, err := c.Transport.Subscribe(ctx, s)
 	return changingFeed{feed, c.change}, err
 }
 
 type changingFeed struct {
-	bus.Feed
+	driver.Receiver
 	change func(*bus.Delivery)
 }
 

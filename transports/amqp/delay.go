@@ -8,7 +8,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
@@ -234,8 +234,8 @@ func isRetryName(name string) bool {
 }
 
 // retryDelays are the delays for which a group has queues, in order.
-func (t *topology) retryDelays(s bus.Subscription) []time.Duration {
-	if s.Order == bus.OrderedStrictly {
+func (t *topology) retryDelays(s driver.Subscription) []time.Duration {
+	if s.Order == driver.OrderedStrictly {
 		return nil // everything has a key, and waits among the held messages
 	}
 	delays := []time.Duration{delayUnit}
@@ -252,7 +252,7 @@ func (t *topology) retryDelays(s bus.Subscription) []time.Duration {
 }
 
 // declareRetries makes the queues of a group for its delays.
-func (t *topology) declareRetries(d *declarer, s bus.Subscription) {
+func (t *topology) declareRetries(d *declarer, s driver.Subscription) {
 	delays := t.retryDelays(s)
 	if len(delays) == 0 {
 		return
@@ -270,7 +270,7 @@ func (t *topology) declareRetries(d *declarer, s bus.Subscription) {
 }
 
 // redelivery makes a publishing that is in one of the group's queues after the delay.
-func (t *topology) redelivery(s bus.Subscription, queue string, after time.Duration, msg amqp.Publishing) (o *outgoing, room int) {
+func (t *topology) redelivery(s driver.Subscription, queue string, after time.Duration, msg amqp.Publishing) (o *outgoing, room int) {
 	l := t.redelivering()
 	if slices.Contains(t.retryDelays(s), after) {
 		return &outgoing{key: retryName(queue, after), msg: msg}, l.room(queue, 0)

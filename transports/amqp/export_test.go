@@ -6,7 +6,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	amqp "github.com/rabbitmq/amqp091-go"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // ReplayWindow is how many messages a killed replay leaves in both places at most.
@@ -89,7 +89,7 @@ type Decoded struct {
 	PoisonRev, Place       int64
 	HasPlace               bool
 	Topic, ID              string
-	History                bus.History
+	History                driver.History
 	Message                *message.Message
 	Copy                   amqp.Publishing
 }
@@ -106,7 +106,7 @@ func DecodeForTest(d *amqp.Delivery, queue string) (x Decoded) {
 	x.ID = idOf(d, make(map[string]int))
 	x.Message = new(message.Message)
 	unmarshal(x.Message, d, nil)
-	x.History = bus.TakeHistory(x.Message.Metadata)
+	x.History = driver.TakeHistory(x.Message.Metadata)
 	x.Copy = copyOf(d, x.Topic)
 	fit(&x.Copy, 4096)
 	return x
@@ -116,7 +116,7 @@ func DecodeForTest(d *amqp.Delivery, queue string) (x Decoded) {
 func CopyForTest(d *amqp.Delivery, queue string, attempts, failures int) amqp.Publishing {
 	it := &item{feed: &feed{t: &Transport{}}, raw: d, queue: queue}
 	it.unpack()
-	it.history = bus.History{FailedSince: time.Unix(1, 0), Failures: failures}
+	it.history = driver.History{FailedSince: time.Unix(1, 0), Failures: failures}
 	return it.copy(attempts)
 }
 

@@ -14,14 +14,14 @@ import (
 	rabbit "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
 )
 
 // delayed is a message that is published with a delay.
 func delayed(topic, id string, after time.Duration) *message.Message {
 	msg := newMessage(topic, id)
-	msg.Metadata[bus.HeaderDeliverAt] = time.Now().Add(after).UTC().Format(time.RFC3339Nano)
+	msg.Metadata[driver.HeaderDeliverAt] = time.Now().Add(after).UTC().Format(time.RFC3339Nano)
 	return msg
 }
 
@@ -30,11 +30,11 @@ func TestDelays_idleProcessGetsNoByte(t *testing.T) {
 	b := ownBroker(t)
 	bothQueues(t, b.url(), func(t *testing.T, raw string) {
 		idle := open(t, withOptions(raw, "name=idle&heartbeat=1h"))
-		feed := subscribe(t, idle, bus.Subscription{Group: unique("mail"), Topics: []string{unique("other.v1")}, Concurrency: 1})
+		feed := subscribe(t, idle, driver.Subscription{Group: unique("mail"), Topics: []string{unique("other.v1")}, Concurrency: 1})
 		go func() { _, _ = feed.Next(t.Context()) }()
 		busy := open(t, raw)
 		topic := unique("order.paid.v1")
-		ledger := subscribe(t, busy, bus.Subscription{
+		ledger := subscribe(t, busy, driver.Subscription{
 			Group: unique("ledger"), Topics: []string{topic}, Concurrency: 20, Delays: []time.Duration{2 * time.Second},
 		})
 		sent := func() (octets []string) {
@@ -83,7 +83,7 @@ func TestDelays_aDeletedExchangeDisturbsNoOther(t *testing.T) {
 		shop := open(t, withOptions(raw, "exchange="+exchange))
 		topic := unique("order.paid.v1")
 		group := unique("theirs")
-		theirs := subscribe(t, shop, bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 100})
+		theirs := subscribe(t, shop, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 100})
 		for i := range 100 {
 			publish(t, shop, topic, itoa(i))
 			require.NoError(t, next(t, theirs).Settler.Redeliver(3*time.Second))
@@ -97,7 +97,7 @@ func TestDelays_aDeletedExchangeDisturbsNoOther(t *testing.T) {
 		})
 
 		transport := open(t, raw)
-		feed := subscribe(t, transport, bus.Subscription{
+		feed := subscribe(t, transport, driver.Subscription{
 			Group: unique("ours"), Topics: []string{topic}, Concurrency: 1, Delays: []time.Duration{2 * time.Second},
 		})
 		end := time.Now().Add(8 * time.Second)
@@ -127,7 +127,7 @@ func TestDelays_waitForAQueueThatWasDeleted(t *testing.T) {
 	defer b.ctl(t, "eval", "application:set_env(rabbit, dead_letter_worker_publisher_confirm_timeout, 180000).")
 	raw := b.url()
 	topic := unique("order.paid.v1")
-	sub := bus.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: 10, Delays: []time.Duration{2 * time.Second}}
+	sub := driver.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: 10, Delays: []time.Duration{2 * time.Second}}
 	first := open(t, raw)
 	feed := subscribe(t, first, sub)
 	publish(t, first, topic, "of the policy", "of a second", "of the levels")
@@ -146,7 +146,7 @@ func TestDelays_waitForAQueueThatWasDeleted(t *testing.T) {
 	for range 3 {
 		d := next(t, feed)
 		require.Equal(t, 2, d.Attempt)
-		got = append(got, bus.MessageID(d.Message))
+		got = append(got, driver.MessageID(d.Message))
 		ack(t, d)
 	}
 	require.ElementsMatch(t, []string{"of the policy", "of a second", "of the levels"}, got)
@@ -159,7 +159,7 @@ func TestRights_producersMayPublishAndNothingElse(t *testing.T) {
 	b := ownBroker(t)
 	group, topic := unique("ledger"), unique("order.paid.v1")
 	consumer := open(t, b.url())
-	feed := subscribe(t, consumer, bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+	feed := subscribe(t, consumer, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
 	require.NotEmpty(t, consumer.Diagnose(t.Context())) // makes what is shared
 	user := strings.ReplaceAll(unique("producer"), ".", "")
 	b.ctl(t, "add_user", user, "secret")
@@ -197,7 +197,7 @@ func TestDelays_withTheTopologyOfWatermill(t *testing.T) {
 	raw := withOptions(testenv.RabbitMQ(t), "topology=watermill")
 	transport := open(t, raw)
 	topic := strings.ReplaceAll(unique("paid"), ".", "_")
-	feed := subscribe(t, transport, bus.Subscription{Group: "ledger", Topics: []string{topic}, Concurrency: 1})
+	feed := subscribe(t, transport, driver.Subscription{Group: "ledger", Topics: []string{topic}, Concurrency: 1})
 	other := open(t, raw)
 	for _, after := range []time.Duration{time.Second, 3 * time.Second} {
 		began := time.Now()

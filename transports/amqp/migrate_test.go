@@ -11,7 +11,7 @@ import (
 	rabbit "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // oldLayout makes the queues and exchanges for delays as they were before the broker alone moved delays.
@@ -102,14 +102,14 @@ func TestUpgrade_losesNoDelayedMessage(t *testing.T) {
 				<-held
 			}
 			transport := open(t, raw)
-			feed := subscribe(t, transport, bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+			feed := subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
 			require.Contains(t, findingOf(t, transport.Diagnose(t.Context()), "queues for delays of an older version").Text, "1 consumers")
 			require.NoError(t, old.Close()) // the last one ends
 
 			got := make(map[string]int)
 			for len(got) < 154 {
 				d := next(t, feed)
-				id := bus.MessageID(d.Message)
+				id := driver.MessageID(d.Message)
 				require.NotContains(t, got, id)
 				require.False(t, time.Now().Before(due[id]), "%s came early", id)
 				require.Equal(t, topic, d.Topic)

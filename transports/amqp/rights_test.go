@@ -12,7 +12,7 @@ import (
 	rabbit "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // So do those for a service that consumes and makes nothing: it can read nobody's delayed messages.
@@ -20,7 +20,7 @@ func TestRights_consumersThatMakeNothing(t *testing.T) {
 	b := ownBroker(t)
 	service := strings.ReplaceAll(unique("shop"), ".", "")
 	topic := unique("order.paid.v1")
-	sub := bus.Subscription{Group: service + ".ledger", Topics: []string{topic}, Concurrency: 4, Delays: []time.Duration{2 * time.Second}}
+	sub := driver.Subscription{Group: service + ".ledger", Topics: []string{topic}, Concurrency: 4, Delays: []time.Duration{2 * time.Second}}
 	maker := open(t, b.url())
 	subscribe(t, maker, sub)
 	require.NotEmpty(t, maker.Diagnose(t.Context())) // makes what is shared
@@ -40,7 +40,7 @@ func TestRights_consumersThatMakeNothing(t *testing.T) {
 	}
 	d := next(t, feed)
 	require.Equal(t, 4, d.Attempt)
-	require.NoError(t, d.Settler.Poison(t.Context(), bus.NewFault(d, errors.New("bad"))))
+	require.NoError(t, d.Settler.Poison(t.Context(), driver.NewFault(d, errors.New("bad"))))
 	poison := transport.PoisonQueue(sub.Group)
 	all, err := poison.List(t.Context(), "", 10)
 	require.NoError(t, err)
@@ -72,21 +72,21 @@ func TestRights_documentedOnesSuffice(t *testing.T) {
 	u, err := url.Parse(b.url())
 	require.NoError(t, err)
 	u.User = url.UserPassword(service, "secret")
-	for _, order := range []bus.Order{bus.Unordered, bus.OrderedByKey} {
+	for _, order := range []driver.Order{driver.Unordered, driver.OrderedByKey} {
 		transport := open(t, u.String())
 		topic, group := unique("order.paid.v1"), service+"."+unique("ledger")
-		feed := subscribe(t, transport, bus.Subscription{
-			Group: group, Topics: []string{topic}, Concurrency: 4, Order: order, Park: order != bus.Unordered,
+		feed := subscribe(t, transport, driver.Subscription{
+			Group: group, Topics: []string{topic}, Concurrency: 4, Order: order, Park: order != driver.Unordered,
 		})
 		msg := newMessage(topic, "later")
-		msg.Metadata[bus.HeaderPartitionKey] = "a"
-		msg.Metadata[bus.HeaderDeliverAt] = time.Now().Add(time.Second).UTC().Format(time.RFC3339Nano)
+		msg.Metadata[driver.HeaderPartitionKey] = "a"
+		msg.Metadata[driver.HeaderDeliverAt] = time.Now().Add(time.Second).UTC().Format(time.RFC3339Nano)
 		require.NoError(t, transport.Publish(t.Context(), topic, msg))
 		d := next(t, feed)
 		require.NoError(t, d.Settler.Redeliver(time.Second))
 		d = next(t, feed)
 		require.Equal(t, 2, d.Attempt)
-		require.NoError(t, d.Settler.Poison(t.Context(), bus.NewFault(d, errors.New("bad"))))
+		require.NoError(t, d.Settler.Poison(t.Context(), driver.NewFault(d, errors.New("bad"))))
 		queue := transport.PoisonQueue(group)
 		for range 4 { // and it is written anew
 			all, err := queue.List(t.Context(), "", 10)

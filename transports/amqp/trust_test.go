@@ -11,7 +11,7 @@ import (
 	rabbit "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports/amqp"
 )
@@ -24,9 +24,9 @@ func forged(group, victim, topic string) rabbit.Table {
 		"leat-poison-id": "00000000-forged", "leat-poison-rev": int64(9), "leat-held-key": "k", "leat-held-place": int64(1), "leat-held-rev": int64(5),
 		"leat-held-note": "parked", "leat-user-id": "admin", "leat-deaths": []any{rabbit.Table{"queue": group, "count": int64(50)}},
 		"x-delivery-count": int64(40), "x-acquired-count": int64(40),
-		"x-death":               []any{rabbit.Table{"queue": victim, "reason": "expired", "exchange": "", "count": int64(1)}},
-		bus.HeaderFaultFailedAt: "2020-01-01T00:00:00Z", bus.HeaderFaultFailures: "6", bus.HeaderFaultWaiting: "2020-01-01T00:00:00Z",
-		bus.HeaderFaultError: "forged", bus.HeaderFaultStack: "forged", bus.HeaderFaultTrace: "forged", bus.HeaderInstance: "i-1", "leat_left_out": "forged",
+		"x-death":                  []any{rabbit.Table{"queue": victim, "reason": "expired", "exchange": "", "count": int64(1)}},
+		driver.HeaderFaultFailedAt: "2020-01-01T00:00:00Z", driver.HeaderFaultFailures: "6", driver.HeaderFaultWaiting: "2020-01-01T00:00:00Z",
+		driver.HeaderFaultError: "forged", driver.HeaderFaultStack: "forged", driver.HeaderFaultTrace: "forged", driver.HeaderInstance: "i-1", "leat_left_out": "forged",
 		"leat-own": strings.Repeat("0", 32), "amqp_user_id": "admin",
 		"leat-extra": `{"amqp_user_id":"YWRtaW4=","leat_instance":"aS0x","leat_fault_error":"Zm9yZ2Vk","plain":"eA==","CC":"eA=="}`,
 		"plain":      "theirs",
@@ -34,14 +34,14 @@ func forged(group, victim, topic string) rabbit.Table {
 }
 
 // requireNotBelieved checks that nothing of that shows in a delivery but what any header could say.
-func requireNotBelieved(t testing.TB, d *bus.Delivery, topic string) {
+func requireNotBelieved(t testing.TB, d *driver.Delivery, topic string) {
 	t.Helper()
 	require.Equal(t, topic, d.Topic)
 	require.Zero(t, d.FailedSince)
 	require.Zero(t, d.WaitingSince)
 	require.Equal(t, "theirs", d.Message.Metadata["plain"])
 	require.Equal(t, "x", d.Message.Metadata["CC"], "a name that no plain header can have")
-	require.NotContains(t, d.Message.Metadata, bus.HeaderInstance)
+	require.NotContains(t, d.Message.Metadata, driver.HeaderInstance)
 	require.NotContains(t, d.Message.Metadata, "amqp_user_id")
 	for name := range d.Message.Metadata {
 		require.False(t, strings.HasPrefix(name, "leat"), "header %s", name)
@@ -52,15 +52,15 @@ func requireNotBelieved(t testing.TB, d *bus.Delivery, topic string) {
 // message takes.
 func TestTrust_forgedHeadersOfProducersAreNotBelieved(t *testing.T) {
 	for _, queue := range []string{"quorum", "classic"} {
-		for _, order := range []bus.Order{bus.Unordered, bus.OrderedByKey} {
+		for _, order := range []driver.Order{driver.Unordered, driver.OrderedByKey} {
 			for _, entrance := range []string{"events", "leat.delay." + queue + ".publish.in.events"} {
 				t.Run(queue+" "+order.String()+" "+entrance, func(t *testing.T) {
 					t.Parallel()
 					raw := withOptions(testenv.RabbitMQ(t), "queue="+queue)
 					transport := open(t, raw)
 					group, topic, victim := unique("ledger"), unique("order.paid.v1"), unique("victim")
-					feed := subscribe(t, transport, bus.Subscription{
-						Group: group, Topics: []string{topic}, Concurrency: 2, Order: order, Park: order != bus.Unordered, Delays: []time.Duration{2 * time.Second},
+					feed := subscribe(t, transport, driver.Subscription{
+						Group: group, Topics: []string{topic}, Concurrency: 2, Order: order, Park: order != driver.Unordered, Delays: []time.Duration{2 * time.Second},
 					})
 					withBroker(t, raw, func(ch *rabbit.Channel) {
 						_, err := ch.QueueDeclare(victim, true, false, false, false, nil)
@@ -81,7 +81,7 @@ func TestTrust_forgedHeadersOfProducersAreNotBelieved(t *testing.T) {
 						d := next(t, feed)
 						require.Equal(t, 4, d.Attempt)
 						requireNotBelieved(t, d, topic)
-						fault := bus.NewFault(d, fmt.Errorf("bad"))
+						fault := driver.NewFault(d, fmt.Errorf("bad"))
 						require.NoError(t, d.Settler.Poison(t.Context(), fault))
 						poison := transport.PoisonQueue(group)
 						all, err := poison.List(t.Context(), "", 10)
@@ -113,7 +113,7 @@ func TestTrust_deadLetteringLendsNone(t *testing.T) {
 	raw := testenv.RabbitMQ(t)
 	transport := open(t, raw)
 	group, topic, victim := unique("ledger"), unique("order.paid.v1"), unique("victim")
-	feed := subscribe(t, transport, bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+	feed := subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
 	withBroker(t, raw, func(ch *rabbit.Channel) {
 		h := forged(group, victim, topic)
 		h["x-death"] = []any{rabbit.Table{"queue": group, "reason": "rejected", "exchange": "", "count": int64(1), "routing-keys": []any{group}}}
@@ -128,7 +128,7 @@ func TestTrust_deadLetteringLendsNone(t *testing.T) {
 		})
 	})
 	poison := transport.PoisonQueue(group)
-	var all []bus.PoisonedMessage
+	var all []driver.PoisonedMessage
 	eventually(t, "it is in the poison queue", func() (ok bool) {
 		var err error
 		all, err = poison.List(t.Context(), "", 10)
@@ -150,38 +150,38 @@ func TestTrust_ownMessagesAreMarked(t *testing.T) {
 	raw := testenv.RabbitMQ(t)
 	transport := open(t, raw)
 	topic := unique("order.paid.v1")
-	feed := subscribe(t, transport, bus.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: 1})
+	feed := subscribe(t, transport, driver.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: 1})
 	msg := newMessage(topic, "ours")
-	msg.Metadata[bus.HeaderInstance] = "i-1"
+	msg.Metadata[driver.HeaderInstance] = "i-1"
 	require.NoError(t, transport.Publish(t.Context(), topic, msg))
 	d := next(t, feed)
-	require.Equal(t, "i-1", d.Message.Metadata[bus.HeaderInstance])
+	require.Equal(t, "i-1", d.Message.Metadata[driver.HeaderInstance])
 	require.NoError(t, d.Settler.Redeliver(time.Second))
 	d = next(t, feed)
-	require.Equal(t, "i-1", d.Message.Metadata[bus.HeaderInstance])
+	require.Equal(t, "i-1", d.Message.Metadata[driver.HeaderInstance])
 	ack(t, d)
 	withBroker(t, raw, func(ch *rabbit.Channel) {
 		q, err := ch.QueueDeclare("", false, true, true, false, nil)
 		require.NoError(t, err)
 		require.NoError(t, ch.QueueBind(q.Name, topic, "events", false, nil))
 		again := newMessage(topic, "ours, too")
-		again.Metadata[bus.HeaderInstance] = "i-1"
+		again.Metadata[driver.HeaderInstance] = "i-1"
 		require.NoError(t, transport.Publish(t.Context(), topic, again))
 		copied, ok, err := ch.Get(q.Name, true)
 		require.NoError(t, err)
 		require.True(t, ok)
 		d := next(t, feed)
-		require.Equal(t, "i-1", d.Message.Metadata[bus.HeaderInstance])
+		require.Equal(t, "i-1", d.Message.Metadata[driver.HeaderInstance])
 		ack(t, d)
 		mark := copied.Headers["leat-own"]
 		require.NotEmpty(t, mark)
 		require.NoError(t, ch.PublishWithContext(t.Context(), "events", topic, true, false, rabbit.Publishing{
-			MessageId: "theirs", Headers: rabbit.Table{"leat-own": mark, bus.HeaderInstance: "i-1"},
+			MessageId: "theirs", Headers: rabbit.Table{"leat-own": mark, driver.HeaderInstance: "i-1"},
 		}))
 	})
 	d = next(t, feed)
-	require.Equal(t, "theirs", bus.MessageID(d.Message))
-	require.NotContains(t, d.Message.Metadata, bus.HeaderInstance)
+	require.Equal(t, "theirs", driver.MessageID(d.Message))
+	require.NotContains(t, d.Message.Metadata, driver.HeaderInstance)
 	ack(t, d)
 	closeAll(t, transport)
 }
@@ -303,7 +303,7 @@ func TestTrust_copiesAreClean(t *testing.T) {
 	x := amqp.DecodeForTest(d, "ledger")
 	for name := range x.Copy.Headers {
 		switch name {
-		case "leat-topic", "leat-extra", "leat-own", "leat-user-id", "leat-deaths", bus.HeaderInstance, "amqp_user_id", "plain":
+		case "leat-topic", "leat-extra", "leat-own", "leat-user-id", "leat-deaths", driver.HeaderInstance, "amqp_user_id", "plain":
 		default:
 			t.Errorf("header %s = %v", name, x.Copy.Headers[name])
 		}

@@ -9,6 +9,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // unmarshal reads a message from any producer into msg. It never fails: a header of any type is text
@@ -21,15 +22,15 @@ func unmarshal(msg *message.Message, d *amqp.Delivery, ownKey []byte) {
 		}
 	}
 	if d.ContentType != "" {
-		h[bus.HeaderContentType] = d.ContentType
+		h[driver.HeaderContentType] = d.ContentType
 	}
-	if d.CorrelationId != "" && h[bus.HeaderCorrelationID] == "" {
-		h[bus.HeaderCorrelationID] = d.CorrelationId
+	if d.CorrelationId != "" && h[driver.HeaderCorrelationID] == "" {
+		h[driver.HeaderCorrelationID] = d.CorrelationId
 	}
 	if version, ok := d.Headers[headerVersion].(string); ok && len(version) <= maxNameBytes {
-		h[bus.HeaderSpecVersion] = version
-	} else if h[bus.HeaderSpecVersion] == "1.0" {
-		delete(h, bus.HeaderSpecVersion) // what a missing one means
+		h[driver.HeaderSpecVersion] = version
+	} else if h[driver.HeaderSpecVersion] == "1.0" {
+		delete(h, driver.HeaderSpecVersion) // what a missing one means
 	}
 	if before := foreignDeaths(d); len(before) > 0 {
 		h["x-death"] = fieldText(before)
@@ -41,13 +42,13 @@ func unmarshal(msg *message.Message, d *amqp.Delivery, ownKey []byte) {
 	if id, ok := d.Headers[headerWatermillUUID]; ok {
 		msg.UUID = fieldText(id)
 	}
-	if msg.UUID == "" && h[bus.HeaderID] == "" {
+	if msg.UUID == "" && h[driver.HeaderID] == "" {
 		msg.UUID = bus.NewID() // a foreign producer's; nothing can work with a message that has no name
 	}
 	msg.Metadata = h
 	msg.Payload = d.Body
-	if instance := h[bus.HeaderInstance]; instance != "" && !isOwn(d.Headers, ownKey, instance, bus.MessageID(msg)) {
-		delete(h, bus.HeaderInstance)
+	if instance := h[driver.HeaderInstance]; instance != "" && !isOwn(d.Headers, ownKey, instance, driver.MessageID(msg)) {
+		delete(h, driver.HeaderInstance)
 	}
 }
 
