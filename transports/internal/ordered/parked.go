@@ -1,0 +1,75 @@
+package ordered
+
+import "time"
+
+// Parked queues: only transports whose broker has queues need them. One with random access reads what is parked by key.
+
+// parkedQueues is a pair of queues, a and b. Copies are appended to one side, which the log names; a pass reads that side
+// and moves what it does not hand out to the other side. At any time, what is on the other side comes before what
+// is on the side: that is the order of the pair, also when a process dies within a pass.
+type parkedQueues struct {
+	pair      int
+	pass      *pass
+	fencing   bool            // the last pass is over, and not fenced yet
+	draining  map[string]bool // keys that are released, and whose messages are here
+	sweep     bool            // there are messages of no key: leftovers
+	notBefore time.Time       // the next pass
+	messages  int
+}
+
+// openPairs makes what a takeover has found.
+func (m *Machine) openPairs(counts map[Source]int) {
+	for pair := 1; pair <= max(m.config.Pairs, m.state.Pairs()); pair++ {
+		p := &parkedQueues{pair: pair, draining: make(map[string]bool)}
+		p.messages = counts[Source{pair, 0}] + counts[Source{pair, 1}]
+		p.sweep = p.messages > 0 && m.state.inPair[pair] == 0
+		m.sparse = m.sparse || p.messages > 0 && !m.state.intact
+		m.pairs = append(m.pairs, p)
+	}
+}
+
+func (m *Machine) side(pair int) Side { return m.state.pair(pair).Side }
+
+// parkBlocked moves what is here of a key that is blocked to the parked queues.
+func (m *Machine) parkBlocked(k *keyQueue) {
+	if !m.blocked(k.name) {
+		return
+	}
+	if k.current == nil || !k.current.parked() { // else what is behind it must stay behind it
+		for len(k.parked) > 0 {
+			m.move(pop(&k.parked))
+		}
+	}
+	m.park(k)
+}
+
+// park appends what is here of a key to its parked queue. It writes to the log first that it is there, else a later
+// leader would take the copies for leftovers.
+func (m *Machine) park(k *keyQueue) {
+	if len(k.here) == 0 || k.parking || m.over {
+		return
+	}
+	pair := m.pairOf(k.name)
+	if pair == 0 {
+		k.parking = true
+		m.write(&Record{Kind: kindPark, Key: keyText(k.name), Pair: m.state.roomiest(m.config.Pairs)}, func() {
+			k.parking = false
+			m.run(k)
+		})
+		return
+	}
+	p := m.pairs[pair-1]
+	for len(k.here) > 0 {
+		it := pop(&k.here)
+		it.phase = leaving
+		m.copy(it, Copy{
+			To: ToParked, Pair: pair, Side: m.side(pair), Seq: m.name(), Repeat: it.msg.Redelivered,
+		}, func() {
+			p.messages++
+			m.ack(it)
+		})
+	}
+	if p.pass != nil {
+		p.pass.appended = true
+	}
+}

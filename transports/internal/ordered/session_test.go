@@ -1,0 +1,403 @@
+package ordered
+
+import (
+	"fmt"
+	"slices"
+	"time"
+)
+
+// The adapter of the model: a process with workers, and the sessions that it has one after the other. It does what doc.go
+// asks of an adapter.
+
+type process struct {
+	w       *world
+	n       int
+	memory  *Memory
+	session *session
+	working []job // that workers have, also from sessions that are over
+	tick    time.Time
+}
+
+type job struct {
+	s   *session
+	tag Tag
+	b   *body
+}
+
+type step int
+
+const (
+	standby step = iota
+	wantLog
+	reading
+	snapshotting
+	alone
+	leading
+)
+
+type session struct {
+	w        *world
+	p        *process
+	id       string
+	wire     []func() // commands on their way to the broker
+	inbox    []func() // events on their way to the session
+	cut      bool     // the broker has ended it
+	closed   bool     // the process has ended it
+	stopping bool
+	tags     Tag
+	step     step
+	since    time.Time
+	consumer *consumer
+	passes   map[Source]*consumer
+	starting []StartPass
+	early    []*Message
+	state    *State
+	read     []Tag
+	m        *Machine
+	bodies   map[Tag]*body
+	ready    []Tag
+}
+
+func (p *process) begin() {
+	w := p.w
+	w.sessions++
+	s := &session{
+		w: w, p: p, id: fmt.Sprintf("s%d", w.sessions), bodies: make(map[Tag]*body), passes: make(map[Source]*consumer),
+		state: NewState(), since: w.b.now,
+	}
+	s.consumer = &consumer{session: s, prefetch: w.config.Prefetch}
+	w.b.group.consumers = append(w.b.group.consumers, s.consumer)
+	p.session = s
+	w.live = append(w.live, s)
+	p.tick = w.b.now
+}
+
+func (s *session) send(f func()) { s.wire = append(s.wire, f) }
+
+// end ends the session from the side of the process. Of what is on the wire, n commands reach the broker.
+func (s *session) end(n int) {
+	if s.closed {
+		return
+	}
+	s.closed = true
+	s.w.trace("%s ends, cut %v, %d of %d", s.id, s.cut, n, len(s.wire))
+	if !s.cut {
+		for _, f := range s.wire[:min(n, len(s.wire))] {
+			f()
+		}
+	}
+	s.w.b.close(s)
+	s.wire, s.inbox = nil, nil
+	s.w.live = slices.DeleteFunc(s.w.live, func(o *session) bool { return o == s })
+	if s.m != nil {
+		var out []Tag
+		for _, j := range s.p.working {
+			if j.s == s {
+				out = append(out, j.tag)
+			}
+		}
+		s.m.Close(out)
+	}
+	if s.p.session == s {
+		s.p.begin()
+	}
+}
+
+// arrived is a delivery that the process receives.
+func (s *session) arrived(c *consumer, tag Tag, msg queued) {
+	s.bodies[tag] = msg.body
+	s.w.trace("%s <- %+v %+v", s.id, c.from, msg)
+	arrived := &Message{
+		Tag: tag, Key: msg.key, Print: msg.print, Size: 10, Redelivered: msg.redelivered || msg.repeat,
+		Control: msg.control, Name: msg.name, Head: msg.head, Seq: msg.seq, Stamp: msg.stamp,
+	}
+	switch {
+	case c.log:
+		s.record(tag, msg)
+	case s.step == leading:
+		s.m.Arrived(s.w.b.now, c.from, arrived)
+		s.effects()
+	default:
+		s.early = append(s.early, arrived)
+		if s.step == standby {
+			s.step, s.since = wantLog, s.w.b.now
+		}
+	}
+}
+
+// takeover takes the next step to the lead.
+func (s *session) takeover() {
+	b := s.w.b
+	if s.cut || s.closed || s.stopping {
+		return
+	}
+	switch s.step {
+	case wantLog:
+		if len(b.log.consumers) == 0 {
+			c := &consumer{session: s, prefetch: 1 << 20, log: true}
+			b.log.consumers = append(b.log.consumers, c)
+			s.step = reading
+			s.claim()
+		}
+	case alone:
+		counts := make(map[Source]int)
+		for from, q := range b.parked {
+			if len(q.consumers) > 0 {
+				s.late()
+				return
+			}
+			counts[from] = len(q.ready)
+		}
+		s.lead(counts)
+		return
+	}
+	s.late()
+}
+
+func (s *session) lead(counts map[Source]int) {
+	for len(s.inbox) > 0 { // the answer of the group's queue comes behind what it has delivered
+		f := s.inbox[0]
+		s.inbox = s.inbox[1:]
+		f()
+	}
+	for _, tag := range s.read {
+		s.send(func() { s.w.b.log.ack(tag) })
+	}
+	s.send(func() {
+		q := s.w.b.log
+		for _, c := range slices.Clone(q.consumers) {
+			if c.session == s {
+				q.cancel(c)
+				q.takeBack(c)
+			}
+		}
+	})
+	s.step = leading
+	if s.state.Epoch() <= s.w.epoch {
+		s.w.fail("epoch %d after %d", s.state.Epoch(), s.w.epoch)
+	}
+	s.w.epoch = s.state.Epoch()
+	s.w.trace("%s leads in epoch %d", s.id, s.w.epoch)
+	s.m = New(s.w.config, s.p.memory, s.state, counts, s.early, s.w.b.now)
+	s.early = nil
+	s.effects()
+}
+
+func (s *session) late() {
+	if s.step != standby && s.w.b.now.Sub(s.since) > 30*time.Second {
+		s.w.stepDowns++
+		s.end(0)
+	}
+}
+
+func (s *session) claim() {
+	r := s.state.Claim(s.id, s.p.memory, s.w.b.now).Encode()
+	s.send(func() { s.w.b.log.publish(&body{record: r}) })
+}
+
+func (s *session) record(tag Tag, msg queued) {
+	s.read = append(s.read, tag)
+	r, err := Decode(msg.record)
+	if err != nil {
+		s.w.fail("decode: %v", err)
+		return
+	}
+	if s.step != reading {
+		return // a leader that was deposed writes still
+	}
+	if err := s.state.Apply(r); err != nil {
+		s.w.fail("apply: %v", err)
+	}
+	if r.Kind != kindEpoch || r.Writer != s.id {
+		return
+	}
+	if s.state.Owner() != s.id {
+		s.claim()
+		return
+	}
+	s.step = snapshotting
+	records := s.state.Snapshot(s.w.config.Park)
+	for i, r := range records {
+		body := &body{record: r.Encode()}
+		s.send(func() {
+			s.w.b.log.publish(body)
+			if i == len(records)-1 {
+				s.inbox = append(s.inbox, s.snapshotConfirmed)
+			}
+		})
+	}
+}
+
+func (s *session) snapshotConfirmed() { s.step = alone }
+
+// pass tries to begin passes.
+func (s *session) pass() {
+	if len(s.starting) == 0 || s.m == nil || s.cut || s.closed {
+		return
+	}
+	p := s.starting[0]
+	from := Source{p.Pair, p.Side}
+	q, other := s.w.b.parked[from], s.w.b.parked[Source{p.Pair, p.Side.other()}]
+	if len(q.consumers) > 0 {
+		return
+	}
+	s.starting = s.starting[1:]
+	c := &consumer{session: s, prefetch: 5, from: from}
+	q.consumers = append(q.consumers, c)
+	s.passes[from] = c
+	empty := len(other.ready) == 0
+	s.inbox = append(s.inbox, func() { // before any delivery
+		s.m.PassStarted(s.w.b.now, p.Pair, empty)
+		s.effects()
+	})
+}
+
+// effects carries out what the machine wants.
+func (s *session) effects() {
+	if s.m == nil || s.closed {
+		return
+	}
+	for _, e := range s.m.Effects() {
+		s.w.effects++
+		s.w.trace("%s %T %+v", s.id, e, e)
+		switch e := e.(type) {
+		case Deliver:
+			if e.Fence != s.state.Epoch() {
+				s.w.fail("fence %d in epoch %d", e.Fence, s.state.Epoch())
+			}
+			s.ready = append(s.ready, e.Tag)
+		case Ack:
+			s.send(func() {
+				for _, q := range s.w.b.queues() {
+					q.ack2(s, e.Tag)
+				}
+			})
+		case Copy:
+			s.sendCopy(e)
+		case Send:
+			s.send(func() {
+				s.w.b.control(s.w.b.queue(e.To), body{control: e.Control, name: e.Name})
+				s.confirm(e.Op)
+			})
+		case Write:
+			r := e.Record.Encode()
+			s.send(func() {
+				s.w.b.log.publish(&body{record: r})
+				s.confirm(e.Op)
+			})
+		case StartPass:
+			s.starting = append(s.starting, e)
+		case EndPass:
+			from := Source{e.Pair, e.Side}
+			c := s.passes[from]
+			s.send(func() {
+				q := s.w.b.parked[from]
+				q.cancel(c)
+				if s.w.faulty && s.w.rand.IntN(4) == 0 {
+					q.loseAcks(1 + s.w.rand.IntN(3))
+				}
+			})
+			s.w.passes++
+		case StepDown:
+			s.w.stepDowns++
+			s.w.reasons[e.Reason]++
+			s.end(s.w.rand.IntN(10))
+			return
+		}
+	}
+	s.check()
+}
+
+// ack2 acks a delivery of a session.
+func (q *queue) ack2(s *session, tag Tag) {
+	if u, ok := q.out[tag]; ok && u.consumer.session == s {
+		q.ack(tag)
+	}
+}
+
+func (s *session) confirm(op uint64) {
+	s.inbox = append(s.inbox, func() {
+		s.w.trace("%s confirmed %d", s.id, op)
+		s.m.Confirmed(s.w.b.now, op)
+		s.effects()
+	})
+}
+
+func (s *session) sendCopy(e Copy) {
+	c := *s.bodies[e.Tag]
+	c.head, c.seq, c.stamp, c.repeat = e.Head, e.Seq, e.Stamp, e.Repeat
+	after := e.After
+	s.send(func() {
+		b := s.w.b
+		switch e.To {
+		case ToDelay:
+			c.due = b.now.Add(after)
+			b.delay = append(b.delay, &c)
+		case ToPoison:
+			b.poison = append(b.poison, &c)
+			s.w.poisoned[c.id] = true
+		case ToParked:
+			b.parked[Source{e.Pair, e.Side}].publish(&c)
+			if e.Stamp == (Name{}) {
+				s.w.parked++
+			}
+		}
+		s.confirm(e.Op)
+	})
+}
+
+// check checks what must hold of a machine at any time.
+func (s *session) check() {
+	if s.m.over {
+		return
+	}
+	total := 0
+	for _, k := range s.m.queues {
+		n, _ := s.m.heldUp(k)
+		total += n
+	}
+	if total > s.m.config.Held {
+		s.w.fail("%d messages held up", total)
+	}
+	if len(s.m.state.keys) > s.m.config.MaxKeys+s.w.imports {
+		s.w.fail("%d keys known", len(s.m.state.keys))
+	}
+}
+
+// start hands a message to a worker.
+func (s *session) start() {
+	if s.m == nil || len(s.ready) == 0 || s.closed || !s.m.MayDeliver() {
+		return
+	}
+	tag := s.ready[0]
+	s.ready = s.ready[1:]
+	b := s.bodies[tag]
+	if b.key != "" {
+		for _, j := range s.p.working {
+			if j.b.key == b.key {
+				s.w.fail("two messages of key %s are out in one process", b.key)
+			}
+		}
+	}
+	s.w.trace("%s works on %d, tag %d", s.id, b.id, tag)
+	s.p.working = append(s.p.working, job{s, tag, b})
+}
+
+// stop ends a session in good order, as far as it is.
+func (s *session) stop() {
+	if !s.stopping && !s.closed {
+		s.stopping = true
+		if s.m != nil {
+			s.m.Stop(s.w.b.now)
+			s.effects()
+		}
+	}
+}
+
+// stopped ends a session that has stopped.
+func (s *session) stopped() {
+	busy := slices.ContainsFunc(s.p.working, func(j job) bool { return j.s == s })
+	if s.stopping && !busy && len(s.wire) == 0 && (s.m == nil || s.m.Settled()) {
+		s.end(0)
+	}
+}
