@@ -51,7 +51,8 @@ type consumer struct {
 type queue struct {
 	ready     []queued
 	out       map[Tag]unacked
-	consumers []*consumer // the first that is not suspended is active
+	consumers []*consumer
+	current   *consumer // the active one, until it is gone or can't be reached
 	pos       uint64
 	acked     []queued // a few of the last
 }
@@ -64,8 +65,13 @@ func (q *queue) publish(b *body) {
 }
 
 func (q *queue) active() *consumer {
+	if c := q.current; c != nil && c.suspended == 0 && slices.Contains(q.consumers, c) {
+		return c
+	}
+	q.current = nil
 	for _, c := range q.consumers {
 		if c.suspended == 0 {
+			q.current = c
 			return c
 		}
 	}
@@ -141,6 +147,7 @@ type broker struct {
 	group  *queue
 	log    *queue
 	parked map[Source]*queue
+	lock   *session // the exclusive consumer of the lock queue
 	poison []*body
 	delay  []*body
 	prints uint64
@@ -183,6 +190,9 @@ func (b *broker) close(s *session) {
 		return
 	}
 	s.cut = true
+	if b.lock == s {
+		b.lock = nil
+	}
 	for _, q := range b.queues() {
 		for _, c := range slices.Clone(q.consumers) {
 			if c.session == s {

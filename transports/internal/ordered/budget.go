@@ -18,7 +18,7 @@ import (
 func (m *Machine) heldUp(k *keyQueue) (n, bytes int) {
 	c := k.current
 	waits := c != nil && c.phase == waiting && !c.stuck
-	passes := m.pairOf(k.name) != 0 && !k.parking && len(k.here) > 0
+	passes := m.pairOf(k.name) != 0 && k.mayPark()
 	if !waits && !passes {
 		return 0, 0
 	}
@@ -52,7 +52,7 @@ func (m *Machine) relieve() {
 }
 
 func (m *Machine) relieveKey(k *keyQueue) {
-	if m.pairOf(k.name) != 0 && len(k.here) > 0 {
+	if m.pairOf(k.name) != 0 && k.mayPark() {
 		m.park(k)
 		return
 	}

@@ -22,6 +22,7 @@ type item struct {
 	from    Source
 	key     *keyQueue // nil if the message has no key
 	awaited bool      // it came back under a name that the log knows
+	written bool      // the record that it is away is on its way
 	phase   phase
 	due     time.Time
 
@@ -194,6 +195,7 @@ func (m *Machine) sendAway(it *item, to Target, after time.Duration) {
 		if it.awaited {
 			r.Head = it.msg.Head
 		}
+		it.written = true
 		m.write(r, func() {
 			m.logged(a)
 			if it.parked() {

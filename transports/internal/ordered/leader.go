@@ -67,6 +67,10 @@ func (m *Machine) deposed(it *item) bool {
 		return true
 	}
 	l.fresh = l.fresh || !msg.Redelivered
+	if l.wary != (Name{}) && msg.Name != l.wary && l.unacked >= m.config.Prefetch {
+		m.stepDown(noRoomForFence)
+		return true
+	}
 	return false
 }
 
@@ -117,6 +121,8 @@ func (m *Machine) fenced(name Name) {
 	}
 }
 
+const noRoomForFence = "the process stood still, and there is too much before the fence"
+
 // Stalled reports that the process stood still for so long that the broker may have given it up. Nothing may be handed
 // out until it is sure that it leads.
 func (m *Machine) Stalled(now time.Time) {
@@ -124,7 +130,7 @@ func (m *Machine) Stalled(now time.Time) {
 	switch {
 	case m.over:
 	case m.leader.unacked >= m.config.Prefetch-1:
-		m.stepDown("the process stood still, and has no room for a fence")
+		m.stepDown(noRoomForFence)
 	default:
 		var name Name
 		name = m.fence(func() {

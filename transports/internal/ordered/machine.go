@@ -79,8 +79,9 @@ func New(config Config, memory *Memory, state *State, counts map[Source]int, fir
 	return m
 }
 
-// Effects returns what is to be done, and forgets it.
+// Effects returns what is to be done, and forgets it. It is called after each event.
 func (m *Machine) Effects() []Effect {
+	m.relieve()
 	effects := m.effects
 	m.effects = nil
 	return effects
@@ -114,7 +115,7 @@ func (m *Machine) copy(it *item, c Copy, then func()) {
 
 // write applies a record to the state and writes it to the log.
 func (m *Machine) write(r *Record, then func()) {
-	r.Epoch = m.state.epoch
+	r.Epoch, r.N = m.state.epoch, m.state.last+1
 	_ = m.state.Apply(r) // at worst it is full, and what is written counts at the next takeover
 	m.emit(Write{m.op(then), r})
 }
@@ -155,7 +156,6 @@ func (m *Machine) Arrived(now time.Time, from Source, msg *Message) {
 	default:
 		m.enter(it)
 	}
-	m.relieve()
 }
 
 // enter takes a message of the group's queue in.
@@ -234,7 +234,6 @@ func (m *Machine) Failed(now time.Time, tag Tag, after time.Duration) {
 	default:
 		m.wait(it, now.Add(max(after, 0)))
 	}
-	m.relieve()
 }
 
 // Poisoned reports that a message goes to the poison queue. It is there when it is acked.

@@ -34,6 +34,7 @@ type world struct {
 	dropped   map[int]bool
 	poisoned  map[int]bool
 	epoch     uint64
+	epochs    map[uint64]bool
 
 	sessions, stepDowns, passes, parked, faults, effects, imports, again int
 	reasons                                                              map[string]int
@@ -56,7 +57,7 @@ func newWorld(seed uint64) *world {
 	w := &world{
 		rand: rand.New(rand.NewPCG(seed, 1)), imported: make(map[int]bool), order: make(map[string][]int),
 		firsts: make(map[string]int), handled: make(map[int]int), dropped: make(map[int]bool), poisoned: make(map[int]bool),
-		published: []int{0}, keyOf: []string{""}, reasons: make(map[string]int),
+		epochs: make(map[uint64]bool), published: []int{0}, keyOf: []string{""}, reasons: make(map[string]int),
 	}
 	r := w.rand
 	w.faulty = r.IntN(5) > 0
@@ -239,10 +240,14 @@ func (w *world) breakSomething() {
 	case 3, 4: // the group's queue takes everything back, and the connection is intact
 		if !s.cut {
 			c := s.consumer
+			if w.b.lock == s && r.IntN(2) == 0 { // so does the lock queue
+				w.b.lock = nil
+				s.deposed = true
+			}
 			w.b.group.takeBack(c)
 			w.b.group.cancel(c)
 			w.b.group.consumers = append(w.b.group.consumers, c)
-			c.suspended = r.IntN(200)
+			c.suspended = 1 + r.IntN(200)
 		}
 	case 5: // a parked queue or the log does
 		for _, q := range w.b.queues()[1:] {
@@ -324,7 +329,7 @@ func (w *world) step() {
 	case n < 96:
 		w.operate()
 	case n < 97:
-		if s.m != nil && s.leaderHasRoom() {
+		if s.m != nil && w.faulty {
 			s.m.Stalled(w.b.now)
 			s.effects()
 		}
@@ -397,7 +402,7 @@ func (w *world) idle() bool {
 		return false
 	}
 	for i, q := range w.b.queues() {
-		if i == 1 {
+		if i > 0 { // what is in the parked queues when no key is known are leftovers
 			continue
 		}
 		for _, m := range q.ready {

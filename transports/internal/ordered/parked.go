@@ -43,10 +43,18 @@ func (m *Machine) parkBlocked(k *keyQueue) {
 	m.park(k)
 }
 
+// mayPark reports whether what is here of a key may be parked now. It may not overtake the current message: after a crash
+// that would come again behind it. A message that came back is first in any case, and so is one of which the log knows
+// that it is away.
+func (k *keyQueue) mayPark() bool {
+	c := k.current
+	return len(k.here) > 0 && !k.parking && (c == nil || c.parked() || c.awaited || c.written)
+}
+
 // park appends what is here of a key to its parked queue. It writes to the log first that it is there, else a later
 // leader would take the copies for leftovers.
 func (m *Machine) park(k *keyQueue) {
-	if len(k.here) == 0 || k.parking || m.over {
+	if !k.mayPark() || m.over {
 		return
 	}
 	pair := m.pairOf(k.name)

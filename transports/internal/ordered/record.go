@@ -42,6 +42,7 @@ const (
 type Record struct {
 	Kind   string  `json:"kind"`
 	Epoch  uint64  `json:"epoch"`
+	N      uint64  `json:"n,omitempty"`      // grows within the epoch, so that a record counts once; not of a claim
 	Writer string  `json:"writer,omitempty"` // epoch: a unique text of the claiming session
 	Key    keyText `json:"key,omitempty"`
 	Away   *away   `json:"away,omitempty"` // block

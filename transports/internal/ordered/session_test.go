@@ -43,6 +43,7 @@ type session struct {
 	inbox    []func() // events on their way to the session
 	cut      bool     // the broker has ended it
 	closed   bool     // the process has ended it
+	deposed  bool     // it has lost the lock, and does not know
 	stopping bool
 	tags     Tag
 	step     step
@@ -133,7 +134,8 @@ func (s *session) takeover() {
 	}
 	switch s.step {
 	case wantLog:
-		if len(b.log.consumers) == 0 {
+		if b.lock == nil && len(b.log.consumers) == 0 {
+			b.lock = s
 			c := &consumer{session: s, prefetch: 1 << 20, log: true}
 			b.log.consumers = append(b.log.consumers, c)
 			s.step = reading
@@ -173,18 +175,19 @@ func (s *session) lead(counts map[Source]int) {
 		}
 	})
 	s.step = leading
-	if s.state.Epoch() <= s.w.epoch {
+	if s.w.epochs[s.state.Epoch()] || s.state.Epoch() < s.w.epoch && !s.deposed && !s.cut {
 		s.w.fail("epoch %d after %d", s.state.Epoch(), s.w.epoch)
 	}
-	s.w.epoch = s.state.Epoch()
-	s.w.trace("%s leads in epoch %d", s.id, s.w.epoch)
+	s.w.epochs[s.state.Epoch()] = true
+	s.w.epoch = max(s.w.epoch, s.state.Epoch())
+	s.w.trace("%s leads in epoch %d", s.id, s.state.Epoch())
 	s.m = New(s.w.config, s.p.memory, s.state, counts, s.early, s.w.b.now)
 	s.early = nil
 	s.effects()
 }
 
 func (s *session) late() {
-	if s.step != standby && s.w.b.now.Sub(s.since) > 30*time.Second {
+	if s.step != standby && s.step != leading && s.w.b.now.Sub(s.since) > 30*time.Second {
 		s.w.stepDowns++
 		s.end(0)
 	}
@@ -196,15 +199,15 @@ func (s *session) claim() {
 }
 
 func (s *session) record(tag Tag, msg queued) {
-	s.read = append(s.read, tag)
 	r, err := Decode(msg.record)
 	if err != nil {
 		s.w.fail("decode: %v", err)
 		return
 	}
 	if s.step != reading {
-		return // a leader that was deposed writes still
+		return // the snapshot, and what a leader that was deposed writes still
 	}
+	s.read = append(s.read, tag)
 	if err := s.state.Apply(r); err != nil {
 		s.w.fail("apply: %v", err)
 	}

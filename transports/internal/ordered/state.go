@@ -14,6 +14,7 @@ import (
 type State struct {
 	epoch  uint64
 	owner  string // the session whose claim of the epoch was the first
+	last   uint64 // the number of the epoch's last record
 	intact bool   // a whole snapshot was read; else the log was empty, or somebody deleted it
 	keys   map[string]*keyState
 	bytes  int                // of the names of keys and heads
@@ -23,7 +24,8 @@ type State struct {
 	pairs  map[int]*pairState // nil: nothing was ever parked there
 	inPair [maxPairs + 1]int  // keys that are parked there
 
-	parts []*Record // of a snapshot that is not complete
+	parts   []*Record // of a snapshot that is not complete
+	claimed bool      // this session has claimed before
 }
 
 // keyState is what the log says of a key.
@@ -43,10 +45,16 @@ func NewState() *State {
 
 // Claim returns a record with which a session claims the next epoch. The session writes it, reads the log up to it,
 // and leads if [State.Owner] is the writer then; else it claims again. The writer is any text that is unique to the
-// session. Epochs are at least the Unix time, so that they grow too if somebody has deleted the log.
+// session. The first claim is always refused: what is written before the session reads the log may be in front of what
+// the last leader is writing. Epochs are at least the Unix time, so that they grow too if somebody has deleted the log.
 func (s *State) Claim(writer string, memory *Memory, now time.Time) *Record {
-	epoch := max(s.epoch+1, memory.epoch+1, uint64(max(now.Unix(), 1))) //nolint:gosec // not negative
-	return &Record{Kind: kindEpoch, Epoch: min(epoch, maxEpoch), Writer: writer}
+	r := &Record{Kind: kindEpoch, Epoch: 1, Writer: writer}
+	if s.claimed {
+		epoch := max(s.epoch+1, memory.epoch+1, uint64(max(now.Unix(), 1))) //nolint:gosec // not negative
+		r.Epoch = min(epoch, maxEpoch)
+	}
+	s.claimed = true
+	return r
 }
 
 // Owner returns the session that has the epoch, "" if the log does not say.
@@ -73,20 +81,24 @@ func (s *State) Pairs() (n int) {
 var errTooManyKeys = errors.New("ordered: the log knows too many keys")
 
 // Apply adds a record of the log, in the log's order. A record of an earlier epoch has no effect: its writer did not
-// lead any more. A claim counts if its epoch is higher than all before it, so of two sessions one is refused.
+// lead any more. One that the broker sends twice counts once. A claim counts if its epoch is higher than all before it, so of two sessions one is refused.
 func (s *State) Apply(r *Record) error {
 	if r.Epoch < s.epoch {
 		return nil
 	}
 	if r.Kind == kindEpoch {
-		if r.Epoch > s.epoch {
-			s.owner, s.epoch, s.parts = r.Writer, r.Epoch, nil
+		if r.Epoch > max(s.epoch, 1) {
+			s.enter(r.Epoch, r.Writer)
 		}
 		return nil
 	}
 	if r.Epoch > s.epoch { // its claim is deleted already
-		s.epoch, s.owner, s.parts = r.Epoch, "", nil
+		s.enter(r.Epoch, "")
 	}
+	if r.N <= s.last {
+		return nil
+	}
+	s.last = r.N
 	if len(s.keys) >= maxKeys && s.keys[string(r.Key)] == nil && r.Kind != kindSnapshot {
 		return errTooManyKeys
 	}
@@ -110,6 +122,10 @@ func (s *State) Apply(r *Record) error {
 	}
 	s.forget(key)
 	return nil
+}
+
+func (s *State) enter(epoch uint64, owner string) {
+	s.epoch, s.owner, s.last, s.parts = epoch, owner, 0, nil
 }
 
 func (s *State) key(key string) *keyState {
@@ -212,7 +228,7 @@ func (s *State) snapshotPart(r *Record) error {
 		return nil
 	}
 	fresh := NewState()
-	fresh.epoch, fresh.owner, fresh.intact = s.epoch, s.owner, true
+	fresh.epoch, fresh.owner, fresh.last, fresh.claimed, fresh.intact = s.epoch, s.owner, s.last, s.claimed, true
 	for _, part := range s.parts {
 		for i, p := range part.Pairs {
 			fresh.pairs[i+1] = &p
@@ -245,7 +261,8 @@ func (s *State) Snapshot(park bool) []*Record {
 	parts := max(1, (len(keys)+keysPerPart-1)/keysPerPart)
 	records := make([]*Record, parts)
 	for i := range records {
-		r := &Record{Kind: kindSnapshot, Epoch: s.epoch, Part: i, Parts: parts}
+		s.last++
+		r := &Record{Kind: kindSnapshot, Epoch: s.epoch, N: s.last, Part: i, Parts: parts}
 		for _, key := range keys[i*keysPerPart : min((i+1)*keysPerPart, len(keys))] {
 			k := s.keys[key]
 			r.Keys = append(r.Keys, keyRecord{Key: keyText(key), Away: k.away, Pair: k.pair, Since: k.since})
