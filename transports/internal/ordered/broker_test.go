@@ -147,7 +147,6 @@ type broker struct {
 	group  *queue
 	log    *queue
 	parked map[Source]*queue
-	lock   *session // the exclusive consumer of the lock queue
 	poison []*body
 	delay  []*body
 	prints uint64
@@ -190,9 +189,6 @@ func (b *broker) close(s *session) {
 		return
 	}
 	s.cut = true
-	if b.lock == s {
-		b.lock = nil
-	}
 	for _, q := range b.queues() {
 		for _, c := range slices.Clone(q.consumers) {
 			if c.session == s {

@@ -90,7 +90,11 @@ type Send struct {
 	To      Source
 	Control Control
 	Name    Name
+	Head    string
 }
+
+// Requeue gives a delivery of the group's queue back to its place.
+type Requeue struct{ Tag Tag }
 
 // Write publishes a record to the log.
 type Write struct {
@@ -110,6 +114,9 @@ type EndPass struct {
 	Side Side
 }
 
+// Renew asks for a new session, because the log has become long. The adapter stops this one in good order.
+type Renew struct{}
+
 // StepDown ends the session. The machine has no more effects. The adapter closes the connection and begins anew.
 type StepDown struct{ Reason string }
 
@@ -123,5 +130,7 @@ func (Send) effect()      {}
 func (Write) effect()     {}
 func (StartPass) effect() {}
 func (EndPass) effect()   {}
+func (Requeue) effect()   {}
+func (Renew) effect()     {}
 func (StepDown) effect()  {}
 func (Report) effect()    {}

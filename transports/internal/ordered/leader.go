@@ -24,6 +24,7 @@ type leader struct {
 	guard    Tag           // what is acked when the next is, or when there is a tick
 	unacked  int           // deliveries of the group's queue
 	fresh    bool          // what was delivered before has arrived; a redelivery shows that the broker has taken back
+	renewing bool
 	fences   map[Name]func()
 	wary     Name // nothing may be handed out before this fence has returned
 }
@@ -41,13 +42,19 @@ func (m *Machine) lead(now time.Time) {
 		m.stepDown("nothing arrived from the group's queue for a while")
 		return
 	}
+	if m.state.last > uint64(m.config.LogRecords) && !l.renewing { //nolint:gosec // not negative
+		l.renewing = true
+		m.emit(Renew{})
+	}
 	if !now.Before(l.nextTick) {
 		l.nextTick = now.Add(m.config.Tick)
 		m.send(Source{}, ControlTick, m.name())
 	}
 }
 
-func (m *Machine) send(to Source, c Control, name Name) { m.emit(Send{m.op(nil), to, c, name}) }
+func (m *Machine) send(to Source, c Control, name Name) {
+	m.emit(Send{Op: m.op(nil), To: to, Control: c, Name: name})
+}
 
 // deposed counts a delivery, and steps down if it shows that another process leads or has led.
 func (m *Machine) deposed(it *item) bool {
@@ -66,7 +73,6 @@ func (m *Machine) deposed(it *item) bool {
 		m.stepDown("the broker has taken back what this process held")
 		return true
 	}
-	l.fresh = l.fresh || !msg.Redelivered
 	if l.wary != (Name{}) && msg.Name != l.wary && l.unacked >= m.config.Prefetch {
 		m.stepDown(noRoomForFence)
 		return true

@@ -14,6 +14,7 @@ type Config struct {
 	MaxKeys     int           // how many keys may be known, in memory and in the log
 	MaxKeyBytes int           // and the bytes of their names
 	Pairs       int           // of parked queues, 1 to 64
+	LogRecords  int           // the length of the log that asks for a new session
 	Short       time.Duration // the longest wait of a message that stays here
 	Tick        time.Duration // how often each process sends a tick
 }
@@ -51,19 +52,20 @@ type pending struct {
 	then func() // nil if nothing depends on it
 }
 
-// New returns the machine of a session that leads. The state was read from the log, the session owns its epoch, and
-// the snapshot is confirmed. Counts are the messages in the parked queues, none of which has a consumer any more. First
-// are the deliveries of the group's queue that arrived before; all that was delivered to earlier leaders is among
-// them, if the broker had room to deliver more.
-func New(config Config, memory *Memory, state *State, counts map[Source]int, first []*Message, now time.Time) *Machine {
+// New returns the machine of a session that leads: its takeover is ready. Counts are the messages in the parked queues,
+// none of which has a consumer any more.
+//
+// All that was delivered to the last leader has arrived during the takeover, because its Prefetch was the same. (If it
+// was higher, a few sessions step down until the rest is handled.)
+func New(t *Takeover, counts map[Source]int, now time.Time) *Machine {
 	m := &Machine{
-		config: config, memory: memory, state: state, now: now,
+		config: t.config, memory: t.memory, state: t.state, now: now,
 		queues: make(map[string]*keyQueue), items: make(map[Tag]*item),
 		leader: newLeader(now),
 	}
-	memory.current = m
+	m.memory.current = m
 	m.openPairs(counts)
-	for key, k := range state.keys {
+	for key, k := range m.state.keys {
 		for _, a := range k.away {
 			a.logged = true
 		}
@@ -71,10 +73,10 @@ func New(config Config, memory *Memory, state *State, counts map[Source]int, fir
 			m.pairs[k.pair-1].draining[key] = true
 		}
 	}
-	for _, msg := range first {
+	for _, msg := range t.first {
 		m.Arrived(now, Source{}, msg)
 	}
-	m.leader.fresh = m.leader.fresh || len(first) < config.Prefetch
+	m.leader.fresh = true
 	m.Advance(now)
 	return m
 }

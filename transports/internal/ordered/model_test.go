@@ -62,7 +62,7 @@ func newWorld(seed uint64) *world {
 	r := w.rand
 	w.faulty = r.IntN(5) > 0
 	w.config = Config{
-		Park: r.IntN(6) > 0, Prefetch: 12, Held: 1 + r.IntN(7), HeldBytes: 1 << 20, MaxKeys: 100, MaxKeyBytes: 1 << 20,
+		Park: r.IntN(6) > 0, Prefetch: 12, Held: 1 + r.IntN(7), HeldBytes: 1 << 20, MaxKeys: 100, MaxKeyBytes: 1 << 20, LogRecords: 20 + r.IntN(200),
 		Pairs: 1 + r.IntN(2), Short: time.Second, Tick: time.Second,
 	}
 	if r.IntN(8) == 0 {
@@ -240,10 +240,6 @@ func (w *world) breakSomething() {
 	case 3, 4: // the group's queue takes everything back, and the connection is intact
 		if !s.cut {
 			c := s.consumer
-			if w.b.lock == s && r.IntN(2) == 0 { // so does the lock queue
-				w.b.lock = nil
-				s.deposed = true
-			}
 			w.b.group.takeBack(c)
 			w.b.group.cancel(c)
 			w.b.group.consumers = append(w.b.group.consumers, c)

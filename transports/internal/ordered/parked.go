@@ -19,7 +19,7 @@ type parkedQueues struct {
 
 // openPairs makes what a takeover has found.
 func (m *Machine) openPairs(counts map[Source]int) {
-	for pair := 1; pair <= max(m.config.Pairs, m.state.Pairs()); pair++ {
+	for pair := 1; pair <= max(m.config.Pairs, m.state.pairCount()); pair++ {
 		p := &parkedQueues{pair: pair, draining: make(map[string]bool)}
 		p.messages = counts[Source{pair, 0}] + counts[Source{pair, 1}]
 		p.sweep = p.messages > 0 && m.state.inPair[pair] == 0

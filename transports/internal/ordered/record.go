@@ -44,6 +44,7 @@ type Record struct {
 	Epoch  uint64  `json:"epoch"`
 	N      uint64  `json:"n,omitempty"`      // grows within the epoch, so that a record counts once; not of a claim
 	Writer string  `json:"writer,omitempty"` // epoch: a unique text of the claiming session
+	After  uint64  `json:"after,omitempty"`  // epoch: the one that it follows
 	Key    keyText `json:"key,omitempty"`
 	Away   *away   `json:"away,omitempty"` // block
 	Head   string  `json:"head,omitempty"` // done; block: the name that the message had before

@@ -29,9 +29,7 @@ type step int
 const (
 	standby step = iota
 	wantLog
-	reading
-	snapshotting
-	alone
+	taking
 	leading
 )
 
@@ -43,7 +41,6 @@ type session struct {
 	inbox    []func() // events on their way to the session
 	cut      bool     // the broker has ended it
 	closed   bool     // the process has ended it
-	deposed  bool     // it has lost the lock, and does not know
 	stopping bool
 	tags     Tag
 	step     step
@@ -52,7 +49,7 @@ type session struct {
 	passes   map[Source]*consumer
 	starting []StartPass
 	early    []*Message
-	state    *State
+	t        *Takeover
 	read     []Tag
 	m        *Machine
 	bodies   map[Tag]*body
@@ -64,7 +61,7 @@ func (p *process) begin() {
 	w.sessions++
 	s := &session{
 		w: w, p: p, id: fmt.Sprintf("s%d", w.sessions), bodies: make(map[Tag]*body), passes: make(map[Source]*consumer),
-		state: NewState(), since: w.b.now,
+		since: w.b.now,
 	}
 	s.consumer = &consumer{session: s, prefetch: w.config.Prefetch}
 	w.b.group.consumers = append(w.b.group.consumers, s.consumer)
@@ -118,6 +115,9 @@ func (s *session) arrived(c *consumer, tag Tag, msg queued) {
 	case s.step == leading:
 		s.m.Arrived(s.w.b.now, c.from, arrived)
 		s.effects()
+	case s.t != nil:
+		s.t.Arrived(s.w.b.now, arrived)
+		s.effects()
 	default:
 		s.early = append(s.early, arrived)
 		if s.step == standby {
@@ -134,14 +134,20 @@ func (s *session) takeover() {
 	}
 	switch s.step {
 	case wantLog:
-		if b.lock == nil && len(b.log.consumers) == 0 {
-			b.lock = s
+		if len(b.log.consumers) == 0 {
 			c := &consumer{session: s, prefetch: 1 << 20, log: true}
 			b.log.consumers = append(b.log.consumers, c)
-			s.step = reading
-			s.claim()
+			s.step = taking
+			s.t = NewTakeover(s.w.config, s.p.memory, s.id, b.now)
+			for _, msg := range s.early {
+				s.t.Arrived(b.now, msg)
+			}
+			s.effects()
 		}
-	case alone:
+	case taking:
+		if !s.t.Ready() {
+			break
+		}
 		counts := make(map[Source]int)
 		for from, q := range b.parked {
 			if len(q.consumers) > 0 {
@@ -175,13 +181,13 @@ func (s *session) lead(counts map[Source]int) {
 		}
 	})
 	s.step = leading
-	if s.w.epochs[s.state.Epoch()] || s.state.Epoch() < s.w.epoch && !s.deposed && !s.cut {
-		s.w.fail("epoch %d after %d", s.state.Epoch(), s.w.epoch)
+	if s.w.epochs[s.epoch()] || s.epoch() < s.w.epoch && !s.w.faulty {
+		s.w.fail("epoch %d after %d", s.epoch(), s.w.epoch)
 	}
-	s.w.epochs[s.state.Epoch()] = true
-	s.w.epoch = max(s.w.epoch, s.state.Epoch())
-	s.w.trace("%s leads in epoch %d", s.id, s.state.Epoch())
-	s.m = New(s.w.config, s.p.memory, s.state, counts, s.early, s.w.b.now)
+	s.w.epochs[s.epoch()] = true
+	s.w.epoch = max(s.w.epoch, s.epoch())
+	s.w.trace("%s leads in epoch %d", s.id, s.epoch())
+	s.m = New(s.t, counts, s.w.b.now)
 	s.early = nil
 	s.effects()
 }
@@ -193,45 +199,20 @@ func (s *session) late() {
 	}
 }
 
-func (s *session) claim() {
-	r := s.state.Claim(s.id, s.p.memory, s.w.b.now).Encode()
-	s.send(func() { s.w.b.log.publish(&body{record: r}) })
-}
+func (s *session) epoch() uint64 { return s.t.state.epoch }
 
 func (s *session) record(tag Tag, msg queued) {
-	r, err := Decode(msg.record)
-	if err != nil {
-		s.w.fail("decode: %v", err)
+	if s.step != taking {
 		return
 	}
-	if s.step != reading {
-		return // the snapshot, and what a leader that was deposed writes still
+	if !s.t.Compacts() {
+		s.read = append(s.read, tag)
 	}
-	s.read = append(s.read, tag)
-	if err := s.state.Apply(r); err != nil {
-		s.w.fail("apply: %v", err)
+	if err := s.t.Read(s.w.b.now, msg.record); err != nil {
+		s.w.fail("log: %v", err)
 	}
-	if r.Kind != kindEpoch || r.Writer != s.id {
-		return
-	}
-	if s.state.Owner() != s.id {
-		s.claim()
-		return
-	}
-	s.step = snapshotting
-	records := s.state.Snapshot(s.w.config.Park)
-	for i, r := range records {
-		body := &body{record: r.Encode()}
-		s.send(func() {
-			s.w.b.log.publish(body)
-			if i == len(records)-1 {
-				s.inbox = append(s.inbox, s.snapshotConfirmed)
-			}
-		})
-	}
+	s.effects()
 }
-
-func (s *session) snapshotConfirmed() { s.step = alone }
 
 // pass tries to begin passes.
 func (s *session) pass() {
@@ -257,16 +238,22 @@ func (s *session) pass() {
 
 // effects carries out what the machine wants.
 func (s *session) effects() {
-	if s.m == nil || s.closed {
+	var effects []Effect
+	switch {
+	case s.closed:
 		return
+	case s.m != nil:
+		effects = s.m.Effects()
+	case s.t != nil:
+		effects = s.t.Effects()
 	}
-	for _, e := range s.m.Effects() {
+	for _, e := range effects {
 		s.w.effects++
 		s.w.trace("%s %T %+v", s.id, e, e)
 		switch e := e.(type) {
 		case Deliver:
-			if e.Fence != s.state.Epoch() {
-				s.w.fail("fence %d in epoch %d", e.Fence, s.state.Epoch())
+			if e.Fence != s.epoch() {
+				s.w.fail("fence %d in epoch %d", e.Fence, s.epoch())
 			}
 			s.ready = append(s.ready, e.Tag)
 		case Ack:
@@ -279,7 +266,7 @@ func (s *session) effects() {
 			s.sendCopy(e)
 		case Send:
 			s.send(func() {
-				s.w.b.control(s.w.b.queue(e.To), body{control: e.Control, name: e.Name})
+				s.w.b.control(s.w.b.queue(e.To), body{control: e.Control, name: e.Name, head: e.Head})
 				s.confirm(e.Op)
 			})
 		case Write:
@@ -288,6 +275,16 @@ func (s *session) effects() {
 				s.w.b.log.publish(&body{record: r})
 				s.confirm(e.Op)
 			})
+		case Requeue:
+			s.send(func() {
+				if u, ok := s.w.b.group.out[e.Tag]; ok && u.consumer == s.consumer {
+					s.w.b.group.ack(e.Tag)
+					s.w.b.group.giveBack([]queued{u.queued})
+				}
+			})
+		case Renew:
+			s.stop()
+			return
 		case StartPass:
 			s.starting = append(s.starting, e)
 		case EndPass:
@@ -308,7 +305,9 @@ func (s *session) effects() {
 			return
 		}
 	}
-	s.check()
+	if s.m != nil {
+		s.check()
+	}
 }
 
 // ack2 acks a delivery of a session.
@@ -321,7 +320,11 @@ func (q *queue) ack2(s *session, tag Tag) {
 func (s *session) confirm(op uint64) {
 	s.inbox = append(s.inbox, func() {
 		s.w.trace("%s confirmed %d", s.id, op)
-		s.m.Confirmed(s.w.b.now, op)
+		if s.m != nil {
+			s.m.Confirmed(s.w.b.now, op)
+		} else {
+			s.t.Confirmed(op)
+		}
 		s.effects()
 	})
 }

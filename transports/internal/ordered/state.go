@@ -43,29 +43,23 @@ func NewState() *State {
 	}
 }
 
-// Claim returns a record with which a session claims the next epoch. The session writes it, reads the log up to it,
-// and leads if [State.Owner] is the writer then; else it claims again. The writer is any text that is unique to the
-// session. The first claim is always refused: what is written before the session reads the log may be in front of what
-// the last leader is writing. Epochs are at least the Unix time, so that they grow too if somebody has deleted the log.
-func (s *State) Claim(writer string, memory *Memory, now time.Time) *Record {
-	r := &Record{Kind: kindEpoch, Epoch: 1, Writer: writer}
+// claim returns a record with which a session claims the next epoch. The first claim of a session is always refused:
+// it follows no epoch that there can be. If somebody has deleted the log, epochs go on from the Unix time, so that they
+// grow in that case too.
+func (s *State) claim(writer string, met uint64, now time.Time) *Record {
+	r := &Record{Kind: kindEpoch, Epoch: maxEpoch, Writer: writer, After: maxEpoch}
 	if s.claimed {
-		epoch := max(s.epoch+1, memory.epoch+1, uint64(max(now.Unix(), 1))) //nolint:gosec // not negative
-		r.Epoch = min(epoch, maxEpoch)
+		r.Epoch, r.After = max(s.epoch, met)+1, s.epoch
+		if s.epoch == 0 {
+			r.Epoch = max(r.Epoch, uint64(max(now.Unix(), 1))) //nolint:gosec // not negative
+		}
 	}
 	s.claimed = true
 	return r
 }
 
-// Owner returns the session that has the epoch, "" if the log does not say.
-func (s *State) Owner() string { return s.owner }
-
-// Epoch returns the current epoch, the fencing number of its leader.
-func (s *State) Epoch() uint64 { return s.epoch }
-
-// Pairs returns how many pairs of parked queues the log speaks of. A process that uses fewer now must still declare
-// and read these.
-func (s *State) Pairs() (n int) {
+// pairCount returns how many pairs of parked queues the log speaks of.
+func (s *State) pairCount() (n int) {
 	for pair := range s.pairs {
 		n = max(n, pair)
 	}
@@ -81,13 +75,13 @@ func (s *State) Pairs() (n int) {
 var errTooManyKeys = errors.New("ordered: the log knows too many keys")
 
 // Apply adds a record of the log, in the log's order. A record of an earlier epoch has no effect: its writer did not
-// lead any more. One that the broker sends twice counts once. A claim counts if its epoch is higher than all before it, so of two sessions one is refused.
+// X
 func (s *State) Apply(r *Record) error {
 	if r.Epoch < s.epoch {
 		return nil
 	}
 	if r.Kind == kindEpoch {
-		if r.Epoch > max(s.epoch, 1) {
+		if r.Epoch > s.epoch && r.After == s.epoch {
 			s.enter(r.Epoch, r.Writer)
 		}
 		return nil
@@ -270,7 +264,7 @@ func (s *State) Snapshot(park bool) []*Record {
 		records[i] = r
 	}
 	records[0].Done = slices.Clone(s.done)
-	for pair := 1; pair <= s.Pairs(); pair++ {
+	for pair := 1; pair <= s.pairCount(); pair++ {
 		records[0].Pairs = append(records[0].Pairs, *s.pair(pair))
 	}
 	return records

@@ -1,0 +1,154 @@
+package ordered
+
+import (
+	"slices"
+	"strconv"
+	"time"
+)
+
+// A Takeover makes the decisions of a session that has received its first delivery from the group's queue and is to lead.
+//
+// The group's queue says who may lead, and the log who does. Both must agree: if a process claims an epoch with a
+// delivery that the queue has taken back long ago, the records of the one that does lead are void, and its acks are
+// not. So the order is this:
+//
+//  1. Consume the log, exclusively, and read up to a first claim, which is always refused.
+//  2. Prove that the queue still delivers to this session: send a fence to it and wait until it arrives. If the broker
+//     has no room for it, because Prefetch messages are unacked, give the last one back: it is redelivered at once, to
+//     whoever is the consumer.
+//  3. Claim the next epoch, and read up to that. The claim says which epoch it follows. So it is refused if
+//     another session has claimed one since step 1; then step 2 is next.
+//  4. Write a snapshot.
+//
+// A session that led before has lost the queue when step 2 ends: whatever it acks there is void, or it has stepped
+// down, because the queue redelivers something when it becomes active again.
+//
+// A Takeover has no clock and is not safe for concurrent use.
+type Takeover struct {
+	config  Config
+	memory  *Memory
+	writer  string
+	state   *State
+	effects []Effect
+	ops     uint64
+	first   []*Message
+	proof   proof
+	fences  int
+	stage   stage
+}
+
+type stage int
+
+const (
+	probing  stage = iota // the first claim is not read yet
+	proving               // waits for a delivery
+	claiming              // the claim is not read yet
+	writing               // the snapshot is not confirmed yet
+	ready
+)
+
+// proof says what shows that the session is the queue's consumer.
+type proof struct {
+	fence string // the arrival of this fence
+	any   bool   // any arrival
+}
+
+// NewTakeover begins a takeover. The log is being consumed by this session only. The writer is a text that no other
+// session has, of at most 200 bytes.
+func NewTakeover(config Config, memory *Memory, writer string, now time.Time) *Takeover {
+	t := &Takeover{config: config, memory: memory, writer: writer, state: NewState()}
+	t.claim(now)
+	return t
+}
+
+// Effects returns what is to be done, and forgets it: Write, Send and Requeue.
+func (t *Takeover) Effects() []Effect {
+	effects := t.effects
+	t.effects = nil
+	return effects
+}
+
+// Arrived reports a delivery of the group's queue.
+func (t *Takeover) Arrived(now time.Time, msg *Message) {
+	t.first = append(t.first, msg)
+	if t.stage != proving {
+		return
+	}
+	switch {
+	case t.proof.any, msg.Control == ControlFence && msg.Head == t.proof.fence:
+		t.stage = claiming
+		t.claim(now)
+	case len(t.first) >= t.config.Prefetch:
+		t.giveBack()
+	}
+}
+
+// prove asks for a delivery.
+func (t *Takeover) prove() {
+	t.stage = proving
+	if len(t.first) >= t.config.Prefetch {
+		t.giveBack()
+		return
+	}
+	t.fences++
+	t.proof = proof{fence: t.writer + "/" + strconv.Itoa(t.fences)}
+	t.ops++
+	t.effects = append(t.effects, Send{Op: t.ops, Control: ControlFence, Head: t.proof.fence})
+}
+
+// giveBack gives the last delivery back. Nothing was delivered behind it, so it stays in its place.
+func (t *Takeover) giveBack() {
+	last := len(t.first) - 1
+	t.effects = append(t.effects, Requeue{t.first[last].Tag})
+	t.first = slices.Delete(t.first, last, last+1)
+	t.proof = proof{any: true}
+}
+
+func (t *Takeover) claim(now time.Time) { t.write(t.state.claim(t.writer, t.memory.epoch, now)) }
+
+func (t *Takeover) write(r *Record) {
+	t.ops++
+	t.effects = append(t.effects, Write{t.ops, r})
+}
+
+// Read reports a message of the log. It returns an error if the message is not a valid record; then it is acked like all
+// others, and the takeover goes on. What was read when [Takeover.Compacts] is true must not be acked.
+func (t *Takeover) Read(now time.Time, body []byte) error {
+	r, err := Decode(body)
+	if err != nil || t.Compacts() {
+		return err
+	}
+	if err = t.state.Apply(r); err != nil || r.Kind != kindEpoch || r.Writer != t.writer {
+		return err
+	}
+	switch {
+	case t.stage == probing:
+		t.prove()
+	case t.stage == claiming && t.state.owner == t.writer:
+		t.stage = writing
+		for _, r := range t.state.Snapshot(t.config.Park) {
+			t.write(r)
+		}
+	case t.stage == claiming:
+		t.prove()
+	}
+	return nil
+}
+
+// Compacts reports whether the epoch is won. What was read from the log before is replaced by the snapshot; what is read
+// from now on is the snapshot itself, or is void.
+func (t *Takeover) Compacts() bool { return t.stage >= writing }
+
+// Confirmed reports that the broker has confirmed all publishings up to op.
+func (t *Takeover) Confirmed(op uint64) {
+	if t.stage == writing && op >= t.ops {
+		t.stage = ready
+	}
+}
+
+// Ready reports whether [New] may be called, as soon as no parked queue has a consumer.
+func (t *Takeover) Ready() bool { return t.stage == ready }
+
+// Pairs returns how many pairs of parked queues there are: those of the configuration, and others in which earlier
+// processes have parked. It may be called when the takeover is ready.
+func (t *Takeover) Pairs() int { return max(t.config.Pairs, t.state.pairCount()) }
