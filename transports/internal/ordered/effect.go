@@ -93,8 +93,8 @@ type Send struct {
 	Head    string
 }
 
-// Requeue gives a delivery of the group's queue back to its place.
-type Requeue struct{ Tag Tag }
+// Recover gives all deliveries of the group's queue back to their places. See [Takeover.Recovered].
+type Recover struct{}
 
 // Write publishes a record to the log.
 type Write struct {
@@ -130,7 +130,7 @@ func (Send) effect()      {}
 func (Write) effect()     {}
 func (StartPass) effect() {}
 func (EndPass) effect()   {}
-func (Requeue) effect()   {}
+func (Recover) effect()   {}
 func (Renew) effect()     {}
 func (StepDown) effect()  {}
 func (Report) effect()    {}

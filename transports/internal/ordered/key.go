@@ -189,7 +189,9 @@ func (m *Machine) sendAway(it *item, to Target, after time.Duration) {
 		return
 	}
 	head := m.name().String()
+	m.becoming++
 	m.copy(it, Copy{To: to, After: after, Head: head}, func() {
+		m.becoming--
 		a := &away{Head: head, Print: it.msg.Print, Poison: to == ToPoison}
 		r := &Record{Kind: kindBlock, Key: keyText(it.key.name), Away: a}
 		if it.awaited {

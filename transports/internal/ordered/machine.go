@@ -40,6 +40,7 @@ type Machine struct {
 	waiting  []*item
 	stopping bool
 	full     bool
+	becoming int // keys that will be known when a copy is confirmed, at most
 
 	leader leader
 	pairs  []*parkedQueues // pair 1 is at index 0

@@ -120,7 +120,7 @@ func (w *world) done(id int) {
 		return
 	}
 	key := w.keyOf[id]
-	if key == "" || w.imported[id] {
+	if key == "" || w.imported[id] || w.dropped[id] {
 		return
 	}
 	ids := w.order[key]

@@ -275,12 +275,10 @@ func (s *session) effects() {
 				s.w.b.log.publish(&body{record: r})
 				s.confirm(e.Op)
 			})
-		case Requeue:
+		case Recover:
 			s.send(func() {
-				if u, ok := s.w.b.group.out[e.Tag]; ok && u.consumer == s.consumer {
-					s.w.b.group.ack(e.Tag)
-					s.w.b.group.giveBack([]queued{u.queued})
-				}
+				s.w.b.group.takeBack(s.consumer)
+				s.inbox = append(s.inbox, s.t.Recovered)
 			})
 		case Renew:
 			s.stop()

@@ -1,7 +1,6 @@
 package ordered
 
 import (
-	"slices"
 	"strconv"
 	"time"
 )
@@ -13,9 +12,9 @@ import (
 // not. So the order is this:
 //
 //  1. Consume the log, exclusively, and read up to a first claim, which is always refused.
-//  2. Prove that the queue still delivers to this session: send a fence to it and wait until it arrives. If the broker
-//     has no room for it, because Prefetch messages are unacked, give the last one back: it is redelivered at once, to
-//     whoever is the consumer.
+//  2. Prove that the queue still delivers to this session: send a fence to it and wait until it arrives. If there is
+//     no room for it, because Prefetch messages are unacked, give all of them back: they go to their places, and are
+//     redelivered at once to whoever is the consumer.
 //  3. Claim the next epoch, and read up to that. The claim says which epoch it follows. So it is refused if
 //     another session has claimed one since step 1; then step 2 is next.
 //  4. Write a snapshot.
@@ -32,7 +31,7 @@ type Takeover struct {
 	effects []Effect
 	ops     uint64
 	first   []*Message
-	proof   proof
+	fence   string // that is awaited
 	fences  int
 	stage   stage
 }
@@ -40,18 +39,14 @@ type Takeover struct {
 type stage int
 
 const (
-	probing  stage = iota // the first claim is not read yet
-	proving               // waits for a delivery
-	claiming              // the claim is not read yet
-	writing               // the snapshot is not confirmed yet
+	probing    stage = iota // the first claim is not read yet
+	proving                 // waits for the fence
+	recovering              // gives back what has arrived
+	recovered               // waits for any delivery
+	claiming                // the claim is not read yet
+	writing                 // the snapshot is not confirmed yet
 	ready
 )
-
-// proof says what shows that the session is the queue's consumer.
-type proof struct {
-	fence string // the arrival of this fence
-	any   bool   // any arrival
-}
 
 // NewTakeover begins a takeover. The log is being consumed by this session only. The writer is a text that no other
 // session has, of at most 200 bytes.
@@ -61,7 +56,7 @@ func NewTakeover(config Config, memory *Memory, writer string, now time.Time) *T
 	return t
 }
 
-// Effects returns what is to be done, and forgets it: Write, Send and Requeue.
+// Effects returns what is to be done, and forgets it: Write, Send and Recover. It is called after each event.
 func (t *Takeover) Effects() []Effect {
 	effects := t.effects
 	t.effects = nil
@@ -70,38 +65,39 @@ func (t *Takeover) Effects() []Effect {
 
 // Arrived reports a delivery of the group's queue.
 func (t *Takeover) Arrived(now time.Time, msg *Message) {
-	t.first = append(t.first, msg)
-	if t.stage != proving {
-		return
+	if t.stage == recovering {
+		return // it was given back as well
 	}
+	t.first = append(t.first, msg)
 	switch {
-	case t.proof.any, msg.Control == ControlFence && msg.Head == t.proof.fence:
+	case t.stage == recovered, t.stage == proving && msg.Control == ControlFence && msg.Head == t.fence:
 		t.stage = claiming
 		t.claim(now)
-	case len(t.first) >= t.config.Prefetch:
-		t.giveBack()
+	case t.stage == proving:
+		t.checkRoom()
 	}
 }
 
 // prove asks for a delivery.
 func (t *Takeover) prove() {
 	t.stage = proving
-	if len(t.first) >= t.config.Prefetch {
-		t.giveBack()
-		return
-	}
 	t.fences++
-	t.proof = proof{fence: t.writer + "/" + strconv.Itoa(t.fences)}
 	t.ops++
-	t.effects = append(t.effects, Send{Op: t.ops, Control: ControlFence, Head: t.proof.fence})
+	t.fence = t.writer + "/" + strconv.Itoa(t.fences)
+	t.effects = append(t.effects, Send{Op: t.ops, Control: ControlFence, Head: t.fence})
+	t.checkRoom()
 }
 
-// giveBack gives the last delivery back. Nothing was delivered behind it, so it stays in its place.
-func (t *Takeover) giveBack() {
-	last := len(t.first) - 1
-	t.effects = append(t.effects, Requeue{t.first[last].Tag})
-	t.first = slices.Delete(t.first, last, last+1)
-	t.proof = proof{any: true}
+func (t *Takeover) checkRoom() {
+	if len(t.first) >= t.config.Prefetch {
+		t.stage = recovering
+		t.effects = append(t.effects, Recover{})
+	}
+}
+
+// Recovered reports that a Recover effect was carried out: what arrives from now on was sent after it.
+func (t *Takeover) Recovered() {
+	t.first, t.stage = nil, recovered
 }
 
 func (t *Takeover) claim(now time.Time) { t.write(t.state.claim(t.writer, t.memory.epoch, now)) }
