@@ -356,9 +356,10 @@ func (m *Machine) Stop(now time.Time) {
 	m.releaseGuard()
 }
 
-// Settled reports whether all publishings are confirmed. If no worker has a message either, a stopped session can be
-// closed, and nothing of what it did is done again.
-func (m *Machine) Settled() bool { return m.over || len(m.pending) == 0 }
+// Settled reports whether all publishings are confirmed and all fences have returned. If no worker has a message either,
+// a stopped session can be closed, and nothing of what it did is done again. A fence can't return if Prefetch messages
+// that are not settled are in front of it; the adapter waits for a limited time.
+func (m *Machine) Settled() bool { return m.over || len(m.pending)+len(m.leader.fences) == 0 }
 
 // Close ends the session. Out are the messages that workers have: they report to this machine still, and other sessions
 // of the process deliver nothing of their keys before that.

@@ -401,7 +401,14 @@ func (s *session) stop() {
 // stopped ends a session that has stopped.
 func (s *session) stopped() {
 	busy := slices.ContainsFunc(s.p.working, func(j job) bool { return j.s == s })
-	if s.stopping && !busy && len(s.wire) == 0 && (s.m == nil || s.m.Settled()) {
+	if !s.stopping || busy || len(s.wire) > 0 {
+		return
+	}
+	settled := s.m == nil || s.m.Settled()
+	if !settled && len(s.m.pending) == 0 && s.m.leader.unacked >= s.m.config.Prefetch {
+		s.w.faulty, settled = true, true // as if the time to stop were over
+	}
+	if settled {
 		s.end(0)
 	}
 }
