@@ -87,8 +87,8 @@ func (q *queue) deliver() bool {
 	msg := q.ready[0]
 	q.ready = q.ready[1:]
 	s := c.session
-	s.tags++
-	tag := s.tags
+	s.w.tags++
+	tag := s.w.tags
 	q.out[tag] = unacked{msg, c}
 	c.unacked++
 	s.inbox = append(s.inbox, func() { s.arrived(c, tag, msg) })
@@ -98,8 +98,8 @@ func (q *queue) deliver() bool {
 	return true
 }
 
-func (q *queue) ack(tag Tag) {
-	if u, ok := q.out[tag]; ok {
+func (q *queue) ack(tag Tag, s *session) {
+	if u, ok := q.out[tag]; ok && u.consumer.session == s {
 		delete(q.out, tag)
 		u.consumer.unacked--
 		q.acked = append(q.acked, u.queued)

@@ -21,6 +21,7 @@ type world struct {
 	config    Config
 	procs     []*process
 	live      []*session
+	tags      Tag
 	faulty    bool
 	draining  bool // the history ends: handlers succeed, and nothing breaks any more
 	failed    string
@@ -231,11 +232,8 @@ func (w *world) breakSomething() {
 		s.end(wire)
 	case 2: // the process sees it later
 		if !s.cut {
-			for _, f := range s.wire[:wire] {
-				f()
-			}
+			s.lose(wire)
 			w.b.close(s)
-			s.wire = nil
 		}
 	case 3, 4: // the group's queue takes everything back, and the connection is intact
 		if !s.cut {
@@ -273,7 +271,7 @@ func (w *world) timers(d time.Duration) {
 		if !w.b.now.Before(p.tick) && p.session.step != leading {
 			p.tick = w.b.now.Add(w.config.Tick)
 			s := p.session
-			s.send(func() { w.b.control(w.b.group, body{control: ControlTick}) })
+			s.send(w.b.group, func() { w.b.control(w.b.group, body{control: ControlTick}) })
 		}
 	}
 }
@@ -293,9 +291,9 @@ func (w *world) step() {
 			if len(s.wire) == 0 || s.cut {
 				break
 			}
-			f := s.wire[0]
+			c := s.wire[0]
 			s.wire = s.wire[1:]
-			f()
+			c.do()
 		}
 		s.stopped()
 	case n < 50:

@@ -24,6 +24,12 @@ type job struct {
 	b   *body
 }
 
+// command is on its way to a queue.
+type command struct {
+	queue any
+	do    func()
+}
+
 type step int
 
 const (
@@ -37,12 +43,11 @@ type session struct {
 	w        *world
 	p        *process
 	id       string
-	wire     []func() // commands on their way to the broker
-	inbox    []func() // events on their way to the session
-	cut      bool     // the broker has ended it
-	closed   bool     // the process has ended it
+	wire     []command // on their way to the broker
+	inbox    []func()  // events on their way to the session
+	cut      bool      // the broker has ended it
+	closed   bool      // the process has ended it
 	stopping bool
-	tags     Tag
 	step     step
 	since    time.Time
 	consumer *consumer
@@ -53,6 +58,7 @@ type session struct {
 	read     []Tag
 	m        *Machine
 	bodies   map[Tag]*body
+	from     map[Tag]Source
 	ready    []Tag
 }
 
@@ -60,7 +66,7 @@ func (p *process) begin() {
 	w := p.w
 	w.sessions++
 	s := &session{
-		w: w, p: p, id: fmt.Sprintf("s%d", w.sessions), bodies: make(map[Tag]*body), passes: make(map[Source]*consumer),
+		w: w, p: p, id: fmt.Sprintf("s%d", w.sessions), bodies: make(map[Tag]*body), from: make(map[Tag]Source), passes: make(map[Source]*consumer),
 		since: w.b.now,
 	}
 	s.consumer = &consumer{session: s, prefetch: w.config.Prefetch}
@@ -70,7 +76,27 @@ func (p *process) begin() {
 	p.tick = w.b.now
 }
 
-func (s *session) send(f func()) { s.wire = append(s.wire, f) }
+func (s *session) send(queue any, f func()) { s.wire = append(s.wire, command{queue, f}) }
+
+// lose carries out n commands that are on the wire. Of the others, each queue gets some of the first that are for it,
+// now and then.
+func (s *session) lose(n int) {
+	n = min(n, len(s.wire))
+	for _, c := range s.wire[:n] {
+		c.do()
+	}
+	left := make(map[any]int)
+	for _, c := range s.wire[n:] {
+		if _, known := left[c.queue]; !known {
+			left[c.queue] = max(0, s.w.rand.IntN(8)-4)
+		}
+		if left[c.queue] > 0 {
+			left[c.queue]--
+			c.do()
+		}
+	}
+	s.wire = nil
+}
 
 // end ends the session from the side of the process. Of what is on the wire, n commands reach the broker.
 func (s *session) end(n int) {
@@ -80,9 +106,7 @@ func (s *session) end(n int) {
 	s.closed = true
 	s.w.trace("%s ends, cut %v, %d of %d", s.id, s.cut, n, len(s.wire))
 	if !s.cut {
-		for _, f := range s.wire[:min(n, len(s.wire))] {
-			f()
-		}
+		s.lose(n)
 	}
 	s.w.b.close(s)
 	s.wire, s.inbox = nil, nil
@@ -103,7 +127,7 @@ func (s *session) end(n int) {
 
 // arrived is a delivery that the process receives.
 func (s *session) arrived(c *consumer, tag Tag, msg queued) {
-	s.bodies[tag] = msg.body
+	s.bodies[tag], s.from[tag] = msg.body, c.from
 	s.w.trace("%s <- %+v %+v", s.id, c.from, msg)
 	arrived := &Message{
 		Tag: tag, Key: msg.key, Print: msg.print, Size: 10, Redelivered: msg.redelivered || msg.repeat,
@@ -169,9 +193,9 @@ func (s *session) lead(counts map[Source]int) {
 		f()
 	}
 	for _, tag := range s.read {
-		s.send(func() { s.w.b.log.ack(tag) })
+		s.send(s.w.b.log, func() { s.w.b.log.ack(tag, s) })
 	}
-	s.send(func() {
+	s.send(s.w.b.log, func() {
 		q := s.w.b.log
 		for _, c := range slices.Clone(q.consumers) {
 			if c.session == s {
@@ -257,26 +281,22 @@ func (s *session) effects() {
 			}
 			s.ready = append(s.ready, e.Tag)
 		case Ack:
-			s.send(func() {
-				for _, q := range s.w.b.queues() {
-					q.ack2(s, e.Tag)
-				}
-			})
+			s.send(s.w.b.queue(s.from[e.Tag]), func() { s.w.b.queue(s.from[e.Tag]).ack(e.Tag, s) })
 		case Copy:
 			s.sendCopy(e)
 		case Send:
-			s.send(func() {
+			s.send(s.w.b.queue(e.To), func() {
 				s.w.b.control(s.w.b.queue(e.To), body{control: e.Control, name: e.Name, head: e.Head})
 				s.confirm(e.Op)
 			})
 		case Write:
 			r := e.Record.Encode()
-			s.send(func() {
+			s.send(s.w.b.log, func() {
 				s.w.b.log.publish(&body{record: r})
 				s.confirm(e.Op)
 			})
 		case Recover:
-			s.send(func() {
+			s.send(s.w.b.group, func() {
 				s.w.b.group.takeBack(s.consumer)
 				s.inbox = append(s.inbox, s.t.Recovered)
 			})
@@ -288,7 +308,7 @@ func (s *session) effects() {
 		case EndPass:
 			from := Source{e.Pair, e.Side}
 			c := s.passes[from]
-			s.send(func() {
+			s.send(s.w.b.parked[from], func() {
 				q := s.w.b.parked[from]
 				q.cancel(c)
 				if s.w.faulty && s.w.rand.IntN(4) == 0 {
@@ -308,13 +328,6 @@ func (s *session) effects() {
 	}
 }
 
-// ack2 acks a delivery of a session.
-func (q *queue) ack2(s *session, tag Tag) {
-	if u, ok := q.out[tag]; ok && u.consumer.session == s {
-		q.ack(tag)
-	}
-}
-
 func (s *session) confirm(op uint64) {
 	s.inbox = append(s.inbox, func() {
 		s.w.trace("%s confirmed %d", s.id, op)
@@ -331,7 +344,11 @@ func (s *session) sendCopy(e Copy) {
 	c := *s.bodies[e.Tag]
 	c.head, c.seq, c.stamp, c.repeat = e.Head, e.Seq, e.Stamp, e.Repeat
 	after := e.After
-	s.send(func() {
+	var queue any = e.To
+	if e.To == ToParked {
+		queue = s.w.b.parked[Source{e.Pair, e.Side}]
+	}
+	s.send(queue, func() {
 		b := s.w.b
 		switch e.To {
 		case ToDelay:
