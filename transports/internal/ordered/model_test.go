@@ -23,6 +23,9 @@ type world struct {
 	live      []*session
 	tags      Tag
 	faulty    bool
+	bad       int // percent of messages that are poisoned, and that wait for long
+	longest   int // milliseconds
+	faultRate int
 	draining  bool // the history ends: handlers succeed, and nothing breaks any more
 	failed    string
 	traced    bool
@@ -62,6 +65,7 @@ func newWorld(seed uint64) *world {
 	}
 	r := w.rand
 	w.faulty = r.IntN(5) > 0
+	w.bad, w.longest, w.faultRate = 5+r.IntN(25), 1+r.IntN(8000), 1+r.IntN(3)
 	w.config = Config{
 		Park: r.IntN(6) > 0, Prefetch: 12, Held: 1 + r.IntN(7), HeldBytes: 1 << 20, MaxKeys: 100, MaxKeyBytes: 1 << 20, LogRecords: 20 + r.IntN(200),
 		Pairs: 1 + r.IntN(2), Short: time.Second, Tick: time.Second,
@@ -150,15 +154,15 @@ func (w *world) work(p *process) {
 	m, now := j.s.m, w.b.now
 	outcome := w.rand.IntN(100)
 	if w.draining {
-		outcome = 50
+		outcome = 99
 	}
 	w.trace("%s worker ends %d tag %d outcome %d", j.s.id, j.b.id, j.tag, outcome)
 	switch {
-	case outcome < 6:
+	case outcome < w.bad:
 		m.Poisoned(now, j.tag)
-	case outcome < 12:
-		m.Failed(now, j.tag, time.Duration(2+w.rand.IntN(8))*time.Second)
-	case outcome < 25:
+	case outcome < 2*w.bad:
+		m.Failed(now, j.tag, 1001*time.Millisecond+time.Duration(w.rand.IntN(w.longest))*time.Millisecond)
+	case outcome < 2*w.bad+12:
 		m.Failed(now, j.tag, time.Duration(w.rand.IntN(1000))*time.Millisecond)
 	default:
 		w.done(j.b.id)
@@ -318,18 +322,18 @@ func (w *world) step() {
 	case n < 91:
 		s.takeover()
 		s.pass()
-	case n < 94 || w.draining:
+	case n < 93 || w.draining:
 		w.timers(time.Duration(r.IntN(200)) * time.Millisecond)
 	case n < 96:
 		w.operate()
-	case n < 97:
+	case n < 97 && r.IntN(4) == 0:
 		if s.m != nil && w.faulty {
 			s.m.Stalled(w.b.now)
 			s.effects()
 		}
-	case n < 98 && r.IntN(3) == 0:
+	case n < 98 && r.IntN(4) == 0:
 		s.stop()
-	case w.faulty && r.IntN(4) == 0:
+	case w.faulty && n >= 98 && r.IntN(6) < w.faultRate:
 		w.breakSomething()
 	default:
 		w.timers(time.Duration(r.IntN(20)) * time.Millisecond)
@@ -410,11 +414,12 @@ func (w *world) idle() bool {
 			}
 		}
 	}
-	leads := false
-	for _, s := range w.live {
-		leads = leads || s.m != nil && !s.cut && len(s.wire) == 0 && len(s.inbox) == 0 && len(s.m.state.keys) == 0 && s.m.Settled()
+	c := w.b.group.active()
+	if c == nil {
+		return false
 	}
-	return leads
+	s := c.session
+	return s.m != nil && !s.cut && len(s.wire) == 0 && len(s.inbox) == 0 && len(s.m.state.keys) == 0 && s.m.Settled()
 }
 
 func (w *world) describe() string {
