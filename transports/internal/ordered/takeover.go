@@ -33,6 +33,8 @@ type Takeover struct {
 	first   []*Message
 	fence   string // that is awaited
 	fences  int
+	current string // the claim that is awaited
+	claims  int
 	stage   stage
 }
 
@@ -100,7 +102,12 @@ func (t *Takeover) Recovered() {
 	t.first, t.stage = nil, recovered
 }
 
-func (t *Takeover) claim(now time.Time) { t.write(t.state.claim(t.writer, t.memory.epoch, now)) }
+// claim writes a claim. Each has a name of its own, because the broker may send an earlier one again.
+func (t *Takeover) claim(now time.Time) {
+	t.claims++
+	t.current = t.writer + "/" + strconv.Itoa(t.claims)
+	t.write(t.state.claim(t.current, t.memory.epoch, now))
+}
 
 func (t *Takeover) write(r *Record) {
 	t.ops++
@@ -114,13 +121,13 @@ func (t *Takeover) Read(now time.Time, body []byte) error {
 	if err != nil || t.Compacts() {
 		return err
 	}
-	if err = t.state.Apply(r); err != nil || r.Kind != kindEpoch || r.Writer != t.writer {
+	if err = t.state.Apply(r); err != nil || r.Kind != kindEpoch || r.Writer != t.current {
 		return err
 	}
 	switch {
 	case t.stage == probing:
 		t.prove()
-	case t.stage == claiming && t.state.owner == t.writer:
+	case t.stage == claiming && t.state.owner == t.current:
 		t.stage = writing
 		for _, r := range t.state.Snapshot(t.config.Park) {
 			t.write(r)
