@@ -14,9 +14,12 @@ func (s Side) valid() bool { return s == 0 || s == 1 }
 
 // A Source is the queue that a message was delivered from: the group's, or one of a pair of parked queues.
 type Source struct {
-	Pair int // 0: the group's queue
+	Pair int // 0: the group's queue; Adopted: see [Takeover.Adopt]
 	Side Side
 }
+
+// Adopted is the pair in the source of a message that an earlier version held.
+const Adopted = -1
 
 // Control says what a control message in the group's queue or in a parked queue is for. It is the value of a header.
 type Control string
@@ -38,6 +41,8 @@ type Message struct {
 	Print       uint64 // a fingerprint of its id and body; 0 if it has no id
 	Size        int    // bytes that it takes here
 	Redelivered bool   // the broker delivered it before; for a parked copy, also if Copy.Repeat was set
+
+	Due time.Time // of an adopted message; zero: now
 
 	Control Control
 	Name    Name   // of a fence, a marker, or a leader's tick

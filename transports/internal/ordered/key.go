@@ -31,7 +31,7 @@ type item struct {
 	until time.Time
 }
 
-func (it *item) parked() bool { return it.from.Pair != 0 }
+func (it *item) parked() bool { return it.from.Pair > 0 }
 
 // memo identifies the message for the memory of the process.
 func (it *item) memo() memo { return memo{it.msg.Print, it.msg.Head} }
@@ -90,7 +90,14 @@ func (m *Machine) run(k *keyQueue) {
 			m.finish(it)
 			return // finish has called run
 		}
-		m.deliver(it)
+		switch {
+		case !it.msg.Due.After(m.now):
+			m.deliver(it)
+		case it.msg.Due.Sub(m.now) > m.config.Short:
+			m.depart(it, ToDelay, it.msg.Due)
+		default:
+			m.wait(it, it.msg.Due)
+		}
 	}
 	if k.empty() && m.queues[k.name] == k {
 		delete(m.queues, k.name)

@@ -64,7 +64,7 @@ func (m *Machine) deposed(it *item) bool {
 		m.stepDown("another process has led")
 		return true
 	}
-	if it.parked() {
+	if it.from.Pair != 0 {
 		return false
 	}
 	l.quiet = 0

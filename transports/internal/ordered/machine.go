@@ -74,6 +74,9 @@ func New(t *Takeover, counts map[Source]int, now time.Time) *Machine {
 			m.pairs[k.pair-1].draining[key] = true
 		}
 	}
+	for _, msg := range t.adopted {
+		m.Arrived(now, Source{Pair: Adopted}, msg)
+	}
 	for _, msg := range t.first {
 		m.Arrived(now, Source{}, msg)
 	}
@@ -307,9 +310,12 @@ func (m *Machine) depart(it *item, to Target, until time.Time) {
 
 // ack acks a delivery.
 func (m *Machine) ack(it *item) {
-	if it.parked() {
+	switch {
+	case it.parked():
 		m.ackParked(it)
-	} else {
+	case it.from.Pair == Adopted:
+		m.emit(Ack{it.msg.Tag})
+	default:
 		m.ackTag(it.msg.Tag)
 	}
 }

@@ -31,6 +31,7 @@ type Takeover struct {
 	effects []Effect
 	ops     uint64
 	first   []*Message
+	adopted []*Message
 	fence   string // that is awaited
 	fences  int
 	current string // the claim that is awaited
@@ -148,6 +149,10 @@ func (t *Takeover) Confirmed(op uint64) {
 		t.stage = ready
 	}
 }
+
+// Adopt adds messages that an earlier version of leat held for the group, in the order of their keys. They come before all
+// that the group's queue has. Each is acked when it is handled, or is safe elsewhere.
+func (t *Takeover) Adopt(msgs []*Message) { t.adopted = append(t.adopted, msgs...) }
 
 // Ready reports whether [New] may be called, as soon as no parked queue has a consumer.
 func (t *Takeover) Ready() bool { return t.stage == ready }
