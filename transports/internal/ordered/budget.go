@@ -63,7 +63,7 @@ func (m *Machine) relieveKey(k *keyQueue) {
 
 // roomFor reports whether the key may be known.
 func (m *Machine) roomFor(key string) bool {
-	return m.state.keys[key] != nil || len(m.state.keys)+m.becoming < m.config.MaxKeys && m.state.bytes < m.config.MaxKeyBytes
+	return m.state.keys[key] != nil || len(m.state.keys)+len(m.departing) < m.config.MaxKeys && m.state.bytes < m.config.MaxKeyBytes
 }
 
 // report reports a change.

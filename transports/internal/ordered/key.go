@@ -110,7 +110,7 @@ func (m *Machine) next(k *keyQueue) *item {
 		return nil
 	}
 	for i, it := range k.heads {
-		_, a := m.state.find(it.msg.Head)
+		_, a := m.find(it.msg.Head)
 		if a == nil { // another copy of it was faster
 			k.heads = slices.Delete(k.heads, i, i+1)
 			m.ack(it)
@@ -195,11 +195,10 @@ func (m *Machine) sendAway(it *item, to Target, after time.Duration) {
 		m.copy(it, Copy{To: to, After: after}, func() { m.finish(it) })
 		return
 	}
-	head := m.name().String()
-	m.becoming++
-	m.copy(it, Copy{To: to, After: after, Head: head}, func() {
-		m.becoming--
-		a := &away{Head: head, Print: it.msg.Print, Poison: to == ToPoison}
+	a := &away{Head: m.name().String(), Print: it.msg.Print, Poison: to == ToPoison}
+	m.departing[a.Head] = departure{it.key.name, a}
+	m.copy(it, Copy{To: to, After: after, Head: a.Head}, func() {
+		delete(m.departing, a.Head)
 		r := &Record{Kind: kindBlock, Key: keyText(it.key.name), Away: a}
 		if it.awaited {
 			r.Head = it.msg.Head
@@ -215,6 +214,20 @@ func (m *Machine) sendAway(it *item, to Target, after time.Duration) {
 		})
 		m.run(it.key)
 	})
+}
+
+// departure is a message that is being sent away. The log does not know it yet, but it may come back at any moment.
+type departure struct {
+	key  string
+	away *away
+}
+
+// find returns the message that is away, or being sent away, under this name, and its key.
+func (m *Machine) find(head string) (key string, a *away) {
+	if d, found := m.departing[head]; found {
+		return d.key, d.away
+	}
+	return m.state.find(head)
 }
 
 // logged lets a message that is away come back.

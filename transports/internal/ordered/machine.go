@@ -35,12 +35,12 @@ type Machine struct {
 	over    bool      // the session has ended, or must
 	stopped bool      // Close was called
 
-	queues   map[string]*keyQueue
-	items    map[Tag]*item // that workers have
-	waiting  []*item
-	stopping bool
-	full     bool
-	becoming int // keys that will be known when a copy is confirmed, at most
+	queues    map[string]*keyQueue
+	items     map[Tag]*item // that workers have
+	waiting   []*item
+	stopping  bool
+	full      bool
+	departing map[string]departure
 
 	leader leader
 	pairs  []*parkedQueues // pair 1 is at index 0
@@ -61,7 +61,7 @@ type pending struct {
 func New(t *Takeover, counts map[Source]int, now time.Time) *Machine {
 	m := &Machine{
 		config: t.config, memory: t.memory, state: t.state, now: now,
-		queues: make(map[string]*keyQueue), items: make(map[Tag]*item),
+		queues: make(map[string]*keyQueue), items: make(map[Tag]*item), departing: make(map[string]departure),
 		leader: newLeader(now),
 	}
 	m.memory.current = m
@@ -166,9 +166,9 @@ func (m *Machine) Arrived(now time.Time, from Source, msg *Message) {
 
 // enter takes a message of the group's queue in.
 func (m *Machine) enter(it *item) {
-	if _, a := m.state.find(it.msg.Head); a != nil {
+	if key, a := m.find(it.msg.Head); a != nil {
 		it.awaited = true
-		it.msg.Key = m.state.heads[it.msg.Head] // an operator may have changed it
+		it.msg.Key = key // an operator may have changed it
 		it.key = m.queue(it.msg.Key)
 		it.key.heads = append(it.key.heads, it)
 		m.run(it.key)
@@ -195,7 +195,7 @@ func (m *Machine) control(it *item) {
 		m.ticked(it)
 		return
 	case ControlDrop:
-		if _, a := m.state.find(it.msg.Head); a != nil {
+		if _, a := m.find(it.msg.Head); a != nil {
 			if !a.logged {
 				if a.drop != 0 {
 					m.ackTag(a.drop)

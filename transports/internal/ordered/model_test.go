@@ -302,12 +302,18 @@ func (w *world) step() {
 		s.stopped()
 	case n < 50:
 		for range 1 + r.IntN(6) {
-			if len(s.inbox) == 0 || s.closed {
+			if s.closed {
 				break
 			}
-			f := s.inbox[0]
-			s.inbox = s.inbox[1:]
-			f()
+			from := &s.inbox
+			if r.IntN(2) == 0 {
+				from = &s.confirms
+			}
+			if len(*from) > 0 {
+				f := (*from)[0]
+				*from = (*from)[1:]
+				f()
+			}
 		}
 	case n < 70:
 		for _, q := range w.b.queues() {
@@ -419,7 +425,7 @@ func (w *world) idle() bool {
 		return false
 	}
 	s := c.session
-	return s.m != nil && !s.cut && len(s.wire) == 0 && len(s.inbox) == 0 && len(s.m.state.keys) == 0 && s.m.Settled()
+	return s.m != nil && !s.cut && len(s.wire) == 0 && len(s.inbox)+len(s.confirms) == 0 && len(s.m.state.keys) == 0 && s.m.Settled()
 }
 
 func (w *world) describe() string {

@@ -45,6 +45,7 @@ type session struct {
 	id       string
 	wire     []command // on their way to the broker
 	inbox    []func()  // events on their way to the session
+	confirms []func()  // confirmations, which may be earlier or later than deliveries
 	cut      bool      // the broker has ended it
 	closed   bool      // the process has ended it
 	stopping bool
@@ -109,7 +110,7 @@ func (s *session) end(n int) {
 		s.lose(n)
 	}
 	s.w.b.close(s)
-	s.wire, s.inbox = nil, nil
+	s.wire, s.inbox, s.confirms = nil, nil, nil
 	s.w.live = slices.DeleteFunc(s.w.live, func(o *session) bool { return o == s })
 	if s.m != nil {
 		var out []Tag
@@ -329,7 +330,7 @@ func (s *session) effects() {
 }
 
 func (s *session) confirm(op uint64) {
-	s.inbox = append(s.inbox, func() {
+	s.confirms = append(s.confirms, func() {
 		s.w.trace("%s confirmed %d", s.id, op)
 		if s.m != nil {
 			s.m.Confirmed(s.w.b.now, op)
