@@ -50,8 +50,8 @@
 //  1. What a leader has acked in the group's queue was handled, or its copy and the record by which it is found were
 //     confirmed before.
 //  2. A message is away before the log says so. The log says so before the message is acked, before anything is parked
-//     behind it, and before it may run again if it has come back already. The log says that it is done before
-//     the returned message is acked.
+//     behind it, and before it runs again if it has come back already. The log says that it is done before the
+//     returned message is acked.
 //  3. A parked copy counts if the log has its key in that pair since an epoch that is not later than the copy's. Any
 //     other is a duplicate, and is dropped: who wrote it did not lead any more and could not ack the original. If the
 //     log was lost, all copies count: better twice than never.

@@ -109,17 +109,12 @@ func (m *Machine) next(k *keyQueue) *item {
 	if m.stopping {
 		return nil
 	}
-	for i, it := range k.heads {
-		_, a := m.find(it.msg.Head)
-		if a == nil { // another copy of it was faster
-			k.heads = slices.Delete(k.heads, i, i+1)
-			m.ack(it)
-			return m.next(k)
+	for len(k.heads) > 0 {
+		it := pop(&k.heads)
+		if _, a := m.find(it.msg.Head); a != nil {
+			return it // it is not being sent away any more: it would be current
 		}
-		if a.logged {
-			k.heads = slices.Delete(k.heads, i, i+1)
-			return it
-		}
+		m.ack(it) // another copy of it was faster
 	}
 	switch {
 	case m.blocked(k.name):

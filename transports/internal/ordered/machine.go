@@ -44,7 +44,6 @@ type Machine struct {
 
 	leader leader
 	pairs  []*parkedQueues // pair 1 is at index 0
-	sparse bool            // the log was lost: what is parked is handed out though the log does not know it
 }
 
 // pending is a publishing on its way.

@@ -356,7 +356,7 @@ func TestMachine_adoptsWhatAnEarlierVersionHeld(t *testing.T) {
 		{Tag: 1001, Key: "a", Control: ControlBlock, Head: "place-1"}, {Tag: 1002, Key: "a"},
 		{Tag: 1003, Key: "b", Due: due}, {Tag: 1004, Key: "b"},
 	})
-	b.wants("block", "park", "copy 1003 to delay", "tick", "ack 1")
+	b.wants("swept", "block", "park", "copy 1003 to delay", "tick", "ack 1")
 	b.confirm()
 	b.wants("ack 1001", "copy 1002 to parked", "block", "park")
 	b.confirm()

@@ -26,6 +26,9 @@ type world struct {
 	bad       int // percent of messages that are poisoned, and that wait for long
 	longest   int // milliseconds
 	faultRate int
+	anonymous bool // some messages have no id
+	sweeps    int
+	logLost   bool // somebody deletes the log, once; the order is lost then
 	draining  bool // the history ends: handlers succeed, and nothing breaks any more
 	failed    string
 	traced    bool
@@ -73,6 +76,7 @@ func newWorld(seed uint64) *world {
 	if r.IntN(8) == 0 {
 		w.config.MaxKeys = 2
 	}
+	w.anonymous, w.logLost = r.IntN(4) == 0, w.faulty && r.IntN(10) == 0
 	if r.IntN(8) == 0 {
 		w.config.HeldBytes = 30
 	}
@@ -103,7 +107,11 @@ func (w *world) publish() {
 		w.add(key)
 	}
 	w.published[id]++
-	w.b.group.publish(&body{id: id, key: w.keyOf[id], print: uint64(id)})
+	b := &body{id: id, key: w.keyOf[id], print: uint64(id)}
+	if w.anonymous && id%5 == 0 {
+		b.print = 0
+	}
+	w.b.group.publish(b)
 }
 
 func (w *world) add(key string) int {
@@ -125,7 +133,7 @@ func (w *world) done(id int) {
 		return
 	}
 	key := w.keyOf[id]
-	if key == "" || w.imported[id] || w.dropped[id] {
+	if key == "" || w.imported[id] || w.dropped[id] || w.logLost {
 		return
 	}
 	ids := w.order[key]
@@ -217,6 +225,9 @@ func (w *world) breakSomething() {
 		s = c.session
 	}
 	w.faults++
+	if w.logLost && len(w.b.log.consumers) == 0 && r.IntN(3) == 0 {
+		w.b.log.ready = nil
+	}
 	w.trace("fault at %s", s.id)
 	wire := 0
 	if len(s.wire) > 0 {
@@ -384,7 +395,13 @@ func (w *world) end() {
 				w.operate()
 			}
 			if w.idle() {
-				break
+				if !w.logLost || w.sweeps == 3 || w.nothingParked() {
+					break
+				}
+				w.sweeps++ // the next leader hands out what the log does not know
+				for _, p := range w.procs {
+					p.session.end(0)
+				}
 			}
 		}
 		if n > 400_000 {
@@ -399,6 +416,15 @@ func (w *world) end() {
 	if !w.faulty && w.stepDowns > 0 {
 		w.fail("a leader has stepped down without a fault: %v", w.reasons)
 	}
+}
+
+func (w *world) nothingParked() bool {
+	for _, q := range w.b.parked {
+		if len(q.ready)+len(q.out) > 0 {
+			return false
+		}
+	}
+	return true
 }
 
 func (w *world) idle() bool {

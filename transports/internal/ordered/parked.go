@@ -1,6 +1,9 @@
 package ordered
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // Parked queues: only transports whose broker has queues need them. One with random access reads what is parked by key.
 
@@ -12,7 +15,7 @@ type parkedQueues struct {
 	pass      *pass
 	fencing   bool            // the last pass is over, and not fenced yet
 	draining  map[string]bool // keys that are released, and whose messages are here
-	sweep     bool            // there are messages of no key: leftovers
+	sweep     bool            // there are leftovers, or messages that the lost log has known
 	notBefore time.Time       // the next pass
 	messages  int
 }
@@ -22,9 +25,16 @@ func (m *Machine) openPairs(counts map[Source]int) {
 	for pair := 1; pair <= max(m.config.Pairs, m.state.pairCount()); pair++ {
 		p := &parkedQueues{pair: pair, draining: make(map[string]bool)}
 		p.messages = counts[Source{pair, 0}] + counts[Source{pair, 1}]
-		p.sweep = p.messages > 0 && m.state.inPair[pair] == 0
-		m.sparse = m.sparse || p.messages > 0 && !m.state.intact
+		p.sweep = p.messages > 0 && (m.state.lost || m.state.inPair[pair] == 0)
 		m.pairs = append(m.pairs, p)
+	}
+	m.checkSwept()
+}
+
+// checkSwept notes down that the loss of the log is made good.
+func (m *Machine) checkSwept() {
+	if m.state.lost && !slices.ContainsFunc(m.pairs, func(p *parkedQueues) bool { return p.sweep }) {
+		m.write(&Record{Kind: kindSwept}, nil)
 	}
 }
 
@@ -66,18 +76,23 @@ func (m *Machine) park(k *keyQueue) {
 		})
 		return
 	}
-	p := m.pairs[pair-1]
 	for len(k.here) > 0 {
 		it := pop(&k.here)
 		it.phase = leaving
-		m.copy(it, Copy{
-			To: ToParked, Pair: pair, Side: m.side(pair), Seq: m.name(), Repeat: it.msg.Redelivered,
-		}, func() {
-			p.messages++
-			m.ack(it)
-		})
+		m.appendParked(it, pair)
 	}
+}
+
+// appendParked copies a message behind all that is parked in a pair.
+func (m *Machine) appendParked(it *item, pair int) {
+	p := m.pairs[pair-1]
 	if p.pass != nil {
 		p.pass.appended = true
 	}
+	m.copy(it, Copy{
+		To: ToParked, Pair: pair, Side: m.side(pair), Seq: m.name(), Repeat: it.msg.Redelivered,
+	}, func() {
+		p.messages++
+		m.ack(it)
+	})
 }

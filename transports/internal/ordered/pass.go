@@ -95,6 +95,8 @@ func (m *Machine) read(it *item) {
 		m.copy(it, Copy{To: ToPoison}, func() { m.ack(it) })
 	case written.Compare(void) < 0: // its ack was lost
 		m.ack(it)
+	case m.state.lost && m.pairOf(msg.Key) != 0 && m.pairOf(msg.Key) != p.pair: // where its key is parked now
+		m.appendParked(it, m.pairOf(msg.Key))
 	case !m.counts(p, it):
 		m.ack(it)
 	default:
@@ -103,20 +105,18 @@ func (m *Machine) read(it *item) {
 }
 
 // counts reports whether the message is parked. Any other copy is a duplicate: who wrote it did not lead any more, and
-// could not ack the original.
+// could not ack the original. If the log was lost, all count: rather twice than never.
 func (m *Machine) counts(p *parkedQueues, it *item) bool {
-	key := it.msg.Key
-	switch {
-	case m.isAway(&it.msg):
+	key, pair := it.msg.Key, m.pairOf(it.msg.Key)
+	if m.isAway(&it.msg) || key == "" {
 		return false
-	case m.pairOf(key) == p.pair:
-		return m.sparse || it.msg.Seq.Epoch >= m.state.keys[key].since
-	case m.sparse && key != "" && m.pairOf(key) == 0: // rather twice than never
-		m.write(&Record{Kind: kindPark, Key: keyText(key), Pair: p.pair}, nil)
+	}
+	if m.state.lost && (pair == 0 || pair == p.pair && it.msg.Seq.Epoch < m.state.keys[key].since) {
+		m.write(&Record{Kind: kindPark, Key: keyText(key), Pair: p.pair, Since: 1}, nil)
 		p.draining[key] = true
 		return true
 	}
-	return false
+	return pair == p.pair && it.msg.Seq.Epoch >= m.state.keys[key].since
 }
 
 // readMessage hands out or moves a parked message.
@@ -172,7 +172,8 @@ func (m *Machine) endPass(p *parkedQueues) {
 			m.write(&Record{Kind: kindOpen, Key: keyText(key)}, nil)
 		}
 	}
-	p.pass, p.fencing, p.sweep = nil, true, false
+	p.pass, p.fencing, p.sweep = nil, true, p.sweep && ps.moveAll
+	m.checkSwept()
 	if len(ps.moved) > 0 {
 		p.notBefore = m.now.Add(passPause * m.now.Sub(ps.began))
 	}

@@ -138,13 +138,16 @@ func TestPass_pausesAfterItHasMovedMessages(t *testing.T) {
 func TestPass_sweepsAndHandsOutAllWhenTheLogWasLost(t *testing.T) {
 	config := testConfig()
 	over := NewTakeover(config, NewMemory(), "me", time.Unix(100, 0))
-	over.state.epoch = 7
+	over.state.epoch, over.state.lost = 7, true
 	b := &bench{t: t, Machine: New(over, map[Source]int{{1, 0}: 2}, time.Unix(100, 0)), now: time.Unix(100, 0)}
 	b.wants("tick", "StartPass")
 	b.PassStarted(b.now, 1, true)
 	b.wants("marker")
 	b.reads(Message{Key: "k", Seq: Name{3, 1}})
 	b.wants("park", "deliver 1")
+	b.Handled(b.now, 1)
+	b.readsMarker()
+	b.wants("ack 1", "ack 2", "open", "swept", "turn", "EndPass")
 }
 
 func TestPass_sweepsLeftovers(t *testing.T) {

@@ -21,6 +21,7 @@ const (
 	kindDone     = "done"  // it came back and was handled, or was dropped
 	kindPark     = "park"  // later messages of the key are in this pair of parked queues, from this epoch on
 	kindOpen     = "open"  // nothing of the key is parked any more
+	kindSwept    = "swept" // all that was parked when the log was lost is known again
 	kindTurn     = "turn"  // a pass has ended: all of the pair is on this side now
 )
 
@@ -46,14 +47,16 @@ type Record struct {
 	Writer string  `json:"writer,omitempty"` // epoch: a unique text of the claiming session
 	After  uint64  `json:"after,omitempty"`  // epoch: the one that it follows
 	Key    keyText `json:"key,omitempty"`
-	Away   *away   `json:"away,omitempty"` // block
-	Head   string  `json:"head,omitempty"` // done; block: the name that the message had before
-	Pair   int     `json:"pair,omitempty"` // park, turn
-	Side   Side    `json:"side,omitempty"` // turn
-	Turn   Name    `json:"turn,omitzero"`  // turn
+	Away   *away   `json:"away,omitempty"`  // block
+	Head   string  `json:"head,omitempty"`  // done; block: the name that the message had before
+	Pair   int     `json:"pair,omitempty"`  // park, turn
+	Side   Side    `json:"side,omitempty"`  // turn
+	Since  uint64  `json:"since,omitempty"` // park: an earlier epoch from which on copies count
+	Turn   Name    `json:"turn,omitzero"`   // turn
 
 	Part  int         `json:"part,omitempty"` // snap
 	Parts int         `json:"parts,omitempty"`
+	Lost  bool        `json:"lost,omitempty"` // the log was, and there has been no swept record since
 	Keys  []keyRecord `json:"keys,omitempty"`
 	Done  []string    `json:"done,omitempty"`
 	Pairs []pairState `json:"pairs,omitempty"`
@@ -145,11 +148,13 @@ func (r *Record) valid() bool {
 	case kindDone:
 		return r.Key != "" && r.Head != ""
 	case kindPark:
-		return r.Key != "" && validPair(r.Pair)
+		return r.Key != "" && validPair(r.Pair) && r.Since <= r.Epoch
 	case kindOpen:
 		return r.Key != ""
 	case kindTurn:
 		return validPair(r.Pair) && r.Side.valid() && r.Turn != Name{}
+	case kindSwept:
+		return true
 	case kindSnapshot:
 		return r.validSnapshot()
 	}

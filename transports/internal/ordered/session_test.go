@@ -206,7 +206,7 @@ func (s *session) lead(counts map[Source]int) {
 		}
 	})
 	s.step = leading
-	if s.w.epochs[s.epoch()] || s.epoch() < s.w.epoch && !s.w.faulty {
+	if s.w.epochs[s.epoch()] && !s.w.logLost || s.epoch() < s.w.epoch && !s.w.faulty {
 		s.w.fail("epoch %d after %d", s.epoch(), s.w.epoch)
 	}
 	s.w.epochs[s.epoch()] = true
@@ -274,7 +274,11 @@ func (s *session) effects() {
 	}
 	for _, e := range effects {
 		s.w.effects++
-		s.w.trace("%s %T %+v", s.id, e, e)
+		if wr, ok := e.(Write); ok {
+			s.w.trace("%s Write %d %s", s.id, wr.Op, wr.Record.Encode())
+		} else {
+			s.w.trace("%s %T %+v", s.id, e, e)
+		}
 		switch e := e.(type) {
 		case Deliver:
 			if e.Fence != s.epoch() {

@@ -16,6 +16,7 @@ type State struct {
 	owner  string // the session whose claim of the epoch was the first
 	last   uint64 // the number of the epoch's last record
 	intact bool   // a whole snapshot was read; else the log was empty, or somebody deleted it
+	lost   bool   // somebody deleted the log, so what is parked counts though the log does not know it
 	keys   map[string]*keyState
 	bytes  int                // of the names of keys and heads
 	heads  map[string]string  // name of a message that is away → key
@@ -44,14 +45,14 @@ func NewState() *State {
 }
 
 // claim returns a record with which a session claims the next epoch. The first claim of a session is always refused:
-// it follows no epoch that there can be. If somebody has deleted the log, epochs go on from the Unix time, so that they
-// grow in that case too.
+// it follows no epoch that there can be. If somebody has deleted the log, epochs go on from the Unix time in
+// milliseconds, so that they grow in that case too.
 func (s *State) claim(writer string, met uint64, now time.Time) *Record {
 	r := &Record{Kind: kindEpoch, Epoch: maxEpoch, Writer: writer, After: maxEpoch}
 	if s.claimed {
 		r.Epoch, r.After = max(s.epoch, met)+1, s.epoch
 		if s.epoch == 0 {
-			r.Epoch = max(r.Epoch, uint64(max(now.Unix(), 1))) //nolint:gosec // not negative
+			r.Epoch = max(r.Epoch, uint64(max(now.UnixMilli(), 1))) //nolint:gosec // not negative
 		}
 	}
 	s.claimed = true
@@ -106,9 +107,11 @@ func (s *State) Apply(r *Record) error {
 	case kindDone:
 		s.remove(key, r.Head)
 	case kindPark:
-		s.park(key, r.Pair, r.Epoch)
+		s.park(key, r.Pair, cmp.Or(r.Since, r.Epoch))
 	case kindOpen:
 		s.park(key, 0, 0)
+	case kindSwept:
+		s.lost = false
 	case kindTurn:
 		p := s.pair(r.Pair)
 		p.Side = r.Side
@@ -167,7 +170,8 @@ func (s *State) remove(key, head string) {
 func (s *State) park(key string, pair int, since uint64) {
 	k := s.key(key)
 	if k.pair == pair {
-		return // parked again: it still counts since the first time
+		k.since = min(k.since, since) // parked again: it still counts since the first time
+		return
 	}
 	s.inPair[k.pair]--
 	s.inPair[pair]++
@@ -223,6 +227,7 @@ func (s *State) snapshotPart(r *Record) error {
 	}
 	fresh := NewState()
 	fresh.epoch, fresh.owner, fresh.last, fresh.claimed, fresh.intact = s.epoch, s.owner, s.last, s.claimed, true
+	fresh.lost = s.parts[0].Lost
 	for _, part := range s.parts {
 		for i, p := range part.Pairs {
 			fresh.pairs[i+1] = &p
@@ -251,6 +256,7 @@ func (s *State) Snapshot(park bool) []*Record {
 	if !park {
 		s.release()
 	}
+	s.lost = s.lost || !s.intact
 	keys := slices.Sorted(maps.Keys(s.keys))
 	parts := max(1, (len(keys)+keysPerPart-1)/keysPerPart)
 	records := make([]*Record, parts)
@@ -263,7 +269,7 @@ func (s *State) Snapshot(park bool) []*Record {
 		}
 		records[i] = r
 	}
-	records[0].Done = slices.Clone(s.done)
+	records[0].Done, records[0].Lost = slices.Clone(s.done), s.lost
 	for pair := 1; pair <= s.pairCount(); pair++ {
 		records[0].Pairs = append(records[0].Pairs, *s.pair(pair))
 	}
