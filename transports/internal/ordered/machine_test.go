@@ -413,6 +413,43 @@ func TestMemory_acksWhatTheProcessHasHandled(t *testing.T) {
 	require.Empty(t, memory.out)
 }
 
+func TestMemory_holdsBackKeysOfWhichAnotherSessionHasAMessage(t *testing.T) {
+	old := started(t)
+	tag := old.arrives(Message{Key: "k", Print: 5})
+	old.Close([]Tag{tag})
+
+	over := NewTakeover(testConfig(), old.memory, "me again", old.now)
+	over.state.epoch = old.state.epoch + 1
+	over.first = []*Message{{Tag: 1, Key: "k", Print: 5, Redelivered: true}, {Tag: 2, Key: "k", Print: 6, Redelivered: true}}
+	b := &bench{t: t, Machine: New(over, nil, old.now), now: old.now, tag: 2}
+	b.wants("tick")
+	old.Handled(b.now, tag)
+	b.wants("deliver 2") // and the ack of the first waits for the next
+	b.Handled(b.now, 2)
+	b.wants("ack 1")
+}
+
+func TestMachine_acksTheOriginalOfWhatIsAway(t *testing.T) {
+	over := NewTakeover(testConfig(), NewMemory(), "me", time.Unix(100, 0))
+	over.state.epoch = 7
+	require.NoError(t, over.state.Apply(&Record{Kind: kindBlock, Epoch: 7, N: 1, Key: "k", Away: &away{Head: "6-1", Print: 5}}))
+	over.first = []*Message{{Tag: 1, Key: "k", Print: 5, Redelivered: true}, {Tag: 2, Control: ControlTick}, {Tag: 3, Key: "k", Print: 5}}
+	b := &bench{t: t, Machine: New(over, nil, time.Unix(100, 0))}
+	b.wants("ack 1", "park", "tick")
+}
+
+func TestTakeover_ignoresAnEarlierClaimThatIsSentAgain(t *testing.T) {
+	now := time.Unix(100, 0)
+	over := NewTakeover(testConfig(), NewMemory(), "me", now)
+	first := over.Effects()[0].(Write).Record.Encode()
+	require.NoError(t, over.Read(now, first))
+	fence := over.Effects()[0].(Send)
+	over.Arrived(now, &Message{Tag: 1, Control: fence.Control, Head: fence.Head})
+	over.Effects()
+	require.NoError(t, over.Read(now, first))
+	require.Empty(t, over.Effects())
+}
+
 func TestState_snapshotSaysTheSame(t *testing.T) {
 	s := NewState()
 	for i := range 1200 {
