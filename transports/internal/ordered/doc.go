@@ -6,9 +6,8 @@
 // queue. Here the poison queue has the messages that failed, and the parked queues those that wait behind them.)
 //
 // The package has no broker in it: a [Takeover] and then a [Machine] are told what has happened, with the time, and
-// return what is to be done. Tags are opaque, and nothing is
-// given back to the broker but in a takeover. The adapter of a transport
-// does the rest; what it must do is below.
+// return what is to be done. Tags are opaque, and nothing is given back to the broker but in a takeover. The adapter of a
+// transport does the rest; what it must do is below.
 //
 // # Design
 //
@@ -85,7 +84,7 @@
 //	acks in a parked queue are lost           what is older than the turn is void                       0
 //	a process stands still                    nothing is handed out before a fence has returned         0
 //	a policy deletes parked messages          they are in the poison queue; the order is lost           0
-//	a policy deletes the log                  all parked messages are handed out; the order is lost     some
+//	a policy deletes the log                  all that is parked counts (lost, swept); the order is lost some
 //	an operator replays twice, or drops       a head that is done is acked                              0
 //	a message has no id                       it is not recognized after a crash                        1
 //
@@ -122,7 +121,9 @@
 //  4. At the first delivery from g, consume g.keys exclusively with unlimited prefetch; if that is refused, try again
 //     every 50 ms or so, and end the session after 30 s. Then NewTakeover; pass it the deliveries of g so far, in order,
 //     and each later one, and each message of g.keys. Carry out its effects. Recover is basic.recover with requeue on
-//     g's channel; call Recovered at recover-ok, before any delivery that follows it. Remember the tags
+//     g's channel; call Recovered at recover-ok, before any delivery that follows it. (A client library that passes
+//     replies and deliveries on separately can't tell what precedes recover-ok. Pass on all that it yields afterwards:
+//     something precedes it only if the broker has taken back during the takeover, at that moment.) Remember the tags
 //     of what is read from g.keys while Compacts is false.
 //  5. When the takeover is Ready: declare all pairs passively. If one has a consumer, wait, up to 30 s. The counts are
 //     those of messages. Declare g passively, and pass on all that has arrived before that returns: then all that the

@@ -39,7 +39,7 @@ func (m *Machine) lead(now time.Time) {
 	l.quiet += min(now.Sub(l.last), m.config.Tick/2) // not the time for which the process stood still
 	l.last = now
 	if l.quiet > 4*m.config.Tick && l.unacked < m.config.Prefetch {
-		m.stepDown("nothing arrived from the group's queue for a while")
+		m.stepDown(silence)
 		return
 	}
 	if m.state.last > uint64(m.config.LogRecords) && !l.renewing { //nolint:gosec // not negative
@@ -126,6 +126,8 @@ func (m *Machine) fenced(name Name) {
 		then()
 	}
 }
+
+const silence = "nothing arrived from the group's queue for a while"
 
 const noRoomForFence = "the process stood still, and there is too much before the fence"
 

@@ -324,6 +324,9 @@ func (s *session) effects() {
 		case StepDown:
 			s.w.stepDowns++
 			s.w.reasons[e.Reason]++
+			if s.w.reasons[silence] > 0 { // the history was so slow that ticks were late
+				s.w.faulty = true
+			}
 			s.end(s.w.rand.IntN(10))
 			return
 		}
