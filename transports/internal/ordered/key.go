@@ -45,7 +45,6 @@ type keyQueue struct {
 	heads   []*item // messages that came back
 	parked  []*item // read from a parked queue by a pass
 	here    []*item // from the group's queue
-	moved   Name    // the last pass that moved a message of the key to the other side
 	parking bool    // the record that allows parking is not confirmed yet
 }
 
@@ -132,7 +131,8 @@ func (m *Machine) next(k *keyQueue) *item {
 
 func pop(items *[]*item) *item {
 	it := (*items)[0]
-	*items = slices.Delete(*items, 0, 1)
+	(*items)[0] = nil
+	*items = (*items)[1:]
 	return it
 }
 

@@ -81,7 +81,7 @@ func (b *bench) wants(effects ...string) {
 	b.t.Helper()
 	var got []string
 	for _, e := range b.Effects() {
-		text := ""
+		var text string
 		switch e := e.(type) {
 		case Deliver:
 			text = fmt.Sprintf("deliver %d", e.Tag)
@@ -170,7 +170,8 @@ func blocked(t *testing.T) (*bench, string) {
 }
 
 func (b *bench) confirmAll() {
-	for b.Confirmed(b.now, b.ops); len(b.pending) > 0; b.Confirmed(b.now, b.ops) {
+	for len(b.pending) > 0 {
+		b.Confirmed(b.now, b.ops)
 	}
 	b.Effects()
 }
@@ -353,8 +354,10 @@ func TestMachine_stalledHandsOutNothingBeforeAFenceHasReturned(t *testing.T) {
 func TestMachine_adoptsWhatAnEarlierVersionHeld(t *testing.T) {
 	due := time.Unix(100, 0).Add(time.Minute)
 	b := leadWith(t, testConfig(), []*Message{
-		{Tag: 1001, Key: "a", Control: ControlBlock, Head: "place-1"}, {Tag: 1002, Key: "a"},
-		{Tag: 1003, Key: "b", Due: due}, {Tag: 1004, Key: "b"},
+		{Tag: 1001, Key: "a", Control: ControlBlock, Head: "place-1"},
+		{Tag: 1002, Key: "a"},
+		{Tag: 1003, Key: "b", Due: due},
+		{Tag: 1004, Key: "b"},
 	})
 	b.wants("swept", "block", "park", "copy 1003 to delay", "tick", "ack 1")
 	b.confirm()
@@ -473,7 +476,7 @@ func TestState_snapshotSaysTheSame(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, read.Apply(decoded))
 	}
-	require.True(t, text(s) == text(read))
+	require.Equal(t, text(s), text(read))
 	require.Equal(t, s.bytes, read.bytes)
 	require.Equal(t, *s.pairs[2], *read.pairs[2])
 }
@@ -536,7 +539,7 @@ func FuzzDecode(f *testing.F) {
 			require.NoError(t, err)
 			require.NoError(t, read.Apply(decoded))
 		}
-		require.True(t, text(s) == text(read))
+		require.Equal(t, text(s), text(read))
 		over := NewTakeover(testConfig(), NewMemory(), "me", time.Unix(100, 0))
 		over.state = read
 		m := New(over, map[Source]int{{1, 0}: 1}, time.Unix(100, 0))

@@ -357,10 +357,6 @@ func (w *world) step() {
 	}
 }
 
-func (s *session) leaderHasRoom() bool {
-	return !s.m.over && s.m.leader.unacked < s.m.config.Prefetch-2
-}
-
 // run plays a history.
 func (w *world) run(steps int) {
 	w.play(steps)

@@ -245,7 +245,7 @@ func (s *session) pass() {
 		return
 	}
 	p := s.starting[0]
-	from := Source{p.Pair, p.Side}
+	from := Source(p)
 	q, other := s.w.b.parked[from], s.w.b.parked[Source{p.Pair, p.Side.other()}]
 	if len(q.consumers) > 0 {
 		return
@@ -311,7 +311,7 @@ func (s *session) effects() {
 		case StartPass:
 			s.starting = append(s.starting, e)
 		case EndPass:
-			from := Source{e.Pair, e.Side}
+			from := Source(e)
 			c := s.passes[from]
 			s.send(s.w.b.parked[from], func() {
 				q := s.w.b.parked[from]

@@ -52,7 +52,7 @@ func (s *State) claim(writer string, met uint64, now time.Time) *Record {
 	if s.claimed {
 		r.Epoch, r.After = max(s.epoch, met)+1, s.epoch
 		if s.epoch == 0 {
-			r.Epoch = max(r.Epoch, uint64(max(now.UnixMilli(), 1))) //nolint:gosec // not negative
+			r.Epoch = max(r.Epoch, uint64(max(now.UnixMilli(), 1)))
 		}
 	}
 	s.claimed = true
