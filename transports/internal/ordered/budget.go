@@ -12,7 +12,8 @@ import (
 //     that come back.
 //   - Deliveries of a parked queue: by the prefetch of its consumer.
 //   - Keys that the log knows: by MaxKeys and MaxKeyBytes. Beyond that a message that would make another key known
-//     stays here. When Prefetch is used up by such, the group has stopped; Report says so before.
+//     stays here. When Prefetch is used up by such, the group has stopped; Report says so before. What
+//     operators import, and what was parked when the log was lost, is not refused.
 
 // heldUp returns how many messages of the key wait here for something that may take long, and their bytes.
 func (m *Machine) heldUp(k *keyQueue) (n, bytes int) {
