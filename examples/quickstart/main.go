@@ -26,6 +26,7 @@ import (
 	"github.com/leatbus/leat/handlers"
 	"github.com/leatbus/leat/middleware"
 	"github.com/leatbus/leat/transports"
+	_ "github.com/leatbus/leat/transports/sqlite"
 )
 
 func main() {

@@ -26,6 +26,7 @@ import (
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports"
 	"github.com/leatbus/leat/transports/sql"
+	_ "github.com/leatbus/leat/transports/sqlite"
 )
 
 func TestMain(m *testing.M) { testscript.Main(m, map[string]func(){"shop": shop}) }
