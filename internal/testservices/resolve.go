@@ -93,12 +93,12 @@ func fromEnvironment(getenv func(string) string) step {
 			}
 			if _, err := url.Parse(address); err != nil {
 				// Neither the value nor err is shown: both may hold a password.
-				return answer{}, fmt.Errorf("stack: %s is not a URL; it should look like %s", s.variable, s.standard[0])
+				return answer{}, fmt.Errorf("testservices: %s is not a URL; it should look like %s", s.variable, s.standard[0])
 			}
 			version, err := greet(ctx, s, address)
 			if err != nil {
-				return answer{}, fmt.Errorf("stack: %s says %s, but no %s answers there: %w\n"+
-					"  start that server, or unset %s to let the stack find or start one",
+				return answer{}, fmt.Errorf("testservices: %s says %s, but no %s answers there: %w\n"+
+					"  start that server, or unset %s to let testservices find or start one",
 					s.variable, mask(address), s.name, err, s.variable)
 			}
 			return answer{url: address, version: version, how: "environment"}, nil
@@ -136,7 +136,7 @@ type missingError struct {
 func (e *missingError) Error() string {
 	var text strings.Builder
 	var packages, variables []string
-	fmt.Fprintf(&text, "stack: no %s here", strings.ReplaceAll(joinNames(e.services), ",", ", no "))
+	fmt.Fprintf(&text, "testservices: no %s here", strings.ReplaceAll(joinNames(e.services), ",", ", no "))
 	for _, s := range e.services {
 		packages, variables = append(packages, s.debian), append(variables, s.variable+"="+s.standard[0])
 		for _, refusal := range e.refusals[s.name] {
@@ -145,7 +145,7 @@ func (e *missingError) Error() string {
 	}
 	fmt.Fprintf(&text, "\ncures, any one:\n"+
 		"  name a running server:       export %s\n"+
-		"  start a container engine:    the stack then uses docker compose or podman compose\n"+
+		"  start a container engine:    testservices then uses docker compose or podman compose\n"+
 		"  install them (Debian):       apt-get install --no-install-recommends %s\n"+
 		"  test without them:           make unit",
 		strings.Join(variables, " "), strings.Join(packages, " "))
@@ -173,10 +173,13 @@ func poll(ctx context.Context, try func(ctx context.Context) error) error {
 	}
 }
 
-func environ(found []answer, required []service) []string {
+// environ is the command's environment. It requires what was found: a test that is skipped nonetheless is a mistake.
+func environ(found []answer) []string {
 	env := os.Environ()
+	var required []service
 	for _, a := range found {
 		env = append(env, a.service.variable+"="+a.url)
+		required = append(required, a.service)
 	}
 	return append(env, "LEAT_TEST_REQUIRE="+joinNames(required))
 }

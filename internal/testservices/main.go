@@ -14,7 +14,7 @@ import (
 	"github.com/redis/go-redis/v9/logging"
 )
 
-// Exit codes of the stack itself; otherwise it has the command's.
+// Exit codes of testservices itself; otherwise it has the command's.
 const (
 	exitUsage   = 2
 	exitMissing = 3   // a service could not be had
@@ -25,19 +25,19 @@ func main() {
 	logging.Disable() // go-redis would log each try to reach a Redis that is not there
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
-	s := stack{table: services(), ground: newGround(os.Stderr), stdout: os.Stdout, stderr: os.Stderr}
+	s := session{table: services(), ground: newGround(os.Stderr), stdout: os.Stdout, stderr: os.Stderr}
 	os.Exit(s.run(signals, os.Args[1:]))
 }
 
-// stack is one run of the program.
-type stack struct {
+// session is one run of the program.
+type session struct {
 	table          []service
 	ground         *ground
 	stdout, stderr io.Writer
 }
 
 // run tells the exit code.
-func (s *stack) run(signals <-chan os.Signal, args []string) int {
+func (s *session) run(signals <-chan os.Signal, args []string) int {
 	opts, err := parse(args, s.table, s.stderr)
 	if errors.Is(err, flag.ErrHelp) {
 		return 0
@@ -59,20 +59,27 @@ func (s *stack) run(signals <-chan os.Signal, args []string) int {
 	if why, ok := errors.AsType[interrupted](err); ok {
 		return why.exitCode()
 	}
+	missing, ok := errors.AsType[*missingError](err)
 	if err != nil {
 		fmt.Fprintln(s.stderr, err)
+	}
+	if err != nil && !(ok && opts.optional) {
 		return exitMissing
 	}
 	if len(opts.command) == 0 {
 		return 0
 	}
-	return runCommand(ctx, opts.command, environ(found, opts.services), s.stdout, s.stderr)
+	code := runCommand(ctx, opts.command, environ(found), s.stdout, s.stderr)
+	if missing != nil {
+		fmt.Fprintf(s.stderr, "testservices: without %s: the tests that need them were skipped\n", joinNames(missing.services))
+	}
+	return code
 }
 
 // close tells of what could not be stopped; that makes no test run a failure.
-func (s *stack) close() {
+func (s *session) close() {
 	if err := s.ground.close(); err != nil {
-		fmt.Fprintln(s.stderr, "stack: stop what was started:", err)
+		fmt.Fprintln(s.stderr, "testservices: stop what was started:", err)
 	}
 }
 
@@ -81,20 +88,22 @@ type options struct {
 	services []service
 	private  bool
 	keep     bool
+	optional bool
 	command  []string
 }
 
 func parse(args []string, table []service, stderr io.Writer) (options, error) {
-	flags := flag.NewFlagSet("stack", flag.ContinueOnError)
+	flags := flag.NewFlagSet("testservices", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.Usage = func() {
-		fmt.Fprintln(stderr, "usage: go run ./internal/stack [flags] -- command [argument ...]\n\n"+
+		fmt.Fprintln(stderr, "usage: go run ./internal/testservices [flags] -- command [argument ...]\n\n"+
 			"Finds or starts the servers of leat's tests, then runs the command against them.")
 		flags.PrintDefaults()
 	}
 	names := flags.String("services", "", "comma-separated services that are wanted (default "+joinNames(table)+")")
 	private := flags.Bool("private", false, "start private servers, whatever runs here or is named in the environment")
 	keep := flags.Bool("keep", false, "leave what was started up, and print export lines for the shell")
+	optional := flags.Bool("optional", false, "run the command also without the services that can't be had")
 	if err := flags.Parse(args); err != nil {
 		return options{}, err
 	}
@@ -103,12 +112,12 @@ func parse(args []string, table []service, stderr io.Writer) (options, error) {
 		return options{}, err
 	}
 	if flags.NArg() == 0 && !*keep {
-		return options{}, errors.New("stack: no command; say which, like: go run ./internal/stack -- go test")
+		return options{}, errors.New("testservices: no command; say which, like: go run ./internal/testservices -- go test")
 	}
-	return options{services: chosen, private: *private, keep: *keep, command: flags.Args()}, nil
+	return options{services: chosen, private: *private, keep: *keep, optional: *optional, command: flags.Args()}, nil
 }
 
-// ground is where servers that the stack starts can stand.
+// ground is where servers that it starts can stand.
 type ground struct {
 	containers *containers
 	yard       *yard

@@ -13,7 +13,7 @@ import (
 // interrupted is the cause of a context that a signal ended.
 type interrupted struct{ signal syscall.Signal }
 
-func (e interrupted) Error() string { return "stack: " + e.signal.String() }
+func (e interrupted) Error() string { return "testservices: " + e.signal.String() }
 
 // exitCode is the shell's convention.
 func (e interrupted) exitCode() int { return 128 + int(e.signal) }
@@ -39,7 +39,7 @@ func runCommand(ctx context.Context, command, env []string, stdout, stderr io.Wr
 	cmd.Cancel = func() error { return signalGroup(cmd.Process, signalOf(ctx)) }
 	cmd.WaitDelay = stopWithin
 	if err := cmd.Start(); err != nil {
-		fmt.Fprintln(stderr, "stack:", err)
+		fmt.Fprintln(stderr, "testservices:", err)
 		return exitNoStart
 	}
 	_ = cmd.Wait()                                // the outcome is read from ProcessState

@@ -1,9 +1,9 @@
-// Command stack finds or starts the servers that leat's tests talk to, then
+// Command testservices finds or starts the servers that leat's tests talk to, then
 // runs a command against them:
 //
-//	go run ./internal/stack -- go test ./...
-//	go run ./internal/stack -services redis,rabbitmq -- go test ./transports/amqp/...
-//	eval "$(go run ./internal/stack -private -keep)"
+//	go run ./internal/testservices -- go test ./...
+//	go run ./internal/testservices -services redis,rabbitmq -- go test ./transports/amqp/...
+//	eval "$(go run ./internal/testservices -private -keep)"
 //
 // Each service is looked for in this order, and the first that answers a real
 // handshake is taken:
@@ -16,9 +16,11 @@
 //     ports, run without root's rights
 //  5. root on Debian or Ubuntu: apt-get install without autostart, then 4
 //
+// If a service can't be had, the command is not run; with -optional it is run without.
+//
 // The command sees the LEAT_TEST_*_URL variables, and in LEAT_TEST_REQUIRE the
 // services that must not be skipped (see package testenv). Its exit code
-// becomes that of the stack; "go run" itself then exits with 1 for any of them.
-// Whatever the stack started is stopped and removed when the command ends,
+// becomes that of testservices; "go run" itself then exits with 1 for any of them.
+// Whatever it started is stopped and removed when the command ends,
 // fails or is interrupted.
 package main

@@ -9,7 +9,7 @@ import (
 
 // report prints one aligned line about a service.
 func report(w io.Writer, a answer) {
-	fmt.Fprintf(w, "stack  %-9s %-9s %-16s %s\n", a.service.name, shortVersion(a.version), a.how, mask(a.url))
+	fmt.Fprintf(w, "testservices  %-9s %-9s %-16s %s\n", a.service.name, shortVersion(a.version), a.how, mask(a.url))
 }
 
 // mask hides what may be a password in a URL.

@@ -8,12 +8,12 @@ import (
 	"strings"
 )
 
-// service is one row of the table: all that the stack knows about a server.
+// service is one row of the table: all that is known about a server.
 type service struct {
 	name     string   // as in -services, LEAT_TEST_REQUIRE and compose.yaml
 	variable string   // where the tests read its URL
 	standard []string // URLs tried on the standard loopback port, best first
-	account  string   // who runs a private one when the stack is run by root
+	account  string   // who runs a private one when root runs the program
 	programs []string // what a private one needs; "a|b" means either
 	debian   string   // the package that has these programs
 
@@ -38,7 +38,7 @@ func choose(table []service, names string) ([]service, error) {
 	for name := range strings.SplitSeq(names, ",") {
 		i := slices.IndexFunc(table, func(s service) bool { return s.name == strings.TrimSpace(name) })
 		if i < 0 {
-			return nil, fmt.Errorf("stack: -services: no service %q; known: %s", name, joinNames(table))
+			return nil, fmt.Errorf("testservices: -services: no service %q; known: %s", name, joinNames(table))
 		}
 		chosen = append(chosen, table[i])
 	}
@@ -57,7 +57,7 @@ func joinNames(list []service) string {
 func (s service) at(address string) string {
 	u, err := url.Parse(s.standard[0])
 	if err != nil {
-		panic(fmt.Sprintf("stack: the table's URL of %s: %v", s.name, err)) // a typo in the table
+		panic(fmt.Sprintf("testservices: the table's URL of %s: %v", s.name, err)) // a typo in the table
 	}
 	u.Host = address
 	return u.String()
@@ -66,7 +66,7 @@ func (s service) at(address string) string {
 func (s service) standardPort() string {
 	u, err := url.Parse(s.standard[0])
 	if err != nil {
-		panic(fmt.Sprintf("stack: the table's URL of %s: %v", s.name, err))
+		panic(fmt.Sprintf("testservices: the table's URL of %s: %v", s.name, err))
 	}
 	return u.Port()
 }

@@ -36,7 +36,7 @@ func (y *yard) fromInstalled(ctx context.Context, wanted []service) ([]answer, e
 		begin := time.Now()
 		url, version, err := y.start(ctx, s)
 		if err != nil {
-			return answer{}, fmt.Errorf("stack: start a private %s: %w", s.name, err)
+			return answer{}, fmt.Errorf("testservices: start a private %s: %w", s.name, err)
 		}
 		how := fmt.Sprintf("private (%.1fs)", time.Since(begin).Seconds())
 		return answer{url: url, version: version, how: how}, nil
@@ -70,7 +70,7 @@ func (y *yard) newSandbox(s service) (*sandbox, error) {
 	y.mu.Lock()
 	defer y.mu.Unlock()
 	if y.root == "" {
-		root, err := os.MkdirTemp("", "leat-stack-")
+		root, err := os.MkdirTemp("", "leat-testservices-")
 		if err != nil {
 			return nil, err
 		}

@@ -70,11 +70,11 @@ func TestAVariableThatIsSetIsNeverPassedOver(t *testing.T) {
 	set := func(value string) step { return fromEnvironment(func(string) string { return value }) }
 
 	_, err := set("a://me:secret@nowhere")(t.Context(), []service{silent})
-	require.EqualError(t, err, "stack: LEAT_TEST_A_URL says a://me:xxxxx@nowhere, but no a answers there: connection refused\n"+
-		"  start that server, or unset LEAT_TEST_A_URL to let the stack find or start one")
+	require.EqualError(t, err, "testservices: LEAT_TEST_A_URL says a://me:xxxxx@nowhere, but no a answers there: connection refused\n"+
+		"  start that server, or unset LEAT_TEST_A_URL to let testservices find or start one")
 
 	_, err = set("a://me:sec%ret@nowhere")(t.Context(), []service{silent})
-	require.EqualError(t, err, "stack: LEAT_TEST_A_URL is not a URL; it should look like a://127.0.0.1:4711/")
+	require.EqualError(t, err, "testservices: LEAT_TEST_A_URL is not a URL; it should look like a://127.0.0.1:4711/")
 
 	answers, err := set("")(t.Context(), []service{silent})
 	require.NoError(t, err)
@@ -107,5 +107,5 @@ func TestServicesAreChosenByName(t *testing.T) {
 	require.Equal(t, "rabbitmq,redis", joinNames(two))
 
 	_, err = choose(services(), "reddis")
-	require.EqualError(t, err, `stack: -services: no service "reddis"; known: redis,postgres,mariadb,rabbitmq`)
+	require.EqualError(t, err, `testservices: -services: no service "reddis"; known: redis,postgres,mariadb,rabbitmq`)
 }

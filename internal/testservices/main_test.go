@@ -20,7 +20,7 @@ func TestMain(m *testing.M) { testenv.Main(m) }
 
 func TestTheCommandSeesTheServicesAndItsExitCodeIsKept(t *testing.T) {
 	t.Setenv("LEAT_TEST_FAKE_URL", "fake://here")
-	s, stdout, stderr := newStack(t)
+	s, stdout, stderr := newSession(t)
 
 	code := s.run(nil, []string{"--", "sh", "-c", "echo $LEAT_TEST_FAKE_URL $LEAT_TEST_REQUIRE; exit 7"})
 
@@ -45,14 +45,14 @@ func TestExitCodesFollowTheShell(t *testing.T) {
 		"keep, and no command": {[]string{"-keep"}, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s, _, _ := newStack(t)
+			s, _, _ := newSession(t)
 			require.Equal(t, c.want, s.run(nil, c.args))
 		})
 	}
 }
 
 func TestAServiceThatCannotBeHadEndsWithTheCures(t *testing.T) {
-	s, _, stderr := newStack(t)
+	s, _, stderr := newSession(t)
 	s.table[0].programs = []string{"leat-no-such-server"}
 
 	require.Equal(t, exitMissing, s.run(nil, []string{"-private", "--", "true"}))
@@ -61,8 +61,22 @@ func TestAServiceThatCannotBeHadEndsWithTheCures(t *testing.T) {
 	}
 }
 
+func TestOptional_runsTheCommandWithoutWhatIsMissing(t *testing.T) {
+	t.Setenv("LEAT_TEST_FAKE_URL", "fake://here")
+	s, stdout, stderr := newSession(t)
+	rare := fake("rare")
+	rare.standard, rare.programs = []string{"rare://127.0.0.1:1/"}, []string{"leat-no-such-server"}
+	rare.handshake = func(context.Context, string) (string, error) { return "", errors.New("connection refused") }
+	s.table = append(s.table, rare)
+
+	require.Equal(t, 7, s.run(nil, []string{"-optional", "--", "sh", "-c", "echo $LEAT_TEST_REQUIRE; exit 7"}))
+	require.Equal(t, "fake\n", stdout.String())
+	require.Contains(t, stderr.String(), "leat-no-such-server is not installed")
+	require.True(t, strings.HasSuffix(stderr.String(), "\ntestservices: without rare: the tests that need them were skipped\n"), stderr)
+}
+
 func TestPrivateServersEndWithTheCommand(t *testing.T) {
-	s, stdout, _ := newStack(t)
+	s, stdout, _ := newSession(t)
 
 	require.Zero(t, s.run(nil, []string{"-private", "--", "sh", "-c", "echo $LEAT_TEST_FAKE_URL"}))
 	requireGone(t, strings.TrimPrefix(strings.TrimSpace(stdout.String()), "fake://"))
@@ -70,7 +84,7 @@ func TestPrivateServersEndWithTheCommand(t *testing.T) {
 
 func TestPrivateServersEndWhenOneOfThemFails(t *testing.T) {
 	var directory string
-	s, _, stderr := newStack(t)
+	s, _, stderr := newSession(t)
 	broken := s.table[0]
 	broken.name = "broken"
 	broken.start = func(_ context.Context, box *sandbox) (string, error) {
@@ -87,7 +101,7 @@ func TestPrivateServersEndWhenOneOfThemFails(t *testing.T) {
 }
 
 func TestASignalReachesTheCommandAndThePrivateServersEnd(t *testing.T) {
-	s, _, _ := newStack(t)
+	s, _, _ := newSession(t)
 	ready := filepath.Join(t.TempDir(), "ready")
 	signals := make(chan os.Signal, 1)
 	go func() {
@@ -111,7 +125,7 @@ func TestASignalReachesTheCommandAndThePrivateServersEnd(t *testing.T) {
 
 func TestASignalWhileServersStartEndsThem(t *testing.T) {
 	var directory string
-	s, _, _ := newStack(t)
+	s, _, _ := newSession(t)
 	signals := make(chan os.Signal, 1)
 	s.table[0].handshake = func(_ context.Context, url string) (string, error) {
 		directory = strings.TrimPrefix(url, "fake://")
@@ -127,7 +141,7 @@ func TestASignalWhileServersStartEndsThem(t *testing.T) {
 }
 
 func TestKeptServersAreExportedWithWhatStopsThem(t *testing.T) {
-	s, stdout, _ := newStack(t)
+	s, stdout, _ := newSession(t)
 	require.Zero(t, s.run(nil, []string{"-private", "-keep"}))
 	defer s.close()
 
@@ -152,13 +166,13 @@ func TestTheTableAgreesWithTestenvAndCompose(t *testing.T) {
 	}
 }
 
-// newStack has one service: a "server" that sleeps, at a "URL" that is its
+// newSession has one service: a "server" that sleeps, at a "URL" that is its
 // directory. It stands on no container engine and installs nothing.
-func newStack(t *testing.T) (s *stack, stdout, stderr *bytes.Buffer) {
+func newSession(t *testing.T) (s *session, stdout, stderr *bytes.Buffer) {
 	t.Setenv("LEAT_TEST_REQUIRE", "")
 	stdout, stderr = new(bytes.Buffer), new(bytes.Buffer)
 	none := func(context.Context, string, ...string) (string, error) { return "", errors.New("none in tests") }
-	return &stack{
+	return &session{
 		table: []service{fake("fake")},
 		ground: &ground{
 			containers: &containers{run: none},

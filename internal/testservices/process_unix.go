@@ -11,7 +11,7 @@ import (
 )
 
 // detach gives a server a session of its own, so that Ctrl-C at the terminal
-// reaches the stack alone, which stops the servers after the tests; and an
+// reaches this program alone, which stops the servers after the tests; and an
 // account of its own, because most servers refuse to run as root.
 func detach(cmd *exec.Cmd, account *user.User) error {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

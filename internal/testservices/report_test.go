@@ -34,8 +34,8 @@ func TestLinesAreAligned(t *testing.T) {
 	report(&text, answer{service: fake("redis"), version: "7.0.15", how: "standard port", url: "redis://127.0.0.1/0"})
 	report(&text, answer{service: fake("rabbitmq"), version: "3.10.8", how: "private (6.9s)", url: "amqp://127.0.0.1/"})
 	require.Equal(t, ""+
-		"stack  redis     7.0.15    standard port    redis://127.0.0.1/0\n"+
-		"stack  rabbitmq  3.10.8    private (6.9s)   amqp://127.0.0.1/\n", text.String())
+		"testservices  redis     7.0.15    standard port    redis://127.0.0.1/0\n"+
+		"testservices  rabbitmq  3.10.8    private (6.9s)   amqp://127.0.0.1/\n", text.String())
 }
 
 func TestExportsSurviveTheShell(t *testing.T) {

@@ -41,7 +41,7 @@ func (d *debian) install(ctx context.Context, wanted []service) (err error) {
 	for _, s := range wanted {
 		packages = append(packages, s.debian)
 	}
-	fmt.Fprintf(d.progress, "stack  apt-get install %s\n", strings.Join(packages, " "))
+	fmt.Fprintf(d.progress, "testservices  apt-get install %s\n", strings.Join(packages, " "))
 
 	restore, err := d.forbidAutostart()
 	if err != nil {

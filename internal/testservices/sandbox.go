@@ -18,7 +18,7 @@ import (
 type sandbox struct {
 	find     func(program string) (path string, err error)
 	dir      string
-	account  *user.User // nil: as whoever runs the stack
+	account  *user.User // nil: as whoever runs the program
 	env      []string
 	stopWith syscall.Signal
 
