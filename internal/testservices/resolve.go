@@ -147,7 +147,7 @@ func (e *missingError) Error() string {
 		"  name a running server:       export %s\n"+
 		"  start a container engine:    testservices then uses docker compose or podman compose\n"+
 		"  install them (Debian):       apt-get install --no-install-recommends %s\n"+
-		"  test without them:           make unit",
+		"  test without them:           go test ./...",
 		strings.Join(variables, " "), strings.Join(packages, " "))
 	return text.String()
 }
