@@ -60,7 +60,7 @@ func ExampleDuplicate() {
 // ExampleRequirePublished asks for what handlers publish.
 func ExampleRequirePublished() {
 	h := bustest.New(&testing.T{}, handlers.Reply("send-receipt", func(_ context.Context, e OrderPaid) (ReceiptSent, error) {
-		return ReceiptSent{OrderID: e.OrderID}, nil
+		return ReceiptSent(e), nil
 	}))
 	h.Publish(OrderPaid{OrderID: "42"})
 	h.WaitIdle()

@@ -63,7 +63,7 @@ func (s *session) run(signals <-chan os.Signal, args []string) int {
 	if err != nil {
 		fmt.Fprintln(s.stderr, err)
 	}
-	if err != nil && !(ok && opts.optional) {
+	if err != nil && (!ok || !opts.optional) {
 		return exitMissing
 	}
 	if len(opts.command) == 0 {
