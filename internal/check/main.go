@@ -69,7 +69,11 @@ func (c *check) all(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := c.run(ctx, services, c.arguments(noRace == nil)...); err != nil {
+	err = c.run(ctx, services, c.arguments(noRace == nil)...)
+	if ctx.Err() != nil {
+		return errors.New("interrupted")
+	}
+	if err != nil {
 		return fmt.Errorf("the tests failed: %w", err)
 	}
 	if noRace != nil {

@@ -86,6 +86,15 @@ func TestCheck_failsWithTheTests(t *testing.T) {
 		},
 	}
 	require.EqualError(t, check.all(t.Context()), "the tests failed: exit status 1")
+	ctx, cancel := context.WithCancel(t.Context())
+	run := check.run
+	check.run = func(ctx context.Context, program string, args ...string) error {
+		if program != "go" {
+			cancel() // as a signal does
+		}
+		return run(ctx, program, args...)
+	}
+	require.EqualError(t, check.all(ctx), "interrupted")
 	require.Empty(t, out)
 }
 
