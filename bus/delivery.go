@@ -10,49 +10,35 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/leatbus/leat/bus/driver"
 )
 
-// Delivery is one hand-over of a message to a group. The transport makes it, the router settles it,
-// and the steps of the stack read it with [DeliveryFrom]. It belongs to one goroutine at a time;
-// Stopping and Interrupted may be called by others.
+// A Delivery is one handling of a message by a group: what the transport has handed out, and the state of its way
+// through the stack. The bus makes it and settles it, and the steps of the stack get it with [DeliveryFrom] or [Attach].
+// It belongs to one goroutine at a time; Stopping and Interrupted may be called by others.
 type Delivery struct {
-	Message   *message.Message
-	Topic     string    // where the message was published; empty where the transport can't tell
-	Group     string    // who it is handed to
-	Attempt   int       // 1 for the first hand-over to this group; snoozes and shutdowns don't count
-	FirstSeen time.Time // when the group got the message; zero where the transport can't tell
-	Settler   Settler   // the transport's side; nil under a stock Watermill router
+	driver.Delivery
 
-	// History travels with the message from delivery to delivery.
-	History
-
-	// Rehearsal is set where the handler is only tried; nil otherwise.
+	// Rehearsal is set if the handler is only tried; nil otherwise.
 	Rehearsal *Rehearsal
 
 	// Try is the number of the current try over all deliveries, from 1. The retry step counts it.
 	Try int
 
-	group   *group          // nil under a stock Watermill router
-	ctx     deliveryContext // its message's, made with it: one allocation less for each
-	started time.Time       // when the router took it
-	moved   atomic.Int64    // when its last try failed, in Unix nanoseconds; 0 for none
-	id      string          // the message's, for whoever does not handle it: steps may change the headers
-	probe   bool            // it shows whether a paused group can go on
-	failed  bool            // the breaker knows that it failed
-	givenUp bool            // the retry policy has no try left
-	run     int             // the run of failures that it belongs to
+	group   *group           // nil under a stock Watermill router
+	handed  *driver.Delivery // what the transport handed out; it reads the History there
+	ctx     deliveryContext  // its message's, made with it: one allocation less for each
+	started time.Time        // when the router took it
+	moved   atomic.Int64     // when its last try failed, in Unix nanoseconds; 0 for none
+	id      string           // the message's, for logs and Health: steps may change the headers
+	probe   bool             // it shows whether a paused group can go on
+	failed  bool             // the breaker knows that it failed
+	givenUp bool             // the retry policy has no try left
+	run     int              // the run of failures that it belongs to
 	outcome Outcome
 	cause   error        // what a poisoned message failed with
 	settled atomic.Int32 // one of the states below
-}
-
-// History is what happened to a message in all its deliveries to a group. [Delivery.Failed] and [Delivery.AwaitNewer]
-// write it, and a transport that takes a delivery back keeps it for the next one. The zero History is that of a message
-// that has not failed.
-type History struct {
-	FailedSince  time.Time // when the handler first failed with it; zero if it has not
-	Failures     int       // how many tries have failed and count against the retry policy, or FailuresUnknown
-	WaitingSince time.Time // since when it waits for a newer version of the service; zero if it does not
 }
 
 // The states of a delivery's settlement. Whoever brings it from unsettled to another state settles it.
@@ -61,25 +47,6 @@ const (
 	poisoning // the poison queue has not confirmed its copy yet
 	settled
 )
-
-// FailuresUnknown is the value of [History].Failures for a message that an older version of leat has redelivered, which
-// counted no failures. The retry step derives them from the attempt.
-const FailuresUnknown = -1
-
-// Settler is the transport's side of a delivery. The router calls one of its methods, once. A transport that takes
-// the delivery back keeps its [History] for the next one. Ack may
-// return before the transport has carried it out; an error means that the message may come again.
-type Settler interface {
-	// Ack says that the message is done.
-	Ack() error
-	// Redeliver asks for the message again after the delay; the attempt counts.
-	Redeliver(after time.Duration) error
-	// GiveBack asks for the message again after the delay; the attempt does not count.
-	GiveBack(after time.Duration) error
-	// Poison moves the message to its group's poison queue and acks it. It returns nil only when
-	// the poison queue has confirmed its copy; on an error the delivery is not settled.
-	Poison(ctx context.Context, fault Fault) error
-}
 
 // DeliveryFrom is the delivery that ctx belongs to, nil outside a handler.
 func DeliveryFrom(ctx context.Context) *Delivery {
@@ -99,12 +66,12 @@ func Attach(msg *message.Message) *Delivery {
 	if d := DeliveryFrom(msg.Context()); d != nil {
 		return d
 	}
-	d := &Delivery{
+	d := &Delivery{Delivery: driver.Delivery{
 		Message: msg,
 		Topic:   message.SubscribeTopicFromCtx(msg.Context()),
 		Group:   message.HandlerNameFromCtx(msg.Context()),
 		Attempt: 1,
-	}
+	}}
 	msg.SetContext(ContextWithDelivery(msg.Context(), d))
 	return d
 }
@@ -118,17 +85,21 @@ type deliveryContext struct {
 }
 
 func (c *deliveryContext) Value(key any) any {
-	if _, ok := key.(deliveryKey); ok {
+	switch key.(type) {
+	case deliveryKey:
 		return c.d
+	case driver.DeliveryKey:
+		return &c.d.Delivery
+	default:
+		return c.Context.Value(key)
 	}
-	return c.Context.Value(key)
 }
 
 // Type returns the event type of the message: its ce_type, else its topic. If that names no version, as with
 // foreign producers, the payload may name it in the field [Config].VersionField of a JSON object, as a string like
 // "v2". Anything else there is the domain's own, and the version is 1.
 func (d *Delivery) Type() (Type, error) {
-	name := d.Message.Metadata[HeaderType]
+	name := d.Message.Metadata[driver.HeaderType]
 	if name == "" {
 		name = d.Topic
 	}
@@ -136,7 +107,7 @@ func (d *Delivery) Type() (Type, error) {
 		return t, nil
 	}
 	if name == "" {
-		return Type{}, fmt.Errorf("bus: message has no type: neither the header %s nor a topic names one", HeaderType)
+		return Type{}, fmt.Errorf("bus: message has no type: neither the header %s nor a topic names one", driver.HeaderType)
 	}
 	return Type{Name: name, Version: bodyVersion(d.Message.Payload, d.versionField())}, nil
 }
@@ -184,7 +155,7 @@ func (d *Delivery) Started() time.Time {
 
 // Own reports whether the bus that handles the message also published it; see [HeaderInstance].
 func (d *Delivery) Own() bool {
-	return d.group != nil && d.Message.Metadata[HeaderInstance] == d.group.bus.encoder.Instance
+	return d.group != nil && d.Message.Metadata[driver.HeaderInstance] == d.group.bus.encoder.Instance
 }
 
 // Observers are the bus's; none under a stock router.
@@ -306,13 +277,20 @@ func (d *Delivery) GiveUp(cause error, put func(context.Context, Fault) error) e
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(d.Message.Context()), poisonTimeout)
 	defer cancel()
-	err := put(ctx, NewFault(d, cause))
+	err := put(ctx, d.fault(cause))
 	d.Degraded(poisonPart, err)
 	if err == nil {
 		return nil
 	}
 	err = errors.Join(cause, fmt.Errorf("and the poison queue did not take it: %w", err))
 	return &Redelivery{After: poisonAgain, Cost: CostsNothing, Err: err}
+}
+
+// fault describes why the delivery has failed for good.
+func (d *Delivery) fault(cause error) Fault {
+	f := driver.NewFault(&d.Delivery, cause)
+	f.Tries, f.Handler = max(d.Try, 1), d.Handler().Name
+	return f
 }
 
 // GivenUp reports whether the retry policy has no try left for what [Delivery.Failed] was last told of.
@@ -409,6 +387,9 @@ func (d *Delivery) Cause() error { return d.cause }
 func (d *Delivery) settle(outcome Outcome, err error) error {
 	if !d.settled.CompareAndSwap(unsettled, settled) {
 		return nil
+	}
+	if d.handed != nil {
+		d.handed.History = d.History
 	}
 	switch outcome {
 	case Interrupted:

@@ -5,32 +5,17 @@ import (
 	"fmt"
 	"strings"
 	"time"
-
-	"github.com/ThreeDotsLabs/watermill/message"
 )
 
 var (
-	// ErrClosed is what Publish, Handle and Run answer on a closed bus, and every method on a
-	// closed transport.
-	ErrClosed = errors.New("the bus or its transport is closed")
-
 	// ErrInterrupted is the cancellation cause of a handler's context when the bus stops and the
 	// drain timeout has passed. A delivery that ends with it is given back: it costs no attempt and
 	// is never poisoned.
 	ErrInterrupted = errors.New("interrupted by shutdown")
 
-	// ErrUnsupported is what a transport answers where it lacks a capability.
-	ErrUnsupported = errors.New("not supported by this transport")
-
-	// ErrUnroutable says that a message reached no group. See [UnroutableError].
-	ErrUnroutable = errors.New("no group wants the message")
-
 	// ErrGoexit is how a delivery ends whose handler ended its goroutine. It counts as a failure, and like a panic
 	// as a bug, not as an outage.
 	ErrGoexit = errors.New("handler ended its goroutine (runtime.Goexit, as testing.T.FailNow does)")
-
-	// ErrNotFound is what a [PoisonQueue] answers for a message that is not, or no longer, in it.
-	ErrNotFound = errors.New("not found")
 )
 
 // Permanent marks an error that no further try will mend. The message goes to the poison queue at
@@ -127,21 +112,6 @@ func (r *Redelivery) Error() string {
 
 func (r *Redelivery) Unwrap() error { return r.Err }
 
-// UnroutableError says that messages reached no group: Publish was safe, but nobody will ever see
-// them. errors.Is(err, ErrUnroutable) is true for it.
-type UnroutableError struct {
-	Topics []string // the topic of each such message
-	Strict bool     // the transport was configured to treat this as a failure
-}
-
-func (e *UnroutableError) Error() string {
-	return fmt.Sprintf("%v: %d published to %s; subscribe a group to it or correct the topic",
-		ErrUnroutable, len(e.Topics), strings.Join(e.Topics[:min(len(e.Topics), 3)], ", "))
-}
-
-// Is matches [ErrUnroutable].
-func (e *UnroutableError) Is(target error) bool { return target == ErrUnroutable }
-
 // NewerVersionError says that a message has a higher version of an event than its handler takes. The version step of
 // the stack gives such a message back until a newer version of the service takes it.
 type NewerVersionError struct {
@@ -171,18 +141,6 @@ func typeNames(types []Type) string {
 	}
 	return strings.Join(names, ", ")
 }
-
-// PublishError says which messages of a call are not known to be safe. The others are.
-type PublishError struct {
-	Failed []*message.Message
-	Err    error
-}
-
-func (e *PublishError) Error() string {
-	return fmt.Sprintf("%d messages are not known to be safe, the first is %s: %v", len(e.Failed), MessageID(e.Failed[0]), e.Err)
-}
-
-func (e *PublishError) Unwrap() error { return e.Err }
 
 // AsRedelivery is the [Redelivery] in err's chain.
 func AsRedelivery(err error) (*Redelivery, bool) {

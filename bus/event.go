@@ -5,6 +5,8 @@ import (
 	"reflect"
 	"strconv"
 	"strings"
+
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // Event names itself on the wire. Domain packages satisfy it without importing leat:
@@ -44,14 +46,14 @@ func (t Type) Validate() error {
 	if t.Version > MaxVersion {
 		return fmt.Errorf("bus: event type %q has version %d; versions end at %d: count them, and use no date", t.Name, t.Version, MaxVersion)
 	}
-	if err := ValidateTopic(t.Name); err != nil {
+	if err := driver.ValidateTopic(t.Name); err != nil {
 		return fmt.Errorf("bus: event name %q: %w", t.Name, err)
 	}
 	if _, versioned := ParseType(t.Name); versioned {
 		return fmt.Errorf("bus: event name %q ends in a version; return it as the version instead", t.Name)
 	}
-	if s := t.String(); len(s) > MaxTopicBytes {
-		return fmt.Errorf("bus: event type %q has %d bytes; at most %d fit", s, len(s), MaxTopicBytes)
+	if s := t.String(); len(s) > driver.MaxTopicBytes {
+		return fmt.Errorf("bus: event type %q has %d bytes; at most %d fit", s, len(s), driver.MaxTopicBytes)
 	}
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/memory"
 )
 
@@ -46,9 +47,9 @@ func TestNew_refusesConfigurationsThatCannotWork(t *testing.T) {
 func TestHandle_namesKnownTopicsOnlyWhereThereAreNoPatterns(t *testing.T) {
 	for _, patterns := range []bool{true, false} {
 		transport := newFaulty()
-		transport.caps = &bus.Capabilities{Patterns: patterns}
+		transport.caps = &driver.Capabilities{Patterns: patterns}
 		var known []string
-		transport.subscribe = func(ctx context.Context, s bus.Subscription) (bus.Feed, error) {
+		transport.subscribe = func(ctx context.Context, s driver.Subscription) (driver.Receiver, error) {
 			known = s.Known
 			return transport.Transport.Subscribe(ctx, s)
 		}
@@ -150,7 +151,7 @@ func TestHandleRefusesWhatTheTransportLacks(t *testing.T) {
 		"ParkOff":                func(h *bus.Handler) { h.Order = bus.OrderedByKey },
 	} {
 		transport := newFaulty()
-		transport.caps = &bus.Capabilities{}
+		transport.caps = &driver.Capabilities{}
 		b := busOver(t, transport, bus.Config{})
 		err := b.Handle(handler("ledger", ok, change))
 		require.ErrorIs(t, err, bus.ErrUnsupported)
@@ -172,9 +173,9 @@ func TestOrderedHandlersParkUnlessToldOtherwise(t *testing.T) {
 		{bus.OrderedStrictly, bus.ParkDefault, true},
 		{bus.OrderedStrictly, bus.ParkOff, false},
 	} {
-		var asked bus.Subscription
+		var asked driver.Subscription
 		transport := newFaulty()
-		transport.subscribe = func(ctx context.Context, s bus.Subscription) (bus.Feed, error) {
+		transport.subscribe = func(ctx context.Context, s driver.Subscription) (driver.Receiver, error) {
 			asked = s
 			return transport.Transport.Subscribe(ctx, s)
 		}

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // Handler is a user's function with its durable name and settings. Package handlers makes it from
@@ -87,7 +89,7 @@ func (h Handler) Validate() error {
 }
 
 func (h Handler) validate() error {
-	if err := validateName(h.Name, MaxGroupBytes/2); err != nil {
+	if err := driver.ValidateName(h.Name, driver.MaxGroupBytes/2); err != nil {
 		return err
 	}
 	if h.Bind == nil {
@@ -102,7 +104,7 @@ func (h Handler) validate() error {
 		return errors.New("it subscribes to no topic")
 	}
 	for _, topic := range h.Topics {
-		if err := ValidatePattern(topic); err != nil {
+		if err := driver.ValidatePattern(topic); err != nil {
 			return err
 		}
 	}
@@ -126,7 +128,7 @@ func (h Handler) validate() error {
 		return fmt.Errorf("park mode %q is unknown; it is one of %s, %s", h.Park, ParkOn, ParkOff)
 	}
 	if h.Park == ParkOn && h.Order == Unordered {
-		return errParkUnordered
+		return driver.ErrParkUnordered
 	}
 	if h.Breaker != nil {
 		if err := h.Breaker.Validate(); err != nil {
@@ -149,7 +151,7 @@ func (h Handler) parks() bool { return h.Order != Unordered && h.Park != ParkOff
 
 // known returns the exact topics behind the handler's types, older versions included, for transports
 // without patterns; nil if the transport has them, or the handler is bound by pattern alone.
-func (h Handler) known(c Capabilities) []string {
+func (h Handler) known(c driver.Capabilities) []string {
 	if c.Patterns {
 		return nil
 	}
@@ -164,7 +166,7 @@ func (h Handler) known(c Capabilities) []string {
 	if len(h.Types) > 0 {
 		return topics
 	}
-	if slices.ContainsFunc(h.Topics, IsPattern) {
+	if slices.ContainsFunc(h.Topics, driver.IsPattern) {
 		return nil
 	}
 	return h.Topics

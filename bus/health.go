@@ -6,6 +6,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // Health is the state of a group, or of the outbox.
@@ -35,7 +37,7 @@ const partTransport = "transport"
 func (b *Bus) Health() []Health {
 	var broken error
 	if h, ok := b.TransportHealth(); ok {
-		broken = h.wrong()
+		broken = transportProblem(h)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -50,7 +52,7 @@ func (b *Bus) Health() []Health {
 			all[i].degrade("handler", stuck)
 		}
 		if broken != nil {
-			all[i].degrade(partTransport, OneLine(broken.Error(), maxErrorText))
+			all[i].degrade(partTransport, driver.OneLine(broken.Error(), driver.MaxErrorBytes))
 		}
 		if all[i].State == Running && len(all[i].Degraded) > 0 {
 			all[i].State = Degraded
@@ -139,7 +141,7 @@ func (h *health) setUntil(name string, reason error, until time.Time) (changed b
 		if h.parts == nil {
 			h.parts = make(map[string]part)
 		}
-		h.parts[name] = part{OneLine(errorText(reason), maxErrorText), until}
+		h.parts[name] = part{driver.OneLine(fmt.Sprint(reason), driver.MaxErrorBytes), until}
 	}
 	h.count.Store(int32(len(h.parts))) //nolint:gosec // a handful of parts
 	return was != (reason != nil)

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // Outcome is how a delivery ended.
@@ -96,7 +98,7 @@ func (g *guardedObserver) recover() {
 	}
 	g.panics.Add(1)
 	if g.logged.CompareAndSwap(false, true) {
-		err := NewPanicError(v)
+		err := driver.NewPanicError(v)
 		g.logger.Error("leat: observer panicked; further panics are counted, not logged", "observer", fmt.Sprintf("%T", g.observer),
 			"err", err, "stack", err.Stack())
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/memory"
 )
 
@@ -125,7 +126,7 @@ func TestAfterCloseNothingIsPublished(t *testing.T) {
 
 func TestATransportWithoutDelaysRefusesThem(t *testing.T) {
 	transport := newFaulty()
-	transport.caps = &bus.Capabilities{Patterns: true}
+	transport.caps = &driver.Capabilities{Patterns: true}
 	b := busOver(t, transport, bus.Config{})
 	handle(t, b, "ledger", ok)
 	require.ErrorIs(t, b.Publish(t.Context(), orderPaid{}, bus.Delay(time.Hour)), bus.ErrUnsupported)
@@ -162,7 +163,7 @@ func TestPublishAllPublishesAllOrNone(t *testing.T) {
 	b := newBus(t, bus.Config{})
 	var seen log
 	handle(t, b, "audit", func(_ context.Context, msg *message.Message) error {
-		seen.add(bus.TopicOf(msg))
+		seen.add(driver.TopicOf(msg))
 		return nil
 	}, topics("order.>"), concurrency(1))
 	run(t, b)
@@ -269,13 +270,13 @@ func TestPublishMessagesKeepsTheirHeaders(t *testing.T) {
 	handle(t, b, "ledger", ok)
 	msg, err := bus.ParseCloudEvent([]byte(cloudEvent(`"tenant":"acme","correlationid":"c-1","data":{"cents": 5}`)))
 	require.NoError(t, err)
-	require.NoError(t, b.PublishMessages(t.Context(), msg, &message.Message{UUID: "w-1", Metadata: message.Metadata{bus.HeaderType: paidTopic}}))
+	require.NoError(t, b.PublishMessages(t.Context(), msg, &message.Message{UUID: "w-1", Metadata: message.Metadata{driver.HeaderType: paidTopic}}))
 
 	d := next(t, b, "shop.ledger")
 	require.Equal(t, `{"cents": 5}`, string(d.Message.Payload))
 	require.Equal(t, "acme", d.Message.Metadata["ce_tenant"])
 	require.Equal(t, "c-1", bus.EnvelopeOf(d.Message).CorrelationID)
-	require.Equal(t, "e-1", bus.MessageID(d.Message))
+	require.Equal(t, "e-1", driver.MessageID(d.Message))
 }
 
 func TestWhatNobodyWantsIsCounted(t *testing.T) {

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/leatbus/leat/bus/driver"
 )
 
 const (
@@ -229,7 +231,7 @@ func (b *Bus) backlog(count func(g *group, now, later int) int) (n int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, g := range b.groups {
-		if f, ok := g.feed.(interface{ Backlog() (now, later int) }); ok {
+		if f, ok := g.receiver.(driver.BacklogCounter); ok {
 			now, later := f.Backlog()
 			n += count(g, now, later)
 		}
@@ -314,14 +316,14 @@ func (w *worker) next() bool {
 	if in.turn != nil {
 		return w.pause(in)
 	}
-	d, err := w.group.feed.Next(in.ctx)
+	d, err := w.group.receiver.Next(in.ctx)
 	if err != nil {
 		return w.refused(in.ctx, err)
 	}
 	return w.take(d, nil)
 }
 
-// refused reports whether the worker goes on after the feed gave it nothing.
+// refused reports whether the worker goes on after the receiver returned no message.
 func (w *worker) refused(ctx context.Context, err error) bool {
 	switch {
 	case w.run.intake.Err() != nil:
@@ -347,7 +349,7 @@ func (w *worker) pause(in *intake) bool {
 	b.probe()
 	ctx, cancel := b.probeContext(w.run.intake)
 	defer cancel()
-	d, err := w.group.feed.Next(ctx)
+	d, err := w.group.receiver.Next(ctx)
 	if err != nil {
 		if !w.refused(ctx, err) {
 			return false
@@ -359,19 +361,20 @@ func (w *worker) pause(in *intake) bool {
 }
 
 // take handles a delivery. It calls ready, if that is not nil, before it begins.
-func (w *worker) take(d *Delivery, ready func(*Delivery)) bool {
+func (w *worker) take(handed *driver.Delivery, ready func(*Delivery)) bool {
+	d := &Delivery{Delivery: *handed, handed: handed}
 	if w.run.bus.interrupted() { // it came too late, and its context is over
 		w.group.giveBack(d)
 		return false
 	}
 	d.started = time.Now()
 	// A transport may have these from headers that anybody can write.
-	d.Attempt, d.Failures = max(d.Attempt, 1), max(d.Failures, FailuresUnknown)
+	d.Attempt, d.Failures = max(d.Attempt, 1), max(d.Failures, driver.FailuresUnknown)
 	if d.FailedSince.After(d.started) {
 		d.FailedSince = d.started
 	}
-	d.id = MessageID(d.Message)
-	d.id = d.id[:min(len(d.id), maxClassText)] // it goes into logs
+	d.id = driver.MessageID(d.Message)
+	d.id = d.id[:min(len(d.id), driver.MaxClassBytes)] // it goes into logs
 	if ready != nil {
 		ready(d)
 	}
@@ -388,18 +391,18 @@ func (w *worker) exited() {
 	w.run.wg.Go(w.work)
 }
 
-// group is a handler with its feed.
+// group is a handler with its receiver.
 type group struct {
-	bus     *Bus
-	name    string
-	handler Handler
-	fn      message.HandlerFunc
-	feed    Feed
-	workers []*worker   // while it runs
-	stacked bool        // it has a stack
-	others  loggedNames // types that it does not take and were logged
-	health  health
-	breaker breaker
+	bus      *Bus
+	name     string
+	handler  Handler
+	fn       message.HandlerFunc
+	receiver driver.Receiver
+	workers  []*worker   // while it runs
+	stacked  bool        // it has a stack
+	others   loggedNames // types that it does not take and were logged
+	health   health
+	breaker  breaker
 
 	_      apart
 	counts counts
@@ -437,8 +440,8 @@ func (g *group) publishProduced(fn message.HandlerFunc) message.HandlerFunc {
 	}
 }
 
-func (g *group) subscription() Subscription {
-	return Subscription{
+func (g *group) subscription() driver.Subscription {
+	return driver.Subscription{
 		Group:       g.name,
 		Topics:      g.handler.Topics,
 		Known:       g.handler.known(g.bus.transport.Capabilities()),
@@ -461,7 +464,7 @@ func (g *group) handle(ctx context.Context, d *Delivery) {
 // parked closes the account of a message that waits behind a poisoned one from now on: only an operator
 // knows for how long. The transport takes the bus's name off it.
 func (g *group) parked(msg *message.Message) {
-	if msg.Metadata[HeaderInstance] == g.bus.encoder.Instance {
+	if msg.Metadata[driver.HeaderInstance] == g.bus.encoder.Instance {
 		g.counts.parked.Add(1)
 		g.bus.ledger.outstanding.Add(-1)
 	}
@@ -478,7 +481,7 @@ func (g *group) giveBack(d *Delivery) {
 func (g *group) call(msg *message.Message) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
-			err = NewPanicError(v)
+			err = driver.NewPanicError(v)
 		}
 	}()
 	produced, err := g.fn(msg)
@@ -495,7 +498,7 @@ func (g *group) finish(d *Delivery, err error) {
 	defer g.bus.ledger.inStack.Add(-1)
 	defer func() {
 		if v := recover(); v != nil {
-			g.rescue(d, NewPanicError(v), settling)
+			g.rescue(d, driver.NewPanicError(v), settling)
 		}
 		g.counts.inFlight.Add(-1)
 		g.counts.add(outcome)
@@ -528,9 +531,9 @@ func (g *group) logOther(d *Delivery, err error) {
 	if !ok {
 		return
 	}
-	if name := OneLine(other.Have.String(), maxClassText); g.others.first(name) { // a foreign producer chooses it
+	if name := driver.OneLine(other.Have.String(), driver.MaxClassBytes); g.others.first(name) { // a foreign producer chooses it
 		g.bus.cfg.Logger.Warn("leat: discarded other events than the handler takes; logged once a type", "group", g.name,
-			"type", name, "topic", OneLine(d.Topic, maxClassText), "takes", typeNames(other.Takes))
+			"type", name, "topic", driver.OneLine(d.Topic, driver.MaxClassBytes), "takes", typeNames(other.Takes))
 	}
 }
 
@@ -583,7 +586,7 @@ const rescuedAfter = 10 * time.Second
 func (g *group) rescue(d *Delivery, panicked *PanicError, settling bool) {
 	defer func() {
 		if v := recover(); v != nil {
-			g.bus.cfg.Logger.Error("leat: give back after a panic", "group", g.name, "message_id", d.id, "err", NewPanicError(v))
+			g.bus.cfg.Logger.Error("leat: give back after a panic", "group", g.name, "message_id", d.id, "err", driver.NewPanicError(v))
 		}
 	}()
 	if !settling {

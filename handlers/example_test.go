@@ -7,8 +7,8 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
-	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/bus/bustest"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/handlers"
 )
 
@@ -27,7 +27,7 @@ func ExampleReply() {
 			return ReceiptSent(e), nil
 		}),
 		handlers.Raw("audit", []string{"receipt.>"}, func(_ context.Context, msg *message.Message) error {
-			fmt.Println(bus.TopicOf(msg), string(msg.Payload))
+			fmt.Println(driver.TopicOf(msg), string(msg.Payload))
 			return nil
 		}))
 	h.Publish(Paid{OrderID: "42"})

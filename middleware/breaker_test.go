@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/memory"
 )
 
@@ -91,8 +92,8 @@ func newOutage(t *testing.T, change ...func(*bus.Handler)) *outage {
 		}
 		o.mu.Lock()
 		defer o.mu.Unlock()
-		key := bus.PartitionKey(msg)
-		o.order[key] = append(o.order[key], bus.MessageID(msg))
+		key := driver.PartitionKey(msg)
+		o.order[key] = append(o.order[key], driver.MessageID(msg))
 		return nil
 	}, change...))
 	return o
@@ -233,7 +234,7 @@ func TestBadMessagesPauseNothing(t *testing.T) {
 				s := serve(t, newBus(t, memory.New(memory.Config{Queue: 10_000}), standard(), &seen), rawHandler("ledger", func(_ context.Context, msg *message.Message) error {
 					mu.Lock()
 					defer mu.Unlock()
-					id := bus.MessageID(msg)
+					id := driver.MessageID(msg)
 					tries[id]++
 					var i int
 					_, err := fmt.Sscanf(id, "id-%d", &i)
@@ -255,7 +256,7 @@ func TestHealthyMessagesGetThroughWhileBadOnesPauseTheGroup(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var seen breakers
 		s := serve(t, newBus(t, nil, standard(), &seen), rawHandler("ledger", func(_ context.Context, msg *message.Message) error {
-			if strings.HasPrefix(bus.MessageID(msg), "bad") {
+			if strings.HasPrefix(driver.MessageID(msg), "bad") {
 				return errHandler
 			}
 			return nil
@@ -288,11 +289,11 @@ func TestAPausedGroupWithNothingToProbeStaysPaused(t *testing.T) {
 		}
 		time.Sleep(5 * time.Second)
 		require.NotZero(t, o.breakers.count(bus.BreakerOpen))
-		other, err := o.bus.Transport().Subscribe(t.Context(), bus.Subscription{Group: "shop.ledger", Topics: []string{"order.placed.*"}, Concurrency: n})
+		other, err := o.bus.Transport().Subscribe(t.Context(), driver.Subscription{Group: "shop.ledger", Topics: []string{"order.placed.*"}, Concurrency: n})
 		require.NoError(t, err)
 		waiting, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 		defer cancel()
-		var held []*bus.Delivery
+		var held []*driver.Delivery
 		for d, err := other.Next(waiting); err == nil; d, err = other.Next(waiting) {
 			held = append(held, d)
 		}
@@ -345,7 +346,7 @@ func TestPanicsNeitherPauseAGroupNorKeepItPaused(t *testing.T) {
 		var seen breakers
 		var away atomic.Bool
 		s := serve(t, newBus(t, nil, standard(), &seen), rawHandler("ledger", func(_ context.Context, msg *message.Message) error {
-			if strings.HasPrefix(bus.MessageID(msg), "bug") {
+			if strings.HasPrefix(driver.MessageID(msg), "bug") {
 				panic("nil map")
 			}
 			if away.Load() {

@@ -12,6 +12,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // Dedup handles a message once per group: it is the Idempotent Receiver, in two phases. Before the
@@ -124,7 +125,7 @@ func (s *dedup) named(d *bus.Delivery, identity string) string {
 // handles now. No marks are written in that form any more, so the last one expires DedupConfig.Keep after the upgrade. Errors
 // of the store are left to the claim that follows.
 func (s *dedup) formerly(ctx context.Context, d *bus.Delivery, msg *message.Message) (done bool, again error) {
-	old := msg.Metadata[bus.HeaderDedupKey]
+	old := msg.Metadata[driver.HeaderDedupKey]
 	if old == "" || s.local {
 		return false, nil
 	}
@@ -161,7 +162,7 @@ func (s *dedup) unclaimed(d *bus.Delivery, mode bus.DedupMode, claim Claim, err 
 func (s *dedup) fault(d *bus.Delivery, kind DedupFaultKind, err error) {
 	if kind == DedupLost {
 		s.cfg.Logger.Warn("leat: dedup claim lost; the message is handled twice",
-			"group", d.Group, "message_id", bus.OneLine(bus.MessageID(d.Message), maxAttrBytes), "err", err)
+			"group", d.Group, "message_id", driver.OneLine(driver.MessageID(d.Message), maxAttrBytes), "err", err)
 	} else {
 		d.Degraded(dedupPart, err)
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/middleware"
 	"github.com/leatbus/leat/middleware/redisstore"
@@ -54,7 +55,7 @@ func dedupByName(t *testing.T, name, namespace string) message.HandlerMiddleware
 		client := redis.NewClient(opts)
 		t.Cleanup(func() { _ = client.Close() })
 		d := &watermill.Deduplicator{
-			KeyFactory: watermill.NewMessageHasherFromMetadataField(bus.HeaderID),
+			KeyFactory: watermill.NewMessageHasherFromMetadataField(driver.HeaderID),
 			Repository: setNX{client, namespace},
 			Timeout:    time.Second,
 		}

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // Log is an observer that writes one line per delivery that did not go well, and one at debug level
@@ -40,7 +41,7 @@ func (l logObserver) Finished(ctx context.Context, d *bus.Delivery, o bus.Observ
 		slog.Duration("took", o.Took),
 	}
 	if o.Err != nil {
-		attrs = append(attrs, slog.String("err", bus.OneLine(o.Err.Error(), 1024)))
+		attrs = append(attrs, slog.String("err", driver.OneLine(o.Err.Error(), 1024)))
 	}
 	if panicked, ok := errors.AsType[*bus.PanicError](o.Err); ok {
 		attrs = append(attrs, slog.String("stack", panicked.Stack()))
@@ -52,7 +53,7 @@ func (l logObserver) Finished(ctx context.Context, d *bus.Delivery, o bus.Observ
 const maxAttrBytes = 256
 
 // text is an attribute that a message's producer has chosen: one line of valid UTF-8, and bounded.
-func text(key, value string) slog.Attr { return slog.String(key, bus.OneLine(value, maxAttrBytes)) }
+func text(key, value string) slog.Attr { return slog.String(key, driver.OneLine(value, maxAttrBytes)) }
 
 // logLevel is Error for what a person must look at, and Warn for what mends itself.
 func logLevel(o bus.Observation) slog.Level {

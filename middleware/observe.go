@@ -8,6 +8,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // Observe tells observers of each delivery, once, with its final outcome: those of the bus, and
@@ -46,7 +47,7 @@ func observe(observers []bus.Observer, d *bus.Delivery, msg *message.Message, ne
 	returned := false
 	defer func() {
 		if v := recover(); v != nil { // the stack has no recover step
-			err = bus.NewPanicError(v)
+			err = driver.NewPanicError(v)
 		} else if !returned {
 			err = bus.ErrGoexit
 		}

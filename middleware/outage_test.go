@@ -15,13 +15,14 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/memory"
 )
 
 // kept is the memory transport as if it outlived its process, so that a service can be started again over it.
 type kept struct{ *memory.Transport }
 
-func (k kept) Capabilities() bus.Capabilities {
+func (k kept) Capabilities() driver.Capabilities {
 	c := k.Transport.Capabilities()
 	c.Durable = true
 	return c
@@ -53,8 +54,8 @@ func newShop(t *testing.T, change ...func(*bus.Handler)) *shop {
 		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		key := bus.PartitionKey(msg)
-		s.handled[key] = append(s.handled[key], success{bus.MessageID(msg), time.Now()})
+		key := driver.PartitionKey(msg)
+		s.handled[key] = append(s.handled[key], success{driver.MessageID(msg), time.Now()})
 		return nil
 	}, change...))
 	return s
@@ -211,7 +212,7 @@ func TestBreaker_letsABadMessageLeave(t *testing.T) {
 				}
 				var seen breakers
 				s := serve(t, newBus(t, nil, standard(), &seen), rawHandler("ledger", func(_ context.Context, msg *message.Message) error {
-					if bus.MessageID(msg) == "bad" {
+					if driver.MessageID(msg) == "bad" {
 						return c.err
 					}
 					return nil

@@ -11,7 +11,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/urlopt"
 	"github.com/leatbus/leat/transports/amqp"
 	"github.com/leatbus/leat/transports/memory"
@@ -20,7 +20,7 @@ import (
 
 // Opener opens a transport from its URL. It blocks until the message system has answered or ctx is
 // done. Its errors must not contain the URL's password.
-type Opener func(ctx context.Context, u *url.URL) (bus.Transport, error)
+type Opener func(ctx context.Context, u *url.URL) (driver.Transport, error)
 
 // Mux finds the opener for a URL by its scheme. It must not be changed while it is in use.
 type Mux struct{ openers map[string]Opener }
@@ -48,7 +48,7 @@ func (m *Mux) Schemes() []string { return slices.Sorted(maps.Keys(m.openers)) }
 const openNotice = 2 * time.Second
 
 // Open opens the transport that the URL names. See [Opener].
-func (m *Mux) Open(ctx context.Context, rawURL string) (bus.Transport, error) {
+func (m *Mux) Open(ctx context.Context, rawURL string) (driver.Transport, error) {
 	u, err := parse(strings.TrimSpace(rawURL))
 	if err != nil {
 		return nil, err
@@ -89,6 +89,6 @@ func (m *Mux) unknown(scheme string) error {
 }
 
 // Open opens a transport with the [Default] mux.
-func Open(ctx context.Context, rawURL string) (bus.Transport, error) {
+func Open(ctx context.Context, rawURL string) (driver.Transport, error) {
 	return Default().Open(ctx, rawURL)
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/middleware"
 	"github.com/leatbus/leat/transports/memory"
 )
@@ -179,7 +180,7 @@ func Redeliver[T bus.Event](h *Harness, handler string) {
 	h.t.Helper()
 	h.mustKnow(handler)
 	for _, msg := range again[T](h) {
-		h.must(h.transport.Redeliver(context.Background(), h.bus.GroupName(handler), bus.TopicOf(msg), clone(msg)))
+		h.must(h.transport.Redeliver(context.Background(), h.bus.GroupName(handler), driver.TopicOf(msg), clone(msg)))
 	}
 }
 

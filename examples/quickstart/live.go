@@ -9,6 +9,7 @@ import (
 	"unicode"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // The screen is an observer of the bus: it is told the outcome of every delivery, and shows the first of
@@ -81,7 +82,7 @@ func clean(text string) string {
 			return '·'
 		}
 		return r
-	}, bus.OneLine(text, 200))
+	}, driver.OneLine(text, 200))
 }
 
 // kind is what deliveries have in common that look alike to a reader.
@@ -95,7 +96,7 @@ type kind struct {
 func kindOf(d *bus.Delivery, o bus.Observation) kind {
 	k := kind{outcome: o.Outcome, group: d.Group, tried: d.Try > 1}
 	if o.Err != nil {
-		k.failed = bus.TopicOf(d.Message) + " " + bus.ErrorClass(o.Err)
+		k.failed = driver.TopicOf(d.Message) + " " + driver.ErrorClass(o.Err)
 	}
 	return k
 }

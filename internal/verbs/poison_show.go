@@ -12,7 +12,7 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/operator"
 )
 
@@ -50,7 +50,7 @@ func named(group string) filter {
 	return filter{Group: []string{group}}
 }
 
-func writeMessage(w io.Writer, group string, m bus.PoisonedMessage) error {
+func writeMessage(w io.Writer, group string, m driver.PoisonedMessage) error {
 	r := operator.Full(group, m)
 	for _, line := range []struct{ name, value string }{
 		{"id", r.ID},
@@ -82,7 +82,7 @@ func writeMessage(w io.Writer, group string, m bus.PoisonedMessage) error {
 	}
 	fmt.Fprintln(w, "\nheaders")
 	headers := maps.Clone(m.Message.Metadata)
-	bus.ClearFault(headers)
+	driver.ClearFault(headers)
 	for _, name := range slices.Sorted(maps.Keys(headers)) {
 		fmt.Fprintf(w, "  %s: %s\n", printable(name), printable(headers[name]))
 	}

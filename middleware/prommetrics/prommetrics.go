@@ -33,6 +33,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // maxTopics bounds the label "topic", whose values may come from foreign input.
@@ -156,8 +157,8 @@ func (o *Observer) Started(ctx context.Context, d *bus.Delivery) context.Context
 	g := o.group(d)
 	g.inFlight.Inc()
 	if d.Attempt == 1 && d.FailedSince.IsZero() {
-		if t := bus.MessageTime(d.Message); !t.IsZero() {
-			if due := bus.DeliverAt(d.Message); due.After(t) {
+		if t := driver.MessageTime(d.Message); !t.IsZero() {
+			if due := driver.DeliverAt(d.Message); due.After(t) {
 				t = due
 			}
 			g.lag.Observe(max(d.Started().Sub(t).Seconds(), 0))
@@ -193,7 +194,7 @@ func (o *Observer) reserve(h bus.Handler) {
 		o.topics.Store(t.String(), t.String())
 	}
 	for _, topic := range h.Topics {
-		if !bus.IsPattern(topic) {
+		if !driver.IsPattern(topic) {
 			o.topics.Store(topic, topic)
 		}
 	}

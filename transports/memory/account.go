@@ -8,7 +8,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // A group's messages are counted in three accounts with bounds of their own. A message is charged to one
@@ -249,7 +249,7 @@ func (q *queue) blockedNotice(a *account) []any {
 func refusal(queues []*queue, it *item, class int, ticket uint64) (*queue, *account, error) {
 	for _, q := range queues {
 		if q.closed {
-			return nil, nil, bus.ErrClosed
+			return nil, nil, driver.ErrClosed
 		}
 	}
 	for _, q := range queues {

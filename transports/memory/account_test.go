@@ -14,7 +14,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // TestAccounts_randomHistories holds the accounts against what the queues really have, after every step of random
@@ -47,10 +47,10 @@ type history struct {
 type historyGroup struct {
 	name   string
 	topics []string
-	feed   bus.Feed
+	feed   driver.Receiver
 	queue  *queue
-	poison bus.PoisonQueue
-	out    []*bus.Delivery
+	poison driver.PoisonQueue
+	out    []*driver.Delivery
 	done   map[string]int // messages by topic that were acked or dropped
 }
 
@@ -62,10 +62,10 @@ func newHistory(t *testing.T, seed uint64) *history {
 	}
 	h.bound = cfg.Bytes
 	h.transport = New(cfg)
-	for i, s := range []bus.Subscription{
+	for i, s := range []driver.Subscription{
 		{Group: "plain", Topics: []string{"x", "y"}},
-		{Group: "by-key", Topics: []string{"x", "z"}, Order: bus.OrderedByKey, Park: true},
-		{Group: "strict", Topics: []string{"w", "x"}, Order: bus.OrderedStrictly, Park: h.rand.IntN(2) == 0},
+		{Group: "by-key", Topics: []string{"x", "z"}, Order: driver.OrderedByKey, Park: true},
+		{Group: "strict", Topics: []string{"w", "x"}, Order: driver.OrderedStrictly, Park: h.rand.IntN(2) == 0},
 	} {
 		s.Concurrency = 1
 		feed, err := h.transport.Subscribe(t.Context(), s)
@@ -109,13 +109,13 @@ func (h *history) publish(topic string) {
 	if h.rand.IntN(20) == 0 {
 		msg.Payload = make([]byte, h.bound) // it fits alone
 	}
-	msg.Metadata = message.Metadata{bus.HeaderPartitionKey: []string{"", "a", "b", "c"}[h.rand.IntN(4)]}
+	msg.Metadata = message.Metadata{driver.HeaderPartitionKey: []string{"", "a", "b", "c"}[h.rand.IntN(4)]}
 	if h.rand.IntN(5) == 0 {
-		msg.Metadata[bus.HeaderDeliverAt] = time.Now().Add(time.Duration(h.rand.IntN(3600)) * time.Second).Format(time.RFC3339Nano)
+		msg.Metadata[driver.HeaderDeliverAt] = time.Now().Add(time.Duration(h.rand.IntN(3600)) * time.Second).Format(time.RFC3339Nano)
 	}
 	ctx := h.Context()
 	if h.rand.IntN(4) == 0 {
-		ctx = bus.ContextWithDelivery(ctx, &bus.Delivery{Message: msg})
+		ctx = driver.ContextWithDelivery(ctx, &driver.Delivery{Message: msg})
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(1+h.rand.IntN(3_600_000))*time.Millisecond)
 	h.concurrently(func() (outcome func()) {
@@ -165,7 +165,7 @@ func (h *history) settle(g *historyGroup) {
 	g.out = slices.Delete(g.out, i, i+1)
 	switch h.rand.IntN(8) {
 	case 0, 4:
-		require.NoError(h, d.Settler.Poison(h.Context(), bus.NewFault(d, errors.New("broken"))))
+		require.NoError(h, d.Settler.Poison(h.Context(), driver.NewFault(d, errors.New("broken"))))
 	case 1:
 		require.NoError(h, d.Settler.GiveBack(0))
 	case 2:
@@ -327,4 +327,4 @@ func (t *Transport) busyNow() (n int) {
 	return n
 }
 
-func queueOf(f bus.Feed) *queue { return f.(*feed).queue }
+func queueOf(f driver.Receiver) *queue { return f.(*feed).queue }

@@ -7,11 +7,11 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // handout makes the delivery: the message is the handler's own, but for the payload's bytes.
-func (q *queue) handout(it *item) *bus.Delivery {
+func (q *queue) handout(it *item) *driver.Delivery {
 	h := &handout{queue: q, item: it}
 	h.msg.UUID = it.msg.UUID
 	h.msg.Payload = it.msg.Payload
@@ -20,7 +20,7 @@ func (q *queue) handout(it *item) *bus.Delivery {
 		h.msg.Metadata = message.Metadata{}
 	}
 	if it.told {
-		delete(h.msg.Metadata, bus.HeaderInstance)
+		delete(h.msg.Metadata, driver.HeaderInstance)
 	}
 	d := &h.delivery
 	d.Message = &h.msg
@@ -35,7 +35,7 @@ func (q *queue) handout(it *item) *bus.Delivery {
 
 // handout is one delivery and its way back.
 type handout struct {
-	delivery bus.Delivery
+	delivery driver.Delivery
 	msg      message.Message
 	queue    *queue
 	item     *item
@@ -72,7 +72,7 @@ func (h *handout) GiveBack(after time.Duration) error {
 	return nil
 }
 
-func (h *handout) Poison(_ context.Context, fault bus.Fault) error {
+func (h *handout) Poison(_ context.Context, fault driver.Fault) error {
 	q := h.queue
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -6,14 +6,14 @@ import (
 	"slices"
 	"time"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
-var _ bus.Inspector = (*Transport)(nil)
+var _ driver.Inspector = (*Transport)(nil)
 
 // Groups are the groups that were subscribed. The oldest message is that of those that wait.
-func (t *Transport) Groups(context.Context) ([]bus.GroupInfo, error) {
-	var all []bus.GroupInfo
+func (t *Transport) Groups(context.Context) ([]driver.GroupInfo, error) {
+	var all []driver.GroupInfo
 	for _, q := range t.subscribed() {
 		all = append(all, q.info())
 	}
@@ -21,20 +21,20 @@ func (t *Transport) Groups(context.Context) ([]bus.GroupInfo, error) {
 }
 
 // Topics are the topics and patterns that groups ask for now.
-func (t *Transport) Topics(context.Context) ([]bus.TopicInfo, error) {
-	groups := make(map[string]*bus.TopicInfo)
-	var all []*bus.TopicInfo
+func (t *Transport) Topics(context.Context) ([]driver.TopicInfo, error) {
+	groups := make(map[string]*driver.TopicInfo)
+	var all []*driver.TopicInfo
 	for _, q := range t.subscribed() {
 		for _, topic := range q.info().Topics {
 			if groups[topic] == nil {
-				groups[topic] = &bus.TopicInfo{Topic: topic}
+				groups[topic] = &driver.TopicInfo{Topic: topic}
 				all = append(all, groups[topic])
 			}
 			groups[topic].Groups = append(groups[topic].Groups, q.group)
 		}
 	}
-	slices.SortFunc(all, func(a, b *bus.TopicInfo) int { return cmp.Compare(a.Topic, b.Topic) })
-	infos := make([]bus.TopicInfo, len(all))
+	slices.SortFunc(all, func(a, b *driver.TopicInfo) int { return cmp.Compare(a.Topic, b.Topic) })
+	infos := make([]driver.TopicInfo, len(all))
 	for i, info := range all {
 		infos[i] = *info
 	}
@@ -42,16 +42,16 @@ func (t *Transport) Topics(context.Context) ([]bus.TopicInfo, error) {
 }
 
 // Diagnose has little to check: there is nothing outside of the process.
-func (t *Transport) Diagnose(context.Context) []bus.Finding {
+func (t *Transport) Diagnose(context.Context) []driver.Finding {
 	if err := t.openOrErr(); err != nil {
-		return []bus.Finding{{Check: "transport in memory", Err: err, Cure: "correct its configuration, and start the service again"}}
+		return []driver.Finding{{Check: "transport in memory", Err: err, Fix: "correct its configuration, and start the service again"}}
 	}
-	return []bus.Finding{{Check: "transport in memory", Text: "open; what waits in it is lost when the process ends"}}
+	return []driver.Finding{{Check: "transport in memory", Text: "open; what waits in it is lost when the process ends"}}
 }
 
 func (t *Transport) openOrErr() error {
 	if t.closed.Load() {
-		return bus.ErrClosed
+		return driver.ErrClosed
 	}
 	return t.err
 }
@@ -73,10 +73,10 @@ func (t *Transport) subscribed() (all []*queue) {
 }
 
 // info counts what the queue holds.
-func (q *queue) info() bus.GroupInfo {
+func (q *queue) info() driver.GroupInfo {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return bus.GroupInfo{
+	return driver.GroupInfo{
 		Name:      q.group,
 		Topics:    slices.Sorted(slices.Values(q.topics)),
 		Waiting:   max(q.size-q.out-len(q.later), 0),

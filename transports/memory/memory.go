@@ -13,7 +13,7 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/tally"
 	"github.com/leatbus/leat/internal/urlopt"
 )
@@ -29,7 +29,7 @@ type Config struct {
 	Bytes       int // bytes an account of a group may hold, headers included; one message always fits
 	Queue       int // messages an account of a group may hold; 0 means any number
 	PoisonBytes int // bytes a poison queue may hold, headers included
-	// StrictRoutes makes Publish fail for a message that no group wants; see [bus.UnroutableError].
+	// StrictRoutes makes Publish fail for a message that no group wants; see [driver.UnroutableError].
 	StrictRoutes bool
 	// Logger gets a line when publishers are blocked by a full group. nil means slog.Default().
 	Logger *slog.Logger
@@ -40,11 +40,11 @@ const (
 	defaultPoisonBytes = 256 << 20
 )
 
-// Transport is a [bus.Transport] in memory.
+// Transport is a [driver.Transport] in memory.
 type Transport struct {
 	cfg   Config
 	err   error // what is wrong with cfg
-	table bus.TopicTable[*queue]
+	table driver.TopicTable[*queue]
 	busy  tally.Tally // messages that are not settled, over all groups
 
 	unroutable atomic.Int64
@@ -60,12 +60,12 @@ type Transport struct {
 }
 
 var (
-	_ bus.Transport    = (*Transport)(nil)
-	_ bus.HealthTeller = (*Transport)(nil)
+	_ driver.Transport     = (*Transport)(nil)
+	_ driver.HealthChecker = (*Transport)(nil)
 )
 
 // Open makes a transport from its URL. Every call makes another one: they share nothing.
-func Open(_ context.Context, u *url.URL) (bus.Transport, error) {
+func Open(_ context.Context, u *url.URL) (driver.Transport, error) {
 	if u.Host != "" || (u.Path != "" && u.Path != "/") || u.User != nil {
 		return nil, errors.New("memory: the URL has a host or a path; write memory://")
 	}
@@ -104,14 +104,14 @@ func New(cfg Config) *Transport {
 }
 
 // Capabilities is everything but durability.
-func (t *Transport) Capabilities() bus.Capabilities {
-	return bus.Capabilities{Delay: true, Patterns: true, ByKey: true, Strict: true, Poison: true, Park: true}
+func (t *Transport) Capabilities() driver.Capabilities {
+	return driver.Capabilities{Delay: true, Patterns: true, ByKey: true, Strict: true, Poison: true, Park: true}
 }
 
 // Health is connected until the transport is closed.
-func (t *Transport) Health() bus.TransportHealth {
+func (t *Transport) Health() driver.TransportHealth {
 	err := t.openOrErr()
-	return bus.TransportHealth{Transport: Scheme, Connected: err == nil, Err: err, Unroutable: t.unroutable.Load()}
+	return driver.TransportHealth{Transport: Scheme, Connected: err == nil, Err: err, Unroutable: t.unroutable.Load()}
 }
 
 // Publish queues each message in every group that wants it, in all or in none, and blocks while one
@@ -123,17 +123,17 @@ func (t *Transport) Publish(ctx context.Context, topic string, msgs ...*message.
 	if err := t.openOrErr(); err != nil {
 		return err
 	}
-	if err := bus.ValidateTopic(topic); err != nil {
+	if err := driver.ValidateTopic(topic); err != nil {
 		return fmt.Errorf("memory: %w", err)
 	}
 	queues := inOrder(t.table.Match(topic))
 	if len(queues) == 0 {
 		t.show(topic, msgs)
 		t.unroutable.Add(int64(len(msgs)))
-		return &bus.UnroutableError{Topics: slices.Repeat([]string{topic}, len(msgs)), Strict: t.cfg.StrictRoutes}
+		return &driver.UnroutableError{Topics: slices.Repeat([]string{topic}, len(msgs)), Strict: t.cfg.StrictRoutes}
 	}
 	now, class := time.Now(), otherClass
-	if bus.DeliveryFrom(ctx) != nil {
+	if driver.DeliveryFrom(ctx) != nil {
 		class = handlerClass
 	}
 	for i, msg := range msgs {
@@ -142,7 +142,7 @@ func (t *Transport) Publish(ctx context.Context, topic string, msgs ...*message.
 		it.delayed = it.due.After(now)
 		if err := t.enqueue(ctx, queues, it, class); err != nil {
 			t.show(topic, msgs[:i])
-			return &bus.PublishError{Failed: msgs[i:], Err: fmt.Errorf("memory: %w", err)}
+			return &driver.PublishError{Failed: msgs[i:], Err: fmt.Errorf("memory: %w", err)}
 		}
 	}
 	t.show(topic, msgs)
@@ -150,7 +150,7 @@ func (t *Transport) Publish(ctx context.Context, topic string, msgs ...*message.
 }
 
 // Subscribe makes the group, if it is new, and a feed on it.
-func (t *Transport) Subscribe(_ context.Context, s bus.Subscription) (bus.Feed, error) {
+func (t *Transport) Subscribe(_ context.Context, s driver.Subscription) (driver.Receiver, error) {
 	if err := s.Validate(); err != nil {
 		return nil, fmt.Errorf("memory: %w", err)
 	}
@@ -178,7 +178,7 @@ func (t *Transport) queue(group string) *queue {
 }
 
 // PoisonQueue is the poison queue of a group.
-func (t *Transport) PoisonQueue(group string) bus.PoisonQueue {
+func (t *Transport) PoisonQueue(group string) driver.PoisonQueue {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return &poisonQueue{queue: t.queue(group), transport: t}
@@ -196,14 +196,14 @@ func (t *Transport) Redeliver(ctx context.Context, group, topic string, msg *mes
 	q, ok := t.queues[group]
 	t.mu.Unlock()
 	if !ok {
-		return fmt.Errorf("memory: group %q: %w", group, bus.ErrNotFound)
+		return fmt.Errorf("memory: group %q: %w", group, driver.ErrNotFound)
 	}
 	it := newItem(msg, topic)
 	it.attempts, it.since, it.told = 1, time.Now(), true // the bus that published it has its outcome
 	return t.enqueue(ctx, []*queue{q}, it, otherClass)
 }
 
-// Close drops what waits and wakes everybody who blocks with [bus.ErrClosed].
+// Close drops what waits and wakes everybody who blocks with [driver.ErrClosed].
 func (t *Transport) Close(context.Context) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -219,7 +219,7 @@ func (t *Transport) Close(context.Context) error {
 
 // deliverAt is when the message may be handed out; the zero time means at once.
 func deliverAt(msg *message.Message) time.Time {
-	at := msg.Metadata[bus.HeaderDeliverAt]
+	at := msg.Metadata[driver.HeaderDeliverAt]
 	if at == "" {
 		return time.Time{}
 	}
@@ -237,7 +237,7 @@ type feed struct {
 	done  chan struct{}
 }
 
-func (f *feed) Next(ctx context.Context) (*bus.Delivery, error) { return f.queue.next(ctx, f.done) }
+func (f *feed) Next(ctx context.Context) (*driver.Delivery, error) { return f.queue.next(ctx, f.done) }
 
 func (f *feed) Close(context.Context) error {
 	f.once.Do(func() {

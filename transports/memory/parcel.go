@@ -8,7 +8,7 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // maxShared bounds the texts that the messages of a poison queue share, in bytes; what comes later is
@@ -43,8 +43,8 @@ func (p *parcels) pack(uuid, topic string, headers message.Metadata, payload []b
 // recurs reports whether a header says the same in many poisoned messages of a group.
 func recurs(key string) bool {
 	switch key {
-	case bus.HeaderInstance, bus.HeaderFaultClass, bus.HeaderFaultStack, bus.HeaderFaultGroup, bus.HeaderFaultHandler,
-		bus.HeaderFaultTopic, bus.HeaderFaultHost, bus.HeaderFaultPID, bus.HeaderFaultBuild:
+	case driver.HeaderInstance, driver.HeaderFaultClass, driver.HeaderFaultStack, driver.HeaderFaultGroup, driver.HeaderFaultHandler,
+		driver.HeaderFaultTopic, driver.HeaderFaultHost, driver.HeaderFaultPID, driver.HeaderFaultBuild:
 		return true
 	default:
 		return false

@@ -9,7 +9,7 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // poisoned is a message in the poison queue, packed.
@@ -25,7 +25,7 @@ type poisoned struct {
 const parcelOverhead = 64
 
 // keep puts a message into the poison queue. The caller holds q.mu.
-func (q *queue) keep(it *item, fault bus.Fault) error {
+func (q *queue) keep(it *item, fault driver.Fault) error {
 	headers := maps.Clone(it.msg.Metadata)
 	if headers == nil {
 		headers = message.Metadata{}
@@ -111,12 +111,12 @@ type poisonQueue struct {
 	transport *Transport
 }
 
-func (p *poisonQueue) List(_ context.Context, after string, limit int) ([]bus.PoisonedMessage, error) {
+func (p *poisonQueue) List(_ context.Context, after string, limit int) ([]driver.PoisonedMessage, error) {
 	start := 0
 	if after != "" {
 		id, err := strconv.Atoi(after)
 		if err != nil {
-			return nil, fmt.Errorf("memory: poisoned message %q: %w", after, bus.ErrNotFound)
+			return nil, fmt.Errorf("memory: poisoned message %q: %w", after, driver.ErrNotFound)
 		}
 		start = id
 	}
@@ -124,20 +124,20 @@ func (p *poisonQueue) List(_ context.Context, after string, limit int) ([]bus.Po
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	i, _ := slices.BinarySearchFunc(q.poison, start+1, func(x *poisoned, id int) int { return x.id - id })
-	var list []bus.PoisonedMessage
+	var list []driver.PoisonedMessage
 	for _, x := range q.poison[i:][:min(max(limit, 0), len(q.poison)-i)] {
 		list = append(list, q.show(x))
 	}
 	return list, nil
 }
 
-func (p *poisonQueue) Get(_ context.Context, id string) (bus.PoisonedMessage, error) {
+func (p *poisonQueue) Get(_ context.Context, id string) (driver.PoisonedMessage, error) {
 	q := p.queue
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	x, err := q.find(id)
 	if err != nil {
-		return bus.PoisonedMessage{}, err
+		return driver.PoisonedMessage{}, err
 	}
 	return q.show(x), nil
 }
@@ -146,8 +146,8 @@ func (p *poisonQueue) Get(_ context.Context, id string) (bus.PoisonedMessage, er
 func (p *poisonQueue) Replay(ctx context.Context, ids ...string) (int, error) {
 	return p.take(ids, func(x *poisoned) error {
 		topic, msg := p.queue.open(x)
-		since := bus.FaultOf(msg.Metadata).FirstAt
-		bus.ClearFault(msg.Metadata)
+		since := driver.FaultOf(msg.Metadata).FirstAt
+		driver.ClearFault(msg.Metadata)
 		it := newItem(msg, topic)
 		it.since, it.place = since, x.place
 		return p.transport.enqueue(ctx, []*queue{p.queue}, it, handlerClass)
@@ -159,13 +159,13 @@ func (p *poisonQueue) Drop(_ context.Context, ids ...string) (int, error) {
 }
 
 // Put fails where the poison queue has no room.
-func (p *poisonQueue) Put(_ context.Context, msgs ...bus.PoisonedMessage) error {
+func (p *poisonQueue) Put(_ context.Context, msgs ...driver.PoisonedMessage) error {
 	if p.transport.closed.Load() {
-		return bus.ErrClosed
+		return driver.ErrClosed
 	}
 	for _, m := range msgs {
-		if err := bus.ValidateTopic(m.Topic()); err != nil {
-			return fmt.Errorf("memory: poisoned message %s: %w", bus.MessageID(m.Message), err)
+		if err := driver.ValidateTopic(m.Topic()); err != nil {
+			return fmt.Errorf("memory: poisoned message %s: %w", driver.MessageID(m.Message), err)
 		}
 	}
 	q := p.queue
@@ -210,7 +210,7 @@ func (q *queue) holdAdded(x *poisoned, msg *message.Message) {
 // take calls do with each message and takes those out of the queue for which it succeeds.
 func (p *poisonQueue) take(ids []string, do func(*poisoned) error) (int, error) {
 	if p.transport.closed.Load() {
-		return 0, bus.ErrClosed
+		return 0, driver.ErrClosed
 	}
 	var firstErr error
 	done := make(map[int]bool)
@@ -248,11 +248,11 @@ func (q *queue) find(id string) (*poisoned, error) {
 }
 
 func (q *queue) notFound(id string) error {
-	return fmt.Errorf("memory: poisoned message %q of group %q: %w", id, q.group, bus.ErrNotFound)
+	return fmt.Errorf("memory: poisoned message %q of group %q: %w", id, q.group, driver.ErrNotFound)
 }
 
 // show makes what operators see. The caller holds q.mu.
-func (q *queue) show(x *poisoned) bus.PoisonedMessage {
+func (q *queue) show(x *poisoned) driver.PoisonedMessage {
 	_, msg := q.parcels.unpack(x.data)
-	return bus.PoisonedMessage{ID: strconv.Itoa(x.id), Message: msg, Fault: bus.FaultOf(msg.Metadata), Parked: q.parkedBehind(x)}
+	return driver.PoisonedMessage{ID: strconv.Itoa(x.id), Message: msg, Fault: driver.FaultOf(msg.Metadata), Parked: q.parkedBehind(x)}
 }

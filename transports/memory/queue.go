@@ -9,7 +9,7 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/tally"
 )
 
@@ -23,7 +23,7 @@ type item struct {
 	key      string // order is kept within it; "" where none is asked for
 	attempts int    // hand-overs that counted
 	since    time.Time
-	history  bus.History // its failures
+	history  driver.History // its failures
 	due      time.Time
 	delayed  bool     // it was published with a delay
 	account  *account // that it is charged to
@@ -55,7 +55,7 @@ type queue struct {
 
 	mu       sync.Mutex
 	topics   []string
-	order    bus.Order
+	order    driver.Order
 	park     bool
 	feeds    int
 	watchers map[*feed]func(*message.Message) // who wants to know what is parked
@@ -100,7 +100,7 @@ func (q *queue) forgetItem(it *item) {
 }
 
 // adopt takes a subscription's topics and order, unless consumers with others are there.
-func (q *queue) adopt(s bus.Subscription) error {
+func (q *queue) adopt(s driver.Subscription) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.feeds > 0 && (q.order != s.Order || !slices.Equal(q.topics, s.Topics)) {
@@ -137,9 +137,9 @@ func (q *queue) tell(f *feed, fn func(*message.Message)) {
 // orderKey is the key within which this group keeps the message's order. The caller holds q.mu.
 func (q *queue) orderKey(msg *message.Message) string {
 	switch q.order {
-	case bus.OrderedByKey:
-		return bus.PartitionKey(msg)
-	case bus.OrderedStrictly:
+	case driver.OrderedByKey:
+		return driver.PartitionKey(msg)
+	case driver.OrderedStrictly:
 		return strictKey
 	default:
 		return ""
@@ -188,16 +188,16 @@ func (q *queue) handOver(it *item) bool {
 }
 
 // next waits for a message.
-func (q *queue) next(ctx context.Context, done <-chan struct{}) (*bus.Delivery, error) {
+func (q *queue) next(ctx context.Context, done <-chan struct{}) (*driver.Delivery, error) {
 	select {
 	case <-done:
-		return nil, bus.ErrClosed
+		return nil, driver.ErrClosed
 	default:
 	}
 	q.mu.Lock()
 	if q.closed {
 		q.mu.Unlock()
-		return nil, bus.ErrClosed
+		return nil, driver.ErrClosed
 	}
 	if err := ctx.Err(); err != nil {
 		q.mu.Unlock()
@@ -212,7 +212,7 @@ func (q *queue) next(ctx context.Context, done <-chan struct{}) (*bus.Delivery, 
 	q.takers = append(q.takers, taker)
 	q.mu.Unlock()
 
-	err := bus.ErrClosed
+	err := driver.ErrClosed
 	select {
 	case it := <-taker:
 		return q.taken(it)
@@ -227,9 +227,9 @@ func (q *queue) next(ctx context.Context, done <-chan struct{}) (*bus.Delivery, 
 }
 
 // taken is a consumer's awakening. It wakes the next for what came meanwhile.
-func (q *queue) taken(it *item) (*bus.Delivery, error) {
+func (q *queue) taken(it *item) (*driver.Delivery, error) {
 	if it == nil {
-		return nil, bus.ErrClosed
+		return nil, driver.ErrClosed
 	}
 	q.mu.Lock()
 	q.waking = false

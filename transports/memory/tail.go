@@ -7,7 +7,7 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // tailBuffer is how many copies wait for a slow reader; what comes then is left out.
@@ -26,7 +26,7 @@ type copied struct {
 
 // Tail gets its copies from Publish, of messages that no group wants too.
 func (t *Transport) Tail(ctx context.Context, pattern string, fn func(topic string, msg *message.Message) error) error {
-	if err := bus.ValidatePattern(pattern); err != nil {
+	if err := driver.ValidatePattern(pattern); err != nil {
 		return fmt.Errorf("memory: tail: %w", err)
 	}
 	x := &tail{pattern: pattern, copies: make(chan copied, tailBuffer)}
@@ -38,7 +38,7 @@ func (t *Transport) Tail(ctx context.Context, pattern string, fn func(topic stri
 		select {
 		case c, ok := <-x.copies:
 			if !ok {
-				return bus.ErrClosed
+				return driver.ErrClosed
 			}
 			if err := fn(c.topic, c.msg); err != nil {
 				return err
@@ -53,7 +53,7 @@ func (t *Transport) addTail(x *tail) error {
 	t.tailing.Lock()
 	defer t.tailing.Unlock()
 	if t.closed.Load() {
-		return bus.ErrClosed
+		return driver.ErrClosed
 	}
 	t.tails = append(t.tails, x)
 	t.tailed.Store(int32(len(t.tails))) //nolint:gosec // a few
@@ -75,7 +75,7 @@ func (t *Transport) show(topic string, msgs []*message.Message) {
 	t.tailing.Lock()
 	defer t.tailing.Unlock()
 	for _, x := range t.tails {
-		if !bus.MatchTopic(x.pattern, topic) {
+		if !driver.MatchTopic(x.pattern, topic) {
 			continue
 		}
 		for _, msg := range msgs {

@@ -1,4 +1,4 @@
-package bus
+package driver
 
 import (
 	"fmt"
@@ -35,7 +35,7 @@ func (e *PanicError) Stack() string {
 	return b.String()
 }
 
-func (e *PanicError) Error() string { return OneLine(fmt.Sprintf("panic: %v", e.Value), maxErrorText) }
+func (e *PanicError) Error() string { return OneLine(fmt.Sprintf("panic: %v", e.Value), MaxErrorBytes) }
 
 // Unwrap is the panic's value where that is an error.
 func (e *PanicError) Unwrap() error {

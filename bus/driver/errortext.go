@@ -1,18 +1,20 @@
-package bus
+package driver
 
 import (
 	"errors"
 	"fmt"
+	"path"
 	"reflect"
 	"strconv"
 	"strings"
 	"unicode"
 )
 
-// What bounds texts about errors that travel in headers, in bytes.
+// Limits of texts about errors that travel in headers, in bytes.
 const (
-	maxErrorText = 1024
-	maxClassText = 256 // the name of a type
+	MaxErrorBytes = 1024
+	MaxClassBytes = 256 // of the name of a type
+
 	maxChainText = 512
 	maxLinkText  = 64 // the text of an error in a chain
 )
@@ -68,9 +70,9 @@ func ErrorChain(err error) string {
 		joined, _ := err.(interface{ Unwrap() []error })
 		switch {
 		case !isText(err):
-			links = append(links, OneLine(fmt.Sprintf("%T", err), maxClassText))
+			links = append(links, OneLine(fmt.Sprintf("%T", err), MaxClassBytes))
 		case isPanic(err):
-			links = append(links, OneLine(ErrorClass(err), maxClassText))
+			links = append(links, OneLine(ErrorClass(err), MaxClassBytes))
 		case next == nil && joined == nil:
 			links = append(links, strconv.Quote(OneLine(errorText(err), maxLinkText)))
 		}
@@ -94,8 +96,9 @@ func isText(err error) bool {
 	if t.Kind() == reflect.Pointer {
 		t = t.Elem()
 	}
+	driver := reflect.TypeFor[PublishError]().PkgPath()
 	switch t.PkgPath() {
-	case "errors", "fmt", reflect.TypeFor[Redelivery]().PkgPath():
+	case "errors", "fmt", driver, path.Dir(driver):
 		return true
 	default:
 		return false
