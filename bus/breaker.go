@@ -117,12 +117,6 @@ type BreakerChange struct {
 	After time.Duration // how long the group was paused, when it closes
 }
 
-// BreakerObserver is an [Observer] that is told of circuit breakers, too. The method must be quick and
-// must not block; for one group it is called one change after the other.
-type BreakerObserver interface {
-	BreakerChanged(c BreakerChange)
-}
-
 // breakerPart is what a group reports as degraded while it is paused.
 const breakerPart = "circuit breaker"
 
@@ -236,7 +230,7 @@ func (b *breaker) failed(d *Delivery, err error, next nextTry, first bool) error
 		if !pause && !b.succeededSince(d.FailedSince) {
 			var wait time.Duration
 			if pause, wait = b.doubt(next, age); wait > 0 {
-				return &Redelivery{After: wait, Cost: CostsNothing, Err: err}
+				return &Redelivery{After: wait, Uncounted: true, Err: err}
 			}
 		}
 		if !pause {
@@ -253,7 +247,7 @@ func (b *breaker) failed(d *Delivery, err error, next nextTry, first bool) error
 	if !d.failedBefore() {
 		b.held++
 	}
-	return &Redelivery{After: b.later(), Cost: CostsNothing, Err: fmt.Errorf("the group is paused, because nearly everything fails: %w", err)}
+	return &Redelivery{After: b.later(), Uncounted: true, Err: fmt.Errorf("the group is paused, because nearly everything fails: %w", err)}
 }
 
 // isBug reports whether the error is a fault of the handler, and no outage.
@@ -291,7 +285,7 @@ func (b *breaker) doubt(next nextTry, age time.Duration) (pause bool, wait time.
 		old = max(b.policy.Patience, 0)
 	case next.last && age >= outageAge:
 		return true, 0
-	case !next.last && !next.asked && next.After > outageAge:
+	case !next.last && !next.asked && next.after > outageAge:
 		old = outageAge
 	default:
 		return false, 0
@@ -512,9 +506,7 @@ func (b *breaker) report(c BreakerChange) {
 	b.group.bus.cfg.Logger.LogAttrs(context.Background(), slog.LevelDebug, "leat: circuit breaker",
 		slog.String("group", c.Group), slog.String("state", string(c.State)))
 	for _, o := range b.group.bus.cfg.Observers {
-		if o, ok := o.(BreakerObserver); ok {
-			o.BreakerChanged(c)
-		}
+		o.BreakerChanged(c)
 	}
 }
 

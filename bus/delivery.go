@@ -54,9 +54,9 @@ func DeliveryFrom(ctx context.Context) *Delivery {
 	return d
 }
 
-// ContextWithDelivery is ctx inside the handling of d: what is published with it goes on d's
-// correlation and trace. The router does this by itself.
-func ContextWithDelivery(ctx context.Context, d *Delivery) context.Context {
+// NewContext returns ctx inside the handling of d: what is published with it continues d's correlation and trace. The
+// bus does this by itself.
+func (d *Delivery) NewContext(ctx context.Context) context.Context {
 	return &deliveryContext{ctx, d}
 }
 
@@ -72,7 +72,7 @@ func Attach(msg *message.Message) *Delivery {
 		Group:   message.HandlerNameFromCtx(msg.Context()),
 		Attempt: 1,
 	}}
-	msg.SetContext(ContextWithDelivery(msg.Context(), d))
+	msg.SetContext(d.NewContext(msg.Context()))
 	return d
 }
 
@@ -103,7 +103,7 @@ func (d *Delivery) Type() (Type, error) {
 	if name == "" {
 		name = d.Topic
 	}
-	if t, ok := ParseType(name); ok {
+	if t, ok := parseType(name); ok {
 		return t, nil
 	}
 	if name == "" {
@@ -238,11 +238,11 @@ func (d *Delivery) AwaitNewer(err *NewerVersionError, limit time.Duration) error
 			d.group.bus.cfg.Logger.Warn("leat: degraded", "group", d.Group, "part", newerPart, "err", reason)
 		}
 	}
-	return &Redelivery{After: min(newerAgain, left), Cost: CostsNothing, Err: err}
+	return &Redelivery{After: min(newerAgain, left), Uncounted: true, Err: err}
 }
 
 // Poison moves the message to the group's poison queue and acks it. See [Settler].
-func (d *Delivery) Poison(ctx context.Context, fault Fault) error {
+func (d *Delivery) Poison(ctx context.Context, fault driver.Fault) error {
 	if d.Settler == nil {
 		return fmt.Errorf("bus: poison: %w", ErrUnsupported)
 	}
@@ -271,7 +271,7 @@ const (
 // GiveUp moves a message that has failed for good to the group's poison queue by put, or by Poison if put is nil. If
 // that can't be reached, nothing is acked: GiveUp reports the group as degraded and returns the redelivery
 // that the delivery must end with. It blocks for at most ten seconds.
-func (d *Delivery) GiveUp(cause error, put func(context.Context, Fault) error) error {
+func (d *Delivery) GiveUp(cause error, put func(context.Context, driver.Fault) error) error {
 	if put == nil {
 		put = d.Poison
 	}
@@ -283,11 +283,11 @@ func (d *Delivery) GiveUp(cause error, put func(context.Context, Fault) error) e
 		return nil
 	}
 	err = errors.Join(cause, fmt.Errorf("and the poison queue did not take it: %w", err))
-	return &Redelivery{After: poisonAgain, Cost: CostsNothing, Err: err}
+	return &Redelivery{After: poisonAgain, Uncounted: true, Err: err}
 }
 
 // fault describes why the delivery has failed for good.
-func (d *Delivery) fault(cause error) Fault {
+func (d *Delivery) fault(cause error) driver.Fault {
 	f := driver.NewFault(&d.Delivery, cause)
 	f.Tries, f.Handler = max(d.Try, 1), d.Handler().Name
 	return f
@@ -296,19 +296,14 @@ func (d *Delivery) fault(cause error) Fault {
 // GivenUp reports whether the retry policy has no try left for what [Delivery.Failed] was last told of.
 func (d *Delivery) GivenUp() bool { return d.givenUp }
 
-// Next is what follows a failed try.
-type Next struct {
-	After     time.Duration // until the next try
-	InProcess bool          // wait here, instead of giving the message back
-}
-
-// Failed counts a failed try and says what is next by the policy. If no try is next, it returns the error with
-// which the delivery must end: err itself if the policy has no try left, and a [*Redelivery] at no
-// cost while the group's circuit breaker spares the message; such a try does not count.
+// Failed counts a failed try and returns what is next by the policy: the time until the next try, and whether to wait for
+// it in process, holding the worker. If no try is next, it returns the error with which the delivery must end: err itself
+// if the policy has no try left, and an uncounted [*Redelivery] while the group's circuit breaker spares the message; such
+// a try does not count.
 //
 // [RetryAfter] makes the delay longer, and never shorter. The retry step calls Failed; a step that has tries of its
 // own may do so, too.
-func (d *Delivery) Failed(err error, policy RetryPolicy) (Next, error) {
+func (d *Delivery) Failed(err error, policy RetryPolicy) (after time.Duration, inProcess bool, end error) {
 	policy = policy.WithDefaults()
 	if d.Failures < 0 {
 		d.Failures = policy.FirstTry(d.Attempt) - 1
@@ -316,24 +311,26 @@ func (d *Delivery) Failed(err error, policy RetryPolicy) (Next, error) {
 	next := nextTry{last: d.Failures >= len(policy.Delays)}
 	if !next.last {
 		delay := policy.Delays[d.Failures]
-		next.InProcess = delay <= policy.InProcess
-		next.After = policy.Spread(delay)
-		if asked, ok := RetryDelay(err); ok && asked > delay {
-			next.After, next.asked, next.InProcess = asked, true, asked <= policy.InProcess
+		next.inProcess = delay <= policy.InProcess
+		next.after = policy.Spread(delay)
+		if asked, ok := retryDelay(err); ok && asked > delay {
+			next.after, next.asked, next.inProcess = asked, true, asked <= policy.InProcess
 		}
 	}
-	return d.fail(err, next)
+	return next.after, next.inProcess, d.fail(err, next)
 }
 
 // nextTry is what a retry policy has for a message that has failed.
 type nextTry struct {
-	Next
-	last  bool // nothing: the message would be poisoned
-	asked bool // the handler, or a step, asked for the delay
+	after     time.Duration
+	inProcess bool // wait in the worker, instead of giving the message back
+	last      bool // there is none: the message would be poisoned
+	asked     bool // the handler, or a step, asked for the delay
 }
 
-// fail counts a failed try, and asks the circuit breaker whether the message is spared.
-func (d *Delivery) fail(err error, next nextTry) (Next, error) {
+// fail counts a failed try, and returns the error with which the delivery must end, nil if next follows: the circuit
+// breaker may spare the message.
+func (d *Delivery) fail(err error, next nextTry) error {
 	first, now := !d.failed, time.Now()
 	d.failed = true
 	if d.Failures < 0 {
@@ -346,15 +343,15 @@ func (d *Delivery) fail(err error, next nextTry) (Next, error) {
 	}
 	if d.group != nil {
 		if spared := d.group.breaker.failed(d, err, next, first); spared != nil {
-			return Next{}, spared
+			return spared
 		}
 	}
 	d.Failures++
 	if next.last {
 		d.givenUp = true
-		return Next{}, err
+		return err
 	}
-	return next.Next, nil
+	return nil
 }
 
 // MarkPoisoned records that the message went to a poison queue, where a step has put it there by
@@ -395,8 +392,8 @@ func (d *Delivery) settle(outcome Outcome, err error) error {
 	case Interrupted:
 		return d.Settler.GiveBack(0)
 	case Redelivered:
-		r, _ := AsRedelivery(err)                   // the router has made it one
-		if r.Cost == CostsNothing || r.Err == nil { // without an error it is a snooze
+		r, _ := errors.AsType[*Redelivery](err) // the router has made it one
+		if r.Uncounted || r.Err == nil {        // without an error it is a snooze
 			return d.Settler.GiveBack(max(r.After, minSnooze)) // only a shutdown gives back at once
 		}
 		return d.Settler.Redeliver(r.After)

@@ -12,11 +12,6 @@ import (
 )
 
 var (
-	// ErrNoOutbox is what [InTx] answers on a bus that has no outbox and whose transport does not
-	// publish in transactions.
-	ErrNoOutbox = errors.New("no outbox: give bus.Config an Outbox over the transaction's database, such as sql.NewOutbox " +
-		"(with fxmodule, LEAT_OUTBOX_URL), or use that database as the transport")
-
 	errNilTx      = errors.New("the transaction is nil")
 	errRouteLater = errors.New("the option RequireRoute can't be kept by an outbox: which groups want the event shows when it is relayed")
 )
@@ -147,9 +142,9 @@ func (b *Bus) relay(ctx context.Context) error {
 func (b *Bus) Outbox() Outbox { return b.cfg.Outbox }
 
 // OutboxStats asks the outbox's database what waits in it; [ErrNoOutbox] where there is none.
-func (b *Bus) OutboxStats(ctx context.Context) (OutboxStats, error) {
+func (b *Bus) OutboxStats(ctx context.Context) (driver.OutboxStats, error) {
 	if b.cfg.Outbox == nil {
-		return OutboxStats{}, fmt.Errorf("bus: outbox: %w", ErrNoOutbox)
+		return driver.OutboxStats{}, fmt.Errorf("bus: outbox: %w", ErrNoOutbox)
 	}
 	return b.cfg.Outbox.Stats(ctx)
 }

@@ -39,12 +39,3 @@ func rehearsed(ctx context.Context, msgs []*message.Message) bool {
 	r.published = append(r.published, msgs...)
 	return true
 }
-
-// Effects is what is known of what a handler does beside publishing.
-type Effects string
-
-// What a rehearsal can undo, and what it can't.
-const (
-	EffectsUnknown       Effects = ""            // they may be anything, and can't be undone
-	EffectsInTransaction Effects = "transaction" // all of them are in a transaction that a [Rehearsal] rolls back
-)

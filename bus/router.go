@@ -541,25 +541,27 @@ func (g *group) logOther(d *Delivery, err error) {
 // from a step outside of poison, from a handler that has ended its goroutine, or from a stack without the steps retry and
 // poison.
 func (g *group) decide(d *Delivery, err error) (Outcome, error) {
-	var next Next
+	var after time.Duration
 	var end error
-	r, decided := AsRedelivery(err)
+	r, decided := errors.AsType[*Redelivery](err)
 	switch {
 	case !decided && (d.givenUp || IsPermanent(err)):
 		d.givenUp, end = true, err
-	case decided && (d.failed || r.Cost == CostsNothing || r.Err == nil):
+	case decided && (d.failed || r.Uncounted || r.Err == nil):
 		return Redelivered, err
 	case decided: // by a step that is not leat's
-		next, end = d.fail(r.Err, nextTry{Next: Next{After: r.After}, asked: true})
+		after = r.After
+		end = d.fail(r.Err, nextTry{after: after, asked: true})
 	case g.handler.Retry != nil:
-		next, end = d.Failed(err, *g.handler.Retry)
+		after, _, end = d.Failed(err, *g.handler.Retry)
 	case g.stacked:
-		next, end = d.Failed(err, RetryPolicy{})
+		after, _, end = d.Failed(err, RetryPolicy{})
 	default:
-		next, end = d.fail(err, endless(d, err))
+		next := endless(d, err)
+		after, end = next.after, d.fail(err, next)
 	}
 	if end == nil {
-		return Redelivered, &Redelivery{After: next.After, Err: err}
+		return Redelivered, &Redelivery{After: after, Err: err}
 	}
 	if d.givenUp {
 		if end = d.GiveUp(end, nil); end == nil {
@@ -573,9 +575,9 @@ func (g *group) decide(d *Delivery, err error) (Outcome, error) {
 // endless is the next try on a bus without a stack, which tries for ever: after a growing delay of up to a minute,
 // so that there is no hot loop.
 func endless(d *Delivery, err error) nextTry {
-	asked, _ := RetryDelay(err)
+	asked, _ := retryDelay(err)
 	grown := min(time.Second<<min(max(d.Failures, 0), 6), time.Minute)
-	return nextTry{Next: Next{After: max(asked, grown)}, asked: asked > grown}
+	return nextTry{after: max(asked, grown), asked: asked > grown}
 }
 
 // rescuedAfter is when a message is redelivered whose settling has panicked.

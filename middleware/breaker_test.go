@@ -113,14 +113,14 @@ func TestADependencyThatIsAwayForTenMinutesPoisonsNothing(t *testing.T) {
 				o := newOutage(t, change...)
 				const n = 1000
 				for i := range n / 2 { // healthy for a while
-					require.NoError(t, o.bus.Publish(t.Context(), placedV1{OrderID: "x"}, bus.ID(orderID(i)), bus.Key(fmt.Sprint("key-", i%25))))
+					require.NoError(t, o.bus.Publish(t.Context(), placedV1{OrderID: "x"}, bus.WithID(orderID(i)), bus.WithKey(fmt.Sprint("key-", i%25))))
 				}
 				o.idle()
 				require.Empty(t, o.breakers.all())
 				before := o.tries.Load()
 				o.away.Store(true)
 				for i := n / 2; i < n; i++ {
-					require.NoError(t, o.bus.Publish(t.Context(), placedV1{OrderID: "x"}, bus.ID(orderID(i)), bus.Key(fmt.Sprint("key-", i%25))))
+					require.NoError(t, o.bus.Publish(t.Context(), placedV1{OrderID: "x"}, bus.WithID(orderID(i)), bus.WithKey(fmt.Sprint("key-", i%25))))
 				}
 				time.Sleep(time.Minute)
 				require.Equal(t, bus.Degraded, o.health().State)
@@ -324,7 +324,7 @@ func TestABacklogOfNothingButBadMessagesIsPoisonedAtLast(t *testing.T) {
 				o.away.Store(true)
 				const n = 15
 				for i := range n {
-					require.NoError(t, o.bus.Publish(t.Context(), placedV1{OrderID: "x"}, bus.ID(orderID(i)), bus.Key(fmt.Sprint("key-", i))))
+					require.NoError(t, o.bus.Publish(t.Context(), placedV1{OrderID: "x"}, bus.WithID(orderID(i)), bus.WithKey(fmt.Sprint("key-", i))))
 				}
 				time.Sleep(4*time.Hour - time.Minute)
 				require.Empty(t, o.poisoned("ledger"), "an outage poisons nothing")

@@ -61,7 +61,7 @@ func logLevel(o bus.Observation) slog.Level {
 	case bus.Poisoned:
 		return slog.LevelError
 	case bus.Redelivered, bus.Discarded:
-		if r, ok := bus.AsRedelivery(o.Err); ok && r.Cost == bus.CostsNothing { // nothing has failed, or the health tells it
+		if r, ok := errors.AsType[*bus.Redelivery](o.Err); ok && r.Uncounted { // nothing has failed, or the health tells it
 			return slog.LevelDebug
 		}
 		return slog.LevelWarn
@@ -71,3 +71,5 @@ func logLevel(o bus.Observation) slog.Level {
 		return slog.LevelDebug
 	}
 }
+
+func (logObserver) BreakerChanged(bus.BreakerChange) {}

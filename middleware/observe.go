@@ -40,7 +40,7 @@ func observe(observers []bus.Observer, d *bus.Delivery, msg *message.Message, ne
 		ctx = o.Started(ctx, d) //nolint:fatcontext // as many layers as observers
 	}
 	if bus.DeliveryFrom(ctx) != d { // an observer has returned a context of its own
-		ctx = bus.ContextWithDelivery(ctx, d)
+		ctx = d.NewContext(ctx)
 	}
 	msg.SetContext(ctx)
 

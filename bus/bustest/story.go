@@ -60,7 +60,7 @@ func (s *story) messages(topic string) (found []*message.Message) {
 func (s *story) distinct(topic string) (found []*message.Message) {
 	seen := make(map[string]bool)
 	for _, msg := range s.messages(topic) {
-		if id := bus.Identity(msg); !seen[id] {
+		if id := bus.Attach(msg).Identity(); !seen[id] {
 			seen[id] = true
 			found = append(found, msg)
 		}
@@ -123,3 +123,5 @@ func (s *story) tell(b *strings.Builder, id string) {
 		b.WriteString("    reached no handler\n")
 	}
 }
+
+func (*story) BreakerChanged(bus.BreakerChange) {}

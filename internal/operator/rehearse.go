@@ -49,7 +49,7 @@ type Rehearsed struct {
 // Undoes implements [Rehearsing].
 func (r *Rehearser) Undoes(_ context.Context, group string) (bool, error) {
 	h, err := r.handler(group)
-	return h.Effects == bus.EffectsInTransaction, err
+	return h.Undoable, err
 }
 
 // Rehearse tries as many at once as the handler handles.
@@ -135,10 +135,11 @@ func rehearse(ctx context.Context, fn message.HandlerFunc, group string, m drive
 	msg := m.Message.Copy()
 	driver.ClearFault(msg.Metadata)
 	rehearsal := new(bus.Rehearsal)
-	msg.SetContext(bus.ContextWithDelivery(ctx, &bus.Delivery{
+	d := &bus.Delivery{
 		Delivery:  driver.Delivery{Message: msg, Topic: m.Topic(), Group: group, Attempt: 1, FirstSeen: m.Fault.FirstAt},
 		Rehearsal: rehearsal, Try: 1,
-	}))
+	}
+	msg.SetContext(d.NewContext(ctx))
 	produced, err := fn(msg)
 	if err != nil && !bus.IsDiscard(err) { // a discarded one is done, too
 		fail(err)

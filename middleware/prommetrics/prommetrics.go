@@ -82,10 +82,7 @@ type ending struct {
 	process   prometheus.Observer
 }
 
-var (
-	_ bus.Observer        = (*Observer)(nil)
-	_ bus.BreakerObserver = (*Observer)(nil)
-)
+var _ bus.Observer = (*Observer)(nil)
 
 // New registers the metrics. Registering twice is an error of the registerer's.
 func New(registerer prometheus.Registerer) (*Observer, error) {
