@@ -207,10 +207,11 @@ func (b *Bus) Handle(h Handler) error {
 		return err
 	}
 	g := &group{bus: b, name: b.GroupName(h.Name), handler: h}
-	g.breaker.init(g, b.cfg.Breaker)
+	policy := b.cfg.Breaker
 	if h.Breaker != nil {
-		g.breaker.init(g, *h.Breaker)
+		policy = *h.Breaker
 	}
+	g.breaker = g.newBreaker(policy)
 	if err := g.build(); err != nil {
 		return fmt.Errorf("bus: handler %q: %w", h.Name, err)
 	}

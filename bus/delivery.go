@@ -12,6 +12,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/internal/breaker"
 )
 
 // A Delivery is one handling of a message by a group: what the transport has handed out, and the state of its way
@@ -29,13 +30,9 @@ type Delivery struct {
 	group   *group           // nil under a stock Watermill router
 	handed  *driver.Delivery // what the transport handed out; it reads the History there
 	ctx     deliveryContext  // its message's, made with it: one allocation less for each
-	started time.Time        // when the router took it
 	moved   atomic.Int64     // when its last try failed, in Unix nanoseconds; 0 for none
-	id      string           // the message's, for logs and Health: steps may change the headers
-	probe   bool             // it shows whether a paused group can go on
-	failed  bool             // the breaker knows that it failed
+	breaker breaker.Message  // what the breaker knows of it; its ID goes into logs and Health, as steps may change the headers
 	givenUp bool             // the retry policy has no try left
-	run     int              // the run of failures that it belongs to
 	outcome Outcome
 	cause   error        // what a poisoned message failed with
 	settled atomic.Int32 // one of the states below
@@ -147,10 +144,10 @@ func (d *Delivery) Handler() Handler {
 
 // Started is when the router took the delivery; now under a stock router.
 func (d *Delivery) Started() time.Time {
-	if d.started.IsZero() {
+	if d.breaker.Started.IsZero() {
 		return time.Now()
 	}
-	return d.started
+	return d.breaker.Started
 }
 
 // Own reports whether the bus that handles the message also published it; see [HeaderInstance].
@@ -233,7 +230,7 @@ func (d *Delivery) AwaitNewer(err *NewerVersionError, limit time.Duration) error
 		return Permanent(err)
 	}
 	if d.group != nil {
-		reason := fmt.Errorf("message %s waits for a newer version of the service, until %s: %w", d.id, d.WaitingSince.Add(limit).Format(time.RFC3339), err)
+		reason := fmt.Errorf("message %s waits for a newer version of the service, until %s: %w", d.breaker.ID, d.WaitingSince.Add(limit).Format(time.RFC3339), err)
 		if d.group.health.setUntil(newerPart, reason, now.Add(newerShown)) {
 			d.group.bus.cfg.Logger.Warn("leat: degraded", "group", d.Group, "part", newerPart, "err", reason)
 		}
@@ -331,8 +328,7 @@ type nextTry struct {
 // fail counts a failed try, and returns the error with which the delivery must end, nil if next follows: the circuit
 // breaker may spare the message.
 func (d *Delivery) fail(err error, next nextTry) error {
-	first, now := !d.failed, time.Now()
-	d.failed = true
+	now := time.Now()
 	if d.Failures < 0 {
 		d.Failures = RetryPolicy{}.FirstTry(d.Attempt) - 1
 	}
@@ -342,8 +338,14 @@ func (d *Delivery) fail(err error, next nextTry) error {
 		d.FailedSince = now
 	}
 	if d.group != nil {
-		if spared := d.group.breaker.failed(d, err, next, first); spared != nil {
-			return spared
+		v := d.group.breaker.Failed(&d.breaker, breaker.Failure{
+			Err: err, Since: d.FailedSince, Next: next.after, Last: next.last, Asked: next.asked, Bug: isBug(err),
+		})
+		if v.Paused {
+			err = fmt.Errorf("the group is paused, because nearly everything fails: %w", err)
+		}
+		if v.Spared {
+			return &Redelivery{After: v.After, Uncounted: true, Err: err}
 		}
 	}
 	d.Failures++

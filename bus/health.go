@@ -83,12 +83,12 @@ func (g *group) stuck() string {
 		if d == nil {
 			continue
 		}
-		began := d.started
+		began := d.breaker.Started
 		if moved := d.moved.Load(); moved != 0 {
 			began = time.Unix(0, moved)
 		}
 		if took := time.Since(began); took > limit {
-			return fmt.Sprintf("message %s has been in the handler for %s", d.id, took.Round(time.Second))
+			return fmt.Sprintf("message %s has been in the handler for %s", d.breaker.ID, took.Round(time.Second))
 		}
 	}
 	return ""

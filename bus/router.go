@@ -12,6 +12,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/internal/breaker"
 )
 
 const (
@@ -142,7 +143,7 @@ func (r *run) start() {
 	r.bus.mu.Lock()
 	defer r.bus.mu.Unlock()
 	for _, g := range r.bus.groups {
-		g.breaker.start(r.intake)
+		g.breaker.Start(r.intake)
 		for range g.handler.Concurrency {
 			g.workers = append(g.workers, &worker{run: r, group: g})
 		}
@@ -198,7 +199,7 @@ func (r *run) drain() error {
 
 func (r *run) stopBreakers() {
 	for _, g := range r.bus.groups {
-		g.breaker.stop()
+		g.breaker.Stop()
 	}
 }
 
@@ -211,7 +212,7 @@ func (b *Bus) drainLimit() (context.Context, context.CancelFunc) {
 // wait for a later time are not waited for, nor is a group that is paused.
 func (r *run) workOffBacklog(limit context.Context) {
 	for r.bus.backlog(func(g *group, now, _ int) int {
-		if g.breaker.isPaused() {
+		if g.breaker.Paused() {
 			return 0
 		}
 		return now
@@ -265,7 +266,7 @@ func (r *run) inFlight() (names []string) {
 	for _, g := range r.bus.groups {
 		for _, w := range g.workers {
 			if d := w.current.Load(); d != nil {
-				names = append(names, fmt.Sprintf("%s (message %s)", g.handler.Name, d.id))
+				names = append(names, fmt.Sprintf("%s (message %s)", g.handler.Name, d.breaker.ID))
 			}
 		}
 	}
@@ -312,13 +313,13 @@ func (w *worker) work() {
 }
 
 func (w *worker) next() bool {
-	in := w.group.breaker.intake.Load()
-	if in.turn != nil {
+	in := w.group.breaker.Intake()
+	if in.Paused() {
 		return w.pause(in)
 	}
-	d, err := w.group.receiver.Next(in.ctx)
+	d, err := w.group.receiver.Next(in.Context())
 	if err != nil {
-		return w.refused(in.ctx, err)
+		return w.refused(in.Context(), err)
 	}
 	return w.take(d, nil)
 }
@@ -337,27 +338,27 @@ func (w *worker) refused(ctx context.Context, err error) bool {
 }
 
 // pause waits for the end of the group's pause, or for the turn to probe, which is one message.
-func (w *worker) pause(in *intake) bool {
+func (w *worker) pause(in *breaker.Intake) bool {
 	select {
-	case <-in.over:
+	case <-in.Over():
 		return true
 	case <-w.run.intake.Done():
 		return false
-	case <-in.turn:
+	case <-in.Turn():
 	}
-	b := &w.group.breaker
-	b.probe()
-	ctx, cancel := b.probeContext(w.run.intake)
+	b := w.group.breaker
+	b.BeginProbe()
+	ctx, cancel := b.ProbeContext(w.run.intake)
 	defer cancel()
 	d, err := w.group.receiver.Next(ctx)
 	if err != nil {
 		if !w.refused(ctx, err) {
 			return false
 		}
-		b.endPause(in)
+		b.EndPause(in)
 		return true
 	}
-	return w.take(d, func(d *Delivery) { b.handedOut(in, d) })
+	return w.take(d, func(d *Delivery) { b.Probing(in, &d.breaker) })
 }
 
 // take handles a delivery. It calls ready, if that is not nil, before it begins.
@@ -367,14 +368,14 @@ func (w *worker) take(handed *driver.Delivery, ready func(*Delivery)) bool {
 		w.group.giveBack(d)
 		return false
 	}
-	d.started = time.Now()
+	d.breaker.Started = time.Now()
 	// A transport may have these from headers that anybody can write.
 	d.Attempt, d.Failures = max(d.Attempt, 1), max(d.Failures, driver.FailuresUnknown)
-	if d.FailedSince.After(d.started) {
-		d.FailedSince = d.started
+	if d.FailedSince.After(d.breaker.Started) {
+		d.FailedSince = d.breaker.Started
 	}
-	d.id = driver.MessageID(d.Message)
-	d.id = d.id[:min(len(d.id), driver.MaxClassBytes)] // it goes into logs
+	id := driver.MessageID(d.Message)
+	d.breaker.ID = id[:min(len(id), driver.MaxClassBytes)] // it goes into logs
 	if ready != nil {
 		ready(d)
 	}
@@ -402,7 +403,7 @@ type group struct {
 	stacked  bool        // it has a stack
 	others   loggedNames // types that it does not take and were logged
 	health   health
-	breaker  breaker
+	breaker  *breaker.Breaker
 
 	_      apart
 	counts counts
@@ -473,7 +474,7 @@ func (g *group) parked(msg *message.Message) {
 // giveBack returns a delivery that is not to be handled, or whose handler is left behind.
 func (g *group) giveBack(d *Delivery) {
 	if err := d.settle(Interrupted, ErrInterrupted); err != nil {
-		g.bus.cfg.Logger.Warn("leat: give back", "group", g.name, "message_id", d.id, "err", err)
+		g.bus.cfg.Logger.Warn("leat: give back", "group", g.name, "message_id", d.breaker.ID, "err", err)
 	}
 }
 
@@ -502,8 +503,8 @@ func (g *group) finish(d *Delivery, err error) {
 		}
 		g.counts.inFlight.Add(-1)
 		g.counts.add(outcome)
-		if d.probe {
-			g.breaker.ended(d, outcome)
+		if d.breaker.Probe() {
+			g.breaker.ProbeEnded(&d.breaker, outcome == Handled)
 		}
 	}()
 	outcome = d.Outcome(err)
@@ -512,7 +513,7 @@ func (g *group) finish(d *Delivery, err error) {
 	}
 	if settleErr := d.settle(outcome, err); settleErr != nil {
 		g.bus.cfg.Logger.Warn("leat: settle; the message may come again",
-			"group", g.name, "message_id", d.id, "outcome", string(outcome), "err", settleErr)
+			"group", g.name, "message_id", d.breaker.ID, "outcome", string(outcome), "err", settleErr)
 	}
 	settling = false
 	again := outcome == Duplicate && d.Attempt-1 > d.Failures // it was handled before, and its ack was lost
@@ -547,7 +548,7 @@ func (g *group) decide(d *Delivery, err error) (Outcome, error) {
 	switch {
 	case !decided && (d.givenUp || IsPermanent(err)):
 		d.givenUp, end = true, err
-	case decided && (d.failed || r.Uncounted || r.Err == nil):
+	case decided && (d.breaker.Failed() || r.Uncounted || r.Err == nil):
 		return Redelivered, err
 	case decided: // by a step that is not leat's
 		after = r.After
@@ -565,7 +566,7 @@ func (g *group) decide(d *Delivery, err error) (Outcome, error) {
 	}
 	if d.givenUp {
 		if end = d.GiveUp(end, nil); end == nil {
-			g.bus.cfg.Logger.Warn("leat: message poisoned outside of the poison step", "group", g.name, "message_id", d.id, "err", err)
+			g.bus.cfg.Logger.Warn("leat: message poisoned outside of the poison step", "group", g.name, "message_id", d.breaker.ID, "err", err)
 			return Poisoned, nil
 		}
 	}
@@ -588,16 +589,16 @@ const rescuedAfter = 10 * time.Second
 func (g *group) rescue(d *Delivery, panicked *PanicError, settling bool) {
 	defer func() {
 		if v := recover(); v != nil {
-			g.bus.cfg.Logger.Error("leat: give back after a panic", "group", g.name, "message_id", d.id, "err", driver.NewPanicError(v))
+			g.bus.cfg.Logger.Error("leat: give back after a panic", "group", g.name, "message_id", d.breaker.ID, "err", driver.NewPanicError(v))
 		}
 	}()
 	if !settling {
-		g.bus.cfg.Logger.Error("leat: panic after a delivery was settled", "group", g.name, "message_id", d.id, "err", panicked, "stack", panicked.Stack())
+		g.bus.cfg.Logger.Error("leat: panic after a delivery was settled", "group", g.name, "message_id", d.breaker.ID, "err", panicked, "stack", panicked.Stack())
 		return
 	}
 	g.bus.cfg.Logger.Error("leat: settle panicked; the message is given back", "group", g.name,
-		"message_id", d.id, "err", panicked, "stack", panicked.Stack())
+		"message_id", d.breaker.ID, "err", panicked, "stack", panicked.Stack())
 	if err := d.Settler.GiveBack(rescuedAfter); err != nil {
-		g.bus.cfg.Logger.Warn("leat: give back", "group", g.name, "message_id", d.id, "err", err)
+		g.bus.cfg.Logger.Warn("leat: give back", "group", g.name, "message_id", d.breaker.ID, "err", err)
 	}
 }

@@ -135,7 +135,7 @@ func TestADependencyThatIsAwayForTenMinutesPoisonsNothing(t *testing.T) {
 				require.Equal(t, bus.Running, o.health().State)
 				require.Equal(t, 1, o.breakers.count(bus.BreakerClosed))
 				require.Equal(t, 1, strings.Count(o.log.String(), "leat: group paused"), "a line a change")
-				require.Equal(t, 1, strings.Count(o.log.String(), "leat: group goes on"))
+				require.Equal(t, 1, strings.Count(o.log.String(), "leat: group resumed"))
 				if name == "ordered" {
 					for key, done := range o.order {
 						require.IsIncreasing(t, done, key)
@@ -393,7 +393,7 @@ func TestShutdownWhileAGroupIsPausedDrainsAtOnce(t *testing.T) {
 		require.NoError(t, o.stop())
 		require.Less(t, time.Since(began), 100*time.Millisecond)
 		require.Empty(t, o.poisoned("ledger"))
-		require.NotContains(t, o.log.String(), "goes on")
+		require.NotContains(t, o.log.String(), "group resumed")
 	})
 }
 
