@@ -53,10 +53,10 @@ type BreakerPolicy struct {
 	Successes int
 }
 
-// NoBreaker is the policy of a group that never pauses itself.
+// NoBreaker returns the policy of a group that never pauses itself.
 func NoBreaker() BreakerPolicy { return BreakerPolicy{Messages: -1} }
 
-// WithDefaults is the policy with every zero field filled in.
+// WithDefaults returns the policy with every zero field filled in.
 func (p BreakerPolicy) WithDefaults() BreakerPolicy {
 	if p.Messages == 0 {
 		p.Messages = 10

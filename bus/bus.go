@@ -177,7 +177,7 @@ func (c Config) withDefaults() (Config, error) {
 	return c, nil
 }
 
-// DefaultService is what a service is called that does not say: the last element of the main module's
+// DefaultService returns the name of a service that sets none: the last element of the main module's
 // path, without a major version.
 func DefaultService() string {
 	name := ""
@@ -236,7 +236,7 @@ func (b *Bus) Handle(h Handler) error {
 	return nil
 }
 
-// Handlers are the registered handlers, in the order of their registration.
+// Handlers returns the registered handlers, in the order of their registration.
 func (b *Bus) Handlers() []Handler {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -247,16 +247,16 @@ func (b *Bus) Handlers() []Handler {
 	return all
 }
 
-// GroupName is the group of the handler with this name: <service>.<handler name>.
+// GroupName returns the group of the handler with this name: <service>.<handler name>.
 func (b *Bus) GroupName(handler string) string { return b.cfg.Service + "." + handler }
 
-// Transport is the transport under the bus.
+// Transport returns the transport under the bus.
 func (b *Bus) Transport() Transport { return b.transport }
 
-// Encoder is how the bus puts events into messages.
+// Encoder returns how the bus encodes events.
 func (b *Bus) Encoder() Encoder { return b.encoder }
 
-// Running is closed when every group is subscribed and consumes.
+// Running returns a channel that is closed when every group is subscribed and consumes.
 func (b *Bus) Running() <-chan struct{} { return b.running }
 
 // Drain stops the handlers as the end of Run's context would, waits for Run to return, and returns
@@ -402,7 +402,7 @@ func (b *Bus) subscribe(ctx context.Context) error {
 	}
 }
 
-// withoutReceiver is the next group to subscribe, nil when all of them are.
+// withoutReceiver returns the next group to subscribe, nil when all of them are.
 func (b *Bus) withoutReceiver() *group {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -45,7 +45,7 @@ const (
 	settled
 )
 
-// DeliveryFrom is the delivery that ctx belongs to, nil outside a handler.
+// DeliveryFrom returns the delivery that ctx belongs to, nil outside a handler.
 func DeliveryFrom(ctx context.Context) *Delivery {
 	d, _ := ctx.Value(deliveryKey{}).(*Delivery)
 	return d
@@ -57,7 +57,7 @@ func (d *Delivery) NewContext(ctx context.Context) context.Context {
 	return &deliveryContext{ctx, d}
 }
 
-// Attach is the delivery of a message on its way through a stack. Under a stock Watermill router,
+// Attach returns the delivery of a message on its way through a stack. Under a stock Watermill router,
 // which knows no deliveries, it makes one and puts it into the message's context.
 func Attach(msg *message.Message) *Delivery {
 	if d := DeliveryFrom(msg.Context()); d != nil {
@@ -134,7 +134,7 @@ func bodyVersion(payload []byte, field string) int {
 	return 1
 }
 
-// Handler is the handler that the delivery goes to. Its zero value stands for a stock router's.
+// Handler returns the handler that the delivery goes to. Its zero value stands for a stock router's.
 func (d *Delivery) Handler() Handler {
 	if d.group == nil {
 		return Handler{Name: d.Group}
@@ -142,7 +142,7 @@ func (d *Delivery) Handler() Handler {
 	return d.group.handler
 }
 
-// Started is when the router took the delivery; now under a stock router.
+// Started returns when the router took the delivery; now under a stock router.
 func (d *Delivery) Started() time.Time {
 	if d.breaker.Started.IsZero() {
 		return time.Now()
@@ -155,7 +155,7 @@ func (d *Delivery) Own() bool {
 	return d.group != nil && d.Message.Metadata[driver.HeaderInstance] == d.group.bus.encoder.Instance
 }
 
-// Observers are the bus's; none under a stock router.
+// Observers returns the bus's observers; none under a stock router.
 func (d *Delivery) Observers() []Observer {
 	if d.group == nil {
 		return nil
@@ -163,7 +163,7 @@ func (d *Delivery) Observers() []Observer {
 	return d.group.bus.cfg.Observers
 }
 
-// Codec is the bus's; [JSON] under a stock router.
+// Codec returns the bus's codec; [JSON] under a stock router.
 func (d *Delivery) Codec() Codec {
 	if d.group == nil {
 		return JSON{}
@@ -171,7 +171,7 @@ func (d *Delivery) Codec() Codec {
 	return d.group.bus.cfg.Codec
 }
 
-// Stopping is closed when the bus stops taking in. A handler's context stays alive meanwhile; a step
+// Stopping returns a channel that is closed when the bus stops taking in. A handler's context stays alive meanwhile; a step
 // that only waits should give the delivery back.
 func (d *Delivery) Stopping() <-chan struct{} {
 	if d.group == nil {
@@ -363,7 +363,7 @@ func (d *Delivery) MarkPoisoned(cause error) { d.outcome, d.cause = Poisoned, ca
 // MarkDuplicate records that the message was handled before and is acked without its handler.
 func (d *Delivery) MarkDuplicate() { d.outcome = Duplicate }
 
-// Outcome is how the delivery ends when err is what comes out of the stack.
+// Outcome returns how the delivery ends when err is what comes out of the stack.
 func (d *Delivery) Outcome(err error) Outcome {
 	switch {
 	case d.outcome != "":
@@ -379,7 +379,7 @@ func (d *Delivery) Outcome(err error) Outcome {
 	}
 }
 
-// Cause is what a poisoned message failed with, else nil.
+// Cause returns what a poisoned message failed with, else nil.
 func (d *Delivery) Cause() error { return d.cause }
 
 // settle carries the outcome out. A delivery is settled once, whoever comes first.

@@ -72,7 +72,7 @@ func EnvelopeOf(msg *message.Message) Envelope {
 	return e
 }
 
-// EnvelopeFrom is the envelope of the message being handled; ok is false outside a handler.
+// EnvelopeFrom returns the envelope of the message being handled; ok is false outside a handler.
 func EnvelopeFrom(ctx context.Context) (e Envelope, ok bool) {
 	d := DeliveryFrom(ctx)
 	if d == nil {

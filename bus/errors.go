@@ -65,7 +65,7 @@ func RetryAfter(err error, d time.Duration) error {
 	return &retryAfterError{err, d}
 }
 
-// retryDelay is the delay that [RetryAfter] put on err or on an error it wraps.
+// retryDelay returns the delay that [RetryAfter] put on err or on an error it wraps.
 func retryDelay(err error) (d time.Duration, ok bool) {
 	var r *retryAfterError
 	if !errors.As(err, &r) {

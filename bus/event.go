@@ -35,7 +35,7 @@ type Type struct {
 	Version int
 }
 
-// String is the type on the wire: the CloudEvents type and the topic, such as "order.paid.v2".
+// String returns the type on the wire: the CloudEvents type and the topic, such as "order.paid.v2".
 func (t Type) String() string { return t.Name + ".v" + strconv.Itoa(t.Version) }
 
 // Validate says whether the type can stand on the wire.
@@ -86,7 +86,7 @@ func parseVersion(s string) (int, bool) {
 	return n, true
 }
 
-// TypeOf is the type that events of the Go type T carry. It is meant for registration: it asks a
+// TypeOf returns the type that events of the Go type T carry. It is meant for registration: it asks a
 // zero T, and where T is a pointer, a new value of what it points to.
 func TypeOf[T Event]() (Type, error) {
 	goType := reflect.TypeFor[T]()

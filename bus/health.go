@@ -32,7 +32,7 @@ const (
 // partTransport is the part of every group that is the transport's.
 const partTransport = "transport"
 
-// Health is the state of every group, in the order of registration, and of the outbox. What is wrong
+// Health returns the state of every group, in the order of registration, and of the outbox. What is wrong
 // with the transport is wrong with each group; see [Bus.TransportHealth]. It does not block.
 func (b *Bus) Health() []Health {
 	var broken error

@@ -36,7 +36,7 @@ type InTx struct {
 	tx  any
 }
 
-// InTx is the bus for the length of a transaction; see [InTx].
+// InTx returns the bus for the length of a transaction; see [InTx].
 func (b *Bus) InTx(tx any) InTx { return InTx{b, tx} }
 
 // Publish encodes an event and writes it in the transaction. It blocks for one statement. What is
@@ -105,7 +105,7 @@ func (t InTx) mayPublish(ctx context.Context, requireRoute bool, msgs []*message
 	return nil
 }
 
-// txPublisher is what writes in transactions, nil for nothing.
+// txPublisher returns what writes in transactions, nil if nothing does.
 func (b *Bus) txPublisher() driver.TxPublisher {
 	if b.cfg.Outbox != nil {
 		return b.cfg.Outbox
@@ -138,7 +138,7 @@ func (b *Bus) relay(ctx context.Context) error {
 	})
 }
 
-// Outbox is the bus's, nil where it has none.
+// Outbox returns the bus's outbox, nil if it has none.
 func (b *Bus) Outbox() Outbox { return b.cfg.Outbox }
 
 // OutboxStats asks the outbox's database what waits in it; [ErrNoOutbox] where there is none.
@@ -149,7 +149,7 @@ func (b *Bus) OutboxStats(ctx context.Context) (driver.OutboxStats, error) {
 	return b.cfg.Outbox.Stats(ctx)
 }
 
-// outboxHealth is the outbox among the groups.
+// outboxHealth returns the state of the outbox, which is shown among the groups.
 func (b *Bus) outboxHealth() Health {
 	h := Health{Group: b.cfg.Outbox.Group(), State: b.state()}
 	if err := b.cfg.Outbox.Problem(); err != nil {

@@ -142,7 +142,7 @@ type runError struct {
 
 func (e *runError) Unwrap() error { return e.publish }
 
-// publishFor is the publish middleware's path to the transport, for the bus's own groups that expect
+// publishFor publishes through the publish middleware, for the bus's own groups that expect
 // the messages.
 func (b *Bus) publishFor(ctx context.Context, groups []*group, requireRoute bool, topic string, msgs []*message.Message) error {
 	return b.account(ctx, groups, requireRoute, topic, msgs, b.send)

@@ -15,7 +15,7 @@ type Rehearsal struct {
 	published []*message.Message
 }
 
-// Published is what was published so far. It may be called concurrently.
+// Published returns what was published so far. It may be called concurrently.
 func (r *Rehearsal) Published() []*message.Message {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -170,7 +170,7 @@ func (r *run) fail(group string, err error) {
 	})
 }
 
-// drain is the end of a run, in stages.
+// drain ends a run, in stages.
 func (r *run) drain() error {
 	defer r.interrupt(nil)
 	defer r.stopBreakers()
@@ -478,7 +478,7 @@ func (g *group) giveBack(d *Delivery) {
 	}
 }
 
-// call is the last resort against panics: the recover step, where the stack has it, sees them first.
+// call calls the stack. It is the last resort against panics: the recover step, if the stack has it, sees them first.
 func (g *group) call(msg *message.Message) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
@@ -573,7 +573,7 @@ func (g *group) decide(d *Delivery, err error) (Outcome, error) {
 	return Redelivered, end
 }
 
-// endless is the next try on a bus without a stack, which tries for ever: after a growing delay of up to a minute,
+// endless returns the next try on a bus without a stack, which tries for ever: after a growing delay of up to a minute,
 // so that there is no hot loop.
 func endless(d *Delivery, err error) nextTry {
 	asked, _ := retryDelay(err)

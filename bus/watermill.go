@@ -25,7 +25,7 @@ type Watermill struct {
 	Durable bool
 }
 
-// Transport is the Pub/Sub as a transport.
+// Transport returns the Pub/Sub as a transport.
 func (w Watermill) Transport() Transport {
 	t := &watermillTransport{Watermill: w}
 	t.ctx, t.cancel = context.WithCancel(context.Background())

@@ -82,7 +82,7 @@ func typed[T bus.Event](name string, opts []Option, bind func() typedFunc[T]) bu
 	return with(h, opts)
 }
 
-// everyVersion is the topics of all versions of an event, and the one foreign producers use that
+// everyVersion returns the topics of all versions of an event, and the one foreign producers use that
 // put the version into the body.
 func everyVersion(name string) []string { return []string{name + ".*", name} }
 
@@ -126,7 +126,7 @@ func decode[T bus.Event](want bus.Type, encoder bus.Encoder, validate func(T) er
 
 type validator interface{ Validate() error }
 
-// validation is the events' own Validate, or nothing where they have none.
+// validation returns the events' own Validate, or nil if they have none.
 func validation[T any]() func(T) error {
 	if !reflect.TypeFor[T]().Implements(reflect.TypeFor[validator]()) {
 		return func(T) error { return nil }

@@ -22,7 +22,7 @@ func with(h bus.Handler, opts []Option) bus.Handler {
 	return h
 }
 
-// Concurrency is how many deliveries the group handles at once in this process. The default is 10.
+// Concurrency sets how many deliveries the group handles at once in this process. The default is 10.
 func Concurrency(n int) Option { return func(h *bus.Handler) { h.Concurrency = n } }
 
 // OrderedByKey handles the messages of one partition key one after the other, in the order in which
@@ -47,13 +47,13 @@ func Retry(policy bus.RetryPolicy) Option { return func(h *bus.Handler) { h.Retr
 // WithoutRetry makes the first failure of a message its last: it is poisoned then.
 func WithoutRetry() Option { return Retry(bus.OneTry()) }
 
-// RetryOn is the policy of errors that errors.Is finds to be target. Of several such options the first
+// RetryOn sets the retry policy of errors that errors.Is finds to be target. Of several such options the first
 // that matches an error counts; an error that none matches has the handler's policy.
 func RetryOn(target error, policy bus.RetryPolicy) Option {
 	return rule(is(target), &policy)
 }
 
-// RetryOnType is the policy of errors that errors.As finds to be an E, as RetryOn is that of a value.
+// RetryOnType sets the retry policy of errors that errors.As finds to be an E, as RetryOn is that of a value.
 func RetryOnType[E error](policy bus.RetryPolicy) Option {
 	return rule(as[E], &policy)
 }
@@ -80,13 +80,13 @@ func as[E error](err error) bool {
 	return ok
 }
 
-// Breaker is the handler's own circuit breaker; see [bus.BreakerPolicy] and [bus.NoBreaker].
+// Breaker sets the handler's own circuit breaker; see [bus.BreakerPolicy] and [bus.NoBreaker].
 func Breaker(policy bus.BreakerPolicy) Option {
 	return func(h *bus.Handler) { h.Breaker = &policy }
 }
 
-// Dedup is what to do when the dedup store can't be reached, or [bus.DedupOff].
+// Dedup sets what to do when the dedup store can't be reached, or [bus.DedupOff].
 func Dedup(mode bus.DedupMode) Option { return func(h *bus.Handler) { h.Dedup = mode } }
 
-// Stack is the handler's own stack, in place of the bus's.
+// Stack sets the handler's own stack, in place of the bus's.
 func Stack(s bus.Stack) Option { return func(h *bus.Handler) { h.Stack = s } }

@@ -169,7 +169,7 @@ func (s *dedup) fault(d *bus.Delivery, kind DedupFaultKind, err error) {
 	s.cfg.OnFault(DedupFault{Group: d.Group, Kind: kind, Err: err})
 }
 
-// inProgressAfter is when to look again: soon, because most handlers are quick, and no later than the
+// inProgressAfter returns when to look again: soon, because most handlers are quick, and no later than the
 // other one's lease runs out if it is dead.
 func inProgressAfter(left time.Duration) time.Duration {
 	after := inProgressDelay + rand.N(time.Second-inProgressDelay)

@@ -64,7 +64,7 @@ func finish(ctx context.Context, observers []bus.Observer, d *bus.Delivery, o bu
 	}
 }
 
-// reason is why a delivery was not handled: a poisoned one comes without an error, but has a cause.
+// reason returns why a delivery was not handled: a poisoned one comes without an error, but has a cause.
 func reason(d *bus.Delivery, err error) error {
 	if err == nil {
 		return d.Cause()

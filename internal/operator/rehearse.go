@@ -21,7 +21,7 @@ type Rehearser struct {
 	stack middleware.Stack
 }
 
-// NewRehearser is for the handlers that are registered with the bus, in their stack.
+// NewRehearser returns a rehearser of the handlers that are registered with the bus, in their stack.
 func NewRehearser(b *bus.Bus, stack middleware.Stack) *Rehearser { return &Rehearser{b, stack} }
 
 // Rehearsing is who can rehearse: a service's own process, or a [Client] of its endpoint.
@@ -101,7 +101,7 @@ func (r *Rehearser) handler(group string) (bus.Handler, error) {
 	return bus.Handler{}, &UnknownGroupError{Group: group, Nearest: nearestGroup(group, names)}
 }
 
-// function is the handler in its stack, but for the steps that would change something.
+// function returns the handler in its stack, but for the steps that would change something.
 func (r *Rehearser) function(h bus.Handler) (message.HandlerFunc, error) {
 	stack := r.stack
 	if h.Stack != nil {
