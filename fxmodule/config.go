@@ -113,7 +113,7 @@ const (
 	Off Switch = "off"
 )
 
-// breaker is the policy of handlers that have none of their own.
+// breaker returns the policy of handlers that have none of their own.
 func (c Config) breaker() bus.BreakerPolicy {
 	if c.Breaker == Off {
 		return bus.NoBreaker()

@@ -22,7 +22,7 @@
 // Operators: with LEAT_ADMIN the application answers leat's verbs over HTTP; see [Config]. With the
 // package verbs below this one, its own binary has them.
 //
-// How the groups and the transport are is in bus.Health and bus.TransportHealth, for a readiness probe,
+// How the groups and the transport are is in bus.Health and driver.TransportHealth, for a readiness probe,
 // and as metrics where the application provides a prometheus.Registerer:
 //
 //	fxmodule.Observe(prommetrics.New), // what happens to messages

@@ -28,7 +28,7 @@ var Module = fx.Module("leat",
 // PublishMiddleware is the publish path, outermost first. fx.Decorate edits it.
 type PublishMiddleware []message.PublisherDecorator
 
-// NewPublishMiddleware is empty.
+// NewPublishMiddleware returns none.
 func NewPublishMiddleware() PublishMiddleware { return nil }
 
 // StackParams is what the stack is made of.

@@ -35,7 +35,7 @@ func HandleMethod[S any, T bus.Event](name string, fn func(S, context.Context, T
 	})
 }
 
-// made is the handler, or as an error what the making of it panics with: a mistake in the program, which
+// made returns the handler, or as an error what the making of it panics with: a mistake in the program, which
 // reads better without a stack.
 func made(construct func() bus.Handler) (h bus.Handler, err error) {
 	defer func() {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/bus/bustest"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/handlers"
 )
 
@@ -28,7 +29,7 @@ func ExampleReply() {
 			return ReceiptSent(e), nil
 		}),
 		handlers.Raw("audit", []string{"receipt.>"}, func(_ context.Context, msg *message.Message) error {
-			fmt.Println(bus.TopicOf(msg), string(msg.Payload))
+			fmt.Println(driver.TopicOf(msg), string(msg.Payload))
 			return nil
 		}))
 	h.Publish(Paid{OrderID: "42"})
@@ -88,7 +89,7 @@ func ExampleMethod() {
 // ExampleRaw sees every message of a pattern, whatever its type.
 func ExampleRaw() {
 	h := bustest.New(&testing.T{}, handlers.Raw("audit", []string{"order.>"}, func(_ context.Context, msg *message.Message) error {
-		fmt.Println(bus.TopicOf(msg), string(msg.Payload))
+		fmt.Println(driver.TopicOf(msg), string(msg.Payload))
 		return nil
 	}))
 	h.Publish(Paid{OrderID: "42"})

@@ -10,6 +10,7 @@ import (
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/bus/bustest"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/handlers"
 	"github.com/leatbus/leat/middleware"
 )
@@ -65,7 +66,7 @@ func ExampleUpcast() {
 func ExampleUse() {
 	log := func(next message.HandlerFunc) message.HandlerFunc {
 		return func(msg *message.Message) ([]*message.Message, error) {
-			fmt.Println("handling", bus.TopicOf(msg))
+			fmt.Println("handling", driver.TopicOf(msg))
 			return next(msg)
 		}
 	}

@@ -14,7 +14,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports"
 	"github.com/leatbus/leat/transports/memory"
@@ -42,7 +42,7 @@ func TestWaitingForAMessageSystemShowsInTheLog(t *testing.T) {
 	slog.SetDefault(slog.New(slog.NewTextHandler(&text, nil)))
 	synctest.Test(t, func(t *testing.T) {
 		mux := transports.Default()
-		mux.Register(func(ctx context.Context, _ *url.URL) (bus.Transport, error) {
+		mux.Register(func(ctx context.Context, _ *url.URL) (driver.Transport, error) {
 			<-ctx.Done()
 			return nil, ctx.Err()
 		}, "pigeon")
@@ -94,7 +94,7 @@ func TestOpen_linksNoSQLite(t *testing.T) {
 func TestAMuxTakesTransportsOfOthers(t *testing.T) {
 	mux := transports.Default()
 	broken := errors.New("not today")
-	mux.Register(func(context.Context, *url.URL) (bus.Transport, error) { return nil, broken }, "pigeon")
+	mux.Register(func(context.Context, *url.URL) (driver.Transport, error) { return nil, broken }, "pigeon")
 	require.Contains(t, mux.Schemes(), "pigeon")
 	require.NotContains(t, transports.Default().Schemes(), "pigeon", "a mux is a value of its own")
 	_, err := mux.Open(t.Context(), "pigeon://user:s3cr3t@roof")

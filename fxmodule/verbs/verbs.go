@@ -58,7 +58,7 @@ func Main(options ...fx.Option) {
 	fx.New(options...).Run()
 }
 
-// names are the verbs' first words.
+// names returns the verbs' first words.
 func names() []string { return []string{"poison", "groups", "topics", "publish", "tail", "doctor"} }
 
 const description = `Look after the service's bus. Without one of these commands, the service runs.

@@ -41,7 +41,7 @@ func ExampleNew() {
 				fmt.Println("process", process, "booked invoice", e.Number)
 				return nil
 			}))
-		h.Publish(invoiceSent{Number: 7}, bus.ID("invoice-7")) // the same id from both
+		h.Publish(invoiceSent{Number: 7}, bus.WithID("invoice-7")) // the same id from both
 		h.WaitIdle()
 		_ = h.Bus().Close(context.Background())
 	}

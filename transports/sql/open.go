@@ -19,7 +19,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/pgx/v5/stdlib"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/urlopt"
 )
 
@@ -29,7 +29,7 @@ func Schemes() []string { return []string{"postgres", "postgresql", "mysql", "ma
 // Open makes a transport from its URL; see the package's documentation for the options. It connects,
 // sees to the tables, and waits for a server that is just starting as long as ctx allows, but no
 // longer than the option wait.
-func Open(ctx context.Context, u *url.URL) (bus.Transport, error) {
+func Open(ctx context.Context, u *url.URL) (driver.Transport, error) {
 	source, err := parse(u)
 	if err != nil {
 		return nil, fmt.Errorf("sql: %w", err)

@@ -1,18 +1,20 @@
-package bus
+package driver
 
 import (
 	"errors"
 	"fmt"
+	"path"
 	"reflect"
 	"strconv"
 	"strings"
 	"unicode"
 )
 
-// What bounds texts about errors that travel in headers, in bytes.
+// Limits of texts about errors that travel in headers, in bytes.
 const (
-	maxErrorText = 1024
-	maxClassText = 256 // the name of a type
+	MaxErrorBytes = 1024
+	MaxClassBytes = 256 // of the name of a type
+
 	maxChainText = 512
 	maxLinkText  = 64 // the text of an error in a chain
 )
@@ -36,7 +38,7 @@ func OneLine(text string, limit int) string {
 // as an error.
 func errorText(err error) string { return fmt.Sprint(err) }
 
-// ErrorClass is what people group failures by: the Go type of the innermost error that is more than
+// ErrorClass returns what people group failures by: the Go type of the innermost error that is more than
 // text, which leat's own wrappers and those of the packages errors and fmt are not. Where there is
 // none, it is the innermost error's. A panic's class names its value's type.
 func ErrorClass(err error) string {
@@ -68,9 +70,9 @@ func ErrorChain(err error) string {
 		joined, _ := err.(interface{ Unwrap() []error })
 		switch {
 		case !isText(err):
-			links = append(links, OneLine(fmt.Sprintf("%T", err), maxClassText))
+			links = append(links, OneLine(fmt.Sprintf("%T", err), MaxClassBytes))
 		case isPanic(err):
-			links = append(links, OneLine(ErrorClass(err), maxClassText))
+			links = append(links, OneLine(ErrorClass(err), MaxClassBytes))
 		case next == nil && joined == nil:
 			links = append(links, strconv.Quote(OneLine(errorText(err), maxLinkText)))
 		}
@@ -94,8 +96,9 @@ func isText(err error) bool {
 	if t.Kind() == reflect.Pointer {
 		t = t.Elem()
 	}
+	driver := reflect.TypeFor[PublishError]().PkgPath()
 	switch t.PkgPath() {
-	case "errors", "fmt", reflect.TypeFor[Redelivery]().PkgPath():
+	case "errors", "fmt", driver, path.Dir(driver):
 		return true
 	default:
 		return false

@@ -11,17 +11,17 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/memory"
 )
 
 const topic = "order.paid.v1"
 
 // ledger is a group that parks, and its poison queue.
-func ledger(t *testing.T, transport *memory.Transport) (bus.Feed, bus.PoisonQueue) {
+func ledger(t *testing.T, transport *memory.Transport) (driver.Receiver, driver.PoisonQueue) {
 	t.Helper()
-	feed, err := transport.Subscribe(t.Context(), bus.Subscription{
-		Group: "shop.ledger", Topics: []string{topic}, Concurrency: 2, Order: bus.OrderedByKey, Park: true,
+	feed, err := transport.Subscribe(t.Context(), driver.Subscription{
+		Group: "shop.ledger", Topics: []string{topic}, Concurrency: 2, Order: driver.OrderedByKey, Park: true,
 	})
 	require.NoError(t, err)
 	return feed, transport.PoisonQueue("shop.ledger")
@@ -30,7 +30,7 @@ func ledger(t *testing.T, transport *memory.Transport) (bus.Feed, bus.PoisonQueu
 func publish(t *testing.T, transport *memory.Transport, key, id string, headers ...string) {
 	t.Helper()
 	msg := message.NewMessage(id, []byte("payload"))
-	msg.Metadata = message.Metadata{bus.HeaderPartitionKey: key}
+	msg.Metadata = message.Metadata{driver.HeaderPartitionKey: key}
 	for i := 0; i < len(headers); i += 2 {
 		msg.Metadata[headers[i]] = headers[i+1]
 	}
@@ -39,7 +39,7 @@ func publish(t *testing.T, transport *memory.Transport, key, id string, headers 
 	require.NoError(t, transport.Publish(ctx, topic, msg))
 }
 
-func take(t *testing.T, feed bus.Feed, id string) *bus.Delivery {
+func take(t *testing.T, feed driver.Receiver, id string) *driver.Delivery {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -49,12 +49,12 @@ func take(t *testing.T, feed bus.Feed, id string) *bus.Delivery {
 	return d
 }
 
-func poison(t *testing.T, d *bus.Delivery) {
+func poison(t *testing.T, d *driver.Delivery) {
 	t.Helper()
-	require.NoError(t, d.Settler.Poison(t.Context(), bus.NewFault(d, errors.New("broken"))))
+	require.NoError(t, d.Settler.Poison(t.Context(), driver.NewFault(d, errors.New("broken"))))
 }
 
-func list(t *testing.T, queue bus.PoisonQueue) []bus.PoisonedMessage {
+func list(t *testing.T, queue driver.PoisonQueue) []driver.PoisonedMessage {
 	t.Helper()
 	all, err := queue.List(t.Context(), "", 100)
 	require.NoError(t, err)
@@ -94,7 +94,7 @@ func TestTooMuchThatIsParkedSlowsThePublishers(t *testing.T) {
 		accepted := 0
 		for ctx, cancel := context.WithTimeout(t.Context(), time.Minute); ; accepted++ {
 			msg := message.NewMessage(fmt.Sprint(accepted), make([]byte, 100))
-			msg.Metadata = message.Metadata{bus.HeaderPartitionKey: "a"}
+			msg.Metadata = message.Metadata{driver.HeaderPartitionKey: "a"}
 			if err := transport.Publish(ctx, topic, msg); err != nil {
 				require.ErrorIs(t, err, context.DeadlineExceeded)
 				cancel()
@@ -124,7 +124,7 @@ func TestAKeyGoesOnAsFarAsItsNextPoisonedMessage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		transport := memory.New(memory.Config{})
 		feed, queue := ledger(t, transport)
-		publish(t, transport, "a", "1", bus.HeaderDeliverAt, time.Now().Add(time.Second).Format(time.RFC3339Nano))
+		publish(t, transport, "a", "1", driver.HeaderDeliverAt, time.Now().Add(time.Second).Format(time.RFC3339Nano))
 		publish(t, transport, "a", "2")
 		publish(t, transport, "a", "3")
 		poison(t, take(t, feed, "2"))

@@ -1,4 +1,4 @@
-package bus
+package driver
 
 import (
 	"errors"

@@ -8,23 +8,23 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // maxShared bounds the texts that the messages of a poison queue share, in bytes; what comes later is
 // written out.
 const maxShared = 256 << 10
 
-// parcels packs the messages of one poison queue, because it may grow long and is seldom looked at: texts
-// behind their lengths, the payload last. Texts that come again and again, as the names of headers and
-// the stack of a panic do, are kept once. The zero parcels is ready.
-type parcels struct {
+// records encodes the messages of one poison queue compactly, because it may grow long and is seldom read: texts behind
+// their lengths, the payload last. Texts that are in many messages, as the names of headers and the stack of a panic, are
+// kept once. The zero records is ready. The group's mutex guards it.
+type records struct {
 	numbers map[string]uint64 // of the shared texts
 	texts   []string          // by number
 	bytes   int               // that they take
 }
 
-func (p *parcels) pack(uuid, topic string, headers message.Metadata, payload []byte) []byte {
+func (p *records) encode(uuid, topic string, headers message.Metadata, payload []byte) []byte {
 	var data []byte
 	data = appendText(data, uuid)
 	data = p.appendShared(data, topic)
@@ -43,8 +43,8 @@ func (p *parcels) pack(uuid, topic string, headers message.Metadata, payload []b
 // recurs reports whether a header says the same in many poisoned messages of a group.
 func recurs(key string) bool {
 	switch key {
-	case bus.HeaderInstance, bus.HeaderFaultClass, bus.HeaderFaultStack, bus.HeaderFaultGroup, bus.HeaderFaultHandler,
-		bus.HeaderFaultTopic, bus.HeaderFaultHost, bus.HeaderFaultPID, bus.HeaderFaultBuild:
+	case driver.HeaderInstance, driver.HeaderFaultClass, driver.HeaderFaultStack, driver.HeaderFaultGroup, driver.HeaderFaultHandler,
+		driver.HeaderFaultTopic, driver.HeaderFaultHost, driver.HeaderFaultPID, driver.HeaderFaultBuild:
 		return true
 	default:
 		return false
@@ -58,11 +58,11 @@ func appendText(data []byte, text string) []byte {
 	return append(data, text...)
 }
 
-func (p *parcels) appendShared(data []byte, text string) []byte {
+func (p *records) appendShared(data []byte, text string) []byte {
 	n, known := p.numbers[text]
 	switch {
 	case known:
-	case p.bytes+len(text)+parcelOverhead > maxShared:
+	case p.bytes+len(text)+recordOverhead > maxShared:
 		return appendText(data, text)
 	default:
 		n = p.share(strings.Clone(text))
@@ -70,19 +70,19 @@ func (p *parcels) appendShared(data []byte, text string) []byte {
 	return binary.AppendUvarint(data, n<<1|1)
 }
 
-func (p *parcels) share(text string) uint64 {
+func (p *records) share(text string) uint64 {
 	if p.numbers == nil {
 		p.numbers = make(map[string]uint64)
 	}
 	n := uint64(len(p.texts))
 	p.numbers[text] = n
 	p.texts = append(p.texts, text)
-	p.bytes += len(text) + parcelOverhead
+	p.bytes += len(text) + recordOverhead
 	return n
 }
 
-// unpack reads what pack wrote.
-func (p *parcels) unpack(data []byte) (topic string, msg *message.Message) {
+// decode reads what encode wrote.
+func (p *records) decode(data []byte) (topic string, msg *message.Message) {
 	number := func() uint64 {
 		n, width := binary.Uvarint(data)
 		data = data[width:]

@@ -1,4 +1,4 @@
-package bus
+package driver
 
 import (
 	"context"
@@ -46,12 +46,12 @@ type Transport interface {
 	Publish(ctx context.Context, topic string, msgs ...*message.Message) error
 
 	// Subscribe makes sure that the group exists and that messages of its topics wait in it from
-	// now on. ctx bounds this call only, not the feed. Nothing is handed out before the first Next
-	// of the feed, so a bus subscribes all its groups before the first of them consumes.
+	// now on. ctx bounds this call only, not the receiver. Nothing is handed out before its first
+	// Next, so a bus subscribes all its groups before the first of them consumes.
 	// Subscribing a group twice adds competing consumers.
 	// A durable transport keeps topics that the group has asked for before, so that a rolling deploy
 	// loses nothing; to end that is an operator's act.
-	Subscribe(ctx context.Context, s Subscription) (Feed, error)
+	Subscribe(ctx context.Context, s Subscription) (Receiver, error)
 
 	// PoisonQueue is the poison queue of a group, whether or not the group is subscribed here.
 	PoisonQueue(group string) PoisonQueue
@@ -60,19 +60,19 @@ type Transport interface {
 	Capabilities() Capabilities
 
 	// Close gives back what was handed out and not settled, and releases everything. It waits for
-	// that as long as ctx allows. Feeds are closed with it.
+	// that as long as ctx allows. Receivers are closed with it.
 	Close(ctx context.Context) error
 }
 
-// Feed hands out the messages of one subscription.
-type Feed interface {
+// Receiver hands out the messages of one subscription.
+type Receiver interface {
 	// Next blocks until a message is there. Up to Subscription.Concurrency calls run at once, and
 	// each delivery must be settled once by the methods of [Delivery]. Next returns ctx's error when
 	// ctx is done and nothing was taken out, and ErrClosed after Close. While the message system is
 	// away it blocks; any other error is final, and the bus stops with it.
 	Next(ctx context.Context) (*Delivery, error)
 
-	// Close stops the feed and gives back what it holds and has not handed out. Deliveries that are
+	// Close stops the receiver and gives back what it holds and has not handed out. Deliveries that are
 	// still out may be settled until the transport is closed.
 	Close(ctx context.Context) error
 }
@@ -151,7 +151,7 @@ func (c Capabilities) Check(s Subscription) error {
 		missing = append(missing, "strict ordering (set concurrency to 1 and run one instance)")
 	}
 	if s.Park && !c.Park {
-		missing = append(missing, "parking behind poisoned messages (the option Park(bus.ParkOff) lets them pass)")
+		missing = append(missing, "parking behind poisoned messages (the option WithoutParking lets them pass)")
 	}
 	if !c.Patterns && len(s.Known) == 0 {
 		missing = append(missing, "subscribing by pattern (name the topics one by one)")
@@ -162,14 +162,15 @@ func (c Capabilities) Check(s Subscription) error {
 	return fmt.Errorf("group %q asks for %s: %w", s.Group, strings.Join(missing, " and "), ErrUnsupported)
 }
 
-var errParkUnordered = errors.New("it parks messages behind poisoned ones, and is not ordered; ask for an order, or let them pass with ParkOff")
+// ErrParkUnordered is the error of a group that asks to park and is not ordered.
+var ErrParkUnordered = errors.New("it parks messages behind poisoned ones, and is not ordered; ask for an order, or let them pass with WithoutParking")
 
 // MaxGroupBytes is the longest group name. It leaves a transport room for a suffix.
 const MaxGroupBytes = 200
 
 // Validate says whether the subscription can be made on any transport.
 func (s Subscription) Validate() error {
-	if err := validateName(s.Group, MaxGroupBytes); err != nil {
+	if err := ValidateName(s.Group, MaxGroupBytes); err != nil {
 		return fmt.Errorf("group %q: %w", s.Group, err)
 	}
 	if len(s.Topics) == 0 {
@@ -184,13 +185,13 @@ func (s Subscription) Validate() error {
 		return fmt.Errorf("group %q: concurrency is %d; it is at least 1", s.Group, s.Concurrency)
 	}
 	if s.Park && s.Order == Unordered {
-		return fmt.Errorf("group %q: %w", s.Group, errParkUnordered)
+		return fmt.Errorf("group %q: %w", s.Group, ErrParkUnordered)
 	}
 	return nil
 }
 
-// validateName checks the names that become parts of queue and table names.
-func validateName(name string, limit int) error {
+// ValidateName returns an error if name can't become a part of queue and table names, or has more than limit bytes.
+func ValidateName(name string, limit int) error {
 	switch {
 	case name == "":
 		return errors.New("name is empty")

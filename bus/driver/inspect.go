@@ -1,4 +1,4 @@
-package bus
+package driver
 
 import (
 	"context"
@@ -51,5 +51,5 @@ type Finding struct {
 	Check string // what was checked, a few words
 	Err   error  // what is wrong, nil where nothing is
 	Text  string // what was found, a line
-	Cure  string // what to do about Err
+	Fix   string // what to do about Err
 }

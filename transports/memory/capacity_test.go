@@ -14,13 +14,13 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
-// TestAccounts_randomHistories holds the accounts against what the queues really have, after every step of random
+// TestCapacities_randomHistories holds the capacities against what the queues really have, after every step of random
 // histories: nobody is blocked while there is room for the one whose turn it is, keys keep their order,
 // nothing is lost, and in the end all accounts are empty.
-func TestAccounts_randomHistories(t *testing.T) {
+func TestCapacities_randomHistories(t *testing.T) {
 	seeds := 150
 	if testing.Short() {
 		seeds = 20
@@ -47,10 +47,10 @@ type history struct {
 type historyGroup struct {
 	name   string
 	topics []string
-	feed   bus.Feed
-	queue  *queue
-	poison bus.PoisonQueue
-	out    []*bus.Delivery
+	feed   driver.Receiver
+	group  *group
+	poison driver.PoisonQueue
+	out    []*driver.Delivery
 	done   map[string]int // messages by topic that were acked or dropped
 }
 
@@ -62,19 +62,19 @@ func newHistory(t *testing.T, seed uint64) *history {
 	}
 	h.bound = cfg.Bytes
 	h.transport = New(cfg)
-	for i, s := range []bus.Subscription{
+	for i, s := range []driver.Subscription{
 		{Group: "plain", Topics: []string{"x", "y"}},
-		{Group: "by-key", Topics: []string{"x", "z"}, Order: bus.OrderedByKey, Park: true},
-		{Group: "strict", Topics: []string{"w", "x"}, Order: bus.OrderedStrictly, Park: h.rand.IntN(2) == 0},
+		{Group: "by-key", Topics: []string{"x", "z"}, Order: driver.OrderedByKey, Park: true},
+		{Group: "strict", Topics: []string{"w", "x"}, Order: driver.OrderedStrictly, Park: h.rand.IntN(2) == 0},
 	} {
 		s.Concurrency = 1
 		feed, err := h.transport.Subscribe(t.Context(), s)
 		require.NoError(t, err)
 		h.groups = append(h.groups, &historyGroup{
-			name: s.Group, topics: s.Topics, feed: feed, queue: queueOf(feed),
+			name: s.Group, topics: s.Topics, feed: feed, group: groupOf(feed),
 			poison: h.transport.PoisonQueue(s.Group), done: make(map[string]int),
 		})
-		require.Equal(t, i, h.groups[i].queue.number)
+		require.Equal(t, i, h.groups[i].group.number)
 	}
 	return h
 }
@@ -109,13 +109,13 @@ func (h *history) publish(topic string) {
 	if h.rand.IntN(20) == 0 {
 		msg.Payload = make([]byte, h.bound) // it fits alone
 	}
-	msg.Metadata = message.Metadata{bus.HeaderPartitionKey: []string{"", "a", "b", "c"}[h.rand.IntN(4)]}
+	msg.Metadata = message.Metadata{driver.HeaderPartitionKey: []string{"", "a", "b", "c"}[h.rand.IntN(4)]}
 	if h.rand.IntN(5) == 0 {
-		msg.Metadata[bus.HeaderDeliverAt] = time.Now().Add(time.Duration(h.rand.IntN(3600)) * time.Second).Format(time.RFC3339Nano)
+		msg.Metadata[driver.HeaderDeliverAt] = time.Now().Add(time.Duration(h.rand.IntN(3600)) * time.Second).Format(time.RFC3339Nano)
 	}
 	ctx := h.Context()
 	if h.rand.IntN(4) == 0 {
-		ctx = bus.ContextWithDelivery(ctx, &bus.Delivery{Message: msg})
+		ctx = driver.ContextWithDelivery(ctx, &driver.Delivery{Message: msg})
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(1+h.rand.IntN(3_600_000))*time.Millisecond)
 	h.concurrently(func() (outcome func()) {
@@ -145,11 +145,11 @@ func (h *history) take(g *historyGroup) bool {
 		require.ErrorIs(h, err, context.DeadlineExceeded)
 		return false
 	}
-	it := d.Settler.(*handout).item
+	it := d.Settler.(*delivery).item
 	if it.key != "" {
-		require.False(h, g.queue.lanes[it.key].holdsBack(it), "%s passes a poisoned message", it.msg.UUID)
+		require.False(h, g.group.keys.byKey[it.key].holdsBack(it.seq), "%s passes a poisoned message", it.msg.UUID)
 		for _, other := range g.out {
-			require.NotEqual(h, it.key, other.Settler.(*handout).item.key, "two messages of a key are out")
+			require.NotEqual(h, it.key, other.Settler.(*delivery).item.key, "two messages of a key are out")
 		}
 	}
 	g.out = append(g.out, d)
@@ -165,7 +165,7 @@ func (h *history) settle(g *historyGroup) {
 	g.out = slices.Delete(g.out, i, i+1)
 	switch h.rand.IntN(8) {
 	case 0, 4:
-		require.NoError(h, d.Settler.Poison(h.Context(), bus.NewFault(d, errors.New("broken"))))
+		require.NoError(h, d.Settler.Poison(h.Context(), driver.NewFault(d, errors.New("broken"))))
 	case 1:
 		require.NoError(h, d.Settler.GiveBack(0))
 	case 2:
@@ -219,41 +219,44 @@ func (h *history) check() {
 
 // checkGroup returns how many messages are not settled, and how many publishers are blocked.
 func (h *history) checkGroup(g *historyGroup) (unparked, blocked int) {
-	q := g.queue
+	q := g.group
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	var count, bytes [accounts]int
+	parked := 0
+	var count, bytes [capacities]int
 	visit := func(it *item) {
-		if !it.parked {
+		if it.parked {
+			parked++
+		} else {
 			unparked++
 		}
-		for i := range q.accounts {
-			if it.account == &q.accounts[i] {
+		for i := range q.capacities {
+			if it.capacity == &q.capacities[i] {
 				count[i]++
 				bytes[i] += it.size
 			}
 		}
 	}
-	q.ready.each(visit)
-	for _, it := range q.later {
+	q.ready.Each(visit)
+	for it := range q.delayed.All() {
 		visit(it)
 	}
-	for _, l := range q.lanes {
-		l.waiting.each(visit)
+	for _, l := range q.keys.byKey {
+		l.waiting.Each(visit)
 	}
 	for _, d := range g.out {
-		visit(d.Settler.(*handout).item)
+		visit(d.Settler.(*delivery).item)
 	}
-	for i := range q.accounts {
-		a := &q.accounts[i]
+	for i := range q.capacities {
+		a := &q.capacities[i]
 		require.Equal(h, count[i], a.count, "%s: messages %s", g.name, a.what)
 		require.Equal(h, bytes[i], a.bytes, "%s: bytes %s", g.name, a.what)
 		require.True(h, a.count <= 1 || a.bytes <= handlerOverdraft*a.bound, "%s: %d bytes %s", g.name, a.bytes, a.what)
 		for class := range a.blocked {
 			blocked += a.blocked[class].Len()
 			for el := a.blocked[class].Front(); el != nil; el = el.Next() {
-				right := q.accountOf(&el.Value.(*publisher).it)
-				require.Equal(h, right.what, a.what, "%s: a publisher waits for the wrong account", g.name)
+				right := q.capacityFor(&el.Value.(*publisher).it)
+				require.Equal(h, right.what, a.what, "%s: a publisher waits for the wrong capacity", g.name)
 			}
 		}
 		for class := range a.blocked {
@@ -264,7 +267,8 @@ func (h *history) checkGroup(g *historyGroup) (unparked, blocked int) {
 			}
 		}
 	}
-	require.Equal(h, unparked, q.size, g.name)
+	require.Equal(h, unparked, q.unsettled, g.name)
+	require.Equal(h, parked, q.keys.parked, g.name)
 	require.Equal(h, len(g.out), q.out, g.name)
 	return unparked, blocked
 }
@@ -309,22 +313,22 @@ func (h *history) finish() {
 		for _, topic := range g.topics {
 			require.Equal(h, h.published[topic], g.done[topic], "%s: messages of %s", g.name, topic)
 		}
-		for i := range g.queue.accounts {
-			a := &g.queue.accounts[i]
+		for i := range g.group.capacities {
+			a := &g.group.capacities[i]
 			require.Zero(h, a.count+a.bytes+a.blocked[handlerClass].Len()+a.blocked[otherClass].Len(), "%s: %s", g.name, a.what)
 		}
-		require.Empty(h, g.queue.lanes)
+		require.Empty(h, g.group.keys.byKey)
 	}
 	require.NoError(h, h.transport.Close(h.Context()))
 }
 
 func (t *Transport) busyNow() (n int) {
-	for _, q := range t.queues {
-		q.mu.Lock()
-		n += q.size
-		q.mu.Unlock()
+	for _, g := range t.groups {
+		g.mu.Lock()
+		n += g.unsettled
+		g.mu.Unlock()
 	}
 	return n
 }
 
-func queueOf(f bus.Feed) *queue { return f.(*feed).queue }
+func groupOf(r driver.Receiver) *group { return r.(*receiver).group }

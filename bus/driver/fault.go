@@ -1,4 +1,4 @@
-package bus
+package driver
 
 import (
 	"errors"
@@ -6,6 +6,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -64,22 +65,23 @@ type Fault struct {
 	Build    string
 }
 
-// NewFault describes the failure of a delivery, as of now.
+// NewFault describes the failure of a delivery, as of now and in this process. The bus adds the name of the handler and
+// the number of its tries.
 func NewFault(d *Delivery, err error) Fault {
-	where, now := d.process(), time.Now()
+	where, now := thisProcess(), time.Now()
 	f := Fault{
 		Err:      err,
-		Text:     OneLine(errorText(err), maxErrorText),
-		Class:    OneLine(ErrorClass(err), maxClassText),
+		Text:     OneLine(errorText(err), MaxErrorBytes),
+		Class:    OneLine(ErrorClass(err), MaxClassBytes),
 		Chain:    ErrorChain(err),
 		TraceID:  traceID(d.Message.Metadata[HeaderTraceParent]),
 		Attempts: d.Attempt,
-		Tries:    max(d.Try, 1),
+		Tries:    1,
 		FirstAt:  d.FirstSeen,
 		FailedAt: d.FailedSince,
 		At:       now,
 		Group:    d.Group,
-		Handler:  d.Handler().Name,
+		Handler:  d.Group,
 		Topic:    d.Topic,
 		Host:     where.host,
 		PID:      where.pid,
@@ -92,6 +94,15 @@ func NewFault(d *Delivery, err error) Fault {
 		f.Stack = wholeLines(panicked.Stack(), maxFaultStack)
 	}
 	return f
+}
+
+// traceID returns the trace id in a W3C traceparent, "" if there is none.
+func traceID(parent string) string {
+	fields := strings.Split(parent, "-")
+	if len(fields) < 4 || len(fields[1]) != 32 {
+		return ""
+	}
+	return fields[1]
 }
 
 // wholeLines cuts a text behind the last line that fits.
@@ -119,7 +130,7 @@ func (f Fault) Set(headers message.Metadata) {
 	headers[HeaderFaultChain] = f.Chain
 	headers[HeaderFaultAttempts] = strconv.Itoa(f.Attempts)
 	headers[HeaderFaultTries] = strconv.Itoa(f.Tries)
-	headers[HeaderFaultAt] = formatTime(f.At)
+	headers[HeaderFaultAt] = FormatTime(f.At)
 	headers[HeaderFaultGroup] = f.Group
 	headers[HeaderFaultHandler] = f.Handler
 	headers[HeaderFaultTopic] = f.Topic
@@ -130,10 +141,10 @@ func (f Fault) Set(headers message.Metadata) {
 		headers[HeaderFaultTrace] = f.TraceID
 	}
 	if !f.FirstAt.IsZero() {
-		headers[HeaderFaultFirstAt] = formatTime(f.FirstAt)
+		headers[HeaderFaultFirstAt] = FormatTime(f.FirstAt)
 	}
 	if !f.FailedAt.IsZero() {
-		headers[HeaderFaultFailedAt] = formatTime(f.FailedAt)
+		headers[HeaderFaultFailedAt] = FormatTime(f.FailedAt)
 	}
 }
 
@@ -147,9 +158,9 @@ func FaultOf(headers message.Metadata) Fault {
 		TraceID:  headers[HeaderFaultTrace],
 		Attempts: atoi(headers[HeaderFaultAttempts]),
 		Tries:    atoi(headers[HeaderFaultTries]),
-		FirstAt:  parseTime(headers[HeaderFaultFirstAt]),
-		FailedAt: parseTime(headers[HeaderFaultFailedAt]),
-		At:       parseTime(headers[HeaderFaultAt]),
+		FirstAt:  ParseTime(headers[HeaderFaultFirstAt]),
+		FailedAt: ParseTime(headers[HeaderFaultFailedAt]),
+		At:       ParseTime(headers[HeaderFaultAt]),
 		Group:    headers[HeaderFaultGroup],
 		Handler:  headers[HeaderFaultHandler],
 		Topic:    headers[HeaderFaultTopic],
@@ -177,22 +188,15 @@ type process struct {
 	build string
 }
 
-// process is where the delivery is handled.
-func (d *Delivery) process() process {
-	if d.group == nil {
-		return thisProcess()
-	}
-	return d.group.bus.process
-}
-
-func thisProcess() process {
+//nolint:gochecknoglobals // read once: it does not change
+var thisProcess = sync.OnceValue(func() process {
 	p := process{pid: os.Getpid(), build: "unknown"}
 	p.host, _ = os.Hostname()
 	if info, ok := debug.ReadBuildInfo(); ok {
 		p.build = info.Main.Path + "@" + info.Main.Version
 	}
 	return p
-}
+})
 
 func atoi(s string) int {
 	n, _ := strconv.Atoi(s)
@@ -209,16 +213,16 @@ func SetHistory(headers message.Metadata, h History) {
 			delete(headers, name)
 		}
 	}
-	set(HeaderFaultFailedAt, formatTime(h.FailedSince), !h.FailedSince.IsZero())
+	set(HeaderFaultFailedAt, FormatTime(h.FailedSince), !h.FailedSince.IsZero())
 	set(HeaderFaultFailures, strconv.Itoa(h.Failures), !h.FailedSince.IsZero() && h.Failures >= 0)
-	set(HeaderFaultWaiting, formatTime(h.WaitingSince), !h.WaitingSince.IsZero())
+	set(HeaderFaultWaiting, FormatTime(h.WaitingSince), !h.WaitingSince.IsZero())
 }
 
 // TakeHistory removes from a message's headers what [SetHistory] has written, and returns it. Anybody may have written
 // the headers: what can't be read counts as zero or unknown.
 func TakeHistory(headers message.Metadata) (h History) {
-	h.WaitingSince = parseTime(headers[HeaderFaultWaiting])
-	if h.FailedSince = parseTime(headers[HeaderFaultFailedAt]); !h.FailedSince.IsZero() {
+	h.WaitingSince = ParseTime(headers[HeaderFaultWaiting])
+	if h.FailedSince = ParseTime(headers[HeaderFaultFailedAt]); !h.FailedSince.IsZero() {
 		h.Failures = FailuresUnknown
 		if n, err := strconv.Atoi(headers[HeaderFaultFailures]); err == nil {
 			h.Failures = max(n, 0)

@@ -13,7 +13,7 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/tally"
 	"github.com/leatbus/leat/internal/urlopt"
 )
@@ -23,13 +23,13 @@ const Scheme = "memory"
 
 // Config bounds the queues. The zero Config has the defaults of the URL's options.
 //
-// A group's messages are counted in three accounts, each with these bounds: those that wait to be handled,
-// those published with a delay, and those parked behind poisoned ones.
+// A group has three capacities, each with these bounds: for messages that wait to be handled, for those published with a
+// delay, and for those parked behind poisoned ones.
 type Config struct {
-	Bytes       int // bytes an account of a group may hold, headers included; one message always fits
-	Queue       int // messages an account of a group may hold; 0 means any number
+	Bytes       int // bytes a capacity of a group may hold, headers included; one message always fits
+	Queue       int // messages a capacity of a group may hold; 0 means any number
 	PoisonBytes int // bytes a poison queue may hold, headers included
-	// StrictRoutes makes Publish fail for a message that no group wants; see [bus.UnroutableError].
+	// StrictRoutes makes Publish fail for a message that no group wants; see [driver.UnroutableError].
 	StrictRoutes bool
 	// Logger gets a line when publishers are blocked by a full group. nil means slog.Default().
 	Logger *slog.Logger
@@ -40,32 +40,32 @@ const (
 	defaultPoisonBytes = 256 << 20
 )
 
-// Transport is a [bus.Transport] in memory.
+// Transport is a [driver.Transport] in memory.
 type Transport struct {
 	cfg   Config
 	err   error // what is wrong with cfg
-	table bus.TopicTable[*queue]
+	table driver.TopicTable[*group]
 	busy  tally.Tally // messages that are not settled, over all groups
 
 	unroutable atomic.Int64
 	tickets    atomic.Uint64 // of publishers that had to wait
 
 	mu     sync.Mutex
-	queues map[string]*queue
+	groups map[string]*group
 	closed atomic.Bool // written under mu
 
-	tailing sync.Mutex
-	tails   []*tail
+	tailing sync.Mutex // guards tails
+	tails   []*watcher
 	tailed  atomic.Int32 // len(tails)
 }
 
 var (
-	_ bus.Transport    = (*Transport)(nil)
-	_ bus.HealthTeller = (*Transport)(nil)
+	_ driver.Transport     = (*Transport)(nil)
+	_ driver.HealthChecker = (*Transport)(nil)
 )
 
 // Open makes a transport from its URL. Every call makes another one: they share nothing.
-func Open(_ context.Context, u *url.URL) (bus.Transport, error) {
+func Open(_ context.Context, u *url.URL) (driver.Transport, error) {
 	if u.Host != "" || (u.Path != "" && u.Path != "/") || u.User != nil {
 		return nil, errors.New("memory: the URL has a host or a path; write memory://")
 	}
@@ -100,18 +100,18 @@ func New(cfg Config) *Transport {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	return &Transport{cfg: cfg, err: err, queues: make(map[string]*queue)}
+	return &Transport{cfg: cfg, err: err, groups: make(map[string]*group)}
 }
 
 // Capabilities is everything but durability.
-func (t *Transport) Capabilities() bus.Capabilities {
-	return bus.Capabilities{Delay: true, Patterns: true, ByKey: true, Strict: true, Poison: true, Park: true}
+func (t *Transport) Capabilities() driver.Capabilities {
+	return driver.Capabilities{Delay: true, Patterns: true, ByKey: true, Strict: true, Poison: true, Park: true}
 }
 
 // Health is connected until the transport is closed.
-func (t *Transport) Health() bus.TransportHealth {
+func (t *Transport) Health() driver.TransportHealth {
 	err := t.openOrErr()
-	return bus.TransportHealth{Transport: Scheme, Connected: err == nil, Err: err, Unroutable: t.unroutable.Load()}
+	return driver.TransportHealth{Transport: Scheme, Connected: err == nil, Err: err, Unroutable: t.unroutable.Load()}
 }
 
 // Publish queues each message in every group that wants it, in all or in none, and blocks while one
@@ -123,34 +123,34 @@ func (t *Transport) Publish(ctx context.Context, topic string, msgs ...*message.
 	if err := t.openOrErr(); err != nil {
 		return err
 	}
-	if err := bus.ValidateTopic(topic); err != nil {
+	if err := driver.ValidateTopic(topic); err != nil {
 		return fmt.Errorf("memory: %w", err)
 	}
-	queues := inOrder(t.table.Match(topic))
-	if len(queues) == 0 {
+	groups := inOrder(t.table.Match(topic))
+	if len(groups) == 0 {
 		t.show(topic, msgs)
 		t.unroutable.Add(int64(len(msgs)))
-		return &bus.UnroutableError{Topics: slices.Repeat([]string{topic}, len(msgs)), Strict: t.cfg.StrictRoutes}
+		return &driver.UnroutableError{Topics: slices.Repeat([]string{topic}, len(msgs)), Strict: t.cfg.StrictRoutes}
 	}
 	now, class := time.Now(), otherClass
-	if bus.DeliveryFrom(ctx) != nil {
+	if driver.DeliveryFrom(ctx) != nil {
 		class = handlerClass
 	}
 	for i, msg := range msgs {
 		it := newItem(msg, topic)
-		it.since, it.due = now, deliverAt(msg)
+		it.since, it.due = now, driver.DeliverAt(msg)
 		it.delayed = it.due.After(now)
-		if err := t.enqueue(ctx, queues, it, class); err != nil {
+		if err := t.enqueue(ctx, groups, it, class); err != nil {
 			t.show(topic, msgs[:i])
-			return &bus.PublishError{Failed: msgs[i:], Err: fmt.Errorf("memory: %w", err)}
+			return &driver.PublishError{Failed: msgs[i:], Err: fmt.Errorf("memory: %w", err)}
 		}
 	}
 	t.show(topic, msgs)
 	return nil
 }
 
-// Subscribe makes the group, if it is new, and a feed on it.
-func (t *Transport) Subscribe(_ context.Context, s bus.Subscription) (bus.Feed, error) {
+// Subscribe makes the group, if it is new, and a receiver on it.
+func (t *Transport) Subscribe(_ context.Context, s driver.Subscription) (driver.Receiver, error) {
 	if err := s.Validate(); err != nil {
 		return nil, fmt.Errorf("memory: %w", err)
 	}
@@ -159,29 +159,29 @@ func (t *Transport) Subscribe(_ context.Context, s bus.Subscription) (bus.Feed, 
 	if err := t.openOrErr(); err != nil {
 		return nil, err
 	}
-	q := t.queue(s.Group)
-	if err := q.adopt(s); err != nil {
+	g := t.group(s.Group)
+	if err := g.join(s); err != nil {
 		return nil, fmt.Errorf("memory: %w", err)
 	}
-	t.table.Set(q, s.Topics...)
-	return &feed{queue: q, done: make(chan struct{})}, nil
+	t.table.Set(g, s.Topics...)
+	return &receiver{group: g, done: make(chan struct{})}, nil
 }
 
-// queue is the group's, made on first sight. The caller holds t.mu.
-func (t *Transport) queue(group string) *queue {
-	q, ok := t.queues[group]
+// group returns the group with the name, which it makes at first sight. t.mu is locked.
+func (t *Transport) group(name string) *group {
+	g, ok := t.groups[name]
 	if !ok {
-		q = newQueue(group, len(t.queues), t.cfg, &t.busy)
-		t.queues[group] = q
+		g = newGroup(name, len(t.groups), t.cfg, &t.busy)
+		t.groups[name] = g
 	}
-	return q
+	return g
 }
 
-// PoisonQueue is the poison queue of a group.
-func (t *Transport) PoisonQueue(group string) bus.PoisonQueue {
+// PoisonQueue returns the poison queue of a group.
+func (t *Transport) PoisonQueue(group string) driver.PoisonQueue {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return &poisonQueue{queue: t.queue(group), transport: t}
+	return &poisonQueue{group: t.group(group), transport: t}
 }
 
 // WaitIdle blocks until no group holds a message that is not settled: none waits, none is delayed,
@@ -191,68 +191,58 @@ func (t *Transport) WaitIdle(ctx context.Context) error { return t.busy.Wait(ctx
 
 // Redeliver hands a message to one group that may have had it before, as a broker does that lost an
 // ack. It is for tests.
-func (t *Transport) Redeliver(ctx context.Context, group, topic string, msg *message.Message) error {
+func (t *Transport) Redeliver(ctx context.Context, name, topic string, msg *message.Message) error {
 	t.mu.Lock()
-	q, ok := t.queues[group]
+	g, ok := t.groups[name]
 	t.mu.Unlock()
 	if !ok {
-		return fmt.Errorf("memory: group %q: %w", group, bus.ErrNotFound)
+		return fmt.Errorf("memory: group %q: %w", name, driver.ErrNotFound)
 	}
 	it := newItem(msg, topic)
-	it.attempts, it.since, it.told = 1, time.Now(), true // the bus that published it has its outcome
-	return t.enqueue(ctx, []*queue{q}, it, otherClass)
+	it.attempts, it.since, it.untracked = 1, time.Now(), true // the bus that published it has its outcome
+	return t.enqueue(ctx, []*group{g}, it, otherClass)
 }
 
-// Close drops what waits and wakes everybody who blocks with [bus.ErrClosed].
+// Close drops what waits and wakes everybody who blocks with [driver.ErrClosed].
 func (t *Transport) Close(context.Context) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed.Swap(true) {
 		return nil
 	}
-	for _, q := range t.queues {
-		q.close()
+	for _, g := range t.groups {
+		g.close()
 	}
 	t.endTails()
 	return nil
 }
 
-// deliverAt is when the message may be handed out; the zero time means at once.
-func deliverAt(msg *message.Message) time.Time {
-	at := msg.Metadata[bus.HeaderDeliverAt]
-	if at == "" {
-		return time.Time{}
-	}
-	due, err := time.Parse(time.RFC3339Nano, at)
-	if err != nil {
-		return time.Time{}
-	}
-	return due
-}
-
-// feed is one subscription's view of its queue.
-type feed struct {
-	queue *queue
+// receiver is one subscription to a group.
+type receiver struct {
+	group *group
 	once  sync.Once
 	done  chan struct{}
 }
 
-func (f *feed) Next(ctx context.Context) (*bus.Delivery, error) { return f.queue.next(ctx, f.done) }
+var (
+	_ driver.BacklogCounter = (*receiver)(nil)
+	_ driver.ParkNotifier   = (*receiver)(nil)
+)
 
-func (f *feed) Close(context.Context) error {
-	f.once.Do(func() {
-		close(f.done)
-		f.queue.leave(f)
+func (r *receiver) Next(ctx context.Context) (*driver.Delivery, error) {
+	return r.group.next(ctx, r.done)
+}
+
+func (r *receiver) Close(context.Context) error {
+	r.once.Do(func() {
+		close(r.done)
+		r.group.leave(r)
 	})
 	return nil
 }
 
-// OnPark calls fn with every message that begins to wait behind a poisoned one. The bus closes its
-// account of it then.
-func (f *feed) OnPark(fn func(*message.Message)) { f.queue.tell(f, fn) }
+func (r *receiver) OnPark(fn func(*message.Message)) { r.group.notifyOnPark(r, fn) }
 
-// Backlog is how many messages of the group are waiting or in flight, and how many wait for a later
-// time or behind a poisoned message. The bus asks for it when it drains.
-func (f *feed) Backlog() (now, later int) { return f.queue.backlog() }
+func (r *receiver) Backlog() (now, later int) { return r.group.backlog() }
 
 var errPoisonFull = errors.New("the poison queue is full; replay or drop what is in it, or raise the option poison")

@@ -8,29 +8,29 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/memory"
 )
 
 // dead is a poison queue of that many bytes, and a function that makes messages for it.
-func dead(t *testing.T, size int) (bus.PoisonQueue, func(id int, headers message.Metadata) bus.PoisonedMessage) {
+func dead(t *testing.T, size int) (driver.PoisonQueue, func(id int, headers message.Metadata) driver.PoisonedMessage) {
 	t.Helper()
 	transport := memory.New(memory.Config{PoisonBytes: size})
 	t.Cleanup(func() { require.NoError(t, transport.Close(t.Context())) })
-	_, err := transport.Subscribe(t.Context(), bus.Subscription{Group: "shop.ledger", Topics: []string{"order.paid.v1"}, Concurrency: 1})
+	_, err := transport.Subscribe(t.Context(), driver.Subscription{Group: "shop.ledger", Topics: []string{"order.paid.v1"}, Concurrency: 1})
 	require.NoError(t, err)
-	return transport.PoisonQueue("shop.ledger"), func(id int, headers message.Metadata) bus.PoisonedMessage {
+	return transport.PoisonQueue("shop.ledger"), func(id int, headers message.Metadata) driver.PoisonedMessage {
 		msg := message.NewMessage(fmt.Sprint(id), []byte("{}"))
 		msg.Metadata = headers
-		msg.Metadata[bus.HeaderID] = msg.UUID
-		msg.Metadata[bus.HeaderType] = "order.paid.v1"
-		msg.Metadata[bus.HeaderFaultTopic] = "order.paid.v1"
-		return bus.PoisonedMessage{Message: msg}
+		msg.Metadata[driver.HeaderID] = msg.UUID
+		msg.Metadata[driver.HeaderType] = "order.paid.v1"
+		msg.Metadata[driver.HeaderFaultTopic] = "order.paid.v1"
+		return driver.PoisonedMessage{Message: msg}
 	}
 }
 
 // fill puts messages into the queue and requires that they come out as they were.
-func fill(t *testing.T, queue bus.PoisonQueue, msgs ...bus.PoisonedMessage) {
+func fill(t *testing.T, queue driver.PoisonQueue, msgs ...driver.PoisonedMessage) {
 	t.Helper()
 	require.NoError(t, queue.Put(t.Context(), msgs...))
 	list, err := queue.List(t.Context(), "", len(msgs)+1)
@@ -45,11 +45,11 @@ func fill(t *testing.T, queue bus.PoisonQueue, msgs ...bus.PoisonedMessage) {
 
 func TestAPoisonQueueKeepsOnceWhatItsMessagesHaveInCommon(t *testing.T) {
 	queue, makeDead := dead(t, 100<<10)
-	var msgs []bus.PoisonedMessage
+	var msgs []driver.PoisonedMessage
 	for i := range 500 { // with a stack in each, more than 2 MB
 		msgs = append(msgs, makeDead(i, message.Metadata{
-			bus.HeaderFaultStack: strings.Repeat("main.Book\n\tmain.go:7\n", 180),
-			bus.HeaderFaultBuild: "example.com/shop@v1.2.3",
+			driver.HeaderFaultStack: strings.Repeat("main.Book\n\tmain.go:7\n", 180),
+			driver.HeaderFaultBuild: "example.com/shop@v1.2.3",
 		}))
 	}
 	fill(t, queue, msgs...)
@@ -57,7 +57,7 @@ func TestAPoisonQueueKeepsOnceWhatItsMessagesHaveInCommon(t *testing.T) {
 
 func TestAPoisonQueueKeepsWhatItsMessagesDoNotHaveInCommon(t *testing.T) {
 	queue, makeDead := dead(t, 1<<20)
-	var msgs []bus.PoisonedMessage
+	var msgs []driver.PoisonedMessage
 	for i := range 500 { // more names than are shared
 		msgs = append(msgs, makeDead(i, message.Metadata{fmt.Sprint("ce_", strings.Repeat("x", 1000), i): "", "": "\x00"}))
 	}

@@ -1,4 +1,4 @@
-package bus
+package driver
 
 import (
 	"errors"
@@ -6,17 +6,18 @@ import (
 	"time"
 )
 
-func formatTime(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
+// FormatTime returns the time as RFC 3339, in UTC, with its nanoseconds.
+func FormatTime(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
 
-// parseTime is the zero time for what is no RFC 3339.
-func parseTime(s string) time.Time {
-	t, _ := readTime(s)
+// ParseTime reads a time as [ReadTime] does. It returns the zero time for what is no RFC 3339.
+func ParseTime(s string) time.Time {
+	t, _ := ReadTime(s)
 	return t
 }
 
-// readTime reads all that RFC 3339 allows: what package time does, small letters, and a leap second, which
+// ReadTime reads all that RFC 3339 allows: what package time does, small letters, and a leap second, which
 // is the beginning of the next one.
-func readTime(s string) (t time.Time, err error) {
+func ReadTime(s string) (t time.Time, err error) {
 	const minute = "2006-01-02T15:04"
 	if strings.Contains(s, ",") { // package time takes a comma before the fraction, too
 		return t, errors.New("it has a comma")

@@ -1,4 +1,4 @@
-package bus_test
+package driver_test
 
 import (
 	"fmt"
@@ -9,7 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 func TestTopicsAndPatternsThatAreRefused(t *testing.T) {
@@ -30,28 +30,28 @@ func TestTopicsAndPatternsThatAreRefused(t *testing.T) {
 		"a > in a segment":        {"order.pa>", "wildcard"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			require.ErrorContains(t, bus.ValidateTopic(c.topic), c.want)
-			require.ErrorContains(t, bus.ValidatePattern(c.topic), c.want)
+			require.ErrorContains(t, driver.ValidateTopic(c.topic), c.want)
+			require.ErrorContains(t, driver.ValidatePattern(c.topic), c.want)
 		})
 	}
 	t.Run("a pattern is no topic to publish to", func(t *testing.T) {
-		require.ErrorContains(t, bus.ValidateTopic("order.*"), "wildcards belong in a subscription")
-		require.ErrorContains(t, bus.ValidateTopic("order.>"), "wildcards belong in a subscription")
+		require.ErrorContains(t, driver.ValidateTopic("order.*"), "wildcards belong in a subscription")
+		require.ErrorContains(t, driver.ValidateTopic("order.>"), "wildcards belong in a subscription")
 	})
 	t.Run("a rest before the end", func(t *testing.T) {
-		require.ErrorContains(t, bus.ValidatePattern("order.>.v1"), "before its end")
+		require.ErrorContains(t, driver.ValidatePattern("order.>.v1"), "before its end")
 	})
 }
 
 func TestTopicsAndPatternsThatAreTaken(t *testing.T) {
 	for _, topic := range []string{"o", "order.paid.v1", "Order-Paid_1.v1", "bestellung.größe", "a/b:c", strings.Repeat("o", 255)} {
-		require.NoError(t, bus.ValidateTopic(topic))
-		require.NoError(t, bus.ValidatePattern(topic))
-		require.False(t, bus.IsPattern(topic))
+		require.NoError(t, driver.ValidateTopic(topic))
+		require.NoError(t, driver.ValidatePattern(topic))
+		require.False(t, driver.IsPattern(topic))
 	}
 	for _, pattern := range []string{"*", ">", "order.*", "*.paid.*", "order.>", "*.>"} {
-		require.NoError(t, bus.ValidatePattern(pattern))
-		require.True(t, bus.IsPattern(pattern))
+		require.NoError(t, driver.ValidatePattern(pattern))
+		require.True(t, driver.IsPattern(pattern))
 	}
 }
 
@@ -80,7 +80,7 @@ func TestMatchTopic(t *testing.T) {
 		{"*.>", "order", false},
 		{"*.>", "order.paid", true},
 	} {
-		require.Equal(t, c.want, bus.MatchTopic(c.pattern, c.topic), "%s takes %s", c.pattern, c.topic)
+		require.Equal(t, c.want, driver.MatchTopic(c.pattern, c.topic), "%s takes %s", c.pattern, c.topic)
 	}
 }
 
@@ -90,14 +90,14 @@ func FuzzMatchTopic(f *testing.F) {
 		f.Add(seed[0], seed[1])
 	}
 	f.Fuzz(func(t *testing.T, pattern, topic string) {
-		if bus.ValidatePattern(pattern) != nil || bus.ValidateTopic(topic) != nil {
+		if driver.ValidatePattern(pattern) != nil || driver.ValidateTopic(topic) != nil {
 			t.Skip()
 		}
 		expression := strings.NewReplacer(`\*`, `[^.]+`, `>`, `.+`).Replace(regexp.QuoteMeta(pattern))
 		want := regexp.MustCompile(`^(?s:` + expression + `)$`).MatchString(topic)
-		require.Equal(t, want, bus.MatchTopic(pattern, topic), "%s takes %s", pattern, topic)
+		require.Equal(t, want, driver.MatchTopic(pattern, topic), "%s takes %s", pattern, topic)
 
-		var table bus.TopicTable[int]
+		var table driver.TopicTable[int]
 		table.Add(1, pattern)
 		for range 2 { // the second answer is from the cache
 			require.Equal(t, want, len(table.Match(topic)) == 1)
@@ -107,7 +107,7 @@ func FuzzMatchTopic(f *testing.F) {
 
 func TestTopicTable(t *testing.T) {
 	t.Run("each value once, in the order in which they were added", func(t *testing.T) {
-		var table bus.TopicTable[string]
+		var table driver.TopicTable[string]
 		require.Empty(t, table.Match("order.paid.v1"))
 		table.Add("ledger", "order.paid.v1", "order.*.*")
 		table.Add("audit", "order.>")
@@ -116,7 +116,7 @@ func TestTopicTable(t *testing.T) {
 		require.Equal(t, []string{"audit"}, table.Match("order.paid"))
 	})
 	t.Run("what it has answered does not hide what is added or removed later", func(t *testing.T) {
-		var table bus.TopicTable[string]
+		var table driver.TopicTable[string]
 		require.Empty(t, table.Match("order.paid.v1"))
 		table.Add("ledger", "order.>")
 		require.Equal(t, []string{"ledger"}, table.Match("order.paid.v1"))
@@ -124,7 +124,7 @@ func TestTopicTable(t *testing.T) {
 		require.Empty(t, table.Match("order.paid.v1"))
 	})
 	t.Run("it knows more topics than it remembers", func(t *testing.T) {
-		var table bus.TopicTable[string]
+		var table driver.TopicTable[string]
 		table.Add("audit", "order.>")
 		for i := range 10_000 {
 			require.Equal(t, []string{"audit"}, table.Match(fmt.Sprintf("order.t%d", i)))
@@ -132,14 +132,14 @@ func TestTopicTable(t *testing.T) {
 		require.Empty(t, table.Match("mail.t1"))
 	})
 	t.Run("a value may change its patterns", func(t *testing.T) {
-		var table bus.TopicTable[string]
+		var table driver.TopicTable[string]
 		table.Add("ledger", "order.>")
 		table.Set("ledger", "mail.>")
 		require.Empty(t, table.Match("order.paid.v1"))
 		require.Equal(t, []string{"ledger"}, table.Match("mail.sent.v1"))
 	})
 	t.Run("concurrently", func(t *testing.T) {
-		var table bus.TopicTable[int]
+		var table driver.TopicTable[int]
 		table.Add(0, "order.>")
 		var wg sync.WaitGroup
 		for i := 1; i <= 4; i++ {
