@@ -20,6 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/handlers"
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/middleware"
@@ -86,7 +87,7 @@ func (w *amqpWorld) open() *amqp.Transport {
 // group makes a group's queues without consuming.
 func (w *amqpWorld) group(transport *amqp.Transport, name, topic string) string {
 	group := w.prefix + "." + name
-	_, err := transport.Subscribe(context.Background(), bus.Subscription{Group: group, Topics: []string{topic}, Known: []string{topic}, Concurrency: 1})
+	_, err := transport.Subscribe(context.Background(), driver.Subscription{Group: group, Topics: []string{topic}, Known: []string{topic}, Concurrency: 1})
 	require.NoError(w.tb, err)
 	w.tb.Cleanup(func() {
 		w.remove(group)
@@ -101,9 +102,9 @@ func amqpMessage(i int) *message.Message {
 	payload, _ := json.Marshal(e)
 	id := bus.NewID()
 	return &message.Message{UUID: id, Payload: payload, Metadata: message.Metadata{
-		bus.HeaderID: id, bus.HeaderType: "order.paid.v1", bus.HeaderSource: "bench", bus.HeaderTime: time.Now().UTC().Format(time.RFC3339Nano),
-		bus.HeaderContentType: "application/json", bus.HeaderCorrelationID: id,
-		bus.HeaderTraceParent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+		driver.HeaderID: id, driver.HeaderType: "order.paid.v1", driver.HeaderSource: "bench", driver.HeaderTime: time.Now().UTC().Format(time.RFC3339Nano),
+		driver.HeaderContentType: "application/json", driver.HeaderCorrelationID: id,
+		driver.HeaderTraceParent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
 	}}
 }
 
@@ -397,7 +398,7 @@ func (w *amqpWorld) leatConsume(n int, work time.Duration) float64 {
 	exchangeTopic := service + ".ledger"
 	defer w.remove(exchangeTopic)
 	defer w.remove(exchangeTopic + ".poison")
-	_, err := transport.Subscribe(context.Background(), bus.Subscription{Group: exchangeTopic, Topics: []string{topic}, Known: []string{topic}, Concurrency: 1})
+	_, err := transport.Subscribe(context.Background(), driver.Subscription{Group: exchangeTopic, Topics: []string{topic}, Known: []string{topic}, Concurrency: 1})
 	require.NoError(w.tb, err)
 	require.NoError(w.tb, transport.Publish(context.Background(), topic, amqpMessages(n)...))
 
@@ -497,7 +498,7 @@ func (w *amqpWorld) leatLatency(during time.Duration) (p50, p99 time.Duration) {
 	transport := w.open()
 	topic := fmt.Sprintf("%s.latency%d.v1", w.prefix, rand.Uint32())
 	group := w.prefix + ".latency"
-	feed, err := transport.Subscribe(context.Background(), bus.Subscription{Group: group, Topics: []string{topic}, Known: []string{topic}, Concurrency: 8})
+	feed, err := transport.Subscribe(context.Background(), driver.Subscription{Group: group, Topics: []string{topic}, Known: []string{topic}, Concurrency: 8})
 	require.NoError(w.tb, err)
 	defer w.remove(group)
 	defer w.remove(group + ".poison")

@@ -20,6 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/handlers"
 	"github.com/leatbus/leat/middleware"
 	"github.com/leatbus/leat/transports/amqp"
@@ -74,9 +75,9 @@ func BenchmarkOutboxDrain(b *testing.B) {
 			defer func() { require.NoError(b, o.Close(context.Background())) }()
 			msgs := orderMessages(b, b.N)
 			for i, msg := range msgs {
-				delete(msg.Metadata, bus.HeaderPartitionKey)
+				delete(msg.Metadata, driver.HeaderPartitionKey)
 				if k := key(i); k != "" {
-					msg.Metadata[bus.HeaderPartitionKey] = k
+					msg.Metadata[driver.HeaderPartitionKey] = k
 				}
 			}
 			sw.write(b, o, msgs)
@@ -195,7 +196,7 @@ func BenchmarkOutboxLatency(b *testing.B) {
 
 // watched tells when a message was confirmed.
 type watched struct {
-	bus.Transport
+	driver.Transport
 	confirmed chan time.Time
 }
 
@@ -310,13 +311,13 @@ func BenchmarkInbox(b *testing.B) {
 }
 
 // outboxBus has an outbox whose relay does not run.
-func outboxBus(b *testing.B, o bus.Outbox) *bus.Bus {
+func outboxBus(b *testing.B, o driver.Outbox) *bus.Bus {
 	bs, err := bus.New(nowhere{}, bus.Config{Service: "bench", Outbox: o})
 	require.NoError(b, err)
 	return bs
 }
 
 // nowhere is a transport that nobody uses.
-type nowhere struct{ bus.Transport }
+type nowhere struct{ driver.Transport }
 
-func (nowhere) Capabilities() bus.Capabilities { return bus.Capabilities{Durable: true} }
+func (nowhere) Capabilities() driver.Capabilities { return driver.Capabilities{Durable: true} }

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/handlers"
 	"github.com/leatbus/leat/middleware"
 	"github.com/leatbus/leat/transports/memory"
@@ -40,7 +41,7 @@ var errPark = errors.New("it is to be parked")
 // orderedDrain publishes messages of a thousand keys, of which the first bad ones are poisoned with
 // their first message, and returns how many of the others' a second are handled. A durable transport
 // has them all before the first is handled.
-func orderedDrain(b *testing.B, transport bus.Transport, bad int) (perSecond float64) {
+func orderedDrain(b *testing.B, transport driver.Transport, bad int) (perSecond float64) {
 	articles := make([]string, parkKeys)
 	parked := make(map[string]bool, bad)
 	for k := range articles {
@@ -88,9 +89,9 @@ func orderedDrain(b *testing.B, transport bus.Transport, bad int) (perSecond flo
 
 // BenchmarkPark measures without and with a poisoned key in alternating rounds, and reports medians.
 func BenchmarkPark(b *testing.B) {
-	for name, open := range map[string]func(b *testing.B) bus.Transport{
-		"memory":   func(*testing.B) bus.Transport { return memory.New(memory.Config{}) },
-		"postgres": func(b *testing.B) bus.Transport { return newSQLWorld(b).open(b) },
+	for name, open := range map[string]func(b *testing.B) driver.Transport{
+		"memory":   func(*testing.B) driver.Transport { return memory.New(memory.Config{}) },
+		"postgres": func(b *testing.B) driver.Transport { return newSQLWorld(b).open(b) },
 	} {
 		b.Run(name, func(b *testing.B) {
 			var without, with, ratios []float64

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/operator"
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports"
@@ -24,11 +25,11 @@ import (
 const dead = 10_000
 
 func BenchmarkPoisonClasses(b *testing.B) {
-	eachGraveyard(b, func(b *testing.B, queue bus.PoisonQueue) {
+	eachGraveyard(b, func(b *testing.B, queue driver.PoisonQueue) {
 		bury(b, queue)
 		for b.Loop() {
 			var classes operator.Classes
-			require.NoError(b, operator.Each(b.Context(), queue, operator.Filter{}, func(m bus.PoisonedMessage) error {
+			require.NoError(b, operator.Each(b.Context(), queue, operator.Filter{}, func(m driver.PoisonedMessage) error {
 				classes.Add("ledger", m)
 				return nil
 			}))
@@ -39,7 +40,7 @@ func BenchmarkPoisonClasses(b *testing.B) {
 }
 
 func BenchmarkPoisonReplay(b *testing.B) {
-	eachGraveyard(b, func(b *testing.B, queue bus.PoisonQueue) {
+	eachGraveyard(b, func(b *testing.B, queue driver.PoisonQueue) {
 		var took time.Duration
 		for range b.N {
 			ids := bury(b, queue)
@@ -54,17 +55,17 @@ func BenchmarkPoisonReplay(b *testing.B) {
 }
 
 // bury puts messages of three classes of error into the queue and returns their places.
-func bury(b *testing.B, queue bus.PoisonQueue) (ids []string) {
+func bury(b *testing.B, queue driver.PoisonQueue) (ids []string) {
 	classes := []string{"*net.OpError", "*json.SyntaxError", "*errors.errorString"}
-	msgs := make([]bus.PoisonedMessage, dead)
+	msgs := make([]driver.PoisonedMessage, dead)
 	for i := range msgs {
 		msg := message.NewMessage(bus.NewID(), make([]byte, 512))
-		msg.Metadata = message.Metadata{bus.HeaderID: msg.UUID, bus.HeaderType: "order.paid.v1", bus.HeaderSource: "bench"}
-		bus.Fault{Text: "it failed", Class: classes[i%len(classes)], Attempts: 8, At: time.Now(), Topic: "order.paid.v1"}.Set(msg.Metadata)
+		msg.Metadata = message.Metadata{driver.HeaderID: msg.UUID, driver.HeaderType: "order.paid.v1", driver.HeaderSource: "bench"}
+		driver.Fault{Text: "it failed", Class: classes[i%len(classes)], Attempts: 8, At: time.Now(), Topic: "order.paid.v1"}.Set(msg.Metadata)
 		msgs[i].Message = msg
 	}
 	require.NoError(b, queue.Put(b.Context(), msgs...))
-	require.NoError(b, operator.Each(b.Context(), queue, operator.Filter{}, func(m bus.PoisonedMessage) error {
+	require.NoError(b, operator.Each(b.Context(), queue, operator.Filter{}, func(m driver.PoisonedMessage) error {
 		ids = append(ids, m.ID)
 		return nil
 	}))
@@ -72,7 +73,7 @@ func bury(b *testing.B, queue bus.PoisonQueue) (ids []string) {
 	return ids
 }
 
-func eachGraveyard(b *testing.B, bench func(*testing.B, bus.PoisonQueue)) {
+func eachGraveyard(b *testing.B, bench func(*testing.B, driver.PoisonQueue)) {
 	for name, address := range map[string]func(testing.TB) string{
 		"postgres": func(tb testing.TB) string {
 			w := newSQLWorld(tb)
@@ -89,7 +90,7 @@ func eachGraveyard(b *testing.B, bench func(*testing.B, bus.PoisonQueue)) {
 				require.NoError(b, transport.Close(context.Background()))
 				testenv.Forget(b, at, group)
 			}()
-			feed, err := transport.Subscribe(b.Context(), bus.Subscription{Group: group, Topics: []string{"order.paid.v1"}, Concurrency: 1})
+			feed, err := transport.Subscribe(b.Context(), driver.Subscription{Group: group, Topics: []string{"order.paid.v1"}, Concurrency: 1})
 			require.NoError(b, err)
 			require.NoError(b, feed.Close(b.Context()))
 			bench(b, transport.PoisonQueue(group))

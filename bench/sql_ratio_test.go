@@ -10,7 +10,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // The same as in sql_test.go, as ratios: what is compared alternates, so that a busy machine does to one
@@ -56,7 +56,7 @@ func BenchmarkSQLRatio(b *testing.B) {
 		w.fill(b, 1)
 		t := w.open(b)
 		defer func() { require.NoError(b, t.Close(ctx)) }()
-		feed, err := t.Subscribe(ctx, bus.Subscription{Group: "bench.ledger", Topics: []string{"order.paid.*"}, Concurrency: 1})
+		feed, err := t.Subscribe(ctx, driver.Subscription{Group: "bench.ledger", Topics: []string{"order.paid.*"}, Concurrency: 1})
 		require.NoError(b, err)
 		require.NoError(b, feed.Close(ctx))
 		var turn atomic.Int64

@@ -26,10 +26,12 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/handlers"
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/middleware"
 	"github.com/leatbus/leat/transports/sql"
+	_ "github.com/leatbus/leat/transports/sqlite"
 )
 
 // The floor is what the database does for a bare queue: one table, one index, no groups, no leases.
@@ -68,7 +70,7 @@ func (w sqlWorld) run(tb testing.TB, query string, args ...any) {
 	require.NoError(tb, err)
 }
 
-func (w sqlWorld) open(tb testing.TB) bus.Transport {
+func (w sqlWorld) open(tb testing.TB) driver.Transport {
 	u, err := url.Parse(w.url)
 	require.NoError(tb, err)
 	q := u.Query()
@@ -194,7 +196,7 @@ func drainStock(b *testing.B, db *stdsql.DB, schema wsql.DefaultPostgreSQLSchema
 func (w sqlWorld) fill(tb testing.TB, n int) {
 	ctx := context.Background()
 	t := w.open(tb)
-	_, err := t.Subscribe(ctx, bus.Subscription{Group: "bench.ledger", Topics: []string{sqlTopic}, Concurrency: 1})
+	_, err := t.Subscribe(ctx, driver.Subscription{Group: "bench.ledger", Topics: []string{sqlTopic}, Concurrency: 1})
 	require.NoError(tb, err)
 	for rest := n; rest > 0; rest -= 1000 {
 		require.NoError(tb, t.Publish(ctx, sqlTopic, orderMessages(tb, min(rest, 1000))...))
@@ -313,7 +315,7 @@ func BenchmarkSQLIdle(t *testing.B) {
 	defer cancel()
 	var wg sync.WaitGroup
 	for g := range 20 {
-		feed, err := transport.Subscribe(ctx, bus.Subscription{Group: fmt.Sprintf("bench.idle-%d", g), Topics: []string{sqlTopic}, Concurrency: 1})
+		feed, err := transport.Subscribe(ctx, driver.Subscription{Group: fmt.Sprintf("bench.idle-%d", g), Topics: []string{sqlTopic}, Concurrency: 1})
 		require.NoError(t, err)
 		wg.Go(func() { _, _ = feed.Next(ctx) })
 	}

@@ -10,9 +10,11 @@ import (
 	"unicode/utf8"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/leatbus/leat/bus/driver"
 )
 
-// The rules of CloudEvents 1.0 for attributes are here, for [ParseCloudEvent], [FormatCloudEvent] and [Header] alike.
+// The rules of CloudEvents 1.0 for attributes are here, for [ParseCloudEvent], [FormatCloudEvent] and [WithHeader] alike.
 
 func attributeName(name string) bool {
 	for i := range len(name) {
@@ -46,7 +48,7 @@ func optionalAttribute(name string) bool {
 
 // checkAttributes holds the attributes among the headers against the specification.
 func checkAttributes(h message.Metadata) error {
-	for _, required := range []string{HeaderSpecVersion, HeaderID, HeaderSource, HeaderType} {
+	for _, required := range []string{driver.HeaderSpecVersion, driver.HeaderID, driver.HeaderSource, driver.HeaderType} {
 		if h[required] == "" {
 			return checkAttribute(strings.TrimPrefix(required, attributePrefix), "")
 		}
@@ -76,23 +78,23 @@ func checkAttribute(name, value string) error {
 	switch name {
 	case "specversion":
 		if value != "1.0" {
-			return fmt.Errorf("specversion is %q; this reads 1.0", OneLine(value, 64))
+			return fmt.Errorf("specversion is %q; this reads 1.0", driver.OneLine(value, 64))
 		}
 	case "source":
 		if !uriReference(value, false) {
-			return fmt.Errorf("source %q is not a URI reference (percent-encode what can't stand in one)", OneLine(value, 64))
+			return fmt.Errorf("source %q is not a URI reference (percent-encode what can't stand in one)", driver.OneLine(value, 64))
 		}
 	case "dataschema":
 		if !uriReference(value, true) {
-			return fmt.Errorf("dataschema %q is not an absolute URI", OneLine(value, 64))
+			return fmt.Errorf("dataschema %q is not an absolute URI", driver.OneLine(value, 64))
 		}
 	case "datacontenttype":
 		if !validMediaType(value) {
-			return fmt.Errorf("datacontenttype %q is not a media type", OneLine(value, 64))
+			return fmt.Errorf("datacontenttype %q is not a media type", driver.OneLine(value, 64))
 		}
 	case "time":
-		if _, err := readTime(value); err != nil {
-			return fmt.Errorf("time %q is not RFC 3339", OneLine(value, 64))
+		if _, err := driver.ReadTime(value); err != nil {
+			return fmt.Errorf("time %q is not RFC 3339", driver.OneLine(value, 64))
 		}
 	}
 	return nil
@@ -164,10 +166,10 @@ func isJSON(contentType string) bool {
 	return mediaType == "" || strings.HasSuffix(mediaType, "/json") || strings.HasSuffix(mediaType, "+json")
 }
 
-// CheckContentType returns an error if the message says that its payload is of another media type than the codec
+// checkContentType returns an error if the message says that its payload is of another media type than the codec
 // reads. All JSON types are one; a message without a content type may be anything.
-func CheckContentType(codec Codec, msg *message.Message) error {
-	have := msg.Metadata[HeaderContentType]
+func checkContentType(codec Codec, msg *message.Message) error {
+	have := msg.Metadata[driver.HeaderContentType]
 	if have == "" {
 		return nil
 	}
@@ -176,10 +178,10 @@ func CheckContentType(codec Codec, msg *message.Message) error {
 		return nil
 	}
 	return fmt.Errorf("its content type is %q, and the codec reads %s; give the bus a codec that reads both, or let the producer send %[2]s",
-		OneLine(have, 64), want)
+		driver.OneLine(have, 64), want)
 }
 
-// checkHeader says why a header can't be set with [Header].
+// checkHeader says why a header can't be set with [WithHeader].
 func checkHeader(key, value string) error {
 	if reservedHeader(key) {
 		return fmt.Errorf("header %q is leat's own; there are options for what can be set", key)
@@ -200,7 +202,7 @@ func checkHeader(key, value string) error {
 		err = errors.New("its name has white space, a control character or invalid UTF-8")
 	}
 	if err != nil {
-		return fmt.Errorf("header %q: %w", OneLine(key, 64), err)
+		return fmt.Errorf("header %q: %w", driver.OneLine(key, 64), err)
 	}
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // within is a context that ends after d, by its deadline or by a cancellation.
@@ -72,7 +73,7 @@ func TestDrainAndClose_returnWhenTheirContextIsOverWhateverHappens(t *testing.T)
 				synctest.Test(t, func(t *testing.T) {
 					transport := newFaulty()
 					release := make(chan struct{})
-					transport.subscribe = func(ctx context.Context, s bus.Subscription) (bus.Feed, error) {
+					transport.subscribe = func(ctx context.Context, s driver.Subscription) (driver.Receiver, error) {
 						<-release // heeds no context
 						return transport.Transport.Subscribe(ctx, s)
 					}
@@ -129,7 +130,7 @@ func TestDrainAndClose_areRefusedInAHandler(t *testing.T) {
 				require.EqualValues(t, 2, b.Stats().Groups["ledger"].Handled)
 
 				other := newBus(t, bus.Config{})
-				delivery := bus.ContextWithDelivery(t.Context(), &bus.Delivery{Message: newMessage(paidTopic, "c")})
+				delivery := (&bus.Delivery{Delivery: driver.Delivery{Message: newMessage(paidTopic, "c")}}).NewContext(t.Context())
 				require.NoError(t, stop(other, delivery), "another bus")
 			})
 		})
@@ -137,17 +138,17 @@ func TestDrainAndClose_areRefusedInAHandler(t *testing.T) {
 }
 
 // A feed that needs long to close.
-type slowFeed struct{ bus.Feed }
+type slowFeed struct{ driver.Receiver }
 
 func (f slowFeed) Close(ctx context.Context) error {
 	time.Sleep(5 * time.Second)
-	return f.Feed.Close(ctx)
+	return f.Receiver.Close(ctx)
 }
 
 func TestHealthAndStats_doNotBlockWhileFeedsClose(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		transport := newFaulty()
-		transport.subscribe = func(ctx context.Context, s bus.Subscription) (bus.Feed, error) {
+		transport.subscribe = func(ctx context.Context, s driver.Subscription) (driver.Receiver, error) {
 			feed, err := transport.Transport.Subscribe(ctx, s)
 			return slowFeed{feed}, err
 		}

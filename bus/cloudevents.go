@@ -12,6 +12,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // ParseCloudEvent reads a CloudEvents 1.0 event in structured JSON format, for ingest and bridges:
@@ -54,13 +56,13 @@ func ParseCloudEvent(data []byte) (*message.Message, error) {
 	if err := checkAttributes(h); err != nil {
 		return nil, err
 	}
-	delete(h, HeaderSpecVersion) // 1.0, and checked
+	delete(h, driver.HeaderSpecVersion) // 1.0, and checked
 
-	payload, err := eventData(attributes, h[HeaderContentType])
+	payload, err := eventData(attributes, h[driver.HeaderContentType])
 	if err != nil {
 		return nil, err
 	}
-	return &message.Message{UUID: h[HeaderID], Metadata: h, Payload: payload}, nil
+	return &message.Message{UUID: h[driver.HeaderID], Metadata: h, Payload: payload}, nil
 }
 
 // onlyOnce refuses members of a JSON object that are there twice: encoding/json takes the last, others the first.
@@ -72,7 +74,7 @@ func onlyOnce(data []byte, distinct int) error {
 		name, _ := decoder.Token()
 		text, _ := name.(string)
 		if seen[text] {
-			return fmt.Errorf("attribute %s is there twice", OneLine(text, 64))
+			return fmt.Errorf("attribute %s is there twice", driver.OneLine(text, 64))
 		}
 		seen[text] = true
 		var value json.RawMessage
@@ -86,7 +88,7 @@ func onlyOnce(data []byte, distinct int) error {
 // setAttribute writes one attribute into the headers, and reports whether it is a string. Null means absent.
 func setAttribute(h message.Metadata, name string, raw json.RawMessage) (isString bool, err error) {
 	if !attributeName(name) {
-		return false, fmt.Errorf("attribute name %q: use lower-case letters and digits", OneLine(name, 64))
+		return false, fmt.Errorf("attribute name %q: use lower-case letters and digits", driver.OneLine(name, 64))
 	}
 	var value any
 	if err := json.Unmarshal(raw, &value); err != nil {
@@ -104,15 +106,15 @@ func setAttribute(h message.Metadata, name string, raw json.RawMessage) (isStrin
 	case bool:
 	case float64:
 		if strings.ContainsAny(text, ".eE") || v < -1<<31 || v >= 1<<31 {
-			return false, fmt.Errorf("attribute %s: %s is not a 32-bit integer", name, OneLine(text, 64))
+			return false, fmt.Errorf("attribute %s: %s is not a 32-bit integer", name, driver.OneLine(text, 64))
 		}
 	default:
-		return false, fmt.Errorf("attribute %s: %s is neither string, boolean nor integer", name, OneLine(text, 64))
+		return false, fmt.Errorf("attribute %s: %s is neither string, boolean nor integer", name, driver.OneLine(text, 64))
 	}
 	switch name {
 	case "id", "source", "specversion", "type", "subject", "time", "datacontenttype", "dataschema":
 		if !isString {
-			return false, fmt.Errorf("attribute %s: %s is not a string", name, OneLine(text, 64))
+			return false, fmt.Errorf("attribute %s: %s is not a string", name, driver.OneLine(text, 64))
 		}
 	}
 	if plainAttribute(name) {
@@ -123,7 +125,7 @@ func setAttribute(h message.Metadata, name string, raw json.RawMessage) (isStrin
 	return isString, nil
 }
 
-// eventData is the payload: the JSON of data, the text of data where the content type is not JSON,
+// eventData returns the payload: the JSON of data, the text of data where the content type is not JSON,
 // or what data_base64 decodes to.
 func eventData(attributes map[string]json.RawMessage, contentType string) ([]byte, error) {
 	data, hasData := attributes["data"]
@@ -169,9 +171,9 @@ const headerTypes = ownPrefix + "ce_types"
 func FormatCloudEvent(msg *message.Message) ([]byte, error) {
 	event, err := eventAttributes(msg)
 	if err != nil {
-		return nil, fmt.Errorf("bus: format CloudEvent: message %s %w", MessageID(msg), err)
+		return nil, fmt.Errorf("bus: format CloudEvent: message %s %w", driver.MessageID(msg), err)
 	}
-	contentType := msg.Metadata[HeaderContentType]
+	contentType := msg.Metadata[driver.HeaderContentType]
 	switch {
 	case len(msg.Payload) == 0:
 	case !utf8.Valid(msg.Payload), isJSON(contentType) && !json.Valid(msg.Payload):
@@ -185,7 +187,7 @@ func FormatCloudEvent(msg *message.Message) ([]byte, error) {
 	encoder := json.NewEncoder(&text)
 	encoder.SetEscapeHTML(false) // it would change the payload
 	if err := encoder.Encode(event); err != nil {
-		return nil, fmt.Errorf("bus: format CloudEvent: message %s: %w", MessageID(msg), err)
+		return nil, fmt.Errorf("bus: format CloudEvent: message %s: %w", driver.MessageID(msg), err)
 	}
 	return bytes.TrimSuffix(text.Bytes(), []byte("\n")), nil
 }
@@ -193,14 +195,14 @@ func FormatCloudEvent(msg *message.Message) ([]byte, error) {
 // eventAttributes returns the attributes of a message as they stand in JSON.
 func eventAttributes(msg *message.Message) (map[string]any, error) {
 	h := msg.Metadata
-	for _, required := range []string{HeaderSource, HeaderType} {
+	for _, required := range []string{driver.HeaderSource, driver.HeaderType} {
 		if h[required] == "" {
 			return nil, fmt.Errorf("has no %s", required)
 		}
 	}
 	typed := strings.Fields(h[headerTypes])
-	event := map[string]any{"specversion": "1.0", "id": MessageID(msg)}
-	if err := checkAttribute("id", MessageID(msg)); err != nil {
+	event := map[string]any{"specversion": "1.0", "id": driver.MessageID(msg)}
+	if err := checkAttribute("id", driver.MessageID(msg)); err != nil {
 		return nil, fmt.Errorf("is no CloudEvent: %w", err)
 	}
 	for header, value := range h {

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // cloudEvent is a valid event's text with members put into it.
@@ -34,8 +35,8 @@ func TestParseCloudEventTakes(t *testing.T) {
 		"every attribute": {
 			cloudEvent(`"subject":"o-1","time":"2026-01-02T03:04:05.678+02:00","dataschema":"https://shop.example/s","datacontenttype":"application/json","data":1`),
 			message.Metadata{
-				bus.HeaderSubject: "o-1", bus.HeaderTime: "2026-01-02T03:04:05.678+02:00",
-				bus.HeaderDataSchema: "https://shop.example/s", bus.HeaderContentType: "application/json",
+				driver.HeaderSubject: "o-1", driver.HeaderTime: "2026-01-02T03:04:05.678+02:00",
+				driver.HeaderDataSchema: "https://shop.example/s", driver.HeaderContentType: "application/json",
 			},
 			`1`,
 		},
@@ -50,30 +51,30 @@ func TestParseCloudEventTakes(t *testing.T) {
 		"trace and correlation under their own names": {
 			cloudEvent(`"traceparent":"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01","correlationid":"c-1","causationid":"e-0","partitionkey":"k"`),
 			message.Metadata{
-				bus.HeaderTraceParent:   "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-				bus.HeaderCorrelationID: "c-1", bus.HeaderCausationID: "e-0", bus.HeaderPartitionKey: "k",
+				driver.HeaderTraceParent:   "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+				driver.HeaderCorrelationID: "c-1", driver.HeaderCausationID: "e-0", driver.HeaderPartitionKey: "k",
 			},
 			``,
 		},
 		"null is absent":                     {cloudEvent(`"subject":null,"time":null,"tenant":null,"datacontenttype":null`), nil, ``},
-		"a time in small letters":            {cloudEvent(`"time":"2026-01-02t03:04:05z"`), message.Metadata{bus.HeaderTime: "2026-01-02t03:04:05z"}, ``},
-		"a leap second":                      {cloudEvent(`"time":"2016-12-31T23:59:60.5Z"`), message.Metadata{bus.HeaderTime: "2016-12-31T23:59:60.5Z"}, ``},
-		"text of another media type":         {cloudEvent(`"datacontenttype":"text/plain","data":"one\ntwo"`), message.Metadata{bus.HeaderContentType: "text/plain"}, "one\ntwo"},
-		"text as JSON keeps its quotes":      {cloudEvent(`"datacontenttype":"application/json; charset=utf-8","data":"one"`), message.Metadata{bus.HeaderContentType: "application/json; charset=utf-8"}, `"one"`},
-		"a media type that ends in +json":    {cloudEvent(`"datacontenttype":"application/vnd.shop+json","data":{"a":1}`), message.Metadata{bus.HeaderContentType: "application/vnd.shop+json"}, `{"a":1}`},
-		"JSON under a media type of another": {cloudEvent(`"datacontenttype":"application/xml","data":{"a":1}`), message.Metadata{bus.HeaderContentType: "application/xml"}, `{"a":1}`},
+		"a time in small letters":            {cloudEvent(`"time":"2026-01-02t03:04:05z"`), message.Metadata{driver.HeaderTime: "2026-01-02t03:04:05z"}, ``},
+		"a leap second":                      {cloudEvent(`"time":"2016-12-31T23:59:60.5Z"`), message.Metadata{driver.HeaderTime: "2016-12-31T23:59:60.5Z"}, ``},
+		"text of another media type":         {cloudEvent(`"datacontenttype":"text/plain","data":"one\ntwo"`), message.Metadata{driver.HeaderContentType: "text/plain"}, "one\ntwo"},
+		"text as JSON keeps its quotes":      {cloudEvent(`"datacontenttype":"application/json; charset=utf-8","data":"one"`), message.Metadata{driver.HeaderContentType: "application/json; charset=utf-8"}, `"one"`},
+		"a media type that ends in +json":    {cloudEvent(`"datacontenttype":"application/vnd.shop+json","data":{"a":1}`), message.Metadata{driver.HeaderContentType: "application/vnd.shop+json"}, `{"a":1}`},
+		"JSON under a media type of another": {cloudEvent(`"datacontenttype":"application/xml","data":{"a":1}`), message.Metadata{driver.HeaderContentType: "application/xml"}, `{"a":1}`},
 		"binary data":                        {cloudEvent(`"data_base64":"AP8B"`), nil, "\x00\xff\x01"},
 		"data beside no binary data":         {cloudEvent(`"data":1,"data_base64":null`), nil, `1`},
 		"data null is JSON":                  {cloudEvent(`"data":null`), nil, `null`},
-		"a source that is a URN":             {strings.Replace(cloudEvent(``), "/shop", "urn:uuid:6e8bc430-9c3a-11d9-9669-0800200c9a66", 1), message.Metadata{bus.HeaderSource: "urn:uuid:6e8bc430-9c3a-11d9-9669-0800200c9a66"}, ``},
+		"a source that is a URN":             {strings.Replace(cloudEvent(``), "/shop", "urn:uuid:6e8bc430-9c3a-11d9-9669-0800200c9a66", 1), message.Metadata{driver.HeaderSource: "urn:uuid:6e8bc430-9c3a-11d9-9669-0800200c9a66"}, ``},
 		"white space around":                 {"\r\n\t" + cloudEvent(``) + " \n", nil, ``},
-		"a type that no topic could be":      {strings.Replace(cloudEvent(``), "order.paid.v1", "com.shop/order paid", 1), message.Metadata{bus.HeaderType: "com.shop/order paid"}, ``},
+		"a type that no topic could be":      {strings.Replace(cloudEvent(``), "order.paid.v1", "com.shop/order paid", 1), message.Metadata{driver.HeaderType: "com.shop/order paid"}, ``},
 		"data nested 9,990 deep":             {cloudEvent(`"data":` + strings.Repeat("[", 9_990) + strings.Repeat("]", 9_990)), nil, strings.Repeat("[", 9_990) + strings.Repeat("]", 9_990)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			msg, err := bus.ParseCloudEvent([]byte(c.text))
 			require.NoError(t, err)
-			want := message.Metadata{bus.HeaderID: "e-1", bus.HeaderSource: "/shop", bus.HeaderType: paidTopic}
+			want := message.Metadata{driver.HeaderID: "e-1", driver.HeaderSource: "/shop", driver.HeaderType: paidTopic}
 			maps.Copy(want, c.headers)
 			require.Equal(t, want, msg.Metadata)
 			require.Equal(t, c.payload, string(msg.Payload))
@@ -84,8 +85,8 @@ func TestParseCloudEventTakes(t *testing.T) {
 
 func TestALeapSecondIsTheBeginningOfTheNext(t *testing.T) {
 	msg := message.NewMessage("1", nil)
-	msg.Metadata[bus.HeaderTime] = "2016-12-31t23:59:60.5Z"
-	require.Equal(t, time.Date(2017, 1, 1, 0, 0, 0, 0, time.UTC), bus.MessageTime(msg))
+	msg.Metadata[driver.HeaderTime] = "2016-12-31t23:59:60.5Z"
+	require.Equal(t, time.Date(2017, 1, 1, 0, 0, 0, 0, time.UTC), driver.MessageTime(msg))
 }
 
 func TestParseCloudEventRefuses(t *testing.T) {
@@ -167,7 +168,7 @@ func TestParseCloudEventRefuses(t *testing.T) {
 }
 
 func TestFormatCloudEvent(t *testing.T) {
-	base := message.Metadata{bus.HeaderSource: "/shop", bus.HeaderType: paidTopic}
+	base := message.Metadata{driver.HeaderSource: "/shop", driver.HeaderType: paidTopic}
 	for name, c := range map[string]struct {
 		headers message.Metadata
 		payload string
@@ -177,10 +178,10 @@ func TestFormatCloudEvent(t *testing.T) {
 		"no payload":                      {nil, ``, ``},
 		"JSON that is none":               {nil, `{"a":`, `"data_base64":"eyJhIjo="`},
 		"JSON with invalid UTF-8 in it":   {nil, "\"\xff\"", `"data_base64":"Iv8i"`},
-		"binary":                          {message.Metadata{bus.HeaderContentType: "image/png"}, "\xff\x00", `"datacontenttype":"image/png","data_base64":"/wA="`},
-		"text":                            {message.Metadata{bus.HeaderContentType: "text/plain"}, "a\nb", `"datacontenttype":"text/plain","data":"a\nb"`},
-		"attributes and the plain ones":   {message.Metadata{bus.HeaderSubject: "o-1", "ce_tenant": "acme", bus.HeaderCorrelationID: "c-1"}, ``, `"subject":"o-1","tenant":"acme","correlationid":"c-1"`},
-		"other headers are left out":      {message.Metadata{bus.HeaderInstance: "here", "x-death": "1", "ce_Bad-Name": "x"}, ``, ``},
+		"binary":                          {message.Metadata{driver.HeaderContentType: "image/png"}, "\xff\x00", `"datacontenttype":"image/png","data_base64":"/wA="`},
+		"text":                            {message.Metadata{driver.HeaderContentType: "text/plain"}, "a\nb", `"datacontenttype":"text/plain","data":"a\nb"`},
+		"attributes and the plain ones":   {message.Metadata{driver.HeaderSubject: "o-1", "ce_tenant": "acme", driver.HeaderCorrelationID: "c-1"}, ``, `"subject":"o-1","tenant":"acme","correlationid":"c-1"`},
+		"other headers are left out":      {message.Metadata{driver.HeaderInstance: "here", "x-death": "1", "ce_Bad-Name": "x"}, ``, ``},
 		"an attribute can't pose as data": {message.Metadata{"ce_data": "x", "ce_specversion": "0.3"}, ``, ``},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -192,7 +193,7 @@ func TestFormatCloudEvent(t *testing.T) {
 			require.NotContains(t, string(text), "\n", "one line")
 		})
 	}
-	for _, missing := range []string{bus.HeaderSource, bus.HeaderType} {
+	for _, missing := range []string{driver.HeaderSource, driver.HeaderType} {
 		headers := maps.Clone(base)
 		delete(headers, missing)
 		_, err := bus.FormatCloudEvent(&message.Message{UUID: "e-1", Metadata: headers})
@@ -203,24 +204,24 @@ func TestFormatCloudEvent(t *testing.T) {
 // What one writes, the other reads.
 func TestFormatCloudEvent_refusesWhatParseCloudEventRefuses(t *testing.T) {
 	for want, headers := range map[string]message.Metadata{
-		`time "yesterday" is not RFC 3339`:                    {bus.HeaderTime: "yesterday"},
-		`source "%zz" is not a URI reference`:                 {bus.HeaderSource: "%zz"},
+		`time "yesterday" is not RFC 3339`:                    {driver.HeaderTime: "yesterday"},
+		`source "%zz" is not a URI reference`:                 {driver.HeaderSource: "%zz"},
 		"attribute tenant: it has a control character":        {"ce_tenant": "a\nb"},
 		"attribute tenant: it is not valid UTF-8":             {"ce_tenant": "\xff"},
-		"attribute correlationid: it has a control character": {bus.HeaderCorrelationID: "a\x00b"},
-		`dataschema "/relative" is not an absolute URI`:       {bus.HeaderDataSchema: "/relative"},
-		`datacontenttype "garbage" is not a media type`:       {bus.HeaderContentType: "garbage"},
-		"attribute id is missing or empty":                    {bus.HeaderID: ""},
+		"attribute correlationid: it has a control character": {driver.HeaderCorrelationID: "a\x00b"},
+		`dataschema "/relative" is not an absolute URI`:       {driver.HeaderDataSchema: "/relative"},
+		`datacontenttype "garbage" is not a media type`:       {driver.HeaderContentType: "garbage"},
+		"attribute id is missing or empty":                    {driver.HeaderID: ""},
 	} {
-		msg := &message.Message{Metadata: message.Metadata{bus.HeaderID: "e-1", bus.HeaderSource: "/shop", bus.HeaderType: paidTopic}}
+		msg := &message.Message{Metadata: message.Metadata{driver.HeaderID: "e-1", driver.HeaderSource: "/shop", driver.HeaderType: paidTopic}}
 		maps.Copy(msg.Metadata, headers)
 		_, err := bus.FormatCloudEvent(msg)
 		require.ErrorContains(t, err, want)
 		require.ErrorContains(t, err, "bus: format CloudEvent: message ")
 	}
 	msg := &message.Message{Metadata: message.Metadata{
-		bus.HeaderID: "e-1", bus.HeaderSource: "/shop", bus.HeaderType: paidTopic,
-		bus.HeaderSubject: "", bus.HeaderDataSchema: "", bus.HeaderTime: "", bus.HeaderContentType: "",
+		driver.HeaderID: "e-1", driver.HeaderSource: "/shop", driver.HeaderType: paidTopic,
+		driver.HeaderSubject: "", driver.HeaderDataSchema: "", driver.HeaderTime: "", driver.HeaderContentType: "",
 	}}
 	text, err := bus.FormatCloudEvent(msg)
 	require.NoError(t, err)
@@ -245,15 +246,15 @@ func TestFormatCloudEvent_isTheInverseOfParseCloudEvent(t *testing.T) {
 func TestHeader_takesWhatACloudEventCanHave(t *testing.T) {
 	for key, value := range map[string]string{
 		"": "x", "ce_": "x", "ce_data": "x", "ce_Tenant": "x", "ce_a-b": "x", "CE_ID": "x", "Leat_x": "x", "a\nb": "x", "a b": "x", "\xff": "x",
-		"ce_tenant": "a\x00b", "ce_region": "a\nb", "ce_zone": "\xff", "x-tenant": "a\nb", bus.HeaderBaggage: "\xff", bus.HeaderSubject: "", bus.HeaderDataSchema: "a b",
+		"ce_tenant": "a\x00b", "ce_region": "a\nb", "ce_zone": "\xff", "x-tenant": "a\nb", driver.HeaderBaggage: "\xff", driver.HeaderSubject: "", driver.HeaderDataSchema: "a b",
 	} {
-		_, err := bus.Encoder{}.Encode(t.Context(), orderPaid{}, bus.Header(key, value))
+		_, err := bus.Encoder{}.Encode(t.Context(), orderPaid{}, bus.WithHeader(key, value))
 		require.ErrorContains(t, err, "header", "%q: %q", key, value)
 	}
 	for key, value := range map[string]string{
-		"ce_tenant": "größe 7", "ce_empty": "", "x-tenant": "acme", "Größe": "x", bus.HeaderBaggage: "a=b", bus.HeaderDataSchema: "https://shop.example/s#1",
+		"ce_tenant": "größe 7", "ce_empty": "", "x-tenant": "acme", "Größe": "x", driver.HeaderBaggage: "a=b", driver.HeaderDataSchema: "https://shop.example/s#1",
 	} {
-		msg, err := bus.Encoder{}.Encode(t.Context(), orderPaid{}, bus.Header(key, value))
+		msg, err := bus.Encoder{}.Encode(t.Context(), orderPaid{}, bus.WithHeader(key, value))
 		require.NoError(t, err)
 		require.Equal(t, value, msg.Metadata[key])
 		text, err := bus.FormatCloudEvent(msg)
@@ -286,7 +287,7 @@ func FuzzParseCloudEvent(f *testing.F) {
 		if err != nil {
 			t.Skip()
 		}
-		require.NotEmpty(t, bus.MessageID(msg))
+		require.NotEmpty(t, driver.MessageID(msg))
 		formatted, err := bus.FormatCloudEvent(msg)
 		require.NoError(t, err)
 		again, err := bus.ParseCloudEvent(formatted)

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // Encoder puts an event into its envelope and encodes it. The zero Encoder writes JSON. It may be
@@ -80,23 +82,23 @@ type publication struct {
 
 type header struct{ key, value string }
 
-// ID sets the event's id in place of a new UUIDv7. Publishing the same fact twice under the same id
+// WithID sets the event's id in place of a new UUIDv7. Publishing the same fact twice under the same id
 // lets consumers see that it is a duplicate. For one event only.
-func ID(id string) PublishOption { return func(p *publication) { p.id = id } }
+func WithID(id string) PublishOption { return func(p *publication) { p.id = id } }
 
-// Key sets the partition key, in place of the event's PartitionKey method.
-func Key(key string) PublishOption { return func(p *publication) { p.key = key } }
+// WithKey sets the partition key, in place of the event's PartitionKey method.
+func WithKey(key string) PublishOption { return func(p *publication) { p.key = key } }
 
-// Subject sets the CloudEvents subject: what the event is about, such as the order's id.
-func Subject(subject string) PublishOption { return func(p *publication) { p.subject = subject } }
+// WithSubject sets the CloudEvents subject: what the event is about, such as the order's id.
+func WithSubject(subject string) PublishOption { return func(p *publication) { p.subject = subject } }
 
-// Delay makes every group get the event no earlier than after d.
-func Delay(d time.Duration) PublishOption { return func(p *publication) { p.delay = d } }
+// WithDelay makes every group get the event no earlier than after d.
+func WithDelay(d time.Duration) PublishOption { return func(p *publication) { p.delay = d } }
 
-// Header sets a header of the message, such as the CloudEvents extension "ce_tenant". What leat sets by
+// WithHeader sets a header of the message, such as the CloudEvents extension "ce_tenant". What leat sets by
 // itself, names beginning with "leat_", and what CloudEvents does not allow in an attribute are refused; so are control
 // characters and invalid UTF-8 in other headers.
-func Header(key, value string) PublishOption {
+func WithHeader(key, value string) PublishOption {
 	return func(p *publication) { p.headers = append(p.headers, header{key, value}) }
 }
 
@@ -152,28 +154,28 @@ func (c Encoder) encode(ctx context.Context, e Event, p publication) (*message.M
 	}
 
 	h := make(message.Metadata, 8)
-	h[HeaderID] = p.id
+	h[driver.HeaderID] = p.id
 	if p.id == "" {
-		h[HeaderID] = NewID()
+		h[driver.HeaderID] = NewID()
 	}
-	h[HeaderType] = name
-	h[HeaderSource] = c.source()
-	h[HeaderTime] = formatTime(time.Now())
-	setUnlessEmpty(h, HeaderInstance, c.Instance)
-	setUnlessEmpty(h, HeaderSubject, p.subject)
+	h[driver.HeaderType] = name
+	h[driver.HeaderSource] = c.source()
+	h[driver.HeaderTime] = driver.FormatTime(time.Now())
+	setUnlessEmpty(h, driver.HeaderInstance, c.Instance)
+	setUnlessEmpty(h, driver.HeaderSubject, p.subject)
 	if contentType := codec.ContentType(); contentType != (JSON{}).ContentType() {
-		h[HeaderContentType] = contentType
+		h[driver.HeaderContentType] = contentType
 	}
 	inherit(ctx, h)
 	p.setKeys(h, e)
 	if p.delay > 0 {
-		h[HeaderDeliverAt] = formatTime(time.Now().Add(p.delay))
+		h[driver.HeaderDeliverAt] = driver.FormatTime(time.Now().Add(p.delay))
 	}
 	if err := p.setHeaders(h); err != nil {
 		return nil, fmt.Errorf("%s: %w", t, err)
 	}
 
-	msg := &message.Message{UUID: h[HeaderID], Metadata: h, Payload: payload}
+	msg := &message.Message{UUID: h[driver.HeaderID], Metadata: h, Payload: payload}
 	msg.SetContext(ctx)
 	return msg, nil
 }
@@ -181,11 +183,11 @@ func (c Encoder) encode(ctx context.Context, e Event, p publication) (*message.M
 // setKeys sets the event's own keys, unless an option says otherwise.
 func (p publication) setKeys(h message.Metadata, e Event) {
 	if k, ok := e.(interface{ PartitionKey() string }); ok {
-		setUnlessEmpty(h, HeaderPartitionKey, k.PartitionKey())
+		setUnlessEmpty(h, driver.HeaderPartitionKey, k.PartitionKey())
 	}
-	setUnlessEmpty(h, HeaderPartitionKey, p.key)
+	setUnlessEmpty(h, driver.HeaderPartitionKey, p.key)
 	if k, ok := e.(interface{ DedupKey() string }); ok {
-		setUnlessEmpty(h, HeaderDedupKey, k.DedupKey())
+		setUnlessEmpty(h, driver.HeaderDedupKey, k.DedupKey())
 	}
 }
 
@@ -203,26 +205,26 @@ func (p publication) setHeaders(h message.Metadata) error {
 func inherit(ctx context.Context, h message.Metadata) {
 	d := DeliveryFrom(ctx)
 	if d == nil {
-		h[HeaderTraceParent] = newTraceParent()
+		h[driver.HeaderTraceParent] = newTraceParent()
 		return
 	}
 	parent := d.Message.Metadata
-	id := MessageID(d.Message)
-	h[HeaderCausationID] = id
-	h[HeaderCorrelationID] = id
-	setUnlessEmpty(h, HeaderCorrelationID, parent[HeaderCorrelationID])
-	setUnlessEmpty(h, HeaderTraceParent, parent[HeaderTraceParent])
-	setUnlessEmpty(h, HeaderTraceState, parent[HeaderTraceState])
-	setUnlessEmpty(h, HeaderBaggage, parent[HeaderBaggage])
-	if h[HeaderTraceParent] == "" {
-		h[HeaderTraceParent] = newTraceParent()
+	id := driver.MessageID(d.Message)
+	h[driver.HeaderCausationID] = id
+	h[driver.HeaderCorrelationID] = id
+	setUnlessEmpty(h, driver.HeaderCorrelationID, parent[driver.HeaderCorrelationID])
+	setUnlessEmpty(h, driver.HeaderTraceParent, parent[driver.HeaderTraceParent])
+	setUnlessEmpty(h, driver.HeaderTraceState, parent[driver.HeaderTraceState])
+	setUnlessEmpty(h, driver.HeaderBaggage, parent[driver.HeaderBaggage])
+	if h[driver.HeaderTraceParent] == "" {
+		h[driver.HeaderTraceParent] = newTraceParent()
 	}
 }
 
 // reservedHeader reports whether only leat may set the header.
 func reservedHeader(key string) bool {
 	switch key {
-	case HeaderID, HeaderSource, HeaderType, HeaderTime, HeaderSpecVersion, HeaderContentType:
+	case driver.HeaderID, driver.HeaderSource, driver.HeaderType, driver.HeaderTime, driver.HeaderSpecVersion, driver.HeaderContentType:
 		return true
 	default:
 		return strings.HasPrefix(key, ownPrefix)
@@ -233,6 +235,16 @@ func setUnlessEmpty(h message.Metadata, key, value string) {
 	if value != "" {
 		h[key] = value
 	}
+}
+
+// Decode decodes a message's payload into event, a pointer. It returns an error if the message says that its payload is of
+// another media type than the codec reads.
+func (c Encoder) Decode(msg *message.Message, event any) error {
+	codec := c.codec()
+	if err := checkContentType(codec, msg); err != nil {
+		return err
+	}
+	return codec.Unmarshal(msg.Payload, event)
 }
 
 func (c Encoder) codec() Codec {

@@ -12,12 +12,13 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // inHandlerOf is the context of a handler that has got a message with these headers.
 func inHandlerOf(uuid string, headers message.Metadata) context.Context {
-	d := &bus.Delivery{Message: &message.Message{UUID: uuid, Metadata: headers}}
-	return bus.ContextWithDelivery(context.Background(), d)
+	d := &bus.Delivery{Delivery: driver.Delivery{Message: &message.Message{UUID: uuid, Metadata: headers}}}
+	return d.NewContext(context.Background())
 }
 
 var traceParent = regexp.MustCompile(`^00-[0-9a-f]{32}-[0-9a-f]{16}-00$`)
@@ -28,18 +29,18 @@ func TestAnEventGetsItsEnvelope(t *testing.T) {
 		msg, err := encoder.Encode(t.Context(), &orderShipped{OrderID: "o-1", Parcel: "p-1"})
 		require.NoError(t, err)
 		require.JSONEq(t, `{"order_id":"o-1","parcel":"p-1"}`, string(msg.Payload))
-		require.Equal(t, msg.UUID, msg.Metadata[bus.HeaderID])
+		require.Equal(t, msg.UUID, msg.Metadata[driver.HeaderID])
 		require.Regexp(t, `^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$`, msg.UUID, "a UUIDv7")
-		require.Regexp(t, traceParent, msg.Metadata[bus.HeaderTraceParent])
-		delete(msg.Metadata, bus.HeaderID)
-		delete(msg.Metadata, bus.HeaderTraceParent)
+		require.Regexp(t, traceParent, msg.Metadata[driver.HeaderTraceParent])
+		delete(msg.Metadata, driver.HeaderID)
+		delete(msg.Metadata, driver.HeaderTraceParent)
 		require.Equal(t, message.Metadata{
-			bus.HeaderType:         "order.shipped.v3",
-			bus.HeaderSource:       "shop",
-			bus.HeaderTime:         "2000-01-01T00:00:00Z",
-			bus.HeaderPartitionKey: "o-1",
-			bus.HeaderDedupKey:     "o-1/p-1",
-			bus.HeaderInstance:     "here",
+			driver.HeaderType:         "order.shipped.v3",
+			driver.HeaderSource:       "shop",
+			driver.HeaderTime:         "2000-01-01T00:00:00Z",
+			driver.HeaderPartitionKey: "o-1",
+			driver.HeaderDedupKey:     "o-1/p-1",
+			driver.HeaderInstance:     "here",
 		}, msg.Metadata)
 	})
 }
@@ -47,7 +48,7 @@ func TestAnEventGetsItsEnvelope(t *testing.T) {
 func TestPublishOptionsChangeTheEnvelope(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		msg, err := bus.Encoder{}.Encode(t.Context(), &orderShipped{OrderID: "o-1"},
-			bus.ID("id-1"), bus.Key("k-1"), bus.Subject("s-1"), bus.Delay(time.Hour), bus.Header("tenant", "acme"), bus.Header("ce_tenant", "acme"))
+			bus.WithID("id-1"), bus.WithKey("k-1"), bus.WithSubject("s-1"), bus.WithDelay(time.Hour), bus.WithHeader("tenant", "acme"), bus.WithHeader("ce_tenant", "acme"))
 		require.NoError(t, err)
 		require.Equal(t, "id-1", msg.UUID)
 		e := bus.EnvelopeOf(msg)
@@ -58,17 +59,17 @@ func TestPublishOptionsChangeTheEnvelope(t *testing.T) {
 		require.Equal(t, "id-1", e.CorrelationID, "it begins the conversation")
 		require.Equal(t, "application/json", e.ContentType)
 		require.True(t, time.Now().Equal(e.Time))
-		require.Equal(t, "2000-01-01T01:00:00Z", msg.Metadata[bus.HeaderDeliverAt])
+		require.Equal(t, "2000-01-01T01:00:00Z", msg.Metadata[driver.HeaderDeliverAt])
 		require.Equal(t, "acme", msg.Metadata["tenant"])
-		require.NotContains(t, msg.Metadata, bus.HeaderInstance)
+		require.NotContains(t, msg.Metadata, driver.HeaderInstance)
 	})
 }
 
 func TestEmptyKeysSetNothing(t *testing.T) {
-	msg, err := bus.Encoder{}.Encode(t.Context(), orderPaid{}, bus.ID(""), bus.Key(""), bus.Subject(""), bus.Delay(0))
+	msg, err := bus.Encoder{}.Encode(t.Context(), orderPaid{}, bus.WithID(""), bus.WithKey(""), bus.WithSubject(""), bus.WithDelay(0))
 	require.NoError(t, err)
 	require.NotEmpty(t, msg.UUID)
-	for _, header := range []string{bus.HeaderPartitionKey, bus.HeaderSubject, bus.HeaderDeliverAt, bus.HeaderDedupKey, bus.HeaderContentType} {
+	for _, header := range []string{driver.HeaderPartitionKey, driver.HeaderSubject, driver.HeaderDeliverAt, driver.HeaderDedupKey, driver.HeaderContentType} {
 		require.NotContains(t, msg.Metadata, header)
 	}
 }
@@ -92,22 +93,22 @@ func TestWhatAHandlerPublishesGoesOnTheConversation(t *testing.T) {
 	}{
 		"the first message's id is the correlation": {
 			"w-1",
-			message.Metadata{bus.HeaderID: "m-1", bus.HeaderTraceParent: parent},
-			message.Metadata{bus.HeaderCausationID: "m-1", bus.HeaderCorrelationID: "m-1", bus.HeaderTraceParent: parent},
+			message.Metadata{driver.HeaderID: "m-1", driver.HeaderTraceParent: parent},
+			message.Metadata{driver.HeaderCausationID: "m-1", driver.HeaderCorrelationID: "m-1", driver.HeaderTraceParent: parent},
 		},
 		"a later one hands its correlation on": {
 			"w-2",
 			message.Metadata{
-				bus.HeaderID: "m-2", bus.HeaderCorrelationID: "c-1", bus.HeaderCausationID: "m-1",
-				bus.HeaderTraceParent: parent, bus.HeaderTraceState: "vendor=1", bus.HeaderBaggage: "user=7",
+				driver.HeaderID: "m-2", driver.HeaderCorrelationID: "c-1", driver.HeaderCausationID: "m-1",
+				driver.HeaderTraceParent: parent, driver.HeaderTraceState: "vendor=1", driver.HeaderBaggage: "user=7",
 			},
 			message.Metadata{
-				bus.HeaderCausationID: "m-2", bus.HeaderCorrelationID: "c-1",
-				bus.HeaderTraceParent: parent, bus.HeaderTraceState: "vendor=1", bus.HeaderBaggage: "user=7",
+				driver.HeaderCausationID: "m-2", driver.HeaderCorrelationID: "c-1",
+				driver.HeaderTraceParent: parent, driver.HeaderTraceState: "vendor=1", driver.HeaderBaggage: "user=7",
 			},
 		},
 		"a foreign one has its Watermill UUID": {
-			"w-3", nil, message.Metadata{bus.HeaderCausationID: "w-3", bus.HeaderCorrelationID: "w-3"},
+			"w-3", nil, message.Metadata{driver.HeaderCausationID: "w-3", driver.HeaderCorrelationID: "w-3"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -116,10 +117,10 @@ func TestWhatAHandlerPublishesGoesOnTheConversation(t *testing.T) {
 			for key, value := range c.want {
 				require.Equal(t, value, msg.Metadata[key], key)
 			}
-			if c.headers[bus.HeaderTraceParent] == "" {
-				require.Regexp(t, traceParent, msg.Metadata[bus.HeaderTraceParent], "a trace begins")
+			if c.headers[driver.HeaderTraceParent] == "" {
+				require.Regexp(t, traceParent, msg.Metadata[driver.HeaderTraceParent], "a trace begins")
 			}
-			for _, key := range []string{bus.HeaderTraceState, bus.HeaderBaggage} {
+			for _, key := range []string{driver.HeaderTraceState, driver.HeaderBaggage} {
 				require.Equal(t, c.want[key], msg.Metadata[key], key)
 			}
 		})
@@ -132,11 +133,11 @@ func TestEnvelopeOfAForeignMessage(t *testing.T) {
 		require.Equal(t, bus.Envelope{ID: "w-1", CorrelationID: "w-1", ContentType: "application/json"}, e)
 	})
 	t.Run("its subject is its key", func(t *testing.T) {
-		e := bus.EnvelopeOf(&message.Message{UUID: "w-1", Metadata: message.Metadata{bus.HeaderSubject: "o-1"}})
+		e := bus.EnvelopeOf(&message.Message{UUID: "w-1", Metadata: message.Metadata{driver.HeaderSubject: "o-1"}})
 		require.Equal(t, "o-1", e.PartitionKey)
 	})
 	t.Run("a time that is none", func(t *testing.T) {
-		e := bus.EnvelopeOf(&message.Message{UUID: "w-1", Metadata: message.Metadata{bus.HeaderTime: "yesterday"}})
+		e := bus.EnvelopeOf(&message.Message{UUID: "w-1", Metadata: message.Metadata{driver.HeaderTime: "yesterday"}})
 		require.True(t, e.Time.IsZero())
 	})
 }
@@ -146,7 +147,7 @@ func TestEnvelopeFromIsForHandlers(t *testing.T) {
 	require.False(t, ok)
 	require.Nil(t, bus.DeliveryFrom(t.Context()))
 
-	e, ok := bus.EnvelopeFrom(inHandlerOf("w-1", message.Metadata{bus.HeaderType: paidTopic}))
+	e, ok := bus.EnvelopeFrom(inHandlerOf("w-1", message.Metadata{driver.HeaderType: paidTopic}))
 	require.True(t, ok)
 	require.Equal(t, paidTopic, e.Type)
 }
@@ -172,9 +173,9 @@ func TestDeliveryType(t *testing.T) {
 		"a body nested too deep":               {"order.paid", "", `{"version":[[[[1]]]]}`, "order.paid.v1"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			d := bus.Delivery{Topic: c.topic, Message: &message.Message{Payload: []byte(c.payload), Metadata: message.Metadata{}}}
+			d := bus.Delivery{Delivery: driver.Delivery{Topic: c.topic, Message: &message.Message{Payload: []byte(c.payload), Metadata: message.Metadata{}}}}
 			if c.header != "" {
-				d.Message.Metadata[bus.HeaderType] = c.header
+				d.Message.Metadata[driver.HeaderType] = c.header
 			}
 			typ, err := d.Type()
 			require.NoError(t, err)
@@ -182,7 +183,7 @@ func TestDeliveryType(t *testing.T) {
 		})
 	}
 	t.Run("nothing names it", func(t *testing.T) {
-		_, err := (&bus.Delivery{Message: &message.Message{Payload: []byte(`{"version":1}`)}}).Type()
+		_, err := (&bus.Delivery{Delivery: driver.Delivery{Message: &message.Message{Payload: []byte(`{"version":1}`)}}}).Type()
 		require.ErrorContains(t, err, "message has no type")
 	})
 }
@@ -242,8 +243,8 @@ func (refusing) EventType() (string, int) { return "order.refused", 1 }
 func (refusing) Validate() error          { return errors.Join(errBroken) }
 
 func TestWhatLeatSetsByItselfCanNotBeSetAsAHeader(t *testing.T) {
-	for _, key := range []string{bus.HeaderID, bus.HeaderType, bus.HeaderInstance, bus.HeaderDeliverAt, bus.HeaderFaultError} {
-		_, err := bus.Encoder{}.Encode(t.Context(), orderPaid{}, bus.Header(key, "forged"))
+	for _, key := range []string{driver.HeaderID, driver.HeaderType, driver.HeaderInstance, driver.HeaderDeliverAt, driver.HeaderFaultError} {
+		_, err := bus.Encoder{}.Encode(t.Context(), orderPaid{}, bus.WithHeader(key, "forged"))
 		require.ErrorContains(t, err, key)
 	}
 }

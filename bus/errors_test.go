@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 type declined struct{ code int }
@@ -71,15 +72,15 @@ func TestWrappersAreNotTakenForEachOther(t *testing.T) {
 		require.False(t, ok)
 	}
 	for _, err := range []error{permanent, discard, after} {
-		_, ok := bus.AsRedelivery(err)
+		_, ok := errors.AsType[*bus.Redelivery](err)
 		require.False(t, ok)
 	}
 }
 
 func TestSnoozeCostsNothing(t *testing.T) {
-	r, ok := bus.AsRedelivery(fmt.Errorf("not now: %w", bus.Snooze(time.Minute)))
+	r, ok := errors.AsType[*bus.Redelivery](fmt.Errorf("not now: %w", bus.Snooze(time.Minute)))
 	require.True(t, ok)
-	require.Equal(t, &bus.Redelivery{After: time.Minute, Cost: bus.CostsNothing}, r)
+	require.Equal(t, &bus.Redelivery{After: time.Minute, Uncounted: true}, r)
 	require.Equal(t, "redeliver in 1m0s", r.Error())
 	require.NoError(t, errors.Unwrap(r))
 
@@ -97,13 +98,13 @@ func TestUnroutableError(t *testing.T) {
 
 func TestAPanicIsAnErrorOfOneShortLine(t *testing.T) {
 	t.Run("its stack stands apart", func(t *testing.T) {
-		err := bus.NewPanicError("boom\n\tgoroutine 1 [running]")
+		err := driver.NewPanicError("boom\n\tgoroutine 1 [running]")
 		require.EqualError(t, err, "panic: boom goroutine 1 [running]")
 		require.Contains(t, err.Stack(), "TestAPanicIsAnErrorOfOneShortLine")
 	})
 	t.Run("its value, where that is an error, is in the chain", func(t *testing.T) {
-		require.ErrorIs(t, bus.NewPanicError(fmt.Errorf("index: %w", io.EOF)), io.EOF)
-		require.NoError(t, errors.Unwrap(bus.NewPanicError("text")))
+		require.ErrorIs(t, driver.NewPanicError(fmt.Errorf("index: %w", io.EOF)), io.EOF)
+		require.NoError(t, errors.Unwrap(driver.NewPanicError("text")))
 	})
 	t.Run("however large and broken the value is", func(t *testing.T) {
 		for name, value := range map[string]any{
@@ -114,7 +115,7 @@ func TestAPanicIsAnErrorOfOneShortLine(t *testing.T) {
 			"control characters":       "\x00\x1b[31m\r\n\u0085\u2028red",
 			"a stringer that panics":   (*declined)(nil),
 		} {
-			text := bus.NewPanicError(value).Error()
+			text := driver.NewPanicError(value).Error()
 			require.LessOrEqual(t, len(text), 1024, name)
 			require.True(t, utf8.ValidString(text), name)
 			require.NotRegexp(t, `[\x00-\x1f\x7f-\x{9f}\x{2028}\x{2029}]`, text, name)
@@ -140,7 +141,7 @@ func TestOneLine(t *testing.T) {
 		{"a\xffb", 16, "a�b"},
 		{"a" + strings.Repeat(" ", 100), 16, "a…"},
 	} {
-		got := bus.OneLine(c.text, c.limit)
+		got := driver.OneLine(c.text, c.limit)
 		require.Equal(t, c.want, got, "%q at %d", c.text, c.limit)
 		require.LessOrEqual(t, len(got), c.limit)
 	}
@@ -153,7 +154,7 @@ func FuzzOneLine(f *testing.F) {
 		if limit < len("…") || limit > 1<<20 {
 			t.Skip()
 		}
-		line := bus.OneLine(text, limit)
+		line := driver.OneLine(text, limit)
 		require.LessOrEqual(t, len(line), limit)
 		require.True(t, utf8.ValidString(line))
 		require.NotContains(t, line, "\n")
@@ -179,10 +180,10 @@ func TestErrorClass(t *testing.T) {
 		"only text, marked":                 {bus.Permanent(errors.New("b")), "*errors.errorString"},
 		"a standard type says more":         {fmt.Errorf("decode: %w", &json.SyntaxError{}), "*json.SyntaxError"},
 		"a timeout":                         {fmt.Errorf("a: %w", context.DeadlineExceeded), "context.deadlineExceededError"},
-		"a panic names its value's type":    {bus.NewPanicError(42), "panic(int)"},
-		"a panic with an error":             {fmt.Errorf("try: %w", bus.NewPanicError(cause)), "panic(*bus_test.declined)"},
+		"a panic names its value's type":    {driver.NewPanicError(42), "panic(int)"},
+		"a panic with an error":             {fmt.Errorf("try: %w", driver.NewPanicError(cause)), "panic(*bus_test.declined)"},
 	} {
-		require.Equal(t, c.want, bus.ErrorClass(c.err), name)
+		require.Equal(t, c.want, driver.ErrorClass(c.err), name)
 	}
 }
 
@@ -192,7 +193,7 @@ func TestSnooze_ofZeroDoesNotStarveTheGroup(t *testing.T) {
 		snoozes, before := 0, -1
 		handle(t, b, "ledger", func(_ context.Context, msg *message.Message) error {
 			switch {
-			case bus.MessageID(msg) == "other":
+			case driver.MessageID(msg) == "other":
 				before = snoozes
 			case snoozes < 1000:
 				snoozes++

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/handlers"
 	"github.com/leatbus/leat/middleware"
 	"github.com/leatbus/leat/transports"
@@ -76,7 +77,7 @@ func ExampleParseCloudEvent() {
 		"data": {"order_id": "42", "cents": 1999}
 	}`))
 	fmt.Println(err)
-	fmt.Println(bus.TopicOf(msg), bus.PartitionKey(msg), string(msg.Payload))
+	fmt.Println(driver.TopicOf(msg), driver.PartitionKey(msg), string(msg.Payload))
 
 	_, err = bus.ParseCloudEvent([]byte(`{"specversion": "1.0", "id": "7", "type": "order.paid.v1"}`))
 	fmt.Println(err)

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports/memory"
 )
@@ -118,7 +119,7 @@ func ok(context.Context, *message.Message) error { return nil }
 func publish(t *testing.T, b *bus.Bus, ids ...string) {
 	t.Helper()
 	for _, id := range ids {
-		require.NoError(t, b.Publish(t.Context(), orderPaid{OrderID: id}, bus.ID(id)))
+		require.NoError(t, b.Publish(t.Context(), orderPaid{OrderID: id}, bus.WithID(id)))
 	}
 }
 
@@ -126,18 +127,18 @@ func publish(t *testing.T, b *bus.Bus, ids ...string) {
 func newMessage(topic, id string) *message.Message {
 	return &message.Message{
 		UUID:     id,
-		Metadata: message.Metadata{bus.HeaderID: id, bus.HeaderType: topic, bus.HeaderSource: "test"},
+		Metadata: message.Metadata{driver.HeaderID: id, driver.HeaderType: topic, driver.HeaderSource: "test"},
 		Payload:  []byte(`{}`),
 	}
 }
 
 // next takes the message that waits for a group on the transport under the bus.
-func next(t *testing.T, b *bus.Bus, group string, topics ...string) *bus.Delivery {
+func next(t *testing.T, b *bus.Bus, group string, topics ...string) *driver.Delivery {
 	t.Helper()
 	if len(topics) == 0 {
 		topics = []string{paidTopic}
 	}
-	feed, err := b.Transport().Subscribe(t.Context(), bus.Subscription{Group: group, Topics: topics, Known: topics, Concurrency: 1})
+	feed, err := b.Transport().Subscribe(t.Context(), driver.Subscription{Group: group, Topics: topics, Known: topics, Concurrency: 1})
 	require.NoError(t, err)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 	defer cancel()
@@ -150,9 +151,9 @@ func next(t *testing.T, b *bus.Bus, group string, topics ...string) *bus.Deliver
 type faulty struct {
 	bus.Transport
 	publish   func(context.Context, string, []*message.Message) error
-	subscribe func(context.Context, bus.Subscription) (bus.Feed, error)
-	next      func(context.Context, bus.Feed) (*bus.Delivery, error)
-	caps      *bus.Capabilities
+	subscribe func(context.Context, driver.Subscription) (driver.Receiver, error)
+	next      func(context.Context, driver.Receiver) (*driver.Delivery, error)
+	caps      *driver.Capabilities
 }
 
 func newFaulty() *faulty { return &faulty{Transport: memory.New(memory.Config{})} }
@@ -166,7 +167,7 @@ func (f *faulty) Publish(ctx context.Context, topic string, msgs ...*message.Mes
 	return f.Transport.Publish(ctx, topic, msgs...)
 }
 
-func (f *faulty) Subscribe(ctx context.Context, s bus.Subscription) (bus.Feed, error) {
+func (f *faulty) Subscribe(ctx context.Context, s driver.Subscription) (driver.Receiver, error) {
 	if f.subscribe != nil {
 		return f.subscribe(ctx, s)
 	}
@@ -177,7 +178,7 @@ func (f *faulty) Subscribe(ctx context.Context, s bus.Subscription) (bus.Feed, e
 	return faultyFeed{feed, f.next}, nil
 }
 
-func (f *faulty) Capabilities() bus.Capabilities {
+func (f *faulty) Capabilities() driver.Capabilities {
 	if f.caps != nil {
 		return *f.caps
 	}
@@ -185,11 +186,13 @@ func (f *faulty) Capabilities() bus.Capabilities {
 }
 
 type faultyFeed struct {
-	bus.Feed
-	next func(context.Context, bus.Feed) (*bus.Delivery, error)
+	driver.Receiver
+	next func(context.Context, driver.Receiver) (*driver.Delivery, error)
 }
 
-func (f faultyFeed) Next(ctx context.Context) (*bus.Delivery, error) { return f.next(ctx, f.Feed) }
+func (f faultyFeed) Next(ctx context.Context) (*driver.Delivery, error) {
+	return f.next(ctx, f.Receiver)
+}
 
 // log is what happened, in its order.
 type log struct {

@@ -14,27 +14,28 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/memory"
 )
 
 // changing is the memory transport whose deliveries are changed before they are handed out.
 type changing struct {
 	*memory.Transport
-	change func(*bus.Delivery)
+	change func(*driver.Delivery)
 }
 
-func (c changing) Subscribe(ctx context.Context, s bus.Subscription) (bus.Feed, error) {
+func (c changing) Subscribe(ctx context.Context, s driver.Subscription) (driver.Receiver, error) {
 	feed, err := c.Transport.Subscribe(ctx, s)
 	return changingFeed{feed, c.change}, err
 }
 
 type changingFeed struct {
-	bus.Feed
-	change func(*bus.Delivery)
+	driver.Receiver
+	change func(*driver.Delivery)
 }
 
-func (f changingFeed) Next(ctx context.Context) (*bus.Delivery, error) {
-	d, err := f.Feed.Next(ctx)
+func (f changingFeed) Next(ctx context.Context) (*driver.Delivery, error) {
+	d, err := f.Receiver.Next(ctx)
 	if err == nil {
 		f.change(d)
 	}
@@ -46,10 +47,10 @@ func TestRouter_survivesAnyAttemptNumber(t *testing.T) {
 	for _, attempt := range []int{math.MinInt64, -1_000_000, -1, 0, 63, 65, math.MaxInt64} {
 		t.Run(fmt.Sprint(attempt), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				b := busOver(t, changing{memory.New(memory.Config{}), func(d *bus.Delivery) { d.Attempt = attempt }}, bus.Config{})
+				b := busOver(t, changing{memory.New(memory.Config{}), func(d *driver.Delivery) { d.Attempt = attempt }}, bus.Config{})
 				var failed, handled atomic.Int64
 				handle(t, b, "h", func(_ context.Context, msg *message.Message) error {
-					if bus.MessageID(msg) == "bad" {
+					if driver.MessageID(msg) == "bad" {
 						failed.Add(1)
 						return errBroken
 					}
@@ -69,7 +70,7 @@ func TestRouter_survivesAnyAttemptNumber(t *testing.T) {
 
 // panickingSettler breaks the contract in the worst way.
 type panickingSettler struct {
-	bus.Settler
+	driver.Settler
 	panics *atomic.Bool
 }
 
@@ -85,7 +86,7 @@ func TestRouter_survivesAPanicOutsideOfTheHandler(t *testing.T) {
 		var panics atomic.Bool
 		panics.Store(true)
 		var lines log
-		b := busOver(t, changing{memory.New(memory.Config{}), func(d *bus.Delivery) {
+		b := busOver(t, changing{memory.New(memory.Config{}), func(d *driver.Delivery) {
 			d.Settler = panickingSettler{d.Settler, &panics}
 		}}, bus.Config{Logger: warnings(&lines)})
 		var handled atomic.Int64

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // Outcome is how a delivery ended.
@@ -37,9 +39,12 @@ type Observer interface {
 	Started(ctx context.Context, d *Delivery) context.Context
 	// Finished is called once per delivery, with its final outcome.
 	Finished(ctx context.Context, d *Delivery, o Observation)
+	// BreakerChanged is called when a group's circuit breaker changes its state; for one group, one change after the
+	// other.
+	BreakerChanged(c BreakerChange)
 }
 
-// GuardObserver returns an observer that passes everything on to o, and on to its optional methods. If o panics, the
+// GuardObserver returns an observer that passes everything on to o. If o panics, the
 // panic is logged, once, and counted in [Stats], and what o observes goes on as if it had not been called. New
 // guards the observers of a bus; a stock Watermill router needs this for its own.
 func GuardObserver(o Observer, logger *slog.Logger) Observer { return guardObserver(o, logger, nil) }
@@ -82,10 +87,8 @@ func (g *guardedObserver) Finished(ctx context.Context, d *Delivery, o Observati
 }
 
 func (g *guardedObserver) BreakerChanged(c BreakerChange) {
-	if o, ok := g.observer.(BreakerObserver); ok {
-		defer g.recover()
-		o.BreakerChanged(c)
-	}
+	defer g.recover()
+	g.observer.BreakerChanged(c)
 }
 
 // recover must be deferred itself.
@@ -96,7 +99,7 @@ func (g *guardedObserver) recover() {
 	}
 	g.panics.Add(1)
 	if g.logged.CompareAndSwap(false, true) {
-		err := NewPanicError(v)
+		err := driver.NewPanicError(v)
 		g.logger.Error("leat: observer panicked; further panics are counted, not logged", "observer", fmt.Sprintf("%T", g.observer),
 			"err", err, "stack", err.Stack())
 	}

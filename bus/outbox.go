@@ -4,62 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/intx"
 )
 
-// TxPublisher writes messages in a transaction of the caller's. A [Transport] that is one publishes by
-// it, and needs no [Outbox].
-type TxPublisher interface {
-	// PublishTx writes messages of one topic in the transaction tx: they are published when it
-	// commits, and never were when it rolls back. It waits for nothing but the statement. After an
-	// error the transaction should be rolled back; what was wrong with tx, its type, its database, its
-	// end, is in the error. It may be called concurrently, with a transaction of each caller's own.
-	PublishTx(ctx context.Context, tx any, topic string, msgs ...*message.Message) error
-}
-
-// Outbox keeps what [Bus.InTx] publishes in the service's own database until it is safe on the bus's
-// transport. The bus owns its outbox as it owns its transport: [Bus.Run] relays, and [Bus.Close]
-// closes. All methods may be called concurrently.
-type Outbox interface {
-	TxPublisher
-
-	// Group is the name under which operators find the outbox, with what it has set aside.
-	Group() string
-
-	// Relay hands committed messages to publish until ctx is done, those of a partition key one
-	// after the other, and deletes them once publish has returned nil. Any number of relays, here
-	// and in other processes, share the work. It ends soon after ctx; other errors than nil are final.
-	Relay(ctx context.Context, publish PublishFunc) error
-
-	// Problem is why committed messages do not move, nil while they do. It does not block.
-	Problem() error
-
-	// Stats asks the database.
-	Stats(ctx context.Context) (OutboxStats, error)
-
-	// Close ends the relays and releases everything. Messages stay where they are.
-	Close(ctx context.Context) error
-}
-
-// PublishFunc is [Transport].Publish.
-type PublishFunc func(ctx context.Context, topic string, msgs ...*message.Message) error
-
-// OutboxStats is what waits in an outbox, for all processes that share it.
-type OutboxStats struct {
-	Pending   int           // committed messages that are not known to be safe on the transport
-	OldestAge time.Duration // how long the first of them has been waiting
-}
-
 var (
-	// ErrNoOutbox is what [InTx] answers on a bus that has no outbox and whose transport does not
-	// publish in transactions.
-	ErrNoOutbox = errors.New("no outbox: give bus.Config an Outbox over the transaction's database, such as sql.NewOutbox " +
-		"(with fxmodule, LEAT_OUTBOX_URL), or use that database as the transport")
-
 	errNilTx      = errors.New("the transaction is nil")
 	errRouteLater = errors.New("the option RequireRoute can't be kept by an outbox: which groups want the event shows when it is relayed")
 )
@@ -84,7 +36,7 @@ type InTx struct {
 	tx  any
 }
 
-// InTx is the bus for the length of a transaction; see [InTx].
+// InTx returns the bus for the length of a transaction; see [InTx].
 func (b *Bus) InTx(tx any) InTx { return InTx{b, tx} }
 
 // Publish encodes an event and writes it in the transaction. It blocks for one statement. What is
@@ -118,7 +70,7 @@ func (t InTx) publish(ctx context.Context, requireRoute bool, msgs []*message.Me
 		return fmt.Errorf("bus: publish in transaction: %w", err)
 	}
 	for _, msg := range msgs { // the transaction may roll back, so the ledger can't expect them
-		delete(msg.Metadata, HeaderInstance)
+		delete(msg.Metadata, driver.HeaderInstance)
 	}
 	ctx = context.WithValue(ctx, txKey{}, t.tx)
 	return eachRun(msgs, func(topic string, run []*message.Message) error {
@@ -153,12 +105,12 @@ func (t InTx) mayPublish(ctx context.Context, requireRoute bool, msgs []*message
 	return nil
 }
 
-// txPublisher is what writes in transactions, nil for nothing.
-func (b *Bus) txPublisher() TxPublisher {
+// txPublisher returns what writes in transactions, nil if nothing does.
+func (b *Bus) txPublisher() driver.TxPublisher {
 	if b.cfg.Outbox != nil {
 		return b.cfg.Outbox
 	}
-	p, _ := b.transport.(TxPublisher)
+	p, _ := b.transport.(driver.TxPublisher)
 	return p
 }
 
@@ -186,22 +138,22 @@ func (b *Bus) relay(ctx context.Context) error {
 	})
 }
 
-// Outbox is the bus's, nil where it has none.
+// Outbox returns the bus's outbox, nil if it has none.
 func (b *Bus) Outbox() Outbox { return b.cfg.Outbox }
 
 // OutboxStats asks the outbox's database what waits in it; [ErrNoOutbox] where there is none.
-func (b *Bus) OutboxStats(ctx context.Context) (OutboxStats, error) {
+func (b *Bus) OutboxStats(ctx context.Context) (driver.OutboxStats, error) {
 	if b.cfg.Outbox == nil {
-		return OutboxStats{}, fmt.Errorf("bus: outbox: %w", ErrNoOutbox)
+		return driver.OutboxStats{}, fmt.Errorf("bus: outbox: %w", ErrNoOutbox)
 	}
 	return b.cfg.Outbox.Stats(ctx)
 }
 
-// outboxHealth is the outbox among the groups.
+// outboxHealth returns the state of the outbox, which is shown among the groups.
 func (b *Bus) outboxHealth() Health {
 	h := Health{Group: b.cfg.Outbox.Group(), State: b.state()}
 	if err := b.cfg.Outbox.Problem(); err != nil {
-		h.Degraded = map[string]string{"relay": OneLine(errorText(err), maxErrorText)}
+		h.Degraded = map[string]string{"relay": driver.OneLine(fmt.Sprint(err), driver.MaxErrorBytes)}
 		if h.State == Running {
 			h.State = Degraded
 		}

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/memory"
 )
 
@@ -40,7 +41,7 @@ func (o *fakeOutbox) PublishTx(_ context.Context, tx any, _ string, msgs ...*mes
 
 func (o *fakeOutbox) Group() string { return "test.outbox" }
 
-func (o *fakeOutbox) Relay(ctx context.Context, publish bus.PublishFunc) error {
+func (o *fakeOutbox) Relay(ctx context.Context, publish driver.PublishFunc) error {
 	for {
 		select {
 		case <-ctx.Done():
@@ -53,7 +54,7 @@ func (o *fakeOutbox) Relay(ctx context.Context, publish bus.PublishFunc) error {
 			return errors.New("the outbox is gone")
 		}
 		for _, msg := range o.rows {
-			if err := publish(ctx, bus.TopicOf(msg), msg); err != nil {
+			if err := publish(ctx, driver.TopicOf(msg), msg); err != nil {
 				o.problem = err
 			}
 		}
@@ -68,8 +69,8 @@ func (o *fakeOutbox) Problem() error {
 	return o.problem
 }
 
-func (o *fakeOutbox) Stats(context.Context) (bus.OutboxStats, error) {
-	return bus.OutboxStats{Pending: len(o.rows)}, nil
+func (o *fakeOutbox) Stats(context.Context) (driver.OutboxStats, error) {
+	return driver.OutboxStats{Pending: len(o.rows)}, nil
 }
 
 func (o *fakeOutbox) Close(context.Context) error { o.closed = true; return nil }
@@ -88,7 +89,7 @@ func TestInTxGoesThroughThePublishPathOnceAndTheRelayPastIt(t *testing.T) {
 		require.NoError(t, err)
 		var got []string
 		require.NoError(t, b.Handle(rawHandler("ledger", "order.>", func(msg *message.Message) error {
-			got = append(got, bus.TopicOf(msg)+" "+msg.Metadata["seen"])
+			got = append(got, driver.TopicOf(msg)+" "+msg.Metadata["seen"])
 			return nil
 		})))
 		ended := make(chan error, 1)

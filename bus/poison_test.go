@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 func TestErrorChainNamesWhatIsAndAsFind(t *testing.T) {
@@ -29,25 +30,25 @@ func TestErrorChainNamesWhatIsAndAsFind(t *testing.T) {
 			return fmt.Errorf("config: %w", err)
 		}(),
 		`context.deadlineExceededError`:                  context.DeadlineExceeded,
-		`panic(*bus_test.declined) > *bus_test.declined`: bus.NewPanicError(&declined{51}),
-		`panic(string)`:       bus.NewPanicError("boom"),
+		`panic(*bus_test.declined) > *bus_test.declined`: driver.NewPanicError(&declined{51}),
+		`panic(string)`:       driver.NewPanicError("boom"),
 		`*bus_test.declined `: errors.Join(&declined{1}, busy),
 	} {
-		require.Equal(t, strings.TrimSpace(want), bus.ErrorChain(err))
+		require.Equal(t, strings.TrimSpace(want), driver.ErrorChain(err))
 	}
 	var deep error = &declined{1}
 	for range 100 {
 		deep = &wrapping{deep}
 	}
-	require.LessOrEqual(t, len(bus.ErrorChain(deep)), 512)
-	require.NotContains(t, bus.ErrorChain(errors.New("two\nlines")), "\n")
+	require.LessOrEqual(t, len(driver.ErrorChain(deep)), 512)
+	require.NotContains(t, driver.ErrorChain(errors.New("two\nlines")), "\n")
 }
 
 func TestTheStackStandsInTheRecordAndNotInWhatTravels(t *testing.T) {
 	msg := newMessage(paidTopic, "m-1")
-	msg.Metadata[bus.HeaderTraceParent] = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-	d := &bus.Delivery{Message: msg, Attempt: 2, History: bus.History{FailedSince: time.Now().Add(-time.Hour)}}
-	fault := bus.NewFault(d, fmt.Errorf("ledger: %w", fall(200)))
+	msg.Metadata[driver.HeaderTraceParent] = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	d := &bus.Delivery{Delivery: driver.Delivery{Message: msg, Attempt: 2, History: driver.History{FailedSince: time.Now().Add(-time.Hour)}}}
+	fault := driver.NewFault(&d.Delivery, fmt.Errorf("ledger: %w", fall(200)))
 	require.Contains(t, fault.Stack, "bus_test.fall")
 	require.LessOrEqual(t, len(fault.Stack), 4<<10)
 	require.True(t, strings.HasSuffix(fault.Stack, "\n"), "whole lines")
@@ -55,21 +56,21 @@ func TestTheStackStandsInTheRecordAndNotInWhatTravels(t *testing.T) {
 	travels, record := message.Metadata{}, message.Metadata{}
 	fault.Set(travels)
 	fault.Record(record)
-	require.NotContains(t, travels, bus.HeaderFaultStack)
-	require.Equal(t, fault.Stack, record[bus.HeaderFaultStack])
-	delete(record, bus.HeaderFaultStack)
+	require.NotContains(t, travels, driver.HeaderFaultStack)
+	require.Equal(t, fault.Stack, record[driver.HeaderFaultStack])
+	delete(record, driver.HeaderFaultStack)
 	require.Equal(t, travels, record, "nothing else is different")
 	for name, value := range travels {
 		require.LessOrEqual(t, len(value), 1024, name)
 	}
 
 	fault.Record(record)
-	back := bus.FaultOf(record)
+	back := driver.FaultOf(record)
 	require.Equal(t, "0af7651916cd43dd8448eb211c80319c", back.TraceID)
 	require.Equal(t, fault.Chain, back.Chain)
 	require.True(t, d.FailedSince.Equal(back.FailedAt), "the first failure")
 	require.WithinDuration(t, time.Now(), back.At, time.Minute, "the last")
-	bus.ClearFault(record)
+	driver.ClearFault(record)
 	require.Empty(t, record)
 }
 
@@ -78,37 +79,37 @@ func fall(n int) (err error) {
 	if n > 0 {
 		return fall(n - 1)
 	}
-	defer func() { err = bus.NewPanicError(recover()) }()
+	defer func() { err = driver.NewPanicError(recover()) }()
 	panic(io.EOF)
 }
 
 func TestSetHistory_isReadBackByTakeHistory(t *testing.T) {
 	headers := message.Metadata{"own": "1"}
-	bus.SetHistory(headers, bus.History{})
+	driver.SetHistory(headers, driver.History{})
 	require.Len(t, headers, 1, "nothing to note")
-	require.Zero(t, bus.TakeHistory(headers))
+	require.Zero(t, driver.TakeHistory(headers))
 
 	now := time.Now().UTC().Round(0)
-	for _, h := range []bus.History{
+	for _, h := range []driver.History{
 		{FailedSince: now},
 		{FailedSince: now, Failures: 3},
-		{FailedSince: now, Failures: bus.FailuresUnknown},
+		{FailedSince: now, Failures: driver.FailuresUnknown},
 		{WaitingSince: now},
 		{FailedSince: now, Failures: 2, WaitingSince: now.Add(time.Hour)},
 	} {
-		bus.SetHistory(headers, h)
-		require.Equal(t, h, bus.TakeHistory(headers))
+		driver.SetHistory(headers, h)
+		require.Equal(t, h, driver.TakeHistory(headers))
 		require.Equal(t, message.Metadata{"own": "1"}, headers)
 	}
 }
 
 func TestTakeHistory_ofMessagesThatOthersWrote(t *testing.T) {
-	for text, want := range map[string]int{"": bus.FailuresUnknown, "many": bus.FailuresUnknown, "-3": 0, "-9223372036854775808": 0, "99999999999999999999": bus.FailuresUnknown} {
-		headers := message.Metadata{bus.HeaderFaultFailedAt: "2026-01-02T03:04:05Z", bus.HeaderFaultFailures: text}
+	for text, want := range map[string]int{"": driver.FailuresUnknown, "many": driver.FailuresUnknown, "-3": 0, "-9223372036854775808": 0, "99999999999999999999": driver.FailuresUnknown} {
+		headers := message.Metadata{driver.HeaderFaultFailedAt: "2026-01-02T03:04:05Z", driver.HeaderFaultFailures: text}
 		if text == "" {
-			delete(headers, bus.HeaderFaultFailures)
+			delete(headers, driver.HeaderFaultFailures)
 		}
-		require.Equal(t, want, bus.TakeHistory(headers).Failures, text)
+		require.Equal(t, want, driver.TakeHistory(headers).Failures, text)
 		require.Empty(t, headers)
 	}
 }

@@ -9,11 +9,13 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // Publish encodes an event and hands it to the transport. It returns nil when the event is safe
-// there: queued in memory, confirmed by the broker, committed in the database. It blocks as long as
-// the transport is full or away and ctx allows. Inside a handler, pass the handler's context: the
+// there: queued in memory, confirmed by the broker, committed in the database. It blocks while the transport is full or
+// away, for as long as ctx and [Config.PublishTimeout] allow. Inside a handler, pass the handler's context: the
 // correlation and the trace go on.
 //
 // An event that no group wants is counted and logged, and is no error unless [RequireRoute] or the
@@ -77,10 +79,10 @@ func (b *Bus) adopt(msgs []*message.Message) error {
 		if msg.Metadata == nil {
 			msg.Metadata = message.Metadata{}
 		}
-		if err := ValidateTopic(TopicOf(msg)); err != nil {
-			return fmt.Errorf("message %s: its %s: %w", MessageID(msg), HeaderType, err)
+		if err := driver.ValidateTopic(driver.TopicOf(msg)); err != nil {
+			return fmt.Errorf("message %s: its %s: %w", driver.MessageID(msg), driver.HeaderType, err)
 		}
-		msg.Metadata[HeaderInstance] = b.encoder.Instance
+		msg.Metadata[driver.HeaderInstance] = b.encoder.Instance
 	}
 	return nil
 }
@@ -93,6 +95,8 @@ func (b *Bus) publishRuns(ctx context.Context, requireRoute bool, msgs []*messag
 	if rehearsed(ctx, msgs) {
 		return nil
 	}
+	ctx, cancel := b.bounded(ctx)
+	defer cancel()
 	return eachRun(msgs, func(topic string, run []*message.Message) error {
 		if err := b.subscribe(ctx); err != nil {
 			return fmt.Errorf("bus: publish %s: %w", topic, err)
@@ -105,8 +109,8 @@ func (b *Bus) publishRuns(ctx context.Context, requireRoute bool, msgs []*messag
 // error names all messages that are not known to be safe, those that were not tried included.
 func eachRun(msgs []*message.Message, publish func(topic string, run []*message.Message) error) error {
 	for start := 0; start < len(msgs); {
-		topic, end := TopicOf(msgs[start]), start+1
-		for end < len(msgs) && TopicOf(msgs[end]) == topic {
+		topic, end := driver.TopicOf(msgs[start]), start+1
+		for end < len(msgs) && driver.TopicOf(msgs[end]) == topic {
 			end++
 		}
 		if err := publish(topic, msgs[start:end]); err != nil {
@@ -140,7 +144,7 @@ type runError struct {
 
 func (e *runError) Unwrap() error { return e.publish }
 
-// publishFor is the publish middleware's path to the transport, for the bus's own groups that expect
+// publishFor publishes through the publish middleware, for the bus's own groups that expect
 // the messages.
 func (b *Bus) publishFor(ctx context.Context, groups []*group, requireRoute bool, topic string, msgs []*message.Message) error {
 	return b.account(ctx, groups, requireRoute, topic, msgs, b.send)
@@ -194,8 +198,8 @@ func (b *Bus) mayPublish(ctx context.Context, msgs []*message.Message) error {
 		return fmt.Errorf("the bus is stopping, and its transport would lose the message: %w", ErrClosed)
 	}
 	for _, msg := range msgs {
-		if msg.Metadata[HeaderDeliverAt] != "" && !b.transport.Capabilities().Delay {
-			return fmt.Errorf("message %s asks for a delay: %w", MessageID(msg), ErrUnsupported)
+		if msg.Metadata[driver.HeaderDeliverAt] != "" && !b.transport.Capabilities().Delay {
+			return fmt.Errorf("message %s asks for a delay: %w", driver.MessageID(msg), ErrUnsupported)
 		}
 	}
 	return b.checkSizes(msgs)
@@ -205,7 +209,7 @@ func (b *Bus) checkSizes(msgs []*message.Message) error {
 	for _, msg := range msgs {
 		if len(msg.Payload) > b.cfg.MaxPayload {
 			return fmt.Errorf("message %s has a payload of %d bytes; at most %d are allowed "+
-				"(raise Config.MaxPayload, or publish a reference to the data)", MessageID(msg), len(msg.Payload), b.cfg.MaxPayload)
+				"(raise Config.MaxPayload, or publish a reference to the data)", driver.MessageID(msg), len(msg.Payload), b.cfg.MaxPayload)
 		}
 	}
 	return nil
@@ -264,6 +268,9 @@ func asUnroutable(err error) (*UnroutableError, bool) {
 	return u, ok
 }
 
+// maxLoggedNames bounds what is remembered of names that foreign input chooses.
+const maxLoggedNames = 4096
+
 // loggedNames remembers names that were logged, up to a bound.
 type loggedNames struct {
 	mu   sync.Mutex
@@ -274,7 +281,7 @@ type loggedNames struct {
 func (l *loggedNames) first(name string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.seen[name] || len(l.seen) >= maxCachedTopics {
+	if l.seen[name] || len(l.seen) >= maxLoggedNames {
 		return false
 	}
 	if l.seen == nil {
@@ -286,6 +293,6 @@ func (l *loggedNames) first(name string) bool {
 
 func (b *Bus) warnUnrouted(topic string) {
 	if b.unrouted.first(topic) {
-		b.cfg.Logger.Warn("leat: no group wants this topic; its messages are counted as unrouted (said once a topic)", "topic", OneLine(topic, maxClassText))
+		b.cfg.Logger.Warn("leat: no group wants this topic; its messages are counted as unrouted (said once a topic)", "topic", driver.OneLine(topic, driver.MaxClassBytes))
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/memory"
 )
 
@@ -42,13 +43,13 @@ func TestPublishRefuses(t *testing.T) {
 		"a panicking EventType": {func(ctx context.Context, b *bus.Bus) error { return b.Publish(ctx, asksItsFields{}) }, "EventType of bus_test.asksItsFields panics", nil},
 		"version 0":             {func(ctx context.Context, b *bus.Bus) error { return b.Publish(ctx, badVersion{}) }, "versions start at 1", nil},
 		"a name with a space":   {func(ctx context.Context, b *bus.Bus) error { return b.Publish(ctx, badName{}) }, "white space", nil},
-		"a payload of 1,001 B":  {func(ctx context.Context, b *bus.Bus) error { return b.Publish(ctx, sized(999), bus.ID("big")) }, "message big has a payload of 1001 bytes; at most 1000 are allowed", nil},
+		"a payload of 1,001 B":  {func(ctx context.Context, b *bus.Bus) error { return b.Publish(ctx, sized(999), bus.WithID("big")) }, "message big has a payload of 1001 bytes; at most 1000 are allowed", nil},
 		"an event among others": {func(ctx context.Context, b *bus.Bus) error { return b.PublishAll(ctx, []bus.Event{orderPaid{}, nil}) }, "event 2 of 2: event is nil", nil},
 		"one id for two events": {func(ctx context.Context, b *bus.Bus) error {
-			return b.PublishAll(ctx, []bus.Event{orderPaid{}, orderPaid{}}, bus.ID("a"))
+			return b.PublishAll(ctx, []bus.Event{orderPaid{}, orderPaid{}}, bus.WithID("a"))
 		}, "the option ID is for one event", nil},
 		"an option that is nil": {func(ctx context.Context, b *bus.Bus) error {
-			return b.Publish(ctx, orderPaid{}, bus.Key("a"), nil)
+			return b.Publish(ctx, orderPaid{}, bus.WithKey("a"), nil)
 		}, "option 2 of 2 is nil", nil},
 		"no message": {func(ctx context.Context, b *bus.Bus) error {
 			return b.PublishMessages(ctx, newMessage(paidTopic, "a"), nil)
@@ -88,7 +89,7 @@ func TestPublishTakes(t *testing.T) {
 		"a pointer to an event":       func(ctx context.Context, b *bus.Bus) error { return b.Publish(ctx, &orderPaid{}) },
 		"the largest payload allowed": func(ctx context.Context, b *bus.Bus) error { return b.Publish(ctx, sized(998)) },
 		"a list of one with an id": func(ctx context.Context, b *bus.Bus) error {
-			return b.PublishAll(ctx, []bus.Event{orderPaid{}}, bus.ID("a"))
+			return b.PublishAll(ctx, []bus.Event{orderPaid{}}, bus.WithID("a"))
 		},
 		"a message": func(ctx context.Context, b *bus.Bus) error { return b.PublishMessages(ctx, newMessage(paidTopic, "a")) },
 	} {
@@ -125,10 +126,10 @@ func TestAfterCloseNothingIsPublished(t *testing.T) {
 
 func TestATransportWithoutDelaysRefusesThem(t *testing.T) {
 	transport := newFaulty()
-	transport.caps = &bus.Capabilities{Patterns: true}
+	transport.caps = &driver.Capabilities{Patterns: true}
 	b := busOver(t, transport, bus.Config{})
 	handle(t, b, "ledger", ok)
-	require.ErrorIs(t, b.Publish(t.Context(), orderPaid{}, bus.Delay(time.Hour)), bus.ErrUnsupported)
+	require.ErrorIs(t, b.Publish(t.Context(), orderPaid{}, bus.WithDelay(time.Hour)), bus.ErrUnsupported)
 	require.NoError(t, b.Publish(t.Context(), orderPaid{}))
 }
 
@@ -142,7 +143,7 @@ func TestADelayedEventComesNoEarlier(t *testing.T) {
 			return nil
 		})
 		run(t, b)
-		require.NoError(t, b.Publish(t.Context(), orderPaid{}, bus.Delay(time.Hour)))
+		require.NoError(t, b.Publish(t.Context(), orderPaid{}, bus.WithDelay(time.Hour)))
 		require.NoError(t, b.Idle(t.Context()))
 		require.Equal(t, time.Hour, after)
 	})
@@ -162,7 +163,7 @@ func TestPublishAllPublishesAllOrNone(t *testing.T) {
 	b := newBus(t, bus.Config{})
 	var seen log
 	handle(t, b, "audit", func(_ context.Context, msg *message.Message) error {
-		seen.add(bus.TopicOf(msg))
+		seen.add(driver.TopicOf(msg))
 		return nil
 	}, topics("order.>"), concurrency(1))
 	run(t, b)
@@ -269,13 +270,13 @@ func TestPublishMessagesKeepsTheirHeaders(t *testing.T) {
 	handle(t, b, "ledger", ok)
 	msg, err := bus.ParseCloudEvent([]byte(cloudEvent(`"tenant":"acme","correlationid":"c-1","data":{"cents": 5}`)))
 	require.NoError(t, err)
-	require.NoError(t, b.PublishMessages(t.Context(), msg, &message.Message{UUID: "w-1", Metadata: message.Metadata{bus.HeaderType: paidTopic}}))
+	require.NoError(t, b.PublishMessages(t.Context(), msg, &message.Message{UUID: "w-1", Metadata: message.Metadata{driver.HeaderType: paidTopic}}))
 
 	d := next(t, b, "shop.ledger")
 	require.Equal(t, `{"cents": 5}`, string(d.Message.Payload))
 	require.Equal(t, "acme", d.Message.Metadata["ce_tenant"])
 	require.Equal(t, "c-1", bus.EnvelopeOf(d.Message).CorrelationID)
-	require.Equal(t, "e-1", bus.MessageID(d.Message))
+	require.Equal(t, "e-1", driver.MessageID(d.Message))
 }
 
 func TestWhatNobodyWantsIsCounted(t *testing.T) {
@@ -430,3 +431,5 @@ func TestObserversAreToldOfEachPublish(t *testing.T) {
 		require.ErrorIs(t, w.published[2].Err, errBroken)
 	})
 }
+
+func (*witness) BreakerChanged(bus.BreakerChange) {}

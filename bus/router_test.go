@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 func TestAGroupHandlesAsManyMessagesAtOnceAsItWasTold(t *testing.T) {
@@ -25,7 +26,7 @@ func TestAGroupHandlesAsManyMessagesAtOnceAsItWasTold(t *testing.T) {
 		want   int
 	}{
 		"three":         {concurrency(3), 3},
-		"ten, untold":   {func(*bus.Handler) {}, bus.DefaultConcurrency},
+		"ten, untold":   {func(*bus.Handler) {}, 10},
 		"one, strictly": {func(h *bus.Handler) { h.Order = bus.OrderedStrictly }, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -325,7 +326,7 @@ func TestTheMessageOfADeafHandlerIsGivenBackOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var settled log
 		transport := newFaulty()
-		transport.next = func(ctx context.Context, feed bus.Feed) (*bus.Delivery, error) {
+		transport.next = func(ctx context.Context, feed driver.Receiver) (*driver.Delivery, error) {
 			d, err := feed.Next(ctx)
 			if err == nil {
 				d.Settler = logging{d.Settler, &settled}
@@ -352,7 +353,7 @@ func TestTheMessageOfADeafHandlerIsGivenBackOnce(t *testing.T) {
 
 // logging writes down how deliveries are settled.
 type logging struct {
-	bus.Settler
+	driver.Settler
 	log *log
 }
 
@@ -374,7 +375,7 @@ func (l logging) GiveBack(after time.Duration) error {
 func TestAMessageThatComesTooLateIsGivenBackUnseen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		transport := newFaulty()
-		transport.next = func(ctx context.Context, feed bus.Feed) (*bus.Delivery, error) {
+		transport.next = func(ctx context.Context, feed driver.Receiver) (*driver.Delivery, error) {
 			if d, err := feed.Next(ctx); err == nil {
 				return d, nil
 			}
@@ -454,7 +455,7 @@ func TestAStoppingBusWorksOffWhatItsTransportWouldLose(t *testing.T) {
 			b := newBus(t, bus.Config{Logger: warnings(&lines)})
 			handle(t, b, "ledger", ok)
 			stop := run(t, b)
-			require.NoError(t, b.Publish(t.Context(), orderPaid{}, bus.Delay(time.Minute)))
+			require.NoError(t, b.Publish(t.Context(), orderPaid{}, bus.WithDelay(time.Minute)))
 			began := time.Now()
 			require.NoError(t, stop())
 			require.Less(t, time.Since(began), time.Second)
@@ -501,7 +502,7 @@ func TestCloseUnderLoadLosesNothing(t *testing.T) {
 			publishers.Go(func() {
 				for i := 0; ; i++ {
 					id := fmt.Sprintf("%d-%d", p, i)
-					if err := b.Publish(context.Background(), orderPaid{}, bus.ID(id)); err != nil {
+					if err := b.Publish(context.Background(), orderPaid{}, bus.WithID(id)); err != nil {
 						require.ErrorIs(t, err, bus.ErrClosed)
 						return
 					}
@@ -584,7 +585,7 @@ func TestABusRunsOnce(t *testing.T) {
 
 func TestAGroupThatCantBeSubscribedEndsRun(t *testing.T) {
 	transport := newFaulty()
-	transport.subscribe = func(ctx context.Context, s bus.Subscription) (bus.Feed, error) {
+	transport.subscribe = func(ctx context.Context, s driver.Subscription) (driver.Receiver, error) {
 		if s.Group == "shop.second" {
 			return nil, errBroken
 		}
@@ -608,7 +609,7 @@ func TestAGroupThatCantBeSubscribedEndsRun(t *testing.T) {
 func TestABusThatWaitsForItsTransportAtStart(t *testing.T) {
 	blocked := func(t *testing.T) (*bus.Bus, chan error) {
 		transport := newFaulty()
-		transport.subscribe = func(ctx context.Context, _ bus.Subscription) (bus.Feed, error) {
+		transport.subscribe = func(ctx context.Context, _ driver.Subscription) (driver.Receiver, error) {
 			<-ctx.Done()
 			return nil, ctx.Err()
 		}
@@ -664,7 +665,7 @@ func TestATransportThatFailsForGoodStopsTheBus(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				transport := newFaulty()
 				fail := make(chan struct{})
-				transport.next = func(ctx context.Context, feed bus.Feed) (*bus.Delivery, error) {
+				transport.next = func(ctx context.Context, feed driver.Receiver) (*driver.Delivery, error) {
 					ctx, cancel := context.WithCancel(ctx)
 					defer cancel()
 					go func() {
@@ -714,7 +715,7 @@ func TestATransportThatFailsForGoodStopsTheBus(t *testing.T) {
 func TestAnAckThatFailsIsLogged(t *testing.T) {
 	var lines log
 	transport := newFaulty()
-	transport.next = func(ctx context.Context, feed bus.Feed) (*bus.Delivery, error) {
+	transport.next = func(ctx context.Context, feed driver.Receiver) (*driver.Delivery, error) {
 		d, err := feed.Next(ctx)
 		if err == nil {
 			d.Settler = unackable{d.Settler}
@@ -731,7 +732,7 @@ func TestAnAckThatFailsIsLogged(t *testing.T) {
 	require.Contains(t, lines.all()[0], errBroken.Error())
 }
 
-type unackable struct{ bus.Settler }
+type unackable struct{ driver.Settler }
 
 func (u unackable) Ack() error { return errors.Join(errBroken, u.Settler.Ack()) }
 

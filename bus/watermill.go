@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // Watermill puts a Watermill Pub/Sub under a bus. It promises no more than the Pub/Sub does: no
@@ -23,7 +25,7 @@ type Watermill struct {
 	Durable bool
 }
 
-// Transport is the Pub/Sub as a transport.
+// Transport returns the Pub/Sub as a transport.
 func (w Watermill) Transport() Transport {
 	t := &watermillTransport{Watermill: w}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
@@ -38,11 +40,13 @@ type watermillTransport struct {
 	nacked nackedMessages
 
 	mu       sync.Mutex // guards what follows; feeds are closed under it, so they must not need it
-	feeds    []*watermillFeed
+	feeds    []*watermillReceiver
 	closeErr error
 }
 
-func (t *watermillTransport) Capabilities() Capabilities { return Capabilities{Durable: t.Durable} }
+func (t *watermillTransport) Capabilities() driver.Capabilities {
+	return driver.Capabilities{Durable: t.Durable}
+}
 
 func (t *watermillTransport) Publish(ctx context.Context, topic string, msgs ...*message.Message) error {
 	if t.ctx.Err() != nil {
@@ -57,7 +61,7 @@ func (t *watermillTransport) Publish(ctx context.Context, topic string, msgs ...
 	return t.Publisher.Publish(topic, msgs...)
 }
 
-func (t *watermillTransport) Subscribe(_ context.Context, s Subscription) (Feed, error) {
+func (t *watermillTransport) Subscribe(_ context.Context, s driver.Subscription) (driver.Receiver, error) {
 	if err := t.Capabilities().Check(s); err != nil {
 		return nil, err
 	}
@@ -70,7 +74,7 @@ func (t *watermillTransport) Subscribe(_ context.Context, s Subscription) (Feed,
 	if err != nil {
 		return nil, fmt.Errorf("subscriber of group %q: %w", s.Group, err)
 	}
-	f := &watermillFeed{transport: t, sub: sub, group: s.Group, out: make(chan *Delivery)}
+	f := &watermillReceiver{transport: t, sub: sub, group: s.Group, out: make(chan *driver.Delivery)}
 	f.ctx, f.cancel = context.WithCancel(t.ctx)
 	for _, topic := range s.Known {
 		msgs, err := sub.Subscribe(f.ctx, topic)
@@ -83,7 +87,7 @@ func (t *watermillTransport) Subscribe(_ context.Context, s Subscription) (Feed,
 	return f, nil
 }
 
-func (t *watermillTransport) PoisonQueue(string) PoisonQueue { return unsupportedPoisonQueue{} }
+func (t *watermillTransport) PoisonQueue(string) driver.PoisonQueue { return unsupportedPoisonQueue{} }
 
 func (t *watermillTransport) Close(ctx context.Context) error {
 	t.mu.Lock()
@@ -115,7 +119,7 @@ type nackedKey struct{ group, id string }
 // nacked is what is known of a message that is handed out again.
 type nacked struct {
 	attempts int // that counted
-	history  History
+	history  driver.History
 }
 
 func (h *nackedMessages) of(group, id string) nacked {
@@ -144,11 +148,11 @@ func (h *nackedMessages) set(group, id string, last nacked) {
 	h.young[key] = last
 }
 
-type watermillFeed struct {
+type watermillReceiver struct {
 	transport *watermillTransport
 	sub       message.Subscriber
 	group     string
-	out       chan *Delivery
+	out       chan *driver.Delivery
 	ctx       context.Context
 	cancel    context.CancelFunc
 	wg        sync.WaitGroup
@@ -156,18 +160,18 @@ type watermillFeed struct {
 	closeErr  error
 }
 
-func (f *watermillFeed) forward(topic string, msgs <-chan *message.Message) {
+func (f *watermillReceiver) forward(topic string, msgs <-chan *message.Message) {
 	for msg := range msgs {
 		if msg.Metadata == nil {
 			msg.Metadata = message.Metadata{}
 		}
-		id := MessageID(msg)
+		id := driver.MessageID(msg)
 		last := f.transport.nacked.of(f.group, id)
-		d := &Delivery{
+		d := &driver.Delivery{
 			Message: msg, Topic: topic, Group: f.group,
 			Attempt: last.attempts + 1, History: last.history,
 		}
-		d.Settler = &watermillSettler{feed: f, delivery: d, id: id}
+		d.Settler = &watermillSettler{receiver: f, delivery: d, id: id}
 		select {
 		case f.out <- d:
 		case <-f.ctx.Done():
@@ -176,7 +180,7 @@ func (f *watermillFeed) forward(topic string, msgs <-chan *message.Message) {
 	}
 }
 
-func (f *watermillFeed) Next(ctx context.Context) (*Delivery, error) {
+func (f *watermillReceiver) Next(ctx context.Context) (*driver.Delivery, error) {
 	select {
 	case d := <-f.out:
 		return d, nil
@@ -187,7 +191,7 @@ func (f *watermillFeed) Next(ctx context.Context) (*Delivery, error) {
 	}
 }
 
-func (f *watermillFeed) Close(context.Context) error {
+func (f *watermillReceiver) Close(context.Context) error {
 	f.closeOnce.Do(func() {
 		f.cancel()
 		f.closeErr = f.sub.Close()
@@ -197,18 +201,18 @@ func (f *watermillFeed) Close(context.Context) error {
 }
 
 type watermillSettler struct {
-	feed     *watermillFeed
-	delivery *Delivery
+	receiver *watermillReceiver
+	delivery *driver.Delivery
 	id       string // the message's: steps may change its headers
 }
 
 // remember keeps what the next hand-over must know.
 func (s *watermillSettler) remember(attempts int) {
-	s.feed.transport.nacked.set(s.feed.group, s.id, nacked{attempts, s.delivery.History})
+	s.receiver.transport.nacked.set(s.receiver.group, s.id, nacked{attempts, s.delivery.History})
 }
 
 func (s *watermillSettler) Ack() error {
-	s.feed.transport.nacked.set(s.feed.group, s.id, nacked{})
+	s.receiver.transport.nacked.set(s.receiver.group, s.id, nacked{})
 	s.delivery.Message.Ack()
 	return nil
 }
@@ -233,11 +237,11 @@ func (s *watermillSettler) nack(after time.Duration) {
 	time.AfterFunc(after, func() { s.delivery.Message.Nack() })
 }
 
-func (s *watermillSettler) Poison(ctx context.Context, fault Fault) error {
+func (s *watermillSettler) Poison(ctx context.Context, fault driver.Fault) error {
 	dead := s.delivery.Message.Copy()
 	fault.Set(dead.Metadata)
 	dead.SetContext(ctx)
-	if err := s.feed.transport.Publisher.Publish(s.feed.group+".poison", dead); err != nil {
+	if err := s.receiver.transport.Publisher.Publish(s.receiver.group+".poison", dead); err != nil {
 		return err
 	}
 	return s.Ack()
@@ -262,6 +266,8 @@ func (unsupportedPoisonQueue) Replay(context.Context, ...string) (int, error) {
 	return 0, ErrUnsupported
 }
 
-func (unsupportedPoisonQueue) Drop(context.Context, ...string) (int, error) { return 0, ErrUnsupported }
+func (unsupportedPoisonQueue) Drop(context.Context, ...string) (int, error) {
+	return 0, ErrUnsupported
+}
 
 func (unsupportedPoisonQueue) Len(context.Context) (int, error) { return 0, ErrUnsupported }

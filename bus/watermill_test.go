@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // overGoChannel is Watermill's in-memory Pub/Sub under a bus.
@@ -37,8 +38,7 @@ func (poisonStack) Wrap(_ bus.Handler, next message.HandlerFunc) (message.Handle
 		if err == nil {
 			return produced, nil
 		}
-		d := bus.DeliveryFrom(msg.Context())
-		return nil, d.Poison(msg.Context(), bus.NewFault(d, err))
+		return nil, bus.DeliveryFrom(msg.Context()).GiveUp(err, nil)
 	}, nil
 }
 
@@ -101,13 +101,13 @@ func TestOverAWatermillPubSubThePoisonQueueIsATopic(t *testing.T) {
 		require.NoError(t, b.Idle(t.Context()))
 		msg := <-dead
 		msg.Ack()
-		fault := bus.FaultOf(msg.Metadata)
+		fault := driver.FaultOf(msg.Metadata)
 		require.Equal(t, "the handler is broken", fault.Text)
 		require.Equal(t, "shop.ledger", fault.Group)
 		require.Equal(t, "ledger", fault.Handler)
 		require.Equal(t, paidTopic, fault.Topic)
 		require.Equal(t, 1, fault.Attempts)
-		require.Equal(t, "a", bus.MessageID(msg))
+		require.Equal(t, "a", driver.MessageID(msg))
 		require.EqualValues(t, 1, b.Stats().Groups["ledger"].Poisoned)
 
 		queue := transport.PoisonQueue("shop.ledger")
@@ -161,7 +161,7 @@ func TestWatermill_closesWhileMessagesCome(t *testing.T) {
 		},
 	}.Transport()
 	for _, group := range []string{"a", "b"} {
-		_, err := transport.Subscribe(t.Context(), bus.Subscription{Group: group, Topics: []string{paidTopic}, Known: []string{paidTopic}, Concurrency: 1})
+		_, err := transport.Subscribe(t.Context(), driver.Subscription{Group: group, Topics: []string{paidTopic}, Known: []string{paidTopic}, Concurrency: 1})
 		require.NoError(t, err)
 	}
 	closed := make(chan error, 2)
@@ -185,9 +185,9 @@ func TestWatermill_remembersABoundedNumberOfAttempts(t *testing.T) {
 		Publisher:  gochannel.NewGoChannel(gochannel.Config{}, watermill.NopLogger{}),
 		Subscriber: func(string) (message.Subscriber, error) { return channelSubscriber{msgs}, nil },
 	}.Transport()
-	feed, err := transport.Subscribe(t.Context(), bus.Subscription{Group: "g", Topics: []string{paidTopic}, Known: []string{paidTopic}, Concurrency: 1})
+	feed, err := transport.Subscribe(t.Context(), driver.Subscription{Group: "g", Topics: []string{paidTopic}, Known: []string{paidTopic}, Concurrency: 1})
 	require.NoError(t, err)
-	deliver := func(id string) *bus.Delivery {
+	deliver := func(id string) *driver.Delivery {
 		msgs <- newMessage(paidTopic, id)
 		d, err := feed.Next(t.Context())
 		require.NoError(t, err)
@@ -228,7 +228,7 @@ func TestWhatAWatermillPubSubLacksIsRefused(t *testing.T) {
 	b := busOver(t, transport, bus.Config{})
 	require.ErrorContains(t, b.Handle(handler("audit", ok, topics("order.>"))), "name the topics one by one")
 	require.ErrorContains(t, b.Handle(handler("ledger", ok, func(h *bus.Handler) { h.Order = bus.OrderedByKey })), "ordering by key")
-	require.ErrorIs(t, b.Publish(t.Context(), orderPaid{}, bus.Delay(time.Second)), bus.ErrUnsupported)
+	require.ErrorIs(t, b.Publish(t.Context(), orderPaid{}, bus.WithDelay(time.Second)), bus.ErrUnsupported)
 }
 
 func TestAWatermillSubscriberThatCantBeMadeEndsRun(t *testing.T) {
@@ -370,7 +370,7 @@ func TestSubscriber_closeLetsAStockRouterFinish(t *testing.T) {
 					require.NoError(t, <-ran)
 					require.EqualValues(t, c.effects, effects.Load())
 					require.Equal(t, c.interrupted, errors.Is(cause, context.Canceled))
-					groups, err := transport.Transport.(bus.Inspector).Groups(t.Context())
+					groups, err := transport.Transport.(driver.Inspector).Groups(t.Context())
 					require.NoError(t, err)
 					require.Equal(t, 1-c.effects, groups[0].Waiting+groups[0].Delayed, "what was not handled comes again")
 				})
@@ -397,7 +397,7 @@ func TestWatermill_keepsTheCountOfFailures(t *testing.T) {
 			close(ended)
 			return nil
 		}
-		_, end := d.Failed(errBroken, bus.RetryPolicy{Delays: []time.Duration{time.Millisecond, time.Millisecond, time.Millisecond}, InProcess: -1, Jitter: -1})
+		_, _, end := d.Failed(errBroken, bus.RetryPolicy{Delays: []time.Duration{time.Millisecond, time.Millisecond, time.Millisecond}, InProcess: -1, Jitter: -1})
 		if end != nil {
 			return bus.Discard(end)
 		}

@@ -19,6 +19,7 @@ import (
 	"go.uber.org/fx/fxtest"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/fxmodule"
 	"github.com/leatbus/leat/handlers"
 	"github.com/leatbus/leat/internal/operator"
@@ -117,7 +118,7 @@ func TestHandlersRunAfterTheirDependenciesStartedAndPublishersStopBeforeTheBus(t
 		fxmodule.HandleMethod("ledger", (*ledger).record, handlers.OrderedByKey()),
 		fxmodule.HandleFunc(func(j *journal) bus.Handler {
 			return handlers.Raw("audit", []string{"order.>"}, func(_ context.Context, msg *message.Message) error {
-				j.write("audited " + bus.TopicOf(msg))
+				j.write("audited " + driver.TopicOf(msg))
 				return nil
 			})
 		}),
@@ -184,7 +185,7 @@ func TestConfig_namesTheFieldOfTheVersionInAForeignPayload(t *testing.T) {
 		}))
 	app.RequireStart()
 	require.NoError(t, b.PublishMessages(t.Context(), &message.Message{
-		UUID: "w-1", Payload: []byte(`{"id":"a","version":"v1","schema":"v2"}`), Metadata: message.Metadata{bus.HeaderType: "order.placed"},
+		UUID: "w-1", Payload: []byte(`{"id":"a","version":"v1","schema":"v2"}`), Metadata: message.Metadata{driver.HeaderType: "order.placed"},
 	}))
 	select {
 	case id := <-got:
@@ -276,14 +277,14 @@ func TestObserversSeeWhatHappensWhateverTheirType(t *testing.T) {
 // brokenFeed fails as a transport does that can't recover.
 type brokenTransport struct{ bus.Transport }
 
-func (b brokenTransport) Subscribe(ctx context.Context, s bus.Subscription) (bus.Feed, error) {
+func (b brokenTransport) Subscribe(ctx context.Context, s driver.Subscription) (driver.Receiver, error) {
 	feed, err := b.Transport.Subscribe(ctx, s)
 	return brokenFeed{feed}, err
 }
 
-type brokenFeed struct{ bus.Feed }
+type brokenFeed struct{ driver.Receiver }
 
-func (brokenFeed) Next(context.Context) (*bus.Delivery, error) {
+func (brokenFeed) Next(context.Context) (*driver.Delivery, error) {
 	return nil, errors.New("the queue was deleted, and may not be made again")
 }
 
@@ -310,7 +311,7 @@ type lateTransport struct {
 	gaveUp chan error
 }
 
-func (l lateTransport) Subscribe(ctx context.Context, _ bus.Subscription) (bus.Feed, error) {
+func (l lateTransport) Subscribe(ctx context.Context, _ driver.Subscription) (driver.Receiver, error) {
 	<-ctx.Done()
 	l.gaveUp <- ctx.Err()
 	return nil, ctx.Err()

@@ -9,6 +9,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // BatchSize says when a batch is handed over: when it has Max events, or when its first one has waited
@@ -119,7 +120,7 @@ func (c *collector[T]) run(ctx context.Context, b *batch[T]) {
 	defer close(b.done)
 	defer func() {
 		if v := recover(); v != nil {
-			b.err = bus.NewPanicError(v)
+			b.err = driver.NewPanicError(v)
 		}
 	}()
 	b.err = fmt.Errorf("batch of %d events: %w", len(b.events), bus.ErrGoexit)

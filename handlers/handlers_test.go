@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/handlers"
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/middleware"
@@ -93,7 +94,7 @@ func (w *world) publish(events ...bus.Event) {
 // raw publishes a payload to a topic.
 func (w *world) raw(topic, payload string) {
 	w.Helper()
-	msg := &message.Message{UUID: bus.NewID(), Payload: []byte(payload), Metadata: message.Metadata{bus.HeaderType: topic}}
+	msg := &message.Message{UUID: bus.NewID(), Payload: []byte(payload), Metadata: message.Metadata{driver.HeaderType: topic}}
 	require.NoError(w, w.bus.PublishMessages(w.Context(), msg))
 }
 
@@ -244,7 +245,7 @@ func TestFunc_leavesOtherEventsAlone(t *testing.T) {
 				<-b.Running()
 				for i, kind := range []string{"order.paid", "order", "order.paid", "order.v1"} {
 					require.NoError(t, b.PublishMessages(t.Context(), &message.Message{
-						Payload: []byte(`{}`), Metadata: message.Metadata{bus.HeaderType: kind, bus.HeaderID: fmt.Sprint(i)},
+						Payload: []byte(`{}`), Metadata: message.Metadata{driver.HeaderType: kind, driver.HeaderID: fmt.Sprint(i)},
 					}))
 				}
 				require.NoError(t, b.Idle(t.Context()))
@@ -265,7 +266,7 @@ func (order) EventType() (string, int) { return "order", 1 }
 func TestTheErrorsOfUnreadableMessagesCanBeTold(t *testing.T) {
 	call := func(topic, payload string) error {
 		fn := handlers.Func("ledger", func(context.Context, orderPaid) error { return nil }).Bind(bus.Encoder{})
-		_, err := fn(&message.Message{Payload: []byte(payload), Metadata: message.Metadata{bus.HeaderType: topic}})
+		_, err := fn(&message.Message{Payload: []byte(payload), Metadata: message.Metadata{driver.HeaderType: topic}})
 		return err
 	}
 	var newer *bus.NewerVersionError
@@ -311,7 +312,7 @@ func TestReplyPublishesWhatItsFunctionReturns(t *testing.T) {
 			return nil
 		}),
 	)
-	require.NoError(t, w.bus.Publish(t.Context(), orderPaid{OrderID: "o-1"}, bus.ID("id-1")))
+	require.NoError(t, w.bus.Publish(t.Context(), orderPaid{OrderID: "o-1"}, bus.WithID("id-1")))
 	w.idle()
 	require.Len(t, got.all(), 1)
 	require.Equal(t, "id-1", got.all()[0].CausationID)
@@ -336,7 +337,7 @@ func (a ackOrder) Publish(ctx context.Context, topic string, msgs ...*message.Me
 	return a.Transport.Publish(ctx, topic, msgs...)
 }
 
-func (a ackOrder) Subscribe(ctx context.Context, s bus.Subscription) (bus.Feed, error) {
+func (a ackOrder) Subscribe(ctx context.Context, s driver.Subscription) (driver.Receiver, error) {
 	feed, err := a.Transport.Subscribe(ctx, s)
 	if s.Group != "shop.mail" {
 		return feed, err
@@ -345,12 +346,12 @@ func (a ackOrder) Subscribe(ctx context.Context, s bus.Subscription) (bus.Feed, 
 }
 
 type ackFeed struct {
-	bus.Feed
+	driver.Receiver
 	log *box[string]
 }
 
-func (f ackFeed) Next(ctx context.Context) (*bus.Delivery, error) {
-	d, err := f.Feed.Next(ctx)
+func (f ackFeed) Next(ctx context.Context) (*driver.Delivery, error) {
+	d, err := f.Receiver.Next(ctx)
 	if err == nil {
 		d.Settler = ackSettler{d.Settler, f.log}
 	}
@@ -358,7 +359,7 @@ func (f ackFeed) Next(ctx context.Context) (*bus.Delivery, error) {
 }
 
 type ackSettler struct {
-	bus.Settler
+	driver.Settler
 	log *box[string]
 }
 
@@ -427,7 +428,7 @@ func TestRawGetsACopyOfItsOwnOnEveryTry(t *testing.T) {
 			require.Equal(t, ctx, msg.Context())
 			copy(msg.Payload, "XXXXXXXX")
 			msg.Metadata["seen"] = "yes"
-			msg.Metadata[bus.HeaderType] = "other.v1"
+			msg.Metadata[driver.HeaderType] = "other.v1"
 			msg.Ack()
 			msg.Ack()
 			return errBroken
@@ -438,7 +439,7 @@ func TestRawGetsACopyOfItsOwnOnEveryTry(t *testing.T) {
 		require.Equal(t, []string{"", "", ""}, headers.all())
 		dead := w.poisoned("audit")
 		require.Equal(t, `{"a":1}`, string(dead.Message.Payload))
-		require.Equal(t, "order.whatever.v3", dead.Message.Metadata[bus.HeaderType])
+		require.Equal(t, "order.whatever.v3", dead.Message.Metadata[driver.HeaderType])
 		require.NotContains(t, dead.Message.Metadata, "seen")
 	})
 }
@@ -446,7 +447,7 @@ func TestRawGetsACopyOfItsOwnOnEveryTry(t *testing.T) {
 func TestRawGetsWhatItsPatternsTake(t *testing.T) {
 	var got box[string]
 	w := newWorld(t, handlers.Raw("audit", []string{"order.*", "mail.>"}, func(_ context.Context, msg *message.Message) error {
-		got.add(bus.TopicOf(msg))
+		got.add(driver.TopicOf(msg))
 		return nil
 	}))
 	for _, topic := range []string{"order.paid.v1", "order.paid", "mail.sent.v1", "mail"} {
@@ -461,7 +462,7 @@ func TestOptions(t *testing.T) {
 	stack := middleware.NewStack()
 	h := handlers.Func("ledger", func(context.Context, orderPaid) error { return nil },
 		handlers.Concurrency(3), handlers.OrderedByKey(), handlers.Timeout(time.Minute),
-		handlers.Retry(policy), handlers.Dedup(bus.DedupClosed), handlers.Stack(stack), handlers.Park(bus.ParkOff))
+		handlers.Retry(policy), handlers.Dedup(bus.DedupClosed), handlers.Stack(stack), handlers.WithoutParking())
 	require.Equal(t, "ledger", h.Name)
 	require.Equal(t, []bus.Type{{Name: "order.paid", Version: 1}}, h.Types)
 	require.Equal(t, []string{"order.paid.*", "order.paid"}, h.Topics)
@@ -471,7 +472,7 @@ func TestOptions(t *testing.T) {
 	require.Equal(t, &policy, h.Retry)
 	require.Equal(t, bus.DedupClosed, h.Dedup)
 	require.Equal(t, stack, h.Stack)
-	require.Equal(t, bus.ParkOff, h.Park)
+	require.True(t, h.NoParking)
 	require.Equal(t, bus.OrderedStrictly, handlers.Raw("audit", nil, func(context.Context, *message.Message) error { return nil }, handlers.OrderedStrictly()).Order)
 	require.Equal(t, bus.DedupOff, handlers.Routes("all", nil, handlers.Dedup(bus.DedupOff)).Dedup)
 }
@@ -489,10 +490,10 @@ func TestOrderedByKeyHandlesOneMessageOfAKeyAtATime(t *testing.T) {
 		}, handlers.OrderedByKey()))
 		for cents := range int64(3) {
 			for _, order := range []string{"a", "b"} {
-				require.NoError(t, w.bus.Publish(t.Context(), orderPaid{OrderID: order, Cents: cents + 1}, bus.Key(order)))
+				require.NoError(t, w.bus.Publish(t.Context(), orderPaid{OrderID: order, Cents: cents + 1}, bus.WithKey(order)))
 			}
 		}
-		require.NoError(t, w.bus.Publish(t.Context(), orderPaid{OrderID: "c", Cents: 2}, bus.Key("c")))
+		require.NoError(t, w.bus.Publish(t.Context(), orderPaid{OrderID: "c", Cents: 2}, bus.WithKey("c")))
 		w.idle()
 		require.Equal(t, "c2", got.all()[0], "another key goes past")
 		var a []string
@@ -528,11 +529,11 @@ func TestReply_hasOneIDOverAllTries(t *testing.T) {
 				return orderPaidV2{}, nil
 			}, handlers.Dedup(bus.DedupOff)),
 			handlers.Raw("seen", []string{"order.paid.v2"}, func(_ context.Context, msg *message.Message) error {
-				ids.add(bus.MessageID(msg))
+				ids.add(driver.MessageID(msg))
 				return nil
 			}, handlers.Dedup(bus.DedupOff)))
 		for _, id := range []string{"1", "1", "2"} {
-			require.NoError(t, w.bus.Publish(t.Context(), orderPaid{OrderID: id}, bus.ID("paid-"+id)))
+			require.NoError(t, w.bus.Publish(t.Context(), orderPaid{OrderID: id}, bus.WithID("paid-"+id)))
 			w.idle()
 		}
 		got := ids.all()
@@ -556,7 +557,7 @@ func TestDecode_refusesAnotherMediaType(t *testing.T) {
 					return nil
 				}))
 				msg := message.NewMessage("a", []byte(`{"order_id":"a"}`))
-				msg.Metadata = message.Metadata{bus.HeaderType: "order.paid.v1", bus.HeaderContentType: contentType}
+				msg.Metadata = message.Metadata{driver.HeaderType: "order.paid.v1", driver.HeaderContentType: contentType}
 				require.NoError(t, w.bus.PublishMessages(t.Context(), msg))
 				w.idle()
 				if !refused {

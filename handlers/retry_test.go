@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/handlers"
 )
 
@@ -62,7 +63,7 @@ func TestRetryPerErrorClass(t *testing.T) {
 		"errors.As":                {[]error{path}, []time.Duration{h, ms}},
 		"permanent":                {[]error{fmt.Errorf("read: %w", fs.ErrPermission)}, nil},
 		"permanent goes first":     {[]error{&fs.PathError{Err: fs.ErrNotExist}}, nil},
-		"a type is permanent":      {[]error{bus.NewPanicError("boom")}, nil},
+		"a type is permanent":      {[]error{driver.NewPanicError("boom")}, nil},
 		"the handler knows better": {[]error{bus.Permanent(busy)}, nil},
 		"the handler's own delay":  {[]error{bus.RetryAfter(busy, 8*s), busy}, []time.Duration{8 * s, 6 * s, 7 * s}},
 		"a shorter delay":          {[]error{bus.RetryAfter(busy, 3*s), busy}, []time.Duration{5 * s, 6 * s, 7 * s}},

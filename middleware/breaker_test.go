@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/memory"
 )
 
@@ -91,8 +92,8 @@ func newOutage(t *testing.T, change ...func(*bus.Handler)) *outage {
 		}
 		o.mu.Lock()
 		defer o.mu.Unlock()
-		key := bus.PartitionKey(msg)
-		o.order[key] = append(o.order[key], bus.MessageID(msg))
+		key := driver.PartitionKey(msg)
+		o.order[key] = append(o.order[key], driver.MessageID(msg))
 		return nil
 	}, change...))
 	return o
@@ -112,14 +113,14 @@ func TestADependencyThatIsAwayForTenMinutesPoisonsNothing(t *testing.T) {
 				o := newOutage(t, change...)
 				const n = 1000
 				for i := range n / 2 { // healthy for a while
-					require.NoError(t, o.bus.Publish(t.Context(), placedV1{OrderID: "x"}, bus.ID(orderID(i)), bus.Key(fmt.Sprint("key-", i%25))))
+					require.NoError(t, o.bus.Publish(t.Context(), placedV1{OrderID: "x"}, bus.WithID(orderID(i)), bus.WithKey(fmt.Sprint("key-", i%25))))
 				}
 				o.idle()
 				require.Empty(t, o.breakers.all())
 				before := o.tries.Load()
 				o.away.Store(true)
 				for i := n / 2; i < n; i++ {
-					require.NoError(t, o.bus.Publish(t.Context(), placedV1{OrderID: "x"}, bus.ID(orderID(i)), bus.Key(fmt.Sprint("key-", i%25))))
+					require.NoError(t, o.bus.Publish(t.Context(), placedV1{OrderID: "x"}, bus.WithID(orderID(i)), bus.WithKey(fmt.Sprint("key-", i%25))))
 				}
 				time.Sleep(time.Minute)
 				require.Equal(t, bus.Degraded, o.health().State)
@@ -134,7 +135,7 @@ func TestADependencyThatIsAwayForTenMinutesPoisonsNothing(t *testing.T) {
 				require.Equal(t, bus.Running, o.health().State)
 				require.Equal(t, 1, o.breakers.count(bus.BreakerClosed))
 				require.Equal(t, 1, strings.Count(o.log.String(), "leat: group paused"), "a line a change")
-				require.Equal(t, 1, strings.Count(o.log.String(), "leat: group goes on"))
+				require.Equal(t, 1, strings.Count(o.log.String(), "leat: group resumed"))
 				if name == "ordered" {
 					for key, done := range o.order {
 						require.IsIncreasing(t, done, key)
@@ -233,7 +234,7 @@ func TestBadMessagesPauseNothing(t *testing.T) {
 				s := serve(t, newBus(t, memory.New(memory.Config{Queue: 10_000}), standard(), &seen), rawHandler("ledger", func(_ context.Context, msg *message.Message) error {
 					mu.Lock()
 					defer mu.Unlock()
-					id := bus.MessageID(msg)
+					id := driver.MessageID(msg)
 					tries[id]++
 					var i int
 					_, err := fmt.Sscanf(id, "id-%d", &i)
@@ -255,7 +256,7 @@ func TestHealthyMessagesGetThroughWhileBadOnesPauseTheGroup(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var seen breakers
 		s := serve(t, newBus(t, nil, standard(), &seen), rawHandler("ledger", func(_ context.Context, msg *message.Message) error {
-			if strings.HasPrefix(bus.MessageID(msg), "bad") {
+			if strings.HasPrefix(driver.MessageID(msg), "bad") {
 				return errHandler
 			}
 			return nil
@@ -288,11 +289,11 @@ func TestAPausedGroupWithNothingToProbeStaysPaused(t *testing.T) {
 		}
 		time.Sleep(5 * time.Second)
 		require.NotZero(t, o.breakers.count(bus.BreakerOpen))
-		other, err := o.bus.Transport().Subscribe(t.Context(), bus.Subscription{Group: "shop.ledger", Topics: []string{"order.placed.*"}, Concurrency: n})
+		other, err := o.bus.Transport().Subscribe(t.Context(), driver.Subscription{Group: "shop.ledger", Topics: []string{"order.placed.*"}, Concurrency: n})
 		require.NoError(t, err)
 		waiting, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 		defer cancel()
-		var held []*bus.Delivery
+		var held []*driver.Delivery
 		for d, err := other.Next(waiting); err == nil; d, err = other.Next(waiting) {
 			held = append(held, d)
 		}
@@ -323,7 +324,7 @@ func TestABacklogOfNothingButBadMessagesIsPoisonedAtLast(t *testing.T) {
 				o.away.Store(true)
 				const n = 15
 				for i := range n {
-					require.NoError(t, o.bus.Publish(t.Context(), placedV1{OrderID: "x"}, bus.ID(orderID(i)), bus.Key(fmt.Sprint("key-", i))))
+					require.NoError(t, o.bus.Publish(t.Context(), placedV1{OrderID: "x"}, bus.WithID(orderID(i)), bus.WithKey(fmt.Sprint("key-", i))))
 				}
 				time.Sleep(4*time.Hour - time.Minute)
 				require.Empty(t, o.poisoned("ledger"), "an outage poisons nothing")
@@ -345,7 +346,7 @@ func TestPanicsNeitherPauseAGroupNorKeepItPaused(t *testing.T) {
 		var seen breakers
 		var away atomic.Bool
 		s := serve(t, newBus(t, nil, standard(), &seen), rawHandler("ledger", func(_ context.Context, msg *message.Message) error {
-			if strings.HasPrefix(bus.MessageID(msg), "bug") {
+			if strings.HasPrefix(driver.MessageID(msg), "bug") {
 				panic("nil map")
 			}
 			if away.Load() {
@@ -392,7 +393,7 @@ func TestShutdownWhileAGroupIsPausedDrainsAtOnce(t *testing.T) {
 		require.NoError(t, o.stop())
 		require.Less(t, time.Since(began), 100*time.Millisecond)
 		require.Empty(t, o.poisoned("ledger"))
-		require.NotContains(t, o.log.String(), "goes on")
+		require.NotContains(t, o.log.String(), "group resumed")
 	})
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/handlers"
 	"github.com/leatbus/leat/middleware"
 	"github.com/leatbus/leat/transports/memory"
@@ -86,7 +87,7 @@ func TestAHandlerThatAlwaysFailsIsPoisonedAfterTheWholePolicy(t *testing.T) {
 				require.WithinDuration(t, time.Now(), dead.Fault.At, 0)
 				require.NotZero(t, dead.Fault.PID)
 				require.JSONEq(t, `{"order_id":"id-1","total":0}`, string(dead.Message.Payload))
-				require.Equal(t, "id-1", bus.MessageID(dead.Message))
+				require.Equal(t, "id-1", driver.MessageID(dead.Message))
 				require.Equal(t, bus.Running, s.bus.Health()[0].State)
 			})
 		})
@@ -233,7 +234,7 @@ func TestAHugePanicFitsItsHeader(t *testing.T) {
 				s.publish("id-1")
 				s.idle()
 				dead := s.poisoned("ledger")[0]
-				delete(dead.Message.Metadata, bus.HeaderFaultStack) // it does not travel
+				delete(dead.Message.Metadata, driver.HeaderFaultStack) // it does not travel
 				for key, header := range dead.Message.Metadata {
 					require.LessOrEqual(t, len(header), 1024, key)
 					require.True(t, utf8.ValidString(header), key)
@@ -256,18 +257,18 @@ type poisonAway struct {
 	away func() bool
 }
 
-func (p poisonAway) Subscribe(ctx context.Context, s bus.Subscription) (bus.Feed, error) {
+func (p poisonAway) Subscribe(ctx context.Context, s driver.Subscription) (driver.Receiver, error) {
 	feed, err := p.Transport.Subscribe(ctx, s)
 	return poisonAwayFeed{feed, p.away}, err
 }
 
 type poisonAwayFeed struct {
-	bus.Feed
+	driver.Receiver
 	away func() bool
 }
 
-func (f poisonAwayFeed) Next(ctx context.Context) (*bus.Delivery, error) {
-	d, err := f.Feed.Next(ctx)
+func (f poisonAwayFeed) Next(ctx context.Context) (*driver.Delivery, error) {
+	d, err := f.Receiver.Next(ctx)
 	if err == nil {
 		d.Settler = poisonAwaySettler{d.Settler, f.away}
 	}
@@ -275,11 +276,11 @@ func (f poisonAwayFeed) Next(ctx context.Context) (*bus.Delivery, error) {
 }
 
 type poisonAwaySettler struct {
-	bus.Settler
+	driver.Settler
 	away func() bool
 }
 
-func (s poisonAwaySettler) Poison(ctx context.Context, f bus.Fault) error {
+func (s poisonAwaySettler) Poison(ctx context.Context, f driver.Fault) error {
 	if s.away() {
 		return errors.New("no route to the poison queue")
 	}
@@ -340,7 +341,7 @@ func TestAReplayedMessageIsNoDuplicate(t *testing.T) {
 		d := newDiary()
 		s := serve(t, newBus(t, nil, standard()), rawHandler("ledger", func(ctx context.Context, msg *message.Message) error {
 			d.note(ctx)
-			require.NotContains(t, msg.Metadata, bus.HeaderFaultError)
+			require.NotContains(t, msg.Metadata, driver.HeaderFaultError)
 			if broken {
 				return bus.Permanent(errHandler)
 			}
@@ -361,9 +362,9 @@ func TestAReplayedMessageIsNoDuplicate(t *testing.T) {
 }
 
 // waiting is the message that waits for a group, taken from the transport.
-func (s *service) waiting(group string) *bus.Delivery {
+func (s *service) waiting(group string) *driver.Delivery {
 	s.Helper()
-	feed, err := s.bus.Transport().Subscribe(s.Context(), bus.Subscription{Group: group, Topics: []string{"order.placed.*"}, Concurrency: 1})
+	feed, err := s.bus.Transport().Subscribe(s.Context(), driver.Subscription{Group: group, Topics: []string{"order.placed.*"}, Concurrency: 1})
 	require.NoError(s, err)
 	ctx, cancel := context.WithTimeout(s.Context(), time.Hour)
 	defer cancel()
@@ -414,7 +415,7 @@ func TestAHandlerCutShortByShutdownIsNotPoisoned(t *testing.T) {
 				require.Empty(t, s.poisoned("ledger"))
 				d := s.waiting("shop.ledger")
 				require.Equal(t, 1, d.Attempt)
-				require.Equal(t, "id-1", bus.MessageID(d.Message))
+				require.Equal(t, "id-1", driver.MessageID(d.Message))
 			})
 		})
 	}
@@ -424,7 +425,7 @@ func TestAMessageThatKillsItsProcessIsPoisonedWithoutAnotherTry(t *testing.T) {
 	for _, c := range []struct{ attempt, tries int }{{6, 1}, {7, 0}} { // 5 crashes
 		synctest.Test(t, func(t *testing.T) {
 			d := newDiary()
-			aged := changing{memory.New(memory.Config{}), func(d *bus.Delivery) { d.Attempt += c.attempt - 1 }}
+			aged := changing{memory.New(memory.Config{}), func(d *driver.Delivery) { d.Attempt += c.attempt - 1 }}
 			s := serve(t, newBus(t, aged, standard()), rawHandler("ledger", func(ctx context.Context, _ *message.Message) error {
 				d.note(ctx)
 				return errHandler
@@ -462,7 +463,7 @@ func TestATryThatTakesTooLongIsCancelledAndTheNextBeginsAfresh(t *testing.T) {
 func TestAHandlerThatIgnoresItsContextHoldsItsWorkerAndNoOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := serve(t, newBus(t, nil, standard()), rawHandler("ledger", func(_ context.Context, msg *message.Message) error {
-			if bus.MessageID(msg) == "deaf" {
+			if driver.MessageID(msg) == "deaf" {
 				time.Sleep(10 * time.Minute)
 			}
 			return nil
@@ -558,7 +559,7 @@ func TestAPoisonedMessageIsTheOneThatCame(t *testing.T) {
 			return errHandler
 		}, withoutBreaker))
 		require.NoError(t, s.bus.PublishMessages(t.Context(), &message.Message{
-			UUID: "id-1", Payload: []byte(v1), Metadata: message.Metadata{bus.HeaderType: orderTopic, "tenant": "acme"},
+			UUID: "id-1", Payload: []byte(v1), Metadata: message.Metadata{driver.HeaderType: orderTopic, "tenant": "acme"},
 		}))
 		s.idle()
 		require.Len(t, seen, 8)
@@ -567,9 +568,9 @@ func TestAPoisonedMessageIsTheOneThatCame(t *testing.T) {
 		}
 		dead := s.poisoned("ledger")[0]
 		require.Equal(t, v1, string(dead.Message.Payload), "byte for byte")
-		require.Equal(t, orderTopic, dead.Message.Metadata[bus.HeaderType])
+		require.Equal(t, orderTopic, dead.Message.Metadata[driver.HeaderType])
 		require.Equal(t, "acme", dead.Message.Metadata["tenant"])
-		bus.ClearFault(dead.Message.Metadata)
+		driver.ClearFault(dead.Message.Metadata)
 		for key := range dead.Message.Metadata {
 			require.NotContains(t, key, "fault")
 		}
@@ -581,7 +582,7 @@ func TestManyMessagesOfEveryKindAreAllAccountedFor(t *testing.T) {
 		kinds := []string{"good", "flaky", "broken", "panics", "permanent", "discard", "snooze"}
 		tries := map[string]int{}
 		s := serve(t, newBus(t, nil, standard()), rawHandler("ledger", func(_ context.Context, msg *message.Message) error {
-			id := bus.MessageID(msg)
+			id := driver.MessageID(msg)
 			tries[id]++
 			switch kind, _, _ := strings.Cut(id, "-"); {
 			case kind == "flaky" && tries[id] <= 2, kind == "broken":

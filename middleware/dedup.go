@@ -12,6 +12,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // Dedup handles a message once per group: it is the Idempotent Receiver, in two phases. Before the
@@ -63,7 +64,7 @@ type dedup struct {
 func (s *dedup) handle(msg *message.Message, next message.HandlerFunc) ([]*message.Message, error) {
 	d := bus.Attach(msg)
 	mode := s.mode(d)
-	key := s.key(d, msg)
+	key := s.key(d)
 	if mode == bus.DedupOff || key == "" {
 		return next(msg)
 	}
@@ -103,8 +104,8 @@ func (s *dedup) mode(d *bus.Delivery) bus.DedupMode {
 const maxDedupKey = 256
 
 // key names the message in the store, "" where it has no identity.
-func (s *dedup) key(d *bus.Delivery, msg *message.Message) string {
-	return s.named(d, bus.Identity(msg))
+func (s *dedup) key(d *bus.Delivery) string {
+	return s.named(d, d.Identity())
 }
 
 func (s *dedup) named(d *bus.Delivery, identity string) string {
@@ -124,7 +125,7 @@ func (s *dedup) named(d *bus.Delivery, identity string) string {
 // handles now. No marks are written in that form any more, so the last one expires DedupConfig.Keep after the upgrade. Errors
 // of the store are left to the claim that follows.
 func (s *dedup) formerly(ctx context.Context, d *bus.Delivery, msg *message.Message) (done bool, again error) {
-	old := msg.Metadata[bus.HeaderDedupKey]
+	old := msg.Metadata[driver.HeaderDedupKey]
 	if old == "" || s.local {
 		return false, nil
 	}
@@ -161,14 +162,14 @@ func (s *dedup) unclaimed(d *bus.Delivery, mode bus.DedupMode, claim Claim, err 
 func (s *dedup) fault(d *bus.Delivery, kind DedupFaultKind, err error) {
 	if kind == DedupLost {
 		s.cfg.Logger.Warn("leat: dedup claim lost; the message is handled twice",
-			"group", d.Group, "message_id", bus.OneLine(bus.MessageID(d.Message), maxAttrBytes), "err", err)
+			"group", d.Group, "message_id", driver.OneLine(driver.MessageID(d.Message), maxAttrBytes), "err", err)
 	} else {
 		d.Degraded(dedupPart, err)
 	}
 	s.cfg.OnFault(DedupFault{Group: d.Group, Kind: kind, Err: err})
 }
 
-// inProgressAfter is when to look again: soon, because most handlers are quick, and no later than the
+// inProgressAfter returns when to look again: soon, because most handlers are quick, and no later than the
 // other one's lease runs out if it is dead.
 func inProgressAfter(left time.Duration) time.Duration {
 	after := inProgressDelay + rand.N(time.Second-inProgressDelay)
@@ -189,5 +190,5 @@ func later(ctx context.Context, d *bus.Delivery, after time.Duration, why error)
 		case <-ctx.Done():
 		}
 	}
-	return &bus.Redelivery{After: after, Cost: bus.CostsNothing, Err: why}
+	return &bus.Redelivery{After: after, Uncounted: true, Err: why}
 }

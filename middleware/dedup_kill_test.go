@@ -14,6 +14,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/middleware"
 	"github.com/leatbus/leat/middleware/redisstore"
@@ -54,7 +55,7 @@ func dedupByName(t *testing.T, name, namespace string) message.HandlerMiddleware
 		client := redis.NewClient(opts)
 		t.Cleanup(func() { _ = client.Close() })
 		d := &watermill.Deduplicator{
-			KeyFactory: watermill.NewMessageHasherFromMetadataField(bus.HeaderID),
+			KeyFactory: watermill.NewMessageHasherFromMetadataField(driver.HeaderID),
 			Repository: setNX{client, namespace},
 			Timeout:    time.Second,
 		}
@@ -128,7 +129,7 @@ func TestMessageOfAKilledProcessIsHandledAfterTheLease(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			namespace := "leat:test:" + bus.NewID() + ":"
 			// By name: among those of others it could take longer than a lease to look for them.
-			key := namespace + map[string]string{"leat": "shop.pay:" + bus.Identity(event("killed")), "watermill": "killed"}[tc.name]
+			key := namespace + map[string]string{"leat": "shop.pay:" + bus.Attach(event("killed")).Identity(), "watermill": "killed"}[tc.name]
 			defer client.Unlink(context.Background(), key)
 			killInMidHandler(t, tc.name, namespace)
 			if n := client.Exists(t.Context(), key).Val(); n != 1 {

@@ -20,6 +20,7 @@ import (
 	"github.com/alicebob/miniredis/v2"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/middleware"
 	"github.com/leatbus/leat/middleware/redisstore"
@@ -72,15 +73,15 @@ func deliveryOf(msg *message.Message) *bus.Delivery {
 
 type settler struct{}
 
-func (settler) Ack() error                              { return nil }
-func (settler) Redeliver(time.Duration) error           { return nil }
-func (settler) GiveBack(time.Duration) error            { return nil }
-func (settler) Poison(context.Context, bus.Fault) error { return nil }
+func (settler) Ack() error                                 { return nil }
+func (settler) Redeliver(time.Duration) error              { return nil }
+func (settler) GiveBack(time.Duration) error               { return nil }
+func (settler) Poison(context.Context, driver.Fault) error { return nil }
 
 func event(id string, headers ...string) *message.Message {
 	msg := message.NewMessage("", nil)
-	msg.Metadata[bus.HeaderID] = id
-	msg.Metadata[bus.HeaderSource] = "/shop"
+	msg.Metadata[driver.HeaderID] = id
+	msg.Metadata[driver.HeaderSource] = "/shop"
 	for i := 0; i < len(headers); i += 2 {
 		msg.Metadata[headers[i]] = headers[i+1]
 	}
@@ -136,23 +137,23 @@ func TestWhatMakesADuplicate(t *testing.T) {
 	}{
 		{"same source and id", event("1"), event("1"), bus.Duplicate},
 		{"other id", event("1"), event("2"), bus.Handled},
-		{"other source", event("1"), event("1", bus.HeaderSource, "/other"), bus.Handled},
+		{"other source", event("1"), event("1", driver.HeaderSource, "/other"), bus.Handled},
 		{
 			"source and id that read the same together",
-			event("c", bus.HeaderSource, "a:b"), event("b:c", bus.HeaderSource, "a"), bus.Handled,
+			event("c", driver.HeaderSource, "a:b"), event("b:c", driver.HeaderSource, "a"), bus.Handled,
 		},
-		{"same dedup key", event("1", bus.HeaderDedupKey, "k"), event("2", bus.HeaderDedupKey, "k"), bus.Duplicate},
+		{"same dedup key", event("1", driver.HeaderDedupKey, "k"), event("2", driver.HeaderDedupKey, "k"), bus.Duplicate},
 		{
 			"same dedup key of another event",
-			event("1", bus.HeaderDedupKey, "k", bus.HeaderType, "order.paid.v1"), event("2", bus.HeaderDedupKey, "k", bus.HeaderType, "order.cancelled.v1"), bus.Handled,
+			event("1", driver.HeaderDedupKey, "k", driver.HeaderType, "order.paid.v1"), event("2", driver.HeaderDedupKey, "k", driver.HeaderType, "order.cancelled.v1"), bus.Handled,
 		},
 		{
 			"same dedup key of another version",
-			event("1", bus.HeaderDedupKey, "k", bus.HeaderType, "order.paid.v1"), event("2", bus.HeaderDedupKey, "k", bus.HeaderType, "order.paid.v2"), bus.Duplicate,
+			event("1", driver.HeaderDedupKey, "k", driver.HeaderType, "order.paid.v1"), event("2", driver.HeaderDedupKey, "k", driver.HeaderType, "order.paid.v2"), bus.Duplicate,
 		},
-		{"same dedup key of another source", event("1", bus.HeaderDedupKey, "k"), event("2", bus.HeaderDedupKey, "k", bus.HeaderSource, "/other"), bus.Handled},
-		{"other dedup key", event("1", bus.HeaderDedupKey, "k"), event("1", bus.HeaderDedupKey, "l"), bus.Handled},
-		{"an id that reads like a dedup key", event("1", bus.HeaderDedupKey, "k"), event("k"), bus.Handled},
+		{"same dedup key of another source", event("1", driver.HeaderDedupKey, "k"), event("2", driver.HeaderDedupKey, "k", driver.HeaderSource, "/other"), bus.Handled},
+		{"other dedup key", event("1", driver.HeaderDedupKey, "k"), event("1", driver.HeaderDedupKey, "l"), bus.Handled},
+		{"an id that reads like a dedup key", event("1", driver.HeaderDedupKey, "k"), event("k"), bus.Handled},
 		{"same Watermill id", message.NewMessage("1", nil), message.NewMessage("1", nil), bus.Duplicate},
 		{"no id", message.NewMessage("", nil), message.NewMessage("", nil), bus.Handled},
 		{"same long id", event(long), event(long), bus.Duplicate},
@@ -187,17 +188,17 @@ func TestDedup_readsMarksOfEarlierVersions(t *testing.T) {
 	}
 	claim("under way")
 	for key, want := range map[string]bus.Outcome{"k": bus.Duplicate, "under way": bus.Redelivered, "new": bus.Handled} {
-		if outcome, err := s.deliver(event("1", bus.HeaderDedupKey, key), succeed); outcome != want {
+		if outcome, err := s.deliver(event("1", driver.HeaderDedupKey, key), succeed); outcome != want {
 			t.Errorf("%s: %s, %v; want %s", key, outcome, err, want)
 		}
 	}
-	if outcome, _ := s.deliver(event("2", bus.HeaderDedupKey, "new", bus.HeaderType, "order.cancelled.v1"), succeed); outcome != bus.Handled {
+	if outcome, _ := s.deliver(event("2", driver.HeaderDedupKey, "new", driver.HeaderType, "order.cancelled.v1"), succeed); outcome != bus.Handled {
 		t.Error("marks are written in the new form only")
 	}
 }
 
 func TestGroupsDoNotShareTheirMarks(t *testing.T) {
-	for name, headers := range map[string][]string{"by id": nil, "by dedup key": {bus.HeaderDedupKey, "k"}} {
+	for name, headers := range map[string][]string{"by id": nil, "by dedup key": {driver.HeaderDedupKey, "k"}} {
 		t.Run(name, func(t *testing.T) {
 			s := newDedupStep(middleware.NewMemoryStore(0), middleware.DedupConfig{})
 			if outcome, _ := s.deliver(event("1", headers...), succeed); outcome != bus.Handled {
@@ -235,7 +236,7 @@ func TestDuplicateOfAMessageInProgressComesLater(t *testing.T) {
 				if outcome != bus.Redelivered || !errors.As(err, &r) {
 					t.Fatalf("%s, %v; want a redelivery", outcome, err)
 				}
-				if r.Cost != bus.CostsNothing || r.After < 250*time.Millisecond || r.After > time.Second {
+				if !r.Uncounted || r.After < 250*time.Millisecond || r.After > time.Second {
 					t.Fatalf("redelivery is %+v, want one for nothing after 250 ms to 1 s", r)
 				}
 			}
@@ -551,7 +552,7 @@ func TestStoreThatIsAway(t *testing.T) {
 					}
 					_, err := closed.deliver(event(fmt.Sprint(i)), forbid(t))
 					var r *bus.Redelivery
-					if !errors.As(err, &r) || r.Cost != bus.CostsNothing || r.After < 500*time.Millisecond || r.After > 2*time.Second {
+					if !errors.As(err, &r) || !r.Uncounted || r.After < 500*time.Millisecond || r.After > 2*time.Second {
 						t.Fatalf("closed: %+v; want a redelivery for nothing in about 1 s", err)
 					}
 					if text := err.Error(); !strings.Contains(text, "refused") && !strings.Contains(text, "deadline") {
@@ -912,7 +913,7 @@ func BenchmarkDedup(b *testing.B) {
 			deliveryOf(msg)
 			b.ReportAllocs()
 			for i := 0; b.Loop(); i++ {
-				msg.Metadata[bus.HeaderID] = strconv.Itoa(i)
+				msg.Metadata[driver.HeaderID] = strconv.Itoa(i)
 				if _, err := h(msg); err != nil {
 					b.Fatal(err)
 				}

@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/middleware"
 	"github.com/leatbus/leat/transports/memory"
 )
@@ -26,19 +27,19 @@ type lost struct {
 	times int
 }
 
-func (l lost) Subscribe(ctx context.Context, s bus.Subscription) (bus.Feed, error) {
+func (l lost) Subscribe(ctx context.Context, s driver.Subscription) (driver.Receiver, error) {
 	feed, err := l.Transport.Subscribe(ctx, s)
 	return lostFeed{feed, l.times}, err
 }
 
 type lostFeed struct {
-	bus.Feed
+	driver.Receiver
 	times int
 }
 
-func (f lostFeed) Next(ctx context.Context) (*bus.Delivery, error) {
+func (f lostFeed) Next(ctx context.Context) (*driver.Delivery, error) {
 	for {
-		d, err := f.Feed.Next(ctx)
+		d, err := f.Receiver.Next(ctx)
 		if err != nil || d.Attempt > f.times {
 			return d, err
 		}
@@ -104,7 +105,7 @@ func TestPoison_retriesStepsThatStandOutsideOfRetry(t *testing.T) {
 				var handled atomic.Int64
 				tenant := func(next message.HandlerFunc) message.HandlerFunc {
 					return func(msg *message.Message) ([]*message.Message, error) {
-						if id := bus.MessageID(msg); id == "bad" || id == "once" && failing.Add(1) == 1 {
+						if id := driver.MessageID(msg); id == "bad" || id == "once" && failing.Add(1) == 1 {
 							return nil, c.fail()
 						}
 						return next(msg)
@@ -209,7 +210,7 @@ func TestBreaker_probesThatDoNotEnd(t *testing.T) {
 					switch {
 					case away.Load():
 						return errAway
-					case strings.HasPrefix(bus.MessageID(msg), "x"):
+					case strings.HasPrefix(driver.MessageID(msg), "x"):
 						hang(release)
 					}
 					return nil
@@ -274,7 +275,7 @@ var errSlow = errors.New("the poison queue is slow")
 
 // slowSettler notes its calls, and its poison queue needs eight seconds.
 type slowSettler struct {
-	bus.Settler
+	driver.Settler
 	mu    *sync.Mutex
 	calls *[]string
 }
@@ -285,7 +286,7 @@ func (s slowSettler) note(call string) {
 	*s.calls = append(*s.calls, call)
 }
 
-func (s slowSettler) Poison(ctx context.Context, f bus.Fault) error {
+func (s slowSettler) Poison(ctx context.Context, f driver.Fault) error {
 	s.note("poison")
 	time.Sleep(8 * time.Second)
 	s.note("confirmed")
@@ -301,7 +302,7 @@ func TestDrain_settlesAMessageOnceThatIsBeingPoisoned(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var calls []string
 		var mu sync.Mutex
-		slow := changing{kept{memory.New(memory.Config{})}, func(d *bus.Delivery) { d.Settler = slowSettler{d.Settler, &mu, &calls} }}
+		slow := changing{kept{memory.New(memory.Config{})}, func(d *driver.Delivery) { d.Settler = slowSettler{d.Settler, &mu, &calls} }}
 		b, err := bus.New(slow, bus.Config{Service: "shop", Stack: standard(), DrainTimeout: 2 * time.Second})
 		require.NoError(t, err)
 		t.Cleanup(func() { _ = b.Close(context.Background()) })

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/middleware"
 )
 
@@ -19,8 +20,8 @@ func TestLog_boundsWhatMessagesSay(t *testing.T) {
 	observer := middleware.Log(slog.New(slog.NewTextHandler(&out, nil)))
 	long := strings.Repeat("x", 100_000)
 	msg := message.NewMessage(long, nil)
-	msg.Metadata = message.Metadata{bus.HeaderID: long, bus.HeaderType: long, bus.HeaderCorrelationID: long}
-	observer.Finished(t.Context(), &bus.Delivery{Message: msg, Group: "shop.mail", Topic: long}, bus.Observation{Outcome: bus.Poisoned, Err: errors.New(long)})
+	msg.Metadata = message.Metadata{driver.HeaderID: long, driver.HeaderType: long, driver.HeaderCorrelationID: long}
+	observer.Finished(t.Context(), &bus.Delivery{Delivery: driver.Delivery{Message: msg, Group: "shop.mail", Topic: long}}, bus.Observation{Outcome: bus.Poisoned, Err: errors.New(long)})
 	observer.Published(t.Context(), bus.Publication{Topic: long, Err: errors.New("refused")})
 	require.Equal(t, 2, strings.Count(out.String(), "\n"))
 	require.Less(t, out.Len(), 4<<10)

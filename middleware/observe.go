@@ -8,6 +8,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // Observe tells observers of each delivery, once, with its final outcome: those of the bus, and
@@ -39,14 +40,14 @@ func observe(observers []bus.Observer, d *bus.Delivery, msg *message.Message, ne
 		ctx = o.Started(ctx, d) //nolint:fatcontext // as many layers as observers
 	}
 	if bus.DeliveryFrom(ctx) != d { // an observer has returned a context of its own
-		ctx = bus.ContextWithDelivery(ctx, d)
+		ctx = d.NewContext(ctx)
 	}
 	msg.SetContext(ctx)
 
 	returned := false
 	defer func() {
 		if v := recover(); v != nil { // the stack has no recover step
-			err = bus.NewPanicError(v)
+			err = driver.NewPanicError(v)
 		} else if !returned {
 			err = bus.ErrGoexit
 		}
@@ -63,7 +64,7 @@ func finish(ctx context.Context, observers []bus.Observer, d *bus.Delivery, o bu
 	}
 }
 
-// reason is why a delivery was not handled: a poisoned one comes without an error, but has a cause.
+// reason returns why a delivery was not handled: a poisoned one comes without an error, but has a cause.
 func reason(d *bus.Delivery, err error) error {
 	if err == nil {
 		return d.Cause()

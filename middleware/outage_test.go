@@ -15,13 +15,14 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/memory"
 )
 
 // kept is the memory transport as if it outlived its process, so that a service can be started again over it.
 type kept struct{ *memory.Transport }
 
-func (k kept) Capabilities() bus.Capabilities {
+func (k kept) Capabilities() driver.Capabilities {
 	c := k.Transport.Capabilities()
 	c.Durable = true
 	return c
@@ -53,8 +54,8 @@ func newShop(t *testing.T, change ...func(*bus.Handler)) *shop {
 		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		key := bus.PartitionKey(msg)
-		s.handled[key] = append(s.handled[key], success{bus.MessageID(msg), time.Now()})
+		key := driver.PartitionKey(msg)
+		s.handled[key] = append(s.handled[key], success{driver.MessageID(msg), time.Now()})
 		return nil
 	}, change...))
 	return s
@@ -74,9 +75,9 @@ func (s *shop) restart() {
 }
 
 func (s *shop) publish(i, keys int) {
-	opts := []bus.PublishOption{bus.ID(fmt.Sprintf("id-%07d", i))}
+	opts := []bus.PublishOption{bus.WithID(fmt.Sprintf("id-%07d", i))}
 	if keys > 0 {
-		opts = append(opts, bus.Key(fmt.Sprint("key-", i%keys)))
+		opts = append(opts, bus.WithKey(fmt.Sprint("key-", i%keys)))
 	}
 	require.NoError(s.t, s.current.bus.Publish(context.Background(), placedV1{OrderID: "x"}, opts...))
 }
@@ -211,17 +212,17 @@ func TestBreaker_letsABadMessageLeave(t *testing.T) {
 				}
 				var seen breakers
 				s := serve(t, newBus(t, nil, standard(), &seen), rawHandler("ledger", func(_ context.Context, msg *message.Message) error {
-					if bus.MessageID(msg) == "bad" {
+					if driver.MessageID(msg) == "bad" {
 						return c.err
 					}
 					return nil
 				}, change))
 				began := time.Now()
-				require.NoError(t, s.bus.Publish(t.Context(), placedV1{OrderID: "x"}, bus.ID("bad"), bus.Key("bad")))
+				require.NoError(t, s.bus.Publish(t.Context(), placedV1{OrderID: "x"}, bus.WithID("bad"), bus.WithKey("bad")))
 				for i := 0; len(s.poisoned("ledger")) == 0; i++ {
 					require.Less(t, time.Since(began), 24*time.Hour)
 					if c.traffic > 0 {
-						require.NoError(t, s.bus.Publish(t.Context(), placedV1{OrderID: "x"}, bus.Key(fmt.Sprint("good-", i))))
+						require.NoError(t, s.bus.Publish(t.Context(), placedV1{OrderID: "x"}, bus.WithKey(fmt.Sprint("good-", i))))
 					}
 					time.Sleep(max(c.traffic, 100*time.Millisecond))
 				}

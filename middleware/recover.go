@@ -3,7 +3,7 @@ package middleware
 import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // Recover makes a panic a [*bus.PanicError].
@@ -11,7 +11,7 @@ func Recover(next message.HandlerFunc) message.HandlerFunc {
 	return func(msg *message.Message) (produced []*message.Message, err error) {
 		defer func() {
 			if v := recover(); v != nil {
-				produced, err = nil, bus.NewPanicError(v)
+				produced, err = nil, driver.NewPanicError(v)
 			}
 		}()
 		return next(msg)

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/middleware"
 	"github.com/leatbus/leat/transports/memory"
 )
@@ -81,21 +82,21 @@ func withoutBreaker(h *bus.Handler) { h.Breaker = new(bus.NoBreaker()) }
 // changing is a transport whose deliveries are changed before they are handed out.
 type changing struct {
 	bus.Transport
-	change func(*bus.Delivery)
+	change func(*driver.Delivery)
 }
 
-func (c changing) Subscribe(ctx context.Context, s bus.Subscription) (bus.Feed, error) {
+func (c changing) Subscribe(ctx context.Context, s driver.Subscription) (driver.Receiver, error) {
 	feed, err := c.Transport.Subscribe(ctx, s)
 	return changingFeed{feed, c.change}, err
 }
 
 type changingFeed struct {
-	bus.Feed
-	change func(*bus.Delivery)
+	driver.Receiver
+	change func(*driver.Delivery)
 }
 
-func (f changingFeed) Next(ctx context.Context) (*bus.Delivery, error) {
-	d, err := f.Feed.Next(ctx)
+func (f changingFeed) Next(ctx context.Context) (*driver.Delivery, error) {
+	d, err := f.Receiver.Next(ctx)
 	if err == nil {
 		f.change(d)
 	}
@@ -139,7 +140,7 @@ func serve(t *testing.T, b *bus.Bus, hs ...bus.Handler) *service {
 func (s *service) publish(ids ...string) {
 	s.Helper()
 	for _, id := range ids {
-		require.NoError(s, s.bus.Publish(s.Context(), placedV1{OrderID: id}, bus.ID(id)))
+		require.NoError(s, s.bus.Publish(s.Context(), placedV1{OrderID: id}, bus.WithID(id)))
 	}
 }
 
@@ -221,3 +222,5 @@ func (a *audience) outcomes() []bus.Outcome {
 	}
 	return outcomes
 }
+
+func (*audience) BreakerChanged(bus.BreakerChange) {}

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/middleware"
 )
 
@@ -199,9 +200,9 @@ func TestPoisonPublishesToATopicWhereThereIsNoPoisonQueue(t *testing.T) {
 	dead := published.messages[0]
 	require.Equal(t, "payload", string(dead.Payload))
 	require.Equal(t, "acme", dead.Metadata["tenant"])
-	require.Equal(t, "handler failed", bus.FaultOf(dead.Metadata).Text)
-	require.Equal(t, 1, bus.FaultOf(dead.Metadata).Tries)
-	require.NotContains(t, msg.Metadata, bus.HeaderFaultError, "the message itself stays as it is")
+	require.Equal(t, "handler failed", driver.FaultOf(dead.Metadata).Text)
+	require.Equal(t, 1, driver.FaultOf(dead.Metadata).Tries)
+	require.NotContains(t, msg.Metadata, driver.HeaderFaultError, "the message itself stays as it is")
 	require.Equal(t, bus.Poisoned, bus.DeliveryFrom(msg.Context()).Outcome(nil))
 	require.Equal(t, errHandler, bus.DeliveryFrom(msg.Context()).Cause())
 }
@@ -216,9 +217,9 @@ func TestPoisonAcksNothingThatIsNotSafe(t *testing.T) {
 		_, err := middleware.Poison(cfg)(returns(errHandler))(msg)
 		require.ErrorIs(t, err, errHandler)
 		require.ErrorContains(t, err, name)
-		r, ok := bus.AsRedelivery(err)
+		r, ok := errors.AsType[*bus.Redelivery](err)
 		require.True(t, ok)
-		require.Equal(t, bus.CostsNothing, r.Cost)
+		require.True(t, r.Uncounted)
 		require.Equal(t, bus.Redelivered, bus.DeliveryFrom(msg.Context()).Outcome(err))
 	}
 }
@@ -249,7 +250,7 @@ func TestRetryByItself(t *testing.T) {
 		msg := event("a")
 		if d != nil {
 			d.Message = msg
-			msg.SetContext(bus.ContextWithDelivery(context.Background(), d))
+			msg.SetContext(d.NewContext(context.Background()))
 		}
 		began := time.Now()
 		_, err = middleware.Retry(policy)(func(*message.Message) ([]*message.Message, error) {
@@ -261,31 +262,31 @@ func TestRetryByItself(t *testing.T) {
 	always := func(int) error { return errHandler }
 
 	synctest.Test(t, func(t *testing.T) {
-		n, took, err := run(&bus.Delivery{Attempt: 1, Settler: settler{}}, always)
+		n, took, err := run(&bus.Delivery{Delivery: driver.Delivery{Attempt: 1, Settler: settler{}}}, always)
 		require.Equal(t, 3, n)
 		require.Equal(t, 1001*time.Millisecond, took)
-		r, ok := bus.AsRedelivery(err)
+		r, ok := errors.AsType[*bus.Redelivery](err)
 		require.True(t, ok)
 		require.Equal(t, &bus.Redelivery{After: time.Hour, Err: errHandler}, r)
 
-		n, took, err = run(&bus.Delivery{Attempt: 2, History: bus.History{Failures: 3}, Settler: settler{}}, always)
+		n, took, err = run(&bus.Delivery{Delivery: driver.Delivery{Attempt: 2, History: driver.History{Failures: 3}, Settler: settler{}}}, always)
 		require.Equal(t, 1, n)
 		require.Zero(t, took)
 		require.Equal(t, errHandler, err, "the policy is through")
 
-		n, _, err = run(&bus.Delivery{Attempt: 2, History: bus.History{Failures: bus.FailuresUnknown}, Settler: settler{}}, always)
+		n, _, err = run(&bus.Delivery{Delivery: driver.Delivery{Attempt: 2, History: driver.History{Failures: driver.FailuresUnknown}, Settler: settler{}}}, always)
 		require.Equal(t, 1, n, "an older version of leat has redelivered it")
 		require.Equal(t, errHandler, err)
 
-		n, _, err = run(&bus.Delivery{Attempt: 6, Settler: settler{}}, always)
+		n, _, err = run(&bus.Delivery{Delivery: driver.Delivery{Attempt: 6, Settler: settler{}}}, always)
 		require.Equal(t, 3, n, "crashes cost no try")
 		require.ErrorIs(t, err, errHandler)
 
-		n, _, err = run(&bus.Delivery{Attempt: 10, History: bus.History{Failures: 4}, Settler: settler{}}, always)
+		n, _, err = run(&bus.Delivery{Delivery: driver.Delivery{Attempt: 10, History: driver.History{Failures: 4}, Settler: settler{}}}, always)
 		require.Equal(t, 1, n, "five crashes, too")
 		require.Equal(t, errHandler, err)
 
-		n, _, err = run(&bus.Delivery{Attempt: 7, Settler: settler{}}, always)
+		n, _, err = run(&bus.Delivery{Delivery: driver.Delivery{Attempt: 7, Settler: settler{}}}, always)
 		require.Zero(t, n, "up to the crash limit")
 		require.True(t, bus.IsPermanent(err))
 
@@ -314,9 +315,9 @@ func TestRetryDoesNotWaitForAMessageWhoseContextIsOver(t *testing.T) {
 			return nil, errHandler
 		})(msg)
 		require.Equal(t, 1, n)
-		r, ok := bus.AsRedelivery(err)
+		r, ok := errors.AsType[*bus.Redelivery](err)
 		require.True(t, ok)
-		require.Equal(t, bus.CostsAttempt, r.Cost, "or a step with a limit would give it back for ever")
+		require.False(t, r.Uncounted, "or a step with a limit would give it back for ever")
 		require.ErrorIs(t, err, errHandler)
 	})
 }
@@ -327,7 +328,7 @@ func TestLogSaysWhatWentWrongAndKeepsQuietOtherwise(t *testing.T) {
 		want []string
 	}{
 		"poisoned":    {bus.Observation{Outcome: bus.Poisoned, Err: errors.New("two\nlines")}, []string{"level=ERROR", `msg="leat: poisoned"`, `err="two lines"`}},
-		"a panic":     {bus.Observation{Outcome: bus.Poisoned, Err: bus.NewPanicError("boom")}, []string{"level=ERROR", `err="panic: boom"`, "stack=", "steps_test.go"}},
+		"a panic":     {bus.Observation{Outcome: bus.Poisoned, Err: driver.NewPanicError("boom")}, []string{"level=ERROR", `err="panic: boom"`, "stack=", "steps_test.go"}},
 		"redelivered": {bus.Observation{Outcome: bus.Redelivered, Err: &bus.Redelivery{Err: errHandler}}, []string{"level=WARN", "handler failed"}},
 		"discarded":   {bus.Observation{Outcome: bus.Discarded, Err: errHandler}, []string{"level=WARN", "leat: discarded"}},
 		"interrupted": {bus.Observation{Outcome: bus.Interrupted, Err: errHandler}, []string{"level=INFO"}},
@@ -337,7 +338,7 @@ func TestLogSaysWhatWentWrongAndKeepsQuietOtherwise(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var text bytes.Buffer
-			d := &bus.Delivery{Message: event("id-1", bus.HeaderType, orderTopic), Group: "shop.ledger", Attempt: 2, Try: 5}
+			d := &bus.Delivery{Delivery: driver.Delivery{Message: event("id-1", driver.HeaderType, orderTopic), Group: "shop.ledger", Attempt: 2}, Try: 5}
 			middleware.Log(slog.New(slog.NewTextHandler(&text, nil))).Finished(t.Context(), d, c.o)
 			if c.want == nil {
 				require.Empty(t, text.String())
@@ -356,3 +357,5 @@ func TestLogSaysWhatWentWrongAndKeepsQuietOtherwise(t *testing.T) {
 	l.Published(t.Context(), bus.Publication{Topic: orderTopic, Messages: make([]*message.Message, 3), Err: errHandler})
 	require.Contains(t, text.String(), `level=ERROR msg="leat: publish failed" topic=order.placed.v1 messages=3 err="handler failed"`)
 }
+
+func (orderly) BreakerChanged(bus.BreakerChange) {}

@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/handlers"
 	"github.com/leatbus/leat/middleware"
 )
@@ -76,7 +77,7 @@ func (r *stockRouter) publish(id, ceType, payload string) {
 	r.Helper()
 	msg := message.NewMessage(id, []byte(payload))
 	if ceType != "" {
-		msg.Metadata[bus.HeaderType] = ceType
+		msg.Metadata[driver.HeaderType] = ceType
 	}
 	require.NoError(r, r.pubSub.Publish(orderTopic, msg))
 }
@@ -173,11 +174,11 @@ func TestTheStackWorksInAStockRouter(t *testing.T) {
 			if c.fault == "" {
 				reply := receive(t, replies)
 				require.JSONEq(t, `{"order_id":"a","cents":125,"currency":"EUR"}`, string(reply.Payload))
-				require.Equal(t, "id-1", reply.Metadata[bus.HeaderCausationID])
-				require.Equal(t, "order.placed.v3", reply.Metadata[bus.HeaderType])
+				require.Equal(t, "id-1", reply.Metadata[driver.HeaderCausationID])
+				require.Equal(t, "order.placed.v3", reply.Metadata[driver.HeaderType])
 			} else {
 				msg := receive(t, dead)
-				fault := bus.FaultOf(msg.Metadata)
+				fault := driver.FaultOf(msg.Metadata)
 				require.Contains(t, fault.Text, c.fault)
 				require.Equal(t, max(c.calls, 1), fault.Tries)
 				require.Equal(t, "ledger", fault.Handler)
@@ -315,7 +316,7 @@ func TestTheStockRecovererPutsTheStackIntoTheHeader(t *testing.T) {
 
 	_, err = middleware.Poison(middleware.PoisonConfig{Publisher: &dead, Topic: "dead"})(middleware.Recover(panics))(event("a"))
 	require.NoError(t, err)
-	require.Equal(t, "panic: boom", dead.messages[1].Metadata[bus.HeaderFaultError])
+	require.Equal(t, "panic: boom", dead.messages[1].Metadata[driver.HeaderFaultError])
 }
 
 func TestGoChannelDropsWhatNobodyHearsYet(t *testing.T) {
@@ -364,7 +365,7 @@ func TestGoChannelChangesTheOrder(t *testing.T) {
 	b := newBus(t, nil, standard())
 	next := 0
 	s := serve(t, b, rawHandler("ledger", func(_ context.Context, msg *message.Message) error {
-		if bus.MessageID(msg) != strconv.Itoa(next) {
+		if driver.MessageID(msg) != strconv.Itoa(next) {
 			return bus.Permanent(errors.New("out of order"))
 		}
 		next++

@@ -9,6 +9,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // Upcaster lifts the payload of one event version to the next: a Message Translator.
@@ -94,22 +95,22 @@ func lifted(codec bus.Codec, chain []Upcaster, msg *message.Message, next messag
 		}
 		payload = up
 	}
-	oldPayload, oldType, typed := msg.Payload, msg.Metadata[bus.HeaderType], false
-	_, typed = msg.Metadata[bus.HeaderType]
+	oldPayload, oldType, typed := msg.Payload, msg.Metadata[driver.HeaderType], false
+	_, typed = msg.Metadata[driver.HeaderType]
 	msg.Payload = payload
-	msg.Metadata[bus.HeaderType] = chain[len(chain)-1].To.String()
+	msg.Metadata[driver.HeaderType] = chain[len(chain)-1].To.String()
 	defer func() {
 		msg.Payload = oldPayload
 		if typed {
-			msg.Metadata[bus.HeaderType] = oldType
+			msg.Metadata[driver.HeaderType] = oldType
 		} else {
-			delete(msg.Metadata, bus.HeaderType)
+			delete(msg.Metadata, driver.HeaderType)
 		}
 	}()
 	return next(msg)
 }
 
-// upcastChains is, for each version that must be lifted, the way to a type of the handler.
+// upcastChains returns, for each version that must be lifted, the upcasters that lead to a type of the handler.
 func upcastChains(types []bus.Type, upcasters []Upcaster) (map[bus.Type][]Upcaster, error) {
 	from := make(map[bus.Type]Upcaster)
 	for _, u := range upcasters {

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/handlers"
 	"github.com/leatbus/leat/middleware"
 	"github.com/leatbus/leat/transports/memory"
@@ -81,9 +82,9 @@ func TestUpcastersThatAreNotForAHandlerAreNotItsBusiness(t *testing.T) {
 			m, err := middleware.Version(types, 0, v2to3())
 			require.NoError(t, err)
 			msg := message.NewMessage("id", nil)
-			msg.Metadata[bus.HeaderType] = placed(2).String()
+			msg.Metadata[driver.HeaderType] = placed(2).String()
 			_, err = m(func(msg *message.Message) ([]*message.Message, error) {
-				require.Equal(t, placed(2).String(), msg.Metadata[bus.HeaderType], "it is not lifted")
+				require.Equal(t, placed(2).String(), msg.Metadata[driver.HeaderType], "it is not lifted")
 				return nil, nil
 			})(msg)
 			require.NoError(t, err)
@@ -122,8 +123,8 @@ func TestAnUpcasterMaySkipVersions(t *testing.T) {
 func TestAForeignMessageIsLiftedByTheVersionInItsBody(t *testing.T) {
 	s, got := versions(t, v1to2(), v2to3())
 	require.NoError(t, s.bus.PublishMessages(t.Context(),
-		&message.Message{UUID: "w-1", Payload: []byte(`{"order_id":"a","total":2}`), Metadata: message.Metadata{bus.HeaderType: "order.placed"}},
-		&message.Message{UUID: "w-2", Payload: []byte(`{"order_id":"b","cents":3,"version":"v2"}`), Metadata: message.Metadata{bus.HeaderType: "order.placed"}},
+		&message.Message{UUID: "w-1", Payload: []byte(`{"order_id":"a","total":2}`), Metadata: message.Metadata{driver.HeaderType: "order.placed"}},
+		&message.Message{UUID: "w-2", Payload: []byte(`{"order_id":"b","cents":3,"version":"v2"}`), Metadata: message.Metadata{driver.HeaderType: "order.placed"}},
 	))
 	s.idle()
 	require.Equal(t, []placedV3{{"a", 200, "EUR"}, {"b", 3, "EUR"}}, *got)
@@ -135,14 +136,14 @@ func TestWhatCantBeLiftedIsPermanent(t *testing.T) {
 		"broken": {"order.placed.v1", `{"total":"many"}`},
 	} {
 		require.NoError(t, s.bus.PublishMessages(t.Context(),
-			&message.Message{UUID: id, Payload: []byte(c[1]), Metadata: message.Metadata{bus.HeaderType: c[0]}}))
+			&message.Message{UUID: id, Payload: []byte(c[1]), Metadata: message.Metadata{driver.HeaderType: c[0]}}))
 	}
 	s.idle()
 	require.Empty(t, *got)
 	reasons := map[string]string{}
 	for _, dead := range s.poisoned("ledger") {
 		require.Equal(t, 1, dead.Fault.Tries)
-		reasons[bus.MessageID(dead.Message)] = dead.Fault.Text
+		reasons[driver.MessageID(dead.Message)] = dead.Fault.Text
 	}
 	require.Contains(t, reasons["broken"], "lift order.placed.v1 to order.placed.v2: decode order.placed.v1: json: cannot unmarshal")
 }
@@ -155,19 +156,19 @@ func TestLiftingShowsTheHandlerANewMessageAndLeavesTheOldOne(t *testing.T) {
 		d := bus.Attach(msg)
 		d.Topic = orderTopic
 		if typed {
-			msg.Metadata[bus.HeaderType] = orderTopic
+			msg.Metadata[driver.HeaderType] = orderTopic
 		}
 		_, err = m(func(msg *message.Message) ([]*message.Message, error) {
 			require.JSONEq(t, `{"order_id":"a","cents":100}`, string(msg.Payload))
-			require.Equal(t, "order.placed.v2", msg.Metadata[bus.HeaderType])
+			require.Equal(t, "order.placed.v2", msg.Metadata[driver.HeaderType])
 			return nil, errHandler
 		})(msg)
 		require.ErrorIs(t, err, errHandler)
 		require.Equal(t, `{"order_id":"a", "total":1}`, string(msg.Payload))
 		if typed {
-			require.Equal(t, orderTopic, msg.Metadata[bus.HeaderType])
+			require.Equal(t, orderTopic, msg.Metadata[driver.HeaderType])
 		} else {
-			require.NotContains(t, msg.Metadata, bus.HeaderType)
+			require.NotContains(t, msg.Metadata, driver.HeaderType)
 		}
 	}
 	_, err = m(returns(nil))(message.NewMessage("a", nil))
@@ -184,7 +185,7 @@ func TestVersion_newerMessagesWaitForANewerService(t *testing.T) {
 				s := &shop{t: t, transport: kept{memory.New(memory.Config{})}}
 				s.start(handlers.Func("ledger", func(context.Context, placedV1) error { return nil }, ordered))
 				publish := func(e bus.Event, key string) {
-					require.NoError(t, s.current.bus.Publish(context.Background(), e, bus.Key(key)))
+					require.NoError(t, s.current.bus.Publish(context.Background(), e, bus.WithKey(key)))
 				}
 				for i := range 30 {
 					publish(placedV2{OrderID: orderID(i)}, "same key")

@@ -11,7 +11,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/urlopt"
 	"github.com/leatbus/leat/transports/amqp"
 	"github.com/leatbus/leat/transports/memory"
@@ -20,12 +20,12 @@ import (
 
 // Opener opens a transport from its URL. It blocks until the message system has answered or ctx is
 // done. Its errors must not contain the URL's password.
-type Opener func(ctx context.Context, u *url.URL) (bus.Transport, error)
+type Opener func(ctx context.Context, u *url.URL) (driver.Transport, error)
 
 // Mux finds the opener for a URL by its scheme. It must not be changed while it is in use.
 type Mux struct{ openers map[string]Opener }
 
-// Default is a new mux with every transport that needs no module of its own.
+// Default returns a new mux with every transport that needs no module of its own.
 func Default() *Mux {
 	m := &Mux{openers: make(map[string]Opener)}
 	m.Register(memory.Open, memory.Scheme)
@@ -41,14 +41,14 @@ func (m *Mux) Register(open Opener, schemes ...string) {
 	}
 }
 
-// Schemes are the registered schemes, sorted.
+// Schemes returns the registered schemes, sorted.
 func (m *Mux) Schemes() []string { return slices.Sorted(maps.Keys(m.openers)) }
 
 // openNotice is how long a message system may take to answer before the log says so.
 const openNotice = 2 * time.Second
 
 // Open opens the transport that the URL names. See [Opener].
-func (m *Mux) Open(ctx context.Context, rawURL string) (bus.Transport, error) {
+func (m *Mux) Open(ctx context.Context, rawURL string) (driver.Transport, error) {
 	u, err := parse(strings.TrimSpace(rawURL))
 	if err != nil {
 		return nil, err
@@ -89,6 +89,6 @@ func (m *Mux) unknown(scheme string) error {
 }
 
 // Open opens a transport with the [Default] mux.
-func Open(ctx context.Context, rawURL string) (bus.Transport, error) {
+func Open(ctx context.Context, rawURL string) (driver.Transport, error) {
 	return Default().Open(ctx, rawURL)
 }

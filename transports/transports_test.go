@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/url"
+	"os/exec"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -13,7 +14,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports"
 	"github.com/leatbus/leat/transports/memory"
@@ -41,7 +42,7 @@ func TestWaitingForAMessageSystemShowsInTheLog(t *testing.T) {
 	slog.SetDefault(slog.New(slog.NewTextHandler(&text, nil)))
 	synctest.Test(t, func(t *testing.T) {
 		mux := transports.Default()
-		mux.Register(func(ctx context.Context, _ *url.URL) (bus.Transport, error) {
+		mux.Register(func(ctx context.Context, _ *url.URL) (driver.Transport, error) {
 			<-ctx.Done()
 			return nil, ctx.Err()
 		}, "pigeon")
@@ -72,6 +73,7 @@ func TestMistakesInTheURLAreClearAndShowNoPassword(t *testing.T) {
 		"amqp://guest:s3cr3t@[::1/":    "can't be parsed",
 		"amqp://guest:s3cr3t@:port/":   "can't be parsed",
 		"postgres://u:s3cr3t@h/db?x=1": `unknown option "x"`,
+		"sqlite:///tmp/leat.db":        `sqlite:// needs the driver; add import _ "github.com/leatbus/leat/transports/sqlite" to the main package`,
 	} {
 		t.Run(rawURL, func(t *testing.T) {
 			_, err := transports.Open(t.Context(), rawURL)
@@ -81,10 +83,18 @@ func TestMistakesInTheURLAreClearAndShowNoPassword(t *testing.T) {
 	}
 }
 
+// TestOpen_linksNoSQLite also keeps it out of whatever a service on another transport imports.
+func TestOpen_linksNoSQLite(t *testing.T) {
+	deps, err := exec.Command("go", "list", "-deps", "github.com/leatbus/leat/fxmodule/...").Output()
+	require.NoError(t, err)
+	require.Contains(t, string(deps), "github.com/leatbus/leat/transports/sql\n")
+	require.NotContains(t, string(deps), "modernc.org/")
+}
+
 func TestAMuxTakesTransportsOfOthers(t *testing.T) {
 	mux := transports.Default()
 	broken := errors.New("not today")
-	mux.Register(func(context.Context, *url.URL) (bus.Transport, error) { return nil, broken }, "pigeon")
+	mux.Register(func(context.Context, *url.URL) (driver.Transport, error) { return nil, broken }, "pigeon")
 	require.Contains(t, mux.Schemes(), "pigeon")
 	require.NotContains(t, transports.Default().Schemes(), "pigeon", "a mux is a value of its own")
 	_, err := mux.Open(t.Context(), "pigeon://user:s3cr3t@roof")

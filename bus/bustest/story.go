@@ -9,6 +9,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // story is all that happened, as an observer saw it.
@@ -40,26 +41,26 @@ func (s *story) Started(ctx context.Context, _ *bus.Delivery) context.Context { 
 func (s *story) Finished(_ context.Context, d *bus.Delivery, o bus.Observation) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.ends = append(s.ends, end{bus.MessageID(d.Message), d.Group, d.Attempt, d.Try, o})
+	s.ends = append(s.ends, end{driver.MessageID(d.Message), d.Group, d.Attempt, d.Try, o})
 }
 
-// messages are those of a topic, in the order of their publishing.
+// messages returns the messages of a topic, in the order of their publishing.
 func (s *story) messages(topic string) (found []*message.Message) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, msg := range s.published {
-		if bus.TopicOf(msg) == topic {
+		if driver.TopicOf(msg) == topic {
 			found = append(found, msg)
 		}
 	}
 	return found
 }
 
-// distinct are the messages of a topic, those that were published again only once.
+// distinct returns the messages of a topic, those that were published again only once.
 func (s *story) distinct(topic string) (found []*message.Message) {
 	seen := make(map[string]bool)
 	for _, msg := range s.messages(topic) {
-		if id := bus.Identity(msg); !seen[id] {
+		if id := bus.Attach(msg).Identity(); !seen[id] {
 			seen[id] = true
 			found = append(found, msg)
 		}
@@ -89,8 +90,8 @@ func (s *story) String() string {
 	}
 	told := make(map[string]bool)
 	for _, msg := range s.published {
-		id := bus.MessageID(msg)
-		fmt.Fprintf(&b, "  %s %s %s\n", bus.TopicOf(msg), id, bus.OneLine(string(msg.Payload), 120))
+		id := driver.MessageID(msg)
+		fmt.Fprintf(&b, "  %s %s %s\n", driver.TopicOf(msg), id, driver.OneLine(string(msg.Payload), 120))
 		if told[id] {
 			b.WriteString("    published again; see above\n")
 			continue
@@ -114,7 +115,7 @@ func (s *story) tell(b *strings.Builder, id string) {
 		}
 		fmt.Fprintf(b, ": %s", e.observation.Outcome)
 		if err := e.observation.Err; err != nil {
-			fmt.Fprintf(b, ": %s", bus.OneLine(err.Error(), 240))
+			fmt.Fprintf(b, ": %s", driver.OneLine(err.Error(), 240))
 		}
 		b.WriteByte('\n')
 	}
@@ -122,3 +123,5 @@ func (s *story) tell(b *strings.Builder, id string) {
 		b.WriteString("    reached no handler\n")
 	}
 }
+
+func (*story) BreakerChanged(bus.BreakerChange) {}

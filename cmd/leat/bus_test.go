@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/operator"
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports"
@@ -82,7 +83,7 @@ type service struct {
 	t         *testing.T
 	name      string
 	transport bus.Transport
-	ledger    bus.Feed
+	ledger    driver.Receiver
 }
 
 var errDeclined = errors.New("card declined")
@@ -109,9 +110,9 @@ func serve(t *testing.T, atEnd func(func()), address string) *service {
 		d.Attempt = 8
 		switch i {
 		case 0, 1:
-			require.NoError(t, d.Settler.Poison(ctx, bus.NewFault(d, errDeclined)))
+			require.NoError(t, d.Settler.Poison(ctx, driver.NewFault(d, errDeclined)))
 		case 2:
-			require.NoError(t, d.Settler.Poison(ctx, bus.NewFault(d, malformed)))
+			require.NoError(t, d.Settler.Poison(ctx, driver.NewFault(d, malformed)))
 		default:
 			require.NoError(t, d.Settler.Ack())
 		}
@@ -120,7 +121,7 @@ func serve(t *testing.T, atEnd func(func()), address string) *service {
 		require.NoError(t, d.Settler.Ack())
 	}
 	require.Eventually(t, func() bool { // acks are carried out later
-		groups, err := s.transport.(bus.Inspector).Groups(ctx)
+		groups, err := s.transport.(driver.Inspector).Groups(ctx)
 		require.NoError(t, err)
 		for _, g := range groups {
 			if strings.HasPrefix(g.Name, s.name) && (g.Waiting > 0 || g.InFlight > 0 || g.Consumers == 0) {
@@ -144,8 +145,8 @@ func (s *service) admin(atEnd func(func()), at, token string) (address string) {
 
 func (s *service) group(handler string) string { return s.name + "." + handler }
 
-func (s *service) subscribe(handler string, topics ...string) bus.Feed {
-	feed, err := s.transport.Subscribe(patience(s.t), bus.Subscription{Group: s.group(handler), Topics: topics, Known: topics, Concurrency: 1})
+func (s *service) subscribe(handler string, topics ...string) driver.Receiver {
+	feed, err := s.transport.Subscribe(patience(s.t), driver.Subscription{Group: s.group(handler), Topics: topics, Known: topics, Concurrency: 1})
 	require.NoError(s.t, err)
 	return feed
 }
@@ -154,8 +155,8 @@ func (s *service) publish(i int) {
 	id := fmt.Sprintf("e-%d", i+1)
 	msg := message.NewMessage(id, fmt.Appendf(nil, `{"order":%d}`, i+1))
 	msg.Metadata = message.Metadata{
-		bus.HeaderID: id, bus.HeaderType: "order.paid.v1", bus.HeaderSource: "shop", bus.HeaderTime: "2026-01-02T15:04:05Z",
-		bus.HeaderPartitionKey: fmt.Sprintf("k-%d", i%2),
+		driver.HeaderID: id, driver.HeaderType: "order.paid.v1", driver.HeaderSource: "shop", driver.HeaderTime: "2026-01-02T15:04:05Z",
+		driver.HeaderPartitionKey: fmt.Sprintf("k-%d", i%2),
 	}
 	require.NoError(s.t, s.transport.Publish(patience(s.t), "order.paid.v1", msg))
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/handlers"
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports/sql"
@@ -138,7 +139,7 @@ func (s *shop) commit(id string) {
 
 func order(id, topic string) *message.Message {
 	msg := message.NewMessage(id, []byte(`{"order":1}`))
-	msg.Metadata = message.Metadata{bus.HeaderID: id, bus.HeaderType: topic, bus.HeaderSource: "shop"}
+	msg.Metadata = message.Metadata{driver.HeaderID: id, driver.HeaderType: topic, driver.HeaderSource: "shop"}
 	return msg
 }
 

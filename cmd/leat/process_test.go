@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/handlers"
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/middleware"
@@ -55,7 +56,7 @@ func TestTailShowsCopies(t *testing.T) {
 		p := leat(t, address, "tail", "--json", "order.paid.*")
 		require.Eventually(t, func() bool { // it takes a while until copies come
 			flawed := message.NewMessage("flawed", []byte(`{}`))
-			flawed.Metadata = message.Metadata{bus.HeaderID: "flawed", bus.HeaderType: "order.paid.v1", bus.HeaderSource: "shop", "ce_tenant": "a\nb"}
+			flawed.Metadata = message.Metadata{driver.HeaderID: "flawed", driver.HeaderType: "order.paid.v1", driver.HeaderSource: "shop", "ce_tenant": "a\nb"}
 			require.NoError(t, s.transport.Publish(patience(t), "order.paid.v1", flawed))
 			s.publish(6)
 			return strings.Contains(p.out.String(), `"type":"order.paid.v1"`) &&
@@ -78,8 +79,8 @@ func poisonMany(t *testing.T, address string, n int) (group string) {
 	for i := range msgs {
 		id := fmt.Sprintf("m-%05d", i)
 		msg := message.NewMessage(id, []byte(`{}`))
-		msg.Metadata = message.Metadata{bus.HeaderID: id, bus.HeaderType: "order.paid.v1", bus.HeaderSource: "shop"}
-		bus.Fault{Text: "down", Class: "*net.OpError", Attempts: 8, Tries: 8, At: time.Now(), Group: group, Topic: "order.paid.v1"}.Set(msg.Metadata)
+		msg.Metadata = message.Metadata{driver.HeaderID: id, driver.HeaderType: "order.paid.v1", driver.HeaderSource: "shop"}
+		driver.Fault{Text: "down", Class: "*net.OpError", Attempts: 8, Tries: 8, At: time.Now(), Group: group, Topic: "order.paid.v1"}.Set(msg.Metadata)
 		msgs[i].Message = msg
 	}
 	require.NoError(t, transport.PoisonQueue(group).Put(patience(t), msgs...))
@@ -87,8 +88,8 @@ func poisonMany(t *testing.T, address string, n int) (group string) {
 	return group
 }
 
-func subscription(group string) bus.Subscription {
-	return bus.Subscription{Group: group, Topics: []string{"order.paid.v1"}, Known: []string{"order.paid.v1"}, Concurrency: 1}
+func subscription(group string) driver.Subscription {
+	return driver.Subscription{Group: group, Topics: []string{"order.paid.v1"}, Known: []string{"order.paid.v1"}, Concurrency: 1}
 }
 
 func open(t *testing.T, address string) bus.Transport {
@@ -108,7 +109,7 @@ func handled(t *testing.T, address, group string) (times map[string]int, duplica
 	last := make(chan struct{})
 	times = make(map[string]int)
 	require.NoError(t, b.Handle(handlers.Raw(handler, []string{"order.paid.v1"}, func(_ context.Context, msg *message.Message) error {
-		if id := bus.MessageID(msg); id != "last" {
+		if id := driver.MessageID(msg); id != "last" {
 			times[id]++
 		} else {
 			close(last)
@@ -116,7 +117,7 @@ func handled(t *testing.T, address, group string) (times map[string]int, duplica
 		return nil
 	}, handlers.Concurrency(1))))
 	msg := message.NewMessage("last", []byte(`{}`))
-	msg.Metadata = message.Metadata{bus.HeaderID: "last", bus.HeaderType: "order.paid.v1", bus.HeaderSource: "shop"}
+	msg.Metadata = message.Metadata{driver.HeaderID: "last", driver.HeaderType: "order.paid.v1", driver.HeaderSource: "shop"}
 	require.NoError(t, b.PublishMessages(patience(t), msg)) // behind all others
 	ended := make(chan error, 1)
 	go func() { ended <- b.Run(context.Background()) }()

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // input publishes lines and counts them. What becomes of the messages is for the bus to say.
@@ -82,7 +83,7 @@ func openLanes(publish func(line)) *lanes {
 }
 
 func (l *lanes) add(next line) {
-	key := bus.PartitionKey(next.message)
+	key := driver.PartitionKey(next.message)
 	l.queues[maphash.String(l.seed, key)%laneCount] <- next
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 const (
@@ -123,7 +124,7 @@ func parse(number int, text []byte, fits bool) line {
 		return l
 	}
 	if l.message, l.err = bus.ParseCloudEvent(text); l.err == nil {
-		if err := bus.ValidateTopic(bus.TopicOf(l.message)); err != nil {
+		if err := driver.ValidateTopic(driver.TopicOf(l.message)); err != nil {
 			l.err = fmt.Errorf("attribute type: %w", err)
 		}
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -9,6 +10,7 @@ import (
 	"unicode"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // The screen is an observer of the bus: it is told the outcome of every delivery, and shows the first of
@@ -44,7 +46,7 @@ func remark(d *bus.Delivery, o bus.Observation) string {
 	if d.Try > 1 {
 		tries = fmt.Sprintf("%d tries", d.Try)
 	}
-	r, again := bus.AsRedelivery(o.Err)
+	r, again := errors.AsType[*bus.Redelivery](o.Err)
 	switch {
 	case again && r.Err != nil:
 		return fmt.Sprintf("again in %s: %v", r.After.Round(time.Millisecond), r.Err)
@@ -81,7 +83,7 @@ func clean(text string) string {
 			return '·'
 		}
 		return r
-	}, bus.OneLine(text, 200))
+	}, driver.OneLine(text, 200))
 }
 
 // kind is what deliveries have in common that look alike to a reader.
@@ -95,7 +97,7 @@ type kind struct {
 func kindOf(d *bus.Delivery, o bus.Observation) kind {
 	k := kind{outcome: o.Outcome, group: d.Group, tried: d.Try > 1}
 	if o.Err != nil {
-		k.failed = bus.TopicOf(d.Message) + " " + bus.ErrorClass(o.Err)
+		k.failed = driver.TopicOf(d.Message) + " " + driver.ErrorClass(o.Err)
 	}
 	return k
 }
@@ -155,3 +157,5 @@ func (v *screen) howFar(in *input, s bus.Stats) string {
 	return fmt.Sprintf("%.1fs  %s lines read · %s outcomes, %s/s · %s to come", took.Seconds(),
 		thousands(in.read.Load()), thousands(settled), thousands(uint64(float64(settled)/took.Seconds())), thousands(waiting))
 }
+
+func (*screen) BreakerChanged(bus.BreakerChange) {}

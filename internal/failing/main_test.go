@@ -24,10 +24,12 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/middleware"
 	"github.com/leatbus/leat/transports"
 	"github.com/leatbus/leat/transports/memory"
+	_ "github.com/leatbus/leat/transports/sqlite"
 )
 
 func TestMain(m *testing.M) { testenv.Main(m) }
@@ -38,9 +40,9 @@ const patience = 3 * time.Minute
 // system is a message system that a test has for itself.
 type system struct {
 	url  string
-	open func(t testing.TB) bus.Transport // as another process would
+	open func(t testing.TB) driver.Transport // as another process would
 	// takePoisonAway makes a group's poison queue unreachable, and what it returns gives it back.
-	takePoisonAway func(t testing.TB, transport bus.Transport, group string) (giveBack func())
+	takePoisonAway func(t testing.TB, transport driver.Transport, group string) (giveBack func())
 }
 
 // systems are all of them, by their names in the table.
@@ -62,7 +64,7 @@ func onMemory(testing.TB, string) system {
 	var world *memory.Transport
 	users := 0
 	return system{
-		open: func(testing.TB) bus.Transport {
+		open: func(testing.TB) driver.Transport {
 			mu.Lock()
 			defer mu.Unlock()
 			if users++; users == 1 {
@@ -75,13 +77,13 @@ func onMemory(testing.TB, string) system {
 				return users == 0
 			})}
 		},
-		takePoisonAway: func(t testing.TB, transport bus.Transport, group string) func() {
+		takePoisonAway: func(t testing.TB, transport driver.Transport, group string) func() {
 			queue := transport.PoisonQueue(group) // nobody can take a process's memory away: it is full
 			for size := 32 << 10; size > 0; size /= 2 {
 				for {
 					filler := message.NewMessage("filler", make([]byte, size))
-					filler.Metadata = message.Metadata{bus.HeaderType: "filler.v1", bus.HeaderFaultTopic: "filler.v1"}
-					if queue.Put(t.Context(), bus.PoisonedMessage{Message: filler}) != nil {
+					filler.Metadata = message.Metadata{driver.HeaderType: "filler.v1", driver.HeaderFaultTopic: "filler.v1"}
+					if queue.Put(t.Context(), driver.PoisonedMessage{Message: filler}) != nil {
 						break
 					}
 				}
@@ -128,7 +130,7 @@ func onRabbitMQ(t testing.TB, queue string) system {
 	groups := map[string]bool{}
 	exchange := unique("failing") // others publish the same topics
 	s := system{url: with(t, with(t, broker, "queue", queue), "exchange", exchange)}
-	s.open = func(t testing.TB) bus.Transport {
+	s.open = func(t testing.TB) driver.Transport {
 		return &noting{Transport: dial(t, s.url), note: func(group string) {
 			mu.Lock()
 			defer mu.Unlock()
@@ -136,7 +138,7 @@ func onRabbitMQ(t testing.TB, queue string) system {
 		}}
 	}
 	t.Cleanup(func() { testenv.Forget(t, s.url, slices.Collect(maps.Keys(groups))...) })
-	s.takePoisonAway = func(t testing.TB, _ bus.Transport, group string) func() {
+	s.takePoisonAway = func(t testing.TB, _ driver.Transport, group string) func() {
 		name := group + ".poison"
 		withChannel(func(ch *rabbit.Channel) {
 			_, err := ch.QueueDelete(name, false, false, false)
@@ -157,11 +159,11 @@ func onRabbitMQ(t testing.TB, queue string) system {
 
 // noting tells of every group that is subscribed.
 type noting struct {
-	bus.Transport
+	driver.Transport
 	note func(group string)
 }
 
-func (n *noting) Subscribe(ctx context.Context, s bus.Subscription) (bus.Feed, error) {
+func (n *noting) Subscribe(ctx context.Context, s driver.Subscription) (driver.Receiver, error) {
 	n.note(s.Group)
 	return n.Transport.Subscribe(ctx, s)
 }
@@ -205,8 +207,8 @@ func onSQLite(t testing.TB, _ string) system {
 func onSQL(rawURL string, db *stdsql.DB, away, back []string) system {
 	return system{
 		url:  rawURL,
-		open: func(t testing.TB) bus.Transport { return dial(t, rawURL) },
-		takePoisonAway: func(t testing.TB, _ bus.Transport, _ string) func() {
+		open: func(t testing.TB) driver.Transport { return dial(t, rawURL) },
+		takePoisonAway: func(t testing.TB, _ driver.Transport, _ string) func() {
 			for _, statement := range away {
 				execute(t, db, statement)
 			}
@@ -219,7 +221,7 @@ func onSQL(rawURL string, db *stdsql.DB, away, back []string) system {
 	}
 }
 
-func dial(t testing.TB, rawURL string) bus.Transport {
+func dial(t testing.TB, rawURL string) driver.Transport {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	transport, err := transports.Open(ctx, rawURL)
@@ -308,7 +310,7 @@ func (w *world) tryStart(h bus.Handler, cfg bus.Config) (*process, error) {
 	}
 }
 
-func (w *world) capabilities() bus.Capabilities {
+func (w *world) capabilities() driver.Capabilities {
 	transport := w.open(w)
 	defer func() { require.NoError(w, transport.Close(context.Background())) }()
 	return transport.Capabilities()
@@ -371,9 +373,9 @@ func (w *world) awaitNotes(n int) {
 func (p *process) publish(topic, id, payload string, key ...string) {
 	p.w.Helper()
 	msg := message.NewMessage(id, []byte(payload))
-	msg.Metadata = message.Metadata{bus.HeaderID: id, bus.HeaderType: topic, bus.HeaderSource: "test"}
+	msg.Metadata = message.Metadata{driver.HeaderID: id, driver.HeaderType: topic, driver.HeaderSource: "test"}
 	if len(key) > 0 {
-		msg.Metadata[bus.HeaderPartitionKey] = key[0]
+		msg.Metadata[driver.HeaderPartitionKey] = key[0]
 	}
 	p.publishMessage(topic, msg)
 }
@@ -386,7 +388,7 @@ func (p *process) publishMessage(topic string, msg *message.Message) {
 }
 
 // poisoned waits for n messages in the poison queue.
-func (p *process) poisoned(n int) (list []bus.PoisonedMessage) {
+func (p *process) poisoned(n int) (list []driver.PoisonedMessage) {
 	p.w.Helper()
 	p.w.await(fmt.Sprintf("%d poisoned messages", n), func() bool {
 		if p.stats().Poisoned < uint64(n) { // it asks the message system for them only then

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/handlers"
 	"github.com/leatbus/leat/middleware"
 )
@@ -79,7 +80,7 @@ func fails(err error) func(int, *bus.Delivery) error {
 }
 
 // dead notes what a poison record says.
-func (w *world) dead(m bus.PoisonedMessage) {
+func (w *world) dead(m driver.PoisonedMessage) {
 	w.note("poisoned after %d tries in %d deliveries: %s", m.Fault.Tries, m.Fault.Attempts, m.Fault.Text)
 }
 
@@ -98,7 +99,7 @@ func (w *world) delayedRedelivery(delay time.Duration) {
 	p := w.start(handlers.Raw("ledger", []string{topic}, func(ctx context.Context, msg *message.Message) error {
 		d := bus.DeliveryFrom(ctx)
 		switch {
-		case bus.MessageID(msg) == "good":
+		case driver.MessageID(msg) == "good":
 			w.note("another message passes")
 			return nil
 		case d.Attempt == 1:
@@ -249,7 +250,7 @@ func otherEvent(w *world) {
 
 func poisonAway(w *world) {
 	p := w.start(handlers.Raw("ledger", []string{topic}, func(_ context.Context, msg *message.Message) error {
-		if bus.MessageID(msg) == "bad" {
+		if driver.MessageID(msg) == "bad" {
 			return bus.Permanent(errBroken)
 		}
 		return nil
@@ -272,7 +273,7 @@ func replayed(w *world) {
 	var healed atomic.Bool
 	payload := "\x00\xff{\"a\":1}\r\n"
 	msg := message.NewMessage("m-1", []byte(payload))
-	headers := message.Metadata{bus.HeaderID: "m-1", bus.HeaderType: topic, bus.HeaderSource: "test", "tenant": "a=b\n", "leer": "", "Grüße": "世界"}
+	headers := message.Metadata{driver.HeaderID: "m-1", driver.HeaderType: topic, driver.HeaderSource: "test", "tenant": "a=b\n", "leer": "", "Grüße": "世界"}
 	msg.Metadata = headers
 	p := w.start(handlers.Raw("ledger", []string{topic}, func(ctx context.Context, msg *message.Message) error {
 		same := string(msg.Payload) == payload && fmt.Sprint(msg.Metadata) == fmt.Sprint(headers)
@@ -388,7 +389,7 @@ func crashes(w *world) {
 	p := w.start(handlers.Raw("other", []string{"other.v1"}, func(context.Context, *message.Message) error { return nil })) // so that memory lives on
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	sub := bus.Subscription{Group: w.service + ".ledger", Topics: []string{topic}, Known: []string{topic}, Concurrency: 1}
+	sub := driver.Subscription{Group: w.service + ".ledger", Topics: []string{topic}, Known: []string{topic}, Concurrency: 1}
 	feed, err := p.Transport().Subscribe(ctx, sub)
 	require.NoError(w, err)
 	p.publish(topic, "m-1", `{}`)
@@ -410,7 +411,7 @@ func parks(w *world) {
 		return
 	}
 	p := w.start(handlers.Raw("ledger", []string{topic}, func(_ context.Context, msg *message.Message) error {
-		id := bus.MessageID(msg)
+		id := driver.MessageID(msg)
 		if id == "a1" && !healed.Load() {
 			return bus.Permanent(errBroken)
 		}
@@ -433,7 +434,7 @@ func parks(w *world) {
 func parksImported(w *world) {
 	begun, release := make(chan struct{}), make(chan struct{})
 	p := w.start(handlers.Raw("ledger", []string{topic}, func(_ context.Context, msg *message.Message) error {
-		id := bus.MessageID(msg)
+		id := driver.MessageID(msg)
 		if id == "a0" {
 			close(begun)
 			<-release
@@ -466,16 +467,16 @@ func parksImported(w *world) {
 // importPoisoned puts a message into the group's poison queue that came out of another.
 func (p *process) importPoisoned(id, key string) {
 	msg := message.NewMessage(id, []byte(`{}`))
-	msg.Metadata = message.Metadata{bus.HeaderID: id, bus.HeaderType: topic, bus.HeaderSource: "test", bus.HeaderPartitionKey: key}
-	bus.Fault{Text: "broken", Group: p.group, Topic: topic, Attempts: 1, At: time.Now()}.Set(msg.Metadata)
-	require.NoError(p.w, p.Transport().PoisonQueue(p.group).Put(context.Background(), bus.PoisonedMessage{Message: msg}))
+	msg.Metadata = message.Metadata{driver.HeaderID: id, driver.HeaderType: topic, driver.HeaderSource: "test", driver.HeaderPartitionKey: key}
+	driver.Fault{Text: "broken", Group: p.group, Topic: topic, Attempts: 1, At: time.Now()}.Set(msg.Metadata)
+	require.NoError(p.w, p.Transport().PoisonQueue(p.group).Put(context.Background(), driver.PoisonedMessage{Message: msg}))
 }
 
 func importedWithoutParking(w *world) {
 	p := w.start(handlers.Raw("ledger", []string{topic}, func(_ context.Context, msg *message.Message) error {
-		w.note("%s", bus.MessageID(msg))
+		w.note("%s", driver.MessageID(msg))
 		return nil
-	}, handlers.OrderedByKey(), handlers.Park(bus.ParkOff)))
+	}, handlers.OrderedByKey(), handlers.WithoutParking()))
 	p.importPoisoned("a1", "a")
 	p.publish(topic, "a2", `{}`, "a")
 	w.awaitNotes(1)

@@ -20,6 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/handlers"
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/middleware"
@@ -121,7 +122,7 @@ func lockedPoison(t testing.TB, own system, group string) tap {
 			list, err := transport.PoisonQueue(group).List(t.Context(), "", 10_000)
 			require.NoError(t, err)
 			for _, m := range list {
-				l.poison(bus.MessageID(m.Message))
+				l.poison(driver.MessageID(m.Message))
 			}
 		},
 	}
@@ -133,7 +134,7 @@ func lockedPoison(t testing.TB, own system, group string) tap {
 func boundedPoison(t testing.TB, own *system, l *ledger, group string) tap {
 	const bound = 10
 	first := own.open(t)
-	_, err := first.Subscribe(t.Context(), bus.Subscription{Group: group, Topics: []string{topic}, Known: []string{topic}, Concurrency: 1})
+	_, err := first.Subscribe(t.Context(), driver.Subscription{Group: group, Topics: []string{topic}, Known: []string{topic}, Concurrency: 1})
 	require.NoError(t, err)
 	require.NoError(t, first.Close(t.Context()))
 	conn, err := rabbit.Dial(testenv.RabbitMQ(t))
@@ -149,7 +150,7 @@ func boundedPoison(t testing.TB, own *system, l *ledger, group string) tap {
 	require.NoError(t, err)
 	declaring := own.url
 	own.url = with(t, declaring, "declare", "false")
-	own.open = func(t testing.TB) bus.Transport { return dial(t, own.url) }
+	own.open = func(t testing.TB) driver.Transport { return dial(t, own.url) }
 	var mu sync.Mutex // the channel is one goroutine's at a time
 	read := func(l *ledger) {
 		mu.Lock()
@@ -217,7 +218,7 @@ func storm(t *testing.T, own system, service string, l *ledger, poison tap, star
 			}
 			published = append(published, id)
 			msg := message.NewMessage(id, []byte(`{}`))
-			msg.Metadata = message.Metadata{bus.HeaderID: id, bus.HeaderType: topic, bus.HeaderSource: "test"}
+			msg.Metadata = message.Metadata{driver.HeaderID: id, driver.HeaderType: topic, driver.HeaderSource: "test"}
 			require.NoError(t, publisher.Publish(t.Context(), topic, msg))
 		}
 		before, _ := l.counts()
@@ -260,7 +261,7 @@ const hardlyAny = time.Millisecond
 // stormed is the handler of every process in the storm.
 func stormed(handle func(id string)) bus.Handler {
 	return handlers.Raw("ledger", []string{topic}, func(ctx context.Context, msg *message.Message) error {
-		id := bus.MessageID(msg)
+		id := driver.MessageID(msg)
 		if strings.HasPrefix(id, "bad") {
 			return bus.Permanent(errBroken)
 		}

@@ -20,6 +20,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // Admin is the endpoint by which operators reach a service's transport from another process, such as one in
@@ -163,10 +164,10 @@ func refuse(w http.ResponseWriter, err error) {
 	if known, ok := errors.AsType[*statusError](err); ok {
 		status = known.status
 	}
-	if _, ok := errors.AsType[*UnknownGroupError](err); ok || errors.Is(err, bus.ErrNotFound) {
+	if _, ok := errors.AsType[*UnknownGroupError](err); ok || errors.Is(err, driver.ErrNotFound) {
 		status = http.StatusNotFound
 	}
-	if errors.Is(err, bus.ErrUnroutable) {
+	if errors.Is(err, driver.ErrUnroutable) {
 		status = http.StatusUnprocessableEntity
 	}
 	w.Header().Set("Content-Type", "application/json")
@@ -194,8 +195,8 @@ func answer[T any](w http.ResponseWriter, lines ...T) error {
 	return nil
 }
 
-func (a Admin) inspector() (bus.Inspector, error) {
-	inspector, ok := WithOutbox(a.Bus.Transport(), a.Bus.Outbox()).(bus.Inspector)
+func (a Admin) inspector() (driver.Inspector, error) {
+	inspector, ok := WithOutbox(a.Bus.Transport(), a.Bus.Outbox()).(driver.Inspector)
 	if !ok {
 		return nil, &statusError{http.StatusNotImplemented, "this transport shows operators nothing but poison queues"}
 	}
@@ -243,7 +244,7 @@ func (a Admin) topics(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return answer(w, each(all, func(t bus.TopicInfo) Topic { return Topic(t) })...)
+	return answer(w, each(all, func(t driver.TopicInfo) Topic { return Topic(t) })...)
 }
 
 // doctor also tells what the bus knows of its groups.
@@ -254,10 +255,10 @@ func (a Admin) doctor(w http.ResponseWriter, r *http.Request) error {
 	}
 	findings := inspector.Diagnose(r.Context())
 	for _, h := range a.Bus.Health() {
-		f := bus.Finding{Check: "health of " + h.Group, Text: string(h.State)}
+		f := driver.Finding{Check: "health of " + h.Group, Text: string(h.State)}
 		for _, part := range slices.Sorted(maps.Keys(h.Degraded)) {
 			f.Err = errors.Join(f.Err, fmt.Errorf("%s: %s", part, h.Degraded[part]))
-			f.Cure = "see the service's log, and what it depends on"
+			f.Fix = "see the service's log, and what it depends on"
 		}
 		findings = append(findings, f)
 	}
@@ -270,7 +271,7 @@ func (a Admin) tail(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	pattern := r.URL.Query().Get("pattern")
-	if err := bus.ValidatePattern(pattern); err != nil {
+	if err := driver.ValidatePattern(pattern); err != nil {
 		return &statusError{http.StatusBadRequest, err.Error()}
 	}
 	w.Header().Set("Content-Type", "application/json")
@@ -298,12 +299,12 @@ func (a Admin) publish(w http.ResponseWriter, r *http.Request) error {
 	}
 	m, err := record.Message()
 	if err == nil {
-		err = bus.ValidateTopic(record.Topic)
+		err = driver.ValidateTopic(record.Topic)
 	}
 	if err != nil {
 		return &statusError{http.StatusBadRequest, err.Error()}
 	}
-	bus.ClearFault(m.Message.Metadata)
+	driver.ClearFault(m.Message.Metadata)
 	if err := a.Bus.Transport().Publish(r.Context(), record.Topic, m.Message); err != nil {
 		return err
 	}
@@ -341,7 +342,7 @@ func unreadable(err error) error {
 }
 
 // readRecords decodes {"records":[…]} one record at a time.
-func readRecords(r *http.Request) (msgs []bus.PoisonedMessage, err error) {
+func readRecords(r *http.Request) (msgs []driver.PoisonedMessage, err error) {
 	decoder := json.NewDecoder(r.Body)
 	for _, want := range []json.Token{json.Delim('{'), "records", json.Delim('[')} {
 		token, err := decoder.Token()
@@ -378,10 +379,10 @@ func readRecords(r *http.Request) (msgs []bus.PoisonedMessage, err error) {
 	return msgs, readEnd(decoder)
 }
 
-// queue is the poison queue of a group that is there.
-func (a Admin) queue(r *http.Request) (string, bus.PoisonQueue, error) {
+// queue returns the poison queue of a group that is there.
+func (a Admin) queue(r *http.Request) (string, driver.PoisonQueue, error) {
 	group, transport := r.PathValue("group"), WithOutbox(a.Bus.Transport(), a.Bus.Outbox())
-	if inspector, ok := transport.(bus.Inspector); ok {
+	if inspector, ok := transport.(driver.Inspector); ok {
 		if _, err := FindGroups(r.Context(), inspector, group); err != nil {
 			return group, nil, err
 		}
@@ -399,7 +400,7 @@ func (a Admin) list(w http.ResponseWriter, r *http.Request) error {
 		limit = pageSize
 	}
 	sent, bytes := 0, 0
-	err = pages(r.Context(), queue, r.URL.Query().Get("after"), func(page []bus.PoisonedMessage) (bool, error) {
+	err = pages(r.Context(), queue, r.URL.Query().Get("after"), func(page []driver.PoisonedMessage) (bool, error) {
 		for _, m := range page[:min(len(page), limit-sent)] {
 			if err := answer(w, Full(group, m)); err != nil {
 				return false, err
@@ -439,14 +440,14 @@ type doneBody struct {
 }
 
 func (a Admin) replay(w http.ResponseWriter, r *http.Request) error {
-	return a.move(w, r, bus.PoisonQueue.Replay)
+	return a.move(w, r, driver.PoisonQueue.Replay)
 }
 
 func (a Admin) remove(w http.ResponseWriter, r *http.Request) error {
-	return a.move(w, r, bus.PoisonQueue.Drop)
+	return a.move(w, r, driver.PoisonQueue.Drop)
 }
 
-func (a Admin) move(w http.ResponseWriter, r *http.Request, do func(bus.PoisonQueue, context.Context, ...string) (int, error)) error {
+func (a Admin) move(w http.ResponseWriter, r *http.Request, do func(driver.PoisonQueue, context.Context, ...string) (int, error)) error {
 	_, queue, err := a.queue(r)
 	if err != nil {
 		return err
@@ -457,7 +458,7 @@ func (a Admin) move(w http.ResponseWriter, r *http.Request, do func(bus.PoisonQu
 	}
 	n, err := do(queue, r.Context(), body.IDs...)
 	done := doneBody{Done: n}
-	if errors.Is(err, bus.ErrNotFound) {
+	if errors.Is(err, driver.ErrNotFound) {
 		done.Missing, err = err.Error(), nil
 	}
 	if err != nil {
@@ -498,11 +499,11 @@ func (a Admin) rehearse(w http.ResponseWriter, r *http.Request) error {
 	if err := read(r, &body); err != nil {
 		return err
 	}
-	wanted, msgs := make(map[string]bool, len(body.IDs)), []bus.PoisonedMessage{}
+	wanted, msgs := make(map[string]bool, len(body.IDs)), []driver.PoisonedMessage{}
 	for _, id := range body.IDs {
 		wanted[id] = true
 	}
-	err = Each(r.Context(), queue, Filter{}, func(m bus.PoisonedMessage) error {
+	err = Each(r.Context(), queue, Filter{}, func(m driver.PoisonedMessage) error {
 		if wanted[m.ID] {
 			msgs = append(msgs, m)
 		}
@@ -529,7 +530,7 @@ func (a Admin) put(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	var done doneBody
-	if err = queue.Put(r.Context(), msgs...); errors.Is(err, bus.ErrNotFound) {
+	if err = queue.Put(r.Context(), msgs...); errors.Is(err, driver.ErrNotFound) {
 		done.Missing, err = err.Error(), nil
 	}
 	if err != nil {

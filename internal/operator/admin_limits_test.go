@@ -32,6 +32,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/operator"
 	"github.com/leatbus/leat/transports/memory"
 )
@@ -264,7 +265,7 @@ func TestAdmin_boundsBodies(t *testing.T) {
 
 func TestAdmin_putsRecords(t *testing.T) {
 	b := newBus(t)
-	feed, err := b.Transport().Subscribe(t.Context(), bus.Subscription{Group: "shop.ledger", Topics: []string{"order.>"}, Concurrency: 1})
+	feed, err := b.Transport().Subscribe(t.Context(), driver.Subscription{Group: "shop.ledger", Topics: []string{"order.>"}, Concurrency: 1})
 	require.NoError(t, err)
 	defer func() { require.NoError(t, feed.Close(context.Background())) }()
 	server, err := operator.Admin{Addr: filepath.Join(t.TempDir(), "s"), Bus: b, Logger: quiet()}.Start(t.Context())
@@ -274,11 +275,11 @@ func TestAdmin_putsRecords(t *testing.T) {
 	require.NoError(t, err)
 	defer func() { require.NoError(t, client.Close(t.Context())) }()
 
-	msgs := make([]bus.PoisonedMessage, 3)
+	msgs := make([]driver.PoisonedMessage, 3)
 	for i := range msgs { // together they are larger than a body may be
 		msg := message.NewMessage(fmt.Sprint(i), bytes.Repeat([]byte{0xff}, 9<<20))
-		msg.Metadata = message.Metadata{bus.HeaderID: fmt.Sprint(i), bus.HeaderType: "order.paid.v1", bus.HeaderFaultTopic: "order.paid.v1"}
-		msgs[i] = bus.PoisonedMessage{Message: msg, Fault: bus.FaultOf(msg.Metadata)}
+		msg.Metadata = message.Metadata{driver.HeaderID: fmt.Sprint(i), driver.HeaderType: "order.paid.v1", driver.HeaderFaultTopic: "order.paid.v1"}
+		msgs[i] = driver.PoisonedMessage{Message: msg, Fault: driver.FaultOf(msg.Metadata)}
 	}
 	require.NoError(t, client.PoisonQueue("shop.ledger").Put(t.Context(), msgs...))
 	n, err := b.Transport().PoisonQueue("shop.ledger").Len(t.Context())
@@ -286,7 +287,7 @@ func TestAdmin_putsRecords(t *testing.T) {
 	require.Equal(t, len(msgs), n)
 	missing := msgs[0]
 	missing.ID = "77"
-	require.ErrorIs(t, client.PoisonQueue("shop.ledger").Put(t.Context(), missing), bus.ErrNotFound)
+	require.ErrorIs(t, client.PoisonQueue("shop.ledger").Put(t.Context(), missing), driver.ErrNotFound)
 
 	handler := operator.Admin{Bus: b}.Handler()
 	for body, want := range map[string]string{
@@ -386,9 +387,9 @@ func (p *pipes) connect(t *testing.T, request string) (net.Conn, *bufio.Reader) 
 // slowQueue takes long to replay.
 type slowTransport struct{ *memory.Transport }
 
-type slowQueue struct{ bus.PoisonQueue }
+type slowQueue struct{ driver.PoisonQueue }
 
-func (s slowTransport) PoisonQueue(group string) bus.PoisonQueue {
+func (s slowTransport) PoisonQueue(group string) driver.PoisonQueue {
 	return slowQueue{s.Transport.PoisonQueue(group)}
 }
 
@@ -405,7 +406,7 @@ func onPipes(t *testing.T, token string, test func(t *testing.T, p *pipes, b *bu
 	synctest.Test(t, func(t *testing.T) {
 		b, err := bus.New(slowTransport{memory.New(memory.Config{})}, bus.Config{Logger: quiet()})
 		require.NoError(t, err)
-		feed, err := b.Transport().Subscribe(t.Context(), bus.Subscription{Group: "shop.ledger", Topics: []string{"order.>"}, Concurrency: 1})
+		feed, err := b.Transport().Subscribe(t.Context(), driver.Subscription{Group: "shop.ledger", Topics: []string{"order.>"}, Concurrency: 1})
 		require.NoError(t, err)
 		p := &pipes{make(chan net.Conn), make(chan struct{})}
 		server := operator.Admin{Token: token, Bus: b, Logger: quiet()}.Serve(t.Context(), p)
@@ -459,7 +460,7 @@ func TestAdmin_letsSlowAnswersTakeTheirTime(t *testing.T) {
 		require.NoError(t, err)
 		time.Sleep(time.Hour)
 		msg := message.NewMessage("1", nil)
-		msg.Metadata = message.Metadata{bus.HeaderID: "1", bus.HeaderType: "order.paid.v1"}
+		msg.Metadata = message.Metadata{driver.HeaderID: "1", driver.HeaderType: "order.paid.v1"}
 		require.NoError(t, b.Transport().Publish(t.Context(), "order.paid.v1", msg))
 		var record operator.Record
 		require.NoError(t, json.NewDecoder(response.Body).Decode(&record))

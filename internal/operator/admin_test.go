@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/operator"
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports/memory"
@@ -115,7 +116,7 @@ func TestWhoMayCallTheEndpoint(t *testing.T) {
 // TestAMessageComesThroughTheEndpointByteForByte is for what JSON can't write as it is.
 func TestAMessageComesThroughTheEndpointByteForByte(t *testing.T) {
 	b := newBus(t)
-	feed, err := b.Transport().Subscribe(t.Context(), bus.Subscription{Group: "shop.ledger", Topics: []string{"order.>"}, Concurrency: 1})
+	feed, err := b.Transport().Subscribe(t.Context(), driver.Subscription{Group: "shop.ledger", Topics: []string{"order.>"}, Concurrency: 1})
 	require.NoError(t, err)
 	server, err := operator.Admin{Addr: "127.0.0.1:0", Token: token, Bus: b, Logger: slog.New(slog.DiscardHandler)}.Start(t.Context())
 	require.NoError(t, err)
@@ -128,14 +129,14 @@ func TestAMessageComesThroughTheEndpointByteForByte(t *testing.T) {
 
 	payload := []byte{0, 0xff, 0xfe, '<', '"', '\n'}
 	msg := message.NewMessage("not the event's id", payload)
-	msg.Metadata = message.Metadata{bus.HeaderID: "e-1", bus.HeaderType: "order.paid.v1", "raw": "\xff\x00", "<>": "ü"}
+	msg.Metadata = message.Metadata{driver.HeaderID: "e-1", driver.HeaderType: "order.paid.v1", "raw": "\xff\x00", "<>": "ü"}
 	require.NoError(t, client.Publish(t.Context(), "order.paid.v1", msg))
 	d, err := feed.Next(t.Context())
 	require.NoError(t, err)
 	require.Equal(t, "not the event's id", d.Message.UUID)
 	require.Equal(t, payload, []byte(d.Message.Payload))
 	require.Equal(t, msg.Metadata, d.Message.Metadata)
-	require.NoError(t, d.Settler.Poison(t.Context(), bus.NewFault(d, io.ErrUnexpectedEOF)))
+	require.NoError(t, d.Settler.Poison(t.Context(), driver.NewFault(d, io.ErrUnexpectedEOF)))
 
 	here, there := b.Transport().PoisonQueue("shop.ledger"), client.PoisonQueue("shop.ledger")
 	want, err := here.List(t.Context(), "", 10)
@@ -148,10 +149,10 @@ func TestAMessageComesThroughTheEndpointByteForByte(t *testing.T) {
 	require.Equal(t, want[0].Fault, have[0].Fault)
 
 	_, err = there.Get(t.Context(), "77")
-	require.ErrorIs(t, err, bus.ErrNotFound)
+	require.ErrorIs(t, err, driver.ErrNotFound)
 	_, err = client.PoisonQueue("shop.leger").List(t.Context(), "", 10)
 	require.ErrorContains(t, err, "Did you mean shop.ledger?")
-	require.ErrorIs(t, client.Publish(t.Context(), "nobody.wants.v1", msg), bus.ErrUnroutable)
+	require.ErrorIs(t, client.Publish(t.Context(), "nobody.wants.v1", msg), driver.ErrUnroutable)
 	_, err = operator.Dial(t.Context(), &url.URL{Scheme: "http", Host: base.Host, Path: "/admin"}, "")
 	require.ErrorContains(t, err, "http://host:port alone")
 }

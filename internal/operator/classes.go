@@ -5,7 +5,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // Class is the messages of one group that failed with one class of error.
@@ -26,7 +26,7 @@ type Classes struct {
 }
 
 // Add counts a message.
-func (c *Classes) Add(group string, m bus.PoisonedMessage) {
+func (c *Classes) Add(group string, m driver.PoisonedMessage) {
 	key := [2]string{group, m.Fault.Class}
 	class := c.known[key]
 	if class == nil {
@@ -60,7 +60,7 @@ func (c *Classes) Add(group string, m bus.PoisonedMessage) {
 	}
 }
 
-// List is the classes by group, the most frequent first.
+// List returns the classes by group, the most frequent first.
 func (c *Classes) List() []Class {
 	list := make([]Class, len(c.all))
 	for i, class := range c.all {

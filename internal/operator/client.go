@@ -15,7 +15,7 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // Client is a service's transport as its admin endpoint shows it: everything but subscribing. Its methods
@@ -27,8 +27,8 @@ type Client struct {
 }
 
 var (
-	_ bus.Transport = (*Client)(nil)
-	_ bus.Inspector = (*Client)(nil)
+	_ driver.Transport = (*Client)(nil)
+	_ driver.Inspector = (*Client)(nil)
 )
 
 // Dial reaches an admin endpoint by its URL: unix:///path, https://host:port, or http://host:port on the same machine.
@@ -65,12 +65,12 @@ func errURL() error {
 	return errors.New("the URL of an admin endpoint is unix:///path or http://host:port alone; the token goes into LEAT_ADMIN_TOKEN")
 }
 
-// Capabilities are unknown here, and nobody subscribes.
-func (c *Client) Capabilities() bus.Capabilities { return bus.Capabilities{Poison: true} }
+// Capabilities returns none: they are unknown here, and nobody subscribes.
+func (c *Client) Capabilities() driver.Capabilities { return driver.Capabilities{Poison: true} }
 
-// Subscribe is not for operators.
-func (c *Client) Subscribe(context.Context, bus.Subscription) (bus.Feed, error) {
-	return nil, fmt.Errorf("admin endpoint: subscribe: %w", bus.ErrUnsupported)
+// Subscribe returns an error: operators do not subscribe.
+func (c *Client) Subscribe(context.Context, driver.Subscription) (driver.Receiver, error) {
+	return nil, fmt.Errorf("admin endpoint: subscribe: %w", driver.ErrUnsupported)
 }
 
 // Close forgets the connections.
@@ -79,10 +79,10 @@ func (c *Client) Close(context.Context) error {
 	return nil
 }
 
-// Carry is a message of a topic as a record.
+// Carry returns a message of a topic as a record.
 func Carry(topic string, msg *message.Message) Record {
-	r := Full("", bus.PoisonedMessage{Message: msg})
-	r.Topic, r.Headers[bus.HeaderFaultTopic] = topic, topic
+	r := Full("", driver.PoisonedMessage{Message: msg})
+	r.Topic, r.Headers[driver.HeaderFaultTopic] = topic, topic
 	return r
 }
 
@@ -91,7 +91,7 @@ func (c *Client) Publish(ctx context.Context, topic string, msgs ...*message.Mes
 	for _, msg := range msgs {
 		_, err := lines[struct{}](c.do(ctx, http.MethodPost, "publish", nil, Carry(topic, msg)))
 		if refused, ok := errors.AsType[*statusError](err); ok && refused.status == http.StatusUnprocessableEntity {
-			return &bus.UnroutableError{Topics: []string{topic}, Strict: true}
+			return &driver.UnroutableError{Topics: []string{topic}, Strict: true}
 		}
 		if err != nil {
 			return err
@@ -100,23 +100,23 @@ func (c *Client) Publish(ctx context.Context, topic string, msgs ...*message.Mes
 	return nil
 }
 
-// Groups are the transport's.
-func (c *Client) Groups(ctx context.Context) ([]bus.GroupInfo, error) {
+// Groups returns the groups of the service's transport.
+func (c *Client) Groups(ctx context.Context) ([]driver.GroupInfo, error) {
 	all, err := lines[Group](c.do(ctx, http.MethodGet, "groups", nil, nil))
 	return each(all, Group.info), err
 }
 
-// Topics are the transport's.
-func (c *Client) Topics(ctx context.Context) ([]bus.TopicInfo, error) {
+// Topics returns the topics of the service's transport.
+func (c *Client) Topics(ctx context.Context) ([]driver.TopicInfo, error) {
 	all, err := lines[Topic](c.do(ctx, http.MethodGet, "topics", nil, nil))
-	return each(all, func(t Topic) bus.TopicInfo { return bus.TopicInfo(t) }), err
+	return each(all, func(t Topic) driver.TopicInfo { return driver.TopicInfo(t) }), err
 }
 
-// Diagnose is what the service finds.
-func (c *Client) Diagnose(ctx context.Context) []bus.Finding {
+// Diagnose returns what the service finds.
+func (c *Client) Diagnose(ctx context.Context) []driver.Finding {
 	all, err := lines[Finding](c.do(ctx, http.MethodGet, "doctor", nil, nil))
 	if err != nil {
-		return []bus.Finding{{Check: "admin endpoint", Err: err, Cure: "start the service with LEAT_ADMIN, or correct the URL and LEAT_ADMIN_TOKEN"}}
+		return []driver.Finding{{Check: "admin endpoint", Err: err, Fix: "start the service with LEAT_ADMIN, or correct the URL and LEAT_ADMIN_TOKEN"}}
 	}
 	return each(all, Finding.finding)
 }
@@ -128,7 +128,7 @@ func (c *Client) Undoes(ctx context.Context, group string) (bool, error) {
 }
 
 // Rehearse lets the service try the messages with the handlers that it runs.
-func (c *Client) Rehearse(ctx context.Context, group string, msgs []bus.PoisonedMessage) ([]Rehearsed, error) {
+func (c *Client) Rehearse(ctx context.Context, group string, msgs []driver.PoisonedMessage) ([]Rehearsed, error) {
 	ids := make([]string, len(msgs))
 	for i, m := range msgs {
 		ids[i] = m.ID
@@ -155,15 +155,15 @@ func (c *Client) Tail(ctx context.Context, pattern string, fn func(topic string,
 		if err != nil {
 			return err
 		}
-		bus.ClearFault(m.Message.Metadata)
+		driver.ClearFault(m.Message.Metadata)
 		if err := fn(r.Topic, m.Message); err != nil {
 			return err
 		}
 	}
 }
 
-// PoisonQueue is the group's.
-func (c *Client) PoisonQueue(group string) bus.PoisonQueue { return &remoteQueue{c, group} }
+// PoisonQueue returns the poison queue of a group.
+func (c *Client) PoisonQueue(group string) driver.PoisonQueue { return &remoteQueue{c, group} }
 
 // remoteQueue is a poison queue behind the endpoint.
 type remoteQueue struct {
@@ -175,21 +175,21 @@ func (q *remoteQueue) path(rest ...string) string {
 	return (&url.URL{}).JoinPath(append([]string{"poison", q.group}, rest...)...).Path
 }
 
-func (q *remoteQueue) List(ctx context.Context, after string, limit int) ([]bus.PoisonedMessage, error) {
+func (q *remoteQueue) List(ctx context.Context, after string, limit int) ([]driver.PoisonedMessage, error) {
 	query := url.Values{"after": {after}, "limit": {strconv.Itoa(limit)}}
 	return poisoned(lines[Record](q.do(ctx, http.MethodGet, q.path(), query, nil)))
 }
 
-func (q *remoteQueue) Get(ctx context.Context, id string) (bus.PoisonedMessage, error) {
+func (q *remoteQueue) Get(ctx context.Context, id string) (driver.PoisonedMessage, error) {
 	all, err := poisoned(lines[Record](q.do(ctx, http.MethodGet, q.path(id), nil, nil)))
 	if err != nil || len(all) == 0 {
-		return bus.PoisonedMessage{}, err
+		return driver.PoisonedMessage{}, err
 	}
 	return all[0], nil
 }
 
-func poisoned(records []Record, err error) ([]bus.PoisonedMessage, error) {
-	msgs := make([]bus.PoisonedMessage, len(records))
+func poisoned(records []Record, err error) ([]driver.PoisonedMessage, error) {
+	msgs := make([]driver.PoisonedMessage, len(records))
 	for i, r := range records {
 		if err == nil {
 			msgs[i], err = r.Message()
@@ -209,13 +209,13 @@ func (q *remoteQueue) Drop(ctx context.Context, ids ...string) (int, error) {
 // putAtOnce is how many bytes of records one request writes. A larger record goes alone.
 const putAtOnce = maxBody / 4
 
-func (q *remoteQueue) Put(ctx context.Context, msgs ...bus.PoisonedMessage) error {
+func (q *remoteQueue) Put(ctx context.Context, msgs ...driver.PoisonedMessage) error {
 	var batch []json.RawMessage
 	var missing error
 	size := 0
 	send := func() error {
 		_, err := q.post(ctx, "put", map[string][]json.RawMessage{"records": batch})
-		if errors.Is(err, bus.ErrNotFound) {
+		if errors.Is(err, driver.ErrNotFound) {
 			missing, err = errors.Join(missing, err), nil
 		}
 		batch, size = nil, 0
@@ -245,7 +245,7 @@ func (q *remoteQueue) post(ctx context.Context, what string, body any) (int, err
 		return 0, err
 	}
 	if all[0].Missing != "" {
-		err = fmt.Errorf("%s: %w", all[0].Missing, bus.ErrNotFound)
+		err = fmt.Errorf("%s: %w", all[0].Missing, driver.ErrNotFound)
 	}
 	return all[0].Done, err
 }
@@ -291,7 +291,7 @@ func (c *Client) do(ctx context.Context, method, path string, query url.Values, 
 		refused.Error = "it answers " + response.Status + "; is it leat's admin endpoint?"
 	}
 	if response.StatusCode == http.StatusNotFound {
-		return nil, fmt.Errorf("%s: %w", refused.Error, bus.ErrNotFound)
+		return nil, fmt.Errorf("%s: %w", refused.Error, driver.ErrNotFound)
 	}
 	return nil, &statusError{response.StatusCode, refused.Error}
 }

@@ -7,7 +7,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // Filter chooses poisoned messages. What is empty does not filter.
@@ -24,21 +24,21 @@ type Filter struct {
 }
 
 // Match reports whether the filter chooses the message.
-func (f Filter) Match(m bus.PoisonedMessage) bool {
-	return (f.Topic == "" || bus.MatchTopic(f.Topic, m.Topic())) &&
+func (f Filter) Match(m driver.PoisonedMessage) bool {
+	return (f.Topic == "" || driver.MatchTopic(f.Topic, m.Topic())) &&
 		f.matchType(m) &&
 		(f.Class == "" || SameClass(f.Class, m.Fault.Class)) &&
 		(f.Text == "" || f.matchText(m)) &&
 		(f.Since.IsZero() || !m.Fault.At.Before(f.Since)) &&
 		(f.Until.IsZero() || m.Fault.At.Before(f.Until)) &&
-		(f.Key == "" || f.Key == bus.PartitionKey(m.Message)) &&
-		(len(f.IDs) == 0 || slices.Contains(f.IDs, m.ID) || slices.Contains(f.IDs, bus.MessageID(m.Message)))
+		(f.Key == "" || f.Key == driver.PartitionKey(m.Message)) &&
+		(len(f.IDs) == 0 || slices.Contains(f.IDs, m.ID) || slices.Contains(f.IDs, driver.MessageID(m.Message)))
 }
 
 // SameClass compares error classes. The * of a pointer, which a shell may take for its own, may be left out.
 func SameClass(a, b string) bool { return strings.TrimLeft(a, "*") == strings.TrimLeft(b, "*") }
 
-func (f Filter) matchType(m bus.PoisonedMessage) bool {
+func (f Filter) matchType(m driver.PoisonedMessage) bool {
 	if f.Type == "" && f.Version == 0 {
 		return true
 	}
@@ -49,7 +49,7 @@ func (f Filter) matchType(m bus.PoisonedMessage) bool {
 	return (f.Type == "" || f.Type == t.Name || f.Type == t.String()) && (f.Version == 0 || f.Version == t.Version)
 }
 
-func (f Filter) matchText(m bus.PoisonedMessage) bool {
+func (f Filter) matchText(m driver.PoisonedMessage) bool {
 	text := strings.ToLower(f.Text)
 	return strings.Contains(strings.ToLower(m.Fault.Text), text) ||
 		bytes.Contains(bytes.ToLower(m.Message.Payload), []byte(text))
@@ -65,7 +65,7 @@ const (
 
 // pages calls visit with pages of a poison queue, from behind the message with the id after on, until it returns an error
 // or false. Pages are as long as messages of the size of those before allow.
-func pages(ctx context.Context, queue bus.PoisonQueue, after string, visit func([]bus.PoisonedMessage) (more bool, _ error)) error {
+func pages(ctx context.Context, queue driver.PoisonQueue, after string, visit func([]driver.PoisonedMessage) (more bool, _ error)) error {
 	for size := firstPage; ; {
 		page, err := queue.List(ctx, after, size)
 		if err != nil || len(page) == 0 {
@@ -85,7 +85,7 @@ func pages(ctx context.Context, queue bus.PoisonQueue, after string, visit func(
 }
 
 // sizeOf returns how many bytes of memory a message takes, about.
-func sizeOf(m bus.PoisonedMessage) int {
+func sizeOf(m driver.PoisonedMessage) int {
 	n := len(m.Message.Payload)
 	for name, value := range m.Message.Metadata {
 		n += len(name) + len(value)
@@ -95,8 +95,8 @@ func sizeOf(m bus.PoisonedMessage) int {
 
 // Each calls visit with every message of a poison queue that the filter chooses, in the order of their
 // arrival, until it returns an error, which Each returns. What is poisoned meanwhile may come too.
-func Each(ctx context.Context, queue bus.PoisonQueue, f Filter, visit func(bus.PoisonedMessage) error) error {
-	return pages(ctx, queue, "", func(page []bus.PoisonedMessage) (bool, error) {
+func Each(ctx context.Context, queue driver.PoisonQueue, f Filter, visit func(driver.PoisonedMessage) error) error {
+	return pages(ctx, queue, "", func(page []driver.PoisonedMessage) (bool, error) {
 		for _, m := range page {
 			if !f.Match(m) {
 				continue

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/operator"
 	"github.com/leatbus/leat/transports/memory"
 )
@@ -65,12 +66,12 @@ func FuzzAdmin(f *testing.F) {
 		b, err := bus.New(transport, bus.Config{Service: "shop", Logger: quiet()})
 		require.NoError(t, err)
 		defer func() { require.NoError(t, b.Close(context.Background())) }()
-		feed, err := transport.Subscribe(t.Context(), bus.Subscription{Group: "shop.mail", Topics: []string{"order.>"}, Concurrency: 1})
+		feed, err := transport.Subscribe(t.Context(), driver.Subscription{Group: "shop.mail", Topics: []string{"order.>"}, Concurrency: 1})
 		require.NoError(t, err)
 		defer func() { require.NoError(t, feed.Close(context.Background())) }()
 		msg := message.NewMessage("1", nil)
-		msg.Metadata = message.Metadata{bus.HeaderID: "1", bus.HeaderFaultTopic: "order.paid.v1"}
-		require.NoError(t, transport.PoisonQueue("shop.mail").Put(t.Context(), bus.PoisonedMessage{Message: msg}))
+		msg.Metadata = message.Metadata{driver.HeaderID: "1", driver.HeaderFaultTopic: "order.paid.v1"}
+		require.NoError(t, transport.PoisonQueue("shop.mail").Put(t.Context(), driver.PoisonedMessage{Message: msg}))
 
 		paths := []string{"/publish", "/poison/shop.mail/put", "/poison/shop.mail/rm", "/poison/shop.mail/replay"}
 		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "http://127.0.0.1"+paths[int(path)%len(paths)], strings.NewReader(body))

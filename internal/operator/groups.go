@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/urlopt"
 )
 
@@ -25,18 +25,18 @@ func (e *UnknownGroupError) Error() string {
 	return fmt.Sprintf("there is no group %q; leat groups shows those that there are", e.Group)
 }
 
-// FindGroups are the groups with these names, or all of them where none is named.
-func FindGroups(ctx context.Context, inspector bus.Inspector, names ...string) ([]bus.GroupInfo, error) {
+// FindGroups returns the groups with these names, or all of them if none is named.
+func FindGroups(ctx context.Context, inspector driver.Inspector, names ...string) ([]driver.GroupInfo, error) {
 	all, err := inspector.Groups(ctx)
 	if err != nil || len(names) == 0 {
 		return all, err
 	}
-	byName := make(map[string]bus.GroupInfo, len(all))
+	byName := make(map[string]driver.GroupInfo, len(all))
 	known := make([]string, len(all))
 	for i, g := range all {
 		byName[g.Name], known[i] = g, g.Name
 	}
-	var found []bus.GroupInfo
+	var found []driver.GroupInfo
 	for _, name := range names {
 		g, ok := byName[name]
 		if !ok {

@@ -5,24 +5,24 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // Idle keeps a service's bus from doing anything while one of the service's verbs runs: whatever the
 // constructors and start hooks of its application do, nothing is published and nothing is consumed. The
 // verbs themselves work on what it has taken the place of.
 type Idle struct {
-	Transport bus.Transport
-	Outbox    bus.Outbox // nil where there is none
+	Transport driver.Transport
+	Outbox    driver.Outbox // nil where there is none
 }
 
 // Hold returns what the bus is to have in place of its transport and its outbox.
-func (i *Idle) Hold(t bus.Transport, o bus.Outbox) (bus.Transport, bus.Outbox) {
+func (i *Idle) Hold(t driver.Transport, o driver.Outbox) (driver.Transport, driver.Outbox) {
 	i.Transport, i.Outbox = t, o
 	if o != nil {
 		o = &idleOutbox{o}
 	}
-	if _, ok := t.(bus.TxPublisher); ok {
+	if _, ok := t.(driver.TxPublisher); ok {
 		return &struct {
 			idleTransport
 			idleTx
@@ -32,11 +32,11 @@ func (i *Idle) Hold(t bus.Transport, o bus.Outbox) (bus.Transport, bus.Outbox) {
 }
 
 // idleTransport publishes nothing, and makes no groups.
-type idleTransport struct{ bus.Transport }
+type idleTransport struct{ driver.Transport }
 
 func (*idleTransport) Publish(context.Context, string, ...*message.Message) error { return nil }
 
-func (*idleTransport) Subscribe(context.Context, bus.Subscription) (bus.Feed, error) {
+func (*idleTransport) Subscribe(context.Context, driver.Subscription) (driver.Receiver, error) {
 	return idleFeed{}, nil
 }
 
@@ -46,11 +46,11 @@ type idleTx struct{}
 func (idleTx) PublishTx(context.Context, any, string, ...*message.Message) error { return nil }
 
 // idleOutbox takes nothing in, and relays nothing.
-type idleOutbox struct{ bus.Outbox }
+type idleOutbox struct{ driver.Outbox }
 
 func (*idleOutbox) PublishTx(context.Context, any, string, ...*message.Message) error { return nil }
 
-func (*idleOutbox) Relay(ctx context.Context, _ bus.PublishFunc) error {
+func (*idleOutbox) Relay(ctx context.Context, _ driver.PublishFunc) error {
 	<-ctx.Done()
 	return nil
 }
@@ -58,7 +58,7 @@ func (*idleOutbox) Relay(ctx context.Context, _ bus.PublishFunc) error {
 // idleFeed hands nothing out.
 type idleFeed struct{}
 
-func (idleFeed) Next(ctx context.Context) (*bus.Delivery, error) {
+func (idleFeed) Next(ctx context.Context) (*driver.Delivery, error) {
 	<-ctx.Done()
 	return nil, context.Cause(ctx)
 }

@@ -6,7 +6,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // moveAtOnce is how many messages one call moves: enough for a transport that reads its queue from the front
@@ -51,7 +51,7 @@ func (m Move) Run(ctx context.Context) (moved Moved, err error) {
 		n, err := m.Act(ctx, ids...)
 		taken += len(ids)
 		moved.Done += n
-		if err != nil && !errors.Is(err, bus.ErrNotFound) {
+		if err != nil && !errors.Is(err, driver.ErrNotFound) {
 			return moved, err
 		}
 		moved.Gone += len(ids) - n

@@ -7,18 +7,18 @@ import (
 	"strings"
 	"time"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
-// WithOutbox is a bus's transport with its outbox, if it has one, as one more group: what was set aside
+// WithOutbox returns a bus's transport with its outbox, if it has one, as one more group: what was set aside
 // there is shown, replayed to the relay and dropped like any other poisoned message.
-func WithOutbox(t bus.Transport, outbox bus.Outbox) bus.Transport {
+func WithOutbox(t driver.Transport, outbox driver.Outbox) driver.Transport {
 	o, ok := outbox.(poisoningOutbox)
 	if !ok {
 		return t
 	}
 	with := withOutbox{t, o}
-	if inspector, ok := t.(bus.Inspector); ok {
+	if inspector, ok := t.(driver.Inspector); ok {
 		return &inspectedOutbox{with, inspector}
 	}
 	return &with
@@ -26,16 +26,16 @@ func WithOutbox(t bus.Transport, outbox bus.Outbox) bus.Transport {
 
 // poisoningOutbox is an outbox that shows what it has set aside, as transports/sql's does.
 type poisoningOutbox interface {
-	bus.Outbox
-	PoisonQueue() bus.PoisonQueue
+	driver.Outbox
+	PoisonQueue() driver.PoisonQueue
 }
 
 type withOutbox struct {
-	bus.Transport
+	driver.Transport
 	outbox poisoningOutbox
 }
 
-func (t *withOutbox) PoisonQueue(group string) bus.PoisonQueue {
+func (t *withOutbox) PoisonQueue(group string) driver.PoisonQueue {
 	if group == t.outbox.Group() {
 		return t.outbox.PoisonQueue()
 	}
@@ -44,16 +44,16 @@ func (t *withOutbox) PoisonQueue(group string) bus.PoisonQueue {
 
 type inspectedOutbox struct {
 	withOutbox
-	bus.Inspector
+	driver.Inspector
 }
 
-// Groups are the transport's and the outbox, by name. A transport on the outbox's own tables knows it.
-func (t *inspectedOutbox) Groups(ctx context.Context) ([]bus.GroupInfo, error) {
+// Groups returns the transport's and the outbox, by name. A transport on the outbox's own tables knows it.
+func (t *inspectedOutbox) Groups(ctx context.Context) ([]driver.GroupInfo, error) {
 	all, err := t.Inspector.Groups(ctx)
 	if err != nil {
 		return nil, err
 	}
-	at, there := slices.BinarySearchFunc(all, t.outbox.Group(), func(g bus.GroupInfo, name string) int { return strings.Compare(g.Name, name) })
+	at, there := slices.BinarySearchFunc(all, t.outbox.Group(), func(g driver.GroupInfo, name string) int { return strings.Compare(g.Name, name) })
 	if there {
 		return all, nil
 	}
@@ -62,23 +62,23 @@ func (t *inspectedOutbox) Groups(ctx context.Context) ([]bus.GroupInfo, error) {
 }
 
 // Diagnose also tells of the outbox.
-func (t *inspectedOutbox) Diagnose(ctx context.Context) []bus.Finding {
+func (t *inspectedOutbox) Diagnose(ctx context.Context) []driver.Finding {
 	findings := t.Inspector.Diagnose(ctx)
 	g, err := outboxGroup(ctx, t.outbox)
 	if err != nil {
-		return append(findings, bus.Finding{Check: "outbox " + t.outbox.Group(), Err: err, Cure: "see to the outbox's database"})
+		return append(findings, driver.Finding{Check: "outbox " + t.outbox.Group(), Err: err, Fix: "see to the outbox's database"})
 	}
 	return append(findings, diagnoseOutbox(g))
 }
 
-func outboxGroup(ctx context.Context, o poisoningOutbox) (g bus.GroupInfo, err error) {
+func outboxGroup(ctx context.Context, o poisoningOutbox) (g driver.GroupInfo, err error) {
 	stats, err := o.Stats(ctx)
 	if err != nil {
 		return g, err
 	}
-	g = bus.GroupInfo{
+	g = driver.GroupInfo{
 		Name: o.Group(), Waiting: stats.Pending,
-		Delayed: bus.Unknown, Parked: bus.Unknown, InFlight: bus.Unknown, Consumers: bus.Unknown,
+		Delayed: driver.Unknown, Parked: driver.Unknown, InFlight: driver.Unknown, Consumers: driver.Unknown,
 	}
 	if stats.Pending > 0 {
 		g.Oldest = time.Now().Add(-stats.OldestAge)
@@ -91,7 +91,7 @@ func outboxGroup(ctx context.Context, o poisoningOutbox) (g bus.GroupInfo, err e
 const outboxSuffix = ".outbox"
 
 // IsOutbox reports whether a group of a database is an outbox: nobody but InTx publishes to it.
-func IsOutbox(g bus.GroupInfo) bool {
+func IsOutbox(g driver.GroupInfo) bool {
 	return strings.HasSuffix(g.Name, outboxSuffix) && len(g.Topics) == 0
 }
 
@@ -100,9 +100,9 @@ func IsOutbox(g bus.GroupInfo) bool {
 const outboxPatience = 5 * time.Minute
 
 // diagnoseOutbox says whether events leave an outbox.
-func diagnoseOutbox(g bus.GroupInfo) bus.Finding {
+func diagnoseOutbox(g driver.GroupInfo) driver.Finding {
 	pending := g.Waiting + max(g.Delayed, 0) + max(g.InFlight, 0) + max(g.Parked, 0)
-	f := bus.Finding{
+	f := driver.Finding{
 		Check: "outbox " + g.Name,
 		Text:  fmt.Sprintf("%d pending, %s relaying, %s set aside", pending, Count(g.Consumers), Count(g.Poisoned)),
 	}
@@ -114,10 +114,10 @@ func diagnoseOutbox(g bus.GroupInfo) bus.Finding {
 	switch {
 	case pending > 0 && g.Consumers == 0:
 		f.Err = fmt.Errorf("%d pending, the oldest for %s, and no relay runs", pending, age)
-		f.Cure = "start the service whose outbox this is; any of its instances relays"
+		f.Fix = "start the service whose outbox this is; any of its instances relays"
 	case age > outboxPatience:
 		f.Err = fmt.Errorf("%d pending, the oldest for %s", pending, age)
-		f.Cure = "see whether the transport is away or refuses them: it is in the service's health and log"
+		f.Fix = "see whether the transport is away or refuses them: it is in the service's health and log"
 	}
 	return f
 }

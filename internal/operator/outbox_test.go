@@ -11,10 +11,12 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/operator"
 	"github.com/leatbus/leat/middleware"
 	"github.com/leatbus/leat/transports/memory"
 	"github.com/leatbus/leat/transports/sql"
+	_ "github.com/leatbus/leat/transports/sqlite"
 )
 
 // TestTheOutboxIsOneMoreGroup is a service in memory whose outbox has set something aside.
@@ -25,7 +27,7 @@ func TestTheOutboxIsOneMoreGroup(t *testing.T) {
 	b, err := bus.New(memory.New(memory.Config{}), bus.Config{Service: "shop", Outbox: outbox, Logger: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	defer func() { require.NoError(t, b.Close(context.Background())) }()
-	_, err = b.Transport().Subscribe(t.Context(), bus.Subscription{Group: "shop.zebra", Topics: []string{"order.>"}, Concurrency: 1})
+	_, err = b.Transport().Subscribe(t.Context(), driver.Subscription{Group: "shop.zebra", Topics: []string{"order.>"}, Concurrency: 1})
 	require.NoError(t, err)
 	server, err := operator.Admin{Addr: filepath.Join(t.TempDir(), "s"), Bus: b, Logger: slog.New(slog.DiscardHandler)}.Start(t.Context())
 	require.NoError(t, err)
@@ -37,15 +39,15 @@ func TestTheOutboxIsOneMoreGroup(t *testing.T) {
 	defer func() { require.NoError(t, client.Close(t.Context())) }()
 
 	msg := message.NewMessage("e-1", []byte("{}"))
-	msg.Metadata = message.Metadata{bus.HeaderID: "e-1", bus.HeaderType: "order.paid.v1"}
-	bus.Fault{Text: "too large", Class: "*TooLarge", Group: outbox.Group(), Topic: "order.paid.v1"}.Set(msg.Metadata)
-	require.NoError(t, outbox.PoisonQueue().Put(t.Context(), bus.PoisonedMessage{Message: msg}))
+	msg.Metadata = message.Metadata{driver.HeaderID: "e-1", driver.HeaderType: "order.paid.v1"}
+	driver.Fault{Text: "too large", Class: "*TooLarge", Group: outbox.Group(), Topic: "order.paid.v1"}.Set(msg.Metadata)
+	require.NoError(t, outbox.PoisonQueue().Put(t.Context(), driver.PoisonedMessage{Message: msg}))
 
 	groups, err := client.Groups(t.Context())
 	require.NoError(t, err)
 	require.Len(t, groups, 2)
-	require.Equal(t, bus.GroupInfo{
-		Name: "shop.outbox", Poisoned: 1, Delayed: bus.Unknown, Parked: bus.Unknown, InFlight: bus.Unknown, Consumers: bus.Unknown,
+	require.Equal(t, driver.GroupInfo{
+		Name: "shop.outbox", Poisoned: 1, Delayed: driver.Unknown, Parked: driver.Unknown, InFlight: driver.Unknown, Consumers: driver.Unknown,
 	}, groups[0])
 	require.Equal(t, "shop.zebra", groups[1].Name)
 	_, err = operator.FindGroups(t.Context(), client, "shop.outbx")
@@ -59,7 +61,7 @@ func TestTheOutboxIsOneMoreGroup(t *testing.T) {
 	require.Len(t, dead, 1)
 	require.Equal(t, "too large", dead[0].Fault.Text)
 	findings := client.Diagnose(t.Context())
-	require.Contains(t, findings, bus.Finding{Check: "outbox shop.outbox", Text: "0 pending, ? relaying, 1 set aside"})
+	require.Contains(t, findings, driver.Finding{Check: "outbox shop.outbox", Text: "0 pending, ? relaying, 1 set aside"})
 
 	n, err := queue.Replay(t.Context(), dead[0].ID)
 	require.NoError(t, err)

@@ -14,17 +14,18 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/operator"
 	"github.com/leatbus/leat/transports/memory"
 )
 
 // largeQueue has messages of 1 MiB, and counts how many bytes one List returns at most.
 type largeQueue struct {
-	bus.PoisonQueue
+	driver.PoisonQueue
 	n, most int
 }
 
-func (q *largeQueue) List(_ context.Context, after string, limit int) (list []bus.PoisonedMessage, _ error) {
+func (q *largeQueue) List(_ context.Context, after string, limit int) (list []driver.PoisonedMessage, _ error) {
 	at := 0
 	if after != "" {
 		at, _ = strconv.Atoi(after)
@@ -32,7 +33,7 @@ func (q *largeQueue) List(_ context.Context, after string, limit int) (list []bu
 	payload := bytes.Repeat([]byte{'x'}, 1<<20)
 	for i := at + 1; i <= q.n && len(list) < limit; i++ {
 		msg := message.NewMessage(fmt.Sprint(i), payload)
-		list = append(list, bus.PoisonedMessage{ID: fmt.Sprint(i), Message: msg})
+		list = append(list, driver.PoisonedMessage{ID: fmt.Sprint(i), Message: msg})
 	}
 	q.most = max(q.most, len(list)<<20)
 	return list, nil
@@ -43,10 +44,10 @@ type largeTransport struct {
 	queue *largeQueue
 }
 
-func (t largeTransport) PoisonQueue(string) bus.PoisonQueue { return t.queue }
+func (t largeTransport) PoisonQueue(string) driver.PoisonQueue { return t.queue }
 
-func (largeTransport) Groups(context.Context) ([]bus.GroupInfo, error) {
-	return []bus.GroupInfo{{Name: "shop.mail"}}, nil
+func (largeTransport) Groups(context.Context) ([]driver.GroupInfo, error) {
+	return []driver.GroupInfo{{Name: "shop.mail"}}, nil
 }
 
 func TestPoisonPages_areBoundedInBytes(t *testing.T) {
@@ -56,7 +57,7 @@ func TestPoisonPages_areBoundedInBytes(t *testing.T) {
 	defer func() { require.NoError(t, b.Close(context.Background())) }()
 
 	n := 0
-	require.NoError(t, operator.Each(t.Context(), transport.queue, operator.Filter{}, func(bus.PoisonedMessage) error {
+	require.NoError(t, operator.Each(t.Context(), transport.queue, operator.Filter{}, func(driver.PoisonedMessage) error {
 		n++
 		return nil
 	}))

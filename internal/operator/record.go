@@ -10,6 +10,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // Record is a poisoned message in JSON: in lists, in export files and at the admin endpoint. Its field
@@ -48,8 +49,8 @@ type Record struct {
 	RawData    []byte            `json:"data_base64,omitempty"` // a payload that is not valid UTF-8
 }
 
-// Summary is a record without headers and data.
-func Summary(group string, m bus.PoisonedMessage) Record {
+// Summary returns a record without headers and data.
+func Summary(group string, m driver.PoisonedMessage) Record {
 	f, envelope := m.Fault, bus.EnvelopeOf(m.Message)
 	r := Record{
 		ID:       m.ID,
@@ -79,8 +80,8 @@ func Summary(group string, m bus.PoisonedMessage) Record {
 	return r
 }
 
-// Full is a record with headers and data.
-func Full(group string, m bus.PoisonedMessage) Record {
+// Full returns a record with headers and data.
+func Full(group string, m driver.PoisonedMessage) Record {
 	r := Summary(group, m)
 	r.UUID, r.Chain, r.Stack = m.Message.UUID, m.Fault.Chain, m.Fault.Stack
 	r.Headers = make(map[string]string, len(m.Message.Metadata))
@@ -102,10 +103,10 @@ func Full(group string, m bus.PoisonedMessage) Record {
 	return r
 }
 
-// Message is the message of a full record.
-func (r Record) Message() (bus.PoisonedMessage, error) {
+// Message returns the message of a full record.
+func (r Record) Message() (driver.PoisonedMessage, error) {
 	if len(r.Headers)+len(r.RawHeaders) == 0 {
-		return bus.PoisonedMessage{}, fmt.Errorf("record %s has no headers; export writes them, ls does not", cmp.Or(r.ID, r.EventID))
+		return driver.PoisonedMessage{}, fmt.Errorf("record %s has no headers; export writes them, ls does not", cmp.Or(r.ID, r.EventID))
 	}
 	msg := message.NewMessage(r.UUID, []byte(r.Data))
 	if len(r.RawData) > 0 {
@@ -115,18 +116,18 @@ func (r Record) Message() (bus.PoisonedMessage, error) {
 	for name, value := range r.RawHeaders {
 		msg.Metadata[name] = string(value)
 	}
-	if r.Topic != "" && msg.Metadata[bus.HeaderFaultTopic] == "" {
-		msg.Metadata[bus.HeaderFaultTopic] = r.Topic
+	if r.Topic != "" && msg.Metadata[driver.HeaderFaultTopic] == "" {
+		msg.Metadata[driver.HeaderFaultTopic] = r.Topic
 	}
-	return bus.PoisonedMessage{ID: r.ID, Message: msg, Fault: bus.FaultOf(msg.Metadata)}, nil
+	return driver.PoisonedMessage{ID: r.ID, Message: msg, Fault: driver.FaultOf(msg.Metadata)}, nil
 }
 
-// typeOf is the event type that the message says it has.
-func typeOf(m bus.PoisonedMessage) (bus.Type, error) {
-	return (&bus.Delivery{Message: m.Message, Topic: m.Topic()}).Type()
+// typeOf returns the event type that the message says it has.
+func typeOf(m driver.PoisonedMessage) (bus.Type, error) {
+	return (&bus.Delivery{Delivery: driver.Delivery{Message: m.Message, Topic: m.Topic()}}).Type()
 }
 
-// instant is nil for the zero time.
+// instant returns nil for the zero time.
 func instant(t time.Time) *time.Time {
 	if t.IsZero() {
 		return nil

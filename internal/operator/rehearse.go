@@ -9,6 +9,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/middleware"
 )
 
@@ -20,7 +21,7 @@ type Rehearser struct {
 	stack middleware.Stack
 }
 
-// NewRehearser is for the handlers that are registered with the bus, in their stack.
+// NewRehearser returns a rehearser of the handlers that are registered with the bus, in their stack.
 func NewRehearser(b *bus.Bus, stack middleware.Stack) *Rehearser { return &Rehearser{b, stack} }
 
 // Rehearsing is who can rehearse: a service's own process, or a [Client] of its endpoint.
@@ -29,7 +30,7 @@ type Rehearsing interface {
 	// does outside of its context.
 	Undoes(ctx context.Context, group string) (bool, error)
 	// Rehearse tries messages of a group and returns how each went, in their order.
-	Rehearse(ctx context.Context, group string, msgs []bus.PoisonedMessage) ([]Rehearsed, error)
+	Rehearse(ctx context.Context, group string, msgs []driver.PoisonedMessage) ([]Rehearsed, error)
 }
 
 var (
@@ -48,11 +49,11 @@ type Rehearsed struct {
 // Undoes implements [Rehearsing].
 func (r *Rehearser) Undoes(_ context.Context, group string) (bool, error) {
 	h, err := r.handler(group)
-	return h.Effects == bus.EffectsInTransaction, err
+	return h.Undoable, err
 }
 
 // Rehearse tries as many at once as the handler handles.
-func (r *Rehearser) Rehearse(ctx context.Context, group string, msgs []bus.PoisonedMessage) ([]Rehearsed, error) {
+func (r *Rehearser) Rehearse(ctx context.Context, group string, msgs []driver.PoisonedMessage) ([]Rehearsed, error) {
 	h, err := r.handler(group)
 	if err != nil {
 		return nil, err
@@ -63,7 +64,7 @@ func (r *Rehearser) Rehearse(ctx context.Context, group string, msgs []bus.Poiso
 	}
 	results := make([]Rehearsed, len(msgs))
 	workers := h.Concurrency
-	if h.Order != bus.Unordered {
+	if h.Order != driver.Unordered {
 		workers = 1
 	}
 	next := make(chan int)
@@ -100,7 +101,7 @@ func (r *Rehearser) handler(group string) (bus.Handler, error) {
 	return bus.Handler{}, &UnknownGroupError{Group: group, Nearest: nearestGroup(group, names)}
 }
 
-// function is the handler in its stack, but for the steps that would change something.
+// function returns the handler in its stack, but for the steps that would change something.
 func (r *Rehearser) function(h bus.Handler) (message.HandlerFunc, error) {
 	stack := r.stack
 	if h.Stack != nil {
@@ -121,22 +122,24 @@ func (r *Rehearser) function(h bus.Handler) (message.HandlerFunc, error) {
 // maxErrorText bounds an error's text in a result, in bytes.
 const maxErrorText = 1024
 
-func rehearse(ctx context.Context, fn message.HandlerFunc, group string, m bus.PoisonedMessage) (result Rehearsed) {
+func rehearse(ctx context.Context, fn message.HandlerFunc, group string, m driver.PoisonedMessage) (result Rehearsed) {
 	result.ID = m.ID
 	fail := func(err error) {
-		result.Error, result.Class = bus.OneLine(err.Error(), maxErrorText), bus.ErrorClass(err)
+		result.Error, result.Class = driver.OneLine(err.Error(), maxErrorText), driver.ErrorClass(err)
 	}
 	defer func() { // where the stack has no recover step
 		if v := recover(); v != nil {
-			fail(bus.NewPanicError(v))
+			fail(driver.NewPanicError(v))
 		}
 	}()
 	msg := m.Message.Copy()
-	bus.ClearFault(msg.Metadata)
+	driver.ClearFault(msg.Metadata)
 	rehearsal := new(bus.Rehearsal)
-	msg.SetContext(bus.ContextWithDelivery(ctx, &bus.Delivery{
-		Message: msg, Topic: m.Topic(), Group: group, Attempt: 1, Try: 1, FirstSeen: m.Fault.FirstAt, Rehearsal: rehearsal,
-	}))
+	d := &bus.Delivery{
+		Delivery:  driver.Delivery{Message: msg, Topic: m.Topic(), Group: group, Attempt: 1, FirstSeen: m.Fault.FirstAt},
+		Rehearsal: rehearsal, Try: 1,
+	}
+	msg.SetContext(d.NewContext(ctx))
 	produced, err := fn(msg)
 	if err != nil && !bus.IsDiscard(err) { // a discarded one is done, too
 		fail(err)

@@ -4,7 +4,7 @@ import (
 	"errors"
 	"time"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // Group is a group in JSON, of leat groups and at the admin endpoint. What is null is unknown.
@@ -21,9 +21,9 @@ type Group struct {
 }
 
 // DescribeGroup puts a group into JSON.
-func DescribeGroup(g bus.GroupInfo) Group {
+func DescribeGroup(g driver.GroupInfo) Group {
 	count := func(n int) *int {
-		if n == bus.Unknown {
+		if n == driver.Unknown {
 			return nil
 		}
 		return &n
@@ -41,14 +41,14 @@ func DescribeGroup(g bus.GroupInfo) Group {
 	}
 }
 
-func (g Group) info() bus.GroupInfo {
+func (g Group) info() driver.GroupInfo {
 	count := func(n *int) int {
 		if n == nil {
-			return bus.Unknown
+			return driver.Unknown
 		}
 		return *n
 	}
-	info := bus.GroupInfo{
+	info := driver.GroupInfo{
 		Name:      g.Group,
 		Topics:    g.Topics,
 		Waiting:   count(g.Waiting),
@@ -76,20 +76,20 @@ type Finding struct {
 	OK    bool   `json:"ok"`
 	Text  string `json:"text,omitempty"`
 	Error string `json:"error,omitempty"`
-	Cure  string `json:"cure,omitempty"`
+	Fix   string `json:"cure,omitempty"`
 }
 
 // DescribeFinding puts a finding into JSON.
-func DescribeFinding(f bus.Finding) Finding {
+func DescribeFinding(f driver.Finding) Finding {
 	d := Finding{Check: f.Check, OK: f.Err == nil, Text: f.Text}
 	if f.Err != nil {
-		d.Error, d.Cure = f.Err.Error(), f.Cure
+		d.Error, d.Fix = f.Err.Error(), f.Fix
 	}
 	return d
 }
 
-func (f Finding) finding() bus.Finding {
-	found := bus.Finding{Check: f.Check, Text: f.Text, Cure: f.Cure}
+func (f Finding) finding() driver.Finding {
+	found := driver.Finding{Check: f.Check, Text: f.Text, Fix: f.Fix}
 	if !f.OK {
 		found.Err = errors.New(f.Error)
 	}

@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/operator"
 	"github.com/leatbus/leat/internal/urlopt"
 )
@@ -36,26 +36,26 @@ func (c *doctor) Run(ctx context.Context, e *Env) error {
 }
 
 // outbox checks the tables that an outbox is in, and whether events leave them.
-func (c *doctor) outbox(ctx context.Context, e *Env) []bus.Finding {
-	return c.database(ctx, e, "outbox", c.OutboxURL, func(ctx context.Context, t bus.Transport) []bus.Finding {
-		return operator.DiagnoseOutbox(ctx, t.(bus.Inspector))
+func (c *doctor) outbox(ctx context.Context, e *Env) []driver.Finding {
+	return c.database(ctx, e, "outbox", c.OutboxURL, func(ctx context.Context, t driver.Transport) []driver.Finding {
+		return operator.DiagnoseOutbox(ctx, t.(driver.Inspector))
 	})
 }
 
 // inboxDoctor is a transport on tables that an inbox may be in.
 type inboxDoctor interface {
-	DiagnoseInbox(ctx context.Context) []bus.Finding
+	DiagnoseInbox(ctx context.Context) []driver.Finding
 }
 
 // inbox checks the table that an inbox is.
-func (c *doctor) inbox(ctx context.Context, e *Env) []bus.Finding {
-	return c.database(ctx, e, "inbox", c.InboxURL, func(ctx context.Context, t bus.Transport) []bus.Finding {
+func (c *doctor) inbox(ctx context.Context, e *Env) []driver.Finding {
+	return c.database(ctx, e, "inbox", c.InboxURL, func(ctx context.Context, t driver.Transport) []driver.Finding {
 		return t.(inboxDoctor).DiagnoseInbox(ctx)
 	})
 }
 
 // database opens a database and lets something look at it; nothing where there is no URL. It makes no tables.
-func (c *doctor) database(ctx context.Context, e *Env, what, raw string, look func(context.Context, bus.Transport) []bus.Finding) []bus.Finding {
+func (c *doctor) database(ctx context.Context, e *Env, what, raw string, look func(context.Context, driver.Transport) []driver.Finding) []driver.Finding {
 	if raw == "" {
 		return nil
 	}
@@ -63,7 +63,7 @@ func (c *doctor) database(ctx context.Context, e *Env, what, raw string, look fu
 	defer cancel()
 	findings, err := lookAt(ctx, e, raw, look)
 	if err != nil {
-		findings = []bus.Finding{{Check: "open it", Err: err, Cure: cureOf(err)}}
+		findings = []driver.Finding{{Check: "open it", Err: err, Fix: cureOf(err)}}
 	}
 	for i := range findings {
 		findings[i].Check = what + ": " + findings[i].Check
@@ -71,7 +71,7 @@ func (c *doctor) database(ctx context.Context, e *Env, what, raw string, look fu
 	return findings
 }
 
-func lookAt(ctx context.Context, e *Env, raw string, look func(context.Context, bus.Transport) []bus.Finding) ([]bus.Finding, error) {
+func lookAt(ctx context.Context, e *Env, raw string, look func(context.Context, driver.Transport) []driver.Finding) ([]driver.Finding, error) {
 	u, err := urlopt.Parse(raw)
 	switch {
 	case err != nil:
@@ -90,15 +90,15 @@ func lookAt(ctx context.Context, e *Env, raw string, look func(context.Context, 
 	return look(ctx, t), nil
 }
 
-// cureOf is what to do about a message system that does not open.
+// cureOf returns what to do about a message system that does not open.
 func cureOf(err error) string {
 	knows, ok := errors.AsType[interface {
 		error
-		Cure() string
+		Fix() string
 	}](err)
 	switch {
 	case ok:
-		return knows.Cure()
+		return knows.Fix()
 	case isUsage(err):
 		return "correct the URL; the page of its transport lists the options"
 	default:
@@ -106,25 +106,25 @@ func cureOf(err error) string {
 	}
 }
 
-func (c *doctor) findings(ctx context.Context, e *Env) []bus.Finding {
+func (c *doctor) findings(ctx context.Context, e *Env) []driver.Finding {
 	s, err := c.open(ctx, e)
 	if isUsage(err) {
-		return []bus.Finding{{Check: "URL", Err: err, Cure: cureOf(err)}}
+		return []driver.Finding{{Check: "URL", Err: err, Fix: cureOf(err)}}
 	}
 	if err != nil {
-		return []bus.Finding{{Check: "open " + e.Where, Err: err, Cure: cureOf(err)}}
+		return []driver.Finding{{Check: "open " + e.Where, Err: err, Fix: cureOf(err)}}
 	}
 	defer s.close()
 	inspector, err := s.inspector()
 	if err != nil {
-		return []bus.Finding{{Check: "open " + e.Where, Text: "it answers, and can't tell more"}}
+		return []driver.Finding{{Check: "open " + e.Where, Text: "it answers, and can't tell more"}}
 	}
 	soon, cancel := s.soon(ctx)
 	defer cancel()
 	return operator.Diagnose(soon, inspector)
 }
 
-func (c *doctor) write(e *Env, f bus.Finding) error {
+func (c *doctor) write(e *Env, f driver.Finding) error {
 	line := operator.DescribeFinding(f)
 	if c.JSON {
 		return e.line(line)
@@ -133,6 +133,6 @@ func (c *doctor) write(e *Env, f bus.Finding) error {
 		_, err := fmt.Fprintf(e.Stdout, "ok     %s: %s\n", printable(line.Check), printable(line.Text))
 		return err
 	}
-	_, err := fmt.Fprintf(e.Stdout, "WRONG  %s: %s\n       cure: %s\n", printable(line.Check), printable(line.Error), printable(line.Cure))
+	_, err := fmt.Fprintf(e.Stdout, "WRONG  %s: %s\n       cure: %s\n", printable(line.Check), printable(line.Error), printable(line.Fix))
 	return err
 }

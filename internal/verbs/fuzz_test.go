@@ -7,7 +7,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 func FuzzFilter(f *testing.F) {
@@ -23,10 +23,10 @@ func FuzzFilter(f *testing.F) {
 			return
 		}
 		msg := message.NewMessage(id, []byte(text))
-		msg.Metadata = message.Metadata{bus.HeaderID: id, bus.HeaderType: typ, bus.HeaderPartitionKey: key, bus.HeaderFaultTopic: topic}
-		m := bus.PoisonedMessage{ID: id, Message: msg, Fault: bus.Fault{Class: class, Text: text}}
+		msg.Metadata = message.Metadata{driver.HeaderID: id, driver.HeaderType: typ, driver.HeaderPartitionKey: key, driver.HeaderFaultTopic: topic}
+		m := driver.PoisonedMessage{ID: id, Message: msg, Fault: driver.Fault{Class: class, Text: text}}
 		if matching.Match(m) {
-			m.ID, msg.Metadata[bus.HeaderID] = id+"x", id+"x"
+			m.ID, msg.Metadata[driver.HeaderID] = id+"x", id+"x"
 			require.False(t, matching.Match(m), "another id")
 		}
 	})

@@ -8,7 +8,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/operator"
 	"github.com/leatbus/leat/internal/urlopt"
 )
@@ -41,7 +41,7 @@ type filter struct {
 
 func (f filter) filter(now time.Time) (operator.Filter, error) {
 	if f.Topic != "" {
-		if err := bus.ValidatePattern(f.Topic); err != nil {
+		if err := driver.ValidatePattern(f.Topic); err != nil {
 			return operator.Filter{}, usage("--topic: %w", err)
 		}
 	}
@@ -78,17 +78,17 @@ func moment(flag, text string, now time.Time) (time.Time, error) {
 // chosen is the poisoned messages of one group that the flags choose.
 type chosen struct {
 	group string
-	queue bus.PoisonQueue
+	queue driver.PoisonQueue
 	ids   []string
 	seen  int // messages, chosen or not
 }
 
-// queues are the poison queues that the flags name: all that hold something, where they name none.
+// queues returns the poison queues that the flags name: all that hold something, where they name none.
 func (f filter) queues(ctx context.Context, s *session) ([]chosen, error) {
 	groups, err := s.groups(ctx, f.Group...)
 	if errors.Is(err, errNoInspector) && len(f.Group) > 0 {
 		for _, name := range f.Group { // whatever its name
-			groups = append(groups, bus.GroupInfo{Name: name, Poisoned: bus.Unknown})
+			groups = append(groups, driver.GroupInfo{Name: name, Poisoned: driver.Unknown})
 		}
 		err = nil
 	}
@@ -105,7 +105,7 @@ func (f filter) queues(ctx context.Context, s *session) ([]chosen, error) {
 }
 
 // each calls visit with every message that the flags choose, group by group.
-func (f filter) each(ctx context.Context, s *session, visit func(queue *chosen, m bus.PoisonedMessage) error) ([]chosen, error) {
+func (f filter) each(ctx context.Context, s *session, visit func(queue *chosen, m driver.PoisonedMessage) error) ([]chosen, error) {
 	matching, err := f.filter(time.Now())
 	if err != nil {
 		return nil, err
@@ -117,7 +117,7 @@ func (f filter) each(ctx context.Context, s *session, visit func(queue *chosen, 
 	var there hints
 	n := 0
 	for i := range queues {
-		err := operator.Each(ctx, queues[i].queue, operator.Filter{}, func(m bus.PoisonedMessage) error {
+		err := operator.Each(ctx, queues[i].queue, operator.Filter{}, func(m driver.PoisonedMessage) error {
 			queues[i].seen++
 			if !matching.Match(m) {
 				there.add(m)
@@ -139,7 +139,7 @@ func (f filter) each(ctx context.Context, s *session, visit func(queue *chosen, 
 // hints are what a flag that chooses nothing may have meant.
 type hints struct{ classes, types, topics []string }
 
-func (h *hints) add(m bus.PoisonedMessage) {
+func (h *hints) add(m driver.PoisonedMessage) {
 	note := func(known *[]string, value string) {
 		if !slices.Contains(*known, value) && len(*known) < maxHints {
 			*known = append(*known, value)
@@ -155,7 +155,7 @@ func (h *hints) add(m bus.PoisonedMessage) {
 // maxHints bounds what is remembered of a queue.
 const maxHints = 1000
 
-// mistake is what may be wrong with flags that choose nothing.
+// mistake returns what may be wrong with flags that choose nothing.
 func (h *hints) mistake(f filter) error {
 	for _, flag := range []struct {
 		what, value string
@@ -181,10 +181,10 @@ func (e *Env) nothing(queues []chosen) {
 	}
 }
 
-// choose is the places of the chosen messages, counted by class.
+// choose returns the places of the chosen messages, counted by class.
 func (f filter) choose(ctx context.Context, s *session) (queues []chosen, classes *operator.Classes, n int, err error) {
 	classes = new(operator.Classes)
-	queues, err = f.each(ctx, s, func(queue *chosen, m bus.PoisonedMessage) error {
+	queues, err = f.each(ctx, s, func(queue *chosen, m driver.PoisonedMessage) error {
 		queue.ids = append(queue.ids, m.ID)
 		classes.Add(queue.group, m)
 		n++
@@ -199,10 +199,10 @@ func (f filter) choose(ctx context.Context, s *session) (queues []chosen, classe
 var errNoSuch = errors.New("no poisoned message has the id")
 
 // one finds the message with this id, in whatever group.
-func (f filter) one(ctx context.Context, s *session, id string) (queue chosen, m bus.PoisonedMessage, err error) {
+func (f filter) one(ctx context.Context, s *session, id string) (queue chosen, m driver.PoisonedMessage, err error) {
 	f.ID = []string{id}
 	found := 0
-	_, err = f.each(ctx, s, func(q *chosen, candidate bus.PoisonedMessage) error {
+	_, err = f.each(ctx, s, func(q *chosen, candidate driver.PoisonedMessage) error {
 		found++
 		queue, m = *q, candidate
 		return nil

@@ -13,7 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 type poisonEdit struct {
@@ -56,7 +56,7 @@ func (c *poisonEdit) Run(ctx context.Context, e *Env) error {
 	})
 }
 
-func (c *poisonEdit) change(ctx context.Context, s *session, m bus.PoisonedMessage) (bus.PoisonedMessage, error) {
+func (c *poisonEdit) change(ctx context.Context, s *session, m driver.PoisonedMessage) (driver.PoisonedMessage, error) {
 	was, msg := m.Message.Payload, m.Message.Copy()
 	m.Message = msg
 	for name, value := range c.Header {

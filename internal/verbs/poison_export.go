@@ -8,7 +8,7 @@ import (
 	"io"
 	"os"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/operator"
 )
 
@@ -44,7 +44,7 @@ func (c *poisonExport) write(ctx context.Context, s *session, out io.Writer) (n 
 	buffered := bufio.NewWriter(out)
 	encoder := json.NewEncoder(buffered)
 	encoder.SetEscapeHTML(false)
-	_, err = c.each(ctx, s, func(queue *chosen, m bus.PoisonedMessage) error {
+	_, err = c.each(ctx, s, func(queue *chosen, m driver.PoisonedMessage) error {
 		n++
 		return encoder.Encode(operator.Full(queue.group, m))
 	})

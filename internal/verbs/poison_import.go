@@ -10,7 +10,7 @@ import (
 	"os"
 	"slices"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/operator"
 )
 
@@ -31,7 +31,7 @@ func (c *poisonImport) Run(ctx context.Context, e *Env) error {
 	if err != nil {
 		return err
 	}
-	byGroup := make(map[string][]bus.PoisonedMessage)
+	byGroup := make(map[string][]driver.PoisonedMessage)
 	for i, r := range records {
 		m, err := r.Message()
 		if err != nil {
@@ -98,17 +98,17 @@ func (c *poisonImport) read(e *Env) (records []operator.Record, err error) {
 // sameness is what two records of one poisoning have in common.
 type sameness struct{ source, id, at string }
 
-func samenessOf(m bus.PoisonedMessage) sameness {
+func samenessOf(m driver.PoisonedMessage) sameness {
 	h := m.Message.Metadata
-	return sameness{h[bus.HeaderSource], bus.MessageID(m.Message), h[bus.HeaderFaultAt]}
+	return sameness{h[driver.HeaderSource], driver.MessageID(m.Message), h[driver.HeaderFaultAt]}
 }
 
 // without leaves out the messages that are in the queue.
-func without(ctx context.Context, queue bus.PoisonQueue, msgs []bus.PoisonedMessage) ([]bus.PoisonedMessage, error) {
+func without(ctx context.Context, queue driver.PoisonQueue, msgs []driver.PoisonedMessage) ([]driver.PoisonedMessage, error) {
 	there := make(map[sameness]bool)
-	err := operator.Each(ctx, queue, operator.Filter{}, func(m bus.PoisonedMessage) error {
+	err := operator.Each(ctx, queue, operator.Filter{}, func(m driver.PoisonedMessage) error {
 		there[samenessOf(m)] = true
 		return nil
 	})
-	return slices.DeleteFunc(msgs, func(m bus.PoisonedMessage) bool { return there[samenessOf(m)] }), err
+	return slices.DeleteFunc(msgs, func(m driver.PoisonedMessage) bool { return there[samenessOf(m)] }), err
 }

@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/operator"
 )
 
@@ -25,7 +25,7 @@ func (c *poisonLs) Run(ctx context.Context, e *Env) error {
 		}
 		t := newTable(s.Stdout, "ID", "GROUP", "EVENT", "TYPE", "AGE", "ATTEMPTS", "CLASS", "ERROR")
 		n := 0
-		queues, err := c.each(ctx, s, func(queue *chosen, m bus.PoisonedMessage) error {
+		queues, err := c.each(ctx, s, func(queue *chosen, m driver.PoisonedMessage) error {
 			if n++; c.Limit > 0 && n > c.Limit {
 				return nil
 			}
@@ -52,7 +52,7 @@ func (c *poisonLs) Run(ctx context.Context, e *Env) error {
 
 func (c *poisonLs) lines(ctx context.Context, s *session) error {
 	n := 0
-	_, err := c.each(ctx, s, func(queue *chosen, m bus.PoisonedMessage) error {
+	_, err := c.each(ctx, s, func(queue *chosen, m driver.PoisonedMessage) error {
 		if n++; c.Limit > 0 && c.Limit != defaultLimit && n > c.Limit {
 			return errEnough
 		}
@@ -67,7 +67,7 @@ func (c *poisonLs) lines(ctx context.Context, s *session) error {
 // defaultLimit is that of the table, which somebody reads.
 const defaultLimit = 100
 
-// versioned is a record's type with its version.
+// versioned returns a record's type with its version.
 func versioned(r operator.Record) string {
 	if r.Version == 0 {
 		return r.Type

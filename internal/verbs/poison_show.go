@@ -12,7 +12,7 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/operator"
 )
 
@@ -42,7 +42,7 @@ func (c *poisonShow) Run(ctx context.Context, e *Env) error {
 	})
 }
 
-// named is a filter for one group, or none.
+// named returns a filter for one group, or none.
 func named(group string) filter {
 	if group == "" {
 		return filter{}
@@ -50,7 +50,7 @@ func named(group string) filter {
 	return filter{Group: []string{group}}
 }
 
-func writeMessage(w io.Writer, group string, m bus.PoisonedMessage) error {
+func writeMessage(w io.Writer, group string, m driver.PoisonedMessage) error {
 	r := operator.Full(group, m)
 	for _, line := range []struct{ name, value string }{
 		{"id", r.ID},
@@ -82,7 +82,7 @@ func writeMessage(w io.Writer, group string, m bus.PoisonedMessage) error {
 	}
 	fmt.Fprintln(w, "\nheaders")
 	headers := maps.Clone(m.Message.Metadata)
-	bus.ClearFault(headers)
+	driver.ClearFault(headers)
 	for _, name := range slices.Sorted(maps.Keys(headers)) {
 		fmt.Fprintf(w, "  %s: %s\n", printable(name), printable(headers[name]))
 	}
@@ -90,7 +90,7 @@ func writeMessage(w io.Writer, group string, m bus.PoisonedMessage) error {
 	return err
 }
 
-// readable is a payload for people.
+// readable returns a payload for people.
 func readable(payload []byte) string {
 	var indented bytes.Buffer
 	switch {

@@ -6,7 +6,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/operator"
 )
 
@@ -52,7 +52,7 @@ func (c *poisonReplay) whatIf(ctx context.Context, e *Env) error {
 	})
 }
 
-// rehearser is who has the handlers.
+// rehearser returns who has the handlers.
 func (s *session) rehearser() (operator.Rehearsing, error) {
 	if s.Rehearser != nil {
 		return s.Rehearser, nil
@@ -86,7 +86,7 @@ func (c *poisonReplay) agreeTo(ctx context.Context, s *session, rehearser operat
 func (c *poisonReplay) rehearse(ctx context.Context, s *session, rehearser operator.Rehearsing) (prospects []*prospect, err error) {
 	var (
 		group string
-		some  []bus.PoisonedMessage
+		some  []driver.PoisonedMessage
 	)
 	try := func() error {
 		if len(some) == 0 {
@@ -106,7 +106,7 @@ func (c *poisonReplay) rehearse(ctx context.Context, s *session, rehearser opera
 		some = some[:0]
 		return nil
 	}
-	_, err = c.each(ctx, s, func(q *chosen, m bus.PoisonedMessage) error {
+	_, err = c.each(ctx, s, func(q *chosen, m driver.PoisonedMessage) error {
 		if q.group != group || len(some) == rehearseAtOnce {
 			if err := try(); err != nil {
 				return err

@@ -12,6 +12,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 type publish struct {
@@ -37,7 +38,7 @@ func (c *publish) Run(ctx context.Context, e *Env) error {
 	return c.with(ctx, e, func(s *session) error {
 		for i, msg := range msgs {
 			if err := s.publish(ctx, msg); err != nil {
-				return fmt.Errorf("message %d of %d, %s: %w", i+1, len(msgs), bus.MessageID(msg), err)
+				return fmt.Errorf("message %d of %d, %s: %w", i+1, len(msgs), driver.MessageID(msg), err)
 			}
 		}
 		_, err := fmt.Fprintf(e.Stdout, "published %s\n", messages(len(msgs)))
@@ -48,9 +49,9 @@ func (c *publish) Run(ctx context.Context, e *Env) error {
 func (s *session) publish(ctx context.Context, msg *message.Message) error {
 	ctx, cancel := s.soon(ctx)
 	defer cancel()
-	err := s.Publish(ctx, bus.TopicOf(msg), msg)
-	if errors.Is(err, bus.ErrUnroutable) {
-		return fmt.Errorf("no group wants %s, so it went nowhere; %s topics shows what groups ask for", bus.TopicOf(msg), s.Program)
+	err := s.Publish(ctx, driver.TopicOf(msg), msg)
+	if errors.Is(err, driver.ErrUnroutable) {
+		return fmt.Errorf("no group wants %s, so it went nowhere; %s topics shows what groups ask for", driver.TopicOf(msg), s.Program)
 	}
 	return err
 }
@@ -86,7 +87,7 @@ func (c *publish) read(e *Env) ([]*message.Message, error) {
 		}
 		msg, err := bus.ParseCloudEvent(event)
 		if err == nil {
-			err = bus.ValidateTopic(bus.TopicOf(msg))
+			err = driver.ValidateTopic(driver.TopicOf(msg))
 		}
 		if err != nil {
 			return nil, usage("%s: event %d: %w", c.File, len(msgs)+1, err)
@@ -97,7 +98,7 @@ func (c *publish) read(e *Env) ([]*message.Message, error) {
 
 // event makes one of the flags.
 func (c *publish) event(e *Env) (*message.Message, error) {
-	if err := bus.ValidateTopic(c.Type); err != nil {
+	if err := driver.ValidateTopic(c.Type); err != nil {
 		return nil, &UsageError{err}
 	}
 	data, err := e.value(c.Data)
@@ -113,13 +114,13 @@ func (c *publish) event(e *Env) (*message.Message, error) {
 	}
 	msg := message.NewMessage(id, data)
 	for name, value := range map[string]string{
-		bus.HeaderID:           id,
-		bus.HeaderType:         c.Type,
-		bus.HeaderSource:       c.Source,
-		bus.HeaderTime:         time.Now().UTC().Format(time.RFC3339Nano),
-		bus.HeaderSubject:      c.Subject,
-		bus.HeaderPartitionKey: c.Key,
-		bus.HeaderContentType:  c.ContentType,
+		driver.HeaderID:           id,
+		driver.HeaderType:         c.Type,
+		driver.HeaderSource:       c.Source,
+		driver.HeaderTime:         time.Now().UTC().Format(time.RFC3339Nano),
+		driver.HeaderSubject:      c.Subject,
+		driver.HeaderPartitionKey: c.Key,
+		driver.HeaderContentType:  c.ContentType,
 	} {
 		if value != "" {
 			msg.Metadata[name] = value
@@ -128,7 +129,7 @@ func (c *publish) event(e *Env) (*message.Message, error) {
 	return msg, nil
 }
 
-// value is a flag's text, or the file that it names with an @.
+// value returns a flag's text, or the file that it names with an @.
 func (e *Env) value(text string) ([]byte, error) {
 	if len(text) == 0 || text[0] != '@' {
 		return []byte(text), nil

@@ -12,7 +12,7 @@ import (
 	"github.com/alecthomas/kong"
 	"github.com/mattn/go-isatty"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/operator"
 )
 
@@ -39,11 +39,11 @@ type Env struct {
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
 	// Open opens the message system. The verb closes it.
-	Open func(ctx context.Context) (bus.Transport, error)
+	Open func(ctx context.Context) (driver.Transport, error)
 	// Close closes it; nil for the transport's own Close.
 	Close func(ctx context.Context) error
 	// OpenDatabase opens the database of an outbox or an inbox for doctor, and makes nothing in it.
-	OpenDatabase func(ctx context.Context, u *url.URL) (bus.Transport, error)
+	OpenDatabase func(ctx context.Context, u *url.URL) (driver.Transport, error)
 	// Start gets the program's own handlers ready for the Rehearser, and Close ends it; nil where there is
 	// nothing to start.
 	Start func(ctx context.Context) error

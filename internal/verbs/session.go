@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/operator"
 )
 
@@ -18,7 +18,7 @@ type connect struct {
 // session is an open message system.
 type session struct {
 	*Env
-	bus.Transport
+	driver.Transport
 	wait time.Duration
 }
 
@@ -90,16 +90,16 @@ func isUsage(err error) bool {
 
 var errNoInspector = errors.New("this message system shows operators nothing but poison queues; name the group with --group")
 
-func (s *session) inspector() (bus.Inspector, error) {
-	inspector, ok := s.Transport.(bus.Inspector)
+func (s *session) inspector() (driver.Inspector, error) {
+	inspector, ok := s.Transport.(driver.Inspector)
 	if !ok {
 		return nil, errNoInspector
 	}
 	return inspector, nil
 }
 
-// groups are those with these names, or all.
-func (s *session) groups(ctx context.Context, names ...string) ([]bus.GroupInfo, error) {
+// groups returns the groups with these names, or all.
+func (s *session) groups(ctx context.Context, names ...string) ([]driver.GroupInfo, error) {
 	inspector, err := s.inspector()
 	if err != nil {
 		return nil, err

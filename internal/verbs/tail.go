@@ -9,6 +9,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 type tail struct {
@@ -23,7 +24,7 @@ var errEnough = errors.New("that were enough")
 
 // Run shows copies until it is interrupted.
 func (c *tail) Run(ctx context.Context, e *Env) error {
-	if err := bus.ValidatePattern(c.Pattern); err != nil {
+	if err := driver.ValidatePattern(c.Pattern); err != nil {
 		return &UsageError{err}
 	}
 	return c.with(ctx, e, func(s *session) error {
@@ -50,11 +51,11 @@ func (c *tail) Run(ctx context.Context, e *Env) error {
 
 func (c *tail) write(e *Env, topic string, msg *message.Message) error {
 	if c.JSON {
-		if msg.Metadata[bus.HeaderType] == "" {
-			msg.Metadata[bus.HeaderType] = topic
+		if msg.Metadata[driver.HeaderType] == "" {
+			msg.Metadata[driver.HeaderType] = topic
 		}
-		if msg.Metadata[bus.HeaderSource] == "" {
-			msg.Metadata[bus.HeaderSource] = "unknown"
+		if msg.Metadata[driver.HeaderSource] == "" {
+			msg.Metadata[driver.HeaderSource] = "unknown"
 		}
 		event, err := bus.FormatCloudEvent(msg)
 		if err != nil { // what a foreign producer wrote must not end the tail
@@ -64,11 +65,11 @@ func (c *tail) write(e *Env, topic string, msg *message.Message) error {
 		_, err = raw(e.Stdout).Write(append(event, '\n'))
 		return err
 	}
-	at := bus.MessageTime(msg)
+	at := driver.MessageTime(msg)
 	if at.IsZero() {
 		at = time.Now()
 	}
-	_, err := fmt.Fprintf(e.Stdout, "%s  %s  %s  %s\n", at.Local().Format("15:04:05.000"), printable(topic), printable(bus.MessageID(msg)),
+	_, err := fmt.Fprintf(e.Stdout, "%s  %s  %s  %s\n", at.Local().Format("15:04:05.000"), printable(topic), printable(driver.MessageID(msg)),
 		printable(short(string(msg.Payload), 200)))
 	return err
 }

@@ -13,7 +13,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports/memory"
 )
@@ -61,13 +61,13 @@ func hostileTransport(t *testing.T) *memory.Transport {
 	transport := memory.New(memory.Config{})
 	t.Cleanup(func() { _ = transport.Close(context.Background()) })
 	ctx := t.Context()
-	_, err := transport.Subscribe(ctx, bus.Subscription{Group: "shop.mail", Topics: []string{"order.>"}, Known: []string{"order.paid.v1"}, Concurrency: 1})
+	_, err := transport.Subscribe(ctx, driver.Subscription{Group: "shop.mail", Topics: []string{"order.>"}, Known: []string{"order.paid.v1"}, Concurrency: 1})
 	require.NoError(t, err)
 	msg := message.NewMessage(hostile, []byte(`{"a":"`+"\u009b31m\u202e\x7f"+`"}`))
-	fault := bus.Fault{Text: hostile, Class: hostile, Chain: hostile, Stack: hostile, TraceID: hostile, Group: "shop.mail", Handler: hostile, Topic: "order.paid.v1", Host: hostile, Build: hostile, At: time.Now()}
-	msg.Metadata = message.Metadata{bus.HeaderType: "order." + hostile, bus.HeaderID: hostile, bus.HeaderPartitionKey: hostile, hostile: hostile}
+	fault := driver.Fault{Text: hostile, Class: hostile, Chain: hostile, Stack: hostile, TraceID: hostile, Group: "shop.mail", Handler: hostile, Topic: "order.paid.v1", Host: hostile, Build: hostile, At: time.Now()}
+	msg.Metadata = message.Metadata{driver.HeaderType: "order." + hostile, driver.HeaderID: hostile, driver.HeaderPartitionKey: hostile, hostile: hostile}
 	fault.Record(msg.Metadata)
-	require.NoError(t, transport.PoisonQueue("shop.mail").Put(ctx, bus.PoisonedMessage{Message: msg, Fault: fault}))
+	require.NoError(t, transport.PoisonQueue("shop.mail").Put(ctx, driver.PoisonedMessage{Message: msg, Fault: fault}))
 	return transport
 }
 
@@ -93,7 +93,7 @@ func TestVerbs_writeOnlyPrintableText(t *testing.T) {
 			var stdout, stderr bytes.Buffer
 			e := &Env{
 				Program: "leat", Where: "memory://" + hostile, Stdin: strings.NewReader(""), Stdout: &stdout, Stderr: &stderr,
-				Open: func(context.Context) (bus.Transport, error) { return transport, nil },
+				Open: func(context.Context) (driver.Transport, error) { return transport, nil },
 			}
 			Run(t.Context(), &grammar, e, "test", args)
 			require.NotEmpty(t, stdout.String()+stderr.String())

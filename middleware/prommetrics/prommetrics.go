@@ -1,4 +1,4 @@
-// Package prommetrics is the Prometheus observer of a bus. It is the only package that imports
+// Package prommetrics observes a bus with Prometheus metrics. It is the only package that imports
 // Prometheus: services that don't use it don't link it.
 //
 //	metric                               labels                 what
@@ -33,6 +33,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // maxTopics bounds the label "topic", whose values may come from foreign input.
@@ -81,10 +82,7 @@ type ending struct {
 	process   prometheus.Observer
 }
 
-var (
-	_ bus.Observer        = (*Observer)(nil)
-	_ bus.BreakerObserver = (*Observer)(nil)
-)
+var _ bus.Observer = (*Observer)(nil)
 
 // New registers the metrics. Registering twice is an error of the registerer's.
 func New(registerer prometheus.Registerer) (*Observer, error) {
@@ -156,8 +154,8 @@ func (o *Observer) Started(ctx context.Context, d *bus.Delivery) context.Context
 	g := o.group(d)
 	g.inFlight.Inc()
 	if d.Attempt == 1 && d.FailedSince.IsZero() {
-		if t := bus.MessageTime(d.Message); !t.IsZero() {
-			if due := bus.DeliverAt(d.Message); due.After(t) {
+		if t := driver.MessageTime(d.Message); !t.IsZero() {
+			if due := driver.DeliverAt(d.Message); due.After(t) {
 				t = due
 			}
 			g.lag.Observe(max(d.Started().Sub(t).Seconds(), 0))
@@ -193,13 +191,13 @@ func (o *Observer) reserve(h bus.Handler) {
 		o.topics.Store(t.String(), t.String())
 	}
 	for _, topic := range h.Topics {
-		if !bus.IsPattern(topic) {
+		if !driver.IsPattern(topic) {
 			o.topics.Store(topic, topic)
 		}
 	}
 }
 
-// once is what the map holds for the key, made at its first use.
+// once returns what the map holds for the key, made at its first use.
 func once[K comparable, V any](m *sync.Map, key K, bind func() V) V {
 	if v, ok := m.Load(key); ok {
 		return v.(V)

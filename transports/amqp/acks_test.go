@@ -9,7 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // Acks do not wait for an older message that is still being handled: the others go on, and are not
@@ -18,7 +18,7 @@ func TestAMessageThatTakesLongHoldsUpNoAcks(t *testing.T) {
 	b := ownBroker(t)
 	transport := open(t, withOptions(b.url(), "prefetch=20"))
 	group, topic := unique("ledger"), unique("order.paid.v1")
-	feed := subscribe(t, transport, bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 2})
+	feed := subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 2})
 	const n = 200 // many times what is fetched ahead
 	for i := range n {
 		publish(t, transport, topic, itoa(i))

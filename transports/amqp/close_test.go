@@ -11,7 +11,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
 )
 
@@ -22,26 +22,26 @@ func TestACloseForgetsNoAcks(t *testing.T) {
 	for _, c := range []struct {
 		name    string
 		workers int
-		order   bus.Order
+		order   driver.Order
 		held    bool
 	}{
-		{"unordered", 20, bus.Unordered, false},
-		{"one worker", 1, bus.Unordered, false},
-		{"by key", 20, bus.OrderedByKey, false},
-		{"by key, held", 20, bus.OrderedByKey, true},
-		{"strict", 1, bus.OrderedStrictly, false},
+		{"unordered", 20, driver.Unordered, false},
+		{"one worker", 1, driver.Unordered, false},
+		{"by key", 20, driver.OrderedByKey, false},
+		{"by key, held", 20, driver.OrderedByKey, true},
+		{"strict", 1, driver.OrderedStrictly, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			raw := testenv.RabbitMQ(t)
 			topic := unique("order.paid.v1")
-			sub := bus.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: c.workers, Order: c.order}
+			sub := driver.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: c.workers, Order: c.order}
 			const n, keys = 600, 20
 			first := open(t, raw)
 			subscribe(t, first, sub)
 			var msgs []*message.Message
 			for i := range n {
 				msg := newMessage(topic, strconv.Itoa(i))
-				msg.Metadata[bus.HeaderPartitionKey] = strconv.Itoa(i % keys)
+				msg.Metadata[driver.HeaderPartitionKey] = strconv.Itoa(i % keys)
 				msgs = append(msgs, msg)
 			}
 			require.NoError(t, first.Publish(t.Context(), topic, msgs...))
@@ -71,7 +71,7 @@ func TestACloseForgetsNoAcks(t *testing.T) {
 								return
 							}
 							mu.Lock()
-							handled[bus.MessageID(d.Message)]++
+							handled[driver.MessageID(d.Message)]++
 							if len(handled) >= goal {
 								enough()
 							}
@@ -102,25 +102,25 @@ func TestACloseForgetsNoAttempts(t *testing.T) {
 	for _, c := range []struct {
 		name    string
 		workers int
-		order   bus.Order
+		order   driver.Order
 	}{
-		{"unordered", 4, bus.Unordered},
-		{"one worker", 1, bus.Unordered},
-		{"by key", 4, bus.OrderedByKey},
-		{"strict", 1, bus.OrderedStrictly},
+		{"unordered", 4, driver.Unordered},
+		{"one worker", 1, driver.Unordered},
+		{"by key", 4, driver.OrderedByKey},
+		{"strict", 1, driver.OrderedStrictly},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			for _, queue := range []string{"quorum", "classic"} {
 				for _, wait := range []time.Duration{0, heldHere} {
 					raw, topic := withOptions(testenv.RabbitMQ(t), "queue="+queue), unique("order.paid.v1")
-					sub := bus.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: c.workers, Order: c.order}
+					sub := driver.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: c.workers, Order: c.order}
 					first := open(t, raw)
 					feed := subscribe(t, first, sub)
 					publishKeyed(t, first, topic, "a/1", "a/2")
 					for i := range 4 {
 						d := next(t, feed)
-						for bus.MessageID(d.Message) != "a/1" {
+						for driver.MessageID(d.Message) != "a/1" {
 							d = next(t, feed) // without order, the other comes in between
 						}
 						require.NoError(t, d.Settler.Redeliver(wait*time.Duration(i/3)))
@@ -132,13 +132,13 @@ func TestACloseForgetsNoAttempts(t *testing.T) {
 					var came []string
 					for range 2 {
 						d := next(t, feed)
-						came = append(came, bus.MessageID(d.Message))
-						if bus.MessageID(d.Message) == "a/1" {
+						came = append(came, driver.MessageID(d.Message))
+						if driver.MessageID(d.Message) == "a/1" {
 							require.GreaterOrEqual(t, d.Attempt, 5, "%s, after %s", queue, wait)
 						}
 						ack(t, d)
 					}
-					if c.order != bus.Unordered {
+					if c.order != driver.Unordered {
 						require.Equal(t, []string{"a/1", "a/2"}, came)
 					}
 					closeAll(t, second)

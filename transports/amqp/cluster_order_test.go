@@ -16,7 +16,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/amqp"
 )
 
@@ -25,7 +25,7 @@ import (
 type keyed struct {
 	t     testing.TB
 	topic string
-	sub   bus.Subscription
+	sub   driver.Subscription
 
 	mu      sync.Mutex
 	mended  bool
@@ -41,9 +41,9 @@ const lateBy = 10 * time.Second
 
 func newKeyed(t testing.TB) *keyed {
 	k := &keyed{t: t, topic: unique("order.paid.v1"), done: make(map[string]int)}
-	k.sub = bus.Subscription{
+	k.sub = driver.Subscription{
 		Group: unique("ledger"), Topics: []string{k.topic}, Known: []string{k.topic}, Concurrency: 8,
-		Order: bus.OrderedByKey, Park: true,
+		Order: driver.OrderedByKey, Park: true,
 	}
 	return k
 }
@@ -64,8 +64,8 @@ func (k *keyed) consume(transport *amqp.Transport) {
 	}
 }
 
-func (k *keyed) handle(d *bus.Delivery) {
-	id := bus.MessageID(d.Message)
+func (k *keyed) handle(d *driver.Delivery) {
+	id := driver.MessageID(d.Message)
 	key, number, _ := strings.Cut(id, "/")
 	k.mu.Lock()
 	if !slices.Contains(k.in, id) {
@@ -85,7 +85,7 @@ func (k *keyed) handle(d *bus.Delivery) {
 	case poison:
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
-		err = d.Settler.Poison(ctx, bus.NewFault(d, errors.New("bad")))
+		err = d.Settler.Poison(ctx, driver.NewFault(d, errors.New("bad")))
 	case wait:
 		err = d.Settler.Redeliver(lateBy)
 	default:
@@ -179,7 +179,7 @@ func TestCluster_losesNothingWhenANodeIsCutOff(t *testing.T) {
 	c.follower(t, k.sub.Group, k.sub.Group+".held", k.sub.Group+".lead")
 	transport := open(t, at.url())
 	k.consume(transport)
-	l := load(t, open(t, at.url()), bus.Unordered)
+	l := load(t, open(t, at.url()), driver.Unordered)
 	k.prepare(transport)
 	for round := range 2 {
 		l.flows(100)

@@ -12,7 +12,7 @@ import (
 	rabbit "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports/amqp"
 )
@@ -60,9 +60,9 @@ func TestAConflictSaysWhichArgumentDiffers(t *testing.T) {
 	broker := testenv.RabbitMQ(t)
 	group, topic := unique("ledger"), unique("a.v1")
 	first := open(t, broker)
-	subscribe(t, first, bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+	subscribe(t, first, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
 	second := open(t, withOptions(broker, "queue=classic"))
-	_, err := second.Subscribe(t.Context(), bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+	_, err := second.Subscribe(t.Context(), driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
 	var conflict *amqp.ConflictError
 	require.ErrorAs(t, err, &conflict)
 	require.Equal(t, "x-queue-type", conflict.Argument)
@@ -70,7 +70,7 @@ func TestAConflictSaysWhichArgumentDiffers(t *testing.T) {
 	require.ErrorContains(t, err, "option queue")
 
 	third := open(t, broker)
-	_, err = third.Subscribe(t.Context(), bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1, Order: bus.OrderedByKey})
+	_, err = third.Subscribe(t.Context(), driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1, Order: driver.OrderedByKey})
 	require.ErrorAs(t, err, &conflict)
 	require.Equal(t, "x-single-active-consumer", conflict.Argument)
 
@@ -89,12 +89,12 @@ func TestNothingIsDeclaredWhereItIsOnlyChecked(t *testing.T) {
 	closeAll(t, open(t, broker)) // somebody with the right has declared it
 	transport := open(t, withOptions(broker, "declare=false"))
 	group, topic := unique("ledger"), unique("order.paid.v1")
-	_, err := transport.Subscribe(t.Context(), bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+	_, err := transport.Subscribe(t.Context(), driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
 	require.ErrorContains(t, err, "it is not there and declare=false")
 
 	declaring := open(t, broker)
-	subscribe(t, declaring, bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
-	feed := subscribe(t, transport, bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+	subscribe(t, declaring, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+	feed := subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
 	publish(t, transport, topic, "a")
 	require.Equal(t, "a", take(t, feed))
 	_, err = openURL(t.Context(), withOptions(broker, "declare=false&exchange="+unique("missing")))
@@ -111,7 +111,7 @@ func TestTheZeroConfigWorks(t *testing.T) {
 	require.NoError(t, err)
 	require.True(t, transport.Health().Connected)
 	closeAll(t, transport)
-	require.ErrorIs(t, transport.Publish(context.Background(), "a.v1", newMessage("a.v1", "m")), bus.ErrClosed)
+	require.ErrorIs(t, transport.Publish(context.Background(), "a.v1", newMessage("a.v1", "m")), driver.ErrClosed)
 }
 
 func TestConfig_severalHosts(t *testing.T) {
@@ -131,7 +131,7 @@ func TestConfig_severalHosts(t *testing.T) {
 	require.NoError(t, err)
 	t.Cleanup(func() { cleanUp(t, broker, transport.QueuesForTest()) })
 	topic := unique("order.paid.v1")
-	feed := subscribe(t, transport, bus.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: 1})
+	feed := subscribe(t, transport, driver.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: 1})
 	proxy.Refuse()
 	proxy.CutAll()
 	eventually(t, "the log says that it is not connected", func() bool {

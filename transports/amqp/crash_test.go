@@ -12,7 +12,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
 )
 
@@ -26,7 +26,7 @@ func TestMainOfTheProcessThatCrashes(t *testing.T) {
 	transport, err := openURL(t.Context(), os.Getenv("LEAT_TEST_CRASH_URL"))
 	require.NoError(t, err)
 	topic := os.Getenv("LEAT_TEST_CRASH_TOPIC")
-	feed, err := transport.Subscribe(t.Context(), bus.Subscription{
+	feed, err := transport.Subscribe(t.Context(), driver.Subscription{
 		Group: group, Topics: []string{topic}, Known: []string{topic}, Concurrency: 4, Order: crashOrder(),
 	})
 	require.NoError(t, err)
@@ -40,9 +40,9 @@ func TestMainOfTheProcessThatCrashes(t *testing.T) {
 					return
 				}
 				mu.Lock()
-				_, _ = os.Stdout.WriteString("\nhanded " + bus.MessageID(d.Message) + " " + strconv.Itoa(d.Attempt) + "\n")
+				_, _ = os.Stdout.WriteString("\nhanded " + driver.MessageID(d.Message) + " " + strconv.Itoa(d.Attempt) + "\n")
 				mu.Unlock()
-				if bus.MessageID(d.Message) == "killer" {
+				if driver.MessageID(d.Message) == "killer" {
 					os.Exit(9)
 				}
 				select { // in the middle of handling when the process dies
@@ -62,22 +62,22 @@ func TestAMessageThatKillsItsProcess(t *testing.T) {
 	broker := testenv.RabbitMQ(t)
 	for name, c := range map[string]struct {
 		queue string
-		order bus.Order
+		order driver.Order
 	}{
-		"quorum":                 {"quorum", bus.Unordered},
-		"classic":                {"classic", bus.Unordered},
-		"quorum, ordered by key": {"quorum", bus.OrderedByKey},
-		"quorum, strictly":       {"quorum", bus.OrderedStrictly},
+		"quorum":                 {"quorum", driver.Unordered},
+		"classic":                {"classic", driver.Unordered},
+		"quorum, ordered by key": {"quorum", driver.OrderedByKey},
+		"quorum, strictly":       {"quorum", driver.OrderedStrictly},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Setenv("LEAT_TEST_CRASH_ORDER", strconv.Itoa(int(c.order)))
 			raw := withOptions(broker, "queue="+c.queue)
 			transport := open(t, raw)
 			group, topic := unique("ledger"), unique("order.paid.v1")
-			subscribe(t, transport, bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 4, Order: c.order})
+			subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 4, Order: c.order})
 			for _, id := range []string{"a", "killer", "b", "c", "d", "e", "f"} {
 				msg := newMessage(topic, id)
-				msg.Metadata[bus.HeaderPartitionKey] = id
+				msg.Metadata[driver.HeaderPartitionKey] = id
 				require.NoError(t, transport.Publish(t.Context(), topic, msg))
 			}
 			highest := map[string]int{}
@@ -120,7 +120,7 @@ func crashOnce(t *testing.T, raw, group, topic string) map[string]int {
 	return seen
 }
 
-func crashOrder() bus.Order {
+func crashOrder() driver.Order {
 	n, _ := strconv.Atoi(os.Getenv("LEAT_TEST_CRASH_ORDER"))
-	return bus.Order(n)
+	return driver.Order(n)
 }

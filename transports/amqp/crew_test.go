@@ -22,7 +22,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/amqp"
 )
 
@@ -35,10 +35,10 @@ type crew struct {
 	group   string
 	dir     string
 	park    bool
-	order   bus.Order
+	order   driver.Order
 	work    time.Duration
 	members []*exec.Cmd
-	bus.Transport
+	driver.Transport
 
 	events []event // of the log, as far as it was read
 	ready  []int   // pids that have subscribed
@@ -48,7 +48,7 @@ type crew struct {
 // orders is what a member of a crew is told.
 type orders struct {
 	URL, Topic, Group, Dir string
-	Order                  bus.Order
+	Order                  driver.Order
 	Park                   bool
 	Work                   time.Duration
 }
@@ -74,7 +74,7 @@ type event struct {
 
 const crewOrders = "LEAT_TEST_CREW"
 
-func newCrew(t *testing.T, raw string, order bus.Order) *crew {
+func newCrew(t *testing.T, raw string, order driver.Order) *crew {
 	transport := open(t, raw)
 	c := &crew{
 		t: t, raw: raw, topic: unique("order.paid.v1"), group: unique("ledger"), dir: t.TempDir(),
@@ -95,14 +95,14 @@ func (c *crew) prepare() {
 	subscribe(c.t, c.Transport, c.subscription())
 }
 
-func (c *crew) subscription() bus.Subscription { return c.orders().subscription() }
+func (c *crew) subscription() driver.Subscription { return c.orders().subscription() }
 
 func (c *crew) orders() orders {
 	return orders{URL: c.raw, Topic: c.topic, Group: c.group, Dir: c.dir, Order: c.order, Park: c.park, Work: c.work}
 }
 
-func (o orders) subscription() bus.Subscription {
-	return bus.Subscription{Group: o.Group, Topics: []string{o.Topic}, Known: []string{o.Topic}, Concurrency: 8, Order: o.Order, Park: o.Park}
+func (o orders) subscription() driver.Subscription {
+	return driver.Subscription{Group: o.Group, Topics: []string{o.Topic}, Known: []string{o.Topic}, Concurrency: 8, Order: o.Order, Park: o.Park}
 }
 
 // start adds a member.
@@ -140,7 +140,7 @@ func (c *crew) kill(i int) {
 // message is one with the id, whose key is what comes before the slash.
 func (c *crew) message(id string) *message.Message {
 	msg := newMessage(c.topic, id)
-	msg.Metadata[bus.HeaderPartitionKey], _, _ = strings.Cut(id, "/")
+	msg.Metadata[driver.HeaderPartitionKey], _, _ = strings.Cut(id, "/")
 	return msg
 }
 
@@ -288,7 +288,7 @@ func TestMemberOfACrew(t *testing.T) {
 	line := func(what, id string, attempt int) {
 		_, _ = fmt.Fprintf(log, "%s %s %d %d %d\n", what, id, attempt, os.Getpid(), time.Now().UnixMicro())
 	}
-	write := func(what string, d *bus.Delivery) { line(what, bus.MessageID(d.Message), d.Attempt) }
+	write := func(what string, d *driver.Delivery) { line(what, driver.MessageID(d.Message), d.Attempt) }
 	opened, err := openURL(t.Context(), o.URL)
 	require.NoError(t, err)
 	transport := opened.(*amqp.Transport)
@@ -318,7 +318,7 @@ func TestMemberOfACrew(t *testing.T) {
 					}
 				case d.Message.Metadata[planPoison] != "" && err != nil:
 					write("poisoned", d)
-					if d.Settler.Poison(t.Context(), bus.NewFault(d, errors.New("broken"))) == nil {
+					if d.Settler.Poison(t.Context(), driver.NewFault(d, errors.New("broken"))) == nil {
 						write("parked", d)
 					}
 				default:

@@ -14,7 +14,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports/amqp"
 )
@@ -48,14 +48,14 @@ func TestTenThousandDelaysAcrossARestart(t *testing.T) {
 func measureDelays(t *testing.T, broker string, n int, from, to time.Duration, meanwhile func(*amqp.Transport) (from, to time.Time)) (late99 time.Duration) {
 	transport := open(t, broker)
 	topic := unique("order.paid.v1")
-	feed := subscribe(t, transport, bus.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: 20})
+	feed := subscribe(t, transport, driver.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: 20})
 	msgs := make([]*message.Message, n)
 	due := make([]time.Time, n)
 	now := time.Now()
 	for i := range msgs {
 		due[i] = now.Add(from + rand.N(to-from))
 		msgs[i] = newMessage(topic, strconv.Itoa(i))
-		msgs[i].Metadata[bus.HeaderDeliverAt] = due[i].UTC().Format(time.RFC3339Nano)
+		msgs[i].Metadata[driver.HeaderDeliverAt] = due[i].UTC().Format(time.RFC3339Nano)
 	}
 	require.NoError(t, transport.Publish(t.Context(), topic, msgs...))
 	t.Logf("%d published in %s", n, time.Since(now))

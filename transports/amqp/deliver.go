@@ -11,7 +11,8 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	amqp "github.com/rabbitmq/amqp091-go"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/internal/ids"
 )
 
 // deliver publishes one of leat's own copies, which must reach a queue. Where it reaches none, the
@@ -53,17 +54,17 @@ func (t *Transport) repair(ctx context.Context) error {
 // toPoison puts a copy into the group's poison queue, with the fault in its headers, and its place among
 // the held messages where it has one. Where the headers do not fit a frame, the stack stays out, and then foreign
 // ones.
-func (t *Transport) toPoison(ctx context.Context, it *item, fault bus.Fault, place amqp.Table) error {
+func (t *Transport) toPoison(ctx context.Context, it *item, fault driver.Fault, place amqp.Table) error {
 	p := it.copy(it.attempts)
 	noted := make(message.Metadata)
 	fault.Record(noted)
 	setText(p.Headers, noted)
 	frame := t.publishing.frame()
 	if tableSize(p.Headers) > frame-min(8<<10, frame/4) {
-		delete(p.Headers, bus.HeaderFaultStack)
+		delete(p.Headers, driver.HeaderFaultStack)
 	}
 	maps.Copy(p.Headers, place)
-	p.Headers[headerPoisonID] = bus.NewID()
+	p.Headers[headerPoisonID] = ids.New()
 	p.Headers[headerQueue] = it.queue
 	fit(&p, frame-brokersRoom)
 	return t.deliver(ctx, &outgoing{key: poisonName(it.feed.sub.Group), msg: p})
@@ -118,7 +119,7 @@ func fit(p *amqp.Publishing, limit int) {
 		size -= len(x.name) + x.size + fieldOverhead
 		names = append(names, fmt.Sprintf("%s (%d bytes)", strings.ToValidUTF8(x.name, "?"), x.size))
 	}
-	h[headerLeftOut] = bus.OneLine(strings.Join(names, ", "), room/2)
+	h[headerLeftOut] = driver.OneLine(strings.Join(names, ", "), room/2)
 }
 
 // needOf is 0 for a header that leat needs, 1 for a foreign one, 2 for one of leat's own that it can do without.
@@ -126,7 +127,7 @@ func needOf(name string) int {
 	switch name {
 	case headerExtra:
 		return 2
-	case headerLeftOut, headerWatermillUUID, bus.HeaderPartitionKey, wirePrefix + "id", wirePrefix + "type", wirePrefix + "source",
+	case headerLeftOut, headerWatermillUUID, driver.HeaderPartitionKey, wirePrefix + "id", wirePrefix + "type", wirePrefix + "source",
 		wirePrefixAlternate + "id", wirePrefixAlternate + "type", wirePrefixAlternate + "source", wireVersion, wireContentType:
 		return 0
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
 )
 
@@ -36,7 +37,7 @@ func TestADeployUnderLoad(t *testing.T) {
 							<-time.After(2 * time.Millisecond)
 							mu.Lock()
 							defer mu.Unlock()
-							handled[bus.MessageID(msg)]++
+							handled[driver.MessageID(msg)]++
 							return nil, nil
 						}
 					},

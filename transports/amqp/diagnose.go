@@ -10,7 +10,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 const (
@@ -25,7 +25,7 @@ const (
 // diagnosis is what was found so far.
 type diagnosis struct {
 	*inspection
-	findings []bus.Finding
+	findings []driver.Finding
 }
 
 // Diagnose connects anew and checks what a service needs: the login, the broker's version, that it accepts
@@ -33,15 +33,15 @@ type diagnosis struct {
 // queues and their arguments. A check of a right to make something makes what leat makes at start anyway,
 // with declare=false nothing; a publish is taken back before the broker routes it; no message of a group
 // is taken. Messages that wait in poison queues, or with nobody to consume them, are told and are no error.
-func (t *Transport) Diagnose(ctx context.Context) []bus.Finding {
+func (t *Transport) Diagnose(ctx context.Context) []driver.Finding {
 	d := new(diagnosis)
-	reached := bus.Finding{
+	reached := driver.Finding{
 		Check: "reach the broker and log in",
-		Cure:  "start the broker, or correct the URL's host, port, user, password, virtual host and TLS options",
+		Fix:   "start the broker, or correct the URL's host, port, user, password, virtual host and TLS options",
 	}
 	err := t.inspect(ctx, "diagnose", func(i *inspection) error {
 		d.inspection = i
-		reached.Text, reached.Cure = i.where(), ""
+		reached.Text, reached.Fix = i.where(), ""
 		d.findings = append(d.findings, reached, i.version())
 		d.findings = append(d.findings, t.accepts(ctx))
 		for _, check := range []func() error{d.exchange, d.delays, d.registry} {
@@ -56,13 +56,13 @@ func (t *Transport) Diagnose(ctx context.Context) []bus.Finding {
 		reached.Err = err
 		d.findings = append(d.findings, reached)
 	case err != nil:
-		d.findings = append(d.findings, bus.Finding{Check: "everything else", Err: fmt.Errorf("not checked: %w", err), Cure: "try again"})
+		d.findings = append(d.findings, driver.Finding{Check: "everything else", Err: fmt.Errorf("not checked: %w", err), Fix: "try again"})
 	}
 	return d.findings
 }
 
 // add notes a check's end. The error is the finding's, unless the connection went with it.
-func (d *diagnosis) add(f bus.Finding, err error, cure string) error {
+func (d *diagnosis) add(f driver.Finding, err error, cure string) error {
 	if err != nil {
 		if d.conn.IsClosed() || d.ctx.Err() != nil {
 			return err
@@ -70,7 +70,7 @@ func (d *diagnosis) add(f bus.Finding, err error, cure string) error {
 		if conflict, ok := errors.AsType[*ConflictError](err); ok {
 			cure = conflict.cure()
 		}
-		f.Err, f.Text, f.Cure = err, "", cure
+		f.Err, f.Text, f.Fix = err, "", cure
 	}
 	d.findings = append(d.findings, f)
 	return nil
@@ -89,16 +89,16 @@ func (i *inspection) where() string {
 	return fmt.Sprintf("%s, virtual host %q, %s, %s", c.Host, c.Vhost, user, secure)
 }
 
-func (i *inspection) version() bus.Finding {
+func (i *inspection) version() driver.Finding {
 	product, _ := i.conn.Properties["product"].(string)
 	version, _ := i.conn.Properties["version"].(string)
-	f := bus.Finding{Check: "version of the broker", Text: strings.TrimSpace(product + " " + version)}
+	f := driver.Finding{Check: "version of the broker", Text: strings.TrimSpace(product + " " + version)}
 	if f.Text == "" {
 		f.Text = "unknown"
 	}
 	if product == "RabbitMQ" && i.t.cfg.QueueType == Quorum && olderThan(version, oldestMajor, oldestMinor) {
 		f.Err = fmt.Errorf("%s: delays on quorum queues need %d.%d or later", f.Text, oldestMajor, oldestMinor)
-		f.Cure = "upgrade the broker, or use the option queue=classic"
+		f.Fix = "upgrade the broker, or use the option queue=classic"
 	}
 	return f
 }
@@ -116,8 +116,8 @@ func olderThan(version string, major, minor int) bool {
 // accepts publishes and takes back: in a transaction the broker checks the right at once, and routes
 // at the commit, which never comes. It has a connection of its own, because a broker that accepts no
 // messages stops reading.
-func (t *Transport) accepts(ctx context.Context) bus.Finding {
-	f := bus.Finding{Check: "publish", Text: "the broker accepts messages, and the user may send them"}
+func (t *Transport) accepts(ctx context.Context) driver.Finding {
+	f := driver.Finding{Check: "publish", Text: "the broker accepts messages, and the user may send them"}
 	ctx, stop := context.WithTimeout(ctx, diagnosePatience)
 	defer stop()
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -127,7 +127,7 @@ func (t *Transport) accepts(ctx context.Context) bus.Finding {
 		go func() {
 			for b := range blocked { // until the connection is closed
 				if b.Active {
-					cancel(fmt.Errorf("%w: %s", errBlocked, bus.OneLine(b.Reason, maxNameBytes)))
+					cancel(fmt.Errorf("%w: %s", errBlocked, driver.OneLine(b.Reason, maxNameBytes)))
 				}
 			}
 		}()
@@ -148,11 +148,11 @@ func (t *Transport) accepts(ctx context.Context) bus.Finding {
 	f.Err, f.Text = err, ""
 	switch {
 	case errors.Is(err, errBlocked):
-		f.Cure = "see to the broker's memory and disk; publishers wait until then, and consumers go on"
+		f.Fix = "see to the broker's memory and disk; publishers wait until then, and consumers go on"
 	case isCode(err, amqp.AccessRefused):
-		f.Cure = "grant the user the right to write to the exchange and to the default exchange (amq.default)"
+		f.Fix = "grant the user the right to write to the exchange and to the default exchange (amq.default)"
 	default:
-		f.Cure = "see what the broker's log says"
+		f.Fix = "see what the broker's log says"
 	}
 	return f
 }
@@ -175,7 +175,7 @@ func (d *diagnosis) exchange() error {
 	if d.t.topology.watermill() {
 		return nil
 	}
-	f := bus.Finding{Check: "exchange " + d.t.cfg.ExchangeName, Text: "a durable topic exchange, " + d.declared()}
+	f := driver.Finding{Check: "exchange " + d.t.cfg.ExchangeName, Text: "a durable topic exchange, " + d.declared()}
 	err := d.do(func(ch *amqp.Channel) error {
 		dec := d.t.topology.declarer(ch)
 		dec.exchange(d.t.cfg.ExchangeName, amqp.ExchangeTopic, nil)
@@ -194,7 +194,7 @@ func (d *diagnosis) declared() string {
 // delays checks the queues for delays, and tells of what is in them.
 func (d *diagnosis) delays() error {
 	l := d.t.topology.ladder
-	f := bus.Finding{Check: "queues for delays " + l.name("*")}
+	f := driver.Finding{Check: "queues for delays " + l.name("*")}
 	err := d.do(func(ch *amqp.Channel) error { return l.declare(d.ctx, d.t.topology.declarer(ch)) })
 	if err != nil {
 		return d.add(f, err, "let the user configure, write and read leat.*, or let somebody who may make them and use declare=false")
@@ -224,7 +224,7 @@ func (d *diagnosis) delays() error {
 
 // registry reads the registry, and goes on with the groups in it.
 func (d *diagnosis) registry() error {
-	f := bus.Finding{Check: "registry of groups " + registryPrefix + "*"}
+	f := driver.Finding{Check: "registry of groups " + registryPrefix + "*"}
 	groups, err := d.groups()
 	f.Text = fmt.Sprintf("%d groups are known", len(groups))
 	if err := d.add(f, err, "let the user read it, and let one process that may configure it subscribe to any group"); err != nil {
@@ -250,12 +250,12 @@ func (d *diagnosis) registry() error {
 	if unattended > 0 {
 		text += fmt.Sprintf("; %d groups have none", unattended)
 	}
-	return d.add(bus.Finding{Check: "bindings of topics", Text: text}, nil, "")
+	return d.add(driver.Finding{Check: "bindings of topics", Text: text}, nil, "")
 }
 
 // group checks one group.
-func (d *diagnosis) group(k known, info bus.GroupInfo) error {
-	f := bus.Finding{Check: "group " + k.Group, Text: describe(k, info)}
+func (d *diagnosis) group(k known, info driver.GroupInfo) error {
+	f := driver.Finding{Check: "group " + k.Group, Text: describe(k, info)}
 	if d.t.cfg.Declare != DeclareNothing {
 		if err := d.conflictWith(k); err != nil {
 			return d.add(f, err, "")
@@ -271,7 +271,7 @@ func (d *diagnosis) group(k known, info bus.GroupInfo) error {
 	case err != nil:
 		return err
 	case held.Messages == 0 || held.Consumers > 0:
-	case k.Order == bus.Unordered.String():
+	case k.Order == driver.Unordered.String():
 		return d.add(f, fmt.Errorf("%d messages from a time when the group was ordered are in %s, and nobody consumes them",
 			held.Messages, heldName(k.Group)), "start a process of the group: it moves them to the group's queue")
 	case info.Consumers > 0:
@@ -294,7 +294,7 @@ func (d *diagnosis) group(k known, info bus.GroupInfo) error {
 	return d.add(f, nil, "")
 }
 
-func describe(k known, info bus.GroupInfo) string {
+func describe(k known, info driver.GroupInfo) string {
 	parts := []string{"it is " + k.Order, fmt.Sprintf("%d messages are ready", info.Waiting), fmt.Sprintf("%d processes consume", info.Consumers)}
 	if info.Poisoned > 0 {
 		parts = append(parts, fmt.Sprintf("%d are poisoned: look at them, and replay or drop them", info.Poisoned))

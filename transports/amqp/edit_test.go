@@ -8,7 +8,7 @@ import (
 	rabbit "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
 )
 
@@ -18,11 +18,11 @@ func TestAKilledChangeLeavesOneMessage(t *testing.T) {
 	broker := testenv.RabbitMQ(t)
 	transport := open(t, broker)
 	group, topic := unique("ledger"), unique("order.paid.v1")
-	feed := subscribe(t, transport, bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
-	msgs := make([]bus.PoisonedMessage, 3)
+	feed := subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+	msgs := make([]driver.PoisonedMessage, 3)
 	for i := range msgs {
 		msgs[i].Message = message.NewMessage(fmt.Sprintf("m-%d", i), []byte("old"))
-		bus.Fault{Topic: topic, Group: group}.Set(msgs[i].Message.Metadata)
+		driver.Fault{Topic: topic, Group: group}.Set(msgs[i].Message.Metadata)
 	}
 	poison := transport.PoisonQueue(group)
 	require.NoError(t, poison.Put(t.Context(), msgs...))

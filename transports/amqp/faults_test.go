@@ -11,7 +11,7 @@ import (
 	rabbit "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
 )
 
@@ -22,7 +22,7 @@ func TestAllConnectionsAreClosedUnderLoad(t *testing.T) {
 	b := ownBroker(t)
 	for _, queue := range []string{"quorum", "classic"} {
 		t.Run(queue, func(t *testing.T) {
-			l := load(t, open(t, withOptions(b.url(), "queue="+queue)), bus.Unordered)
+			l := load(t, open(t, withOptions(b.url(), "queue="+queue)), driver.Unordered)
 			for range 3 {
 				l.flows(500)
 				b.ctl(t, "close_all_connections", "testing")
@@ -39,7 +39,7 @@ func TestTheBrokerIsKilledUnderLoad(t *testing.T) {
 	b := ownBroker(t)
 	for _, queue := range []string{"quorum", "classic"} {
 		t.Run(queue, func(t *testing.T) {
-			l := load(t, open(t, withOptions(b.url(), "queue="+queue)), bus.Unordered)
+			l := load(t, open(t, withOptions(b.url(), "queue="+queue)), driver.Unordered)
 			l.flows(1000)
 			b.kill(t)
 			require.Eventually(t, func() bool { return !l.transport.Health().Connected }, patience, time.Millisecond)
@@ -61,7 +61,7 @@ func TestAMemoryAlarmStopsPublishersAndNotConsumers(t *testing.T) {
 	for _, queue := range queues {
 		t.Run(queue, func(t *testing.T) {
 			transport := open(t, withOptions(b.url(), "queue="+queue))
-			l := load(t, transport, bus.Unordered)
+			l := load(t, transport, driver.Unordered)
 			l.flows(500)
 			b.ctl(t, "set_vm_memory_high_watermark", "0.0001")
 			defer b.ctl(t, "set_vm_memory_high_watermark", "0.4")
@@ -118,7 +118,7 @@ func TestTheNetworkFailsUnderLoad(t *testing.T) {
 	} {
 		t.Run(fault.name, func(t *testing.T) {
 			proxy := testenv.NewProxy(t, u.Host+":"+itoa(u.Port))
-			l := load(t, open(t, "amqp://"+u.Username+":"+u.Password+"@"+proxy.Addr()+"/?heartbeat=1s"), bus.Unordered)
+			l := load(t, open(t, "amqp://"+u.Username+":"+u.Password+"@"+proxy.Addr()+"/?heartbeat=1s"), driver.Unordered)
 			l.flows(300)
 			fault.inject(proxy)
 			l.flows(300)
@@ -131,7 +131,7 @@ func TestAQueueIsDeletedUnderItsConsumer(t *testing.T) {
 	broker := testenv.RabbitMQ(t)
 	transport := open(t, broker)
 	group, topic := unique("ledger"), unique("order.paid.v1")
-	feed := subscribe(t, transport, bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 2})
+	feed := subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 2})
 	publish(t, transport, topic, "a")
 	ack(t, next(t, feed))
 	for _, id := range []string{"b", "c", "d"} {
@@ -143,7 +143,7 @@ func TestAQueueIsDeletedUnderItsConsumer(t *testing.T) {
 			return transport.Publish(t.Context(), topic, newMessage(topic, id)) == nil
 		})
 		d := next(t, feed)
-		require.Equal(t, id, bus.MessageID(d.Message), "an empty message would be a ghost")
+		require.Equal(t, id, driver.MessageID(d.Message), "an empty message would be a ghost")
 		ack(t, d)
 	}
 	closeAll(t, transport)
@@ -155,7 +155,7 @@ func TestTheExchangeIsDeletedUnderPublishers(t *testing.T) {
 	transport := open(t, withOptions(broker, "exchange="+exchange))
 	t.Cleanup(func() { deleteExchange(t, broker, exchange) })
 	topic := unique("order.paid.v1")
-	feed := subscribe(t, transport, bus.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: 2})
+	feed := subscribe(t, transport, driver.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: 2})
 	publish(t, transport, topic, "a")
 	ack(t, next(t, feed))
 	deleteExchange(t, broker, exchange)
@@ -167,7 +167,7 @@ func TestTheExchangeIsDeletedUnderPublishers(t *testing.T) {
 func TestAHeaderTooLargeForAFrameIsRefusedBeforeTheWire(t *testing.T) {
 	transport := open(t, testenv.RabbitMQ(t))
 	topic := unique("order.paid.v1")
-	feed := subscribe(t, transport, bus.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: 1})
+	feed := subscribe(t, transport, driver.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: 1})
 	msg := newMessage(topic, "big")
 	msg.Metadata["stack"] = string(make([]byte, 140_000))
 	err := transport.Publish(t.Context(), topic, msg)
@@ -180,7 +180,7 @@ func TestAHeaderTooLargeForAFrameIsRefusedBeforeTheWire(t *testing.T) {
 	require.NoError(t, d.Settler.Redeliver(time.Second))
 	d = next(t, feed)
 	require.Len(t, d.Message.Metadata["stack"], 110_000)
-	require.NoError(t, d.Settler.Poison(t.Context(), bus.NewFault(d, context.DeadlineExceeded)))
+	require.NoError(t, d.Settler.Poison(t.Context(), driver.NewFault(d, context.DeadlineExceeded)))
 	require.Zero(t, transport.Health().Reconnects)
 	closeAll(t, transport)
 }
@@ -189,14 +189,14 @@ func TestAPoisonQueueThatIsGoneIsMadeAgain(t *testing.T) {
 	broker := testenv.RabbitMQ(t)
 	transport := open(t, broker)
 	group, topic := unique("ledger"), unique("order.paid.v1")
-	feed := subscribe(t, transport, bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+	feed := subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
 	publish(t, transport, topic, "bad")
 	d := next(t, feed)
 	withBroker(t, broker, func(ch *rabbit.Channel) {
 		_, err := ch.QueueDelete(group+".poison", false, false, false)
 		require.NoError(t, err)
 	})
-	require.NoError(t, d.Settler.Poison(t.Context(), bus.NewFault(d, context.DeadlineExceeded)))
+	require.NoError(t, d.Settler.Poison(t.Context(), driver.NewFault(d, context.DeadlineExceeded)))
 	n, err := transport.PoisonQueue(group).Len(t.Context())
 	require.NoError(t, err)
 	require.Equal(t, 1, n)
@@ -210,14 +210,14 @@ func TestAPoisonQueueOutOfReachLeavesTheDeliveryUnsettled(t *testing.T) {
 	proxy := testenv.NewProxy(t, u.Host+":"+itoa(u.Port))
 	transport := open(t, "amqp://"+u.Username+":"+u.Password+"@"+proxy.Addr()+"/")
 	topic := unique("order.paid.v1")
-	feed := subscribe(t, transport, bus.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: 1})
+	feed := subscribe(t, transport, driver.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: 1})
 	publish(t, transport, topic, "bad")
 	d := next(t, feed)
 	proxy.Stall()
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
-	require.ErrorIs(t, d.Settler.Poison(ctx, bus.NewFault(d, context.DeadlineExceeded)), context.DeadlineExceeded)
+	require.ErrorIs(t, d.Settler.Poison(ctx, driver.NewFault(d, context.DeadlineExceeded)), context.DeadlineExceeded)
 	proxy.Resume()
-	require.NoError(t, d.Settler.Poison(t.Context(), bus.NewFault(d, context.DeadlineExceeded)))
+	require.NoError(t, d.Settler.Poison(t.Context(), driver.NewFault(d, context.DeadlineExceeded)))
 	closeAll(t, transport)
 }

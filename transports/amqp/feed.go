@@ -9,7 +9,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 const (
@@ -37,7 +37,7 @@ const (
 // feed is one subscription: what the broker delivered and nobody has taken yet, and who waits.
 type feed struct {
 	t        *Transport
-	sub      bus.Subscription
+	sub      driver.Subscription
 	queues   []string
 	prefetch int
 
@@ -79,18 +79,18 @@ type heldTimer struct {
 	due   time.Time
 }
 
-func newFeed(t *Transport, s bus.Subscription) *feed {
+func newFeed(t *Transport, s driver.Subscription) *feed {
 	f := &feed{
 		t: t, sub: s, queues: t.topology.queues(s), released: make(chan struct{}),
 		lanes: make(map[string]keyLane), held: make(map[*item]heldTimer), unseen: make(map[string]int),
 	}
 	f.prefetch = t.cfg.PrefetchCount
 	switch {
-	case s.Order == bus.OrderedStrictly:
+	case s.Order == driver.OrderedStrictly:
 		f.prefetch = 1 // one at a time, and nothing is counted as delivered that was not
 	case f.prefetch == 0:
 		each, least := prefetchPerWorker, minPrefetch
-		if s.Order == bus.OrderedByKey {
+		if s.Order == driver.OrderedByKey {
 			each, least = prefetchByKey, minPrefetchByKey
 		}
 		f.prefetch = min(max(each*s.Concurrency, least), maxPrefetch)
@@ -102,12 +102,12 @@ func newFeed(t *Transport, s bus.Subscription) *feed {
 }
 
 // Next blocks until the broker delivers a message. While the connection is lost it waits.
-func (f *feed) Next(ctx context.Context) (*bus.Delivery, error) {
+func (f *feed) Next(ctx context.Context) (*driver.Delivery, error) {
 	f.begin.Do(f.start)
 	f.mu.Lock()
 	if f.closed {
 		f.mu.Unlock()
-		return nil, bus.ErrClosed
+		return nil, driver.ErrClosed
 	}
 	if err := ctx.Err(); err != nil {
 		f.mu.Unlock()
@@ -132,9 +132,9 @@ func (f *feed) Next(ctx context.Context) (*bus.Delivery, error) {
 	return taken(<-taker) // it came at the same time
 }
 
-func taken(it *item) (*bus.Delivery, error) {
+func taken(it *item) (*driver.Delivery, error) {
 	if it == nil {
-		return nil, bus.ErrClosed
+		return nil, driver.ErrClosed
 	}
 	return it.handOut(), nil
 }
@@ -198,10 +198,10 @@ func (f *feed) arrive(s *session, queue string, raw *amqp.Delivery) {
 	it.attempts, it.crashes = handOvers(raw, queue)
 	f.correct(it)
 	switch f.sub.Order {
-	case bus.OrderedByKey:
+	case driver.OrderedByKey:
 		it.unpack()
-		it.key = shortKey(bus.PartitionKey(&it.msg))
-	case bus.OrderedStrictly:
+		it.key = shortKey(driver.PartitionKey(&it.msg))
+	case driver.OrderedStrictly:
 		it.key = strictKey
 	default:
 		s.judge(it)
@@ -212,7 +212,7 @@ func (f *feed) arrive(s *session, queue string, raw *amqp.Delivery) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.sub.Order != bus.Unordered && s.repeats.again(raw) {
+	if f.sub.Order != driver.Unordered && s.repeats.again(raw) {
 		s.held.takenBack()
 		return
 	}
@@ -276,7 +276,7 @@ func (f *feed) mayHandOut(it *item) bool {
 // a message came before, and not how often. In an ordered group that would cost it its place; there
 // it counts as one.
 func (f *feed) mustCount(it *item) bool {
-	return it.crashes > 0 && it.raw.Redelivered && f.sub.Order == bus.Unordered &&
+	return it.crashes > 0 && it.raw.Redelivered && f.sub.Order == driver.Unordered &&
 		(f.t.cfg.QueueType == Classic || f.t.topology.watermill())
 }
 
@@ -423,7 +423,7 @@ func (f *feed) move(ctx context.Context, it *item, attempts int, after time.Dura
 	if err := f.t.deliver(ctx, o); err != nil {
 		if ctx.Err() == nil {
 			f.t.cfg.Logger.Error("leat: amqp: redelivery not confirmed; the message comes again at once",
-				"group", f.sub.Group, "message_id", bus.MessageID(&it.msg), "err", err)
+				"group", f.sub.Group, "message_id", driver.MessageID(&it.msg), "err", err)
 		}
 		it.session.acks.requeue(it.raw.DeliveryTag)
 		f.mu.Lock()
@@ -502,7 +502,7 @@ func (f *feed) link() *link {
 	if own != nil {
 		return own
 	}
-	if f.sub.Order == bus.Unordered {
+	if f.sub.Order == driver.Unordered {
 		return f.t.consuming
 	}
 	return f.t.ordering()

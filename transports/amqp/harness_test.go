@@ -14,7 +14,7 @@ import (
 	rabbit "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports/amqp"
 	"github.com/leatbus/leat/transports/transporttest"
@@ -33,13 +33,13 @@ func TestConformanceClassic(t *testing.T) {
 func harness(broker, options string) transporttest.Harness {
 	broker = withOptions(broker, options)
 	return transporttest.Harness{
-		Open:    func(t testing.TB) bus.Transport { return open(t, broker) },
+		Open:    func(t testing.TB) driver.Transport { return open(t, broker) },
 		URL:     broker,
 		OpenURL: openURL,
 	}
 }
 
-func openURL(ctx context.Context, raw string) (bus.Transport, error) {
+func openURL(ctx context.Context, raw string) (driver.Transport, error) {
 	u, err := url.Parse(raw)
 	if err != nil {
 		return nil, err

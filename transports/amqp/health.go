@@ -1,12 +1,12 @@
 package amqp
 
-import "github.com/leatbus/leat/bus"
+import "github.com/leatbus/leat/bus/driver"
 
-var _ bus.HealthTeller = (*Transport)(nil)
+var _ driver.HealthChecker = (*Transport)(nil)
 
 // Health is connected when both connections are, and blocked when one of them is. It does not block.
-func (t *Transport) Health() bus.TransportHealth {
-	h := bus.TransportHealth{Transport: Scheme, Connected: true, Unroutable: t.unroutable.Load()}
+func (t *Transport) Health() driver.TransportHealth {
+	h := driver.TransportHealth{Transport: Scheme, Connected: true, Unroutable: t.unroutable.Load()}
 	for _, l := range t.links() {
 		l.mu.Lock()
 		h.Reconnects += l.reconnects

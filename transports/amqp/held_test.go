@@ -17,7 +17,7 @@ import (
 	rabbit "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
 )
 
@@ -31,7 +31,7 @@ func bothQueues(t *testing.T, broker string, test func(t *testing.T, raw string)
 // behind it.
 func TestAWaitingMessageOutlivesItsProcess(t *testing.T) {
 	t.Parallel()
-	for _, order := range []bus.Order{bus.OrderedByKey, bus.OrderedStrictly} {
+	for _, order := range []driver.Order{driver.OrderedByKey, driver.OrderedStrictly} {
 		t.Run(order.String(), func(t *testing.T) {
 			t.Parallel()
 			bothQueues(t, testenv.RabbitMQ(t), func(t *testing.T, raw string) {
@@ -58,7 +58,7 @@ func TestAWaitingMessageOutlivesItsProcess(t *testing.T) {
 func TestAWaitingMessageOutlivesItsBroker(t *testing.T) {
 	b := ownBroker(t)
 	bothQueues(t, b.url(), func(t *testing.T, raw string) {
-		c := newCrew(t, raw, bus.OrderedByKey)
+		c := newCrew(t, raw, driver.OrderedByKey)
 		c.prepare()
 		c.publish("a/1", planWait, "10s")
 		c.publish("a/2")
@@ -89,7 +89,7 @@ func TestAKeyWithManyFollowersHoldsBackNoOther(t *testing.T) {
 	for _, plan := range [][]string{{planWait, "1h"}, {planPoison, "yes"}} {
 		t.Run(plan[0], func(t *testing.T) {
 			bothQueues(t, testenv.RabbitMQ(t), func(t *testing.T, raw string) {
-				c := newCrew(t, raw, bus.OrderedByKey)
+				c := newCrew(t, raw, driver.OrderedByKey)
 				c.work, c.park = 0, true
 				c.prepare()
 				c.publish("a/00000", plan...)
@@ -141,7 +141,7 @@ func numbered(key string, n int) []string {
 func TestAHeldMessageThatKillsItsProcess(t *testing.T) {
 	t.Parallel()
 	bothQueues(t, testenv.RabbitMQ(t), func(t *testing.T, raw string) {
-		c := newCrew(t, raw, bus.OrderedByKey)
+		c := newCrew(t, raw, driver.OrderedByKey)
 		c.prepare()
 		c.publish("a/1", planWait, "300ms", planKill, "yes")
 		c.publish("b/1", planWait, "1h")
@@ -173,7 +173,7 @@ func TestAStopCostsHeldMessagesNoAttempt(t *testing.T) {
 	t.Parallel()
 	bothQueues(t, testenv.RabbitMQ(t), func(t *testing.T, raw string) {
 		topic, group := unique("order.paid.v1"), unique("ledger")
-		sub := bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 4, Order: bus.OrderedByKey}
+		sub := driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 4, Order: driver.OrderedByKey}
 		for stop := range 3 {
 			transport := open(t, raw)
 			feed := subscribe(t, transport, sub)
@@ -185,7 +185,7 @@ func TestAStopCostsHeldMessagesNoAttempt(t *testing.T) {
 				continue
 			}
 			d := next(t, feed)
-			require.Equal(t, "a/1", bus.MessageID(d.Message))
+			require.Equal(t, "a/1", driver.MessageID(d.Message))
 			require.Equal(t, 2, d.Attempt, "after %d stops", stop)
 			require.NoError(t, d.Settler.GiveBack(0)) // it is ready when the transport is closed
 			if stop == 2 {
@@ -202,7 +202,7 @@ func TestTheOriginalOfAHeldMessageIsDropped(t *testing.T) {
 	t.Parallel()
 	bothQueues(t, testenv.RabbitMQ(t), func(t *testing.T, raw string) {
 		topic, group := unique("order.paid.v1"), unique("ledger")
-		sub := bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 4, Order: bus.OrderedByKey}
+		sub := driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 4, Order: driver.OrderedByKey}
 		first := open(t, raw)
 		feed := subscribe(t, first, sub)
 		publishKeyed(t, first, topic, "a/1")
@@ -221,7 +221,7 @@ func TestTheOriginalOfAHeldMessageIsDropped(t *testing.T) {
 			<-deliveries
 		}) // the channel ends: it comes again
 		d := next(t, feed)
-		require.Equal(t, "a/1", bus.MessageID(d.Message))
+		require.Equal(t, "a/1", driver.MessageID(d.Message))
 		require.Equal(t, 2, d.Attempt)
 		require.GreaterOrEqual(t, time.Since(began), 2*time.Second)
 		ack(t, d)
@@ -239,14 +239,14 @@ func TestHeldBodiesAreFetched(t *testing.T) {
 	bothQueues(t, testenv.RabbitMQ(t), func(t *testing.T, raw string) {
 		topic := unique("order.paid.v1")
 		transport := open(t, withOptions(raw, "prefetch=20"))
-		feed := subscribe(t, transport, bus.Subscription{
-			Group: unique("ledger"), Topics: []string{topic}, Concurrency: 12, Order: bus.OrderedByKey,
+		feed := subscribe(t, transport, driver.Subscription{
+			Group: unique("ledger"), Topics: []string{topic}, Concurrency: 12, Order: driver.OrderedByKey,
 		})
 		const keys, each = 6, 20 // 24 MB
 		for i := range each {
 			for k := range keys {
 				msg := newMessage(topic, fmt.Sprintf("k%d/%02d", k, i))
-				msg.Metadata[bus.HeaderPartitionKey] = fmt.Sprint(k)
+				msg.Metadata[driver.HeaderPartitionKey] = fmt.Sprint(k)
 				msg.Payload = bytes.Repeat([]byte{byte('a' + k)}, 200_000)
 				require.NoError(t, transport.Publish(t.Context(), topic, msg))
 			}
@@ -268,12 +268,12 @@ func TestHeldBodiesAreFetched(t *testing.T) {
 					if err != nil {
 						return
 					}
-					key, _, _ := strings.Cut(bus.MessageID(d.Message), "/")
+					key, _, _ := strings.Cut(driver.MessageID(d.Message), "/")
 					mu.Lock()
-					got[key] = append(got[key], bus.MessageID(d.Message))
+					got[key] = append(got[key], driver.MessageID(d.Message))
 					mu.Unlock()
 					if len(d.Message.Payload) != 200_000 || d.Message.Payload[0] != 'a'+key[1]-'0' {
-						t.Errorf("%s has another's payload", bus.MessageID(d.Message))
+						t.Errorf("%s has another's payload", driver.MessageID(d.Message))
 					}
 					_ = d.Settler.Ack()
 				}
@@ -297,11 +297,11 @@ func TestHeldBodiesAreFetched(t *testing.T) {
 	})
 }
 
-func publishKeyed(t testing.TB, transport bus.Transport, topic string, ids ...string) {
+func publishKeyed(t testing.TB, transport driver.Transport, topic string, ids ...string) {
 	t.Helper()
 	for _, id := range ids {
 		msg := newMessage(topic, id)
-		msg.Metadata[bus.HeaderPartitionKey], _, _ = strings.Cut(id, "/")
+		msg.Metadata[driver.HeaderPartitionKey], _, _ = strings.Cut(id, "/")
 		require.NoError(t, transport.Publish(t.Context(), topic, msg))
 	}
 }
@@ -312,8 +312,8 @@ func TestAMessageWithoutAKeyComesAgain(t *testing.T) {
 	bothQueues(t, testenv.RabbitMQ(t), func(t *testing.T, raw string) {
 		topic := unique("order.paid.v1")
 		transport := open(t, raw)
-		feed := subscribe(t, transport, bus.Subscription{
-			Group: unique("ledger"), Topics: []string{topic}, Concurrency: 4, Order: bus.OrderedByKey, Park: true,
+		feed := subscribe(t, transport, driver.Subscription{
+			Group: unique("ledger"), Topics: []string{topic}, Concurrency: 4, Order: driver.OrderedByKey, Park: true,
 		})
 		publishKeyed(t, transport, topic, "/1", "/2")
 		began := time.Now()
@@ -321,10 +321,10 @@ func TestAMessageWithoutAKeyComesAgain(t *testing.T) {
 		require.NoError(t, next(t, feed).Settler.Redeliver(wait))
 		require.Equal(t, "/2", take(t, feed))
 		d := next(t, feed)
-		require.Equal(t, "/1", bus.MessageID(d.Message))
+		require.Equal(t, "/1", driver.MessageID(d.Message))
 		require.Equal(t, 2, d.Attempt)
 		require.GreaterOrEqual(t, time.Since(began), wait)
-		require.NoError(t, d.Settler.Poison(t.Context(), bus.NewFault(d, errors.New("broken"))))
+		require.NoError(t, d.Settler.Poison(t.Context(), driver.NewFault(d, errors.New("broken"))))
 		publishKeyed(t, transport, topic, "/3")
 		require.Equal(t, "/3", take(t, feed))
 		closeAll(t, transport)

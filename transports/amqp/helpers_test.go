@@ -9,12 +9,12 @@ import (
 	rabbit "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 func itoa(n int) string { return strconv.Itoa(n) }
 
-func subscribe(t testing.TB, transport bus.Transport, s bus.Subscription) bus.Feed {
+func subscribe(t testing.TB, transport driver.Transport, s driver.Subscription) driver.Receiver {
 	t.Helper()
 	if s.Known == nil {
 		s.Known = s.Topics
@@ -24,14 +24,14 @@ func subscribe(t testing.TB, transport bus.Transport, s bus.Subscription) bus.Fe
 	return feed
 }
 
-func publish(t testing.TB, transport bus.Transport, topic string, ids ...string) {
+func publish(t testing.TB, transport driver.Transport, topic string, ids ...string) {
 	t.Helper()
 	for _, id := range ids {
 		require.NoError(t, transport.Publish(t.Context(), topic, newMessage(topic, id)))
 	}
 }
 
-func next(t testing.TB, feed bus.Feed) *bus.Delivery {
+func next(t testing.TB, feed driver.Receiver) *driver.Delivery {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
@@ -40,20 +40,20 @@ func next(t testing.TB, feed bus.Feed) *bus.Delivery {
 	return d
 }
 
-func ack(t testing.TB, d *bus.Delivery) {
+func ack(t testing.TB, d *driver.Delivery) {
 	t.Helper()
 	require.NoError(t, d.Settler.Ack())
 }
 
 // take acks the next message and returns its id.
-func take(t testing.TB, feed bus.Feed) string {
+func take(t testing.TB, feed driver.Receiver) string {
 	t.Helper()
 	d := next(t, feed)
 	ack(t, d)
-	return bus.MessageID(d.Message)
+	return driver.MessageID(d.Message)
 }
 
-func closeAll(t testing.TB, transports ...bus.Transport) {
+func closeAll(t testing.TB, transports ...driver.Transport) {
 	t.Helper()
 	for _, transport := range transports {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)

@@ -8,7 +8,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // A message that an operator adds to the poison queue of an ordered group gets a place and a stone there,
@@ -20,16 +20,16 @@ import (
 const ahead = time.Hour
 
 // stones gives messages that are added their places, and returns what holds these in the group.
-func (q *poisonQueue) stones(ctx context.Context, added []*outgoing, msgs []bus.PoisonedMessage) (stones []*outgoing, err error) {
+func (q *poisonQueue) stones(ctx context.Context, added []*outgoing, msgs []driver.PoisonedMessage) (stones []*outgoing, err error) {
 	order, err := q.t.orderOf(ctx, q.group)
-	if err != nil || order == bus.Unordered {
+	if err != nil || order == driver.Unordered {
 		return nil, err
 	}
 	at := time.Now().Add(ahead).UnixMicro() + rand.N(time.Second.Microseconds()) // another process may add some, too
 	for i, o := range added {
 		key := strictKey
-		if order == bus.OrderedByKey {
-			key = shortKey(bus.PartitionKey(msgs[i].Message))
+		if order == driver.OrderedByKey {
+			key = shortKey(driver.PartitionKey(msgs[i].Message))
 		}
 		if key == "" {
 			continue
@@ -46,7 +46,7 @@ func (q *poisonQueue) stones(ctx context.Context, added []*outgoing, msgs []bus.
 }
 
 // orderOf returns a group's order, as this process or the group's service has noted it down.
-func (t *Transport) orderOf(ctx context.Context, group string) (order bus.Order, err error) {
+func (t *Transport) orderOf(ctx context.Context, group string) (order driver.Order, err error) {
 	if s, here := t.topology.subscription(group); here {
 		return s.Order, nil
 	}

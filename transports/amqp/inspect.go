@@ -11,10 +11,10 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
-var _ bus.Inspector = (*Transport)(nil)
+var _ driver.Inspector = (*Transport)(nil)
 
 // inspection is a connection of its own: it can be given up at any time, and disturbs no work.
 type inspection struct {
@@ -27,12 +27,12 @@ type inspection struct {
 // inspect calls do until ctx is done or the transport closed.
 func (t *Transport) inspect(ctx context.Context, what string, do func(*inspection) error) error {
 	if !t.enter() {
-		return bus.ErrClosed
+		return driver.ErrClosed
 	}
 	t.active.Add(-1) // Close need not wait
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	defer context.AfterFunc(t.ctx, func() { cancel(bus.ErrClosed) })()
+	defer context.AfterFunc(t.ctx, func() { cancel(driver.ErrClosed) })()
 	if err := t.inspectWith(ctx, do); err != nil {
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
@@ -68,8 +68,8 @@ func (k known) topics() []string {
 // Subscribe on; see registry.go. The broker does not tell what waits for a time and what is handed out,
 // and its oldest message could only be seen by taking it, which counts as an attempt: these are unknown.
 // With declare=false it is an error if nobody has made the registry; the groups subscribed here come with it.
-func (t *Transport) Groups(ctx context.Context) ([]bus.GroupInfo, error) {
-	var all []bus.GroupInfo
+func (t *Transport) Groups(ctx context.Context) ([]driver.GroupInfo, error) {
+	var all []driver.GroupInfo
 	err := t.inspect(ctx, "groups", func(i *inspection) error {
 		groups, unknown := i.groups()
 		for _, k := range groups {
@@ -87,7 +87,7 @@ func (t *Transport) Groups(ctx context.Context) ([]bus.GroupInfo, error) {
 }
 
 // Topics are what the groups of [Transport.Groups] are bound to, as far as leat knows.
-func (t *Transport) Topics(ctx context.Context) ([]bus.TopicInfo, error) {
+func (t *Transport) Topics(ctx context.Context) ([]driver.TopicInfo, error) {
 	byTopic := make(map[string][]string)
 	err := t.inspect(ctx, "topics", func(i *inspection) error {
 		groups, unknown := i.groups()
@@ -98,9 +98,9 @@ func (t *Transport) Topics(ctx context.Context) ([]bus.TopicInfo, error) {
 		}
 		return unknown
 	})
-	all := make([]bus.TopicInfo, 0, len(byTopic))
+	all := make([]driver.TopicInfo, 0, len(byTopic))
 	for _, topic := range slices.Sorted(maps.Keys(byTopic)) {
-		all = append(all, bus.TopicInfo{Topic: topic, Groups: byTopic[topic]})
+		all = append(all, driver.TopicInfo{Topic: topic, Groups: byTopic[topic]})
 	}
 	return all, err
 }
@@ -138,7 +138,7 @@ func (i *inspection) groups() (all []known, err error) {
 		key := groupKey{n.Group, n.Exchange}
 		notes[key] = append([]note{n}, notes[key]...)
 	}
-	exchange := i.t.topology.noteOf(bus.Subscription{}).Exchange
+	exchange := i.t.topology.noteOf(driver.Subscription{}).Exchange
 	for key, list := range notes {
 		if key.exchange == exchange {
 			all = append(all, knownBy(list))
@@ -170,8 +170,8 @@ func (i *inspection) queuesOf(k known) []string {
 }
 
 // count asks for the group's queues; ok is false where it has none.
-func (i *inspection) count(k known) (info bus.GroupInfo, ok bool, err error) {
-	info = bus.GroupInfo{Name: k.Group, Topics: k.topics(), Delayed: bus.Unknown, InFlight: bus.Unknown}
+func (i *inspection) count(k known) (info driver.GroupInfo, ok bool, err error) {
+	info = driver.GroupInfo{Name: k.Group, Topics: k.topics(), Delayed: driver.Unknown, InFlight: driver.Unknown}
 	for _, name := range i.queuesOf(k) {
 		q, there, err := i.queue(name)
 		if err != nil {
@@ -181,8 +181,8 @@ func (i *inspection) count(k known) (info bus.GroupInfo, ok bool, err error) {
 		info.Waiting += q.Messages
 		info.Consumers = max(info.Consumers, q.Consumers)
 	}
-	if k.Order != bus.Unordered.String() {
-		info.Parked = bus.Unknown
+	if k.Order != driver.Unordered.String() {
+		info.Parked = driver.Unknown
 		lead, _, err := i.queue(leadName(k.Group)) // only the leader consumes the group's queue
 		if err != nil {
 			return info, false, err

@@ -12,7 +12,7 @@ import (
 	rabbit "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports/amqp"
 )
@@ -24,19 +24,19 @@ func TestGroupsAreKnownToEveryProcess(t *testing.T) {
 			raw := withOptions(broker, options)
 			service, operator := open(t, raw), open(t, broker) // of another type of queues, in one of the cases
 			group, topic, pattern := unique("ledger"), unique("order.paid.v1"), unique("order.>")
-			sub := bus.Subscription{Group: group, Topics: []string{topic, pattern}, Concurrency: 1}
+			sub := driver.Subscription{Group: group, Topics: []string{topic, pattern}, Concurrency: 1}
 			feed := subscribe(t, service, sub)
 			publish(t, service, topic, "bad", "a", "b", "c")
 			d := next(t, feed)
-			require.NoError(t, d.Settler.Poison(t.Context(), bus.NewFault(d, errors.New("broken"))))
+			require.NoError(t, d.Settler.Poison(t.Context(), driver.NewFault(d, errors.New("broken"))))
 
-			var info bus.GroupInfo
+			var info driver.GroupInfo
 			eventually(t, "the group is known", func() bool {
 				info = groupOf(t, operator, group)
 				return info.Name != "" && info.Poisoned == 1 && info.Consumers == 1
 			})
 			require.ElementsMatch(t, []string{topic, pattern}, info.Topics)
-			require.Equal(t, bus.Unknown, info.InFlight)
+			require.Equal(t, driver.Unknown, info.InFlight)
 			require.Equal(t, []string{group}, topicsOf(t, operator)[topic])
 			require.Equal(t, []string{group}, topicsOf(t, operator)[pattern])
 
@@ -61,14 +61,14 @@ func TestTheLeaderOfAnOrderedGroupIsCounted(t *testing.T) {
 	broker := testenv.RabbitMQ(t)
 	service, operator := open(t, broker), open(t, broker)
 	group := unique("ledger")
-	feed := subscribe(t, service, bus.Subscription{Group: group, Topics: []string{unique("order.paid.v1")}, Concurrency: 1, Order: bus.OrderedByKey})
+	feed := subscribe(t, service, driver.Subscription{Group: group, Topics: []string{unique("order.paid.v1")}, Concurrency: 1, Order: driver.OrderedByKey})
 	eventually(t, "the group is known", func() bool { return groupOf(t, operator, group).Name != "" })
 	require.Zero(t, groupOf(t, operator, group).Consumers)
 	ctx, stop := context.WithCancel(t.Context())
 	var consuming sync.WaitGroup
 	consuming.Go(func() { _, _ = feed.Next(ctx) })
 	eventually(t, "it is counted", func() bool { return groupOf(t, operator, group).Consumers == 1 })
-	require.Equal(t, bus.Unknown, groupOf(t, operator, group).Parked)
+	require.Equal(t, driver.Unknown, groupOf(t, operator, group).Parked)
 	stop()
 	consuming.Wait()
 	closeAll(t, service, operator)
@@ -78,9 +78,9 @@ func TestAGroupIsKnownWithTheTopicsOfAllItsVersions(t *testing.T) {
 	broker := testenv.RabbitMQ(t)
 	before, after, operator := open(t, broker), open(t, broker), open(t, broker)
 	group, kept, gone, added := unique("ledger"), unique("kept.v1"), unique("gone.v1"), unique("added.v1")
-	subscribe(t, before, bus.Subscription{Group: group, Topics: []string{kept, gone}, Concurrency: 1})
+	subscribe(t, before, driver.Subscription{Group: group, Topics: []string{kept, gone}, Concurrency: 1})
 	eventually(t, "the group is known", func() bool { return groupOf(t, operator, group).Name != "" })
-	subscribe(t, after, bus.Subscription{Group: group, Topics: []string{kept, added}, Concurrency: 1})
+	subscribe(t, after, driver.Subscription{Group: group, Topics: []string{kept, added}, Concurrency: 1})
 	closeAll(t, before, after)
 	require.ElementsMatch(t, []string{kept, gone, added}, groupOf(t, operator, group).Topics, "what was bound stays bound")
 	f := findingOf(t, operator.Diagnose(t.Context()), "group "+group)
@@ -93,7 +93,7 @@ func TestAGroupThatIsDeletedIsForgottenUntilItComesAgain(t *testing.T) {
 	broker := testenv.RabbitMQ(t)
 	service, operator := open(t, broker), open(t, broker)
 	group, topic := unique("ledger"), unique("order.paid.v1")
-	feed := subscribe(t, service, bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+	feed := subscribe(t, service, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
 	eventually(t, "the group is known", func() bool { return groupOf(t, operator, group).Name != "" })
 	deleteQueue(t, broker, group)
 	require.Empty(t, groupOf(t, operator, group).Name)
@@ -119,8 +119,8 @@ func TestTheRegistryStaysShort(t *testing.T) {
 	group := unique("ledger")
 	for i := range 40 {
 		service := open(t, b.url())
-		subscribe(t, service, bus.Subscription{Group: group, Topics: []string{"same.v1"}, Concurrency: 1})
-		subscribe(t, service, bus.Subscription{Group: fmt.Sprintf("%s-%d", group, i), Topics: []string{"same.v1"}, Concurrency: 1})
+		subscribe(t, service, driver.Subscription{Group: group, Topics: []string{"same.v1"}, Concurrency: 1})
+		subscribe(t, service, driver.Subscription{Group: fmt.Sprintf("%s-%d", group, i), Topics: []string{"same.v1"}, Concurrency: 1})
 		closeAll(t, service)
 		if i < 39 {
 			deleteQueue(t, b.url(), fmt.Sprintf("%s-%d", group, i))
@@ -145,14 +145,14 @@ func TestATailIsACopyAndStealsNothing(t *testing.T) {
 	b := ownBroker(t)
 	transport, operator := open(t, b.url()), open(t, b.url())
 	topic := unique("order.paid.v1")
-	feed := subscribe(t, transport, bus.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: 1})
+	feed := subscribe(t, transport, driver.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: 1})
 	prefix, _, _ := strings.Cut(topic, ".")
 
 	ctx, stop := context.WithCancel(t.Context())
 	copies, ended := make(chan string, 1000), make(chan error, 1)
 	go func() {
 		ended <- operator.Tail(ctx, prefix+".>", func(topic string, msg *message.Message) error {
-			copies <- topic + " " + bus.MessageID(msg)
+			copies <- topic + " " + driver.MessageID(msg)
 			return nil
 		})
 	}()
@@ -190,13 +190,13 @@ func TestATailIsACopyAndStealsNothing(t *testing.T) {
 	require.ErrorIs(t, tailOnce(t, transport, operator, topic), errEnough)
 	require.Error(t, operator.Tail(t.Context(), "order.>.paid", nil), "no pattern")
 	closeAll(t, transport, operator)
-	require.ErrorIs(t, operator.Tail(t.Context(), topic, nil), bus.ErrClosed)
+	require.ErrorIs(t, operator.Tail(t.Context(), topic, nil), driver.ErrClosed)
 }
 
 var errEnough = errors.New("seen enough")
 
 // tailOnce tails until the first copy.
-func tailOnce(t *testing.T, transport bus.Transport, operator bus.Inspector, pattern string) (err error) {
+func tailOnce(t *testing.T, transport driver.Transport, operator driver.Inspector, pattern string) (err error) {
 	t.Helper()
 	ended := make(chan error, 1)
 	topic := pattern
@@ -219,7 +219,7 @@ func TestDiagnoseFindsAHealthyBrokerHealthy(t *testing.T) {
 	b := ownBroker(t)
 	transport := open(t, b.url())
 	group := unique("ledger")
-	feed := subscribe(t, transport, bus.Subscription{Group: group, Topics: []string{"order.paid.v1"}, Concurrency: 1, Order: bus.OrderedStrictly})
+	feed := subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{"order.paid.v1"}, Concurrency: 1, Order: driver.OrderedStrictly})
 	publish(t, transport, "order.paid.v1", "a")
 	for range 3 {
 		for _, f := range transport.Diagnose(t.Context()) {
@@ -232,7 +232,7 @@ func TestDiagnoseFindsAHealthyBrokerHealthy(t *testing.T) {
 	ack(t, d)
 	require.Contains(t, findingOf(t, transport.Diagnose(t.Context()), "group "+group).Text, "ordered strictly")
 	closeAll(t, transport)
-	require.ErrorIs(t, transport.Diagnose(t.Context())[0].Err, bus.ErrClosed)
+	require.ErrorIs(t, transport.Diagnose(t.Context())[0].Err, driver.ErrClosed)
 }
 
 func TestDiagnoseNamesWhatIsWrongAndTheCure(t *testing.T) {
@@ -240,7 +240,7 @@ func TestDiagnoseNamesWhatIsWrongAndTheCure(t *testing.T) {
 	exchange := unique("events")
 	transport := open(t, withOptions(b.url(), "exchange="+exchange))
 	group := unique("ledger")
-	subscribe(t, transport, bus.Subscription{Group: group, Topics: []string{"order.paid.v1"}, Concurrency: 1})
+	subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{"order.paid.v1"}, Concurrency: 1})
 	withBroker(t, b.url(), func(ch *rabbit.Channel) {
 		_, err := ch.QueueDelete(group, false, false, false)
 		require.NoError(t, err)
@@ -251,7 +251,7 @@ func TestDiagnoseNamesWhatIsWrongAndTheCure(t *testing.T) {
 	})
 	f := findingOf(t, transport.Diagnose(t.Context()), "group "+group)
 	require.ErrorContains(t, f.Err, "another x-queue-type: 'classic', and 'quorum' is wanted")
-	require.Contains(t, f.Cure, "choose it with the option queue")
+	require.Contains(t, f.Fix, "choose it with the option queue")
 
 	deleteExchange(t, b.url(), exchange)
 	withBroker(t, b.url(), func(ch *rabbit.Channel) {
@@ -260,7 +260,7 @@ func TestDiagnoseNamesWhatIsWrongAndTheCure(t *testing.T) {
 	defer deleteExchange(t, b.url(), exchange)
 	f = findingOf(t, transport.Diagnose(t.Context()), "exchange "+exchange)
 	require.ErrorContains(t, f.Err, "it is there with another type")
-	require.Contains(t, f.Cure, "choose another exchange")
+	require.Contains(t, f.Fix, "choose another exchange")
 
 	b.ctl(t, "set_vm_memory_high_watermark", "0.0001")
 	defer b.ctl(t, "set_vm_memory_high_watermark", "0.4")
@@ -287,11 +287,11 @@ func TestAUserWithoutRightsGetsClearAnswers(t *testing.T) {
 	require.ErrorContains(t, err, "the queue by which groups are known is not there, and declare=false")
 	f := findingOf(t, restricted.Diagnose(t.Context()), "registry of groups leat.groups.*")
 	require.ErrorContains(t, f.Err, "declare=false")
-	require.NotEmpty(t, f.Cure)
+	require.NotEmpty(t, f.Fix)
 	require.ErrorContains(t, restricted.Tail(t.Context(), "order.>", nil), "no right to make a queue")
 
 	group := unique("ledger")
-	subscribe(t, declaring, bus.Subscription{Group: group, Topics: []string{"order.paid.v1"}, Concurrency: 1})
+	subscribe(t, declaring, driver.Subscription{Group: group, Topics: []string{"order.paid.v1"}, Concurrency: 1})
 	eventually(t, "the group is known", func() bool {
 		groups, err := restricted.Groups(t.Context())
 		return err == nil && len(groups) == 1 && groups[0].Name == group
@@ -303,7 +303,7 @@ func TestAUserWithoutRightsGetsClearAnswers(t *testing.T) {
 	b.ctl(t, "set_permissions", "-p", vhost, vhost, "^$", "^leat[.].*$", "^leat[.].*$")
 	findings := restricted.Diagnose(t.Context())
 	require.ErrorContains(t, findingOf(t, findings, "publish").Err, "ACCESS_REFUSED")
-	require.Contains(t, findingOf(t, findings, "publish").Cure, "amq.default")
+	require.Contains(t, findingOf(t, findings, "publish").Fix, "amq.default")
 	require.ErrorContains(t, findingOf(t, findings, "group "+group).Err, "may not read queue")
 	for _, f := range findings {
 		require.NotContains(t, fmt.Sprint(f), "secret@")
@@ -319,7 +319,7 @@ func TestGroupsOfAWatermillTopologyAreShown(t *testing.T) {
 		deleteExchange(t, broker, paid)
 		deleteExchange(t, broker, placed)
 	})
-	subscribe(t, service, bus.Subscription{Group: group, Topics: []string{paid, placed}, Concurrency: 1})
+	subscribe(t, service, driver.Subscription{Group: group, Topics: []string{paid, placed}, Concurrency: 1})
 	publish(t, service, paid, "a")
 	publish(t, service, placed, "b")
 	eventually(t, "the group is known, with the messages of all its queues", func() bool {
@@ -331,7 +331,7 @@ func TestGroupsOfAWatermillTopologyAreShown(t *testing.T) {
 	require.Empty(t, groupOf(t, leat, group).Name, "it does not hang on the exchange")
 	require.ErrorIs(t, tailOnce(t, service, operator, paid), errEnough)
 	prefix, _, _ := strings.Cut(paid, ".")
-	require.ErrorIs(t, operator.Tail(t.Context(), prefix+".unknown.>", nil), bus.ErrUnsupported)
+	require.ErrorIs(t, operator.Tail(t.Context(), prefix+".unknown.>", nil), driver.ErrUnsupported)
 	for _, f := range operator.Diagnose(t.Context()) {
 		if strings.HasSuffix(f.Check, group) {
 			require.NoError(t, f.Err)
@@ -340,7 +340,7 @@ func TestGroupsOfAWatermillTopologyAreShown(t *testing.T) {
 	closeAll(t, service, operator, leat)
 }
 
-func groupOf(t testing.TB, inspector bus.Inspector, group string) bus.GroupInfo {
+func groupOf(t testing.TB, inspector driver.Inspector, group string) driver.GroupInfo {
 	t.Helper()
 	groups, err := inspector.Groups(t.Context())
 	require.NoError(t, err)
@@ -349,10 +349,10 @@ func groupOf(t testing.TB, inspector bus.Inspector, group string) bus.GroupInfo 
 			return g
 		}
 	}
-	return bus.GroupInfo{}
+	return driver.GroupInfo{}
 }
 
-func topicsOf(t testing.TB, inspector bus.Inspector) map[string][]string {
+func topicsOf(t testing.TB, inspector driver.Inspector) map[string][]string {
 	t.Helper()
 	topics, err := inspector.Topics(t.Context())
 	require.NoError(t, err)
@@ -363,7 +363,7 @@ func topicsOf(t testing.TB, inspector bus.Inspector) map[string][]string {
 	return byName
 }
 
-func findingOf(t testing.TB, findings []bus.Finding, check string) bus.Finding {
+func findingOf(t testing.TB, findings []driver.Finding, check string) driver.Finding {
 	t.Helper()
 	for _, f := range findings {
 		if f.Check == check {
@@ -371,7 +371,7 @@ func findingOf(t testing.TB, findings []bus.Finding, check string) bus.Finding {
 		}
 	}
 	t.Fatalf("no finding %q in %v", check, findings)
-	return bus.Finding{}
+	return driver.Finding{}
 }
 
 func depth(t testing.TB, broker, queue string) (n int) {
@@ -386,5 +386,5 @@ func depth(t testing.TB, broker, queue string) (n int) {
 
 func publishNobodyWants(t testing.TB, transport *amqp.Transport, topic string) {
 	t.Helper()
-	require.ErrorIs(t, transport.Publish(t.Context(), topic, newMessage(topic, "nobody's")), bus.ErrUnroutable)
+	require.ErrorIs(t, transport.Publish(t.Context(), topic, newMessage(topic, "nobody's")), driver.ErrUnroutable)
 }

@@ -9,28 +9,28 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	amqp "github.com/rabbitmq/amqp091-go"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
-// item is a message that the broker delivered, and its way back: a [bus.Settler].
+// item is a message that the broker delivered, and its way back: a [driver.Settler].
 type item struct {
-	delivery bus.Delivery
+	delivery driver.Delivery
 	msg      message.Message
 
 	feed     *feed
 	session  *session
 	raw      *amqp.Delivery
-	queue    string      // where it came from
-	attempts int         // hand-overs that counted, before this one
-	crashes  int         // those of them that nobody settled
-	history  bus.History // its failures, in earlier deliveries
-	key      string      // order is kept within it; "" where none is asked for
-	heads    bool        // it holds its key: it is ready, handed out or waits for its redelivery
-	held     *entry      // its place, where it came from the queue of held messages
-	read     bool        // msg is filled
-	seen     bool        // it was handed out before, and waits for a redelivery in this process
-	counted  bool        // with an attempt that the broker does not know of
-	unseen   int         // deliveries that the broker counted, and that were none
+	queue    string         // where it came from
+	attempts int            // hand-overs that counted, before this one
+	crashes  int            // those of them that nobody settled
+	history  driver.History // its failures, in earlier deliveries
+	key      string         // order is kept within it; "" where none is asked for
+	heads    bool           // it holds its key: it is ready, handed out or waits for its redelivery
+	held     *entry         // its place, where it came from the queue of held messages
+	read     bool           // msg is filled
+	seen     bool           // it was handed out before, and waits for a redelivery in this process
+	counted  bool           // with an attempt that the broker does not know of
+	unseen   int            // deliveries that the broker counted, and that were none
 }
 
 // suspect reports whether the message was in so many crashes that it may be the cause.
@@ -40,7 +40,7 @@ func (it *item) suspect() bool { return it.crashes >= suspicion }
 func (it *item) unpack() {
 	if !it.read {
 		unmarshal(&it.msg, it.raw)
-		if noted := bus.TakeHistory(it.msg.Metadata); it.history == (bus.History{}) {
+		if noted := driver.TakeHistory(it.msg.Metadata); it.history == (driver.History{}) {
 			it.history = noted
 		}
 		it.read = true
@@ -48,7 +48,7 @@ func (it *item) unpack() {
 }
 
 // handOut makes the delivery.
-func (it *item) handOut() *bus.Delivery {
+func (it *item) handOut() *driver.Delivery {
 	it.unpack()
 	d := &it.delivery
 	d.Message = &it.msg
@@ -74,7 +74,7 @@ func (it *item) again(attempts int) *item {
 var errLate = errors.New("the connection was lost before the message was settled")
 
 func (it *item) late() error {
-	return fmt.Errorf("amqp: group %q: message %s: %w", it.feed.sub.Group, bus.MessageID(&it.msg), errLate)
+	return fmt.Errorf("amqp: group %q: message %s: %w", it.feed.sub.Group, driver.MessageID(&it.msg), errLate)
 }
 
 // Ack does not wait for the broker. Acks are sent together, most within 5 ms.
@@ -107,7 +107,7 @@ func (it *item) Redeliver(after time.Duration) error { return it.feed.back(it, i
 func (it *item) GiveBack(after time.Duration) error { return it.feed.back(it, it.attempts, after) }
 
 // Poison waits until the poison queue has confirmed its copy.
-func (it *item) Poison(ctx context.Context, fault bus.Fault) error {
+func (it *item) Poison(ctx context.Context, fault driver.Fault) error {
 	f := it.feed
 	if it.key != "" && f.parks() && !it.session.isOver() {
 		if err := it.session.held.park(ctx, it, fault); err != nil {
@@ -131,11 +131,11 @@ func (it *item) copy(attempts int) amqp.Publishing {
 	if it.delivery.Message != nil { // it was handed out
 		history = it.delivery.History
 	}
-	for _, name := range []string{bus.HeaderFaultFailedAt, bus.HeaderFaultFailures, bus.HeaderFaultWaiting} {
+	for _, name := range []string{driver.HeaderFaultFailedAt, driver.HeaderFaultFailures, driver.HeaderFaultWaiting} {
 		delete(p.Headers, name)
 	}
 	noted := make(message.Metadata, 3)
-	bus.SetHistory(noted, history)
+	driver.SetHistory(noted, history)
 	setText(p.Headers, noted)
 	if it.crashes > 0 {
 		p.Headers[headerCrashes] = int32(min(it.crashes, 1<<30))

@@ -11,7 +11,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/amqp"
 )
 
@@ -31,7 +31,7 @@ type ledger struct {
 }
 
 // load publishes from some goroutines and handles with some workers until stop.
-func load(t *testing.T, transport *amqp.Transport, order bus.Order) *ledger {
+func load(t *testing.T, transport *amqp.Transport, order driver.Order) *ledger {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*patience)
 	l := &ledger{
@@ -66,28 +66,28 @@ func load(t *testing.T, transport *amqp.Transport, order bus.Order) *ledger {
 	return l
 }
 
-func (l *ledger) subscribe(order bus.Order) bus.Feed {
-	feed, err := l.transport.Subscribe(l.ctx, bus.Subscription{
+func (l *ledger) subscribe(order driver.Order) driver.Receiver {
+	feed, err := l.transport.Subscribe(l.ctx, driver.Subscription{
 		Group: l.group, Topics: []string{l.topic}, Known: []string{l.topic}, Concurrency: 8, Order: order,
 	})
 	require.NoError(l.t, err)
 	return feed
 }
 
-func (l *ledger) consume(feed bus.Feed) {
+func (l *ledger) consume(feed driver.Receiver) {
 	for {
 		d, err := feed.Next(l.ctx)
 		if err != nil {
-			if !errors.Is(err, bus.ErrClosed) && l.ctx.Err() == nil {
+			if !errors.Is(err, driver.ErrClosed) && l.ctx.Err() == nil {
 				l.t.Errorf("next: %v", err)
 			}
 			return
 		}
-		if bus.MessageID(d.Message) == "" || len(d.Message.Payload) == 0 {
+		if driver.MessageID(d.Message) == "" || len(d.Message.Payload) == 0 {
 			l.t.Errorf("a message came that nobody published")
 		}
 		l.mu.Lock()
-		l.handled[bus.MessageID(d.Message)]++
+		l.handled[driver.MessageID(d.Message)]++
 		l.mu.Unlock()
 		_ = d.Settler.Ack() // a late one comes again
 	}
@@ -148,7 +148,7 @@ func (l *ledger) missing() (ids []string) {
 
 func newMessage(topic, id string) *message.Message {
 	msg := message.NewMessage(id, []byte(`{"id":"`+id+`"}`))
-	msg.Metadata = message.Metadata{bus.HeaderID: id, bus.HeaderType: topic, bus.HeaderSource: "test"}
+	msg.Metadata = message.Metadata{driver.HeaderID: id, driver.HeaderType: topic, driver.HeaderSource: "test"}
 	return msg
 }
 

@@ -10,7 +10,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // link is one connection to the broker for the life of a transport: made anew whenever it is lost.
@@ -118,7 +118,7 @@ func blockedReason(b amqp.Blocking) string {
 	if !b.Active {
 		return ""
 	}
-	return bus.OneLine("blocked by the broker: "+b.Reason, 256)
+	return driver.OneLine("blocked by the broker: "+b.Reason, 256)
 }
 
 func lost(reason *amqp.Error) error {
@@ -174,7 +174,7 @@ func (l *link) connection(ctx context.Context) (*amqp.Connection, *coalescer, er
 		case <-ctx.Done():
 			return nil, nil, notConnected(ctx, lastErr)
 		case <-l.ctx.Done():
-			return nil, nil, bus.ErrClosed
+			return nil, nil, driver.ErrClosed
 		}
 	}
 }

@@ -16,7 +16,8 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	amqp "github.com/rabbitmq/amqp091-go"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/internal/ids"
 )
 
 const (
@@ -405,7 +406,7 @@ func (l *look) next() (batch []amqp.Delivery, end bool, err error) {
 // all, because the queue's order is not that of arrival for sure: somebody else may have looked into
 // it by other means. Void are those of which there is an edited copy, too; without them it is to be read
 // again.
-func (l *look) list(after string) (all []bus.PoisonedMessage, void []*amqp.Delivery, err error) {
+func (l *look) list(after string) (all []driver.PoisonedMessage, void []*amqp.Delivery, err error) {
 	var first page
 	latest := make(revisions)
 	err = l.walk(func(id string, d *amqp.Delivery) (bool, error) {
@@ -417,18 +418,18 @@ func (l *look) list(after string) (all []bus.PoisonedMessage, void []*amqp.Deliv
 		}
 		return true, nil
 	})
-	slices.SortFunc(first.messages, func(a, b bus.PoisonedMessage) int { return strings.Compare(a.ID, b.ID) })
+	slices.SortFunc(first.messages, func(a, b driver.PoisonedMessage) int { return strings.Compare(a.ID, b.ID) })
 	return first.messages, void, err
 }
 
 // page keeps the messages with the lowest ids, up to the bounds of a list: a heap with the highest on
 // top.
 type page struct {
-	messages []bus.PoisonedMessage
+	messages []driver.PoisonedMessage
 	bytes    int
 }
 
-func (p *page) add(m bus.PoisonedMessage) {
+func (p *page) add(m driver.PoisonedMessage) {
 	heap.Push(p, m)
 	for len(p.messages) > listMessages || p.bytes > listBytes && len(p.messages) > 1 {
 		heap.Pop(p)
@@ -440,7 +441,7 @@ func (p *page) Less(i, j int) bool { return p.messages[i].ID > p.messages[j].ID 
 func (p *page) Swap(i, j int)      { p.messages[i], p.messages[j] = p.messages[j], p.messages[i] }
 
 func (p *page) Push(x any) {
-	m := x.(bus.PoisonedMessage)
+	m := x.(driver.PoisonedMessage)
 	p.messages = append(p.messages, m)
 	p.bytes += len(m.Message.Payload)
 }
@@ -448,7 +449,7 @@ func (p *page) Push(x any) {
 func (p *page) Pop() any {
 	last := len(p.messages) - 1
 	m := p.messages[last]
-	p.messages[last] = bus.PoisonedMessage{}
+	p.messages[last] = driver.PoisonedMessage{}
 	p.messages = p.messages[:last]
 	p.bytes -= len(m.Message.Payload)
 	return m
@@ -500,7 +501,7 @@ func (l *look) places(window []*amqp.Delivery) (bool, error) {
 		return false, nil
 	}
 	order, err := l.t.orderOf(l.ctx, l.group)
-	return order != bus.Unordered, err
+	return order != driver.Unordered, err
 }
 
 func hasPlace(d *amqp.Delivery) bool {
@@ -551,7 +552,7 @@ func (l *look) release(window []*amqp.Delivery) error {
 			h := amqp.Table{headerHeldNote: noteSkip}
 			p.set(h)
 			out = append(out, &outgoing{key: heldName(l.group), msg: amqp.Publishing{
-				DeliveryMode: amqp.Persistent, MessageId: bus.NewID(), Headers: h,
+				DeliveryMode: amqp.Persistent, MessageId: ids.New(), Headers: h,
 			}})
 		}
 	}
@@ -647,12 +648,12 @@ func idOf(d *amqp.Delivery, seen map[string]int) string {
 	return id
 }
 
-func shown(id string, d *amqp.Delivery) bus.PoisonedMessage {
+func shown(id string, d *amqp.Delivery) driver.PoisonedMessage {
 	msg := new(message.Message)
 	unmarshal(msg, d)
-	shown := bus.PoisonedMessage{ID: id, Message: msg, Fault: bus.FaultOf(msg.Metadata)}
+	shown := driver.PoisonedMessage{ID: id, Message: msg, Fault: driver.FaultOf(msg.Metadata)}
 	if _, parks := placeOf(d); parks {
-		shown.Parked = bus.Unknown
+		shown.Parked = driver.Unknown
 	}
 	return shown
 }
@@ -666,12 +667,12 @@ func fresh(d *amqp.Delivery) amqp.Publishing {
 		switch {
 		case strings.HasPrefix(name, faultPrefix),
 			name == headerAttempt, name == headerCrashes, name == headerPoisonID, name == headerPoisonRev, name == headerQueue,
-			name == bus.HeaderInstance:
+			name == driver.HeaderInstance:
 			delete(p.Headers, name)
 		}
 	}
 	return p
 }
 
-// faultPrefix is what bus.Fault's headers have in common.
+// faultPrefix is what driver.Fault's headers have in common.
 const faultPrefix = "leat_fault_"

@@ -10,7 +10,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	amqp "github.com/rabbitmq/amqp091-go"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 const (
@@ -38,7 +38,7 @@ func marshal(msg *message.Message, topic string, cfg *Config, frame int) (amqp.P
 		Body:         msg.Payload,
 		DeliveryMode: amqp.Persistent,
 		Timestamp:    time.Now(),
-		Type:         fitting(msg.Metadata[bus.HeaderType], topic),
+		Type:         fitting(msg.Metadata[driver.HeaderType], topic),
 		AppId:        fitting(cfg.AppID),
 	}
 	var extra message.Metadata
@@ -46,7 +46,7 @@ func marshal(msg *message.Message, topic string, cfg *Config, frame int) (amqp.P
 	for name, value := range msg.Metadata {
 		wire := wireName(name)
 		switch {
-		case name == bus.HeaderContentType && value != "" && len(value) <= maxNameBytes:
+		case name == driver.HeaderContentType && value != "" && len(value) <= maxNameBytes:
 			p.ContentType = value
 			continue
 		case wire == "":
@@ -61,11 +61,11 @@ func marshal(msg *message.Message, topic string, cfg *Config, frame int) (amqp.P
 	}
 	setIdentity(&p, msg, cfg)
 	if err := setExtra(h, extra); err != nil {
-		return p, fmt.Errorf("message %s: %w", bus.MessageID(msg), err)
+		return p, fmt.Errorf("message %s: %w", driver.MessageID(msg), err)
 	}
 	if size += len(fieldText(h[headerExtra])); size > maxHeaderBytes(frame) {
 		return p, fmt.Errorf("message %s has %d bytes of headers; at most %d fit in a frame; put large data into the payload",
-			bus.MessageID(msg), size, maxHeaderBytes(frame))
+			driver.MessageID(msg), size, maxHeaderBytes(frame))
 	}
 	return p, nil
 }
@@ -75,7 +75,7 @@ const fieldOverhead = 1 + 1 + 4
 
 // setIdentity fills the properties that other software looks at.
 func setIdentity(p *amqp.Publishing, msg *message.Message, cfg *Config) {
-	if correlation := msg.Metadata[bus.HeaderCorrelationID]; len(correlation) <= maxNameBytes {
+	if correlation := msg.Metadata[driver.HeaderCorrelationID]; len(correlation) <= maxNameBytes {
 		p.CorrelationId = correlation
 	}
 	if len(msg.UUID) <= maxNameBytes {
@@ -84,11 +84,11 @@ func setIdentity(p *amqp.Publishing, msg *message.Message, cfg *Config) {
 	if p.MessageId == "" || cfg.Topology == TopologyWatermill {
 		p.Headers[headerWatermillUUID] = msg.UUID
 	}
-	version, has := msg.Metadata[bus.HeaderSpecVersion]
+	version, has := msg.Metadata[driver.HeaderSpecVersion]
 	switch {
 	case has:
 		p.Headers[headerVersion] = version
-	case msg.Metadata[bus.HeaderID] != "":
+	case msg.Metadata[driver.HeaderID] != "":
 		p.Headers[wireVersion] = "1.0" // the binding wants it; where a leat header is missing, it is 1.0
 	}
 }
@@ -114,7 +114,7 @@ func wireName(name string) string {
 // Context wants it.
 func plainAttribute(name string) bool {
 	switch name {
-	case bus.HeaderCorrelationID, bus.HeaderCausationID, bus.HeaderTraceParent, bus.HeaderTraceState, bus.HeaderBaggage:
+	case driver.HeaderCorrelationID, driver.HeaderCausationID, driver.HeaderTraceParent, driver.HeaderTraceState, driver.HeaderBaggage:
 		return true
 	}
 	return false

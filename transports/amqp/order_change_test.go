@@ -9,7 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
 )
 
@@ -18,17 +18,17 @@ func TestOrderChange_unorderedGroupGetsWhatWasHeld(t *testing.T) {
 	t.Parallel()
 	bothQueues(t, testenv.RabbitMQ(t), func(t *testing.T, raw string) {
 		topic, group := unique("order.paid.v1"), unique("ledger")
-		sub := bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 4, Order: bus.OrderedByKey, Park: true}
+		sub := driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 4, Order: driver.OrderedByKey, Park: true}
 		first := open(t, raw)
 		feed := subscribe(t, first, sub)
 		publishKeyed(t, first, topic, "k/1", "j/1", "i/1")
 		began := time.Now()
 		for range 3 {
-			switch d := next(t, feed); bus.MessageID(d.Message) {
+			switch d := next(t, feed); driver.MessageID(d.Message) {
 			case "j/1":
 				require.NoError(t, d.Settler.Redeliver(5*time.Second))
 			default:
-				require.NoError(t, d.Settler.Poison(t.Context(), bus.NewFault(d, errors.New("bad"))))
+				require.NoError(t, d.Settler.Poison(t.Context(), driver.NewFault(d, errors.New("bad"))))
 			}
 		}
 		publishKeyed(t, first, topic, "k/2", "k/3")
@@ -37,9 +37,9 @@ func TestOrderChange_unorderedGroupGetsWhatWasHeld(t *testing.T) {
 		deleteQueue(t, raw, group)
 
 		second := open(t, raw)
-		sub.Order, sub.Park = bus.Unordered, false
+		sub.Order, sub.Park = driver.Unordered, false
 		feed = subscribe(t, second, sub)
-		var said bus.Finding
+		var said driver.Finding
 		eventually(t, "the doctor knows the group", func() bool {
 			for _, f := range second.Diagnose(t.Context()) {
 				if f.Check == "group "+group {
@@ -49,14 +49,14 @@ func TestOrderChange_unorderedGroupGetsWhatWasHeld(t *testing.T) {
 			return said.Check != ""
 		})
 		require.ErrorContains(t, said.Err, group+".held")
-		require.NotEmpty(t, said.Cure)
+		require.NotEmpty(t, said.Fix)
 		got := map[string]bool{}
 		for len(got) < 2 {
 			got[take(t, feed)] = true
 		}
 		require.Equal(t, map[string]bool{"k/2": true, "k/3": true}, got)
 		d := next(t, feed)
-		require.Equal(t, "j/1", bus.MessageID(d.Message))
+		require.Equal(t, "j/1", driver.MessageID(d.Message))
 		require.Equal(t, 2, d.Attempt)
 		require.GreaterOrEqual(t, time.Since(began), 5*time.Second, "its time was forgotten")
 		ack(t, d)
@@ -66,7 +66,7 @@ func TestOrderChange_unorderedGroupGetsWhatWasHeld(t *testing.T) {
 		require.NoError(t, err)
 		require.Len(t, all, 2)
 		for _, p := range all {
-			if bus.MessageID(p.Message) == "k/1" {
+			if driver.MessageID(p.Message) == "k/1" {
 				n, err := queue.Replay(t.Context(), p.ID)
 				require.NoError(t, err)
 				require.Equal(t, 1, n)
@@ -75,7 +75,7 @@ func TestOrderChange_unorderedGroupGetsWhatWasHeld(t *testing.T) {
 		}
 		deleteQueue(t, raw, group+".held")
 		for _, p := range all {
-			if bus.MessageID(p.Message) == "i/1" {
+			if driver.MessageID(p.Message) == "i/1" {
 				n, err := queue.Drop(t.Context(), p.ID)
 				require.NoError(t, err)
 				require.Equal(t, 1, n)
@@ -93,16 +93,16 @@ func TestOrderChange_orderedGroupReplaysWhatWasPoisonedBefore(t *testing.T) {
 	t.Parallel()
 	bothQueues(t, testenv.RabbitMQ(t), func(t *testing.T, raw string) {
 		topic, group := unique("order.paid.v1"), unique("ledger")
-		sub := bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 4}
+		sub := driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 4}
 		first := open(t, raw)
 		feed := subscribe(t, first, sub)
 		publishKeyed(t, first, topic, "k/1")
 		d := next(t, feed)
-		require.NoError(t, d.Settler.Poison(t.Context(), bus.NewFault(d, errors.New("bad"))))
+		require.NoError(t, d.Settler.Poison(t.Context(), driver.NewFault(d, errors.New("bad"))))
 		closeAll(t, first)
 		deleteQueue(t, raw, group)
 		second := open(t, raw)
-		sub.Order, sub.Park = bus.OrderedByKey, true
+		sub.Order, sub.Park = driver.OrderedByKey, true
 		feed = subscribe(t, second, sub)
 		queue := second.PoisonQueue(group)
 		all, err := queue.List(t.Context(), "", 10)

@@ -16,7 +16,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
 )
 
@@ -27,8 +27,8 @@ func TestOrderByKeyOutlivesLostConnections(t *testing.T) {
 		t.Run(queue, func(t *testing.T) {
 			transport := open(t, withOptions(b.url(), "queue="+queue))
 			topic := unique("order.paid.v1")
-			feed := subscribe(t, transport, bus.Subscription{
-				Group: unique("ledger"), Topics: []string{topic}, Concurrency: 16, Order: bus.OrderedByKey,
+			feed := subscribe(t, transport, driver.Subscription{
+				Group: unique("ledger"), Topics: []string{topic}, Concurrency: 16, Order: driver.OrderedByKey,
 			})
 			const keys, each = 12, 150
 			var publishers sync.WaitGroup
@@ -36,7 +36,7 @@ func TestOrderByKeyOutlivesLostConnections(t *testing.T) {
 				publishers.Go(func() {
 					for i := range each {
 						msg := newMessage(topic, fmt.Sprintf("k%02d/%04d", k, i))
-						msg.Metadata[bus.HeaderPartitionKey] = fmt.Sprint(k)
+						msg.Metadata[driver.HeaderPartitionKey] = fmt.Sprint(k)
 						if err := transport.Publish(t.Context(), topic, msg); err != nil {
 							t.Errorf("publish: %v", err)
 						}
@@ -55,7 +55,7 @@ func TestOrderByKeyOutlivesLostConnections(t *testing.T) {
 						if err != nil {
 							return
 						}
-						id := bus.MessageID(d.Message)
+						id := driver.MessageID(d.Message)
 						key, _, _ := strings.Cut(id, "/")
 						mu.Lock()
 						if other := out[key]; other != "" {
@@ -99,7 +99,7 @@ func TestOrderOutlivesKillsAndRedeliveries(t *testing.T) {
 		kills, _ = strconv.Atoi(s)
 	}
 	bothQueues(t, testenv.RabbitMQ(t), func(t *testing.T, raw string) {
-		c := newCrew(t, raw, bus.OrderedByKey)
+		c := newCrew(t, raw, driver.OrderedByKey)
 		c.prepare()
 		const keys = 15
 		each := 15 * (kills + 1)

@@ -16,7 +16,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
 )
 
@@ -25,7 +25,7 @@ import (
 func TestParkedKeysOutliveTheirProcesses(t *testing.T) {
 	b := ownBroker(t)
 	bothQueues(t, b.url(), func(t *testing.T, raw string) {
-		c := newCrew(t, raw, bus.OrderedByKey)
+		c := newCrew(t, raw, driver.OrderedByKey)
 		c.park = true
 		c.prepare()
 		const bad, keys, each = 3, 10, 30
@@ -67,14 +67,14 @@ func TestParkedKeysOutliveTheirProcesses(t *testing.T) {
 		c.awaitDone(keys*each - parked + 1)
 
 		// The first fails again; then all is mended.
-		list := func() []bus.PoisonedMessage {
+		list := func() []driver.PoisonedMessage {
 			all, err := queue.List(t.Context(), "", 100)
 			require.NoError(t, err)
 			return all
 		}
 		first := func() string {
 			for _, p := range list() {
-				if bus.PartitionKey(p.Message) == "k00" {
+				if driver.PartitionKey(p.Message) == "k00" {
 					return p.ID
 				}
 			}
@@ -93,8 +93,8 @@ func TestParkedKeysOutliveTheirProcesses(t *testing.T) {
 		c.mend()
 		dropped := ""
 		for _, p := range list() {
-			if bus.PartitionKey(p.Message) == "k01" {
-				dropped = bus.MessageID(p.Message)
+			if driver.PartitionKey(p.Message) == "k01" {
+				dropped = driver.MessageID(p.Message)
 				n, err := queue.Drop(t.Context(), p.ID)
 				require.NoError(t, err)
 				require.Equal(t, 1, n)
@@ -124,14 +124,14 @@ func TestOneParkedKeyCostsTheOthersNothing(t *testing.T) {
 			transport := open(t, raw)
 			defer closeAll(t, transport)
 			topic := unique("order.paid.v1")
-			feed := subscribe(t, transport, bus.Subscription{
-				Group: unique("ledger"), Topics: []string{topic}, Concurrency: 100, Order: bus.OrderedByKey, Park: true,
+			feed := subscribe(t, transport, driver.Subscription{
+				Group: unique("ledger"), Topics: []string{topic}, Concurrency: 100, Order: driver.OrderedByKey, Park: true,
 			})
 			var msgs []*message.Message
 			for i := range each {
 				for k := range keys {
 					msg := newMessage(topic, fmt.Sprintf("%d/%d", k, i))
-					msg.Metadata[bus.HeaderPartitionKey] = fmt.Sprint(k)
+					msg.Metadata[driver.HeaderPartitionKey] = fmt.Sprint(k)
 					msgs = append(msgs, msg)
 				}
 			}
@@ -149,8 +149,8 @@ func TestOneParkedKeyCostsTheOthersNothing(t *testing.T) {
 						if err != nil {
 							return
 						}
-						if poisoned > 0 && bus.MessageID(d.Message) == "0/0" {
-							_ = d.Settler.Poison(t.Context(), bus.NewFault(d, errors.New("broken")))
+						if poisoned > 0 && driver.MessageID(d.Message) == "0/0" {
+							_ = d.Settler.Poison(t.Context(), driver.NewFault(d, errors.New("broken")))
 							continue
 						}
 						_ = d.Settler.Ack()

@@ -6,17 +6,17 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
 )
 
 // What a closing consumer has fetched and not handed out goes back to its place, where order counts.
 func TestOrderOutlivesADeploy(t *testing.T) {
 	broker := testenv.RabbitMQ(t)
-	for name, sub := range map[string]bus.Subscription{
+	for name, sub := range map[string]driver.Subscription{
 		"one worker":       {Concurrency: 1},
-		"ordered by key":   {Concurrency: 4, Order: bus.OrderedByKey},
-		"ordered strictly": {Concurrency: 1, Order: bus.OrderedStrictly},
+		"ordered by key":   {Concurrency: 4, Order: driver.OrderedByKey},
+		"ordered strictly": {Concurrency: 1, Order: driver.OrderedStrictly},
 	} {
 		t.Run(name, func(t *testing.T) {
 			sub.Group, sub.Topics = unique("ledger"), []string{unique("order.paid.v1")}
@@ -25,7 +25,7 @@ func TestOrderOutlivesADeploy(t *testing.T) {
 			const n = 120
 			for i := range n {
 				msg := newMessage(sub.Topics[0], fmt.Sprintf("%03d", i))
-				msg.Metadata[bus.HeaderPartitionKey] = "one key"
+				msg.Metadata[driver.HeaderPartitionKey] = "one key"
 				require.NoError(t, publisher.Publish(t.Context(), sub.Topics[0], msg))
 			}
 			for i := 0; i < n; {

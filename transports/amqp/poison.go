@@ -12,7 +12,8 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/internal/ids"
 )
 
 const (
@@ -33,7 +34,7 @@ type poisonLocks struct {
 // were; they exclude each other, here and in other processes, by a lock on the broker. A group that
 // has no poison queue yet has an empty one. Ids are given by leat when it poisons; what the broker
 // itself dead-lettered has one made of its content.
-func (t *Transport) PoisonQueue(group string) bus.PoisonQueue {
+func (t *Transport) PoisonQueue(group string) driver.PoisonQueue {
 	t.poison.mu.Lock()
 	defer t.poison.mu.Unlock()
 	if t.poison.groups == nil {
@@ -53,17 +54,17 @@ type poisonQueue struct {
 	turn  chan struct{} // holds one while somebody looks
 
 	// What the last List read and did not return, for the next page. The one whose turn it is has it.
-	pages   []bus.PoisonedMessage
+	pages   []driver.PoisonedMessage
 	pagesAt time.Time
 }
 
 // List reads the whole queue, keeps its first 20,000 messages or 64 MiB, and answers further pages of
 // that from memory for ten seconds.
-func (q *poisonQueue) List(ctx context.Context, after string, limit int) ([]bus.PoisonedMessage, error) {
+func (q *poisonQueue) List(ctx context.Context, after string, limit int) ([]driver.PoisonedMessage, error) {
 	if limit < 1 {
 		return nil, nil
 	}
-	var page []bus.PoisonedMessage
+	var page []driver.PoisonedMessage
 	err := q.guard(ctx, "list", func(ctx context.Context) error {
 		if page = q.nextPage(after, limit); page != nil {
 			return nil
@@ -89,11 +90,11 @@ func (q *poisonQueue) List(ctx context.Context, after string, limit int) ([]bus.
 }
 
 // nextPage is the page behind a message that an earlier List has read, nil where none is known.
-func (q *poisonQueue) nextPage(after string, limit int) []bus.PoisonedMessage {
+func (q *poisonQueue) nextPage(after string, limit int) []driver.PoisonedMessage {
 	if after == "" || time.Since(q.pagesAt) > listAge {
 		return nil
 	}
-	i := slices.IndexFunc(q.pages, func(p bus.PoisonedMessage) bool { return p.ID == after })
+	i := slices.IndexFunc(q.pages, func(p driver.PoisonedMessage) bool { return p.ID == after })
 	if i < 0 || i+1 == len(q.pages) {
 		return nil
 	}
@@ -101,7 +102,7 @@ func (q *poisonQueue) nextPage(after string, limit int) []bus.PoisonedMessage {
 }
 
 // Get reads the queue up to the message.
-func (q *poisonQueue) Get(ctx context.Context, id string) (found bus.PoisonedMessage, err error) {
+func (q *poisonQueue) Get(ctx context.Context, id string) (found driver.PoisonedMessage, err error) {
 	err = q.all(ctx, "get", []string{id}, func(_ *look, _ []string, all []*amqp.Delivery) error {
 		for _, d := range all {
 			found = shown(id, d)
@@ -157,9 +158,9 @@ func (q *poisonQueue) Drop(ctx context.Context, ids ...string) (n int, err error
 // Put publishes messages to the poison queue. The place of one that is changed is its id's: it is
 // published first and the old one taken then, so that a process killed in between leaves both: the new one
 // has a higher revision, and who lists them takes the old one away.
-func (q *poisonQueue) Put(ctx context.Context, msgs ...bus.PoisonedMessage) error {
+func (q *poisonQueue) Put(ctx context.Context, msgs ...driver.PoisonedMessage) error {
 	var added []*outgoing
-	var fresh []bus.PoisonedMessage
+	var fresh []driver.PoisonedMessage
 	changed := make(map[string]*outgoing)
 	for _, m := range msgs {
 		o, err := q.outgoing(m)
@@ -193,7 +194,7 @@ func (q *poisonQueue) Put(ctx context.Context, msgs ...bus.PoisonedMessage) erro
 		l.taken = nil // the new ones have the ids of the old
 		return nil
 	})
-	if len(added) == 0 || err != nil && !errors.Is(err, bus.ErrNotFound) {
+	if len(added) == 0 || err != nil && !errors.Is(err, driver.ErrNotFound) {
 		return err
 	}
 	return errors.Join(err, q.guard(ctx, "write", func(ctx context.Context) error {
@@ -215,17 +216,17 @@ func (q *poisonQueue) Put(ctx context.Context, msgs ...bus.PoisonedMessage) erro
 }
 
 // outgoing is a poisoned message on its way to the poison queue.
-func (q *poisonQueue) outgoing(m bus.PoisonedMessage) (*outgoing, error) {
-	if err := bus.ValidateTopic(m.Topic()); err != nil {
-		return nil, fmt.Errorf("message %s: %w", bus.MessageID(m.Message), err)
+func (q *poisonQueue) outgoing(m driver.PoisonedMessage) (*outgoing, error) {
+	if err := driver.ValidateTopic(m.Topic()); err != nil {
+		return nil, fmt.Errorf("message %s: %w", driver.MessageID(m.Message), err)
 	}
 	p, err := marshal(m.Message, m.Topic(), &q.t.cfg, q.t.publishing.frame())
 	if err != nil {
 		return nil, err
 	}
 	p.Headers[headerTopic] = m.Topic()
-	p.Headers[headerPoisonID] = cmp.Or(m.ID, bus.NewID())
-	if first := bus.FaultOf(m.Message.Metadata).FirstAt; !first.IsZero() {
+	p.Headers[headerPoisonID] = cmp.Or(m.ID, ids.New())
+	if first := driver.FaultOf(m.Message.Metadata).FirstAt; !first.IsZero() {
 		p.Timestamp = first
 	}
 	return &outgoing{key: poisonName(q.group), msg: p}, nil
@@ -283,7 +284,7 @@ func (q *poisonQueue) all(ctx context.Context, what string, ids []string, do fun
 func missing(ids []string, wanted map[string]bool) error {
 	for _, id := range ids {
 		if wanted[id] {
-			return fmt.Errorf("message %q and %d more: %w", id, len(wanted)-1, bus.ErrNotFound)
+			return fmt.Errorf("message %q and %d more: %w", id, len(wanted)-1, driver.ErrNotFound)
 		}
 	}
 	return nil
@@ -298,7 +299,7 @@ func (q *poisonQueue) guard(ctx context.Context, what string, do func(context.Co
 		return fmt.Errorf("amqp: %w", err)
 	}
 	if !q.t.enter() {
-		return bus.ErrClosed
+		return driver.ErrClosed
 	}
 	defer q.t.active.Add(-1)
 	select {

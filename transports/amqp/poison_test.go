@@ -15,7 +15,7 @@ import (
 	rabbit "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
 )
 
@@ -24,7 +24,7 @@ func TestAPoisonQueueOfTenThousand(t *testing.T) {
 	transport, other := open(t, broker), open(t, broker)
 	group, topic := unique("ledger"), unique("order.paid.v1")
 	const n = 10_000
-	feed := subscribe(t, transport, bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+	feed := subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
 	fillPoison(t, transport, feed, topic, n)
 
 	poison := other.PoisonQueue(group)
@@ -37,7 +37,7 @@ func TestAPoisonQueueOfTenThousand(t *testing.T) {
 			break
 		}
 		for _, p := range page {
-			require.Equal(t, fmt.Sprintf("m-%05d", len(ids)), bus.MessageID(p.Message))
+			require.Equal(t, fmt.Sprintf("m-%05d", len(ids)), driver.MessageID(p.Message))
 			ids = append(ids, p.ID)
 		}
 	}
@@ -78,11 +78,11 @@ func TestAListOverASlowNetworkIsComplete(t *testing.T) {
 	transport := open(t, broker)
 	slow := open(t, "amqp://"+u.Username+":"+u.Password+"@"+slowly(t, u.Host+":"+itoa(u.Port))+"/")
 	group, topic := unique("ledger"), unique("order.paid.v1")
-	subscribe(t, transport, bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
-	msgs := make([]bus.PoisonedMessage, 40)
+	subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+	msgs := make([]driver.PoisonedMessage, 40)
 	for i := range msgs {
 		msgs[i].Message = message.NewMessage(fmt.Sprintf("m-%05d", i), make([]byte, 100_000))
-		bus.Fault{Topic: topic, Group: group}.Set(msgs[i].Message.Metadata)
+		driver.Fault{Topic: topic, Group: group}.Set(msgs[i].Message.Metadata)
 	}
 	require.NoError(t, transport.PoisonQueue(group).Put(t.Context(), msgs...))
 	list, err := slow.PoisonQueue(group).List(t.Context(), "", len(msgs))
@@ -134,7 +134,7 @@ func TestPoisonQueuesOfManyProcessesDoNotDisturbEachOther(t *testing.T) {
 	broker := testenv.RabbitMQ(t)
 	transport := open(t, broker)
 	group, topic := unique("ledger"), unique("order.paid.v1")
-	feed := subscribe(t, transport, bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+	feed := subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
 	const n = 200
 	fillPoison(t, transport, feed, topic, n)
 	var wg sync.WaitGroup
@@ -143,7 +143,7 @@ func TestPoisonQueuesOfManyProcessesDoNotDisturbEachOther(t *testing.T) {
 		wg.Go(func() {
 			for range 5 {
 				list, err := other.PoisonQueue(group).List(t.Context(), "", n)
-				if err != nil || len(list) != n || bus.MessageID(list[0].Message) != "m-00000" {
+				if err != nil || len(list) != n || driver.MessageID(list[0].Message) != "m-00000" {
 					t.Errorf("listed %d of %d: %v", len(list), n, err)
 				}
 			}
@@ -164,12 +164,12 @@ func TestThePoisonQueueOfAnUnknownGroupIsEmpty(t *testing.T) {
 	require.NoError(t, err)
 	require.Empty(t, list)
 	_, err = poison.Get(t.Context(), "x")
-	require.ErrorIs(t, err, bus.ErrNotFound)
+	require.ErrorIs(t, err, driver.ErrNotFound)
 	closeAll(t, transport)
 }
 
 // fillPoison poisons n messages, m-00000 and so on.
-func fillPoison(t *testing.T, transport bus.Transport, feed bus.Feed, topic string, n int) {
+func fillPoison(t *testing.T, transport driver.Transport, feed driver.Receiver, topic string, n int) {
 	t.Helper()
 	msgs := make([]*message.Message, n)
 	for i := range msgs {
@@ -178,7 +178,7 @@ func fillPoison(t *testing.T, transport bus.Transport, feed bus.Feed, topic stri
 	require.NoError(t, transport.Publish(t.Context(), topic, msgs...))
 	for range n {
 		d := next(t, feed)
-		require.NoError(t, d.Settler.Poison(t.Context(), bus.NewFault(d, context.Canceled)))
+		require.NoError(t, d.Settler.Poison(t.Context(), driver.NewFault(d, context.Canceled)))
 	}
 }
 
@@ -188,7 +188,7 @@ func TestTheStackDoesNotBurstAFrame(t *testing.T) {
 	broker := testenv.RabbitMQ(t)
 	transport := open(t, broker)
 	group, topic := unique("ledger"), unique("order.paid.v1")
-	feed := subscribe(t, transport, bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+	feed := subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
 	large := strings.Repeat("x", 124<<10)
 	withBroker(t, broker, func(ch *rabbit.Channel) {
 		require.NoError(t, ch.Publish("", group, false, false, rabbit.Publishing{MessageId: "m-1", Headers: rabbit.Table{"large": large}, Body: []byte("{}")}))
@@ -196,7 +196,7 @@ func TestTheStackDoesNotBurstAFrame(t *testing.T) {
 	publish(t, transport, topic, "m-2")
 	for range 2 {
 		d := next(t, feed)
-		fault := bus.NewFault(d, errors.New("broken"))
+		fault := driver.NewFault(d, errors.New("broken"))
 		fault.Stack = strings.Repeat("y", 4<<10)
 		require.NoError(t, d.Settler.Poison(t.Context(), fault))
 	}
@@ -214,7 +214,7 @@ func TestTheStackDoesNotBurstAFrame(t *testing.T) {
 func TestTheFirstFailureOutlivesALongDelay(t *testing.T) {
 	transport := open(t, testenv.RabbitMQ(t))
 	group, topic := unique("ledger"), unique("order.paid.v1")
-	feed := subscribe(t, transport, bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+	feed := subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
 	publish(t, transport, topic, "m-1")
 	d := next(t, feed)
 	since := time.Now().Add(-time.Hour)
@@ -223,7 +223,7 @@ func TestTheFirstFailureOutlivesALongDelay(t *testing.T) {
 	d = next(t, feed)
 	require.Equal(t, 2, d.Attempt)
 	require.True(t, since.Equal(d.FailedSince))
-	require.NotContains(t, d.Message.Metadata, bus.HeaderFaultFailedAt)
+	require.NotContains(t, d.Message.Metadata, driver.HeaderFaultFailedAt)
 	ack(t, d)
 	closeAll(t, transport)
 }
@@ -233,12 +233,12 @@ func TestTheFirstFailureOutlivesALongDelay(t *testing.T) {
 func TestWhatIsTakenOutOfAPoisonQueueStaysOut(t *testing.T) {
 	transport := open(t, testenv.RabbitMQ(t))
 	group, topic := unique("ledger"), unique("order.paid.v1")
-	feed := subscribe(t, transport, bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+	feed := subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
 	const n = 600
-	msgs := make([]bus.PoisonedMessage, n)
+	msgs := make([]driver.PoisonedMessage, n)
 	for i := range msgs {
 		msgs[i].Message = message.NewMessage(fmt.Sprintf("m-%05d", i), nil)
-		bus.Fault{Topic: topic, Group: group}.Set(msgs[i].Message.Metadata)
+		driver.Fault{Topic: topic, Group: group}.Set(msgs[i].Message.Metadata)
 	}
 	poison := transport.PoisonQueue(group)
 	require.NoError(t, poison.Put(t.Context(), msgs...))

@@ -12,7 +12,7 @@ import (
 	rabbit "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // policy sets one for the queues that match, until the test ends.
@@ -30,15 +30,15 @@ func TestPolicy_deliveryLimitSparesWhatIsLookedAt(t *testing.T) {
 	policy(t, b, ".*", lowLimit)
 	transport := open(t, b.url())
 	topic, group := unique("order.paid.v1"), unique("ledger")
-	feed := subscribe(t, transport, bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+	feed := subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
 	const n = 10
 	for i := range n {
 		publish(t, transport, topic, itoa(i))
 		d := next(t, feed)
-		require.NoError(t, d.Settler.Poison(t.Context(), bus.NewFault(d, errors.New("bad"))))
+		require.NoError(t, d.Settler.Poison(t.Context(), driver.NewFault(d, errors.New("bad"))))
 	}
 	queue := transport.PoisonQueue(group)
-	var first []bus.PoisonedMessage
+	var first []driver.PoisonedMessage
 	for look := range 20 {
 		all, err := queue.List(t.Context(), "", 100)
 		require.NoError(t, err)
@@ -78,13 +78,13 @@ func TestPolicy_deliveryLimitSparesWhatWaits(t *testing.T) {
 	policy(t, b, ".*", lowLimit)
 	transport := open(t, b.url())
 	topic, group := unique("order.paid.v1"), unique("ledger")
-	sub := bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 4, Order: bus.OrderedByKey, Park: true}
+	sub := driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 4, Order: driver.OrderedByKey, Park: true}
 	feed := subscribe(t, transport, sub)
 	publishKeyed(t, transport, topic, "k/1", "j/1")
 	for range 2 {
 		d := next(t, feed)
-		if bus.MessageID(d.Message) == "k/1" {
-			require.NoError(t, d.Settler.Poison(t.Context(), bus.NewFault(d, errors.New("bad"))))
+		if driver.MessageID(d.Message) == "k/1" {
+			require.NoError(t, d.Settler.Poison(t.Context(), driver.NewFault(d, errors.New("bad"))))
 		} else {
 			require.NoError(t, d.Settler.Redeliver(10*time.Second))
 		}
@@ -119,7 +119,7 @@ func TestPolicy_messageTTLSparesTheLead(t *testing.T) {
 	policy(t, b, `\.lead$`, `{"message-ttl":1}`)
 	bothQueues(t, withOptions(b.url(), "heartbeat=2s"), func(t *testing.T, raw string) {
 		topic, group := unique("order.paid.v1"), unique("ledger")
-		sub := bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 4, Order: bus.OrderedByKey}
+		sub := driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 4, Order: driver.OrderedByKey}
 		first, second := open(t, raw), open(t, raw)
 		feed := subscribe(t, first, sub)
 		publishKeyed(t, first, topic, "a/1")
@@ -130,7 +130,7 @@ func TestPolicy_messageTTLSparesTheLead(t *testing.T) {
 			d, err := other.Next(t.Context())
 			if err == nil {
 				_ = d.Settler.Ack()
-				come <- bus.MessageID(d.Message)
+				come <- driver.MessageID(d.Message)
 			}
 			close(come)
 		}()
@@ -154,10 +154,10 @@ func TestPolicy_aLookThatLosesMessagesSaysSo(t *testing.T) {
 	b := ownBroker(t)
 	transport := open(t, b.url())
 	topic, group := unique("order.paid.v1"), unique("ledger")
-	feed := subscribe(t, transport, bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+	feed := subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
 	publish(t, transport, topic, "a")
 	d := next(t, feed)
-	require.NoError(t, d.Settler.Poison(t.Context(), bus.NewFault(d, errors.New("bad"))))
+	require.NoError(t, d.Settler.Poison(t.Context(), driver.NewFault(d, errors.New("bad"))))
 	policy(t, b, ".*", `{"delivery-limit":0}`)
 	_, err := transport.PoisonQueue(group).List(t.Context(), "", 10)
 	require.ErrorContains(t, err, "0 of 1")

@@ -10,7 +10,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 const (
@@ -209,7 +209,7 @@ func (p *publisher) current(ctx context.Context) (*lane, error) {
 		case <-ctx.Done():
 			return nil, notConnected(ctx, errors.Join(lastErr, p.link.state()))
 		case <-p.ctx.Done():
-			return nil, bus.ErrClosed
+			return nil, driver.ErrClosed
 		}
 	}
 }

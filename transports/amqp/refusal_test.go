@@ -15,7 +15,7 @@ import (
 	rabbit "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
 )
 
@@ -25,8 +25,8 @@ func TestPublisher_publishesBesideAGroupInConflict(t *testing.T) {
 	b := ownBroker(t)
 	transport := open(t, b.url())
 	bad, good, topic := unique("bad"), unique("good"), unique("order.paid.v1")
-	subscribe(t, transport, bus.Subscription{Group: bad, Topics: []string{unique("other.v1")}, Concurrency: 1})
-	feed := subscribe(t, transport, bus.Subscription{Group: good, Topics: []string{topic}, Concurrency: 1})
+	subscribe(t, transport, driver.Subscription{Group: bad, Topics: []string{unique("other.v1")}, Concurrency: 1})
+	feed := subscribe(t, transport, driver.Subscription{Group: good, Topics: []string{topic}, Concurrency: 1})
 	withBroker(t, b.url(), func(ch *rabbit.Channel) {
 		_, err := ch.QueueDelete(bad, false, false, false)
 		require.NoError(t, err)
@@ -42,7 +42,7 @@ func TestPublisher_publishesBesideAGroupInConflict(t *testing.T) {
 	d := next(t, feed)
 	require.NoError(t, d.Settler.Redeliver(time.Second))
 	d = next(t, feed)
-	require.NoError(t, d.Settler.Poison(t.Context(), bus.NewFault(d, errors.New("bad"))))
+	require.NoError(t, d.Settler.Poison(t.Context(), driver.NewFault(d, errors.New("bad"))))
 	closeAll(t, transport)
 }
 
@@ -53,7 +53,7 @@ func TestPublisher_keepsToTheNegotiatedFrame(t *testing.T) {
 	defer b.ctl(t, "eval", "application:set_env(rabbit, frame_max, 131072).")
 	transport := open(t, b.url())
 	topic := unique("order.paid.v1")
-	feed := subscribe(t, transport, bus.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: 1})
+	feed := subscribe(t, transport, driver.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: 1})
 	msg := newMessage(topic, "big")
 	msg.Metadata["large"] = strings.Repeat("x", 60_000)
 	err := transport.Publish(t.Context(), topic, msg)
@@ -62,7 +62,7 @@ func TestPublisher_keepsToTheNegotiatedFrame(t *testing.T) {
 	msg.Metadata["large"] = strings.Repeat("x", 15_000)
 	require.NoError(t, transport.Publish(t.Context(), topic, msg))
 	d := next(t, feed)
-	fault := bus.NewFault(d, errors.New("bad"))
+	fault := driver.NewFault(d, errors.New("bad"))
 	fault.Stack = strings.Repeat("stack\n", 5000)
 	require.NoError(t, d.Settler.Poison(t.Context(), fault))
 	require.Zero(t, transport.Health().Reconnects)
@@ -76,7 +76,7 @@ func TestPublisher_failsARefusedMessageAlone(t *testing.T) {
 	defer b.ctl(t, "eval", "application:set_env(rabbit, max_message_size, 134217728).")
 	transport := open(t, b.url())
 	topic := unique("order.paid.v1")
-	feed := subscribe(t, transport, bus.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: 8})
+	feed := subscribe(t, transport, driver.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: 8})
 	large := func() *message.Message {
 		msg := newMessage(topic, "large")
 		msg.Payload = make([]byte, 200_000)
@@ -127,7 +127,7 @@ func TestDelays_aMessageWithoutAnExchangeIsPutAside(t *testing.T) {
 		queue := raw[strings.Index(raw, "queue=")+len("queue="):]
 		transport := open(t, raw)
 		topic := unique("order.paid.v1")
-		feed := subscribe(t, transport, bus.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: 1})
+		feed := subscribe(t, transport, driver.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: 1})
 		undelivered := "leat.delay." + queue + ".undelivered"
 		withBroker(t, raw, func(ch *rabbit.Channel) {
 			_, err := ch.QueuePurge(undelivered, false)
@@ -151,7 +151,7 @@ func TestDelays_aMessageWithoutAnExchangeIsPutAside(t *testing.T) {
 			require.Equal(t, "some.topic", d.Headers["leat-key"])
 		})
 		msg := newMessage(topic, "later")
-		msg.Metadata[bus.HeaderDeliverAt] = time.Now().Add(time.Second).UTC().Format(time.RFC3339Nano)
+		msg.Metadata[driver.HeaderDeliverAt] = time.Now().Add(time.Second).UTC().Format(time.RFC3339Nano)
 		require.NoError(t, transport.Publish(t.Context(), topic, msg))
 		require.Equal(t, "later", take(t, feed))
 		require.Zero(t, transport.Health().Reconnects)
@@ -165,7 +165,7 @@ func TestPoison_leavesOutHeadersThatDoNotFit(t *testing.T) {
 	broker := testenv.RabbitMQ(t)
 	transport := open(t, broker)
 	topic, group := unique("order.paid.v1"), unique("ledger")
-	feed := subscribe(t, transport, bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+	feed := subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
 	withBroker(t, broker, func(ch *rabbit.Channel) {
 		require.NoError(t, ch.PublishWithContext(t.Context(), "events", topic, true, false, rabbit.Publishing{
 			MessageId: "full", Type: topic, Body: []byte("not json"),
@@ -178,9 +178,9 @@ func TestPoison_leavesOutHeadersThatDoNotFit(t *testing.T) {
 	d := next(t, feed)
 	require.NoError(t, d.Settler.Redeliver(time.Second))
 	d = next(t, feed)
-	require.Equal(t, "full", bus.MessageID(d.Message))
+	require.Equal(t, "full", driver.MessageID(d.Message))
 	require.Equal(t, 2, d.Attempt)
-	fault := bus.NewFault(d, errors.New("bad"))
+	fault := driver.NewFault(d, errors.New("bad"))
 	fault.Stack = strings.Repeat("stack\n", 10_000)
 	require.NoError(t, d.Settler.Poison(t.Context(), fault))
 	publish(t, transport, topic, "next")

@@ -12,7 +12,8 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/internal/ids"
 )
 
 // The registry is how a process knows of groups that others have made: AMQP can't list queues, and the
@@ -63,9 +64,9 @@ func (n note) says(older note) bool {
 }
 
 // subscription is the group as it was declared.
-func (n note) subscription() bus.Subscription {
-	s := bus.Subscription{Group: n.Group, Topics: n.Topics, Known: n.Topics, Concurrency: 1}
-	for _, order := range []bus.Order{bus.Unordered, bus.OrderedByKey, bus.OrderedStrictly} {
+func (n note) subscription() driver.Subscription {
+	s := driver.Subscription{Group: n.Group, Topics: n.Topics, Known: n.Topics, Concurrency: 1}
+	for _, order := range []driver.Order{driver.Unordered, driver.OrderedByKey, driver.OrderedStrictly} {
 		if order.String() == n.Order {
 			s.Order = order
 		}
@@ -92,7 +93,7 @@ func newRegistry(t *Transport) *registry {
 }
 
 // noteOf is what a group says of itself.
-func (t *topology) noteOf(s bus.Subscription) note {
+func (t *topology) noteOf(s driver.Subscription) note {
 	n := note{Group: s.Group, Topics: slices.Clone(s.Topics), Order: s.Order.String(), Exchange: t.cfg.ExchangeName, At: time.Now().UTC(), queues: t.cfg.QueueType}
 	if t.watermill() {
 		n.Topics, n.Exchange = slices.Clone(s.Known), ""
@@ -104,7 +105,7 @@ func (t *topology) noteOf(s bus.Subscription) note {
 
 // announce leaves a note of a group that was just declared. It does not block. It is called from a
 // goroutine that Close waits for.
-func (r *registry) announce(s bus.Subscription) {
+func (r *registry) announce(s driver.Subscription) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.ctx.Err() != nil {
@@ -199,7 +200,7 @@ func (n note) publishing(app string) amqp.Publishing {
 	}
 	return amqp.Publishing{
 		ContentType: "application/json", DeliveryMode: amqp.Persistent, Timestamp: n.At, Type: "leat.group",
-		MessageId: bus.NewID(), AppId: app, Body: body,
+		MessageId: ids.New(), AppId: app, Body: body,
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/middleware"
 	"github.com/leatbus/leat/transports/amqp"
@@ -53,7 +54,7 @@ func TestAReplayIsKilled(t *testing.T) {
 			transport := open(t, raw)
 			service, topic := unique("shop"), unique("order.paid.v1")
 			group := service + ".ledger"
-			feed := subscribe(t, transport, bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+			feed := subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
 			n := 400 * kills
 			fillPoison(t, transport, feed, topic, n)
 			require.NoError(t, feed.Close(t.Context()))
@@ -85,7 +86,7 @@ func TestAnInterruptedReplayLeavesNothingInBothPlaces(t *testing.T) {
 			raw := withOptions(broker, "queue="+queue)
 			transport, operator := open(t, raw), open(t, raw)
 			group, topic := unique("ledger"), unique("order.paid.v1")
-			feed := subscribe(t, transport, bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+			feed := subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
 			const n = 50
 			fillPoison(t, transport, feed, topic, n)
 			for _, id := range poisoned(t, operator, group) {
@@ -147,7 +148,7 @@ func handleAll(t *testing.T, raw, service, topic string, n int) (handled map[str
 			return func(msg *message.Message) ([]*message.Message, error) {
 				mu.Lock()
 				defer mu.Unlock()
-				handled[bus.MessageID(msg)]++
+				handled[driver.MessageID(msg)]++
 				return nil, nil
 			}
 		},
@@ -173,7 +174,7 @@ func handleAll(t *testing.T, raw, service, topic string, n int) (handled map[str
 }
 
 // poisoned are the ids of everything in a poison queue.
-func poisoned(t *testing.T, transport bus.Transport, group string) (ids []string) {
+func poisoned(t *testing.T, transport driver.Transport, group string) (ids []string) {
 	t.Helper()
 	list, err := transport.PoisonQueue(group).List(t.Context(), "", 100_000)
 	require.NoError(t, err)

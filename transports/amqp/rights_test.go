@@ -11,7 +11,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // The rights that the package's documentation names suffice for everything that a service does.
@@ -25,21 +25,21 @@ func TestRights_documentedOnesSuffice(t *testing.T) {
 	u, err := url.Parse(b.url())
 	require.NoError(t, err)
 	u.User = url.UserPassword(service, "secret")
-	for _, order := range []bus.Order{bus.Unordered, bus.OrderedByKey} {
+	for _, order := range []driver.Order{driver.Unordered, driver.OrderedByKey} {
 		transport := open(t, u.String())
 		topic, group := unique("order.paid.v1"), service+"."+unique("ledger")
-		feed := subscribe(t, transport, bus.Subscription{
-			Group: group, Topics: []string{topic}, Concurrency: 4, Order: order, Park: order != bus.Unordered,
+		feed := subscribe(t, transport, driver.Subscription{
+			Group: group, Topics: []string{topic}, Concurrency: 4, Order: order, Park: order != driver.Unordered,
 		})
 		msg := newMessage(topic, "later")
-		msg.Metadata[bus.HeaderPartitionKey] = "a"
-		msg.Metadata[bus.HeaderDeliverAt] = time.Now().Add(time.Second).UTC().Format(time.RFC3339Nano)
+		msg.Metadata[driver.HeaderPartitionKey] = "a"
+		msg.Metadata[driver.HeaderDeliverAt] = time.Now().Add(time.Second).UTC().Format(time.RFC3339Nano)
 		require.NoError(t, transport.Publish(t.Context(), topic, msg))
 		d := next(t, feed)
 		require.NoError(t, d.Settler.Redeliver(time.Second))
 		d = next(t, feed)
 		require.Equal(t, 2, d.Attempt)
-		require.NoError(t, d.Settler.Poison(t.Context(), bus.NewFault(d, errors.New("bad"))))
+		require.NoError(t, d.Settler.Poison(t.Context(), driver.NewFault(d, errors.New("bad"))))
 		queue := transport.PoisonQueue(group)
 		for range 4 { // and it is written anew
 			all, err := queue.List(t.Context(), "", 10)
@@ -91,12 +91,12 @@ func delaysGoBack(t *testing.T, b *broker, raw string) {
 	other := open(t, withOptions(raw, "exchange="+exchange))
 	defer deleteExchange(t, b.url(), exchange)
 	topic := unique("order.paid.v1")
-	feed := subscribe(t, other, bus.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: 4})
-	shop := subscribe(t, restricted, bus.Subscription{Group: service + ".g", Topics: []string{topic}, Concurrency: 1})
+	feed := subscribe(t, other, driver.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: 4})
+	shop := subscribe(t, restricted, driver.Subscription{Group: service + ".g", Topics: []string{topic}, Concurrency: 1})
 	const n = 10
 	for i := range n {
 		msg := newMessage(topic, itoa(i))
-		msg.Metadata[bus.HeaderDeliverAt] = time.Now().Add(time.Second).UTC().Format(time.RFC3339Nano)
+		msg.Metadata[driver.HeaderDeliverAt] = time.Now().Add(time.Second).UTC().Format(time.RFC3339Nano)
 		require.NoError(t, other.Publish(t.Context(), topic, msg))
 	}
 	got := make(map[string]bool)

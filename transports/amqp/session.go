@@ -12,7 +12,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 const (
@@ -155,14 +155,14 @@ func (f *feed) connect() (*session, error) {
 	s.gone = ch.NotifyClose(make(chan *amqp.Error, 1))
 	s.cancelled = ch.NotifyCancel(make(chan string, len(f.queues)+1))
 	s.acks = newAcks(ch, 1, 0)
-	s.careful.Store(f.sub.Order == bus.Unordered && f.prefetch > 1)
+	s.careful.Store(f.sub.Order == driver.Unordered && f.prefetch > 1)
 
 	f.mu.Lock()
 	f.session = s
 	f.mu.Unlock()
 	switch err = f.t.topology.subscribe(ch, f.sub); {
 	case err != nil:
-	case f.sub.Order != bus.Unordered:
+	case f.sub.Order != driver.Unordered:
 		err = openHeld(s, conn, wire)
 	default:
 		f.adoptHeld(conn)
@@ -432,7 +432,7 @@ func (s *session) close() {
 
 // keepsPlace reports whether the order of the queue is to be kept when a consumer ends: where order is
 // asked for, or there is one worker.
-func (f *feed) keepsPlace() bool { return f.sub.Order != bus.Unordered || f.sub.Concurrency == 1 }
+func (f *feed) keepsPlace() bool { return f.sub.Order != driver.Unordered || f.sub.Concurrency == 1 }
 
 // giveBack returns what was never handed out. The broker would count each as delivered, which it
 // was not; so it is published again, at the end of the queue. Where place matters more than the

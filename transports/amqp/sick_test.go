@@ -17,7 +17,7 @@ import (
 	rabbit "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports/amqp"
 )
@@ -141,8 +141,8 @@ func TestGroup_aSickQueueEndsNoOtherGroupsConnection(t *testing.T) {
 	require.NoError(t, err)
 	t.Cleanup(func() { cleanUp(t, broker, transport.QueuesForTest()) })
 	sick, healthy, topic := unique("sick"), unique("healthy"), unique("order.paid.v1")
-	sickFeed := subscribe(t, transport, bus.Subscription{Group: sick, Topics: []string{topic}, Concurrency: 1})
-	feed := subscribe(t, transport, bus.Subscription{Group: healthy, Topics: []string{topic}, Concurrency: 1})
+	sickFeed := subscribe(t, transport, driver.Subscription{Group: sick, Topics: []string{topic}, Concurrency: 1})
+	feed := subscribe(t, transport, driver.Subscription{Group: healthy, Topics: []string{topic}, Concurrency: 1})
 	publish(t, transport, topic, "a")
 	require.Equal(t, "a", take(t, feed))
 	require.Equal(t, "a", take(t, sickFeed))

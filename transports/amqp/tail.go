@@ -9,7 +9,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	amqp "github.com/rabbitmq/amqp091-go"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 const (
@@ -23,7 +23,7 @@ const (
 // while the connection is lost are missing. With topology=watermill a pattern is that of the topics
 // known when Tail begins. A user without the right to make queues can't tail.
 func (t *Transport) Tail(ctx context.Context, pattern string, fn func(topic string, msg *message.Message) error) error {
-	if err := bus.ValidatePattern(pattern); err != nil {
+	if err := driver.ValidatePattern(pattern); err != nil {
 		return fmt.Errorf("amqp: tail: %w", err)
 	}
 	tl := tail{pattern: pattern, fn: fn}
@@ -35,7 +35,7 @@ func (t *Transport) Tail(ctx context.Context, pattern string, fn func(topic stri
 			return tl.ended
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
-		case !tl.began, errors.Is(err, bus.ErrClosed):
+		case !tl.began, errors.Is(err, driver.ErrClosed):
 			return err
 		}
 		t.cfg.Logger.Warn("leat: amqp: tail is interrupted", "pattern", pattern, "err", err)
@@ -114,7 +114,7 @@ func (tl *tail) exchanges(i *inspection) ([]string, error) {
 	if !i.t.topology.watermill() {
 		return []string{i.t.cfg.ExchangeName}, nil
 	}
-	if bus.ValidateTopic(tl.pattern) == nil {
+	if driver.ValidateTopic(tl.pattern) == nil {
 		return []string{tl.pattern}, nil
 	}
 	groups, err := i.groups()
@@ -124,13 +124,13 @@ func (tl *tail) exchanges(i *inspection) ([]string, error) {
 	var matching []string
 	for _, k := range groups {
 		for _, topic := range k.topics() {
-			if bus.MatchTopic(tl.pattern, topic) && !slices.Contains(matching, topic) {
+			if driver.MatchTopic(tl.pattern, topic) && !slices.Contains(matching, topic) {
 				matching = append(matching, topic)
 			}
 		}
 	}
 	if matching == nil {
-		return nil, fmt.Errorf("with topology=watermill a pattern finds only topics that a leat group asks for, and none of those matches; name the topic: %w", bus.ErrUnsupported)
+		return nil, fmt.Errorf("with topology=watermill a pattern finds only topics that a leat group asks for, and none of those matches; name the topic: %w", driver.ErrUnsupported)
 	}
 	return matching, nil
 }

@@ -11,7 +11,7 @@ import (
 	rabbit "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
 )
 
@@ -21,7 +21,7 @@ func TestALeaderWaitsForTheEndOfTheLast(t *testing.T) {
 	t.Parallel()
 	bothQueues(t, testenv.RabbitMQ(t), func(t *testing.T, raw string) {
 		topic, group := unique("order.paid.v1"), unique("ledger")
-		sub := bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 4, Order: bus.OrderedByKey}
+		sub := driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 4, Order: driver.OrderedByKey}
 		first := open(t, raw)
 		feed := subscribe(t, first, sub)
 		publishKeyed(t, first, topic, "a/1", "a/2")
@@ -57,13 +57,13 @@ func TestLeader_standsByWhenItsTokenDoesNotReturn(t *testing.T) {
 	t.Parallel()
 	bothQueues(t, withOptions(testenv.RabbitMQ(t), "heartbeat=2s"), func(t *testing.T, raw string) {
 		topic, group := unique("order.paid.v1"), unique("ledger")
-		sub := bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 4, Order: bus.OrderedByKey}
+		sub := driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 4, Order: driver.OrderedByKey}
 		first, second := open(t, raw), open(t, raw)
 		feed := subscribe(t, first, sub)
 		publishKeyed(t, first, topic, "a/1", "b/1", "b/2")
 		for range 2 {
 			d := next(t, feed)
-			if bus.MessageID(d.Message) == "a/1" {
+			if driver.MessageID(d.Message) == "a/1" {
 				ack(t, d)
 			} else {
 				require.NoError(t, d.Settler.Redeliver(2*time.Second))
@@ -71,7 +71,7 @@ func TestLeader_standsByWhenItsTokenDoesNotReturn(t *testing.T) {
 		}
 		eventually(t, "both are held", func() bool { return first.HeldForTest() == 2 })
 		other := subscribe(t, second, sub)
-		come := make(chan *bus.Delivery)
+		come := make(chan *driver.Delivery)
 		go func() {
 			defer close(come)
 			for {
@@ -86,7 +86,7 @@ func TestLeader_standsByWhenItsTokenDoesNotReturn(t *testing.T) {
 		first.LoseLeadForTest()
 		for _, id := range []string{"b/1", "b/2"} {
 			d := <-come
-			require.Equal(t, id, bus.MessageID(d.Message))
+			require.Equal(t, id, driver.MessageID(d.Message))
 			ack(t, d)
 		}
 		closeAll(t, second, first)
@@ -97,7 +97,7 @@ func TestLeader_standsByWhenItsTokenDoesNotReturn(t *testing.T) {
 // A process that was stopped for so long that another one leads hands out nothing when it runs again.
 func TestLeader_handsOutNothingAfterAPause(t *testing.T) {
 	t.Parallel()
-	c := newCrew(t, withOptions(testenv.RabbitMQ(t), "heartbeat=1s"), bus.OrderedByKey)
+	c := newCrew(t, withOptions(testenv.RabbitMQ(t), "heartbeat=1s"), driver.OrderedByKey)
 	c.work = 20 * time.Millisecond
 	c.prepare()
 	c.start()

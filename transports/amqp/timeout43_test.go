@@ -13,7 +13,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports/amqp"
 )
@@ -44,7 +44,7 @@ func management(t testing.TB, method, path string, body any) {
 // log names the fix.
 func TestConsumerTimeout_cancelsTheConsumer(t *testing.T) {
 	broker := testenv.RabbitMQ(t)
-	for _, order := range []bus.Order{bus.Unordered, bus.OrderedByKey} {
+	for _, order := range []driver.Order{driver.Unordered, driver.OrderedByKey} {
 		t.Run(order.String(), func(t *testing.T) {
 			group, topic := unique("ledger"), unique("order.paid.v1")
 			policy := "/api/policies/%2F/" + group
@@ -61,10 +61,10 @@ func TestConsumerTimeout_cancelsTheConsumer(t *testing.T) {
 			transport, err := amqp.New(t.Context(), cfg)
 			require.NoError(t, err)
 			t.Cleanup(func() { cleanUp(t, broker, transport.QueuesForTest()) })
-			feed := subscribe(t, transport, bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 4, Order: order})
+			feed := subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 4, Order: order})
 			publishKeyed(t, transport, topic, "a/1", "b/1")
 			slow := next(t, feed)
-			for bus.MessageID(slow.Message) != "a/1" {
+			for driver.MessageID(slow.Message) != "a/1" {
 				ack(t, slow)
 				slow = next(t, feed)
 			}
@@ -76,7 +76,7 @@ func TestConsumerTimeout_cancelsTheConsumer(t *testing.T) {
 			handled := make(map[string]int)
 			for handled["a/1"] == 0 || handled["a/2"] == 0 {
 				d := next(t, feed)
-				handled[bus.MessageID(d.Message)] = d.Attempt
+				handled[driver.MessageID(d.Message)] = d.Attempt
 				ack(t, d)
 			}
 			require.GreaterOrEqual(t, handled["a/1"], 2, "the attempt that took too long counts")

@@ -12,7 +12,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports/amqp"
 )
@@ -28,7 +28,7 @@ func TestAHandlerThatOutlastsTheConsumerTimeout(t *testing.T) {
 	setting("channel_tick_interval", "300")
 	defer setting("consumer_timeout", "1800000")
 	defer setting("channel_tick_interval", "60000")
-	for _, order := range []bus.Order{bus.Unordered, bus.OrderedByKey} {
+	for _, order := range []driver.Order{driver.Unordered, driver.OrderedByKey} {
 		t.Run(order.String(), func(t *testing.T) {
 			bothQueues(t, b.url(), func(t *testing.T, raw string) {
 				u, err := url.Parse(raw)
@@ -41,7 +41,7 @@ func TestAHandlerThatOutlastsTheConsumerTimeout(t *testing.T) {
 				require.NoError(t, err)
 				t.Cleanup(func() { cleanUp(t, raw, transport.QueuesForTest()) })
 				topic := unique("order.paid.v1")
-				feed := subscribe(t, transport, bus.Subscription{
+				feed := subscribe(t, transport, driver.Subscription{
 					Group: unique("ledger"), Topics: []string{topic}, Concurrency: 4, Order: order,
 				})
 				var ticks sync.WaitGroup
@@ -62,7 +62,7 @@ func TestAHandlerThatOutlastsTheConsumerTimeout(t *testing.T) {
 				}()
 				publishKeyed(t, transport, topic, "a/1", "b/1")
 				slow := next(t, feed)
-				for bus.MessageID(slow.Message) != "a/1" {
+				for driver.MessageID(slow.Message) != "a/1" {
 					ack(t, slow)
 					slow = next(t, feed)
 				}
@@ -76,7 +76,7 @@ func TestAHandlerThatOutlastsTheConsumerTimeout(t *testing.T) {
 				for !handled["a/1"] || !handled["a/2"] {
 					d := next(t, feed)
 					ack(t, d)
-					handled[bus.MessageID(d.Message)] = true
+					handled[driver.MessageID(d.Message)] = true
 				}
 				closeAll(t, transport)
 			})

@@ -11,7 +11,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // manyDeliveries is the x-delivery-limit of group and poison queues. RabbitMQ 4 drops a message
@@ -27,12 +27,12 @@ type topology struct {
 
 	mu        sync.Mutex
 	exchanges map[string]bool // fanout exchanges of topology=watermill that were published to
-	groups    map[string]bus.Subscription
+	groups    map[string]driver.Subscription
 	sick      map[string]time.Time // until when groups are not declared by the way
 }
 
 func newTopology(cfg *Config) *topology {
-	t := &topology{cfg: cfg, ladder: ladder{cfg.QueueType}, groups: make(map[string]bus.Subscription)}
+	t := &topology{cfg: cfg, ladder: ladder{cfg.QueueType}, groups: make(map[string]driver.Subscription)}
 	t.exchanges, t.sick = make(map[string]bool), make(map[string]time.Time)
 	return t
 }
@@ -48,7 +48,7 @@ func (t *topology) address(topic string) (exchange, key string) {
 }
 
 // queues are the queues of a group: one, or with topology=watermill one for each topic.
-func (t *topology) queues(s bus.Subscription) []string {
+func (t *topology) queues(s driver.Subscription) []string {
 	if !t.watermill() {
 		return []string{s.Group}
 	}
@@ -64,16 +64,16 @@ func heldName(group string) string   { return group + heldSuffix }
 func leadName(group string) string   { return group + leadSuffix }
 
 // own are the queues of a group that only leat publishes to.
-func (t *topology) own(s bus.Subscription) []string {
+func (t *topology) own(s driver.Subscription) []string {
 	names := []string{poisonName(s.Group)}
-	if s.Order != bus.Unordered {
+	if s.Order != driver.Unordered {
 		names = append(names, heldName(s.Group), leadName(s.Group))
 	}
 	return names
 }
 
 // check says whether the subscription's names fit on the wire.
-func (t *topology) check(s bus.Subscription) error {
+func (t *topology) check(s driver.Subscription) error {
 	for _, name := range append(t.queues(s), t.own(s)...) {
 		if err := checkName("queue", name); err != nil {
 			return err
@@ -159,14 +159,14 @@ func (t *topology) setSick(group string) {
 }
 
 // remembered is what was declared so far. No lock is held while the broker is asked.
-func (t *topology) remembered() (topics []string, groups []bus.Subscription) {
+func (t *topology) remembered() (topics []string, groups []driver.Subscription) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return slices.Collect(maps.Keys(t.exchanges)), slices.Collect(maps.Values(t.groups))
 }
 
 // subscription returns that of a group of this process.
-func (t *topology) subscription(group string) (s bus.Subscription, here bool) {
+func (t *topology) subscription(group string) (s driver.Subscription, here bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	s, here = t.groups[group]
@@ -183,7 +183,7 @@ func (t *topology) declareTopic(d *declarer, topic string) {
 }
 
 // subscribe makes a group's queues and remembers them.
-func (t *topology) subscribe(ch *amqp.Channel, s bus.Subscription) error {
+func (t *topology) subscribe(ch *amqp.Channel, s driver.Subscription) error {
 	d := t.declarer(ch)
 	t.declareGroup(d, s)
 	if d.err != nil {
@@ -195,9 +195,9 @@ func (t *topology) subscribe(ch *amqp.Channel, s bus.Subscription) error {
 	return nil
 }
 
-func (t *topology) declareGroup(d *declarer, s bus.Subscription) {
+func (t *topology) declareGroup(d *declarer, s driver.Subscription) {
 	d.queue(poisonName(s.Group), t.plainArgs())
-	if s.Order != bus.Unordered {
+	if s.Order != driver.Unordered {
 		d.queue(heldName(s.Group), t.plainArgs())
 		lead := t.plainArgs()
 		lead["x-single-active-consumer"] = true
@@ -230,7 +230,7 @@ func bindingKey(pattern string) string {
 	return pattern
 }
 
-func (t *topology) queueArgs(s bus.Subscription) amqp.Table {
+func (t *topology) queueArgs(s driver.Subscription) amqp.Table {
 	if t.watermill() {
 		return nil // a queue of the same name that a plain Watermill service declares has none
 	}
@@ -238,7 +238,7 @@ func (t *topology) queueArgs(s bus.Subscription) amqp.Table {
 	// What the broker itself throws out, by a policy with a limit or a time to live, is not lost.
 	args["x-dead-letter-exchange"] = ""
 	args["x-dead-letter-routing-key"] = poisonName(s.Group)
-	if s.Order != bus.Unordered {
+	if s.Order != driver.Unordered {
 		args["x-single-active-consumer"] = true
 	}
 	return args
@@ -280,7 +280,7 @@ func (t *topology) publishTo(topic string, declare func(func(*amqp.Channel) erro
 }
 
 // adopt refuses a subscription that disagrees with one of the same group in this process.
-func (t *topology) adopt(s bus.Subscription) error {
+func (t *topology) adopt(s driver.Subscription) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	other, ok := t.groups[s.Group]

@@ -8,7 +8,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // What is written: copies of messages that can't go on, stones, and notes, in their order and many at once.
@@ -95,7 +95,7 @@ func (h *held) message(it *item, e *entry, attempts int) *outgoing {
 // one that waits. The caller holds the feed's mu.
 func (h *held) relieve(key string) {
 	f, k := h.feed, h.keys[key]
-	if k == nil || f.sub.Order == bus.OrderedStrictly {
+	if k == nil || f.sub.Order == driver.OrderedStrictly {
 		return
 	}
 	first := k.entries[0]
@@ -125,7 +125,7 @@ func (h *held) spill(key string) {
 }
 
 // park puts a delivery into the poison queue and a stone into its place. It waits for both.
-func (h *held) park(ctx context.Context, it *item, fault bus.Fault) error {
+func (h *held) park(ctx context.Context, it *item, fault driver.Fault) error {
 	f := h.feed
 	f.mu.Lock()
 	e := it.held

@@ -12,11 +12,11 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	amqp "github.com/rabbitmq/amqp091-go"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/tally"
 )
 
-// Transport is a [bus.Transport] on RabbitMQ.
+// Transport is a [driver.Transport] on RabbitMQ.
 type Transport struct {
 	cfg        Config
 	topology   *topology
@@ -41,11 +41,11 @@ type Transport struct {
 	finished chan struct{} // closed at the end of Close
 }
 
-var _ bus.Transport = (*Transport)(nil)
+var _ driver.Transport = (*Transport)(nil)
 
 // Open makes a transport from its URL; see the package documentation. It blocks until the broker has
 // answered and everything is declared, for as long as ctx and connect_timeout allow.
-func Open(ctx context.Context, u *url.URL) (bus.Transport, error) {
+func Open(ctx context.Context, u *url.URL) (driver.Transport, error) {
 	cfg, err := ConfigFromURL(u)
 	if err != nil {
 		return nil, fmt.Errorf("amqp: %w", err)
@@ -113,9 +113,9 @@ func withChannel(ctx context.Context, l *link, do func(*amqp.Channel) error) err
 
 // Capabilities is everything; with topology=watermill there are no patterns, and the stock queues
 // have no single active consumer to keep an order by.
-func (t *Transport) Capabilities() bus.Capabilities {
+func (t *Transport) Capabilities() driver.Capabilities {
 	leat := !t.topology.watermill()
-	return bus.Capabilities{Durable: true, Delay: true, Patterns: leat, ByKey: leat, Strict: leat, Park: leat, Poison: true}
+	return driver.Capabilities{Durable: true, Delay: true, Patterns: leat, ByKey: leat, Strict: leat, Park: leat, Poison: true}
 }
 
 // Publish returns when the broker has confirmed every message: they are in the queues of their
@@ -128,7 +128,7 @@ func (t *Transport) Publish(ctx context.Context, topic string, msgs ...*message.
 		return err
 	}
 	if !t.enter() {
-		return bus.ErrClosed
+		return driver.ErrClosed
 	}
 	defer t.active.Add(-1)
 	out, err := t.outgoing(ctx, topic, msgs)
@@ -142,7 +142,7 @@ func (t *Transport) Publish(ctx context.Context, topic string, msgs ...*message.
 }
 
 func (t *Transport) outgoing(ctx context.Context, topic string, msgs []*message.Message) ([]*outgoing, error) {
-	if err := bus.ValidateTopic(topic); err != nil {
+	if err := driver.ValidateTopic(topic); err != nil {
 		return nil, err
 	}
 	declare := func(do func(*amqp.Channel) error) error { return t.declare(ctx, do) }
@@ -161,7 +161,7 @@ func (t *Transport) outgoing(ctx context.Context, topic string, msgs []*message.
 		out[i] = &all[i]
 		if wait := time.Until(deliverAt(msg)); wait > 0 {
 			if wait > maxDelay {
-				return nil, fmt.Errorf("message %s is to be delivered in %s; at most %s is possible", bus.MessageID(msg), wait, maxDelay)
+				return nil, fmt.Errorf("message %s is to be delivered in %s; at most %s is possible", driver.MessageID(msg), wait, maxDelay)
 			}
 			out[i] = t.topology.ladder.delayed(out[i], wait)
 		}
@@ -171,7 +171,7 @@ func (t *Transport) outgoing(ctx context.Context, topic string, msgs []*message.
 
 // deliverAt is when the message may be handed out; the zero time means at once.
 func deliverAt(msg *message.Message) time.Time {
-	at := msg.Metadata[bus.HeaderDeliverAt]
+	at := msg.Metadata[driver.HeaderDeliverAt]
 	if at == "" {
 		return time.Time{}
 	}
@@ -194,12 +194,12 @@ func (t *Transport) report(topic string, out []*outgoing) error {
 		return nil
 	}
 	t.unroutable.Add(int64(len(topics)))
-	return &bus.UnroutableError{Topics: topics, Strict: t.cfg.Unroutable == RefuseUnroutable}
+	return &driver.UnroutableError{Topics: topics, Strict: t.cfg.Unroutable == RefuseUnroutable}
 }
 
 // Subscribe declares the group's queues and binds them, or with declare=false checks that they are
 // there. It waits for a lost connection as long as ctx allows.
-func (t *Transport) Subscribe(ctx context.Context, s bus.Subscription) (bus.Feed, error) {
+func (t *Transport) Subscribe(ctx context.Context, s driver.Subscription) (driver.Receiver, error) {
 	if err := s.Validate(); err != nil {
 		return nil, fmt.Errorf("amqp: %w", err)
 	}
@@ -207,7 +207,7 @@ func (t *Transport) Subscribe(ctx context.Context, s bus.Subscription) (bus.Feed
 		return nil, fmt.Errorf("amqp: %w", err)
 	}
 	if !t.enter() {
-		return nil, bus.ErrClosed
+		return nil, driver.ErrClosed
 	}
 	defer t.active.Add(-1)
 	if err := t.prepare(ctx, s); err != nil {
@@ -217,21 +217,21 @@ func (t *Transport) Subscribe(ctx context.Context, s bus.Subscription) (bus.Feed
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
-		return nil, bus.ErrClosed
+		return nil, driver.ErrClosed
 	}
 	t.open = append(t.open, f)
 	return f, nil
 }
 
 // prepare makes the group's queues.
-func (t *Transport) prepare(ctx context.Context, s bus.Subscription) error {
+func (t *Transport) prepare(ctx context.Context, s driver.Subscription) error {
 	if err := t.topology.check(s); err != nil {
 		return err
 	}
 	if err := t.topology.adopt(s); err != nil {
 		return err
 	}
-	if s.Order != bus.Unordered {
+	if s.Order != driver.Unordered {
 		if err := t.openOrdered(ctx); err != nil {
 			return err
 		}

@@ -8,7 +8,8 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	amqp "github.com/rabbitmq/amqp091-go"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/internal/ids"
 )
 
 // unmarshal reads a message from any producer into msg. It never fails: a header of any type is text
@@ -21,15 +22,15 @@ func unmarshal(msg *message.Message, d *amqp.Delivery) {
 		}
 	}
 	if d.ContentType != "" {
-		h[bus.HeaderContentType] = d.ContentType
+		h[driver.HeaderContentType] = d.ContentType
 	}
-	if d.CorrelationId != "" && h[bus.HeaderCorrelationID] == "" {
-		h[bus.HeaderCorrelationID] = d.CorrelationId
+	if d.CorrelationId != "" && h[driver.HeaderCorrelationID] == "" {
+		h[driver.HeaderCorrelationID] = d.CorrelationId
 	}
 	if version, ok := d.Headers[headerVersion]; ok {
-		h[bus.HeaderSpecVersion] = fieldText(version)
-	} else if h[bus.HeaderSpecVersion] == "1.0" {
-		delete(h, bus.HeaderSpecVersion) // what a missing one means
+		h[driver.HeaderSpecVersion] = fieldText(version)
+	} else if h[driver.HeaderSpecVersion] == "1.0" {
+		delete(h, driver.HeaderSpecVersion) // what a missing one means
 	}
 	setForeign(h, d)
 	restoreExtra(h, d.Headers)
@@ -38,8 +39,8 @@ func unmarshal(msg *message.Message, d *amqp.Delivery) {
 	if id, ok := d.Headers[headerWatermillUUID]; ok {
 		msg.UUID = fieldText(id)
 	}
-	if msg.UUID == "" && h[bus.HeaderID] == "" {
-		msg.UUID = bus.NewID() // a foreign producer's; nothing can work with a message that has no name
+	if msg.UUID == "" && h[driver.HeaderID] == "" {
+		msg.UUID = ids.New() // a foreign producer's; nothing can work with a message that has no name
 	}
 	msg.Metadata = h
 	msg.Payload = d.Body

@@ -11,7 +11,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
 )
 
@@ -22,9 +22,9 @@ func TestDelayedMessagesOfAProcessThatCantPublish(t *testing.T) {
 	broken := open(t, strings.Replace(withOptions(b.url(), "name=broken"), b.addr(), proxy.Addr(), 1))
 	const n = 10
 	topic := unique("order.paid.v1")
-	sub := bus.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: 4}
-	var feed bus.Feed
-	healthy := func() bus.Transport {
+	sub := driver.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: 4}
+	var feed driver.Receiver
+	healthy := func() driver.Transport {
 		transport := open(t, b.url())
 		feed = subscribe(t, transport, sub)
 		return transport
@@ -33,7 +33,7 @@ func TestDelayedMessagesOfAProcessThatCantPublish(t *testing.T) {
 	var msgs []*message.Message
 	for i := range n {
 		msg := newMessage(topic, strconv.Itoa(i))
-		msg.Metadata[bus.HeaderDeliverAt] = time.Now().Add(10 * time.Second).UTC().Format(time.RFC3339Nano)
+		msg.Metadata[driver.HeaderDeliverAt] = time.Now().Add(10 * time.Second).UTC().Format(time.RFC3339Nano)
 		msgs = append(msgs, msg)
 	}
 	require.NoError(t, broken.Publish(t.Context(), topic, msgs...))

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports/amqp"
 )
@@ -72,7 +73,7 @@ func TestLeatHearsAPlainWatermillService(t *testing.T) {
 		deleteExchange(t, broker, topic)
 		deleteExchange(t, broker, other)
 	})
-	feed := subscribe(t, transport, bus.Subscription{Group: unique("ledger"), Topics: []string{topic, other}, Concurrency: 2})
+	feed := subscribe(t, transport, driver.Subscription{Group: unique("ledger"), Topics: []string{topic, other}, Concurrency: 2})
 
 	publisher := stockPublisher(t, broker)
 	sent := message.NewMessage("plain-1", []byte(`{"version":2}`))
@@ -91,7 +92,7 @@ func TestLeatHearsAPlainWatermillService(t *testing.T) {
 		require.Equal(t, attempt, d.Attempt)
 		require.Equal(t, topic, d.Topic)
 	}
-	require.NoError(t, d.Settler.Poison(t.Context(), bus.NewFault(d, context.Canceled)))
+	require.NoError(t, d.Settler.Poison(t.Context(), driver.NewFault(d, context.Canceled)))
 	poison := transport.PoisonQueue(d.Group)
 	list, err := poison.List(t.Context(), "", 10)
 	require.NoError(t, err)
@@ -116,10 +117,10 @@ func TestLeatAndAPlainWatermillServiceShareAGroup(t *testing.T) {
 	topic, group := unique("order.paid.v1"), unique("ledger")
 	t.Cleanup(func() { deleteExchange(t, broker, topic) })
 	stockSubscriberOf(t, broker, topic, group) // declares the queue first
-	feed := subscribe(t, transport, bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+	feed := subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
 	publish(t, transport, topic, "a")
 	require.Equal(t, "a", take(t, feed))
-	_, err := transport.Subscribe(t.Context(), bus.Subscription{Group: group, Topics: []string{"order.>"}, Known: []string{topic}, Concurrency: 1})
+	_, err := transport.Subscribe(t.Context(), driver.Subscription{Group: group, Topics: []string{"order.>"}, Known: []string{topic}, Concurrency: 1})
 	require.ErrorContains(t, err, "already")
 	closeAll(t, transport)
 }
@@ -133,7 +134,7 @@ func TestStockFaultAnIntegerHeaderBlocksTheQueue(t *testing.T) {
 
 	transport := open(t, broker)
 	topic := unique("order.paid.v1")
-	feed := subscribe(t, transport, bus.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: 1})
+	feed := subscribe(t, transport, driver.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: 1})
 	withBroker(t, broker, func(ch *rabbit.Channel) {
 		require.NoError(t, ch.PublishWithContext(t.Context(), "events", topic, true, false, rabbit.Publishing{
 			Body: []byte("{}"), Headers: rabbit.Table{"retries": int32(3)},
@@ -159,7 +160,7 @@ func TestStockFaultUnroutableIsSilentlyLost(t *testing.T) {
 
 	transport := open(t, withOptions(broker, "unroutable=error"))
 	err = transport.Publish(t.Context(), topic, newMessage(topic, "noticed"))
-	var unroutable *bus.UnroutableError
+	var unroutable *driver.UnroutableError
 	require.ErrorAs(t, err, &unroutable)
 	require.True(t, unroutable.Strict)
 	require.EqualValues(t, 1, transport.Health().Unroutable)
@@ -242,4 +243,4 @@ func queueExists(t testing.TB, raw, name string) (there bool) {
 	return there
 }
 
-var _ bus.Transport = (*amqp.Transport)(nil)
+var _ driver.Transport = (*amqp.Transport)(nil)

@@ -10,7 +10,7 @@ import (
 	rabbit "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
 )
 
@@ -18,7 +18,7 @@ func TestForeignHeadersOfEveryTypeSurvive(t *testing.T) {
 	broker := testenv.RabbitMQ(t)
 	transport := open(t, broker)
 	group, topic := unique("ledger"), unique("order.paid.v1")
-	feed := subscribe(t, transport, bus.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+	feed := subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
 	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	withBroker(t, broker, func(ch *rabbit.Channel) {
 		require.NoError(t, ch.PublishWithContext(t.Context(), "events", topic, true, false, rabbit.Publishing{
@@ -39,11 +39,11 @@ func TestForeignHeadersOfEveryTypeSurvive(t *testing.T) {
 		"bool": "true", "int8": "-8", "byte": "8", "int16": "-16", "uint16": "16",
 		"int32": "-32", "uint32": "32", "int64": "-64", "float32": "0.5", "float64": "1e-09",
 		"decimal": "123.45", "string": "text", "bytes": "AP8=", "time": "2026-01-02T03:04:05Z", "void": "",
-		"table":               `{"a":[true,"x","eQ==","2026-01-02T03:04:05Z"],"b":1}`,
-		bus.HeaderType:        "order.paid.v1",
-		bus.HeaderSource:      "/foreign",
-		bus.HeaderTraceParent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-		bus.HeaderContentType: "text/plain", bus.HeaderCorrelationID: "c-1", "amqp_reply_to": "answers",
+		"table":                  `{"a":[true,"x","eQ==","2026-01-02T03:04:05Z"],"b":1}`,
+		driver.HeaderType:        "order.paid.v1",
+		driver.HeaderSource:      "/foreign",
+		driver.HeaderTraceParent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+		driver.HeaderContentType: "text/plain", driver.HeaderCorrelationID: "c-1", "amqp_reply_to": "answers",
 	}
 	d := next(t, feed)
 	require.Equal(t, "foreign-1", d.Message.UUID)
@@ -55,7 +55,7 @@ func TestForeignHeadersOfEveryTypeSurvive(t *testing.T) {
 	d = next(t, feed)
 	require.Equal(t, want, d.Message.Metadata)
 	require.Equal(t, 2, d.Attempt)
-	require.NoError(t, d.Settler.Poison(t.Context(), bus.NewFault(d, context.Canceled)))
+	require.NoError(t, d.Settler.Poison(t.Context(), driver.NewFault(d, context.Canceled)))
 	poison := transport.PoisonQueue(group)
 	list, err := poison.List(t.Context(), "", 1)
 	require.NoError(t, err)
@@ -77,9 +77,9 @@ func TestPropertiesAreFilledForOthers(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, ch.QueueBind(q.Name, topic, "events", false, nil))
 		msg := newMessage(topic, "m-1")
-		msg.Metadata[bus.HeaderContentType] = "application/json"
-		msg.Metadata[bus.HeaderCorrelationID] = "c-1"
-		msg.Metadata[bus.HeaderTraceParent] = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+		msg.Metadata[driver.HeaderContentType] = "application/json"
+		msg.Metadata[driver.HeaderCorrelationID] = "c-1"
+		msg.Metadata[driver.HeaderTraceParent] = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 		require.NoError(t, transport.Publish(t.Context(), topic, msg))
 		d, ok, err := ch.Get(q.Name, true)
 		require.NoError(t, err)
@@ -94,7 +94,7 @@ func TestPropertiesAreFilledForOthers(t *testing.T) {
 		require.Equal(t, "m-1", d.Headers["cloudEvents_id"])
 		require.Equal(t, "1.0", d.Headers["cloudEvents_specversion"])
 		require.Equal(t, "test", d.Headers["cloudEvents_source"])
-		require.Equal(t, msg.Metadata[bus.HeaderTraceParent], d.Headers["traceparent"])
+		require.Equal(t, msg.Metadata[driver.HeaderTraceParent], d.Headers["traceparent"])
 	})
 	closeAll(t, transport)
 }
@@ -103,7 +103,7 @@ func TestPropertiesAreFilledForOthers(t *testing.T) {
 func TestHeaderNamesThatCollideWithTheWire(t *testing.T) {
 	transport := open(t, testenv.RabbitMQ(t))
 	topic := unique("order.paid.v1")
-	feed := subscribe(t, transport, bus.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: 1})
+	feed := subscribe(t, transport, driver.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: 1})
 	msg := newMessage(topic, "m")
 	for _, name := range []string{
 		"cloudEvents_type", "cloudEvents:id", "x-death", "x-delivery-count", "x-first-death-queue", "CC", "BCC", "",

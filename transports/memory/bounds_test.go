@@ -15,20 +15,20 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/memory"
 )
 
 // group subscribes an unordered group to topics.
-func group(t *testing.T, transport bus.Transport, name string, topics ...string) bus.Feed {
+func group(t *testing.T, transport driver.Transport, name string, topics ...string) driver.Receiver {
 	t.Helper()
-	feed, err := transport.Subscribe(t.Context(), bus.Subscription{Group: name, Topics: topics, Concurrency: 1})
+	feed, err := transport.Subscribe(t.Context(), driver.Subscription{Group: name, Topics: topics, Concurrency: 1})
 	require.NoError(t, err)
 	return feed
 }
 
 // send publishes payloads of these sizes and fails for what takes longer than a second.
-func send(ctx context.Context, transport bus.Transport, topic string, sizes ...int) error {
+func send(ctx context.Context, transport driver.Transport, topic string, sizes ...int) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	for i, size := range sizes {
@@ -82,7 +82,7 @@ func TestBounds_delayedMessagesHoldBackOnlyThoseWhoDelay(t *testing.T) {
 		feed := group(t, transport, "g", "x")
 		delay := func() error {
 			msg := message.NewMessage("later", make([]byte, 1000))
-			msg.Metadata = message.Metadata{bus.HeaderDeliverAt: time.Now().Add(24 * time.Hour).Format(time.RFC3339Nano)}
+			msg.Metadata = message.Metadata{driver.HeaderDeliverAt: time.Now().Add(24 * time.Hour).Format(time.RFC3339Nano)}
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
 			return transport.Publish(ctx, "x", msg)
@@ -115,7 +115,7 @@ func TestBounds_parkedMessagesHoldBackOnlyTheirKeys(t *testing.T) {
 		poison(t, take(t, feed, "first"))
 		park := func() error {
 			msg := message.NewMessage("parked", make([]byte, 1000))
-			msg.Metadata = message.Metadata{bus.HeaderPartitionKey: "a"}
+			msg.Metadata = message.Metadata{driver.HeaderPartitionKey: "a"}
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
 			return transport.Publish(ctx, topic, msg)
@@ -212,7 +212,7 @@ func TestFullGroup_publishersThatWaitHoldNothingInOthers(t *testing.T) {
 		require.NoError(t, send(t.Context(), transport, "y", 1, 1, 1, 1))
 
 		for range 4 { // both have room for one after the other
-			for _, feed := range []bus.Feed{full, idle} {
+			for _, feed := range []driver.Receiver{full, idle} {
 				d, err := feed.Next(t.Context())
 				require.NoError(t, err)
 				require.NoError(t, d.Settler.Ack())
@@ -231,7 +231,7 @@ func TestFullGroup_handlersGoBeforeOthersAlsoWhenTheyWait(t *testing.T) {
 		require.NoError(t, send(t.Context(), transport, "x", 1, 1))
 		first, err := feed.Next(t.Context())
 		require.NoError(t, err)
-		handling := bus.ContextWithDelivery(t.Context(), first)
+		handling := driver.ContextWithDelivery(t.Context(), first)
 		for range 14 {
 			require.NoError(t, send(handling, transport, "x", 1))
 		}
@@ -287,7 +287,7 @@ func TestClose_noPublishReturnsNilForAMessageThatIsDropped(t *testing.T) {
 			require.NoError(t, d.Settler.Ack()) // now there is room for it
 			require.NoError(t, transport.Close(t.Context()))
 			if err := <-blocked; err != nil {
-				require.ErrorIs(t, err, bus.ErrClosed)
+				require.ErrorIs(t, err, driver.ErrClosed)
 				continue
 			}
 			groups, _ := transport.Groups(t.Context())
@@ -335,7 +335,7 @@ func TestNew_negativeBoundsAreRefused(t *testing.T) {
 		"memory: Config.PoisonBytes is -1": {PoisonBytes: -1},
 	} {
 		transport := memory.New(cfg)
-		_, err := transport.Subscribe(t.Context(), bus.Subscription{Group: "g", Topics: []string{"x"}, Concurrency: 1})
+		_, err := transport.Subscribe(t.Context(), driver.Subscription{Group: "g", Topics: []string{"x"}, Concurrency: 1})
 		require.ErrorContains(t, err, want)
 		require.ErrorContains(t, send(t.Context(), transport, "x", 1), want)
 		require.ErrorContains(t, transport.Diagnose(t.Context())[0].Err, want)
@@ -353,7 +353,7 @@ func TestFullGroup_aLargerConsumerLetsPublishersIn(t *testing.T) {
 		blocked := make(chan error, 1)
 		go func() { blocked <- send(t.Context(), transport, "x", 1) }()
 		synctest.Wait()
-		_, err := transport.Subscribe(t.Context(), bus.Subscription{Group: "g", Topics: []string{"x"}, Concurrency: 5})
+		_, err := transport.Subscribe(t.Context(), driver.Subscription{Group: "g", Topics: []string{"x"}, Concurrency: 5})
 		require.NoError(t, err)
 		require.NoError(t, <-blocked)
 		require.NoError(t, transport.Close(t.Context()))

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports/memory"
 	"github.com/leatbus/leat/transports/transporttest"
@@ -20,9 +21,9 @@ func TestMain(m *testing.M) { testenv.Main(m) }
 
 func TestConformance(t *testing.T) {
 	transporttest.Run(t, transporttest.Harness{
-		Open: func(testing.TB) bus.Transport { return memory.New(memory.Config{Bytes: 512 * 1800}) },
+		Open: func(testing.TB) driver.Transport { return memory.New(memory.Config{Bytes: 512 * 1800}) },
 		URL:  "memory://",
-		OpenURL: func(ctx context.Context, rawURL string) (bus.Transport, error) {
+		OpenURL: func(ctx context.Context, rawURL string) (driver.Transport, error) {
 			u, err := url.Parse(rawURL)
 			if err != nil {
 				return nil, err

@@ -8,13 +8,13 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/memory"
 )
 
 func TestAConsumerThatJoinsItsGroupDoesNotHideTheGroupFromPublishers(t *testing.T) {
 	transport := memory.New(memory.Config{})
-	sub := bus.Subscription{Group: "shop.ledger", Topics: []string{"order.paid.v1"}, Concurrency: 1}
+	sub := driver.Subscription{Group: "shop.ledger", Topics: []string{"order.paid.v1"}, Concurrency: 1}
 	_, err := transport.Subscribe(t.Context(), sub)
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(t.Context())

@@ -8,7 +8,7 @@ import (
 	wsql "github.com/ThreeDotsLabs/watermill-sql/v3/pkg/sql"
 	"github.com/ThreeDotsLabs/watermill/message"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // SchemaAdapter lets a watermill-sql publisher insert into leat's tables, in the user's own
@@ -47,7 +47,7 @@ var (
 
 // InsertQuery is the insert of messages for every group that wants the topic.
 func (a SchemaAdapter) InsertQuery(topic string, msgs message.Messages) (wsql.Query, error) {
-	if err := bus.ValidateTopic(topic); err != nil {
+	if err := driver.ValidateTopic(topic); err != nil {
 		return wsql.Query{}, fmt.Errorf("sql: %w", err)
 	}
 	if len(msgs) == 0 {

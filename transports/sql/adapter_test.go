@@ -10,7 +10,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/sql"
 )
 
@@ -49,10 +49,10 @@ func TestPublishInTheUsersTransaction(t *testing.T) {
 				require.NoError(t, tx.Rollback())
 			}
 		}
-		for _, feed := range []bus.Feed{plain, all} {
+		for _, feed := range []driver.Receiver{plain, all} {
 			for _, want := range []string{"committed", "committed/2"} {
 				d := next(t, feed, patience)
-				require.Equal(t, want, bus.MessageID(d.Message))
+				require.Equal(t, want, driver.MessageID(d.Message))
 				require.Equal(t, "order.paid.v1", d.Topic)
 				require.NoError(t, d.Settler.Ack())
 			}

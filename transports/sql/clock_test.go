@@ -8,7 +8,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // TestClocksDisagree: the processes' clocks and the database's are an hour apart, either way. Leases,
@@ -34,22 +34,22 @@ func TestClocksDisagree(t *testing.T) {
 
 			began := time.Now()
 			late := newMessage("order.paid.v1", "late")
-			late.Metadata[bus.HeaderDeliverAt] = began.Add(400 * time.Millisecond).Format(time.RFC3339Nano)
+			late.Metadata[driver.HeaderDeliverAt] = began.Add(400 * time.Millisecond).Format(time.RFC3339Nano)
 			require.NoError(t, one.Publish(ctx, "order.paid.v1", late))
 			require.NoError(t, one.Publish(ctx, "order.paid.v1", newMessage("order.paid.v1", "held")))
 			held, d := next(t, feed, patience), next(t, feed, patience) // an hour is longer than patience
 			require.GreaterOrEqual(t, time.Since(began).Milliseconds(), int64(399))
-			if bus.MessageID(held.Message) == "late" { // a busy machine may take longer to publish the other
+			if driver.MessageID(held.Message) == "late" { // a busy machine may take longer to publish the other
 				held, d = d, held
 			}
-			require.Equal(t, []string{"held", "late"}, []string{bus.MessageID(held.Message), bus.MessageID(d.Message)})
+			require.Equal(t, []string{"held", "late"}, []string{driver.MessageID(held.Message), driver.MessageID(d.Message)})
 
 			began = time.Now()
 			require.NoError(t, d.Settler.Redeliver(400*time.Millisecond))
 			d = next(t, feed, patience)
 			require.Equal(t, 2, d.Attempt)
 			require.GreaterOrEqual(t, time.Since(began).Milliseconds(), int64(399))
-			require.NoError(t, d.Settler.Poison(ctx, bus.Fault{Text: "test"}))
+			require.NoError(t, d.Settler.Poison(ctx, driver.Fault{Text: "test"}))
 
 			// What is held stays held, longer than the lease, and the rest goes to whoever is free.
 			l, stop := load(t, other, other, sub)

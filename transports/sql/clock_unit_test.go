@@ -9,7 +9,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // clockless fails the test where a time of this process goes into a statement.
@@ -78,21 +78,21 @@ func TestNoTimeOfThisProcessIsWritten(t *testing.T) {
 	require.NoError(t, err)
 	transport, err := open(ctx, clockless{db, t}, Config{Dialect: SQLite, Lease: time.Second, KeepHandled: time.Second, KeepPoisoned: time.Hour})
 	require.NoError(t, err)
-	for _, order := range []bus.Order{bus.Unordered, bus.OrderedByKey, bus.OrderedStrictly} {
+	for _, order := range []driver.Order{driver.Unordered, driver.OrderedByKey, driver.OrderedStrictly} {
 		topic := "order.paid.v" + string(rune('1'+int(order)))
-		feed, err := transport.Subscribe(ctx, bus.Subscription{Group: topic, Topics: []string{topic, "order.>"}, Order: order, Concurrency: 1, Park: order != bus.Unordered})
+		feed, err := transport.Subscribe(ctx, driver.Subscription{Group: topic, Topics: []string{topic, "order.>"}, Order: order, Concurrency: 1, Park: order != driver.Unordered})
 		require.NoError(t, err)
 		msg := message.NewMessage("m", nil)
 		msg.Metadata = message.Metadata{
-			bus.HeaderDeliverAt:    time.Now().Add(30 * time.Millisecond).Format(time.RFC3339Nano),
-			bus.HeaderPartitionKey: "key",
+			driver.HeaderDeliverAt:    time.Now().Add(30 * time.Millisecond).Format(time.RFC3339Nano),
+			driver.HeaderPartitionKey: "key",
 		}
 		require.NoError(t, transport.Publish(ctx, topic, msg))
-		for _, settle := range []func(*bus.Delivery) error{
-			func(d *bus.Delivery) error { return d.Settler.Redeliver(20 * time.Millisecond) },
-			func(d *bus.Delivery) error { return d.Settler.GiveBack(20 * time.Millisecond) },
-			func(d *bus.Delivery) error { return d.Settler.GiveBack(0) },
-			func(d *bus.Delivery) error { return d.Settler.Poison(ctx, bus.Fault{Text: "test"}) },
+		for _, settle := range []func(*driver.Delivery) error{
+			func(d *driver.Delivery) error { return d.Settler.Redeliver(20 * time.Millisecond) },
+			func(d *driver.Delivery) error { return d.Settler.GiveBack(20 * time.Millisecond) },
+			func(d *driver.Delivery) error { return d.Settler.GiveBack(0) },
+			func(d *driver.Delivery) error { return d.Settler.Poison(ctx, driver.Fault{Text: "test"}) },
 		} {
 			d, err := feed.Next(ctx)
 			require.NoError(t, err)
@@ -111,7 +111,7 @@ func TestNoTimeOfThisProcessIsWritten(t *testing.T) {
 		require.NoError(t, feed.Close(ctx))
 	}
 	require.NoError(t, transport.store.clean(ctx, []group{{id: 1}}))
-	feed, err := transport.Subscribe(ctx, bus.Subscription{Group: "lease", Topics: []string{"order.>"}, Concurrency: 1})
+	feed, err := transport.Subscribe(ctx, driver.Subscription{Group: "lease", Topics: []string{"order.>"}, Concurrency: 1})
 	require.NoError(t, err)
 	first, renewed := int64(0), int64(0)
 	for renewed == first { // until the lease is renewed

@@ -7,7 +7,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // combiner lets publishers that come at the same time share a statement and its commit. Who comes while
@@ -66,7 +66,7 @@ func (c *combiner) insert(ctx context.Context, b batch) (int64, error) {
 	case <-ctx.Done():
 		return 0, context.Cause(ctx)
 	case <-c.transport.ctx.Done():
-		return 0, bus.ErrClosed
+		return 0, driver.ErrClosed
 	}
 }
 
@@ -217,7 +217,7 @@ func (c *combiner) run(group []*insertion) {
 	case err == nil:
 		c.transport.store.link.works()
 	case c.transport.ctx.Err() != nil:
-		c.fail(group, bus.ErrClosed)
+		c.fail(group, driver.ErrClosed)
 	case c.transport.store.temporary(err):
 		for _, i := range group {
 			c.transport.work.Go(func() { c.tryAgain(i) })

@@ -14,7 +14,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // slowDatabase takes some time for each statement, and counts them.
@@ -51,10 +51,10 @@ func combining(t *testing.T, db database, f func(t *testing.T, c *combiner)) {
 		transport.ctx, transport.cancel = context.WithCancelCause(context.Background())
 		c := newCombiner(transport, 3)
 		f(t, c)
-		transport.cancel(bus.ErrClosed)
+		transport.cancel(driver.ErrClosed)
 		transport.work.Wait()
 		_, err = c.insert(context.Background(), oneMessage())
-		require.ErrorIs(t, err, bus.ErrClosed)
+		require.ErrorIs(t, err, driver.ErrClosed)
 	})
 }
 

@@ -17,7 +17,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/sql"
 )
 
@@ -62,7 +62,7 @@ func (s system) pool(t testing.TB, settings ...string) (*pgxpool.Pool, *failures
 }
 
 // onPool is a transport over it.
-func (s system) onPool(t testing.TB, pool *pgxpool.Pool) bus.Transport {
+func (s system) onPool(t testing.TB, pool *pgxpool.Pool) driver.Transport {
 	transport, err := sql.NewPgx(testContext(t), pool, s.cfg)
 	require.NoError(t, err)
 	t.Cleanup(func() { closeNow(t, transport) })
@@ -133,12 +133,12 @@ func count(t testing.TB, db *stdsql.DB, query string, args ...any) (n int) {
 
 // conflict has an ack of several messages wait for one of them, which is locked by the transaction that
 // it returns. The ack has locked the messages before that one, and not those behind.
-func conflict(t *testing.T, s system, transport bus.Transport) (tx foreign, c conflicting) {
+func conflict(t *testing.T, s system, transport driver.Transport) (tx foreign, c conflicting) {
 	ctx := testContext(t)
 	feed, err := transport.Subscribe(ctx, subscription("shop.ledger", 6, "order.paid.v1"))
 	require.NoError(t, err)
 	require.NoError(t, transport.Publish(ctx, "order.paid.v1", newMessages(6)...))
-	deliveries := make([]*bus.Delivery, 6)
+	deliveries := make([]*driver.Delivery, 6)
 	for i := range deliveries {
 		deliveries[i] = next(t, feed, patience)
 	}

@@ -11,13 +11,14 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/transporttest"
 )
 
 func TestConformance(t *testing.T) {
 	eachSystemAtOnce(t, func(t *testing.T, s system) {
 		transporttest.Run(t, transporttest.Harness{
-			Open:    func(t testing.TB) bus.Transport { return s.open(t) },
+			Open:    func(t testing.TB) driver.Transport { return s.open(t) },
 			URL:     s.url,
 			OpenURL: openURL,
 
@@ -31,7 +32,7 @@ func TestWatermillSuite(t *testing.T) {
 	eachSystemAtOnce(t, func(t *testing.T, s system) {
 		// The suite makes a hundred instances at once; here they are a few processes, with many
 		// subscribers each.
-		var transports [3]bus.Transport
+		var transports [3]driver.Transport
 		for i := range transports {
 			transports[i] = s.start(t)
 		}
@@ -51,7 +52,7 @@ func TestWatermillSuite(t *testing.T) {
 	})
 }
 
-func closeNow(t testing.TB, transport bus.Transport) {
+func closeNow(t testing.TB, transport driver.Transport) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	require.NoError(t, transport.Close(ctx))

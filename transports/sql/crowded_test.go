@@ -12,7 +12,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
 )
 
@@ -94,7 +94,7 @@ func (s *store) integer() string {
 
 func keyedMessage(key string) *message.Message {
 	msg := message.NewMessage(key, nil)
-	msg.Metadata = message.Metadata{bus.HeaderID: key, bus.HeaderPartitionKey: key}
+	msg.Metadata = message.Metadata{driver.HeaderID: key, driver.HeaderPartitionKey: key}
 	return msg
 }
 
@@ -103,7 +103,7 @@ func keyedMessage(key string) *message.Message {
 func TestLanes_aFreshKeyBehindManyThatWait(t *testing.T) {
 	eachStore(t, func(t *testing.T, transport *Transport) {
 		ctx := t.Context()
-		sub := bus.Subscription{Group: "shop.ledger", Topics: []string{"order.paid.v1"}, Concurrency: 4, Order: bus.OrderedByKey}
+		sub := driver.Subscription{Group: "shop.ledger", Topics: []string{"order.paid.v1"}, Concurrency: 4, Order: driver.OrderedByKey}
 		first, err := transport.Subscribe(ctx, sub)
 		require.NoError(t, err)
 		require.NoError(t, first.Close(ctx))
@@ -114,7 +114,7 @@ func TestLanes_aFreshKeyBehindManyThatWait(t *testing.T) {
 		waitingKeys(t, transport.store, sub.Group, n, time.Hour)
 		feed, err := transport.Subscribe(ctx, sub)
 		require.NoError(t, err)
-		next := func() *bus.Delivery {
+		next := func() *driver.Delivery {
 			ctx, cancel := context.WithTimeout(ctx, 10*time.Second) // a walk of a minute is too long
 			defer cancel()
 			d, err := feed.Next(ctx)

@@ -6,7 +6,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // TestPromote_handsOutTheFirstBeforeAllAreReady: many messages that are due at once are made ready bit by bit.
@@ -14,7 +14,7 @@ func TestPromote_handsOutTheFirstBeforeAllAreReady(t *testing.T) {
 	t.Parallel()
 	eachStore(t, func(t *testing.T, transport *Transport) {
 		ctx := t.Context()
-		sub := bus.Subscription{Group: "shop.ledger", Topics: []string{"order.paid.v1"}, Concurrency: 1}
+		sub := driver.Subscription{Group: "shop.ledger", Topics: []string{"order.paid.v1"}, Concurrency: 1}
 		first, err := transport.Subscribe(ctx, sub)
 		require.NoError(t, err)
 		require.NoError(t, first.Close(ctx))

@@ -21,7 +21,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/sql"
 	"github.com/leatbus/leat/transports/transporttest"
 )
@@ -32,7 +32,7 @@ func TestServerIsRestarted(t *testing.T) {
 	restarted := func(t *testing.T, server *private, how syscall.Signal) {
 		t.Parallel()
 		transporttest.Run(t, transporttest.Harness{
-			Open:    func(t testing.TB) bus.Transport { return server.system().open(t) },
+			Open:    func(t testing.TB) driver.Transport { return server.system().open(t) },
 			URL:     server.url,
 			OpenURL: openURL,
 			Restart: func(t testing.TB) {
@@ -213,14 +213,14 @@ func TestForeignTransaction(t *testing.T) {
 			require.NoError(t, tx.Commit())
 			require.NoError(t, <-subscribed)
 			d := next(t, feed, patience)
-			require.Equal(t, "foreign", bus.MessageID(d.Message))
+			require.Equal(t, "foreign", driver.MessageID(d.Message))
 			require.NoError(t, d.Settler.Ack())
 		})
 	}
 }
 
 // latencies are the best and p50 from before the publish to the handler.
-func latencies(t *testing.T, transport bus.Transport, feed bus.Feed, span time.Duration) [2]time.Duration {
+func latencies(t *testing.T, transport driver.Transport, feed driver.Receiver, span time.Duration) [2]time.Duration {
 	var all []time.Duration
 	for i, end := 0, time.Now().Add(span); i == 0 || time.Now().Before(end); i++ {
 		id := fmt.Sprintf("m-%d", i)
@@ -228,7 +228,7 @@ func latencies(t *testing.T, transport bus.Transport, feed bus.Feed, span time.D
 		require.NoError(t, transport.Publish(testContext(t), "order.paid.v1", newMessage("order.paid.v1", id)))
 		d := next(t, feed, patience)
 		all = append(all, time.Since(began))
-		require.Equal(t, id, bus.MessageID(d.Message))
+		require.Equal(t, id, driver.MessageID(d.Message))
 		require.NoError(t, d.Settler.Ack())
 		pace(testContext(t))
 	}
@@ -238,7 +238,7 @@ func latencies(t *testing.T, transport bus.Transport, feed bus.Feed, span time.D
 
 func TestManyInstancesStartAtOnce(t *testing.T) {
 	start := func(t *testing.T, s system, n int) {
-		transports := make([]bus.Transport, n)
+		transports := make([]driver.Transport, n)
 		errs := make([]error, n)
 		var wg sync.WaitGroup
 		for i := range transports {
@@ -288,7 +288,7 @@ func TestDumpIsRestoredElsewhere(t *testing.T) {
 	seen := map[string]int{}
 	for range 21 {
 		d := next(t, feed, patience)
-		seen[bus.MessageID(d.Message)]++
+		seen[driver.MessageID(d.Message)]++
 		require.NoError(t, d.Settler.Ack())
 	}
 	require.Len(t, seen, 21)
@@ -343,7 +343,7 @@ func TestConsumerIsKilled(t *testing.T) {
 		attempts := map[string]int{}
 		for range 10 {
 			d := next(t, feed, patience)
-			attempts[bus.MessageID(d.Message)] = d.Attempt
+			attempts[driver.MessageID(d.Message)] = d.Attempt
 			require.NoError(t, d.Settler.Ack())
 		}
 		require.Len(t, attempts, 10)
@@ -376,7 +376,7 @@ func TestCrashesAreCounted(t *testing.T) {
 		for range 3 {
 			d := next(t, feed, patience)
 			require.Equal(t, crashes+1, d.Attempt)
-			require.NoError(t, d.Settler.Poison(ctx, bus.NewFault(d, errors.New("it kills"))))
+			require.NoError(t, d.Settler.Poison(ctx, driver.NewFault(d, errors.New("it kills"))))
 		}
 		n, err := transport.PoisonQueue(sub.Group).Len(ctx)
 		require.NoError(t, err)
@@ -418,7 +418,7 @@ func TestChild(t *testing.T) {
 		go func() {
 			d, err := feed.Next(context.Background())
 			if err == nil {
-				fmt.Printf("taken %s\n", bus.MessageID(d.Message))
+				fmt.Printf("taken %s\n", driver.MessageID(d.Message))
 			}
 		}()
 	}

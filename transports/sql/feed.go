@@ -10,7 +10,7 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // feed hands out one group's messages. One goroutine takes them from the database into a buffer, one
@@ -46,7 +46,7 @@ type feed struct {
 	closeErr error
 }
 
-func newFeed(t *Transport, g group, s bus.Subscription, owner int64) *feed {
+func newFeed(t *Transport, g group, s driver.Subscription, owner int64) *feed {
 	f := &feed{
 		transport: t,
 		store:     t.store,
@@ -69,12 +69,12 @@ func (f *feed) start() {
 
 // Next hands out the next message. It takes from the database as many as there are calls of Next
 // that wait, and more only while these are handled quickly.
-func (f *feed) Next(ctx context.Context) (*bus.Delivery, error) {
+func (f *feed) Next(ctx context.Context) (*driver.Delivery, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
 	if f.ctx.Err() != nil {
-		return nil, bus.ErrClosed
+		return nil, driver.ErrClosed
 	}
 	select {
 	case d := <-f.buffer:
@@ -93,11 +93,11 @@ func (f *feed) Next(ctx context.Context) (*bus.Delivery, error) {
 		return nil, ctx.Err()
 	case <-f.ctx.Done():
 		f.waiting.Add(-1)
-		return nil, bus.ErrClosed
+		return nil, driver.ErrClosed
 	}
 }
 
-func (f *feed) hand(d *delivery) *bus.Delivery {
+func (f *feed) hand(d *delivery) *driver.Delivery {
 	f.handed.Add(1)
 	if len(f.buffer) == f.cap()/4 {
 		f.poke()
@@ -204,12 +204,12 @@ func (f *feed) newDelivery(m *record) (*delivery, error) {
 		headers = message.Metadata{}
 	}
 	d := &delivery{feed: f, id: m.id, state: m.state}
-	d.history = bus.TakeHistory(headers)
+	d.history = driver.TakeHistory(headers)
 	d.headers = m.headers
 	if m.state == stateLaneHead {
 		d.lane = laneOf(&message.Message{Metadata: headers})
 	}
-	d.delivery = bus.Delivery{
+	d.delivery = driver.Delivery{
 		Message:   newMessage(m.uuid, headers, m.payload),
 		Topic:     m.topic,
 		Group:     f.group.name,
@@ -303,7 +303,7 @@ func (f *fetcher) demand() int {
 	held := len(f.buffer)
 	between := int(f.pushed.Load()-f.handed.Load()) - held // out of the buffer, and its caller still counts as waiting
 	want := max(int(f.waiting.Load())-max(between, 0), 0)
-	if f.group.order != bus.OrderedStrictly {
+	if f.group.order != driver.OrderedStrictly {
 		f.adapt(held, want)
 		want += f.prefetch
 	} else if f.settlements.out() > 0 {
@@ -450,7 +450,7 @@ func (f *fetcher) claim(ctx context.Context, want int) ([]record, error) {
 		runs: f.bundle > 0, alone: f.alone,
 	}
 	var taken []record
-	if f.group.order != bus.OrderedStrictly {
+	if f.group.order != driver.OrderedStrictly {
 		began := time.Now()
 		c.from = f.low.from(began)
 		ready, err := f.store.claimReady(ctx, c)
@@ -460,10 +460,10 @@ func (f *fetcher) claim(ctx context.Context, want int) ([]record, error) {
 		f.low.taken(began, c.from, ready, len(ready) < want)
 		taken = ready
 	}
-	if f.group.order == bus.Unordered || len(taken) == want {
+	if f.group.order == driver.Unordered || len(taken) == want {
 		return taken, nil
 	}
-	if f.group.order == bus.OrderedStrictly {
+	if f.group.order == driver.OrderedStrictly {
 		want = 1
 	}
 	c.limit = want - len(taken)
@@ -479,7 +479,7 @@ func (f *fetcher) claim(ctx context.Context, want int) ([]record, error) {
 func (f *fetcher) claimLanes(ctx context.Context, c claim) ([]record, error) {
 	began := time.Now()
 	c.orphans = began.Sub(f.rounds.orphans) > longestPoll
-	byKey := f.group.order == bus.OrderedByKey
+	byKey := f.group.order == driver.OrderedByKey
 	if byKey {
 		if err := f.rounds.open(ctx, f.store); err != nil {
 			return nil, err

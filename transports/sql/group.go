@@ -6,23 +6,23 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // group is a group's row.
 type group struct {
 	id    int64
 	name  string
-	order bus.Order
+	order driver.Order
 	park  bool // as this consumer asks; unknown to operators
 }
 
 // place is where a message of the group that becomes ready goes.
 func (g group) place() string {
 	switch g.order {
-	case bus.OrderedByKey:
+	case driver.OrderedByKey:
 		return "state = CASE WHEN lane = 0 THEN 0 ELSE 4 END, pos = lane"
-	case bus.OrderedStrictly:
+	case driver.OrderedStrictly:
 		return "state = 4, pos = 0"
 	default:
 		return "state = 0, pos = 0"
@@ -33,9 +33,9 @@ func (g group) place() string {
 // index finds each but the first one's: in a group that is ordered by key, all its ready messages are read.
 func (g group) misplaced() []string {
 	switch g.order {
-	case bus.OrderedByKey:
+	case driver.OrderedByKey:
 		return []string{"state = 0 AND lane <> 0", "state = 4 AND pos = 0"}
-	case bus.OrderedStrictly:
+	case driver.OrderedStrictly:
 		return []string{"state = 0", "state = 4 AND pos < 0", "state = 4 AND pos > 0"}
 	default:
 		return []string{"state = 4"}
@@ -46,7 +46,7 @@ func (g group) misplaced() []string {
 var errDisagree = errors.New("all its consumers must ask for the same order; stop the others first, or use another group name")
 
 // subscribe makes sure that the group exists with these topics, and registers a consumer of it.
-func (s *store) subscribe(ctx context.Context, sub bus.Subscription, owner int64, where string) (g group, err error) {
+func (s *store) subscribe(ctx context.Context, sub driver.Subscription, owner int64, where string) (g group, err error) {
 	err = s.retry(ctx, func(ctx context.Context) error {
 		if g, err = s.group(ctx, sub.Group, sub.Order); err != nil {
 			return err
@@ -62,7 +62,7 @@ func (s *store) subscribe(ctx context.Context, sub bus.Subscription, owner int64
 
 // group finds or makes the group's row. What is there already is only read: a transaction of the
 // user's that publishes may hold locks on it.
-func (s *store) group(ctx context.Context, name string, order bus.Order) (group, error) {
+func (s *store) group(ctx context.Context, name string, order driver.Order) (group, error) {
 	g, ok, err := s.findGroup(ctx, name)
 	if ok || err != nil {
 		return g, err
@@ -122,12 +122,12 @@ func (s *store) addTopics(ctx context.Context, g group, topics []string) error {
 }
 
 // join registers the consumer, unless others are there that want another order.
-func (s *store) join(ctx context.Context, tx executor, g group, sub bus.Subscription, owner int64, where string) error {
+func (s *store) join(ctx context.Context, tx executor, g group, sub driver.Subscription, owner int64, where string) error {
 	order := sub.Order
 	if err := s.lockTurn(ctx, tx, g); err != nil {
 		return err
 	}
-	others, err := collect(ctx, tx, func(r rows, o *bus.Order) error { return r.Scan(o) },
+	others, err := collect(ctx, tx, func(r rows, o *driver.Order) error { return r.Scan(o) },
 		s.sql(`SELECT ordering FROM {consumers} WHERE group_id = ? AND expires_at > {now} AND ordering <> ?`), g.id, int(order))
 	if err != nil {
 		return err

@@ -4,10 +4,10 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
-var _ bus.HealthTeller = (*Transport)(nil)
+var _ driver.HealthChecker = (*Transport)(nil)
 
 // link is whether the database can be reached, by the last statement that could tell.
 type link struct {
@@ -41,16 +41,16 @@ func (l *link) works() {
 
 // Health is that of the last statements; a process that publishes and consumes nothing learns nothing
 // new. A database refuses messages one by one, so that it is never blocked.
-func (t *Transport) Health() bus.TransportHealth {
+func (t *Transport) Health() driver.TransportHealth {
 	l := t.store.link
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	h := bus.TransportHealth{
+	h := driver.TransportHealth{
 		Transport: string(t.store.name), Connected: l.err == nil && !t.isClosed(), Err: l.err,
 		Reconnects: l.reconnects, Unroutable: t.unroutable.Load(),
 	}
 	if h.Err == nil && !h.Connected {
-		h.Err = bus.ErrClosed
+		h.Err = driver.ErrClosed
 	}
 	if err := t.store.file.gone(); err != nil && h.Err == nil {
 		h.Connected, h.Err = false, err

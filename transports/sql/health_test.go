@@ -8,7 +8,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
 )
 
@@ -20,12 +20,12 @@ func TestHealthFollowsTheDatabase(t *testing.T) {
 	u.Host = proxy.Addr()
 	s.url = u.String()
 	transport := s.start(t)
-	health := func() bus.TransportHealth { return transport.(bus.HealthTeller).Health() }
-	require.Equal(t, bus.TransportHealth{Transport: "postgres", Connected: true}, health())
+	health := func() driver.TransportHealth { return transport.(driver.HealthChecker).Health() }
+	require.Equal(t, driver.TransportHealth{Transport: "postgres", Connected: true}, health())
 
 	_, err = transport.Subscribe(t.Context(), subscription("shop.ledger", 1, "order.paid.v1")) // it asks now and then
 	require.NoError(t, err)
-	require.ErrorIs(t, transport.Publish(t.Context(), "nobody.v1", message.NewMessage("m", nil)), bus.ErrUnroutable)
+	require.ErrorIs(t, transport.Publish(t.Context(), "nobody.v1", message.NewMessage("m", nil)), driver.ErrUnroutable)
 	require.EqualValues(t, 1, health().Unroutable)
 
 	proxy.Refuse()
@@ -36,7 +36,7 @@ func TestHealthFollowsTheDatabase(t *testing.T) {
 	require.Error(t, health().Err)
 	proxy.Accept()
 	require.NoError(t, <-published)
-	var back bus.TransportHealth // once: another idle connection may turn out to be lost
+	var back driver.TransportHealth // once: another idle connection may turn out to be lost
 	require.Eventually(t, func() bool { back = health(); return back.Connected }, patience, time.Millisecond, "the return is noticed")
 	require.GreaterOrEqual(t, back.Reconnects, 1)
 	require.NoError(t, back.Err)

@@ -8,7 +8,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // TestWaker_idleGroupsCostLittle: two processes with fifteen groups each, which want nothing of what a third
@@ -27,7 +27,7 @@ func TestWaker_idleGroupsCostLittle(t *testing.T) {
 	for p := range 2 {
 		idle := start(db)
 		for g := range groups {
-			feed, err := idle.Subscribe(ctx, bus.Subscription{Group: fmt.Sprintf("idle%d.g%d", p, g), Topics: []string{"nothing.v1"}, Concurrency: 2})
+			feed, err := idle.Subscribe(ctx, driver.Subscription{Group: fmt.Sprintf("idle%d.g%d", p, g), Topics: []string{"nothing.v1"}, Concurrency: 2})
 			require.NoError(t, err)
 			waiting, cancel := context.WithCancel(ctx)
 			ended := make(chan struct{})
@@ -39,7 +39,7 @@ func TestWaker_idleGroupsCostLittle(t *testing.T) {
 		}
 	}
 	busy := start(busyDB)
-	feed, err := busy.Subscribe(ctx, bus.Subscription{Group: "busy.ledger", Topics: []string{"order.paid.v1"}, Concurrency: 1})
+	feed, err := busy.Subscribe(ctx, driver.Subscription{Group: "busy.ledger", Topics: []string{"order.paid.v1"}, Concurrency: 1})
 	require.NoError(t, err)
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()

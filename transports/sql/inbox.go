@@ -17,7 +17,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // InboxConfig is how an inbox works. Its zero value does, on PostgreSQL.
@@ -158,7 +158,7 @@ func newInbox[TX any](ctx context.Context, db database, cfg InboxConfig, begin f
 // [handlers.Inbox]: https://pkg.go.dev/github.com/leatbus/leat/handlers#Inbox
 func (i *Inbox[TX]) Once(ctx context.Context, group, id string, fn func(ctx context.Context, tx TX) error) (seen bool, err error) {
 	if i.ctx.Err() != nil {
-		return false, bus.ErrClosed
+		return false, driver.ErrClosed
 	}
 	i.cursor.use(group)
 	u, err := i.begin(ctx)

@@ -10,7 +10,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/jackc/pgx/v5/pgtype"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // A publish is one statement, which finds the groups that want the topic and gives each its own row.
@@ -63,7 +63,7 @@ func columnUUID(msg *message.Message) (string, error) {
 	switch {
 	case valid && len(uuid) <= maxUUID:
 		return uuid, nil
-	case uuid == msg.Metadata[bus.HeaderID]:
+	case uuid == msg.Metadata[driver.HeaderID]:
 		return "", nil
 	case valid:
 		return "", fmt.Errorf("message %.32s…: its UUID has %d bytes; at most %d fit", uuid, len(uuid), maxUUID)
@@ -75,7 +75,7 @@ func columnUUID(msg *message.Message) (string, error) {
 // newMessage is the message of a row.
 func newMessage(uuid string, headers message.Metadata, payload []byte) *message.Message {
 	if uuid == "" {
-		uuid = headers[bus.HeaderID]
+		uuid = headers[driver.HeaderID]
 	}
 	msg := message.NewMessage(uuid, payload)
 	msg.Metadata = headers
@@ -107,13 +107,13 @@ func newPublication(msg *message.Message) (publication, error) {
 // delayOf makes a span of the time at which the message is due: this process's clock said when that
 // is, and the database's clock need not agree with it.
 func delayOf(msg *message.Message) (microseconds int64, err error) {
-	at := msg.Metadata[bus.HeaderDeliverAt]
+	at := msg.Metadata[driver.HeaderDeliverAt]
 	if at == "" {
 		return 0, nil
 	}
 	due, err := time.Parse(time.RFC3339Nano, at)
 	if err != nil {
-		return 0, fmt.Errorf("header %s: %q is no RFC 3339 time", bus.HeaderDeliverAt, at)
+		return 0, fmt.Errorf("header %s: %q is no RFC 3339 time", driver.HeaderDeliverAt, at)
 	}
 	if wait := time.Until(due); wait > 0 {
 		return wait.Microseconds() + 1, nil

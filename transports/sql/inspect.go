@@ -9,14 +9,14 @@ import (
 	"strings"
 	"time"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
-var _ bus.Inspector = (*Transport)(nil)
+var _ driver.Inspector = (*Transport)(nil)
 
 // Groups counts the messages of every group, all at one moment for each table. It reads the whole index
 // of messages: half a second for a million.
-func (t *Transport) Groups(ctx context.Context) (all []bus.GroupInfo, err error) {
+func (t *Transport) Groups(ctx context.Context) (all []driver.GroupInfo, err error) {
 	err = t.inspect(ctx, "list groups", func(ctx context.Context) error {
 		byID, err := t.store.listGroups(ctx)
 		if err != nil {
@@ -28,14 +28,14 @@ func (t *Transport) Groups(ctx context.Context) (all []bus.GroupInfo, err error)
 				all = append(all, *g)
 			}
 		}
-		slices.SortFunc(all, func(a, b bus.GroupInfo) int { return cmp.Compare(a.Name, b.Name) })
+		slices.SortFunc(all, func(a, b driver.GroupInfo) int { return cmp.Compare(a.Name, b.Name) })
 		return nil
 	})
 	return all, err
 }
 
 // Topics are the topics and patterns that groups have asked for.
-func (t *Transport) Topics(ctx context.Context) (all []bus.TopicInfo, err error) {
+func (t *Transport) Topics(ctx context.Context) (all []driver.TopicInfo, err error) {
 	groups := make(map[string][]string)
 	err = t.inspect(ctx, "list topics", func(ctx context.Context) error {
 		clear(groups)
@@ -47,7 +47,7 @@ func (t *Transport) Topics(ctx context.Context) (all []bus.TopicInfo, err error)
 	})
 	for _, topic := range slices.Sorted(maps.Keys(groups)) {
 		slices.Sort(groups[topic])
-		all = append(all, bus.TopicInfo{Topic: topic, Groups: groups[topic]})
+		all = append(all, driver.TopicInfo{Topic: topic, Groups: groups[topic]})
 	}
 	return all, err
 }
@@ -55,7 +55,7 @@ func (t *Transport) Topics(ctx context.Context) (all []bus.TopicInfo, err error)
 // inspect does something for an operator, and again while the database is away.
 func (t *Transport) inspect(ctx context.Context, what string, do func(context.Context) error) error {
 	if t.isClosed() {
-		return bus.ErrClosed
+		return driver.ErrClosed
 	}
 	ctx, cancel := t.while(ctx)
 	defer cancel()
@@ -66,7 +66,7 @@ func (t *Transport) inspect(ctx context.Context, what string, do func(context.Co
 }
 
 // listGroups is every group by its id.
-func (s *store) listGroups(ctx context.Context) (map[int64]*bus.GroupInfo, error) {
+func (s *store) listGroups(ctx context.Context) (map[int64]*driver.GroupInfo, error) {
 	type row struct {
 		id   int64
 		name string
@@ -75,9 +75,9 @@ func (s *store) listGroups(ctx context.Context) (map[int64]*bus.GroupInfo, error
 	if err != nil {
 		return nil, err
 	}
-	groups, byName := make(map[int64]*bus.GroupInfo, len(rows)), make(map[string]*bus.GroupInfo, len(rows))
+	groups, byName := make(map[int64]*driver.GroupInfo, len(rows)), make(map[string]*driver.GroupInfo, len(rows))
 	for _, r := range rows {
-		g := &bus.GroupInfo{Name: r.name}
+		g := &driver.GroupInfo{Name: r.name}
 		groups[r.id], byName[r.name] = g, g
 	}
 	err = s.eachSubscription(ctx, func(group, pattern string) {
@@ -105,7 +105,7 @@ func (s *store) eachSubscription(ctx context.Context, visit func(group, pattern 
 	return err
 }
 
-func (s *store) countConsumers(ctx context.Context, groups map[int64]*bus.GroupInfo) error {
+func (s *store) countConsumers(ctx context.Context, groups map[int64]*driver.GroupInfo) error {
 	type row struct{ group, n int64 }
 	all, err := collect(ctx, s.db, func(r rows, x *row) error { return r.Scan(&x.group, &x.n) },
 		s.sql(`SELECT group_id, count(*) FROM {consumers} WHERE expires_at > {now} GROUP BY group_id`))
@@ -123,7 +123,7 @@ type tally struct {
 	taken, later            bool
 }
 
-func (s *store) countMessages(ctx context.Context, groups map[int64]*bus.GroupInfo) error {
+func (s *store) countMessages(ctx context.Context, groups map[int64]*driver.GroupInfo) error {
 	tallies, err := collect(ctx, s.db, func(r rows, x *tally) error {
 		return r.Scan(&x.group, &x.state, &x.taken, &x.later, &x.n, &x.oldest)
 	}, s.sql(`
@@ -144,7 +144,7 @@ func (s *store) countMessages(ctx context.Context, groups map[int64]*bus.GroupIn
 
 // countHeldBack enters as parked what waits behind poisoned messages and has not been moved out of the
 // claims' way.
-func (s *store) countHeldBack(ctx context.Context, groups map[int64]*bus.GroupInfo) error {
+func (s *store) countHeldBack(ctx context.Context, groups map[int64]*driver.GroupInfo) error {
 	type row struct{ group, n int64 }
 	all, err := collect(ctx, s.db, func(r rows, x *row) error { return r.Scan(&x.group, &x.n) }, s.sql(`
 		SELECT h.group_id, count(*) FROM (SELECT group_id, pos, min(message_id) AS first FROM {holds} GROUP BY group_id, pos) h
@@ -159,7 +159,7 @@ func (s *store) countHeldBack(ctx context.Context, groups map[int64]*bus.GroupIn
 }
 
 // enter adds a tally to its group. What the consumer had that died waits again.
-func (x tally) enter(g *bus.GroupInfo) {
+func (x tally) enter(g *driver.GroupInfo) {
 	n := int(x.n)
 	switch {
 	case x.state == statePoisoned:
@@ -183,7 +183,7 @@ func (x tally) enter(g *bus.GroupInfo) {
 
 // Diagnose reaches the database and checks its version, the tables and the user's rights on them. It
 // changes nothing.
-func (t *Transport) Diagnose(ctx context.Context) []bus.Finding {
+func (t *Transport) Diagnose(ctx context.Context) []driver.Finding {
 	findings, ok := t.store.checkTables(ctx)
 	if !ok {
 		return findings // what follows would only say so again
@@ -196,7 +196,7 @@ func (t *Transport) Diagnose(ctx context.Context) []bus.Finding {
 }
 
 // DiagnoseInbox is [Transport.Diagnose] for an [Inbox], which needs less.
-func (t *Transport) DiagnoseInbox(ctx context.Context) []bus.Finding {
+func (t *Transport) DiagnoseInbox(ctx context.Context) []driver.Finding {
 	s := t.store
 	findings, ok := s.checkTables(ctx)
 	if !ok {
@@ -206,14 +206,14 @@ func (t *Transport) DiagnoseInbox(ctx context.Context) []bus.Finding {
 	if findings[len(findings)-1].Err != nil {
 		return findings
 	}
-	f := bus.Finding{Check: "inbox " + s.cfg.Prefix + "inbox", Text: "no message recorded"}
+	f := driver.Finding{Check: "inbox " + s.cfg.Prefix + "inbox", Text: "no message recorded"}
 	type row struct{ oldest, newest int64 }
 	all, err := collect(ctx, s.db, func(r rows, x *row) error { return r.Scan(&x.oldest, &x.newest) }, s.sql(`
 		SELECT {now} - oldest, {now} - newest
 		FROM (SELECT (SELECT min(seen_at) FROM {inbox}) AS oldest, (SELECT max(seen_at) FROM {inbox}) AS newest) seen WHERE oldest IS NOT NULL`))
 	switch {
 	case err != nil:
-		f.Err, f.Text, f.Cure = err, "", "see to the database"
+		f.Err, f.Text, f.Fix = err, "", "see to the database"
 	case len(all) > 0:
 		age := func(micros int64) time.Duration {
 			return max(time.Duration(micros)*time.Microsecond, 0).Round(time.Second)
@@ -224,27 +224,27 @@ func (t *Transport) DiagnoseInbox(ctx context.Context) []bus.Finding {
 }
 
 // checkTables reaches the database; ok is false where there is no need to go on.
-func (s *store) checkTables(ctx context.Context) (findings []bus.Finding, ok bool) {
-	server := bus.Finding{Check: "reach the database", Cure: "start the database, or correct the URL's host, port, user and password"}
+func (s *store) checkTables(ctx context.Context) (findings []driver.Finding, ok bool) {
+	server := driver.Finding{Check: "reach the database", Fix: "start the database, or correct the URL's host, port, user and password"}
 	versions, err := collect(ctx, s.db, func(r rows, v *string) error { return r.Scan(v) }, s.sql(s.askVersion()))
 	if err != nil {
 		server.Err = err
-		return []bus.Finding{server}, false
+		return []driver.Finding{server}, false
 	}
-	server.Text, server.Cure = strings.Join(versions, ""), ""
+	server.Text, server.Fix = strings.Join(versions, ""), ""
 
-	tables := bus.Finding{Check: "tables " + s.cfg.Prefix + "*"}
+	tables := driver.Finding{Check: "tables " + s.cfg.Prefix + "*"}
 	version, err := s.version(ctx, s.db)
 	switch {
 	case err != nil:
-		tables.Err, tables.Cure = err, "let the user read them"
+		tables.Err, tables.Fix = err, "let the user read them"
 	case version < SchemaVersion:
 		tables.Err = &SchemaError{Found: version, Want: SchemaVersion, Prefix: s.cfg.Prefix}
-		tables.Cure = "run leat migrate up"
+		tables.Fix = "run leat migrate up"
 	default:
 		tables.Text = fmt.Sprintf("version %d", version)
 	}
-	return []bus.Finding{server, tables}, tables.Err == nil
+	return []driver.Finding{server, tables}, tables.Err == nil
 }
 
 func (s *store) askVersion() string {
@@ -277,9 +277,9 @@ func inboxTables() []use {
 }
 
 // checkRights tries on every table what a service does to it, with statements that concern no row.
-func (s *store) checkRights(ctx context.Context, tables []use) (findings []bus.Finding) {
+func (s *store) checkRights(ctx context.Context, tables []use) (findings []driver.Finding) {
 	for _, table := range tables {
-		f := bus.Finding{Check: "rights on " + s.cfg.Prefix + table.name}
+		f := driver.Finding{Check: "rights on " + s.cfg.Prefix + table.name}
 		var missing []string
 		for right := range strings.FieldsSeq(table.rights) {
 			name := "{" + table.name + "}"
@@ -295,7 +295,7 @@ func (s *store) checkRights(ctx context.Context, tables []use) (findings []bus.F
 			}
 		}
 		if f.Err != nil {
-			f.Cure = fmt.Sprintf("GRANT %s ON %s TO the service's user", strings.Join(missing, ", "), s.table(table.name))
+			f.Fix = fmt.Sprintf("GRANT %s ON %s TO the service's user", strings.Join(missing, ", "), s.table(table.name))
 		} else {
 			f.Text = strings.ReplaceAll(table.rights, " ", ", ")
 		}
@@ -305,9 +305,9 @@ func (s *store) checkRights(ctx context.Context, tables []use) (findings []bus.F
 }
 
 // checkSequences is for ids, which PostgreSQL gives out by sequences with rights of their own.
-func (s *store) checkSequences(ctx context.Context) (findings []bus.Finding) {
+func (s *store) checkSequences(ctx context.Context) (findings []driver.Finding) {
 	for _, name := range []string{"messages_id_seq", "groups_id_seq"} {
-		f := bus.Finding{Check: "rights on " + s.cfg.Prefix + name, Text: "USAGE, SELECT"}
+		f := driver.Finding{Check: "rights on " + s.cfg.Prefix + name, Text: "USAGE, SELECT"}
 		may, _, err := number(ctx, s.db, s.sql(`SELECT (has_sequence_privilege(?::text, 'USAGE') AND has_sequence_privilege(?::text, 'SELECT'))::int`),
 			s.table(name), s.table(name))
 		if err == nil && may == 0 {
@@ -315,7 +315,7 @@ func (s *store) checkSequences(ctx context.Context) (findings []bus.Finding) {
 		}
 		if err != nil {
 			f.Err, f.Text = err, ""
-			f.Cure = fmt.Sprintf("GRANT USAGE, SELECT ON %s TO the service's user", s.table(name))
+			f.Fix = fmt.Sprintf("GRANT USAGE, SELECT ON %s TO the service's user", s.table(name))
 		}
 		findings = append(findings, f)
 	}

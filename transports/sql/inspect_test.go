@@ -10,7 +10,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // TestDiagnoseNamesTheRightsThatAreMissing is as a user who may only read.
@@ -28,22 +28,22 @@ func TestDiagnoseNamesTheRightsThatAreMissing(t *testing.T) {
 	run(t, db, "GRANT SELECT ON ALL TABLES IN SCHEMA "+s.cfg.Schema+" TO "+name)
 	s.url = as(t, withOption(t, s.url, "migrate", "check"), name)
 
-	findings := make(map[string]bus.Finding)
-	for _, f := range s.start(t).(bus.Inspector).Diagnose(testContext(t)) {
+	findings := make(map[string]driver.Finding)
+	for _, f := range s.start(t).(driver.Inspector).Diagnose(testContext(t)) {
 		findings[f.Check] = f
 	}
 	messages := findings["rights on leat_messages"]
 	require.ErrorContains(t, messages.Err, "permission denied")
-	require.Contains(t, messages.Cure, "GRANT INSERT, UPDATE, DELETE ON ")
+	require.Contains(t, messages.Fix, "GRANT INSERT, UPDATE, DELETE ON ")
 	require.NoError(t, findings["reach the database"].Err)
-	require.Contains(t, findings["rights on leat_messages_id_seq"].Cure, "GRANT USAGE, SELECT ON ")
+	require.Contains(t, findings["rights on leat_messages_id_seq"].Fix, "GRANT USAGE, SELECT ON ")
 }
 
 // TestATailThatDiedIsClearedAway leaves a tail's group behind, as a killed process does.
 func TestATailThatDiedIsClearedAway(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
 		transport := s.start(t, "keep_handled", "1s") // and so cleans up every second
-		feed, err := transport.Subscribe(testContext(t), bus.Subscription{Group: "leat-tail.dead", Topics: []string{"order.>"}, Concurrency: 1})
+		feed, err := transport.Subscribe(testContext(t), driver.Subscription{Group: "leat-tail.dead", Topics: []string{"order.>"}, Concurrency: 1})
 		require.NoError(t, err)
 		require.NoError(t, feed.Close(testContext(t)))
 		require.NoError(t, transport.Publish(testContext(t), "order.paid.v1", message.NewMessage("m", nil)), "it has a group")
@@ -64,6 +64,6 @@ func TestATailThatDiedIsClearedAway(t *testing.T) {
 		require.Eventually(t, func() bool {
 			return count(table("messages"))+count(table("groups"))+count(table("subscriptions"))+count(table("turns")) == 0
 		}, patience, 10*time.Millisecond)
-		require.ErrorIs(t, transport.Publish(testContext(t), "order.paid.v1", message.NewMessage("m", nil)), bus.ErrUnroutable)
+		require.ErrorIs(t, transport.Publish(testContext(t), "order.paid.v1", message.NewMessage("m", nil)), driver.ErrUnroutable)
 	})
 }

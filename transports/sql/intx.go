@@ -10,9 +10,8 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/jackc/pgx/v5"
-	"modernc.org/sqlite"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // A transaction of the user's may be another database's, and nothing else would say so: its rows would
@@ -27,7 +26,7 @@ var (
 	errElsewhere = errors.New("the transaction is not one of the database that has these tables; begin it on the same database")
 )
 
-var _ bus.TxPublisher = (*Transport)(nil)
+var _ driver.TxPublisher = (*Transport)(nil)
 
 // PublishTx inserts the messages for every group that wants them, in the user's transaction. Consumers
 // get them after its commit, within milliseconds in this process.
@@ -61,7 +60,7 @@ func (t *Transport) nobody(ctx context.Context, tx any, topic string, n int) err
 	if err := t.store.rolledBack(ctx, ex); err != nil {
 		return err
 	}
-	return &bus.UnroutableError{Topics: slices.Repeat([]string{topic}, n), Strict: t.store.cfg.Unroutable == UnroutableError}
+	return &driver.UnroutableError{Topics: slices.Repeat([]string{topic}, n), Strict: t.store.cfg.Unroutable == UnroutableError}
 }
 
 // inOpenTx is to, and leads to no group if the server has rolled the transaction back. The insert would be
@@ -94,7 +93,7 @@ func (t *Transport) insertTx(ctx context.Context, tx any, topic string, msgs []*
 	insert func(b batch, arrays bool) (query string, args []any),
 ) (inserted int64, err error) {
 	if t.isClosed() {
-		return 0, bus.ErrClosed
+		return 0, driver.ErrClosed
 	}
 	if err := t.store.file.gone(); err != nil {
 		return 0, err
@@ -103,7 +102,7 @@ func (t *Transport) insertTx(ctx context.Context, tx any, topic string, msgs []*
 	if err != nil {
 		return 0, err
 	}
-	if err := bus.ValidateTopic(topic); err != nil {
+	if err := driver.ValidateTopic(topic); err != nil {
 		return 0, err
 	}
 	rows, err := publications(msgs)
@@ -175,13 +174,13 @@ func (s *store) txError(err error) error {
 
 // foreign recognizes the errors of a database that lacks leat's tables, or is of another kind.
 func (s *store) foreign(err error) bool {
-	var lite *sqlite.Error
+	_, lite := errors.AsType[sqliteError](err)
 	switch {
 	case postgresCode(err) != "":
 		return s.name != Postgres || postgresCode(err) == "42P01"
 	case mysqlNumber(err) != 0:
 		return s.name != MySQL || mysqlNumber(err) == 1146
-	case errors.As(err, &lite):
+	case lite:
 		return s.name != SQLite || strings.Contains(err.Error(), "no such table")
 	default:
 		return false

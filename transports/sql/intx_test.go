@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/memory"
 	"github.com/leatbus/leat/transports/sql"
 )
@@ -23,7 +24,7 @@ type unencodable struct{ F func() }
 func (unencodable) EventType() (name string, version int) { return "order.paid", 1 }
 
 // busWith has a transport of no use, and an outbox.
-func busWith(t testing.TB, o bus.Outbox) *bus.Bus {
+func busWith(t testing.TB, o driver.Outbox) *bus.Bus {
 	b, err := bus.New(memory.New(memory.Config{}), bus.Config{Service: "shop", Outbox: o})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, b.Close(context.Background())) })
@@ -88,7 +89,7 @@ func TestTransactionOfAnotherDatabase(t *testing.T) {
 			defer func() { require.NoError(t, own.Close(ctx)) }()
 			require.ErrorContains(t, publish(t, own, twin.service(t)), want)
 			require.NoError(t, publish(t, own, s.service(t)), "nobody wants it, which is counted")
-			require.ErrorIs(t, publish(t, own, s.service(t), bus.RequireRoute()), bus.ErrUnroutable)
+			require.ErrorIs(t, publish(t, own, s.service(t), bus.RequireRoute()), driver.ErrUnroutable)
 		})
 	}
 }
@@ -122,7 +123,7 @@ func TestInTxOnItsOwnTransport(t *testing.T) {
 		}
 		for _, want := range []string{"1", "3"} {
 			d := next(t, all, patience)
-			require.Equal(t, want, bus.PartitionKey(d.Message))
+			require.Equal(t, want, driver.PartitionKey(d.Message))
 			require.NoError(t, d.Settler.Ack())
 		}
 		waiting, cancel := context.WithTimeout(ctx, 10*time.Millisecond)
@@ -222,7 +223,7 @@ func TestDelayedInTx(t *testing.T) {
 		due := time.Now().Add(300 * time.Millisecond)
 		tx, err := db.BeginTx(ctx, nil)
 		require.NoError(t, err)
-		require.NoError(t, b.InTx(tx).Publish(ctx, paid{"1"}, bus.Delay(time.Until(due))))
+		require.NoError(t, b.InTx(tx).Publish(ctx, paid{"1"}, bus.WithDelay(time.Until(due))))
 		require.NoError(t, tx.Commit())
 		f.await(t, 1)
 		require.False(t, time.Now().Before(due))

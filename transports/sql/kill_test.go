@@ -16,7 +16,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/sql"
 )
 
@@ -38,7 +38,7 @@ func TestWorkersAreKilled(t *testing.T) {
 		raw := withOption(t, s.url, "lease", "1s")
 		transport := s.start(t, "lease", "1s")
 		sub := subscription("shop.ledger", 4, "order.paid.v1")
-		sub.Order = bus.OrderedByKey
+		sub.Order = driver.OrderedByKey
 		_, err := transport.Subscribe(testContext(t), sub) // the group is there, and nobody takes here
 		require.NoError(t, err)
 		l := newLedger()
@@ -62,7 +62,7 @@ func TestWorkersAreKilled(t *testing.T) {
 				return
 			}
 			d := next(t, feed, patience)
-			l.handle(bus.MessageID(d.Message))
+			l.handle(driver.MessageID(d.Message))
 			require.NoError(t, d.Settler.Ack())
 		}
 	})
@@ -106,7 +106,7 @@ func TestWorker(t *testing.T) {
 	transport, err := sql.Open(ctx, u)
 	require.NoError(t, err)
 	sub := subscription("shop.ledger", 4, "order.paid.v1")
-	sub.Order = bus.OrderedByKey
+	sub.Order = driver.OrderedByKey
 	feed, err := transport.Subscribe(ctx, sub)
 	require.NoError(t, err)
 	for range sub.Concurrency {
@@ -116,16 +116,16 @@ func TestWorker(t *testing.T) {
 				if err != nil {
 					return
 				}
-				fmt.Printf("out %s\n", bus.MessageID(d.Message))
+				fmt.Printf("out %s\n", driver.MessageID(d.Message))
 				_ = d.Settler.Ack()
 			}
 		}()
 	}
 	for i := 0; ; i++ {
 		msg := newMessage("order.paid.v1", fmt.Sprintf("%s-%d", name, i))
-		msg.Metadata[bus.HeaderPartitionKey] = fmt.Sprintf("key-%d", i%5)
+		msg.Metadata[driver.HeaderPartitionKey] = fmt.Sprintf("key-%d", i%5)
 		if transport.Publish(ctx, "order.paid.v1", msg) == nil {
-			fmt.Printf("ok %s\n", bus.MessageID(msg))
+			fmt.Printf("ok %s\n", driver.MessageID(msg))
 		}
 	}
 }
@@ -136,7 +136,7 @@ func TestOrderByKeyAcrossInstances(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
 		ctx := testContext(t)
 		sub := subscription("shop.ledger", 4, "order.paid.v1")
-		sub.Order = bus.OrderedByKey
+		sub.Order = driver.OrderedByKey
 		const keys, each = 10, 15
 		var mu sync.Mutex
 		out, seen, failed := map[string]string{}, map[string][]string{}, map[string]bool{}
@@ -152,7 +152,7 @@ func TestOrderByKeyAcrossInstances(t *testing.T) {
 						if err != nil {
 							return
 						}
-						key, id := bus.PartitionKey(d.Message), bus.MessageID(d.Message)
+						key, id := driver.PartitionKey(d.Message), driver.MessageID(d.Message)
 						mu.Lock()
 						if other := out[key]; other != "" {
 							t.Errorf("%s came while %s was out", id, other)
@@ -180,7 +180,7 @@ func TestOrderByKeyAcrossInstances(t *testing.T) {
 			for k := range keys {
 				msg := newMessage("order.paid.v1", fmt.Sprintf("%d/%03d", k, i))
 				key := fmt.Sprintf("key-%d", k)
-				msg.Metadata[bus.HeaderPartitionKey] = key
+				msg.Metadata[driver.HeaderPartitionKey] = key
 				want[key] = append(want[key], msg.UUID)
 				require.NoError(t, publisher.Publish(ctx, "order.paid.v1", msg))
 			}

@@ -12,7 +12,7 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 const (
@@ -28,7 +28,7 @@ const (
 // laneOf is the number of a message's key, 0 for none. Keys that share a number share a lane, which
 // costs them some concurrency and no order.
 func laneOf(msg *message.Message) int64 {
-	key := bus.PartitionKey(msg)
+	key := driver.PartitionKey(msg)
 	if key == "" {
 		return 0
 	}

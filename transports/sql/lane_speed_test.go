@@ -10,7 +10,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // TestLanes_quickHandlersAreKeptBusy compares a group that is ordered by key with one that is not, in the same
@@ -22,8 +22,8 @@ func TestLanes_quickHandlersAreKeptBusy(t *testing.T) {
 			t.Skip("its driver is many times slower under the race detector")
 		}
 		const messages, keys, workers = 3000, 200, 10
-		drain := func(group string, order bus.Order) time.Duration {
-			sub := bus.Subscription{Group: group, Topics: []string{group}, Concurrency: workers, Order: order}
+		drain := func(group string, order driver.Order) time.Duration {
+			sub := driver.Subscription{Group: group, Topics: []string{group}, Concurrency: workers, Order: order}
 			feed, err := transport.Subscribe(ctx, sub)
 			require.NoError(t, err)
 			var msgs []*message.Message
@@ -58,7 +58,7 @@ func TestLanes_quickHandlersAreKeptBusy(t *testing.T) {
 			return took
 		}
 		for range 5 { // whoever else uses the machine may take the time of one of the two
-			unordered, ordered := drain("unordered", bus.Unordered), drain("ordered", bus.OrderedByKey)
+			unordered, ordered := drain("unordered", driver.Unordered), drain("ordered", driver.OrderedByKey)
 			t.Logf("unordered %.0f/s, ordered by key %.0f/s: %.2f of it",
 				messages/unordered.Seconds(), messages/ordered.Seconds(), unordered.Seconds()/ordered.Seconds())
 			if ordered < 6*unordered {

@@ -10,7 +10,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // ledger keeps account of what was accepted and what was handled.
@@ -53,7 +53,7 @@ func (l *ledger) balance() (accepted, missing, twice int) {
 
 // load publishes and consumes until the test ends or stop is called, which waits until everything
 // accepted is handled.
-func load(t *testing.T, publisher, consumer bus.Transport, sub bus.Subscription) (l *ledger, stop func()) {
+func load(t *testing.T, publisher, consumer driver.Transport, sub driver.Subscription) (l *ledger, stop func()) {
 	l = newLedger()
 	ctx, cancel := context.WithCancel(testContext(t))
 	var wg sync.WaitGroup
@@ -107,18 +107,18 @@ func (l *ledger) waitAccepted(t *testing.T, n int) {
 	}, patience, 5*time.Millisecond, "publishing stands still")
 }
 
-func subscription(group string, concurrency int, topics ...string) bus.Subscription {
-	return bus.Subscription{Group: group, Topics: topics, Known: topics, Concurrency: concurrency}
+func subscription(group string, concurrency int, topics ...string) driver.Subscription {
+	return driver.Subscription{Group: group, Topics: topics, Known: topics, Concurrency: concurrency}
 }
 
 func newMessage(topic, id string) *message.Message {
 	msg := message.NewMessage(id, []byte(`{"id":"`+id+`"}`))
-	msg.Metadata = message.Metadata{bus.HeaderID: id, bus.HeaderType: topic}
+	msg.Metadata = message.Metadata{driver.HeaderID: id, driver.HeaderType: topic}
 	return msg
 }
 
 // next takes one delivery.
-func next(t testing.TB, feed bus.Feed, within time.Duration) *bus.Delivery {
+func next(t testing.TB, feed driver.Receiver, within time.Duration) *driver.Delivery {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), within)
 	defer cancel()
@@ -136,7 +136,7 @@ func newMessages(n int) []*message.Message {
 }
 
 // join adds a consumer of messages that are published until the test's load stops.
-func (l *ledger) join(t *testing.T, consumer bus.Transport, sub bus.Subscription) {
+func (l *ledger) join(t *testing.T, consumer driver.Transport, sub driver.Subscription) {
 	ctx, cancel := context.WithCancel(testContext(t))
 	var wg sync.WaitGroup
 	t.Cleanup(func() { cancel(); wg.Wait() })
@@ -148,13 +148,13 @@ func (l *ledger) join(t *testing.T, consumer bus.Transport, sub bus.Subscription
 }
 
 // work handles what the feed hands out until ctx ends.
-func (l *ledger) work(ctx context.Context, feed bus.Feed) {
+func (l *ledger) work(ctx context.Context, feed driver.Receiver) {
 	for {
 		d, err := feed.Next(ctx)
 		if err != nil {
 			return
 		}
-		l.handle(bus.MessageID(d.Message))
+		l.handle(driver.MessageID(d.Message))
 		_ = d.Settler.Ack()
 	}
 }

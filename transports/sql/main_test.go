@@ -14,7 +14,7 @@ import (
 	"github.com/go-sql-driver/mysql"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports/sql"
 )
@@ -102,7 +102,7 @@ func (s system) db(t testing.TB) *stdsql.DB {
 }
 
 // open makes an instance. The caller closes it.
-func (s system) open(t testing.TB, options ...string) bus.Transport {
+func (s system) open(t testing.TB, options ...string) driver.Transport {
 	raw := s.url
 	for i := 0; i < len(options); i += 2 {
 		raw = withOption(t, raw, options[i], options[i+1])
@@ -113,7 +113,7 @@ func (s system) open(t testing.TB, options ...string) bus.Transport {
 }
 
 // start is open, closed at the end of the test.
-func (s system) start(t testing.TB, options ...string) bus.Transport {
+func (s system) start(t testing.TB, options ...string) driver.Transport {
 	transport := s.open(t, options...)
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -123,7 +123,7 @@ func (s system) start(t testing.TB, options ...string) bus.Transport {
 	return transport
 }
 
-func openURL(ctx context.Context, raw string) (bus.Transport, error) {
+func openURL(ctx context.Context, raw string) (driver.Transport, error) {
 	u, err := url.Parse(raw)
 	if err != nil {
 		return nil, err

@@ -10,7 +10,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/sql"
 )
 
@@ -112,9 +112,9 @@ func TestNamesOfAnyAllowedLengthDoNotCollide(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
 		transport := s.start(t)
 		ctx := testContext(t)
-		long := strings.Repeat("a", bus.MaxTopicBytes-2)
-		group := strings.Repeat("g", bus.MaxGroupBytes-1)
-		var feeds []bus.Feed
+		long := strings.Repeat("a", driver.MaxTopicBytes-2)
+		group := strings.Repeat("g", driver.MaxGroupBytes-1)
+		var feeds []driver.Receiver
 		for _, last := range []string{"a", "A"} {
 			feed, err := transport.Subscribe(ctx, subscription(group+last, 1, long+"."+last))
 			require.NoError(t, err)
@@ -123,7 +123,7 @@ func TestNamesOfAnyAllowedLengthDoNotCollide(t *testing.T) {
 		for i, last := range []string{"a", "A"} {
 			require.NoError(t, transport.Publish(ctx, long+"."+last, newMessage("x", last)))
 			d := next(t, feeds[i], patience)
-			require.Equal(t, last, bus.MessageID(d.Message))
+			require.Equal(t, last, driver.MessageID(d.Message))
 			require.Equal(t, long+"."+last, d.Topic)
 			require.NoError(t, d.Settler.Ack())
 		}
@@ -134,7 +134,7 @@ func TestNamesOfAnyAllowedLengthDoNotCollide(t *testing.T) {
 func TestUnroutableIsAnError(t *testing.T) {
 	transport := onSQLite(t).start(t, "unroutable", "error")
 	err := transport.Publish(testContext(t), "order.paid.v1", newMessage("x", "m"))
-	var unroutable *bus.UnroutableError
+	var unroutable *driver.UnroutableError
 	require.ErrorAs(t, err, &unroutable)
 	require.True(t, unroutable.Strict)
 }
@@ -162,7 +162,7 @@ func TestOrderOfAGroupChanges(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
 		ctx := testContext(t)
 		sub := subscription("shop.ledger", 1, "order.paid.v1")
-		for i, order := range []bus.Order{bus.Unordered, bus.OrderedByKey, bus.OrderedStrictly, bus.Unordered} {
+		for i, order := range []driver.Order{driver.Unordered, driver.OrderedByKey, driver.OrderedStrictly, driver.Unordered} {
 			transport := s.open(t)
 			sub.Order = order
 			feed, err := transport.Subscribe(ctx, sub)
@@ -173,7 +173,7 @@ func TestOrderOfAGroupChanges(t *testing.T) {
 			}
 			for range 2 {
 				msg := newMessage("order.paid.v1", "m")
-				msg.Metadata[bus.HeaderPartitionKey] = "key"
+				msg.Metadata[driver.HeaderPartitionKey] = "key"
 				require.NoError(t, transport.Publish(ctx, "order.paid.v1", msg))
 			}
 			closeNow(t, transport)

@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -18,7 +19,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/pgx/v5/stdlib"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/urlopt"
 )
 
@@ -28,7 +29,7 @@ func Schemes() []string { return []string{"postgres", "postgresql", "mysql", "ma
 // Open makes a transport from its URL; see the package's documentation for the options. It connects,
 // sees to the tables, and waits for a server that is just starting as long as ctx allows, but no
 // longer than the option wait.
-func Open(ctx context.Context, u *url.URL) (bus.Transport, error) {
+func Open(ctx context.Context, u *url.URL) (driver.Transport, error) {
 	source, err := parse(u)
 	if err != nil {
 		return nil, fmt.Errorf("sql: %w", err)
@@ -278,6 +279,9 @@ func locateSQLite(u *url.URL) (string, error) {
 }
 
 func (s source) connectSQLite() (database, error) {
+	if !slices.Contains(stdsql.Drivers(), sqliteDriver) {
+		return nil, errNoDriver // before a file is made
+	}
 	path, err := locateSQLite(s.url)
 	if err != nil {
 		return nil, err
@@ -299,7 +303,7 @@ func (s source) connectSQLite() (database, error) {
 		"_pragma": {"busy_timeout(2)", "journal_mode(WAL)", "synchronous(FULL)"},
 		"_txlock": {"immediate"},
 	}.Encode()}
-	db, err := stdsql.Open("sqlite", dsn.String())
+	db, err := stdsql.Open(sqliteDriver, dsn.String())
 	if err != nil {
 		return nil, err
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // OutboxConfig is how an outbox works. Its zero value does, on PostgreSQL.
@@ -59,7 +60,7 @@ func (c OutboxConfig) validate() error {
 	return c.Retry.Validate()
 }
 
-// Outbox is a [bus.Outbox] in the tables of this package. It is a group like any other, to which only
+// Outbox is a [driver.Outbox] in the tables of this package. It is a group like any other, to which only
 // [bus.Bus.InTx] publishes, and which only relays consume. Its methods may be called concurrently.
 type Outbox struct {
 	cfg       OutboxConfig
@@ -71,7 +72,7 @@ type Outbox struct {
 	topics map[string]*topicOutcomes
 }
 
-var _ bus.Outbox = (*Outbox)(nil)
+var _ driver.Outbox = (*Outbox)(nil)
 
 // NewOutbox makes an outbox in the database of a pool, which stays the caller's. It sees to the tables
 // and waits for the database as [New] does.
@@ -107,7 +108,7 @@ func newOutbox(ctx context.Context, t *Transport, cfg OutboxConfig) (*Outbox, er
 	o := &Outbox{cfg: cfg, transport: t}
 	err := cfg.validate()
 	if err == nil {
-		err = bus.Subscription{Group: o.Group(), Topics: []string{">"}, Concurrency: 1}.Validate()
+		err = driver.Subscription{Group: o.Group(), Topics: []string{">"}, Concurrency: 1}.Validate()
 	}
 	if err == nil {
 		err = t.store.retry(ctx, o.prepare)
@@ -121,7 +122,7 @@ func newOutbox(ctx context.Context, t *Transport, cfg OutboxConfig) (*Outbox, er
 // prepare makes the group.
 func (o *Outbox) prepare(ctx context.Context) (err error) {
 	s := o.transport.store
-	if o.group, err = s.group(ctx, o.Group(), bus.OrderedByKey); err != nil {
+	if o.group, err = s.group(ctx, o.Group(), driver.OrderedByKey); err != nil {
 		return err
 	}
 	o.born, _, err = number(ctx, s.db, s.sql(`SELECT created_at FROM {groups} WHERE id = ?`), o.group.id)
@@ -171,10 +172,10 @@ func (o *Outbox) insert(b batch, arrays bool) (query string, args []any) {
 }
 
 // PoisonQueue is where the messages are that the transport would not take.
-func (o *Outbox) PoisonQueue() bus.PoisonQueue { return o.transport.PoisonQueue(o.Group()) }
+func (o *Outbox) PoisonQueue() driver.PoisonQueue { return o.transport.PoisonQueue(o.Group()) }
 
 // Stats counts what is committed and not relayed yet, by every process that shares the outbox.
-func (o *Outbox) Stats(ctx context.Context) (stats bus.OutboxStats, err error) {
+func (o *Outbox) Stats(ctx context.Context) (stats driver.OutboxStats, err error) {
 	s := o.transport.store
 	type row struct{ n, age int64 }
 	all, err := collect(ctx, s.db, func(r rows, v *row) error { return r.Scan(&v.n, &v.age) },
@@ -182,7 +183,7 @@ func (o *Outbox) Stats(ctx context.Context) (stats bus.OutboxStats, err error) {
 	if err != nil {
 		return stats, fmt.Errorf("sql: outbox: %w", err)
 	}
-	return bus.OutboxStats{Pending: int(all[0].n), OldestAge: max(time.Duration(all[0].age)*time.Microsecond, 0)}, nil
+	return driver.OutboxStats{Pending: int(all[0].n), OldestAge: max(time.Duration(all[0].age)*time.Microsecond, 0)}, nil
 }
 
 // Problem returns why the relay of this process does not move messages, of any of their topics; nil if it

@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/memory"
 	"github.com/leatbus/leat/transports/sql"
 )
@@ -51,8 +52,8 @@ func (f *far) publish(_ context.Context, topic string, msgs ...*message.Message)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, msg := range msgs {
-		if bus.TopicOf(msg) != topic {
-			return fmt.Errorf("%s came as %s", bus.TopicOf(msg), topic)
+		if driver.TopicOf(msg) != topic {
+			return fmt.Errorf("%s came as %s", driver.TopicOf(msg), topic)
 		}
 	}
 	if f.fail != nil {
@@ -70,7 +71,7 @@ func (f *far) ids() (ids []string) {
 	defer f.mu.Unlock()
 	seen := map[string]bool{}
 	for _, msg := range f.got {
-		if id := bus.MessageID(msg); !seen[id] {
+		if id := driver.MessageID(msg); !seen[id] {
 			seen[id] = true
 			ids = append(ids, id)
 		}
@@ -85,7 +86,7 @@ func (f *far) await(t testing.TB, n int) []string {
 }
 
 // relay runs until the test ends or stop is called.
-func relay(t testing.TB, o bus.Outbox, f *far) (stop func()) {
+func relay(t testing.TB, o driver.Outbox, f *far) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- o.Relay(ctx, f.publish) }()
@@ -111,20 +112,20 @@ func (s system) service(t testing.TB) *stdsql.DB {
 }
 
 // inTx writes messages in a transaction of its own.
-func inTx(t testing.TB, db *stdsql.DB, p bus.TxPublisher, msgs ...*message.Message) {
+func inTx(t testing.TB, db *stdsql.DB, p driver.TxPublisher, msgs ...*message.Message) {
 	t.Helper()
 	ctx := testContext(t)
 	tx, err := db.BeginTx(ctx, nil)
 	require.NoError(t, err)
 	for _, msg := range msgs {
-		require.NoError(t, p.PublishTx(ctx, tx, bus.TopicOf(msg), msg))
+		require.NoError(t, p.PublishTx(ctx, tx, driver.TopicOf(msg), msg))
 	}
 	require.NoError(t, tx.Commit())
 }
 
 func keyed(topic, key string, n int) *message.Message {
 	msg := newMessage(topic, fmt.Sprintf("%s-%04d", key, n))
-	msg.Metadata[bus.HeaderPartitionKey] = key
+	msg.Metadata[driver.HeaderPartitionKey] = key
 	return msg
 }
 
@@ -135,7 +136,7 @@ func TestWhatIsCommittedIsRelayedAndWhatIsRolledBackIsNot(t *testing.T) {
 		var want []string
 		for i := range 30 {
 			msg := newMessage("order.paid.v1", fmt.Sprintf("m-%02d", i))
-			msg.Metadata[bus.HeaderTraceParent] = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+			msg.Metadata[driver.HeaderTraceParent] = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 			if i%3 > 0 {
 				inTx(t, db, o, msg)
 				want = append(want, msg.UUID)
@@ -147,11 +148,11 @@ func TestWhatIsCommittedIsRelayedAndWhatIsRolledBackIsNot(t *testing.T) {
 			require.NoError(t, tx.Rollback())
 		}
 		require.ElementsMatch(t, want, f.await(t, len(want)))
-		require.Equal(t, "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", f.got[0].Metadata[bus.HeaderTraceParent])
+		require.Equal(t, "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", f.got[0].Metadata[driver.HeaderTraceParent])
 		require.Eventually(t, func() bool {
 			stats, err := o.Stats(testContext(t))
 			require.NoError(t, err)
-			return stats == bus.OutboxStats{}
+			return stats == driver.OutboxStats{}
 		}, patience, 5*time.Millisecond)
 	})
 }
@@ -172,7 +173,7 @@ func TestOrderByKeyThroughManyRelays(t *testing.T) {
 				return errors.New("connection lost")
 			case 3:
 				f.got = append(f.got, msgs[:len(msgs)/2]...)
-				return &bus.PublishError{Failed: msgs[len(msgs)/2:], Err: errors.New("connection lost")}
+				return &driver.PublishError{Failed: msgs[len(msgs)/2:], Err: errors.New("connection lost")}
 			}
 			return nil
 		}
@@ -229,7 +230,7 @@ func TestAMessageThatIsNeverTakenIsSetAsideAndStopsNobody(t *testing.T) {
 		list, err := queue.List(testContext(t), "", 10)
 		require.NoError(t, err)
 		require.Len(t, list, 1)
-		require.Equal(t, "a-0001", bus.MessageID(list[0].Message))
+		require.Equal(t, "a-0001", driver.MessageID(list[0].Message))
 		require.Equal(t, "too large for the broker", list[0].Fault.Text)
 		require.Equal(t, 3, list[0].Fault.Attempts)
 		f.mu.Lock()
@@ -311,18 +312,18 @@ func TestInTxOnABus(t *testing.T) {
 		go func() { ended <- b.Run(running) }()
 		<-b.Running()
 
-		parent := &bus.Delivery{Message: newMessage("order.placed.v1", "cause")}
-		parent.Message.Metadata[bus.HeaderTraceParent] = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+		parent := &driver.Delivery{Message: newMessage("order.placed.v1", "cause")}
+		parent.Message.Metadata[driver.HeaderTraceParent] = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 		tx, err := db.BeginTx(ctx, nil)
 		require.NoError(t, err)
-		require.NoError(t, b.InTx(tx).PublishAll(bus.ContextWithDelivery(ctx, parent), []bus.Event{paid{"o-1"}, paid{"o-2"}}))
+		require.NoError(t, b.InTx(tx).PublishAll((&bus.Delivery{Delivery: *parent}).NewContext(ctx), []bus.Event{paid{"o-1"}, paid{"o-2"}}))
 		require.NoError(t, tx.Commit())
 		for _, want := range []string{"o-1", "o-2"} {
 			d := next(t, feed, patience)
 			require.JSONEq(t, `{"OrderID":"`+want+`"}`, string(d.Message.Payload))
-			require.Equal(t, want, bus.PartitionKey(d.Message))
-			require.Contains(t, d.Message.Metadata[bus.HeaderTraceParent], "0af7651916cd43dd8448eb211c80319c")
-			require.Equal(t, "cause", d.Message.Metadata[bus.HeaderCausationID])
+			require.Equal(t, want, driver.PartitionKey(d.Message))
+			require.Contains(t, d.Message.Metadata[driver.HeaderTraceParent], "0af7651916cd43dd8448eb211c80319c")
+			require.Equal(t, "cause", d.Message.Metadata[driver.HeaderCausationID])
 			require.NoError(t, d.Settler.Ack())
 		}
 		require.NoError(t, b.Idle(ctx))
@@ -394,7 +395,7 @@ func TestPostgresIsRestarted(t *testing.T) {
 	}
 }
 
-func orderInTx(ctx context.Context, db *stdsql.DB, p bus.TxPublisher, msg *message.Message, undo bool) error {
+func orderInTx(ctx context.Context, db *stdsql.DB, p driver.TxPublisher, msg *message.Message, undo bool) error {
 	tx, err := db.BeginTx(ctx, nil)
 	if err != nil {
 		return err
@@ -403,7 +404,7 @@ func orderInTx(ctx context.Context, db *stdsql.DB, p bus.TxPublisher, msg *messa
 	if _, err := tx.ExecContext(ctx, `INSERT INTO orders VALUES ($1)`, msg.UUID); err != nil {
 		return err
 	}
-	if err := p.PublishTx(ctx, tx, bus.TopicOf(msg), msg); err != nil || undo {
+	if err := p.PublishTx(ctx, tx, driver.TopicOf(msg), msg); err != nil || undo {
 		return err
 	}
 	return tx.Commit()

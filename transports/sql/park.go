@@ -3,7 +3,7 @@ package sql
 import (
 	"context"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // A message that is poisoned in a group that parks gets a row in {holds}, in the same commit, which
@@ -23,7 +23,7 @@ const (
 // hold makes a poisoned message hold its lane back. A message without a key has none.
 func (s *store) hold(ctx context.Context, tx executor, g group, id int64) error {
 	query := `INSERT INTO {holds} (message_id, group_id, pos, created_at) SELECT id, group_id, lane, {now} FROM {messages} WHERE id = ? AND lane <> 0 ` + s.ignore
-	if g.order == bus.OrderedStrictly {
+	if g.order == driver.OrderedStrictly {
 		query = `INSERT INTO {holds} (message_id, group_id, pos, created_at) SELECT id, group_id, 0, {now} FROM {messages} WHERE id = ? ` + s.ignore
 	}
 	_, err := tx.exec(ctx, s.sql(query), id)
@@ -36,9 +36,9 @@ func (s *store) hold(ctx context.Context, tx executor, g group, id int64) error 
 func (s *store) holdAdded(ctx context.Context, tx executor, g group, since int64) error {
 	lane, which := "lane", "AND lane <> 0 "
 	switch g.order {
-	case bus.Unordered:
+	case driver.Unordered:
 		return nil
-	case bus.OrderedStrictly:
+	case driver.OrderedStrictly:
 		lane, which = "0", ""
 	}
 	_, err := tx.exec(ctx, s.sql(`INSERT INTO {holds} (message_id, group_id, pos, created_at) SELECT id, group_id, `+lane+`, {now}
@@ -98,7 +98,7 @@ func (s *store) adjustHolds(ctx context.Context, tx executor, g group, reordered
 	switch {
 	case !g.park:
 		query = `DELETE FROM {holds} WHERE group_id = ?`
-	case reordered && g.order == bus.OrderedStrictly:
+	case reordered && g.order == driver.OrderedStrictly:
 		query = `UPDATE {holds} SET pos = 0 WHERE group_id = ?`
 	case reordered:
 		query = `UPDATE {holds} SET pos = (SELECT m.lane FROM {messages} m WHERE m.id = message_id) WHERE group_id = ?`

@@ -16,7 +16,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/sql"
 )
 
@@ -24,46 +24,46 @@ const parkTopic = "order.paid.v1"
 
 var errNotMended = errors.New("not mended yet")
 
-func parking(concurrency int) bus.Subscription {
+func parking(concurrency int) driver.Subscription {
 	sub := subscription("shop.ledger", concurrency, parkTopic)
-	sub.Order, sub.Park = bus.OrderedByKey, true
+	sub.Order, sub.Park = driver.OrderedByKey, true
 	return sub
 }
 
 // publishKeyed publishes messages whose key is what comes before the slash.
-func publishKeyed(t testing.TB, transport bus.Transport, ids ...string) {
+func publishKeyed(t testing.TB, transport driver.Transport, ids ...string) {
 	t.Helper()
 	for _, id := range ids {
 		msg := newMessage(parkTopic, id)
-		msg.Metadata[bus.HeaderPartitionKey], _, _ = strings.Cut(id, "/")
+		msg.Metadata[driver.HeaderPartitionKey], _, _ = strings.Cut(id, "/")
 		require.NoError(t, transport.Publish(testContext(t), parkTopic, msg))
 	}
 }
 
-func poisonNext(t testing.TB, feed bus.Feed, id string) {
+func poisonNext(t testing.TB, feed driver.Receiver, id string) {
 	t.Helper()
 	d := next(t, feed, patience)
-	require.Equal(t, id, bus.MessageID(d.Message))
-	require.NoError(t, d.Settler.Poison(testContext(t), bus.NewFault(d, errNotMended)))
+	require.Equal(t, id, driver.MessageID(d.Message))
+	require.NoError(t, d.Settler.Poison(testContext(t), driver.NewFault(d, errNotMended)))
 }
 
-func ackNext(t testing.TB, feed bus.Feed, ids ...string) {
+func ackNext(t testing.TB, feed driver.Receiver, ids ...string) {
 	t.Helper()
 	for _, id := range ids {
 		d := next(t, feed, patience)
-		require.Equal(t, id, bus.MessageID(d.Message))
+		require.Equal(t, id, driver.MessageID(d.Message))
 		require.NoError(t, d.Settler.Ack())
 	}
 }
 
-func deadLetters(t testing.TB, transport bus.Transport) []bus.PoisonedMessage {
+func deadLetters(t testing.TB, transport driver.Transport) []driver.PoisonedMessage {
 	t.Helper()
 	list, err := transport.PoisonQueue("shop.ledger").List(testContext(t), "", 10_000)
 	require.NoError(t, err)
 	return list
 }
 
-func replayAll(t testing.TB, transport bus.Transport, list []bus.PoisonedMessage) {
+func replayAll(t testing.TB, transport driver.Transport, list []driver.PoisonedMessage) {
 	t.Helper()
 	ids := make([]string, len(list))
 	for i, p := range list {
@@ -87,14 +87,14 @@ func TestManyParkedKeys(t *testing.T) {
 		}
 		for range keys {
 			d := next(t, feed, patience)
-			require.NoError(t, d.Settler.Poison(testContext(t), bus.NewFault(d, errNotMended)))
+			require.NoError(t, d.Settler.Poison(testContext(t), driver.NewFault(d, errNotMended)))
 		}
 		for i := 1; i < each; i++ {
 			for k := range keys {
 				publishKeyed(t, transport, fmt.Sprintf("%d/%d", k, i))
 			}
 		}
-		waiting := make(chan *bus.Delivery, 1)
+		waiting := make(chan *driver.Delivery, 1)
 		go func() {
 			d, err := feed.Next(testContext(t))
 			if err != nil {
@@ -107,14 +107,14 @@ func TestManyParkedKeys(t *testing.T) {
 		require.Eventually(t, func() bool { return count(t, db, moved) >= (keys-32)*(each-1) }, patience, 10*time.Millisecond, "nobody moves them")
 		publishKeyed(t, transport, "free/0")
 		d := <-waiting
-		require.Equal(t, "free/0", bus.MessageID(d.Message))
+		require.Equal(t, "free/0", driver.MessageID(d.Message))
 		require.NoError(t, d.Settler.Ack())
 
 		operator := s.start(t)
 		dead := deadLetters(t, operator)
 		require.Len(t, dead, keys)
 		for _, p := range dead {
-			require.Equal(t, each-1, p.Parked, bus.MessageID(p.Message))
+			require.Equal(t, each-1, p.Parked, driver.MessageID(p.Message))
 		}
 		replayAll(t, operator, dead[1:])
 		n, err := operator.PoisonQueue("shop.ledger").Drop(testContext(t), dead[0].ID)
@@ -125,15 +125,15 @@ func TestManyParkedKeys(t *testing.T) {
 		got, want := map[string][]string{}, map[string][]string{}
 		for k := range keys {
 			for i := range each {
-				if id := fmt.Sprintf("%d/%d", k, i); id != bus.MessageID(dead[0].Message) {
+				if id := fmt.Sprintf("%d/%d", k, i); id != driver.MessageID(dead[0].Message) {
 					want[fmt.Sprint(k)] = append(want[fmt.Sprint(k)], id)
 				}
 			}
 		}
 		for range keys*each - 1 {
 			d := next(t, feed, patience)
-			key := bus.PartitionKey(d.Message)
-			got[key] = append(got[key], bus.MessageID(d.Message))
+			key := driver.PartitionKey(d.Message)
+			got[key] = append(got[key], driver.MessageID(d.Message))
 			require.NoError(t, d.Settler.Ack())
 		}
 		require.Equal(t, want, got)
@@ -148,8 +148,8 @@ func TestAKeyGoesOnAsFarAsItsNextPoisonedMessage(t *testing.T) {
 		feed, err := transport.Subscribe(testContext(t), parking(2))
 		require.NoError(t, err)
 		late := newMessage(parkTopic, "a/1")
-		late.Metadata[bus.HeaderPartitionKey] = "a"
-		late.Metadata[bus.HeaderDeliverAt] = time.Now().Add(time.Hour).Format(time.RFC3339Nano)
+		late.Metadata[driver.HeaderPartitionKey] = "a"
+		late.Metadata[driver.HeaderDeliverAt] = time.Now().Add(time.Hour).Format(time.RFC3339Nano)
 		require.NoError(t, transport.Publish(testContext(t), parkTopic, late))
 		publishKeyed(t, transport, "a/2", "a/3")
 		poisonNext(t, feed, "a/2")
@@ -181,14 +181,14 @@ func TestRetentionReleasesWhatIsParked(t *testing.T) {
 func TestParkingOutlivesAnotherOrder(t *testing.T) {
 	eachSystemAtOnce(t, func(t *testing.T, s system) {
 		transport := s.start(t)
-		subscribe := func(order bus.Order) bus.Feed {
+		subscribe := func(order driver.Order) driver.Receiver {
 			sub := parking(1)
 			sub.Order = order
 			feed, err := transport.Subscribe(testContext(t), sub)
 			require.NoError(t, err)
 			return feed
 		}
-		stopped := func(feed bus.Feed) {
+		stopped := func(feed driver.Receiver) {
 			t.Helper()
 			ctx, cancel := context.WithTimeout(testContext(t), 100*time.Millisecond)
 			defer cancel()
@@ -196,12 +196,12 @@ func TestParkingOutlivesAnotherOrder(t *testing.T) {
 			require.ErrorIs(t, err, context.DeadlineExceeded)
 			require.NoError(t, feed.Close(testContext(t)))
 		}
-		feed := subscribe(bus.OrderedByKey)
+		feed := subscribe(driver.OrderedByKey)
 		publishKeyed(t, transport, "a/1", "a/2", "b/1")
 		for id := ""; id != "a/1"; {
 			d := next(t, feed, patience)
-			if id = bus.MessageID(d.Message); id == "a/1" {
-				require.NoError(t, d.Settler.Poison(testContext(t), bus.NewFault(d, errNotMended)))
+			if id = driver.MessageID(d.Message); id == "a/1" {
+				require.NoError(t, d.Settler.Poison(testContext(t), driver.NewFault(d, errNotMended)))
 			} else {
 				require.NoError(t, d.Settler.Ack())
 				publishKeyed(t, transport, "b/1")
@@ -209,15 +209,15 @@ func TestParkingOutlivesAnotherOrder(t *testing.T) {
 		}
 		require.NoError(t, feed.Close(testContext(t)))
 
-		stopped(subscribe(bus.OrderedStrictly))
+		stopped(subscribe(driver.OrderedStrictly))
 		require.Equal(t, 2, deadLetters(t, transport)[0].Parked)
 
-		feed = subscribe(bus.OrderedByKey)
+		feed = subscribe(driver.OrderedByKey)
 		ackNext(t, feed, "b/1")
 		require.Equal(t, 1, deadLetters(t, transport)[0].Parked)
 		stopped(feed)
 
-		feed = subscribe(bus.OrderedStrictly)
+		feed = subscribe(driver.OrderedStrictly)
 		replayAll(t, transport, deadLetters(t, transport))
 		ackNext(t, feed, "a/1", "a/2")
 	})
@@ -337,10 +337,10 @@ func TestParker(t *testing.T) {
 				if err != nil {
 					return
 				}
-				id := bus.MessageID(d.Message)
+				id := driver.MessageID(d.Message)
 				_, err = os.Stat(filepath.Join(dir, "mended"))
 				if strings.HasSuffix(id, "bad") && err != nil {
-					err = d.Settler.Poison(ctx, bus.NewFault(d, errNotMended))
+					err = d.Settler.Poison(ctx, driver.NewFault(d, errNotMended))
 				} else if _, err = handled.WriteString(id + "\n"); err == nil {
 					err = d.Settler.Ack()
 				}

@@ -3,7 +3,7 @@ package sql
 import (
 	"strings"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // A pattern is matched by the database, in the statement that inserts: so no publisher works from a
@@ -19,7 +19,7 @@ type stored struct {
 }
 
 func (d dialect) store(pattern string) stored {
-	if !bus.IsPattern(pattern) {
+	if !driver.IsPattern(pattern) {
 		return stored{pattern: pattern}
 	}
 	segments := strings.Split(pattern, ".")

@@ -15,7 +15,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
 )
 
@@ -59,7 +59,7 @@ func TestPgbouncer_transactionModeWorksWithTheOptionOfTheDocumentation(t *testin
 		t.Run(mode, func(t *testing.T) {
 			ctx := testContext(t)
 			one, other := s.start(t, "default_query_exec_mode", mode), s.start(t, "default_query_exec_mode", mode)
-			for _, order := range []bus.Order{bus.Unordered, bus.OrderedByKey, bus.OrderedStrictly} {
+			for _, order := range []driver.Order{driver.Unordered, driver.OrderedByKey, driver.OrderedStrictly} {
 				sub := subscription(fmt.Sprintf("shop.%s%d", mode[:4], order), 4, "order.paid.v1")
 				sub.Order = order
 				l, stop := load(t, one, other, sub)
@@ -71,7 +71,7 @@ func TestPgbouncer_transactionModeWorksWithTheOptionOfTheDocumentation(t *testin
 				feed, err := one.Subscribe(ctx, subscription(sub.Group+".poison", 1, "order.bad.v1"))
 				require.NoError(t, err)
 				require.NoError(t, other.Publish(ctx, "order.bad.v1", newMessage("order.bad.v1", "m")))
-				require.NoError(t, next(t, feed, patience).Settler.Poison(ctx, bus.Fault{Text: "test"}))
+				require.NoError(t, next(t, feed, patience).Settler.Poison(ctx, driver.Fault{Text: "test"}))
 				list, err := other.PoisonQueue(sub.Group+".poison").List(ctx, "", 10)
 				require.NoError(t, err)
 				n, err := other.PoisonQueue(sub.Group+".poison").Replay(ctx, list[0].ID)

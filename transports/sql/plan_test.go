@@ -13,15 +13,15 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // backlog subscribes groups to one topic and inserts n messages for each, interleaved as a publish does.
 // Every key has eight messages.
-func backlog(t testing.TB, s *store, order bus.Order, groups, n int) (all []group) {
+func backlog(t testing.TB, s *store, order driver.Order, groups, n int) (all []group) {
 	ctx := context.Background()
 	for i := range groups {
-		sub := bus.Subscription{Group: fmt.Sprintf("shop.group%d", i), Topics: []string{"order.paid.v1"}, Concurrency: 1, Order: order}
+		sub := driver.Subscription{Group: fmt.Sprintf("shop.group%d", i), Topics: []string{"order.paid.v1"}, Concurrency: 1, Order: order}
 		g, err := s.subscribe(ctx, sub, newConsumerID(), "test")
 		require.NoError(t, err)
 		all = append(all, g)
@@ -85,7 +85,7 @@ func (p planNode) find(f func(planNode) bool) (all []planNode) {
 // saves no work. A claim that sorts the backlog takes time in proportion to it.
 func TestClaim_readsTheIndexInOrderAfterAnalyze(t *testing.T) {
 	s, _ := pgxStore(t)
-	groups := backlog(t, s, bus.Unordered, 5, 20_000)
+	groups := backlog(t, s, driver.Unordered, 5, 20_000)
 	_, err := s.db.exec(t.Context(), s.sql(`ANALYZE {messages}`))
 	require.NoError(t, err)
 	g := groups[2].id
@@ -115,12 +115,12 @@ func TestDrain_isAsQuickAfterAnalyze(t *testing.T) {
 	}
 	ctx := t.Context()
 	s, _ := pgxStore(t)
-	groups := backlog(t, s, bus.Unordered, 5, n)
+	groups := backlog(t, s, driver.Unordered, 5, n)
 	transport, err := NewPgx(ctx, s.db.(*pgxDatabase).pool, s.cfg)
 	require.NoError(t, err)
 	defer func() { require.NoError(t, transport.Close(context.Background())) }()
 	drain := func(g group) time.Duration {
-		feed, err := transport.Subscribe(ctx, bus.Subscription{Group: g.name, Topics: []string{"order.paid.v1"}, Concurrency: 10})
+		feed, err := transport.Subscribe(ctx, driver.Subscription{Group: g.name, Topics: []string{"order.paid.v1"}, Concurrency: 10})
 		require.NoError(t, err)
 		began := time.Now()
 		for range n {

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // errLost is a message that another consumer has: this one's lease had run out.
@@ -42,7 +42,7 @@ func (s *store) setAside(ctx context.Context, ex executor, owner, id int64, head
 }
 
 // PoisonQueue is the poison queue of a group.
-func (t *Transport) PoisonQueue(group string) bus.PoisonQueue {
+func (t *Transport) PoisonQueue(group string) driver.PoisonQueue {
 	return &poisonQueue{transport: t, store: t.store, group: group}
 }
 
@@ -69,7 +69,7 @@ func scanPoisoned(r rows, p *poisoned) error {
 	return r.Scan(&p.pos, &p.id, &p.state, &p.attempt, &p.firstAt, &p.topic, &p.uuid, &p.headers, &p.payload)
 }
 
-func (q *poisonQueue) List(ctx context.Context, after string, limit int) (list []bus.PoisonedMessage, err error) {
+func (q *poisonQueue) List(ctx context.Context, after string, limit int) (list []driver.PoisonedMessage, err error) {
 	pos, id, err := q.position(after)
 	if err != nil && after != "" {
 		return nil, err
@@ -85,7 +85,7 @@ func (q *poisonQueue) List(ctx context.Context, after string, limit int) (list [
 	return list, err
 }
 
-func (q *poisonQueue) Get(ctx context.Context, id string) (m bus.PoisonedMessage, err error) {
+func (q *poisonQueue) Get(ctx context.Context, id string) (m driver.PoisonedMessage, err error) {
 	_, row, err := q.position(id)
 	if err != nil {
 		return m, err
@@ -137,7 +137,7 @@ func (s *store) replay(ctx context.Context, tx executor, g group, ids []int64) (
 		if err != nil {
 			return nil, 0, fmt.Errorf("message %d: %w", x.id, err)
 		}
-		bus.ClearFault(headers)
+		driver.ClearFault(headers)
 		found = append(found, x.id)
 		fresh = append(fresh, x.id, encodeHeaders(headers))
 	}
@@ -163,12 +163,12 @@ func (s *store) drop(ctx context.Context, tx executor, g group, ids []int64) (fo
 	return found, n, s.release(ctx, tx, g, found)
 }
 
-// Put writes all messages or, where it fails with another error than [bus.ErrNotFound], none.
-func (q *poisonQueue) Put(ctx context.Context, msgs ...bus.PoisonedMessage) (err error) {
+// Put writes all messages or, where it fails with another error than [driver.ErrNotFound], none.
+func (q *poisonQueue) Put(ctx context.Context, msgs ...driver.PoisonedMessage) (err error) {
 	records := make([]publication, len(msgs))
 	for i, m := range msgs {
-		if err := bus.ValidateTopic(m.Topic()); err != nil {
-			return fmt.Errorf("sql: poisoned message %s: %w", bus.MessageID(m.Message), err)
+		if err := driver.ValidateTopic(m.Topic()); err != nil {
+			return fmt.Errorf("sql: poisoned message %s: %w", driver.MessageID(m.Message), err)
 		}
 		if records[i], err = newPublication(m.Message); err != nil {
 			return fmt.Errorf("sql: %w", err)
@@ -197,12 +197,12 @@ func (q *poisonQueue) Put(ctx context.Context, msgs ...bus.PoisonedMessage) (err
 		})
 	})
 	if err == nil && !there {
-		return fmt.Errorf("sql: group %q: %w; start its service once, which makes it", q.group, bus.ErrNotFound)
+		return fmt.Errorf("sql: group %q: %w; start its service once, which makes it", q.group, driver.ErrNotFound)
 	}
 	return errors.Join(err, missing)
 }
 
-func (q *poisonQueue) put(ctx context.Context, tx executor, g group, m bus.PoisonedMessage, p publication) (int64, error) {
+func (q *poisonQueue) put(ctx context.Context, tx executor, g group, m driver.PoisonedMessage, p publication) (int64, error) {
 	if m.ID != "" {
 		_, row, err := q.position(m.ID)
 		if err != nil {
@@ -215,7 +215,7 @@ func (q *poisonQueue) put(ctx context.Context, tx executor, g group, m bus.Poiso
 		}
 		return n, err
 	}
-	firstAt := bus.FaultOf(m.Message.Metadata).FirstAt
+	firstAt := driver.FaultOf(m.Message.Metadata).FirstAt
 	if firstAt.IsZero() {
 		firstAt = time.Now()
 	}
@@ -285,7 +285,7 @@ func (q *poisonQueue) each(ctx context.Context, what string, ids []string,
 // do runs f with the group's row, if there is one.
 func (q *poisonQueue) do(ctx context.Context, what string, f func(context.Context, group) error) error {
 	if q.transport.isClosed() {
-		return bus.ErrClosed
+		return driver.ErrClosed
 	}
 	ctx, cancel := q.transport.while(ctx)
 	defer cancel()
@@ -313,11 +313,11 @@ func (q *poisonQueue) position(id string) (pos, row int64, err error) {
 }
 
 func (q *poisonQueue) notFound(id string) error {
-	return fmt.Errorf("sql: poisoned message %q of group %q: %w", id, q.group, bus.ErrNotFound)
+	return fmt.Errorf("sql: poisoned message %q of group %q: %w", id, q.group, driver.ErrNotFound)
 }
 
 // show makes what operators see.
-func (q *poisonQueue) show(ctx context.Context, found []poisoned) ([]bus.PoisonedMessage, error) {
+func (q *poisonQueue) show(ctx context.Context, found []poisoned) ([]driver.PoisonedMessage, error) {
 	if len(found) == 0 {
 		return nil, nil
 	}
@@ -329,16 +329,16 @@ func (q *poisonQueue) show(ctx context.Context, found []poisoned) ([]bus.Poisone
 	if err != nil {
 		return nil, err
 	}
-	list := make([]bus.PoisonedMessage, len(found))
+	list := make([]driver.PoisonedMessage, len(found))
 	for i, p := range found {
 		headers, err := decodeHeaders(p.headers)
 		if err != nil {
 			return nil, err
 		}
-		list[i] = bus.PoisonedMessage{
+		list[i] = driver.PoisonedMessage{
 			ID:      fmt.Sprintf("%d-%d", p.pos, p.id),
 			Message: newMessage(p.uuid, headers, p.payload),
-			Fault:   bus.FaultOf(headers),
+			Fault:   driver.FaultOf(headers),
 			Parked:  behind[p.id],
 		}
 	}

@@ -15,7 +15,7 @@ import (
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/sql"
 )
 
@@ -24,7 +24,7 @@ const mysqlVariable = "LEAT_TEST_MYSQL9_URL"
 
 // userPool is a pool as a service may have it.
 type userPool struct {
-	open  func(t testing.TB) bus.Transport
+	open  func(t testing.TB) driver.Transport
 	begin func(t testing.TB) (tx any, commit func())
 }
 
@@ -86,7 +86,7 @@ func onOtherMySQL(t testing.TB) system {
 
 func onPgx(s system, pool *pgxpool.Pool) userPool {
 	return userPool{
-		open: func(t testing.TB) bus.Transport { return s.onPool(t, pool) },
+		open: func(t testing.TB) driver.Transport { return s.onPool(t, pool) },
 		begin: func(t testing.TB) (any, func()) {
 			tx, err := pool.Begin(testContext(t))
 			require.NoError(t, err)
@@ -98,7 +98,7 @@ func onPgx(s system, pool *pgxpool.Pool) userPool {
 func onStd(t testing.TB, s system, db *stdsql.DB) userPool {
 	t.Cleanup(func() { _ = db.Close() })
 	return userPool{
-		open: func(t testing.TB) bus.Transport {
+		open: func(t testing.TB) driver.Transport {
 			transport, err := sql.New(testContext(t), db, s.cfg)
 			require.NoError(t, err)
 			t.Cleanup(func() { closeNow(t, transport) })
@@ -122,7 +122,7 @@ func TestUserPools_keepEveryByte(t *testing.T) {
 			pool, ctx := open(t), testContext(t)
 			transport := pool.open(t)
 			sub := subscription("shop.ledger", 1, "order.paid.v1")
-			sub.Order = bus.OrderedByKey
+			sub.Order = driver.OrderedByKey
 			feed, err := transport.Subscribe(ctx, sub)
 			require.NoError(t, err)
 			want := map[string]*message.Message{}
@@ -138,7 +138,7 @@ func TestUserPools_keepEveryByte(t *testing.T) {
 			require.NoError(t, transport.Publish(ctx, "order.paid.v1", some(3)...))
 			tx, commit := pool.begin(t)
 			for range 2 {
-				require.NoError(t, transport.(bus.TxPublisher).PublishTx(ctx, tx, "order.paid.v1", some(2)...))
+				require.NoError(t, transport.(driver.TxPublisher).PublishTx(ctx, tx, "order.paid.v1", some(2)...))
 			}
 			commit()
 			same := func(msg *message.Message) {
@@ -150,7 +150,7 @@ func TestUserPools_keepEveryByte(t *testing.T) {
 			for range want {
 				d := next(t, feed, patience)
 				same(d.Message)
-				require.NoError(t, d.Settler.Poison(ctx, bus.Fault{Text: "test"}))
+				require.NoError(t, d.Settler.Poison(ctx, driver.Fault{Text: "test"}))
 			}
 			queue := transport.PoisonQueue(sub.Group)
 			list, err := queue.List(ctx, "", 100)
@@ -161,7 +161,7 @@ func TestUserPools_keepEveryByte(t *testing.T) {
 				same(m.Message)
 				ids = append(ids, m.ID)
 			}
-			require.NoError(t, queue.Put(ctx, bus.PoisonedMessage{Message: some(1)[0]}, list[0]))
+			require.NoError(t, queue.Put(ctx, driver.PoisonedMessage{Message: some(1)[0]}, list[0]))
 			n, err := queue.Replay(ctx, ids...)
 			require.NoError(t, err)
 			require.Equal(t, len(ids), n)
@@ -181,7 +181,7 @@ func TestUserPools_keepEveryByte(t *testing.T) {
 // largeMessage has a payload and a header beyond 64 KiB, with every byte in them.
 func largeMessage(id string) *message.Message {
 	msg := newMessage("order.paid.v1", id)
-	msg.Metadata[bus.HeaderPartitionKey] = "k'\"\\%_" + id
+	msg.Metadata[driver.HeaderPartitionKey] = "k'\"\\%_" + id
 	random := make([]byte, 300_000)
 	for i := range random {
 		random[i] = byte(rand.Uint32())

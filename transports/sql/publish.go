@@ -7,7 +7,7 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // What one statement inserts at most: servers bound the size and the number of arguments.
@@ -25,12 +25,12 @@ func (t *Transport) Publish(ctx context.Context, topic string, msgs ...*message.
 		return err
 	}
 	if t.isClosed() {
-		return bus.ErrClosed
+		return driver.ErrClosed
 	}
 	if len(msgs) == 0 {
 		return nil
 	}
-	if err := bus.ValidateTopic(topic); err != nil {
+	if err := driver.ValidateTopic(topic); err != nil {
 		return fmt.Errorf("sql: %w", err)
 	}
 	rows, err := publications(msgs)
@@ -46,7 +46,7 @@ func (t *Transport) Publish(ctx context.Context, topic string, msgs ...*message.
 	}
 	if inserted == 0 {
 		t.unroutable.Add(int64(len(msgs)))
-		return &bus.UnroutableError{Topics: slices.Repeat([]string{topic}, len(msgs)), Strict: t.store.cfg.Unroutable == UnroutableError}
+		return &driver.UnroutableError{Topics: slices.Repeat([]string{topic}, len(msgs)), Strict: t.store.cfg.Unroutable == UnroutableError}
 	}
 	t.waker.published(topic)
 	return nil

@@ -10,7 +10,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // TestRedeliver_manyShareAStatement: what is given back for later takes no statement each, with the time of its
@@ -22,8 +22,8 @@ func TestRedeliver_manyShareAStatement(t *testing.T) {
 	require.NoError(t, err)
 	defer func() { require.NoError(t, transport.Close(context.Background())) }()
 	const n = 300
-	for _, order := range []bus.Order{bus.Unordered, bus.OrderedByKey} {
-		sub := bus.Subscription{Group: fmt.Sprintf("shop.g%d", order), Topics: []string{"order.paid.v1"}, Concurrency: n, Order: order}
+	for _, order := range []driver.Order{driver.Unordered, driver.OrderedByKey} {
+		sub := driver.Subscription{Group: fmt.Sprintf("shop.g%d", order), Topics: []string{"order.paid.v1"}, Concurrency: n, Order: order}
 		subscribed, err := transport.Subscribe(ctx, sub)
 		require.NoError(t, err)
 		feed := subscribed.(*feed)
@@ -32,7 +32,7 @@ func TestRedeliver_manyShareAStatement(t *testing.T) {
 			msgs = append(msgs, keyedMessage(fmt.Sprintf("key-%d", i)))
 		}
 		require.NoError(t, transport.Publish(ctx, "order.paid.v1", msgs...))
-		var out []*bus.Delivery
+		var out []*driver.Delivery
 		for range n {
 			d, err := feed.Next(ctx)
 			require.NoError(t, err)

@@ -11,6 +11,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 const (
@@ -28,8 +29,8 @@ const (
 
 // Relay publishes what is committed, in batches. It is a consumer of the outbox's group: leases, claims
 // and acks are those of every feed.
-func (o *Outbox) Relay(ctx context.Context, publish bus.PublishFunc) error {
-	f, err := o.transport.join(ctx, bus.Subscription{Group: o.Group(), Concurrency: o.cfg.Batch, Order: bus.OrderedByKey})
+func (o *Outbox) Relay(ctx context.Context, publish driver.PublishFunc) error {
+	f, err := o.transport.join(ctx, driver.Subscription{Group: o.Group(), Concurrency: o.cfg.Batch, Order: driver.OrderedByKey})
 	if err != nil {
 		return ended(ctx, err)
 	}
@@ -46,7 +47,7 @@ func (o *Outbox) Relay(ctx context.Context, publish bus.PublishFunc) error {
 
 // ended leaves out errors that are only the end.
 func ended(ctx context.Context, err error) error {
-	if ctx.Err() != nil || errors.Is(err, bus.ErrClosed) {
+	if ctx.Err() != nil || errors.Is(err, driver.ErrClosed) {
 		return nil //nolint:nilerr // to be told to end is no error
 	}
 	return err
@@ -56,7 +57,7 @@ func ended(ctx context.Context, err error) error {
 type relay struct {
 	outbox  *Outbox
 	feed    *feed
-	publish bus.PublishFunc
+	publish driver.PublishFunc
 }
 
 // run has several bundles under way, so that none waits for the broker's answer to another. No two have
@@ -295,7 +296,7 @@ func (b *bundle) wave(batch []*delivery) (now map[string][]*delivery, rest []*de
 	now = make(map[string][]*delivery)
 	topicOf, closed := make(map[string]string), make(map[string]bool)
 	for _, d := range batch {
-		key, topic := bus.PartitionKey(d.delivery.Message), d.delivery.Topic
+		key, topic := driver.PartitionKey(d.delivery.Message), d.delivery.Topic
 		switch first, begun := topicOf[key]; {
 		case b.isStuck(d):
 			giveBack(d)
@@ -333,7 +334,7 @@ func (b *bundle) send(ctx context.Context, topic string, batch []*delivery) {
 	}
 	switch {
 	case len(batch) == 0:
-	case late || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) || errors.Is(err, bus.ErrClosed):
+	case late || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) || errors.Is(err, driver.ErrClosed):
 		b.giveBackAll(topic, batch, err)
 	case len(batch) == 1:
 		b.refuse(topic, batch[0], err)
@@ -385,7 +386,7 @@ func (b *bundle) hopeless(topic string) error {
 // ackSafe acks what is safe, and returns the rest.
 func ackSafe(batch []*delivery, err error) (rest []*delivery) {
 	if err != nil {
-		failed, ok := errors.AsType[*bus.PublishError](err)
+		failed, ok := errors.AsType[*driver.PublishError](err)
 		if !ok {
 			return batch
 		}
@@ -418,7 +419,7 @@ func (b *bundle) refused(ctx context.Context, d *delivery, err error) {
 	first := d.delivery.FailedSince.IsZero()
 	if tries := len(retry.Delays); attempt <= tries || first && tries > 0 {
 		logger.Warn("leat: sql: the transport refuses a message of the outbox; trying again",
-			"outbox", b.outbox.Group(), "message_id", bus.MessageID(d.delivery.Message), "attempt", attempt, "err", err)
+			"outbox", b.outbox.Group(), "message_id", driver.MessageID(d.delivery.Message), "attempt", attempt, "err", err)
 		if first {
 			d.delivery.FailedSince = time.Now()
 		}
@@ -426,8 +427,8 @@ func (b *bundle) refused(ctx context.Context, d *delivery, err error) {
 		return
 	}
 	logger.Error("leat: sql: the transport refuses a message of the outbox; it is in the poison queue",
-		"outbox", b.outbox.Group(), "message_id", bus.MessageID(d.delivery.Message), "attempt", attempt, "err", err)
-	if err := d.Poison(ctx, bus.NewFault(&d.delivery, err)); err != nil {
+		"outbox", b.outbox.Group(), "message_id", driver.MessageID(d.delivery.Message), "attempt", attempt, "err", err)
+	if err := d.Poison(ctx, driver.NewFault(&d.delivery, err)); err != nil {
 		_ = d.Redeliver(longestRelayWait)
 	}
 }
@@ -436,7 +437,7 @@ func giveBack(d *delivery) { _ = d.GiveBack(0) }
 
 // hold keeps back what stands behind d.
 func (b *bundle) hold(d *delivery) {
-	if key := bus.PartitionKey(d.delivery.Message); key != "" {
+	if key := driver.PartitionKey(d.delivery.Message); key != "" {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		b.stuck[key] = true
@@ -446,7 +447,7 @@ func (b *bundle) hold(d *delivery) {
 func (b *bundle) isStuck(d *delivery) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return len(b.stuck) > 0 && b.stuck[bus.PartitionKey(d.delivery.Message)]
+	return len(b.stuck) > 0 && b.stuck[driver.PartitionKey(d.delivery.Message)]
 }
 
 // unstuck gives back what stands behind a failed message.
@@ -484,6 +485,6 @@ func (f *feed) nextBundle(ctx context.Context) ([]*delivery, error) {
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	case <-f.ctx.Done():
-		return nil, bus.ErrClosed
+		return nil, driver.ErrClosed
 	}
 }

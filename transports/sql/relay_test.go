@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/sql"
 )
 
@@ -121,7 +122,7 @@ func TestRelay_countsNoTryWhileAWholeTopicIsRefused(t *testing.T) {
 	t.Parallel()
 	s := onSQLite(t)
 	db, f, o := s.service(t), &far{}, s.outbox(t, twoTries())
-	calls := f.refuse(errors.New("queue is full"), func(msg *message.Message) bool { return bus.TopicOf(msg) == "order.full.v1" })
+	calls := f.refuse(errors.New("queue is full"), func(msg *message.Message) bool { return driver.TopicOf(msg) == "order.full.v1" })
 	for i := range 100 {
 		inTx(t, db, o, keyed("order.full.v1", fmt.Sprintf("full%d", i), 0), keyed("order.paid.v1", fmt.Sprintf("paid%d", i), 0))
 	}

@@ -8,7 +8,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // TestRetention: what was handled and what is poisoned goes when its time is over, and nothing else.
@@ -22,13 +22,13 @@ func TestRetention(t *testing.T) {
 		waiting, err := transport.Subscribe(ctx, subscription("shop.waiting", 1, "order.paid.v1"))
 		require.NoError(t, err)
 		require.NoError(t, transport.Publish(ctx, "order.paid.v1", newMessages(5)...))
-		var out []*bus.Delivery
+		var out []*driver.Delivery
 		for range 5 {
 			out = append(out, next(t, feed, patience))
 		}
 		require.NoError(t, out[0].Settler.Ack())
 		require.NoError(t, out[1].Settler.Ack())
-		require.NoError(t, out[2].Settler.Poison(ctx, bus.Fault{Text: "test"}))
+		require.NoError(t, out[2].Settler.Poison(ctx, driver.Fault{Text: "test"}))
 		require.NoError(t, out[3].Settler.Redeliver(time.Hour))
 		db := s.db(t)
 		number := func(states string) int {
@@ -56,12 +56,12 @@ func TestRetention_leavesGroupsOfOthersAlone(t *testing.T) {
 	eachSystemAtOnce(t, func(t *testing.T, s system) {
 		ctx := testContext(t)
 		// settle leaves one handled and one poisoned message in a group.
-		settle := func(transport bus.Transport, group string) {
+		settle := func(transport driver.Transport, group string) {
 			feed, err := transport.Subscribe(ctx, subscription(group, 2, "order.paid.v1"))
 			require.NoError(t, err)
 			require.NoError(t, transport.Publish(ctx, "order.paid.v1", newMessages(2)...))
 			require.NoError(t, next(t, feed, patience).Settler.Ack())
-			require.NoError(t, next(t, feed, patience).Settler.Poison(ctx, bus.Fault{Text: "test"}))
+			require.NoError(t, next(t, feed, patience).Settler.Poison(ctx, driver.Fault{Text: "test"}))
 			require.NoError(t, feed.Close(ctx))
 		}
 		db := s.db(t)

@@ -10,7 +10,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/sql"
 	"github.com/leatbus/leat/transports/transporttest"
 )
@@ -45,7 +45,7 @@ func TestRightsThatAreDocumented(t *testing.T) {
 		s.cfg.Migrate = sql.MigrateCheck
 		pool, _ := s.pool(t)
 		transporttest.Run(t, transporttest.Harness{
-			Open: func(t testing.TB) bus.Transport {
+			Open: func(t testing.TB) driver.Transport {
 				transport, err := sql.NewPgx(testContext(t), pool, s.cfg)
 				require.NoError(t, err)
 				return transport
@@ -74,7 +74,7 @@ func TestRightsThatAreDocumented(t *testing.T) {
 		s.cfg.Migrate = sql.MigrateCheck
 		pool := s.stdPool(t)
 		transporttest.Run(t, transporttest.Harness{
-			Open: func(t testing.TB) bus.Transport {
+			Open: func(t testing.TB) driver.Transport {
 				transport, err := sql.New(testContext(t), pool, s.cfg)
 				require.NoError(t, err)
 				return transport
@@ -126,7 +126,7 @@ func TestPostgresThroughDatabaseSQL(t *testing.T) {
 	other, err := sql.New(testContext(t), pool, s.cfg)
 	require.NoError(t, err)
 	sub := subscription("shop.ledger", 4, "order.paid.v1", "order.>")
-	sub.Order = bus.OrderedByKey
+	sub.Order = driver.OrderedByKey
 	l, stop := load(t, one, other, sub)
 	l.waitAccepted(t, 500)
 	stop()

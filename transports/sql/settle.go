@@ -9,12 +9,12 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
-// delivery is one message that the feed's consumer has taken: the [bus.Settler] of its hand-over.
+// delivery is one message that the feed's consumer has taken: the [driver.Settler] of its hand-over.
 type delivery struct {
-	delivery bus.Delivery
+	delivery driver.Delivery
 	feed     *feed
 	id       int64
 	state    int         // ready, or head of a lane
@@ -22,7 +22,7 @@ type delivery struct {
 	behind   []*delivery // what is handed out with it, to a relay
 	headers  []byte
 
-	history bus.History // as it was taken
+	history driver.History // as it was taken
 	settled atomic.Bool
 }
 
@@ -50,7 +50,7 @@ func (d *delivery) settle(s settlement) error {
 }
 
 // Poison moves the message in one statement and waits for its commit, within ctx.
-func (d *delivery) Poison(ctx context.Context, fault bus.Fault) error {
+func (d *delivery) Poison(ctx context.Context, fault driver.Fault) error {
 	if !d.settled.CompareAndSwap(false, true) {
 		return fmt.Errorf("sql: message %s: %w", d.delivery.Message.UUID, errSettled)
 	}
@@ -60,13 +60,13 @@ func (d *delivery) Poison(ctx context.Context, fault bus.Fault) error {
 	}
 	d.feed.settlements.untrack(d)
 	d.hintLane(settlement{ack: true})
-	if d.feed.group.order != bus.Unordered {
+	if d.feed.group.order != driver.Unordered {
 		d.feed.hint()
 	}
 	return nil
 }
 
-func (d *delivery) poison(ctx context.Context, fault bus.Fault) error {
+func (d *delivery) poison(ctx context.Context, fault driver.Fault) error {
 	headers, err := decodeHeaders(d.headers) // the handler may have changed those of the message
 	if headers == nil {
 		return err
@@ -82,7 +82,7 @@ func (d *delivery) poison(ctx context.Context, fault bus.Fault) error {
 // hintLane tells the feed where there may be something to take, now that the head of a lane is settled.
 func (d *delivery) hintLane(x settlement) {
 	switch {
-	case d.state != stateLaneHead || d.feed.group.order != bus.OrderedByKey:
+	case d.state != stateLaneHead || d.feed.group.order != driver.OrderedByKey:
 	case x.ack:
 		d.feed.lanes.settle(d.lane)
 	default:
@@ -168,7 +168,7 @@ func (s *settlements) add(settled settlement) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		return bus.ErrClosed
+		return driver.ErrClosed
 	}
 	s.pending = append(s.pending, settled)
 	if len(s.pending) == 1 && !s.busy {
@@ -194,7 +194,7 @@ func (s *settlements) run() {
 			return
 		}
 		for {
-			if last >= quickly && s.feed.group.order == bus.Unordered && !s.awaited() {
+			if last >= quickly && s.feed.group.order == driver.Unordered && !s.awaited() {
 				sleep(s.ctx, gather)
 			}
 			batch := s.take()
@@ -259,7 +259,7 @@ func (s *settlements) carryOut(batch []settlement) {
 	if again {
 		s.feed.back.Store(true)
 	}
-	if again || s.feed.group.order != bus.Unordered {
+	if again || s.feed.group.order != driver.Unordered {
 		s.feed.transport.waker.group(s.feed.group.name)
 	}
 }
@@ -324,7 +324,7 @@ func (s *settlements) noteFailures(ctx context.Context, batch []settlement) erro
 		if err != nil {
 			continue // unreadable, and reported when it was taken
 		}
-		bus.SetHistory(headers, now.History)
+		driver.SetHistory(headers, now.History)
 		all = append(all, rewritten{x.d.id, encodeHeaders(headers)})
 	}
 	return s.feed.store.rewrite(ctx, s.feed.store.quick, s.feed.owner, all)

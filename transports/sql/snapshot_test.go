@@ -8,7 +8,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // TestHeldSnapshot_nothingIsMissed: somebody's old snapshot keeps deleted rows in the tables, as a dump or a
@@ -23,7 +23,7 @@ func TestHeldSnapshot_nothingIsMissed(t *testing.T) {
 	defer func() { _ = snapshot.Rollback() }()
 	var n int
 	require.NoError(t, snapshot.QueryRowContext(ctx, "SELECT count(*) FROM "+s.table("messages")).Scan(&n))
-	for _, order := range []bus.Order{bus.Unordered, bus.OrderedByKey, bus.OrderedStrictly} {
+	for _, order := range []driver.Order{driver.Unordered, driver.OrderedByKey, driver.OrderedStrictly} {
 		sub := subscription(fmt.Sprintf("shop.g%d", order), 4, "order.paid.v1")
 		sub.Order = order
 		l, stop := load(t, transport, transport, sub)
@@ -40,13 +40,13 @@ func TestHeldSnapshot_nothingIsMissed(t *testing.T) {
 		publishInTx(t, tx, s.cfg, "order.slow.v1", newMessage("order.slow.v1", "late"))
 		require.NoError(t, transport.Publish(ctx, "order.slow.v1", newMessage("order.slow.v1", "early")))
 		d := next(t, feed, patience)
-		require.Equal(t, "early", bus.MessageID(d.Message))
+		require.Equal(t, "early", driver.MessageID(d.Message))
 		require.NoError(t, d.Settler.Redeliver(10*time.Millisecond))
 		require.NoError(t, next(t, feed, patience).Settler.GiveBack(0))
 		require.NoError(t, next(t, feed, patience).Settler.Ack())
 		require.NoError(t, tx.Commit())
 		d = next(t, feed, patience)
-		require.Equal(t, "late", bus.MessageID(d.Message))
+		require.Equal(t, "late", driver.MessageID(d.Message))
 		require.NoError(t, d.Settler.Ack())
 		require.NoError(t, feed.Close(ctx))
 	}

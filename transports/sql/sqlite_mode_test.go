@@ -11,7 +11,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 func TestSQLiteFile_isForItsUserAlone(t *testing.T) {
@@ -21,7 +21,7 @@ func TestSQLiteFile_isForItsUserAlone(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "leat.db")
 	transport, err := Open(t.Context(), &url.URL{Scheme: "sqlite", Path: path})
 	require.NoError(t, err)
-	feed, err := transport.Subscribe(t.Context(), bus.Subscription{Group: "shop.mail", Topics: []string{"order.>"}, Concurrency: 1})
+	feed, err := transport.Subscribe(t.Context(), driver.Subscription{Group: "shop.mail", Topics: []string{"order.>"}, Concurrency: 1})
 	require.NoError(t, err)
 	require.NoError(t, transport.Publish(t.Context(), "order.paid.v1", message.NewMessage("1", nil)))
 	files, err := filepath.Glob(path + "*")

@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/handlers"
 )
 
@@ -54,7 +55,7 @@ func TestSQLite_fileIsGone(t *testing.T) {
 			harm(t, s.url[len("sqlite://"):])
 			require.Eventually(t, func() bool { return publish() != nil }, patience, 10*time.Millisecond, "Publish says that it is safe")
 			require.ErrorContains(t, publish(), "was deleted or replaced while it was open")
-			health := transport.(bus.HealthTeller).Health()
+			health := transport.(driver.HealthChecker).Health()
 			require.False(t, health.Connected)
 			require.ErrorContains(t, health.Err, "was deleted or replaced")
 			closing, cancel := context.WithTimeout(ctx, patience)

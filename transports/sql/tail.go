@@ -10,7 +10,8 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/internal/ids"
 )
 
 // A tail is a group of its own for as long as somebody looks: the database copies to it what it copies
@@ -32,15 +33,15 @@ func isTail(group string) bool { return strings.HasPrefix(group, tailPrefix) }
 
 // Tail makes a group for the copies, and takes it away at the end.
 func (t *Transport) Tail(ctx context.Context, pattern string, fn func(topic string, msg *message.Message) error) error {
-	if err := bus.ValidatePattern(pattern); err != nil {
+	if err := driver.ValidatePattern(pattern); err != nil {
 		return fmt.Errorf("sql: tail: %w", err)
 	}
-	group := tailPrefix + bus.NewID()
-	feed, err := t.Subscribe(ctx, bus.Subscription{Group: group, Topics: []string{pattern}, Concurrency: 1})
+	group := tailPrefix + ids.New()
+	feed, err := t.Subscribe(ctx, driver.Subscription{Group: group, Topics: []string{pattern}, Concurrency: 1})
 	if err != nil {
 		return err
 	}
-	copies := make(chan *bus.Delivery, tailBuffer)
+	copies := make(chan *driver.Delivery, tailBuffer)
 	reading, stop := context.WithCancel(ctx)
 	var reader sync.WaitGroup
 	reader.Go(func() { readTail(reading, feed, copies) })
@@ -55,13 +56,13 @@ func (t *Transport) Tail(ctx context.Context, pattern string, fn func(topic stri
 		}
 	}
 	if ctx.Err() == nil {
-		return bus.ErrClosed
+		return driver.ErrClosed
 	}
 	return context.Cause(ctx)
 }
 
 // readTail takes everything, at once, and keeps what there is room for.
-func readTail(ctx context.Context, feed bus.Feed, copies chan<- *bus.Delivery) {
+func readTail(ctx context.Context, feed driver.Receiver, copies chan<- *driver.Delivery) {
 	defer close(copies)
 	for {
 		d, err := feed.Next(ctx)
@@ -77,7 +78,7 @@ func readTail(ctx context.Context, feed bus.Feed, copies chan<- *bus.Delivery) {
 }
 
 // endTail clears a tail away. Where that fails, others do so later.
-func (t *Transport) endTail(ctx context.Context, group string, feed bus.Feed) {
+func (t *Transport) endTail(ctx context.Context, group string, feed driver.Receiver) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), statementTimeout)
 	defer cancel()
 	err := feed.Close(ctx)

@@ -9,7 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // askedDatabase counts what it is asked by a part of the text, and finds the ids that it has.
@@ -88,7 +88,7 @@ func TestMessagesAreMovedToWhereTheOrderWantsThem(t *testing.T) {
 	s, err := newStore(db, Config{Dialect: SQLite})
 	require.NoError(t, err)
 	require.NoError(t, s.prepare(ctx))
-	orders := []bus.Order{bus.Unordered, bus.OrderedByKey, bus.OrderedStrictly}
+	orders := []driver.Order{driver.Unordered, driver.OrderedByKey, driver.OrderedStrictly}
 	for _, from := range orders {
 		for _, to := range orders {
 			g, err := s.group(ctx, "shop.ledger", to)

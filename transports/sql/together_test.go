@@ -11,7 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
 )
 
@@ -65,7 +65,7 @@ func TestTopicsShareACommit(t *testing.T) {
 	ctx := t.Context()
 	s, trips := pgxStore(t)
 	for group, topics := range map[string][]string{"shop.ledger": {"order.paid.v1"}, "shop.audit": {"order.>"}} {
-		_, err := s.subscribe(ctx, bus.Subscription{Group: group, Topics: topics, Concurrency: 1}, 1+int64(len(topics[0])), "here")
+		_, err := s.subscribe(ctx, driver.Subscription{Group: group, Topics: topics, Concurrency: 1}, 1+int64(len(topics[0])), "here")
 		require.NoError(t, err)
 	}
 	batches := func(uuids ...string) (all []batch) {

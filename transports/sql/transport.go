@@ -11,11 +11,11 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/intx"
 )
 
-// Transport is a [bus.Transport] over a database. Its methods may be called concurrently.
+// Transport is a [driver.Transport] over a database. Its methods may be called concurrently.
 type Transport struct {
 	store    *store
 	place    string // this process, for operators
@@ -35,7 +35,7 @@ type Transport struct {
 	closeErr  error
 }
 
-var _ bus.Transport = (*Transport)(nil)
+var _ driver.Transport = (*Transport)(nil)
 
 // New makes a transport over a pool of database/sql, which stays the caller's. It sees to the tables
 // first, as [Config.Migrate] says, and waits for the database as long as ctx allows. The transport keeps no
@@ -88,13 +88,13 @@ func open(ctx context.Context, db database, cfg Config) (*Transport, error) {
 }
 
 // Capabilities is everything.
-func (t *Transport) Capabilities() bus.Capabilities {
-	return bus.Capabilities{Durable: true, Delay: true, Patterns: true, ByKey: true, Strict: true, Poison: true, Park: true}
+func (t *Transport) Capabilities() driver.Capabilities {
+	return driver.Capabilities{Durable: true, Delay: true, Patterns: true, ByKey: true, Strict: true, Poison: true, Park: true}
 }
 
 // Subscribe makes the group if it is new, adds the topics it does not have yet, and registers a
 // consumer of it. A group keeps its topics and its order when its consumers go.
-func (t *Transport) Subscribe(ctx context.Context, s bus.Subscription) (bus.Feed, error) {
+func (t *Transport) Subscribe(ctx context.Context, s driver.Subscription) (driver.Receiver, error) {
 	if err := s.Validate(); err != nil {
 		return nil, fmt.Errorf("sql: %w", err)
 	}
@@ -109,9 +109,9 @@ func (t *Transport) Subscribe(ctx context.Context, s bus.Subscription) (bus.Feed
 }
 
 // join registers a consumer of the group.
-func (t *Transport) join(ctx context.Context, s bus.Subscription) (*feed, error) {
+func (t *Transport) join(ctx context.Context, s driver.Subscription) (*feed, error) {
 	if t.isClosed() {
-		return nil, bus.ErrClosed
+		return nil, driver.ErrClosed
 	}
 	ctx, cancel := t.while(ctx)
 	defer cancel()
@@ -142,7 +142,7 @@ func (t *Transport) begin(f *feed, topics []string) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
-		return bus.ErrClosed
+		return driver.ErrClosed
 	}
 	t.feeds[f] = struct{}{}
 	t.waker.add(f, topics)
@@ -170,7 +170,7 @@ func (t *Transport) Close(ctx context.Context) error {
 		for _, f := range feeds {
 			errs = append(errs, f.end(ctx))
 		}
-		t.cancel(bus.ErrClosed)
+		t.cancel(driver.ErrClosed)
 		errs = append(errs, t.release(ctx))
 		t.closeErr = errors.Join(errs...)
 	})
@@ -211,7 +211,7 @@ func (t *Transport) isClosed() bool {
 // while is ctx as long as the transport is open.
 func (t *Transport) while(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	stop := context.AfterFunc(t.ctx, func() { cancel(bus.ErrClosed) })
+	stop := context.AfterFunc(t.ctx, func() { cancel(driver.ErrClosed) })
 	return ctx, func() {
 		stop()
 		cancel(nil)
@@ -220,8 +220,8 @@ func (t *Transport) while(ctx context.Context) (context.Context, context.CancelF
 
 // failure is an error for the caller of what failed.
 func (t *Transport) failure(what string, err error) error {
-	if errors.Is(err, bus.ErrClosed) {
-		return bus.ErrClosed
+	if errors.Is(err, driver.ErrClosed) {
+		return driver.ErrClosed
 	}
 	return fmt.Errorf("sql: %s: %w", what, err)
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 func TestHeadersComeBackExactly(t *testing.T) {
@@ -50,7 +50,7 @@ func FuzzHeaders(f *testing.F) {
 	})
 }
 
-// TestPatternsAreMatchedAsTheBusDoes compares the database's idea of a pattern with [bus.MatchTopic].
+// TestPatternsAreMatchedAsTheBusDoes compares the database's idea of a pattern with [driver.MatchTopic].
 func TestPatternsAreMatchedAsTheBusDoes(t *testing.T) {
 	db, s := newTestStore(t)
 	patterns := []string{">", "*", "a", "A", "a.*", "*.b", "a.>", "*.b.>", "a.*.c", "*.*.*", "a_b.*", "a%.c", "[a].*", "a|b.>", "?.b", "a.b.c.>"}
@@ -76,7 +76,7 @@ func TestPatternsAreMatchedAsTheBusDoes(t *testing.T) {
 		require.NoError(t, err)
 		var want []int64
 		for i, p := range patterns {
-			if bus.MatchTopic(p, topic) {
+			if driver.MatchTopic(p, topic) {
 				want = append(want, int64(i+1))
 			}
 		}

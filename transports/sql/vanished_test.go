@@ -8,7 +8,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
 )
 
@@ -21,7 +21,7 @@ func TestVanished_theGroupGoesOn(t *testing.T) {
 			t.Skip("PostgreSQL bounds it for each claim, SQLite has no network")
 		}
 		ctx := t.Context()
-		feed, err := transport.Subscribe(ctx, bus.Subscription{Group: "shop.ledger", Topics: []string{"order.paid.v1"}, Concurrency: 1})
+		feed, err := transport.Subscribe(ctx, driver.Subscription{Group: "shop.ledger", Topics: []string{"order.paid.v1"}, Concurrency: 1})
 		require.NoError(t, err)
 		require.NoError(t, feed.Close(ctx))
 		g, _, err := s.findGroup(ctx, "shop.ledger")

@@ -13,7 +13,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // waker tells feeds that there may be something for them. It hears of messages in three ways: from
@@ -28,7 +28,7 @@ type waker struct {
 	transport *Transport
 	id        string // tells this process's notifications
 	channel   string
-	topics    bus.TopicTable[*feed]
+	topics    driver.TopicTable[*feed]
 	looking   sync.Once
 
 	receives atomic.Bool // notifications arrive

@@ -10,7 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // TestOthersAreNotified: a publisher tells other processes of its messages, where there are any that consume.
@@ -24,8 +24,8 @@ func TestOthersAreNotified(t *testing.T) {
 		t.Cleanup(func() { require.NoError(t, transport.Close(context.Background())) })
 		return transport
 	}
-	subscribe := func(transport *Transport) bus.Feed {
-		feed, err := transport.Subscribe(ctx, bus.Subscription{Group: "shop.ledger", Topics: []string{"order.paid.v1"}, Concurrency: 1})
+	subscribe := func(transport *Transport) driver.Receiver {
+		feed, err := transport.Subscribe(ctx, driver.Subscription{Group: "shop.ledger", Topics: []string{"order.paid.v1"}, Concurrency: 1})
 		require.NoError(t, err)
 		return feed
 	}

@@ -12,7 +12,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // testBounds is promise 8.
@@ -79,7 +79,7 @@ func testBounds(t *testing.T, h Harness) {
 		for ; delayed < 2*h.Bound; delayed++ {
 			msg := newMessage(topic, fmt.Sprintf("later-%06d", delayed))
 			msg.Payload = make([]byte, 1024)
-			msg.Metadata[bus.HeaderDeliverAt] = time.Now().Add(24 * time.Hour).Format(time.RFC3339Nano)
+			msg.Metadata[driver.HeaderDeliverAt] = time.Now().Add(24 * time.Hour).Format(time.RFC3339Nano)
 			if !w.accepts(transport, topic, msg) {
 				break
 			}
@@ -96,7 +96,7 @@ func testBounds(t *testing.T, h Harness) {
 		feed := w.subscribe(transport, w.subscription("slow", topic))
 		accepted := w.fill(transport, topic, 2*h.Bound)
 		d := w.next(feed)
-		handling := bus.ContextWithDelivery(w.ctx, d)
+		handling := driver.ContextWithDelivery(w.ctx, d)
 		for range 3 { // one acked makes room for one only
 			require.NoError(t, transport.Publish(handling, topic, newMessage(topic, "from-handler")))
 		}
@@ -106,7 +106,7 @@ func testBounds(t *testing.T, h Harness) {
 }
 
 // fill publishes until Publish blocks, and returns how many messages were accepted.
-func (w *world) fill(transport bus.Transport, topic string, limit int) int {
+func (w *world) fill(transport driver.Transport, topic string, limit int) int {
 	payload := bytes.Repeat([]byte("x"), 1024)
 	for i := range limit {
 		msg := newMessage(topic, fmt.Sprintf("m-%06d", i))
@@ -120,7 +120,7 @@ func (w *world) fill(transport bus.Transport, topic string, limit int) int {
 
 // accepts publishes, or finds that Publish blocks. What comes too late only because the machine is busy
 // gets another try.
-func (w *world) accepts(transport bus.Transport, topic string, msg *message.Message) bool {
+func (w *world) accepts(transport driver.Transport, topic string, msg *message.Message) bool {
 	for _, within := range []time.Duration{100 * time.Millisecond, 2 * time.Second} {
 		ctx, cancel := context.WithTimeout(w.ctx, within)
 		err := transport.Publish(ctx, topic, msg)

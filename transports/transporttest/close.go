@@ -7,7 +7,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // testClose is promise 10. That no goroutine is left is goleak's to say, in the transport's TestMain.
@@ -23,14 +23,14 @@ func testClose(t *testing.T, h Harness) {
 			waiting <- err
 		}()
 		require.NoError(t, transport.Close(w.ctx))
-		require.ErrorIs(t, <-waiting, bus.ErrClosed)
+		require.ErrorIs(t, <-waiting, driver.ErrClosed)
 		require.NoError(t, transport.Close(w.ctx))
 
-		require.ErrorIs(t, transport.Publish(w.ctx, topic, newMessage(topic, "m")), bus.ErrClosed)
+		require.ErrorIs(t, transport.Publish(w.ctx, topic, newMessage(topic, "m")), driver.ErrClosed)
 		_, err := transport.Subscribe(w.ctx, w.subscription("ledger", topic))
-		require.ErrorIs(t, err, bus.ErrClosed)
+		require.ErrorIs(t, err, driver.ErrClosed)
 		_, err = feed.Next(w.ctx)
-		require.ErrorIs(t, err, bus.ErrClosed)
+		require.ErrorIs(t, err, driver.ErrClosed)
 		require.NoError(t, feed.Close(w.ctx))
 	})
 
@@ -44,7 +44,7 @@ func testClose(t *testing.T, h Harness) {
 		require.NoError(t, first.Close(w.ctx))
 		require.NoError(t, first.Close(w.ctx))
 		_, err := first.Next(w.ctx)
-		require.ErrorIs(t, err, bus.ErrClosed)
+		require.ErrorIs(t, err, driver.ErrClosed)
 		w.ack(d) // what is out may still be settled
 
 		second := w.subscribe(transport, w.subscription("ledger", topic))
@@ -65,7 +65,7 @@ func testClose(t *testing.T, h Harness) {
 		second := w.subscribe(transport, sub)
 		for range 19 {
 			d := w.next(second)
-			require.Equal(t, 1, d.Attempt, "%s was never handed out before", bus.MessageID(d.Message))
+			require.Equal(t, 1, d.Attempt, "%s was never handed out before", driver.MessageID(d.Message))
 			w.ack(d)
 		}
 	})
@@ -84,8 +84,8 @@ func testClose(t *testing.T, h Harness) {
 		published := ids("m", 300)
 		w.publish(first, topic, published...)
 		sheet := newTallySheet()
-		stop := w.consume(feed, 8, func(d *bus.Delivery) {
-			sheet.add(bus.MessageID(d.Message))
+		stop := w.consume(feed, 8, func(d *driver.Delivery) {
+			sheet.add(driver.MessageID(d.Message))
 			_ = d.Settler.Ack()
 		})
 		w.eventually("it is in the middle", func() bool { return sheet.len() >= 50 })
@@ -93,8 +93,8 @@ func testClose(t *testing.T, h Harness) {
 		require.NoError(t, first.Close(w.ctx))
 
 		second := w.open()
-		w.consume(w.subscribe(second, sub), 8, func(d *bus.Delivery) {
-			sheet.add(bus.MessageID(d.Message))
+		w.consume(w.subscribe(second, sub), 8, func(d *driver.Delivery) {
+			sheet.add(driver.MessageID(d.Message))
 			w.ack(d)
 		})
 		w.eventually("the rest is handled", func() bool { return sheet.len() == len(published) })

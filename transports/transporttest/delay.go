@@ -6,7 +6,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // testDelay is promise 4.
@@ -28,17 +28,32 @@ func testDelay(t *testing.T, h Harness) {
 			w.publish(transport, topic, "next")
 			for range 2 {
 				d = w.next(ledger)
-				if bus.MessageID(d.Message) == "late" {
+				if driver.MessageID(d.Message) == "late" {
 					require.Equal(t, 2, d.Attempt)
 					require.GreaterOrEqual(t, time.Since(began), delay, "it came early")
 				}
-				told = bus.MessageID(d.Message) == "late" // it was the second
+				told = driver.MessageID(d.Message) == "late" // it was the second
 				w.ack(d)
 			}
 			require.Equal(t, []string{"late", "next"}, w.collect(mail, 2))
 			return told
 		})
 		w.nothing(mail, delay)
+	})
+
+	t.Run("a time to deliver at that can't be read is none", func(t *testing.T) {
+		w := newWorld(t, h)
+		transport := w.open()
+		topic := w.topic("order.paid.v1")
+		feed := w.subscribe(transport, w.subscription("ledger", topic))
+		for _, at := range []string{"tomorrow", "2026-13-01T00:00:00Z", "\x00", "9999999999999999"} {
+			msg := newMessage(topic, "at "+at)
+			msg.Metadata[driver.HeaderDeliverAt] = at
+			require.NoError(t, transport.Publish(w.ctx, topic, msg))
+			d := w.next(feed)
+			require.Equal(t, "at "+at, driver.MessageID(d.Message))
+			w.ack(d)
+		}
 	})
 
 	t.Run("short ones overtake long ones", func(t *testing.T) {
@@ -52,7 +67,7 @@ func testDelay(t *testing.T, h Harness) {
 			for range 2 {
 				d := w.next(feed)
 				wait := 200 * time.Millisecond
-				if bus.MessageID(d.Message) == "long" {
+				if driver.MessageID(d.Message) == "long" {
 					wait = long
 				}
 				require.NoError(t, d.Settler.GiveBack(wait))
@@ -70,9 +85,9 @@ func testDelay(t *testing.T, h Harness) {
 		mail := w.subscribe(transport, w.subscription("mail", topic))
 		due := time.Now().Add(delay)
 		msg := newMessage(topic, "m")
-		msg.Metadata[bus.HeaderDeliverAt] = due.UTC().Format(time.RFC3339Nano)
+		msg.Metadata[driver.HeaderDeliverAt] = due.UTC().Format(time.RFC3339Nano)
 		require.NoError(t, transport.Publish(w.ctx, topic, msg))
-		for _, feed := range []bus.Feed{ledger, mail} {
+		for _, feed := range []driver.Receiver{ledger, mail} {
 			d := w.next(feed)
 			require.False(t, time.Now().Before(due), "it came early")
 			require.Equal(t, 1, d.Attempt)
@@ -111,19 +126,19 @@ func testDelay(t *testing.T, h Harness) {
 		require.NoError(t, w.next(feed).Settler.Redeliver(time.Second))
 		h.Restart(t)
 		d := w.next(feed)
-		require.Equal(t, "m", bus.MessageID(d.Message))
+		require.Equal(t, "m", driver.MessageID(d.Message))
 		require.Equal(t, 2, d.Attempt)
 		w.ack(d)
 	})
 }
 
-func skipWithoutDelay(t *testing.T, transport bus.Transport) {
+func skipWithoutDelay(t *testing.T, transport driver.Transport) {
 	if !transport.Capabilities().Delay {
 		t.Skip("this transport holds delayed messages in its process, and says so")
 	}
 }
 
-func skipUnlessDurable(t *testing.T, transport bus.Transport) {
+func skipUnlessDurable(t *testing.T, transport driver.Transport) {
 	if !transport.Capabilities().Durable {
 		t.Skip("this transport is not durable, and says so")
 	}

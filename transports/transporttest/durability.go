@@ -5,7 +5,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // testDurability is promise 6. Transports that are not durable keep a group as long as they are open.
@@ -50,7 +50,7 @@ func testDurability(t *testing.T, h Harness) {
 		var got []string
 		for range 6 {
 			consumer := w.another(transport)
-			feed := w.subscribe(consumer, bus.Subscription{Group: w.group("ledger"), Topics: []string{topic}, Known: []string{topic}, Concurrency: 1})
+			feed := w.subscribe(consumer, driver.Subscription{Group: w.group("ledger"), Topics: []string{topic}, Known: []string{topic}, Concurrency: 1})
 			got = append(got, w.collect(feed, 10)...)
 			require.NoError(t, feed.Close(w.ctx))
 		}

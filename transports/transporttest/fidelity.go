@@ -9,7 +9,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // testFidelity is promise 5.
@@ -49,35 +49,35 @@ func testFidelity(t *testing.T, h Harness) {
 		topic := w.topic("order.paid.v1")
 		feed := w.subscribe(transport, w.subscription("ledger", topic))
 		headers := message.Metadata{
-			bus.HeaderID:            "0190b7a0-7b0e-7cc4-9c6a-000000000001",
-			bus.HeaderType:          topic,
-			bus.HeaderSource:        "/shop/checkout?zone=1",
-			bus.HeaderTime:          "2026-01-02T03:04:05.000000006Z",
-			bus.HeaderSubject:       "Bestellung/42 – Größe",
-			bus.HeaderPartitionKey:  "customer-7",
-			bus.HeaderDedupKey:      "42",
-			bus.HeaderContentType:   "application/vnd.shop+json",
-			bus.HeaderDataSchema:    "https://example.com/schema",
-			"ce_tenant":             "acme",
-			bus.HeaderCorrelationID: "c-1",
-			bus.HeaderCausationID:   "c-0",
-			bus.HeaderTraceParent:   "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-			bus.HeaderTraceState:    "a=1,b=2",
-			bus.HeaderInstance:      "i-1",
-			"plain":                 "value",
-			"UPPER-Case_key.x":      "kept",
-			"名前":                    "値",
-			"empty":                 "",
-			"spaces and = signs":    " around ",
-			"number":                "42",
-			"true":                  "true",
-			"long":                  string(bytes.Repeat([]byte("x"), 4096)),
+			driver.HeaderID:            "0190b7a0-7b0e-7cc4-9c6a-000000000001",
+			driver.HeaderType:          topic,
+			driver.HeaderSource:        "/shop/checkout?zone=1",
+			driver.HeaderTime:          "2026-01-02T03:04:05.000000006Z",
+			driver.HeaderSubject:       "Bestellung/42 – Größe",
+			driver.HeaderPartitionKey:  "customer-7",
+			driver.HeaderDedupKey:      "42",
+			driver.HeaderContentType:   "application/vnd.shop+json",
+			driver.HeaderDataSchema:    "https://example.com/schema",
+			"ce_tenant":                "acme",
+			driver.HeaderCorrelationID: "c-1",
+			driver.HeaderCausationID:   "c-0",
+			driver.HeaderTraceParent:   "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+			driver.HeaderTraceState:    "a=1,b=2",
+			driver.HeaderInstance:      "i-1",
+			"plain":                    "value",
+			"UPPER-Case_key.x":         "kept",
+			"名前":                       "値",
+			"empty":                    "",
+			"spaces and = signs":       " around ",
+			"number":                   "42",
+			"true":                     "true",
+			"long":                     string(bytes.Repeat([]byte("x"), 4096)),
 		}
-		msg := &message.Message{UUID: headers[bus.HeaderID], Payload: []byte("{}"), Metadata: headers}
+		msg := &message.Message{UUID: headers[driver.HeaderID], Payload: []byte("{}"), Metadata: headers}
 		want := maps.Clone(headers)
 		require.NoError(t, transport.Publish(w.ctx, topic, msg))
 		d := w.next(feed)
-		require.Equal(t, headers[bus.HeaderID], d.Message.UUID)
+		require.Equal(t, headers[driver.HeaderID], d.Message.UUID)
 		require.Equal(t, want, d.Message.Metadata)
 		require.NoError(t, d.Settler.Redeliver(0))
 		d = w.next(feed)
@@ -94,7 +94,7 @@ func testFidelity(t *testing.T, h Harness) {
 		require.NoError(t, transport.Publish(w.ctx, topic, msg))
 		d := w.next(feed)
 		require.Equal(t, msg.UUID, d.Message.UUID)
-		require.Equal(t, msg.UUID, bus.MessageID(d.Message))
+		require.Equal(t, msg.UUID, driver.MessageID(d.Message))
 		w.ack(d)
 	})
 
@@ -105,7 +105,7 @@ func testFidelity(t *testing.T, h Harness) {
 		feed := w.subscribe(transport, w.subscription("ledger", topic))
 		require.NoError(t, transport.Publish(w.ctx, topic, &message.Message{UUID: "m", Payload: []byte("{}")}))
 		d := w.next(feed)
-		require.Equal(t, "m", bus.MessageID(d.Message))
+		require.Equal(t, "m", driver.MessageID(d.Message))
 		require.NotNil(t, d.Message.Metadata)
 		require.Equal(t, topic, d.Topic)
 		w.ack(d)

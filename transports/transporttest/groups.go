@@ -6,7 +6,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // testGroups is promise 1.
@@ -19,10 +19,10 @@ func testGroups(t *testing.T, h Harness) {
 		published := ids("m", 200)
 		sheets := map[string]*tallySheet{"ledger": newTallySheet(), "mail": newTallySheet()}
 		for group, sheet := range sheets {
-			for _, transport := range []bus.Transport{first, second} {
+			for _, transport := range []driver.Transport{first, second} {
 				feed := w.subscribe(transport, w.subscription(group, topic))
-				w.consume(feed, 2, func(d *bus.Delivery) {
-					sheet.add(bus.MessageID(d.Message))
+				w.consume(feed, 2, func(d *driver.Delivery) {
+					sheet.add(driver.MessageID(d.Message))
 					w.ack(d)
 				})
 			}
@@ -69,7 +69,7 @@ func testGroups(t *testing.T, h Harness) {
 		require.ElementsMatch(t, []string{"a", "b"}, w.collect(one, 2))
 		require.ElementsMatch(t, []string{"a", "b", "c", "d"}, w.collect(rest, 4))
 		require.ElementsMatch(t, []string{"a", "b", "c", "d"}, w.collect(both, 4), "a message that several patterns take comes once")
-		for _, feed := range []bus.Feed{one, rest, both} {
+		for _, feed := range []driver.Receiver{one, rest, both} {
 			w.nothing(feed, 50*time.Millisecond)
 		}
 	})

@@ -13,18 +13,18 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // Harness is what the suite needs to know of a transport.
 type Harness struct {
 	// Open makes one more instance on the same message system, as another process would. The suite
 	// closes it. A transport that is not durable may answer with a world of its own each time.
-	Open func(t testing.TB) bus.Transport
+	Open func(t testing.TB) driver.Transport
 	// URL opens the transport without options, through OpenURL.
 	URL string
 	// OpenURL is the transport's opener.
-	OpenURL func(ctx context.Context, rawURL string) (bus.Transport, error)
+	OpenURL func(ctx context.Context, rawURL string) (driver.Transport, error)
 	// Restart stops the message system and starts it again. nil where there is none to restart, or
 	// where the suite may not; then promise 9 and the restart half of promise 4 are not tested.
 	Restart func(t testing.TB)
@@ -81,7 +81,7 @@ func newWorld(t testing.TB, h Harness) *world {
 }
 
 // open makes an instance and closes it at the end of the test.
-func (w *world) open() bus.Transport {
+func (w *world) open() driver.Transport {
 	transport := w.h.Open(w.TB)
 	w.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), w.h.Patience)
@@ -92,7 +92,7 @@ func (w *world) open() bus.Transport {
 }
 
 // another is a further instance where instances share a message system, else the same one.
-func (w *world) another(transport bus.Transport) bus.Transport {
+func (w *world) another(transport driver.Transport) driver.Transport {
 	if transport.Capabilities().Durable {
 		return w.open()
 	}
@@ -102,18 +102,18 @@ func (w *world) another(transport bus.Transport) bus.Transport {
 func (w *world) topic(name string) string { return w.prefix + "." + name }
 func (w *world) group(name string) string { return w.prefix + "." + name }
 
-func (w *world) subscription(group string, topics ...string) bus.Subscription {
-	return bus.Subscription{Group: w.group(group), Topics: topics, Known: topics, Concurrency: 1}
+func (w *world) subscription(group string, topics ...string) driver.Subscription {
+	return driver.Subscription{Group: w.group(group), Topics: topics, Known: topics, Concurrency: 1}
 }
 
-func (w *world) subscribe(transport bus.Transport, s bus.Subscription) bus.Feed {
+func (w *world) subscribe(transport driver.Transport, s driver.Subscription) driver.Receiver {
 	w.Helper()
 	feed, err := transport.Subscribe(w.ctx, s)
 	require.NoError(w, err)
 	return feed
 }
 
-func (w *world) publish(transport bus.Transport, topic string, ids ...string) {
+func (w *world) publish(transport driver.Transport, topic string, ids ...string) {
 	w.Helper()
 	for _, id := range ids {
 		require.NoError(w, transport.Publish(w.ctx, topic, newMessage(topic, id)))
@@ -121,49 +121,49 @@ func (w *world) publish(transport bus.Transport, topic string, ids ...string) {
 }
 
 // next takes one delivery, or fails the test.
-func (w *world) next(feed bus.Feed) *bus.Delivery {
+func (w *world) next(feed driver.Receiver) *driver.Delivery {
 	w.Helper()
 	d, err := feed.Next(w.ctx)
 	require.NoError(w, err, "a message should have come")
 	require.NotNil(w, d.Message)
-	require.NotEmpty(w, bus.MessageID(d.Message), "an empty message came that nobody published")
+	require.NotEmpty(w, driver.MessageID(d.Message), "an empty message came that nobody published")
 	return d
 }
 
 // nothing makes sure that no message comes for a while.
-func (w *world) nothing(feed bus.Feed, during time.Duration) {
+func (w *world) nothing(feed driver.Receiver, during time.Duration) {
 	w.Helper()
 	ctx, cancel := context.WithTimeout(w.ctx, during)
 	defer cancel()
 	d, err := feed.Next(ctx)
 	if err == nil {
-		w.Fatalf("message %s came, attempt %d, where none was due", bus.MessageID(d.Message), d.Attempt)
+		w.Fatalf("message %s came, attempt %d, where none was due", driver.MessageID(d.Message), d.Attempt)
 	}
 	require.ErrorIs(w, err, context.DeadlineExceeded)
 }
 
 // ack may be called by any goroutine.
-func (w *world) ack(d *bus.Delivery) {
+func (w *world) ack(d *driver.Delivery) {
 	w.Helper()
 	if err := d.Settler.Ack(); err != nil {
-		w.Errorf("ack of %s: %v", bus.MessageID(d.Message), err)
+		w.Errorf("ack of %s: %v", driver.MessageID(d.Message), err)
 	}
 }
 
 // collect acks n messages and returns their ids in the order of arrival.
-func (w *world) collect(feed bus.Feed, n int) []string {
+func (w *world) collect(feed driver.Receiver, n int) []string {
 	w.Helper()
 	ids := make([]string, 0, n)
 	for range n {
 		d := w.next(feed)
-		ids = append(ids, bus.MessageID(d.Message))
+		ids = append(ids, driver.MessageID(d.Message))
 		w.ack(d)
 	}
 	return ids
 }
 
 // consume runs n consumers on the feed until the test ends or the returned function is called.
-func (w *world) consume(feed bus.Feed, n int, handle func(*bus.Delivery)) (stop func()) {
+func (w *world) consume(feed driver.Receiver, n int, handle func(*driver.Delivery)) (stop func()) {
 	ctx, cancel := context.WithCancel(w.ctx)
 	var wg sync.WaitGroup
 	for range n {
@@ -202,16 +202,16 @@ func (w *world) eventually(what string, condition func() bool) {
 func newMessage(topic, id string) *message.Message {
 	msg := message.NewMessage(id, []byte(`{"id":"`+id+`"}`))
 	msg.Metadata = message.Metadata{
-		bus.HeaderID:     id,
-		bus.HeaderType:   topic,
-		bus.HeaderSource: "transporttest",
-		bus.HeaderTime:   time.Now().UTC().Format(time.RFC3339Nano),
+		driver.HeaderID:     id,
+		driver.HeaderType:   topic,
+		driver.HeaderSource: "transporttest",
+		driver.HeaderTime:   time.Now().UTC().Format(time.RFC3339Nano),
 	}
 	return msg
 }
 
 func withKey(msg *message.Message, key string) *message.Message {
-	msg.Metadata[bus.HeaderPartitionKey] = key
+	msg.Metadata[driver.HeaderPartitionKey] = key
 	return msg
 }
 

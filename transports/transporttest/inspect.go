@@ -9,15 +9,15 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
-// testInspect is for transports that are a [bus.Inspector]. A count may be unknown, and may lag.
+// testInspect is for transports that are a [driver.Inspector]. A count may be unknown, and may lag.
 func testInspect(t *testing.T, h Harness) {
 	w := newWorld(t, h)
 	began := time.Now()
 	transport := w.open()
-	inspector, ok := w.another(transport).(bus.Inspector)
+	inspector, ok := w.another(transport).(driver.Inspector)
 	if !ok {
 		t.Skip("this transport shows operators nothing")
 	}
@@ -31,7 +31,7 @@ func testInspect(t *testing.T, h Harness) {
 		w.publish(transport, paid, ids("m", 4)...)
 		w.publish(transport, placed, "p")
 		poisoned := w.next(ledger)
-		require.NoError(w, poisoned.Settler.Poison(w.ctx, bus.NewFault(poisoned, errBroken)))
+		require.NoError(w, poisoned.Settler.Poison(w.ctx, driver.NewFault(poisoned, errBroken)))
 		require.NoError(w, w.next(ledger).Settler.Redeliver(time.Hour))
 		held := w.next(ledger)
 		w.eventually("the counts are true", func() bool {
@@ -76,14 +76,14 @@ func testInspect(t *testing.T, h Harness) {
 var errEnough = errors.New("seen enough")
 
 // tail looks at a topic: copies come, groups get all they would have got, and nothing is left behind.
-func (w *world) tail(t *testing.T, transport bus.Transport, inspector bus.Inspector, topic string) {
+func (w *world) tail(t *testing.T, transport driver.Transport, inspector driver.Inspector, topic string) {
 	topics, err := inspector.Topics(w.ctx)
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(w.ctx)
 	seen, ended := make(chan string, 1000), make(chan error, 1)
 	go func() {
 		ended <- inspector.Tail(ctx, w.topic("order.placed.>"), func(topic string, msg *message.Message) error {
-			seen <- topic + " " + bus.MessageID(msg)
+			seen <- topic + " " + driver.MessageID(msg)
 			return nil
 		})
 	}()
@@ -128,19 +128,19 @@ func (w *world) tail(t *testing.T, transport bus.Transport, inspector bus.Inspec
 }
 
 // mine are the topics of this test; others may run beside it.
-func (w *world) mine(all []bus.TopicInfo) (mine []bus.TopicInfo) {
+func (w *world) mine(all []driver.TopicInfo) (mine []driver.TopicInfo) {
 	for _, topic := range all {
-		if bus.MatchTopic(w.prefix+".>", topic.Topic) {
+		if driver.MatchTopic(w.prefix+".>", topic.Topic) {
 			mine = append(mine, topic)
 		}
 	}
 	return mine
 }
 
-func (w *world) groups(inspector bus.Inspector) map[string]bus.GroupInfo {
+func (w *world) groups(inspector driver.Inspector) map[string]driver.GroupInfo {
 	all, err := inspector.Groups(w.ctx)
 	require.NoError(w, err)
-	byName := make(map[string]bus.GroupInfo, len(all))
+	byName := make(map[string]driver.GroupInfo, len(all))
 	for _, g := range all {
 		byName[g.Name] = g
 	}
@@ -148,12 +148,12 @@ func (w *world) groups(inspector bus.Inspector) map[string]bus.GroupInfo {
 }
 
 // is reports whether a count is so, as far as the transport can tell.
-func is(count, want int) bool { return count == want || count == bus.Unknown }
+func is(count, want int) bool { return count == want || count == driver.Unknown }
 
 // inAll reports whether counts add up, unless one of them is unknown.
 func inAll(want int, counts ...int) bool {
 	for _, n := range counts {
-		if n == bus.Unknown {
+		if n == driver.Unknown {
 			return true
 		}
 		want -= n

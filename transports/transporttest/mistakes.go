@@ -6,7 +6,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // testMistakes is promise 12.
@@ -27,16 +27,16 @@ func testMistakes(t *testing.T, h Harness) {
 
 	for _, c := range []struct {
 		name string
-		sub  bus.Subscription
+		sub  driver.Subscription
 		want string
 	}{
-		{"no group", bus.Subscription{Topics: []string{"a.v1"}, Concurrency: 1}, "empty"},
-		{"a group with spaces", bus.Subscription{Group: "the ledger", Topics: []string{"a.v1"}, Concurrency: 1}, "' '"},
-		{"a group that is too long", bus.Subscription{Group: strings.Repeat("g", 300), Topics: []string{"a.v1"}, Concurrency: 1}, "300 bytes"},
-		{"no topic", bus.Subscription{Group: "ledger", Concurrency: 1}, "no topic"},
-		{"a topic that is too long", bus.Subscription{Group: "ledger", Topics: []string{strings.Repeat("t", 300)}, Concurrency: 1}, "300 bytes"},
-		{"a wildcard in the middle of a segment", bus.Subscription{Group: "ledger", Topics: []string{"order.pa*"}, Concurrency: 1}, "wildcard"},
-		{"no concurrency", bus.Subscription{Group: "ledger", Topics: []string{"a.v1"}}, "concurrency"},
+		{"no group", driver.Subscription{Topics: []string{"a.v1"}, Concurrency: 1}, "empty"},
+		{"a group with spaces", driver.Subscription{Group: "the ledger", Topics: []string{"a.v1"}, Concurrency: 1}, "' '"},
+		{"a group that is too long", driver.Subscription{Group: strings.Repeat("g", 300), Topics: []string{"a.v1"}, Concurrency: 1}, "300 bytes"},
+		{"no topic", driver.Subscription{Group: "ledger", Concurrency: 1}, "no topic"},
+		{"a topic that is too long", driver.Subscription{Group: "ledger", Topics: []string{strings.Repeat("t", 300)}, Concurrency: 1}, "300 bytes"},
+		{"a wildcard in the middle of a segment", driver.Subscription{Group: "ledger", Topics: []string{"order.pa*"}, Concurrency: 1}, "wildcard"},
+		{"no concurrency", driver.Subscription{Group: "ledger", Topics: []string{"a.v1"}}, "concurrency"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			w := newWorld(t, h)
@@ -55,7 +55,7 @@ func testMistakes(t *testing.T, h Harness) {
 		topic := w.topic("order.paid.v1")
 		w.subscribe(transport, w.subscription("ledger", topic))
 		ordered := w.subscription("ledger", topic)
-		ordered.Order = bus.OrderedByKey
+		ordered.Order = driver.OrderedByKey
 		_, err := transport.Subscribe(w.ctx, ordered)
 		require.ErrorContains(t, err, w.group("ledger"))
 		require.ErrorContains(t, err, "ordered by key")

@@ -11,7 +11,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // testOrder is promise 7.
@@ -33,7 +33,7 @@ func testOrder(t *testing.T, h Harness) {
 		const keys, each = 20, 20
 		feed := w.subscribe(transport, w.byKey(8))
 		lanes := newLanes()
-		w.consume(feed, 8, func(d *bus.Delivery) {
+		w.consume(feed, 8, func(d *driver.Delivery) {
 			lanes.enter(w, d)
 			runtime.Gosched()
 			lanes.leave(d)
@@ -58,8 +58,8 @@ func testOrder(t *testing.T, h Harness) {
 		feed := w.subscribe(transport, w.byKey(4))
 		var wait atomic.Int64 // how long a/1 waits after its first delivery
 		sheet := newTallySheet()
-		w.consume(feed, 4, func(d *bus.Delivery) {
-			id := bus.MessageID(d.Message)
+		w.consume(feed, 4, func(d *driver.Delivery) {
+			id := driver.MessageID(d.Message)
 			if id == "a/1" && d.Attempt == 1 {
 				if err := d.Settler.Redeliver(time.Duration(wait.Load())); err != nil {
 					w.Errorf("redeliver %s: %v", id, err)
@@ -94,8 +94,8 @@ func testOrder(t *testing.T, h Harness) {
 			require.NoError(t, transport.Publish(w.ctx, topic, withKey(newMessage(topic, id), "a")))
 		}
 		d := w.next(feed)
-		require.Equal(t, "a/1", bus.MessageID(d.Message))
-		require.NoError(t, d.Settler.Poison(w.ctx, bus.NewFault(d, errBroken)))
+		require.Equal(t, "a/1", driver.MessageID(d.Message))
+		require.NoError(t, d.Settler.Poison(w.ctx, driver.NewFault(d, errBroken)))
 		require.Equal(t, []string{"a/2"}, w.collect(feed, 1))
 	})
 
@@ -107,13 +107,13 @@ func testOrder(t *testing.T, h Harness) {
 		}
 		topic := w.topic("order.paid.v1")
 		sub := w.subscription("ledger", topic)
-		sub.Order = bus.OrderedStrictly
+		sub.Order = driver.OrderedStrictly
 		published := ids("m", 60)
 		lanes := newLanes()
-		feeds := []bus.Feed{w.subscribe(first, sub), w.subscribe(w.another(first), sub)}
+		feeds := []driver.Receiver{w.subscribe(first, sub), w.subscribe(w.another(first), sub)}
 		w.publish(first, topic, published...)
 		for _, feed := range feeds {
-			w.consume(feed, 1, func(d *bus.Delivery) {
+			w.consume(feed, 1, func(d *driver.Delivery) {
 				lanes.enter(w, d)
 				runtime.Gosched()
 				lanes.leave(d)
@@ -125,15 +125,15 @@ func testOrder(t *testing.T, h Harness) {
 	})
 }
 
-func skipUnlessByKey(t *testing.T, transport bus.Transport) {
+func skipUnlessByKey(t *testing.T, transport driver.Transport) {
 	if !transport.Capabilities().ByKey {
 		t.Skip("this transport has no order by key, and says so")
 	}
 }
 
-func (w *world) byKey(concurrency int) bus.Subscription {
+func (w *world) byKey(concurrency int) driver.Subscription {
 	s := w.subscription("ledger", w.topic("order.paid.v1"))
-	s.Order, s.Concurrency = bus.OrderedByKey, concurrency
+	s.Order, s.Concurrency = driver.OrderedByKey, concurrency
 	return s
 }
 
@@ -149,10 +149,10 @@ func newLanes() *lanes {
 	return &lanes{busy: make(map[string]string), order: make(map[string][]string)}
 }
 
-func (l *lanes) enter(w *world, d *bus.Delivery) {
+func (l *lanes) enter(w *world, d *driver.Delivery) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	key, id := bus.PartitionKey(d.Message), bus.MessageID(d.Message)
+	key, id := driver.PartitionKey(d.Message), driver.MessageID(d.Message)
 	if other, out := l.busy[key]; out {
 		w.Errorf("%s was handed out while %s of the same key was", id, other)
 	}
@@ -161,10 +161,10 @@ func (l *lanes) enter(w *world, d *bus.Delivery) {
 	l.n++
 }
 
-func (l *lanes) leave(d *bus.Delivery) {
+func (l *lanes) leave(d *driver.Delivery) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	delete(l.busy, bus.PartitionKey(d.Message))
+	delete(l.busy, driver.PartitionKey(d.Message))
 }
 
 func (l *lanes) total() int {

@@ -8,7 +8,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // testPark is the other half of promise 7: order past a poisoned message.
@@ -98,7 +98,7 @@ func testPark(t *testing.T, h Harness) {
 			t.Skip("this transport has no strict order, and says so")
 		}
 		sub := w.parking(1)
-		sub.Order = bus.OrderedStrictly
+		sub.Order = driver.OrderedStrictly
 		feed := w.subscribe(transport, sub)
 		w.publishKeyed(transport, "a/1", "b/1", "/1")
 		w.poison(feed, "a/1")
@@ -152,14 +152,14 @@ func testPark(t *testing.T, h Harness) {
 		transport := w.open()
 		skipUnlessParks(t, transport)
 		const keys, each, bad = 12, 15, 3
-		feeds := []bus.Feed{w.subscribe(transport, w.parking(4)), w.subscribe(w.another(transport), w.parking(4))}
+		feeds := []driver.Receiver{w.subscribe(transport, w.parking(4)), w.subscribe(w.another(transport), w.parking(4))}
 		lanes, poisoned := newLanes(), newTallySheet()
 		for _, feed := range feeds {
-			w.consume(feed, 4, func(d *bus.Delivery) {
-				id := bus.MessageID(d.Message)
+			w.consume(feed, 4, func(d *driver.Delivery) {
+				id := driver.MessageID(d.Message)
 				for k := range bad {
 					if id == fmt.Sprintf("%d/%03d", k, 2*k) && poisoned.add(id) == 1 {
-						if err := d.Settler.Poison(w.ctx, bus.NewFault(d, errBroken)); err != nil {
+						if err := d.Settler.Poison(w.ctx, driver.NewFault(d, errBroken)); err != nil {
 							w.Errorf("poison %s: %v", id, err)
 						}
 						return
@@ -192,26 +192,26 @@ func testPark(t *testing.T, h Harness) {
 	t.Run("a group without an order can't park", func(t *testing.T) {
 		w := newWorld(t, h)
 		sub := w.parking(1)
-		sub.Order = bus.Unordered
+		sub.Order = driver.Unordered
 		_, err := w.open().Subscribe(w.ctx, sub)
 		require.ErrorContains(t, err, "not ordered")
 	})
 }
 
-func skipUnlessParks(t *testing.T, transport bus.Transport) {
+func skipUnlessParks(t *testing.T, transport driver.Transport) {
 	if !transport.Capabilities().Park {
 		t.Skip("this transport does not park, and says so")
 	}
 }
 
-func (w *world) parking(concurrency int) bus.Subscription {
+func (w *world) parking(concurrency int) driver.Subscription {
 	s := w.byKey(concurrency)
 	s.Park = true
 	return s
 }
 
 // publishKeyed publishes messages whose key is what comes before the slash.
-func (w *world) publishKeyed(transport bus.Transport, ids ...string) {
+func (w *world) publishKeyed(transport driver.Transport, ids ...string) {
 	w.Helper()
 	topic := w.topic("order.paid.v1")
 	for _, id := range ids {
@@ -223,28 +223,28 @@ func (w *world) publishKeyed(transport bus.Transport, ids ...string) {
 	}
 }
 
-func (w *world) nextIs(feed bus.Feed, id string) *bus.Delivery {
+func (w *world) nextIs(feed driver.Receiver, id string) *driver.Delivery {
 	w.Helper()
 	d := w.next(feed)
-	require.Equal(w, id, bus.MessageID(d.Message))
+	require.Equal(w, id, driver.MessageID(d.Message))
 	return d
 }
 
 // poison poisons the message with this id, and gives back what comes before it.
-func (w *world) poison(feed bus.Feed, id string) {
+func (w *world) poison(feed driver.Receiver, id string) {
 	w.Helper()
-	var others []*bus.Delivery
+	var others []*driver.Delivery
 	d := w.next(feed)
-	for ; bus.MessageID(d.Message) != id; d = w.next(feed) {
+	for ; driver.MessageID(d.Message) != id; d = w.next(feed) {
 		others = append(others, d)
 	}
-	require.NoError(w, d.Settler.Poison(w.ctx, bus.NewFault(d, errBroken)))
+	require.NoError(w, d.Settler.Poison(w.ctx, driver.NewFault(d, errBroken)))
 	for _, d := range others {
 		require.NoError(w, d.Settler.GiveBack(0))
 	}
 }
 
-func (w *world) replay(queue bus.PoisonQueue, list ...bus.PoisonedMessage) {
+func (w *world) replay(queue driver.PoisonQueue, list ...driver.PoisonedMessage) {
 	w.Helper()
 	ids := make([]string, len(list))
 	for i, p := range list {
@@ -256,20 +256,20 @@ func (w *world) replay(queue bus.PoisonQueue, list ...bus.PoisonedMessage) {
 }
 
 // parked waits until so many messages of the group are shown as parked.
-func (w *world) parked(transport bus.Transport, want int) {
+func (w *world) parked(transport driver.Transport, want int) {
 	w.Helper()
 	queue := transport.PoisonQueue(w.group("ledger"))
 	w.eventually(fmt.Sprintf("%d are shown behind poisoned messages", want), func() bool {
 		n := 0
 		for _, p := range w.listPoisoned(queue, 100) {
-			if p.Parked == bus.Unknown {
+			if p.Parked == driver.Unknown {
 				return true
 			}
 			n += p.Parked
 		}
 		return n == want
 	})
-	inspector, ok := transport.(bus.Inspector)
+	inspector, ok := transport.(driver.Inspector)
 	if !ok {
 		return
 	}
@@ -278,7 +278,7 @@ func (w *world) parked(transport bus.Transport, want int) {
 		require.NoError(w, err)
 		for _, g := range groups {
 			if g.Name == w.group("ledger") {
-				return g.Parked == want || g.Parked == bus.Unknown
+				return g.Parked == want || g.Parked == driver.Unknown
 			}
 		}
 		return false

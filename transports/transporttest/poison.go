@@ -11,7 +11,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 var errBroken = errors.New("the handler is broken")
@@ -38,7 +38,7 @@ func testPoison(t *testing.T, h Harness) {
 	for range published {
 		d := w.next(ledger)
 		d.Attempt = 3
-		require.NoError(t, d.Settler.Poison(w.ctx, bus.NewFault(d, errBroken)))
+		require.NoError(t, d.Settler.Poison(w.ctx, driver.NewFault(d, errBroken)))
 	}
 	w.nothing(ledger, 50*time.Millisecond)
 	require.Equal(t, published, w.collect(mail, len(published)), "another group is not disturbed")
@@ -47,15 +47,15 @@ func testPoison(t *testing.T, h Harness) {
 	require.Equal(t, published, messageIDs(all))
 	first, err := queue.Get(w.ctx, all[0].ID)
 	require.NoError(t, err)
-	require.Equal(t, "m-0000", bus.MessageID(first.Message))
+	require.Equal(t, "m-0000", driver.MessageID(first.Message))
 	require.JSONEq(t, `{"id":"m-0000"}`, string(first.Message.Payload))
-	require.Equal(t, topic, first.Message.Metadata[bus.HeaderType])
+	require.Equal(t, topic, first.Message.Metadata[driver.HeaderType])
 	require.Equal(t, errBroken.Error(), first.Fault.Text)
 	require.Equal(t, 3, first.Fault.Attempts)
 	require.Equal(t, w.group("ledger"), first.Fault.Group)
 	require.Equal(t, topic, first.Fault.Topic)
 	require.WithinRange(t, first.Fault.At, began.Add(-time.Minute), time.Now().Add(time.Minute))
-	require.Equal(t, first.Fault.Text, bus.FaultOf(first.Message.Metadata).Text, "the headers tell it too")
+	require.Equal(t, first.Fault.Text, driver.FaultOf(first.Message.Metadata).Text, "the headers tell it too")
 	require.Equal(t, published, messageIDs(w.listPoisoned(queue, 100)), "looking changes nothing")
 
 	// Replay two: to their own group only, fresh.
@@ -64,7 +64,7 @@ func testPoison(t *testing.T, h Harness) {
 	require.Equal(t, 2, n)
 	for _, want := range []string{"m-0001", "m-0004"} {
 		d := w.next(ledger)
-		require.Equal(t, want, bus.MessageID(d.Message))
+		require.Equal(t, want, driver.MessageID(d.Message))
 		require.Equal(t, 1, d.Attempt)
 		require.Equal(t, topic, d.Topic)
 		for key := range d.Message.Metadata {
@@ -76,16 +76,16 @@ func testPoison(t *testing.T, h Harness) {
 
 	// Drop one, and one that is not there.
 	n, err = queue.Drop(w.ctx, all[0].ID, all[1].ID)
-	require.ErrorIs(t, err, bus.ErrNotFound)
+	require.ErrorIs(t, err, driver.ErrNotFound)
 	require.Equal(t, 1, n)
 	require.Equal(t, []string{"m-0002", "m-0003", "m-0005", "m-0006"}, messageIDs(w.listPoisoned(queue, 2)))
 	n, err = queue.Len(w.ctx)
 	require.NoError(t, err)
 	require.Equal(t, 4, n)
 	_, err = queue.Get(w.ctx, all[0].ID)
-	require.ErrorIs(t, err, bus.ErrNotFound)
+	require.ErrorIs(t, err, driver.ErrNotFound)
 	_, err = queue.Replay(w.ctx, "no such id")
-	require.ErrorIs(t, err, bus.ErrNotFound)
+	require.ErrorIs(t, err, driver.ErrNotFound)
 
 	testRecord(w, transport)
 
@@ -94,7 +94,7 @@ func testPoison(t *testing.T, h Harness) {
 	require.NoError(t, err)
 	require.Equal(t, 1, n)
 	d := w.next(ledger)
-	require.NoError(t, d.Settler.Poison(w.ctx, bus.NewFault(d, errBroken)))
+	require.NoError(t, d.Settler.Poison(w.ctx, driver.NewFault(d, errBroken)))
 	require.ElementsMatch(t, []string{"m-0002", "m-0003", "m-0005", "m-0006"}, messageIDs(w.listPoisoned(queue, 100)))
 }
 
@@ -111,7 +111,7 @@ func testPut(t *testing.T, h Harness) {
 	w.publish(transport, topic, ids("m", 3)...)
 	for range 3 {
 		d := w.next(ledger)
-		require.NoError(t, d.Settler.Poison(w.ctx, bus.NewFault(d, errBroken)))
+		require.NoError(t, d.Settler.Poison(w.ctx, driver.NewFault(d, errBroken)))
 	}
 	before := w.listPoisoned(queue, 100)
 
@@ -127,17 +127,17 @@ func testPut(t *testing.T, h Harness) {
 	require.Equal(t, changed.Message.Metadata, after[1].Message.Metadata)
 	require.Equal(t, before[0].Message.Payload, after[0].Message.Payload)
 
-	bare := bus.PoisonedMessage{ID: before[2].ID, Message: message.NewMessage("m-0002", []byte(`{"id":"m-0002"}`))}
-	bare.Message.Metadata[bus.HeaderType] = topic // one header: its order can't differ
+	bare := driver.PoisonedMessage{ID: before[2].ID, Message: message.NewMessage("m-0002", []byte(`{"id":"m-0002"}`))}
+	bare.Message.Metadata[driver.HeaderType] = topic // one header: its order can't differ
 	require.NoError(t, queue.Put(w.ctx, bare))
 	require.NoError(t, queue.Put(w.ctx, bare), "it is so already")
 
-	added := bus.PoisonedMessage{Message: before[0].Message.Copy()}
+	added := driver.PoisonedMessage{Message: before[0].Message.Copy()}
 	added.Message.UUID = "m-0009"
-	added.Message.Metadata[bus.HeaderID] = "m-0009"
+	added.Message.Metadata[driver.HeaderID] = "m-0009"
 	gone := changed
 	gone.ID = "no such id"
-	require.ErrorIs(t, queue.Put(w.ctx, gone, added), bus.ErrNotFound)
+	require.ErrorIs(t, queue.Put(w.ctx, gone, added), driver.ErrNotFound)
 	after = w.listPoisoned(queue, 100)
 	require.Equal(t, []string{"m-0000", "m-0001", "m-0002", "m-0009"}, messageIDs(after))
 	require.Equal(t, before[0].Fault, after[3].Fault)
@@ -147,12 +147,12 @@ func testPut(t *testing.T, h Harness) {
 		all = append(all, p.ID)
 	}
 	n, err := queue.Replay(w.ctx, append(all, "no such id")...)
-	require.ErrorIs(t, err, bus.ErrNotFound)
+	require.ErrorIs(t, err, driver.ErrNotFound)
 	require.Equal(t, 4, n)
 	want := ids("m", 3)
 	for _, id := range append(want, "m-0009") {
 		d := w.next(ledger)
-		require.Equal(t, id, bus.MessageID(d.Message))
+		require.Equal(t, id, driver.MessageID(d.Message))
 		require.Equal(t, topic, d.Topic)
 		require.Equal(t, 1, d.Attempt)
 		if id == "m-0001" {
@@ -165,21 +165,21 @@ func testPut(t *testing.T, h Harness) {
 	require.NoError(t, err)
 	require.Zero(t, n)
 
-	nowhere := bus.PoisonedMessage{Message: message.NewMessage("x", nil)}
+	nowhere := driver.PoisonedMessage{Message: message.NewMessage("x", nil)}
 	require.Error(t, queue.Put(w.ctx, nowhere), "it belongs to no topic")
 	require.NoError(t, queue.Put(w.ctx))
 }
 
 // testRecord poisons a message of odd bytes and headers that has panicked, failed before and been
 // redelivered. The record tells all of it, and the message is untouched beside it and after a replay.
-func testRecord(w *world, transport bus.Transport) {
+func testRecord(w *world, transport driver.Transport) {
 	topic := w.topic("record.made.v1")
 	feed := w.subscribe(transport, w.subscription("record", topic))
 	msg := newMessage(topic, "m-record")
 	msg.Payload = []byte("\x00\xff{not json\r\n")
 	msg.Metadata["Grüße"] = "a=b\nc"
 	msg.Metadata["empty"] = ""
-	msg.Metadata[bus.HeaderTraceParent] = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	msg.Metadata[driver.HeaderTraceParent] = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 	payload, headers := slices.Clone(msg.Payload), maps.Clone(msg.Metadata)
 	require.NoError(w, transport.Publish(w.ctx, topic, msg))
 	untouched := func(m *message.Message) {
@@ -213,7 +213,7 @@ func testRecord(w *world, transport bus.Transport) {
 	require.Zero(w, d.WaitingSince, "it waits no more")
 	untouched(d.Message)
 	d.Message.Metadata["by the handler"] = "is not kept"
-	require.NoError(w, d.Settler.Poison(w.ctx, bus.NewFault(d, panicked())))
+	require.NoError(w, d.Settler.Poison(w.ctx, driver.NewFault(d, panicked())))
 
 	queue := w.another(transport).PoisonQueue(w.group("record"))
 	list, err := queue.List(w.ctx, "", 10)
@@ -221,7 +221,7 @@ func testRecord(w *world, transport bus.Transport) {
 	require.Len(w, list, 1)
 	record, err := queue.Get(w.ctx, list[0].ID)
 	require.NoError(w, err)
-	for _, m := range []bus.PoisonedMessage{list[0], record} {
+	for _, m := range []driver.PoisonedMessage{list[0], record} {
 		require.Equal(w, "panic: the handler is broken", m.Fault.Text)
 		require.Contains(w, m.Fault.Stack, "transporttest.panicked")
 		require.LessOrEqual(w, len(m.Fault.Stack), 4<<10)
@@ -246,7 +246,7 @@ func testRecord(w *world, transport bus.Transport) {
 
 // panicked is a handler's panic, deep in recursion.
 func panicked() (err error) {
-	defer func() { err = bus.NewPanicError(recover()) }()
+	defer func() { err = driver.NewPanicError(recover()) }()
 	var fall func(int)
 	fall = func(n int) {
 		if n == 0 {
@@ -259,9 +259,9 @@ func panicked() (err error) {
 }
 
 // listPoisoned pages through a poison queue.
-func (w *world) listPoisoned(queue bus.PoisonQueue, page int) []bus.PoisonedMessage {
+func (w *world) listPoisoned(queue driver.PoisonQueue, page int) []driver.PoisonedMessage {
 	w.Helper()
-	var all []bus.PoisonedMessage
+	var all []driver.PoisonedMessage
 	after := ""
 	for {
 		list, err := queue.List(w.ctx, after, page)
@@ -275,10 +275,10 @@ func (w *world) listPoisoned(queue bus.PoisonQueue, page int) []bus.PoisonedMess
 	}
 }
 
-func messageIDs(list []bus.PoisonedMessage) []string {
+func messageIDs(list []driver.PoisonedMessage) []string {
 	ids := make([]string, len(list))
 	for i, p := range list {
-		ids[i] = bus.MessageID(p.Message)
+		ids[i] = driver.MessageID(p.Message)
 	}
 	return ids
 }

@@ -8,7 +8,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // testPublish is promise 2.
@@ -55,8 +55,8 @@ func testPublish(t *testing.T, h Harness) {
 		feed := w.subscribe(transport, w.subscription("ledger", topic))
 		nowhere := w.topic("order.payed.v1")
 		err := transport.Publish(w.ctx, nowhere, newMessage(nowhere, "a"), newMessage(nowhere, "b"))
-		require.ErrorIs(t, err, bus.ErrUnroutable)
-		var unroutable *bus.UnroutableError
+		require.ErrorIs(t, err, driver.ErrUnroutable)
+		var unroutable *driver.UnroutableError
 		require.ErrorAs(t, err, &unroutable)
 		require.Equal(t, []string{nowhere, nowhere}, unroutable.Topics)
 		w.publish(transport, topic, "c") // and the transport works on
@@ -69,8 +69,8 @@ func testPublish(t *testing.T, h Harness) {
 		topic := w.topic("order.paid.v1")
 		feed := w.subscribe(transport, w.subscription("ledger", topic))
 		sheet := newTallySheet()
-		w.consume(feed, 1, func(d *bus.Delivery) {
-			sheet.add(bus.MessageID(d.Message))
+		w.consume(feed, 1, func(d *driver.Delivery) {
+			sheet.add(driver.MessageID(d.Message))
 			w.ack(d)
 		})
 		published := ids("m", 400)

@@ -8,7 +8,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // testReconnect is promise 9.
@@ -23,11 +23,11 @@ func testReconnect(t *testing.T, h Harness) {
 	sub.Concurrency = 4
 	feed := w.subscribe(transport, sub)
 	sheet := newTallySheet()
-	w.consume(feed, 4, func(d *bus.Delivery) {
-		if bus.MessageID(d.Message) == "" || len(d.Message.Payload) == 0 {
+	w.consume(feed, 4, func(d *driver.Delivery) {
+		if driver.MessageID(d.Message) == "" || len(d.Message.Payload) == 0 {
 			w.Errorf("an empty message was handed out")
 		}
-		sheet.add(bus.MessageID(d.Message))
+		sheet.add(driver.MessageID(d.Message))
 		_ = d.Settler.Ack() // what can't be acked comes again
 	})
 

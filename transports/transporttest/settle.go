@@ -7,7 +7,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // testSettle is promise 3.
@@ -33,7 +33,7 @@ func testSettle(t *testing.T, h Harness) {
 		w.publish(transport, topic, "m")
 		for attempt := 1; attempt <= 4; attempt++ {
 			d := w.next(feed)
-			require.Equal(t, "m", bus.MessageID(d.Message))
+			require.Equal(t, "m", driver.MessageID(d.Message))
 			require.Equal(t, attempt, d.Attempt)
 			require.NoError(t, d.Settler.Redeliver(0))
 		}
@@ -66,12 +66,12 @@ func testSettle(t *testing.T, h Harness) {
 		w.publish(transport, topic, "m")
 		d := w.next(ledger)
 		d.Message.Metadata["changed"] = "yes"
-		delete(d.Message.Metadata, bus.HeaderType)
+		delete(d.Message.Metadata, driver.HeaderType)
 		require.NoError(t, d.Settler.Redeliver(0))
-		for _, feed := range []bus.Feed{ledger, mail} {
+		for _, feed := range []driver.Receiver{ledger, mail} {
 			d := w.next(feed)
 			require.NotContains(t, d.Message.Metadata, "changed")
-			require.Equal(t, topic, d.Message.Metadata[bus.HeaderType])
+			require.Equal(t, topic, d.Message.Metadata[driver.HeaderType])
 			w.ack(d)
 		}
 	})
@@ -84,10 +84,10 @@ func testSettle(t *testing.T, h Harness) {
 			t.Skip("not durable: what a process holds ends with it")
 		}
 		topic := w.topic("order.paid.v1")
-		feed := w.subscribe(first, bus.Subscription{Group: w.group("ledger"), Topics: []string{topic}, Concurrency: 4})
+		feed := w.subscribe(first, driver.Subscription{Group: w.group("ledger"), Topics: []string{topic}, Concurrency: 4})
 		w.publish(first, topic, "a", "b", "c")
 		w.ack(w.next(feed))
-		lost := bus.MessageID(w.next(feed).Message)
+		lost := driver.MessageID(w.next(feed).Message)
 		ctx, cancel := context.WithTimeout(w.ctx, 100*time.Millisecond) // nobody will settle it
 		defer cancel()
 		_ = first.Close(ctx)
@@ -97,7 +97,7 @@ func testSettle(t *testing.T, h Harness) {
 		attempts := map[string]int{}
 		for range 2 {
 			d := w.next(feed)
-			attempts[bus.MessageID(d.Message)] = d.Attempt
+			attempts[driver.MessageID(d.Message)] = d.Attempt
 			w.ack(d)
 		}
 		require.Contains(t, attempts, lost)

@@ -20,6 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
 )
 
@@ -91,7 +92,7 @@ func TestService(t *testing.T) {
 		s.orders(t, 40)
 		kill(syscall.SIGKILL)
 	case "dies after publish":
-		s := newService(t, p, func(inner bus.Transport) bus.Transport {
+		s := newService(t, p, func(inner driver.Transport) driver.Transport {
 			return around{inner, func(publish func() error) error {
 				if err := publish(); err != nil {
 					return err
@@ -104,7 +105,7 @@ func TestService(t *testing.T) {
 		s.trade(ctx, 4, time.Hour)
 	case "hangs before publish":
 		var once sync.Once
-		s := newService(t, p, func(inner bus.Transport) bus.Transport {
+		s := newService(t, p, func(inner driver.Transport) driver.Transport {
 			return around{inner, func(publish func() error) error {
 				once.Do(func() {
 					fmt.Println("hangs")
@@ -121,7 +122,7 @@ func TestService(t *testing.T) {
 
 // around does something around each publish.
 type around struct {
-	bus.Transport
+	driver.Transport
 	do func(publish func() error) error
 }
 

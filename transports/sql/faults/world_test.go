@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports"
 	"github.com/leatbus/leat/transports/sql"
@@ -104,7 +105,7 @@ func collect(t testing.TB, p place) *collector {
 	ctx, cancel := context.WithCancel(context.Background())
 	transport, err := transports.Open(ctx, p.Broker)
 	require.NoError(t, err)
-	feed, err := transport.Subscribe(ctx, bus.Subscription{Group: p.Schema + ".collector", Topics: []string{"order.>"}, Concurrency: 1})
+	feed, err := transport.Subscribe(ctx, driver.Subscription{Group: p.Schema + ".collector", Topics: []string{"order.>"}, Concurrency: 1})
 	require.NoError(t, err)
 	c := &collector{got: map[string]placed{}, order: map[string][]int{}}
 	var wg sync.WaitGroup
@@ -199,7 +200,7 @@ type service struct {
 }
 
 // newService wraps its transport, which may be nil for that of the place.
-func newService(t testing.TB, p place, wrap func(bus.Transport) bus.Transport) *service {
+func newService(t testing.TB, p place, wrap func(driver.Transport) driver.Transport) *service {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	s := &service{db: openDB(t, p.Postgres)}
