@@ -40,12 +40,15 @@ type Config struct {
 	VersionField string
 	// Outbox takes what [Bus.InTx] publishes, where the transport does not publish in transactions
 	// itself. nil means none.
-	Outbox driver.Outbox
+	Outbox Outbox
 	// Logger is nil for slog.Default().
 	Logger *slog.Logger
 	// MaxPayload is the largest payload to publish, in bytes. 0 means 16 MiB, which is RabbitMQ 4's
 	// default limit.
 	MaxPayload int
+	// PublishTimeout bounds a Publish whose context has no deadline, outside of handlers. 0 or a negative value means that
+	// nothing does.
+	PublishTimeout time.Duration
 	// Breaker is the circuit breaker of handlers that have none of their own.
 	Breaker BreakerPolicy
 	// DrainTimeout is how long handlers may go on after the bus was told to stop. 0 means 20 s.
@@ -63,19 +66,18 @@ const (
 // called concurrently.
 type Bus struct {
 	cfg       Config
-	transport driver.Transport
+	transport Transport
 	durable   bool
 	encoder   Encoder
-	process   process
 	send      func(ctx context.Context, topic string, msgs []*message.Message) error
 
 	mu        sync.Mutex // guards what follows
-	groups    []*group   // and their feeds
+	groups    []*group   // and their receivers
 	runCalled bool
 	table     driver.TopicTable[*group]
 
 	subscribing chan struct{} // holds a token while nobody subscribes
-	subscribed  atomic.Bool   // every group has its feed
+	subscribed  atomic.Bool   // every group has its receiver
 
 	unrouted loggedNames
 
@@ -104,7 +106,7 @@ type apart [64]byte
 
 // New makes a bus over an open transport. The bus owns the transport, and the outbox, from now on:
 // [Bus.Close] closes them.
-func New(t driver.Transport, cfg Config) (*Bus, error) {
+func New(t Transport, cfg Config) (*Bus, error) {
 	if t == nil {
 		return nil, errors.New("bus: transport is nil; open one with transports.Open")
 	}
@@ -117,7 +119,6 @@ func New(t driver.Transport, cfg Config) (*Bus, error) {
 		transport: t,
 		durable:   t.Capabilities().Durable,
 		encoder:   Encoder{Codec: cfg.Codec, Source: cfg.Service, Instance: NewID(), known: &knownTypes{}},
-		process:   thisProcess(),
 		running:   make(chan struct{}),
 		stopping:  make(chan struct{}),
 		stopped:   make(chan struct{}),
@@ -179,7 +180,7 @@ func (c Config) withDefaults() (Config, error) {
 	return c, nil
 }
 
-// DefaultService is what a service is called that does not say: the last element of the main module's
+// DefaultService returns the name of a service that sets none: the last element of the main module's
 // path, without a major version.
 func DefaultService() string {
 	name := ""
@@ -209,10 +210,11 @@ func (b *Bus) Handle(h Handler) error {
 		return err
 	}
 	g := &group{bus: b, name: b.GroupName(h.Name), handler: h}
-	g.breaker.init(g, b.cfg.Breaker)
+	policy := b.cfg.Breaker
 	if h.Breaker != nil {
-		g.breaker.init(g, *h.Breaker)
+		policy = *h.Breaker
 	}
+	g.breaker = g.newBreaker(policy)
 	if err := g.build(); err != nil {
 		return fmt.Errorf("bus: handler %q: %w", h.Name, err)
 	}
@@ -224,7 +226,7 @@ func (b *Bus) Handle(h Handler) error {
 	defer b.mu.Unlock()
 	switch {
 	case b.isClosed():
-		return fmt.Errorf("bus: handler %q: %w", h.Name, driver.ErrClosed)
+		return fmt.Errorf("bus: handler %q: %w", h.Name, ErrClosed)
 	case b.runCalled:
 		return fmt.Errorf("bus: handler %q is registered after Run; register handlers first", h.Name)
 	case slices.ContainsFunc(b.groups, func(other *group) bool { return other.name == g.name }):
@@ -237,7 +239,7 @@ func (b *Bus) Handle(h Handler) error {
 	return nil
 }
 
-// Handlers are the registered handlers, in the order of their registration.
+// Handlers returns the registered handlers, in the order of their registration.
 func (b *Bus) Handlers() []Handler {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -248,16 +250,16 @@ func (b *Bus) Handlers() []Handler {
 	return all
 }
 
-// GroupName is the group of the handler with this name: <service>.<handler name>.
+// GroupName returns the group of the handler with this name: <service>.<handler name>.
 func (b *Bus) GroupName(handler string) string { return b.cfg.Service + "." + handler }
 
-// Transport is the transport under the bus.
-func (b *Bus) Transport() driver.Transport { return b.transport }
+// Transport returns the transport under the bus.
+func (b *Bus) Transport() Transport { return b.transport }
 
-// Encoder is how the bus puts events into messages.
+// Encoder returns how the bus encodes events.
 func (b *Bus) Encoder() Encoder { return b.encoder }
 
-// Running is closed when every group is subscribed and consumes.
+// Running returns a channel that is closed when every group is subscribed and consumes.
 func (b *Bus) Running() <-chan struct{} { return b.running }
 
 // Drain stops the handlers as the end of Run's context would, waits for Run to return, and returns
@@ -354,7 +356,7 @@ func (b *Bus) Close(ctx context.Context) error {
 		if n := b.backlog(func(_ *group, now, later int) int { return now + later }); n > 0 {
 			b.cfg.Logger.Warn("leat: the transport is not durable, and closing it loses messages that were still waiting", "messages", n)
 		}
-		b.closeErr = errors.Join(drainErr, b.closeFeeds(ctx), b.closeOutbox(ctx), b.transport.Close(ctx))
+		b.closeErr = errors.Join(drainErr, b.closeReceivers(ctx), b.closeOutbox(ctx), b.transport.Close(ctx))
 		return b.closeErr
 	}
 	defer b.limitDrain(ctx)()
@@ -386,31 +388,29 @@ func (b *Bus) subscribe(ctx context.Context) error {
 		return fmt.Errorf("bus: subscribe: %w", context.Cause(ctx))
 	}
 	for {
-		g := b.withoutFeed()
+		g := b.withoutReceiver()
 		if g == nil {
 			return nil
 		}
-		feed, err := b.transport.Subscribe(ctx, g.subscription()) // may block: b.mu is free meanwhile
+		receiver, err := b.transport.Subscribe(ctx, g.subscription()) // may block: b.mu is free meanwhile
 		if err != nil {
 			return fmt.Errorf("bus: subscribe handler %q: %w", g.handler.Name, err)
 		}
-		if f, ok := feed.(interface {
-			OnPark(func(*message.Message))
-		}); ok {
-			f.OnPark(g.parked)
+		if n, ok := receiver.(driver.ParkNotifier); ok {
+			n.OnPark(g.parked)
 		}
 		b.mu.Lock()
-		g.feed = feed
+		g.receiver = receiver
 		b.mu.Unlock()
 	}
 }
 
-// withoutFeed is the next group to subscribe, nil when all of them are.
-func (b *Bus) withoutFeed() *group {
+// withoutReceiver returns the next group to subscribe, nil when all of them are.
+func (b *Bus) withoutReceiver() *group {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, g := range b.groups {
-		if g.feed == nil {
+		if g.receiver == nil {
 			return g
 		}
 	}
@@ -425,17 +425,17 @@ func (b *Bus) closeOutbox(ctx context.Context) error {
 	return b.cfg.Outbox.Close(ctx)
 }
 
-func (b *Bus) closeFeeds(ctx context.Context) error {
+func (b *Bus) closeReceivers(ctx context.Context) error {
 	b.mu.Lock()
-	var feeds []driver.Receiver
+	var receivers []driver.Receiver
 	for _, g := range b.groups {
-		if g.feed != nil {
-			feeds = append(feeds, g.feed)
+		if g.receiver != nil {
+			receivers = append(receivers, g.receiver)
 		}
 	}
-	b.mu.Unlock() // Health and Stats need it, and a feed may take its time
+	b.mu.Unlock() // Health and Stats need it, and a receiver may take its time
 	var errs []error
-	for _, f := range feeds {
+	for _, f := range receivers {
 		errs = append(errs, f.Close(ctx))
 	}
 	return errors.Join(errs...)

@@ -53,9 +53,10 @@ func TestSubscription_carriesTheDelaysOfRedeliveries(t *testing.T) {
 func TestFailed_hasNoJitterWhereDelaysAreFixed(t *testing.T) {
 	policy := bus.RetryPolicy{Delays: []time.Duration{5 * time.Second}}
 	for range 100 {
-		d := &bus.Delivery{Message: message.NewMessage("m", nil), Attempt: 1, FixedDelays: true}
-		next, err := d.Failed(errors.New("bad"), policy)
+		d := &bus.Delivery{Delivery: driver.Delivery{Message: message.NewMessage("m", nil), Attempt: 1, FixedDelays: true}}
+		after, inProcess, err := d.Failed(errors.New("bad"), policy)
 		require.NoError(t, err)
-		require.Equal(t, bus.Next{After: 5 * time.Second}, next)
+		require.Equal(t, 5*time.Second, after)
+		require.False(t, inProcess)
 	}
 }

@@ -6,33 +6,35 @@ import (
 	"strings"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill/message"
-
 	"github.com/leatbus/leat/bus/driver"
 )
 
 var (
-	// ErrClosed is what Publish, Handle and Run answer on a closed bus, and every method on a
-	// closed transport.
-	ErrClosed = errors.New("the bus or its transport is closed")
+	// ErrClosed is returned by every method of a closed bus and of a closed transport.
+	ErrClosed = driver.ErrClosed
+
+	// ErrNotFound is returned by a poison queue for a message that is not, or no longer, in it.
+	ErrNotFound = driver.ErrNotFound
+
+	// ErrUnroutable is matched by the error of a publish whose messages reached no group. See [UnroutableError].
+	ErrUnroutable = driver.ErrUnroutable
+
+	// ErrUnsupported is returned by a transport that lacks a capability.
+	ErrUnsupported = driver.ErrUnsupported
 
 	// ErrInterrupted is the cancellation cause of a handler's context when the bus stops and the
 	// drain timeout has passed. A delivery that ends with it is given back: it costs no attempt and
 	// is never poisoned.
 	ErrInterrupted = errors.New("interrupted by shutdown")
 
-	// ErrUnsupported is what a transport answers where it lacks a capability.
-	ErrUnsupported = errors.New("not supported by this transport")
-
-	// ErrUnroutable says that a message reached no group. See [UnroutableError].
-	ErrUnroutable = errors.New("no group wants the message")
-
 	// ErrGoexit is how a delivery ends whose handler ended its goroutine. It counts as a failure, and like a panic
 	// as a bug, not as an outage.
 	ErrGoexit = errors.New("handler ended its goroutine (runtime.Goexit, as testing.T.FailNow does)")
 
-	// ErrNotFound is what a [PoisonQueue] answers for a message that is not, or no longer, in it.
-	ErrNotFound = errors.New("not found")
+	// ErrNoOutbox is what [InTx] answers on a bus that has no outbox and whose transport does not
+	// publish in transactions.
+	ErrNoOutbox = errors.New("no outbox: give bus.Config an Outbox over the transaction's database, such as sql.NewOutbox " +
+		"(with fxmodule, LEAT_OUTBOX_URL), or use that database as the transport")
 )
 
 // Permanent marks an error that no further try will mend. The message goes to the poison queue at
@@ -63,8 +65,8 @@ func RetryAfter(err error, d time.Duration) error {
 	return &retryAfterError{err, d}
 }
 
-// RetryDelay is the delay that [RetryAfter] put on err or on an error it wraps.
-func RetryDelay(err error) (d time.Duration, ok bool) {
+// retryDelay returns the delay that [RetryAfter] put on err or on an error it wraps.
+func retryDelay(err error) (d time.Duration, ok bool) {
 	var r *retryAfterError
 	if !errors.As(err, &r) {
 		return 0, false
@@ -81,7 +83,7 @@ func (e *retryAfterError) Unwrap() error { return e.error }
 
 // Snooze asks for the message again after d, at least 100 ms, and costs no attempt: not now, but nothing failed.
 func Snooze(d time.Duration) error {
-	return &Redelivery{After: d, Cost: CostsNothing}
+	return &Redelivery{After: d, Uncounted: true}
 }
 
 // Discard acks the message although the handler failed. It is counted as discarded, and nothing
@@ -103,21 +105,12 @@ type discardError struct{ error }
 
 func (e *discardError) Unwrap() error { return e.error }
 
-// Cost says whether a redelivery counts as an attempt.
-type Cost int
-
-// What a redelivery costs.
-const (
-	CostsAttempt Cost = iota
-	CostsNothing
-)
-
 // Redelivery is the error with which a step of the stack gives a delivery back to the transport:
 // the message comes again to this group after the delay, and no worker is held meanwhile.
 type Redelivery struct {
-	After time.Duration
-	Cost  Cost
-	Err   error // what failed; nil for a snooze
+	After     time.Duration
+	Uncounted bool  // the redelivery does not count as an attempt
+	Err       error // what failed; nil for a snooze
 }
 
 func (r *Redelivery) Error() string {
@@ -128,21 +121,6 @@ func (r *Redelivery) Error() string {
 }
 
 func (r *Redelivery) Unwrap() error { return r.Err }
-
-// UnroutableError says that messages reached no group: Publish was safe, but nobody will ever see
-// them. errors.Is(err, ErrUnroutable) is true for it.
-type UnroutableError struct {
-	Topics []string // the topic of each such message
-	Strict bool     // the transport was configured to treat this as a failure
-}
-
-func (e *driver.UnroutableError) Error() string {
-	return fmt.Sprintf("%v: %d published to %s; subscribe a group to it or correct the topic",
-		driver.ErrUnroutable, len(e.Topics), strings.Join(e.Topics[:min(len(e.Topics), 3)], ", "))
-}
-
-// Is matches [ErrUnroutable].
-func (e *driver.UnroutableError) Is(target error) bool { return target == driver.ErrUnroutable }
 
 // NewerVersionError says that a message has a higher version of an event than its handler takes. The version step of
 // the stack gives such a message back until a newer version of the service takes it.
@@ -172,23 +150,4 @@ func typeNames(types []Type) string {
 		names[i] = t.String()
 	}
 	return strings.Join(names, ", ")
-}
-
-// PublishError says which messages of a call are not known to be safe. The others are.
-type PublishError struct {
-	Failed []*message.Message
-	Err    error
-}
-
-func (e *driver.PublishError) Error() string {
-	return fmt.Sprintf("%d messages are not known to be safe, the first is %s: %v", len(e.Failed), driver.MessageID(e.Failed[0]), e.Err)
-}
-
-func (e *driver.PublishError) Unwrap() error { return e.Err }
-
-// AsRedelivery is the [Redelivery] in err's chain.
-func AsRedelivery(err error) (*Redelivery, bool) {
-	var r *Redelivery
-	ok := errors.As(err, &r)
-	return r, ok
 }

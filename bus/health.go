@@ -12,9 +12,9 @@ import (
 
 // Health is the state of a group, or of the outbox.
 type Health struct {
-	Group    string
-	State    State
-	Degraded map[string]string // part of the group → what is wrong with it
+	Group    string            `json:"group"`
+	State    State             `json:"state"`
+	Degraded map[string]string `json:"degraded,omitempty"` // part of the group → what is wrong with it
 }
 
 // State is what a group does.
@@ -32,12 +32,12 @@ const (
 // partTransport is the part of every group that is the transport's.
 const partTransport = "transport"
 
-// Health is the state of every group, in the order of registration, and of the outbox. What is wrong
+// Health returns the state of every group, in the order of registration, and of the outbox. What is wrong
 // with the transport is wrong with each group; see [Bus.TransportHealth]. It does not block.
 func (b *Bus) Health() []Health {
 	var broken error
 	if h, ok := b.TransportHealth(); ok {
-		broken = h.wrong()
+		broken = transportProblem(h)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -83,12 +83,12 @@ func (g *group) stuck() string {
 		if d == nil {
 			continue
 		}
-		began := d.started
+		began := d.breaker.Started
 		if moved := d.moved.Load(); moved != 0 {
 			began = time.Unix(0, moved)
 		}
 		if took := time.Since(began); took > limit {
-			return fmt.Sprintf("message %s has been in the handler for %s", d.id, took.Round(time.Second))
+			return fmt.Sprintf("message %s has been in the handler for %s", d.breaker.ID, took.Round(time.Second))
 		}
 	}
 	return ""
@@ -141,7 +141,7 @@ func (h *health) setUntil(name string, reason error, until time.Time) (changed b
 		if h.parts == nil {
 			h.parts = make(map[string]part)
 		}
-		h.parts[name] = part{driver.OneLine(errorText(reason), driver.MaxErrorBytes), until}
+		h.parts[name] = part{driver.OneLine(fmt.Sprint(reason), driver.MaxErrorBytes), until}
 	}
 	h.count.Store(int32(len(h.parts))) //nolint:gosec // a handful of parts
 	return was != (reason != nil)

@@ -119,7 +119,7 @@ func ok(context.Context, *message.Message) error { return nil }
 func publish(t *testing.T, b *bus.Bus, ids ...string) {
 	t.Helper()
 	for _, id := range ids {
-		require.NoError(t, b.Publish(t.Context(), orderPaid{OrderID: id}, bus.ID(id)))
+		require.NoError(t, b.Publish(t.Context(), orderPaid{OrderID: id}, bus.WithID(id)))
 	}
 }
 
@@ -133,7 +133,7 @@ func newMessage(topic, id string) *message.Message {
 }
 
 // next takes the message that waits for a group on the transport under the bus.
-func next(t *testing.T, b *bus.Bus, group string, topics ...string) *bus.Delivery {
+func next(t *testing.T, b *bus.Bus, group string, topics ...string) *driver.Delivery {
 	t.Helper()
 	if len(topics) == 0 {
 		topics = []string{paidTopic}
@@ -152,7 +152,7 @@ type faulty struct {
 	bus.Transport
 	publish   func(context.Context, string, []*message.Message) error
 	subscribe func(context.Context, driver.Subscription) (driver.Receiver, error)
-	next      func(context.Context, driver.Receiver) (*bus.Delivery, error)
+	next      func(context.Context, driver.Receiver) (*driver.Delivery, error)
 	caps      *driver.Capabilities
 }
 
@@ -187,10 +187,12 @@ func (f *faulty) Capabilities() driver.Capabilities {
 
 type faultyFeed struct {
 	driver.Receiver
-	next func(context.Context, driver.Receiver) (*bus.Delivery, error)
+	next func(context.Context, driver.Receiver) (*driver.Delivery, error)
 }
 
-func (f faultyFeed) Next(ctx context.Context) (*bus.Delivery, error) { return f.next(ctx, f.Feed) }
+func (f faultyFeed) Next(ctx context.Context) (*driver.Delivery, error) {
+	return f.next(ctx, f.Receiver)
+}
 
 // log is what happened, in its order.
 type log struct {

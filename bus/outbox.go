@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
@@ -12,55 +11,7 @@ import (
 	"github.com/leatbus/leat/internal/intx"
 )
 
-// TxPublisher writes messages in a transaction of the caller's. A [Transport] that is one publishes by
-// it, and needs no [Outbox].
-type TxPublisher interface {
-	// PublishTx writes messages of one topic in the transaction tx: they are published when it
-	// commits, and never were when it rolls back. It waits for nothing but the statement. After an
-	// error the transaction should be rolled back; what was wrong with tx, its type, its database, its
-	// end, is in the error. It may be called concurrently, with a transaction of each caller's own.
-	PublishTx(ctx context.Context, tx any, topic string, msgs ...*message.Message) error
-}
-
-// Outbox keeps what [Bus.InTx] publishes in the service's own database until it is safe on the bus's
-// transport. The bus owns its outbox as it owns its transport: [Bus.Run] relays, and [Bus.Close]
-// closes. All methods may be called concurrently.
-type Outbox interface {
-	driver.TxPublisher
-
-	// Group is the name under which operators find the outbox, with what it has set aside.
-	Group() string
-
-	// Relay hands committed messages to publish until ctx is done, those of a partition key one
-	// after the other, and deletes them once publish has returned nil. Any number of relays, here
-	// and in other processes, share the work. It ends soon after ctx; other errors than nil are final.
-	Relay(ctx context.Context, publish driver.PublishFunc) error
-
-	// Problem is why committed messages do not move, nil while they do. It does not block.
-	Problem() error
-
-	// Stats asks the database.
-	Stats(ctx context.Context) (driver.OutboxStats, error)
-
-	// Close ends the relays and releases everything. Messages stay where they are.
-	Close(ctx context.Context) error
-}
-
-// PublishFunc is [Transport].Publish.
-type PublishFunc func(ctx context.Context, topic string, msgs ...*message.Message) error
-
-// OutboxStats is what waits in an outbox, for all processes that share it.
-type OutboxStats struct {
-	Pending   int           // committed messages that are not known to be safe on the transport
-	OldestAge time.Duration // how long the first of them has been waiting
-}
-
 var (
-	// ErrNoOutbox is what [InTx] answers on a bus that has no outbox and whose transport does not
-	// publish in transactions.
-	ErrNoOutbox = errors.New("no outbox: give bus.Config an Outbox over the transaction's database, such as sql.NewOutbox " +
-		"(with fxmodule, LEAT_OUTBOX_URL), or use that database as the transport")
-
 	errNilTx      = errors.New("the transaction is nil")
 	errRouteLater = errors.New("the option RequireRoute can't be kept by an outbox: which groups want the event shows when it is relayed")
 )
@@ -85,7 +36,7 @@ type InTx struct {
 	tx  any
 }
 
-// InTx is the bus for the length of a transaction; see [InTx].
+// InTx returns the bus for the length of a transaction; see [InTx].
 func (b *Bus) InTx(tx any) InTx { return InTx{b, tx} }
 
 // Publish encodes an event and writes it in the transaction. It blocks for one statement. What is
@@ -141,7 +92,7 @@ func (t InTx) mayPublish(ctx context.Context, requireRoute bool, msgs []*message
 	case b.txPublisher() == nil:
 		return ErrNoOutbox
 	case b.isClosed() && DeliveryFrom(ctx) == nil:
-		return driver.ErrClosed
+		return ErrClosed
 	case b.cfg.Outbox != nil && requireRoute:
 		return errRouteLater
 	}
@@ -154,7 +105,7 @@ func (t InTx) mayPublish(ctx context.Context, requireRoute bool, msgs []*message
 	return nil
 }
 
-// txPublisher is what writes in transactions, nil for nothing.
+// txPublisher returns what writes in transactions, nil if nothing does.
 func (b *Bus) txPublisher() driver.TxPublisher {
 	if b.cfg.Outbox != nil {
 		return b.cfg.Outbox
@@ -187,8 +138,8 @@ func (b *Bus) relay(ctx context.Context) error {
 	})
 }
 
-// Outbox is the bus's, nil where it has none.
-func (b *Bus) Outbox() driver.Outbox { return b.cfg.Outbox }
+// Outbox returns the bus's outbox, nil if it has none.
+func (b *Bus) Outbox() Outbox { return b.cfg.Outbox }
 
 // OutboxStats asks the outbox's database what waits in it; [ErrNoOutbox] where there is none.
 func (b *Bus) OutboxStats(ctx context.Context) (driver.OutboxStats, error) {
@@ -198,11 +149,11 @@ func (b *Bus) OutboxStats(ctx context.Context) (driver.OutboxStats, error) {
 	return b.cfg.Outbox.Stats(ctx)
 }
 
-// outboxHealth is the outbox among the groups.
+// outboxHealth returns the state of the outbox, which is shown among the groups.
 func (b *Bus) outboxHealth() Health {
 	h := Health{Group: b.cfg.Outbox.Group(), State: b.state()}
 	if err := b.cfg.Outbox.Problem(); err != nil {
-		h.Degraded = map[string]string{"relay": driver.OneLine(errorText(err), driver.MaxErrorBytes)}
+		h.Degraded = map[string]string{"relay": driver.OneLine(fmt.Sprint(err), driver.MaxErrorBytes)}
 		if h.State == Running {
 			h.State = Degraded
 		}

@@ -47,8 +47,8 @@ func TestErrorChainNamesWhatIsAndAsFind(t *testing.T) {
 func TestTheStackStandsInTheRecordAndNotInWhatTravels(t *testing.T) {
 	msg := newMessage(paidTopic, "m-1")
 	msg.Metadata[driver.HeaderTraceParent] = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-	d := &bus.Delivery{Message: msg, Attempt: 2, History: driver.History{FailedSince: time.Now().Add(-time.Hour)}}
-	fault := driver.NewFault(d, fmt.Errorf("ledger: %w", fall(200)))
+	d := &bus.Delivery{Delivery: driver.Delivery{Message: msg, Attempt: 2, History: driver.History{FailedSince: time.Now().Add(-time.Hour)}}}
+	fault := driver.NewFault(&d.Delivery, fmt.Errorf("ledger: %w", fall(200)))
 	require.Contains(t, fault.Stack, "bus_test.fall")
 	require.LessOrEqual(t, len(fault.Stack), 4<<10)
 	require.True(t, strings.HasSuffix(fault.Stack, "\n"), "whole lines")

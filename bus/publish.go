@@ -14,8 +14,8 @@ import (
 )
 
 // Publish encodes an event and hands it to the transport. It returns nil when the event is safe
-// there: queued in memory, confirmed by the broker, committed in the database. It blocks as long as
-// the transport is full or away and ctx allows. Inside a handler, pass the handler's context: the
+// there: queued in memory, confirmed by the broker, committed in the database. It blocks while the transport is full or
+// away, for as long as ctx and [Config.PublishTimeout] allow. Inside a handler, pass the handler's context: the
 // correlation and the trace go on.
 //
 // An event that no group wants is counted and logged, and is no error unless [RequireRoute] or the
@@ -95,6 +95,8 @@ func (b *Bus) publishRuns(ctx context.Context, requireRoute bool, msgs []*messag
 	if rehearsed(ctx, msgs) {
 		return nil
 	}
+	ctx, cancel := b.bounded(ctx)
+	defer cancel()
 	return eachRun(msgs, func(topic string, run []*message.Message) error {
 		if err := b.subscribe(ctx); err != nil {
 			return fmt.Errorf("bus: publish %s: %w", topic, err)
@@ -131,18 +133,18 @@ func runFailed(err error, run, rest []*message.Message) error {
 	if len(rest) > 0 {
 		err = fmt.Errorf("%w (and %d messages behind were not tried)", err, len(rest))
 	}
-	return &runError{err, &driver.PublishError{Failed: failed, Err: err}}
+	return &runError{err, &PublishError{Failed: failed, Err: err}}
 }
 
 // runError reads as the error of its run, and is a [PublishError] of the whole call.
 type runError struct {
 	error
-	publish *driver.PublishError
+	publish *PublishError
 }
 
 func (e *runError) Unwrap() error { return e.publish }
 
-// publishFor is the publish middleware's path to the transport, for the bus's own groups that expect
+// publishFor publishes through the publish middleware, for the bus's own groups that expect
 // the messages.
 func (b *Bus) publishFor(ctx context.Context, groups []*group, requireRoute bool, topic string, msgs []*message.Message) error {
 	return b.account(ctx, groups, requireRoute, topic, msgs, b.send)
@@ -190,14 +192,14 @@ func (b *Bus) account(ctx context.Context, groups []*group, requireRoute bool, t
 
 func (b *Bus) mayPublish(ctx context.Context, msgs []*message.Message) error {
 	if b.isClosed() && DeliveryFrom(ctx) == nil {
-		return driver.ErrClosed
+		return ErrClosed
 	}
 	if !b.durable && b.isStopping() && DeliveryFrom(ctx) == nil {
-		return fmt.Errorf("the bus is stopping, and its transport would lose the message: %w", driver.ErrClosed)
+		return fmt.Errorf("the bus is stopping, and its transport would lose the message: %w", ErrClosed)
 	}
 	for _, msg := range msgs {
 		if msg.Metadata[driver.HeaderDeliverAt] != "" && !b.transport.Capabilities().Delay {
-			return fmt.Errorf("message %s asks for a delay: %w", driver.MessageID(msg), driver.ErrUnsupported)
+			return fmt.Errorf("message %s asks for a delay: %w", driver.MessageID(msg), ErrUnsupported)
 		}
 	}
 	return b.checkSizes(msgs)
@@ -248,23 +250,26 @@ func notSafe(err error, msgs []*message.Message) []*message.Message {
 	if err == nil {
 		return nil
 	}
-	if p, ok := errors.AsType[*driver.PublishError](err); ok {
+	if p, ok := errors.AsType[*PublishError](err); ok {
 		return p.Failed
 	}
-	if errors.Is(err, driver.ErrUnroutable) { // safe, though nobody wants them
+	if errors.Is(err, ErrUnroutable) { // safe, though nobody wants them
 		return nil
 	}
 	return msgs
 }
 
-func asUnroutable(err error) (*driver.UnroutableError, bool) {
+func asUnroutable(err error) (*UnroutableError, bool) {
 	if err == nil {
 		return nil, false
 	}
-	var u *driver.UnroutableError
+	var u *UnroutableError
 	ok := errors.As(err, &u)
 	return u, ok
 }
+
+// maxLoggedNames bounds what is remembered of names that foreign input chooses.
+const maxLoggedNames = 4096
 
 // loggedNames remembers names that were logged, up to a bound.
 type loggedNames struct {
@@ -276,7 +281,7 @@ type loggedNames struct {
 func (l *loggedNames) first(name string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.seen[name] || len(l.seen) >= maxCachedTopics {
+	if l.seen[name] || len(l.seen) >= maxLoggedNames {
 		return false
 	}
 	if l.seen == nil {

@@ -15,7 +15,7 @@ import (
 // message of a call is the call's. As in Watermill, publishing what no group wants is no error,
 // unless the transport is configured so. The transport may keep the messages: change them no more. Close
 // does nothing: whoever opened the transport closes it.
-func NewPublisher(t driver.Transport) message.Publisher { return lenientPublisher{publisher{t}} }
+func NewPublisher(t Transport) message.Publisher { return lenientPublisher{publisher{t}} }
 
 type lenientPublisher struct{ publisher }
 
@@ -52,9 +52,9 @@ func (p publisher) Close() error { return nil }
 //
 // When the subscriber is closed or the context of Subscribe ends, no further message is handed out, and
 // one that is handled has 10 s to be acked or nacked with a live context. Then its context is cancelled,
-// and a second later the message is given back. Close waits for that. It closes the subscriber's feeds,
+// and a second later the message is given back. Close waits for that. It closes the subscriber's receivers,
 // not the transport.
-func NewSubscriber(t driver.Transport, group string, opts ...SubscriberOption) message.Subscriber {
+func NewSubscriber(t Transport, group string, opts ...SubscriberOption) message.Subscriber {
 	s := &subscriber{transport: t, group: group, longestPause: 10 * time.Second}
 	for _, opt := range opts {
 		opt(s)
@@ -72,7 +72,7 @@ func NackPause(longest time.Duration) SubscriberOption {
 }
 
 type subscriber struct {
-	transport    driver.Transport
+	transport    Transport
 	group        string
 	longestPause time.Duration
 	ctx          context.Context
@@ -82,18 +82,18 @@ type subscriber struct {
 
 // SubscribeInitialize makes the group, so that messages published from now on wait in it.
 func (s *subscriber) SubscribeInitialize(topic string) error {
-	feed, err := s.feed(s.ctx, topic)
+	receiver, err := s.receiver(s.ctx, topic)
 	if err != nil {
 		return err
 	}
-	return feed.Close(s.ctx)
+	return receiver.Close(s.ctx)
 }
 
 func (s *subscriber) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
 	if s.ctx.Err() != nil {
-		return nil, fmt.Errorf("bus: subscribe %s: %w", topic, driver.ErrClosed)
+		return nil, fmt.Errorf("bus: subscribe %s: %w", topic, ErrClosed)
 	}
-	feed, err := s.feed(ctx, topic)
+	receiver, err := s.receiver(ctx, topic)
 	if err != nil {
 		return nil, err
 	}
@@ -104,14 +104,14 @@ func (s *subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 		defer close(out)
 		defer cancel()
 		defer stop()
-		defer func() { _ = feed.Close(context.WithoutCancel(ctx)) }()
-		for s.forward(ctx, feed, out) {
+		defer func() { _ = receiver.Close(context.WithoutCancel(ctx)) }()
+		for s.forward(ctx, receiver, out) {
 		}
 	})
 	return out, nil
 }
 
-func (s *subscriber) feed(ctx context.Context, topic string) (driver.Receiver, error) {
+func (s *subscriber) receiver(ctx context.Context, topic string) (driver.Receiver, error) {
 	sub := driver.Subscription{Group: s.group + "." + topic, Topics: []string{topic}, Known: []string{topic}, Concurrency: 1}
 	if err := sub.Validate(); err != nil {
 		return nil, fmt.Errorf("bus: subscribe %s: %w", topic, err)
@@ -120,8 +120,8 @@ func (s *subscriber) feed(ctx context.Context, topic string) (driver.Receiver, e
 }
 
 // forward moves one message and waits for its ack.
-func (s *subscriber) forward(ctx context.Context, feed driver.Receiver, out chan<- *message.Message) bool {
-	d, err := feed.Next(ctx)
+func (s *subscriber) forward(ctx context.Context, receiver driver.Receiver, out chan<- *message.Message) bool {
+	d, err := receiver.Next(ctx)
 	if err != nil {
 		return false
 	}
@@ -131,7 +131,7 @@ func (s *subscriber) forward(ctx context.Context, feed driver.Receiver, out chan
 	d.Message, d.Settler = msg, nil                                  // who has the message settles it with Ack and Nack, and no other way
 	msgCtx, cancel := context.WithCancel(context.WithoutCancel(ctx)) // it outlives ctx; see finish
 	defer cancel()
-	msg.SetContext(&deliveryContext{msgCtx, d})
+	msg.SetContext(&deliveryContext{msgCtx, &Delivery{Delivery: *d}})
 
 	select {
 	case out <- msg:

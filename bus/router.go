@@ -13,6 +13,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/internal/breaker"
 )
 
 const (
@@ -35,7 +36,7 @@ func (b *Bus) Run(ctx context.Context) error {
 	switch {
 	case b.isClosed():
 		b.mu.Unlock()
-		return fmt.Errorf("bus: run: %w", driver.ErrClosed)
+		return fmt.Errorf("bus: run: %w", ErrClosed)
 	case b.runCalled:
 		b.mu.Unlock()
 		return errors.New("bus: run: a bus runs once, and not after it was drained")
@@ -96,7 +97,7 @@ func (b *Bus) subscribeUntilStopped(ctx context.Context) error {
 	case <-b.stop:
 		cancel()
 		if err := <-subscribed; err != nil {
-			return fmt.Errorf("bus: run: stopped at start: %w", driver.ErrClosed)
+			return fmt.Errorf("bus: run: stopped at start: %w", ErrClosed)
 		}
 		return nil
 	}
@@ -143,7 +144,7 @@ func (r *run) start() {
 	r.bus.mu.Lock()
 	defer r.bus.mu.Unlock()
 	for _, g := range r.bus.groups {
-		g.breaker.start(r.intake)
+		g.breaker.Start(r.intake)
 		for range g.handler.Concurrency {
 			g.workers = append(g.workers, &worker{run: r, group: g})
 		}
@@ -170,7 +171,7 @@ func (r *run) fail(group string, err error) {
 	})
 }
 
-// drain is the end of a run, in stages.
+// drain ends a run, in stages.
 func (r *run) drain() error {
 	defer r.interrupt(nil)
 	defer r.stopBreakers()
@@ -199,7 +200,7 @@ func (r *run) drain() error {
 
 func (r *run) stopBreakers() {
 	for _, g := range r.bus.groups {
-		g.breaker.stop()
+		g.breaker.Stop()
 	}
 }
 
@@ -212,7 +213,7 @@ func (b *Bus) drainLimit() (context.Context, context.CancelFunc) {
 // wait for a later time are not waited for, nor is a group that is paused.
 func (r *run) workOffBacklog(limit context.Context) {
 	for r.bus.backlog(func(g *group, now, _ int) int {
-		if g.breaker.isPaused() {
+		if g.breaker.Paused() {
 			return 0
 		}
 		return now
@@ -232,7 +233,7 @@ func (b *Bus) backlog(count func(g *group, now, later int) int) (n int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, g := range b.groups {
-		if f, ok := g.feed.(interface{ Backlog() (now, later int) }); ok {
+		if f, ok := g.receiver.(driver.BacklogCounter); ok {
 			now, later := f.Backlog()
 			n += count(g, now, later)
 		}
@@ -266,7 +267,7 @@ func (r *run) inFlight() (names []string) {
 	for _, g := range r.bus.groups {
 		for _, w := range g.workers {
 			if d := w.current.Load(); d != nil {
-				names = append(names, fmt.Sprintf("%s (message %s)", g.handler.Name, d.id))
+				names = append(names, fmt.Sprintf("%s (message %s)", g.handler.Name, d.breaker.ID))
 			}
 		}
 	}
@@ -313,18 +314,18 @@ func (w *worker) work() {
 }
 
 func (w *worker) next() bool {
-	in := w.group.breaker.intake.Load()
-	if in.turn != nil {
+	in := w.group.breaker.Intake()
+	if in.Paused() {
 		return w.pause(in)
 	}
-	d, err := w.group.feed.Next(in.ctx)
+	d, err := w.group.receiver.Next(in.Context())
 	if err != nil {
-		return w.refused(in.ctx, err)
+		return w.refused(in.Context(), err)
 	}
 	return w.take(d, nil)
 }
 
-// refused reports whether the worker goes on after the feed gave it nothing.
+// refused reports whether the worker goes on after the receiver returned no message.
 func (w *worker) refused(ctx context.Context, err error) bool {
 	switch {
 	case w.run.intake.Err() != nil:
@@ -338,43 +339,44 @@ func (w *worker) refused(ctx context.Context, err error) bool {
 }
 
 // pause waits for the end of the group's pause, or for the turn to probe, which is one message.
-func (w *worker) pause(in *intake) bool {
+func (w *worker) pause(in *breaker.Intake) bool {
 	select {
-	case <-in.over:
+	case <-in.Over():
 		return true
 	case <-w.run.intake.Done():
 		return false
-	case <-in.turn:
+	case <-in.Turn():
 	}
-	b := &w.group.breaker
-	b.probe()
-	ctx, cancel := b.probeContext(w.run.intake)
+	b := w.group.breaker
+	b.BeginProbe()
+	ctx, cancel := b.ProbeContext(w.run.intake)
 	defer cancel()
-	d, err := w.group.feed.Next(ctx)
+	d, err := w.group.receiver.Next(ctx)
 	if err != nil {
 		if !w.refused(ctx, err) {
 			return false
 		}
-		b.endPause(in)
+		b.EndPause(in)
 		return true
 	}
-	return w.take(d, func(d *Delivery) { b.handedOut(in, d) })
+	return w.take(d, func(d *Delivery) { b.Probing(in, &d.breaker) })
 }
 
 // take handles a delivery. It calls ready, if that is not nil, before it begins.
-func (w *worker) take(d *Delivery, ready func(*Delivery)) bool {
+func (w *worker) take(handed *driver.Delivery, ready func(*Delivery)) bool {
+	d := &Delivery{Delivery: *handed, handed: handed}
 	if w.run.bus.interrupted() { // it came too late, and its context is over
 		w.group.giveBack(d)
 		return false
 	}
-	d.started = time.Now()
+	d.breaker.Started = time.Now()
 	// A transport may have these from headers that anybody can write.
 	d.Attempt, d.Failures = max(d.Attempt, 1), max(d.Failures, driver.FailuresUnknown)
-	if d.FailedSince.After(d.started) {
-		d.FailedSince = d.started
+	if d.FailedSince.After(d.breaker.Started) {
+		d.FailedSince = d.breaker.Started
 	}
-	d.id = driver.MessageID(d.Message)
-	d.id = d.id[:min(len(d.id), driver.MaxClassBytes)] // it goes into logs
+	id := driver.MessageID(d.Message)
+	d.breaker.ID = id[:min(len(id), driver.MaxClassBytes)] // it goes into logs
 	if ready != nil {
 		ready(d)
 	}
@@ -391,18 +393,18 @@ func (w *worker) exited() {
 	w.run.wg.Go(w.work)
 }
 
-// group is a handler with its feed.
+// group is a handler with its receiver.
 type group struct {
-	bus     *Bus
-	name    string
-	handler Handler
-	fn      message.HandlerFunc
-	feed    driver.Receiver
-	workers []*worker   // while it runs
-	stacked bool        // it has a stack
-	others  loggedNames // types that it does not take and were logged
-	health  health
-	breaker breaker
+	bus      *Bus
+	name     string
+	handler  Handler
+	fn       message.HandlerFunc
+	receiver driver.Receiver
+	workers  []*worker   // while it runs
+	stacked  bool        // it has a stack
+	others   loggedNames // types that it does not take and were logged
+	health   health
+	breaker  *breaker.Breaker
 
 	_      apart
 	counts counts
@@ -498,11 +500,11 @@ func (g *group) parked(msg *message.Message) {
 // giveBack returns a delivery that is not to be handled, or whose handler is left behind.
 func (g *group) giveBack(d *Delivery) {
 	if err := d.settle(Interrupted, ErrInterrupted); err != nil {
-		g.bus.cfg.Logger.Warn("leat: give back", "group", g.name, "message_id", d.id, "err", err)
+		g.bus.cfg.Logger.Warn("leat: give back", "group", g.name, "message_id", d.breaker.ID, "err", err)
 	}
 }
 
-// call is the last resort against panics: the recover step, where the stack has it, sees them first.
+// call calls the stack. It is the last resort against panics: the recover step, if the stack has it, sees them first.
 func (g *group) call(msg *message.Message) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
@@ -527,8 +529,8 @@ func (g *group) finish(d *Delivery, err error) {
 		}
 		g.counts.inFlight.Add(-1)
 		g.counts.add(outcome)
-		if d.probe {
-			g.breaker.ended(d, outcome)
+		if d.breaker.Probe() {
+			g.breaker.ProbeEnded(&d.breaker, outcome == Handled)
 		}
 	}()
 	outcome = d.Outcome(err)
@@ -537,7 +539,7 @@ func (g *group) finish(d *Delivery, err error) {
 	}
 	if settleErr := d.settle(outcome, err); settleErr != nil {
 		g.bus.cfg.Logger.Warn("leat: settle; the message may come again",
-			"group", g.name, "message_id", d.id, "outcome", string(outcome), "err", settleErr)
+			"group", g.name, "message_id", d.breaker.ID, "outcome", string(outcome), "err", settleErr)
 	}
 	settling = false
 	again := outcome == Duplicate && d.Attempt-1 > d.Failures // it was handled before, and its ack was lost
@@ -566,41 +568,43 @@ func (g *group) logOther(d *Delivery, err error) {
 // from a step outside of poison, from a handler that has ended its goroutine, or from a stack without the steps retry and
 // poison.
 func (g *group) decide(d *Delivery, err error) (Outcome, error) {
-	var next Next
+	var after time.Duration
 	var end error
-	r, decided := AsRedelivery(err)
+	r, decided := errors.AsType[*Redelivery](err)
 	switch {
 	case !decided && (d.givenUp || IsPermanent(err)):
 		d.givenUp, end = true, err
-	case decided && (d.failed || r.Cost == CostsNothing || r.Err == nil):
+	case decided && (d.breaker.Failed() || r.Uncounted || r.Err == nil):
 		return Redelivered, err
 	case decided: // by a step that is not leat's
-		next, end = d.fail(r.Err, nextTry{Next: Next{After: r.After}, asked: true})
+		after = r.After
+		end = d.fail(r.Err, nextTry{after: after, asked: true})
 	case g.handler.Retry != nil:
-		next, end = d.Failed(err, *g.handler.Retry)
+		after, _, end = d.Failed(err, *g.handler.Retry)
 	case g.stacked:
-		next, end = d.Failed(err, RetryPolicy{})
+		after, _, end = d.Failed(err, RetryPolicy{})
 	default:
-		next, end = d.fail(err, endless(d, err))
+		next := endless(d, err)
+		after, end = next.after, d.fail(err, next)
 	}
 	if end == nil {
-		return Redelivered, &Redelivery{After: next.After, Err: err}
+		return Redelivered, &Redelivery{After: after, Err: err}
 	}
 	if d.givenUp {
 		if end = d.GiveUp(end, nil); end == nil {
-			g.bus.cfg.Logger.Warn("leat: message poisoned outside of the poison step", "group", g.name, "message_id", d.id, "err", err)
+			g.bus.cfg.Logger.Warn("leat: message poisoned outside of the poison step", "group", g.name, "message_id", d.breaker.ID, "err", err)
 			return Poisoned, nil
 		}
 	}
 	return Redelivered, end
 }
 
-// endless is the next try on a bus without a stack, which tries for ever: after a growing delay of up to a minute,
+// endless returns the next try on a bus without a stack, which tries for ever: after a growing delay of up to a minute,
 // so that there is no hot loop.
 func endless(d *Delivery, err error) nextTry {
-	asked, _ := RetryDelay(err)
+	asked, _ := retryDelay(err)
 	grown := min(time.Second<<min(max(d.Failures, 0), 6), time.Minute)
-	return nextTry{Next: Next{After: max(asked, grown)}, asked: asked > grown}
+	return nextTry{after: max(asked, grown), asked: asked > grown}
 }
 
 // rescuedAfter is when a message is redelivered whose settling has panicked.
@@ -608,19 +612,19 @@ const rescuedAfter = 10 * time.Second
 
 // rescue logs a panic at the end of a delivery. If the delivery is not settled yet, it is given back, so that its message
 // is not lost with the process.
-func (g *group) rescue(d *Delivery, panicked *driver.PanicError, settling bool) {
+func (g *group) rescue(d *Delivery, panicked *PanicError, settling bool) {
 	defer func() {
 		if v := recover(); v != nil {
-			g.bus.cfg.Logger.Error("leat: give back after a panic", "group", g.name, "message_id", d.id, "err", driver.NewPanicError(v))
+			g.bus.cfg.Logger.Error("leat: give back after a panic", "group", g.name, "message_id", d.breaker.ID, "err", driver.NewPanicError(v))
 		}
 	}()
 	if !settling {
-		g.bus.cfg.Logger.Error("leat: panic after a delivery was settled", "group", g.name, "message_id", d.id, "err", panicked, "stack", panicked.Stack())
+		g.bus.cfg.Logger.Error("leat: panic after a delivery was settled", "group", g.name, "message_id", d.breaker.ID, "err", panicked, "stack", panicked.Stack())
 		return
 	}
 	g.bus.cfg.Logger.Error("leat: settle panicked; the message is given back", "group", g.name,
-		"message_id", d.id, "err", panicked, "stack", panicked.Stack())
+		"message_id", d.breaker.ID, "err", panicked, "stack", panicked.Stack())
 	if err := d.Settler.GiveBack(rescuedAfter); err != nil {
-		g.bus.cfg.Logger.Warn("leat: give back", "group", g.name, "message_id", d.id, "err", err)
+		g.bus.cfg.Logger.Warn("leat: give back", "group", g.name, "message_id", d.breaker.ID, "err", err)
 	}
 }

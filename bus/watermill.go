@@ -25,8 +25,8 @@ type Watermill struct {
 	Durable bool
 }
 
-// Transport is the Pub/Sub as a transport.
-func (w Watermill) Transport() driver.Transport {
+// Transport returns the Pub/Sub as a transport.
+func (w Watermill) Transport() Transport {
 	t := &watermillTransport{Watermill: w}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	return t
@@ -40,7 +40,7 @@ type watermillTransport struct {
 	nacked nackedMessages
 
 	mu       sync.Mutex // guards what follows; feeds are closed under it, so they must not need it
-	feeds    []*watermillFeed
+	feeds    []*watermillReceiver
 	closeErr error
 }
 
@@ -50,7 +50,7 @@ func (t *watermillTransport) Capabilities() driver.Capabilities {
 
 func (t *watermillTransport) Publish(ctx context.Context, topic string, msgs ...*message.Message) error {
 	if t.ctx.Err() != nil {
-		return driver.ErrClosed
+		return ErrClosed
 	}
 	if err := ctx.Err(); err != nil {
 		return err
@@ -68,13 +68,13 @@ func (t *watermillTransport) Subscribe(_ context.Context, s driver.Subscription)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.ctx.Err() != nil {
-		return nil, driver.ErrClosed
+		return nil, ErrClosed
 	}
 	sub, err := t.Watermill.Subscriber(s.Group)
 	if err != nil {
 		return nil, fmt.Errorf("subscriber of group %q: %w", s.Group, err)
 	}
-	f := &watermillFeed{transport: t, sub: sub, group: s.Group, out: make(chan *Delivery)}
+	f := &watermillReceiver{transport: t, sub: sub, group: s.Group, out: make(chan *driver.Delivery)}
 	f.ctx, f.cancel = context.WithCancel(t.ctx)
 	for _, topic := range s.Known {
 		msgs, err := sub.Subscribe(f.ctx, topic)
@@ -148,11 +148,11 @@ func (h *nackedMessages) set(group, id string, last nacked) {
 	h.young[key] = last
 }
 
-type watermillFeed struct {
+type watermillReceiver struct {
 	transport *watermillTransport
 	sub       message.Subscriber
 	group     string
-	out       chan *Delivery
+	out       chan *driver.Delivery
 	ctx       context.Context
 	cancel    context.CancelFunc
 	wg        sync.WaitGroup
@@ -160,18 +160,18 @@ type watermillFeed struct {
 	closeErr  error
 }
 
-func (f *watermillFeed) forward(topic string, msgs <-chan *message.Message) {
+func (f *watermillReceiver) forward(topic string, msgs <-chan *message.Message) {
 	for msg := range msgs {
 		if msg.Metadata == nil {
 			msg.Metadata = message.Metadata{}
 		}
 		id := driver.MessageID(msg)
 		last := f.transport.nacked.of(f.group, id)
-		d := &Delivery{
+		d := &driver.Delivery{
 			Message: msg, Topic: topic, Group: f.group,
 			Attempt: last.attempts + 1, History: last.history,
 		}
-		d.Settler = &watermillSettler{feed: f, delivery: d, id: id}
+		d.Settler = &watermillSettler{receiver: f, delivery: d, id: id}
 		select {
 		case f.out <- d:
 		case <-f.ctx.Done():
@@ -180,18 +180,18 @@ func (f *watermillFeed) forward(topic string, msgs <-chan *message.Message) {
 	}
 }
 
-func (f *watermillFeed) Next(ctx context.Context) (*Delivery, error) {
+func (f *watermillReceiver) Next(ctx context.Context) (*driver.Delivery, error) {
 	select {
 	case d := <-f.out:
 		return d, nil
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	case <-f.ctx.Done():
-		return nil, driver.ErrClosed
+		return nil, ErrClosed
 	}
 }
 
-func (f *watermillFeed) Close(context.Context) error {
+func (f *watermillReceiver) Close(context.Context) error {
 	f.closeOnce.Do(func() {
 		f.cancel()
 		f.closeErr = f.sub.Close()
@@ -201,18 +201,18 @@ func (f *watermillFeed) Close(context.Context) error {
 }
 
 type watermillSettler struct {
-	feed     *watermillFeed
-	delivery *Delivery
+	receiver *watermillReceiver
+	delivery *driver.Delivery
 	id       string // the message's: steps may change its headers
 }
 
 // remember keeps what the next hand-over must know.
 func (s *watermillSettler) remember(attempts int) {
-	s.feed.transport.nacked.set(s.feed.group, s.id, nacked{attempts, s.delivery.History})
+	s.receiver.transport.nacked.set(s.receiver.group, s.id, nacked{attempts, s.delivery.History})
 }
 
 func (s *watermillSettler) Ack() error {
-	s.feed.transport.nacked.set(s.feed.group, s.id, nacked{})
+	s.receiver.transport.nacked.set(s.receiver.group, s.id, nacked{})
 	s.delivery.Message.Ack()
 	return nil
 }
@@ -241,7 +241,7 @@ func (s *watermillSettler) Poison(ctx context.Context, fault driver.Fault) error
 	dead := s.delivery.Message.Copy()
 	fault.Set(dead.Metadata)
 	dead.SetContext(ctx)
-	if err := s.feed.transport.Publisher.Publish(s.feed.group+".poison", dead); err != nil {
+	if err := s.receiver.transport.Publisher.Publish(s.receiver.group+".poison", dead); err != nil {
 		return err
 	}
 	return s.Ack()
@@ -250,24 +250,24 @@ func (s *watermillSettler) Poison(ctx context.Context, fault driver.Fault) error
 // unsupportedPoisonQueue is the poison queue of a transport that has none to look into.
 type unsupportedPoisonQueue struct{}
 
-func (unsupportedPoisonQueue) List(context.Context, string, int) ([]driver.PoisonedMessage, error) {
-	return nil, driver.ErrUnsupported
+func (unsupportedPoisonQueue) List(context.Context, string, int) ([]PoisonedMessage, error) {
+	return nil, ErrUnsupported
 }
 
-func (unsupportedPoisonQueue) Get(context.Context, string) (driver.PoisonedMessage, error) {
-	return driver.PoisonedMessage{}, driver.ErrUnsupported
+func (unsupportedPoisonQueue) Get(context.Context, string) (PoisonedMessage, error) {
+	return PoisonedMessage{}, ErrUnsupported
 }
 
-func (unsupportedPoisonQueue) Put(context.Context, ...driver.PoisonedMessage) error {
-	return driver.ErrUnsupported
+func (unsupportedPoisonQueue) Put(context.Context, ...PoisonedMessage) error {
+	return ErrUnsupported
 }
 
 func (unsupportedPoisonQueue) Replay(context.Context, ...string) (int, error) {
-	return 0, driver.ErrUnsupported
+	return 0, ErrUnsupported
 }
 
 func (unsupportedPoisonQueue) Drop(context.Context, ...string) (int, error) {
-	return 0, driver.ErrUnsupported
+	return 0, ErrUnsupported
 }
 
-func (unsupportedPoisonQueue) Len(context.Context) (int, error) { return 0, driver.ErrUnsupported }
+func (unsupportedPoisonQueue) Len(context.Context) (int, error) { return 0, ErrUnsupported }

@@ -38,8 +38,7 @@ func (poisonStack) Wrap(_ bus.Handler, next message.HandlerFunc) (message.Handle
 		if err == nil {
 			return produced, nil
 		}
-		d := bus.DeliveryFrom(msg.Context())
-		return nil, d.Poison(msg.Context(), driver.NewFault(d, err))
+		return nil, bus.DeliveryFrom(msg.Context()).GiveUp(err, nil)
 	}, nil
 }
 
@@ -188,7 +187,7 @@ func TestWatermill_remembersABoundedNumberOfAttempts(t *testing.T) {
 	}.Transport()
 	feed, err := transport.Subscribe(t.Context(), driver.Subscription{Group: "g", Topics: []string{paidTopic}, Known: []string{paidTopic}, Concurrency: 1})
 	require.NoError(t, err)
-	deliver := func(id string) *bus.Delivery {
+	deliver := func(id string) *driver.Delivery {
 		msgs <- newMessage(paidTopic, id)
 		d, err := feed.Next(t.Context())
 		require.NoError(t, err)
@@ -229,7 +228,7 @@ func TestWhatAWatermillPubSubLacksIsRefused(t *testing.T) {
 	b := busOver(t, transport, bus.Config{})
 	require.ErrorContains(t, b.Handle(handler("audit", ok, topics("order.>"))), "name the topics one by one")
 	require.ErrorContains(t, b.Handle(handler("ledger", ok, func(h *bus.Handler) { h.Order = bus.OrderedByKey })), "ordering by key")
-	require.ErrorIs(t, b.Publish(t.Context(), orderPaid{}, bus.Delay(time.Second)), bus.ErrUnsupported)
+	require.ErrorIs(t, b.Publish(t.Context(), orderPaid{}, bus.WithDelay(time.Second)), bus.ErrUnsupported)
 }
 
 func TestAWatermillSubscriberThatCantBeMadeEndsRun(t *testing.T) {
@@ -398,7 +397,7 @@ func TestWatermill_keepsTheCountOfFailures(t *testing.T) {
 			close(ended)
 			return nil
 		}
-		_, end := d.Failed(errBroken, bus.RetryPolicy{Delays: []time.Duration{time.Millisecond, time.Millisecond, time.Millisecond}, InProcess: -1, Jitter: -1})
+		_, _, end := d.Failed(errBroken, bus.RetryPolicy{Delays: []time.Duration{time.Millisecond, time.Millisecond, time.Millisecond}, InProcess: -1, Jitter: -1})
 		if end != nil {
 			return bus.Discard(end)
 		}

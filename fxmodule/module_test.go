@@ -284,7 +284,7 @@ func (b brokenTransport) Subscribe(ctx context.Context, s driver.Subscription) (
 
 type brokenFeed struct{ driver.Receiver }
 
-func (brokenFeed) Next(context.Context) (*bus.Delivery, error) {
+func (brokenFeed) Next(context.Context) (*driver.Delivery, error) {
 	return nil, errors.New("the queue was deleted, and may not be made again")
 }
 

@@ -267,8 +267,8 @@ type poisonAwayFeed struct {
 	away func() bool
 }
 
-func (f poisonAwayFeed) Next(ctx context.Context) (*bus.Delivery, error) {
-	d, err := f.Feed.Next(ctx)
+func (f poisonAwayFeed) Next(ctx context.Context) (*driver.Delivery, error) {
+	d, err := f.Receiver.Next(ctx)
 	if err == nil {
 		d.Settler = poisonAwaySettler{d.Settler, f.away}
 	}
@@ -280,7 +280,7 @@ type poisonAwaySettler struct {
 	away func() bool
 }
 
-func (s poisonAwaySettler) Poison(ctx context.Context, f bus.Fault) error {
+func (s poisonAwaySettler) Poison(ctx context.Context, f driver.Fault) error {
 	if s.away() {
 		return errors.New("no route to the poison queue")
 	}
@@ -362,7 +362,7 @@ func TestAReplayedMessageIsNoDuplicate(t *testing.T) {
 }
 
 // waiting is the message that waits for a group, taken from the transport.
-func (s *service) waiting(group string) *bus.Delivery {
+func (s *service) waiting(group string) *driver.Delivery {
 	s.Helper()
 	feed, err := s.bus.Transport().Subscribe(s.Context(), driver.Subscription{Group: group, Topics: []string{"order.placed.*"}, Concurrency: 1})
 	require.NoError(s, err)
@@ -425,7 +425,7 @@ func TestAMessageThatKillsItsProcessIsPoisonedWithoutAnotherTry(t *testing.T) {
 	for _, c := range []struct{ attempt, tries int }{{6, 1}, {7, 0}} { // 5 crashes
 		synctest.Test(t, func(t *testing.T) {
 			d := newDiary()
-			aged := changing{memory.New(memory.Config{}), func(d *bus.Delivery) { d.Attempt += c.attempt - 1 }}
+			aged := changing{memory.New(memory.Config{}), func(d *driver.Delivery) { d.Attempt += c.attempt - 1 }}
 			s := serve(t, newBus(t, aged, standard()), rawHandler("ledger", func(ctx context.Context, _ *message.Message) error {
 				d.note(ctx)
 				return errHandler

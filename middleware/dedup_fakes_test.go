@@ -140,18 +140,18 @@ func (s *shelf) Capabilities() driver.Capabilities { return driver.Capabilities{
 func (s *shelf) Close(context.Context) error       { return nil }
 
 func (s *shelf) Subscribe(_ context.Context, sub driver.Subscription) (driver.Receiver, error) {
-	f := &shelfFeed{group: sub.Group, out: make(chan *bus.Delivery), settled: make(chan string, 1)}
+	f := &shelfFeed{group: sub.Group, out: make(chan *driver.Delivery), settled: make(chan string, 1)}
 	s.feeds[sub.Group] = f
 	return f, nil
 }
 
 type shelfFeed struct {
 	group   string
-	out     chan *bus.Delivery
+	out     chan *driver.Delivery
 	settled chan string
 }
 
-func (f *shelfFeed) Next(ctx context.Context) (*bus.Delivery, error) {
+func (f *shelfFeed) Next(ctx context.Context) (*driver.Delivery, error) {
 	select {
 	case d := <-f.out:
 		return d, nil
@@ -164,13 +164,13 @@ func (f *shelfFeed) Close(context.Context) error { return nil }
 
 // put hands one message out and says how it was settled.
 func (f *shelfFeed) put(msg *message.Message) string {
-	f.out <- &bus.Delivery{Message: msg, Group: f.group, Attempt: 1, Settler: f}
+	f.out <- &driver.Delivery{Message: msg, Group: f.group, Attempt: 1, Settler: f}
 	return <-f.settled
 }
 
 func (f *shelfFeed) settle(how string) error { f.settled <- how; return nil }
 
-func (f *shelfFeed) Ack() error                              { return f.settle("acked") }
-func (f *shelfFeed) Redeliver(time.Duration) error           { return f.settle("redelivered") }
-func (f *shelfFeed) GiveBack(time.Duration) error            { return f.settle("given back") }
-func (f *shelfFeed) Poison(context.Context, bus.Fault) error { return f.settle("poisoned") }
+func (f *shelfFeed) Ack() error                                 { return f.settle("acked") }
+func (f *shelfFeed) Redeliver(time.Duration) error              { return f.settle("redelivered") }
+func (f *shelfFeed) GiveBack(time.Duration) error               { return f.settle("given back") }
+func (f *shelfFeed) Poison(context.Context, driver.Fault) error { return f.settle("poisoned") }

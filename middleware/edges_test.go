@@ -102,7 +102,7 @@ func (s countingSettler) GiveBack(after time.Duration) error {
 	return s.Settler.GiveBack(after)
 }
 
-func (s countingSettler) Poison(ctx context.Context, f bus.Fault) error {
+func (s countingSettler) Poison(ctx context.Context, f driver.Fault) error {
 	if s.panics.Add(-1) >= 0 {
 		panic("the poison queue is broken")
 	}
@@ -113,7 +113,7 @@ func TestPoison_thatPanicsLeavesTheDeliveryUnsettled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var settled, panics atomic.Int64
 		panics.Store(1)
-		transport := changing{memory.New(memory.Config{}), func(d *bus.Delivery) { d.Settler = countingSettler{d.Settler, &settled, &panics} }}
+		transport := changing{memory.New(memory.Config{}), func(d *driver.Delivery) { d.Settler = countingSettler{d.Settler, &settled, &panics} }}
 		s := serve(t, newBus(t, transport, standard()), rawHandler("ledger", func(context.Context, *message.Message) error { return bus.Permanent(errHandler) }))
 		s.publish("a")
 		s.idle()
@@ -136,7 +136,7 @@ func (loudLog) Handle(_ context.Context, r slog.Record) error {
 func TestRouter_settlesOnceThoughThePartBehindPanics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var settled, panics atomic.Int64
-		transport := changing{memory.New(memory.Config{}), func(d *bus.Delivery) { d.Settler = countingSettler{d.Settler, &settled, &panics} }}
+		transport := changing{memory.New(memory.Config{}), func(d *driver.Delivery) { d.Settler = countingSettler{d.Settler, &settled, &panics} }}
 		b, err := bus.New(transport, bus.Config{Service: "shop", Stack: standard(), Logger: slog.New(loudLog{})})
 		require.NoError(t, err)
 		t.Cleanup(func() { _ = b.Close(context.Background()) })
@@ -245,7 +245,7 @@ func TestIdle_endsWhereADuplicateWasRedeliveredForAFailure(t *testing.T) {
 			return nil
 		}, policy(bus.RetryPolicy{Delays: []time.Duration{5 * time.Second, 5 * time.Second}}), func(h *bus.Handler) { h.Concurrency = 1 }))
 		for _, id := range []string{"a", "b"} { // two messages that are one fact
-			require.NoError(t, s.bus.Publish(t.Context(), placedV1{OrderID: "x"}, bus.ID(id), bus.Header("ce_dedupkey", "k")))
+			require.NoError(t, s.bus.Publish(t.Context(), placedV1{OrderID: "x"}, bus.WithID(id), bus.WithHeader("ce_dedupkey", "k")))
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 		defer cancel()

@@ -37,9 +37,9 @@ type lostFeed struct {
 	times int
 }
 
-func (f lostFeed) Next(ctx context.Context) (*bus.Delivery, error) {
+func (f lostFeed) Next(ctx context.Context) (*driver.Delivery, error) {
 	for {
-		d, err := f.Feed.Next(ctx)
+		d, err := f.Receiver.Next(ctx)
 		if err != nil || d.Attempt > f.times {
 			return d, err
 		}
@@ -286,7 +286,7 @@ func (s slowSettler) note(call string) {
 	*s.calls = append(*s.calls, call)
 }
 
-func (s slowSettler) Poison(ctx context.Context, f bus.Fault) error {
+func (s slowSettler) Poison(ctx context.Context, f driver.Fault) error {
 	s.note("poison")
 	time.Sleep(8 * time.Second)
 	s.note("confirmed")
@@ -302,7 +302,7 @@ func TestDrain_settlesAMessageOnceThatIsBeingPoisoned(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var calls []string
 		var mu sync.Mutex
-		slow := changing{kept{memory.New(memory.Config{})}, func(d *bus.Delivery) { d.Settler = slowSettler{d.Settler, &mu, &calls} }}
+		slow := changing{kept{memory.New(memory.Config{})}, func(d *driver.Delivery) { d.Settler = slowSettler{d.Settler, &mu, &calls} }}
 		b, err := bus.New(slow, bus.Config{Service: "shop", Stack: standard(), DrainTimeout: 2 * time.Second})
 		require.NoError(t, err)
 		t.Cleanup(func() { _ = b.Close(context.Background()) })

@@ -21,7 +21,7 @@ func TestLog_boundsWhatMessagesSay(t *testing.T) {
 	long := strings.Repeat("x", 100_000)
 	msg := message.NewMessage(long, nil)
 	msg.Metadata = message.Metadata{driver.HeaderID: long, driver.HeaderType: long, driver.HeaderCorrelationID: long}
-	observer.Finished(t.Context(), &bus.Delivery{Message: msg, Group: "shop.mail", Topic: long}, bus.Observation{Outcome: bus.Poisoned, Err: errors.New(long)})
+	observer.Finished(t.Context(), &bus.Delivery{Delivery: driver.Delivery{Message: msg, Group: "shop.mail", Topic: long}}, bus.Observation{Outcome: bus.Poisoned, Err: errors.New(long)})
 	observer.Published(t.Context(), bus.Publication{Topic: long, Err: errors.New("refused")})
 	require.Equal(t, 2, strings.Count(out.String(), "\n"))
 	require.Less(t, out.Len(), 4<<10)

@@ -82,7 +82,7 @@ func withoutBreaker(h *bus.Handler) { h.Breaker = new(bus.NoBreaker()) }
 // changing is a transport whose deliveries are changed before they are handed out.
 type changing struct {
 	bus.Transport
-	change func(*bus.Delivery)
+	change func(*driver.Delivery)
 }
 
 func (c changing) Subscribe(ctx context.Context, s driver.Subscription) (driver.Receiver, error) {
@@ -92,11 +92,11 @@ func (c changing) Subscribe(ctx context.Context, s driver.Subscription) (driver.
 
 type changingFeed struct {
 	driver.Receiver
-	change func(*bus.Delivery)
+	change func(*driver.Delivery)
 }
 
-func (f changingFeed) Next(ctx context.Context) (*bus.Delivery, error) {
-	d, err := f.Feed.Next(ctx)
+func (f changingFeed) Next(ctx context.Context) (*driver.Delivery, error) {
+	d, err := f.Receiver.Next(ctx)
 	if err == nil {
 		f.change(d)
 	}
@@ -140,7 +140,7 @@ func serve(t *testing.T, b *bus.Bus, hs ...bus.Handler) *service {
 func (s *service) publish(ids ...string) {
 	s.Helper()
 	for _, id := range ids {
-		require.NoError(s, s.bus.Publish(s.Context(), placedV1{OrderID: id}, bus.ID(id)))
+		require.NoError(s, s.bus.Publish(s.Context(), placedV1{OrderID: id}, bus.WithID(id)))
 	}
 }
 
@@ -222,3 +222,5 @@ func (a *audience) outcomes() []bus.Outcome {
 	}
 	return outcomes
 }
+
+func (*audience) BreakerChanged(bus.BreakerChange) {}

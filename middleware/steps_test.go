@@ -217,9 +217,9 @@ func TestPoisonAcksNothingThatIsNotSafe(t *testing.T) {
 		_, err := middleware.Poison(cfg)(returns(errHandler))(msg)
 		require.ErrorIs(t, err, errHandler)
 		require.ErrorContains(t, err, name)
-		r, ok := bus.AsRedelivery(err)
+		r, ok := errors.AsType[*bus.Redelivery](err)
 		require.True(t, ok)
-		require.Equal(t, bus.CostsNothing, r.Cost)
+		require.True(t, r.Uncounted)
 		require.Equal(t, bus.Redelivered, bus.DeliveryFrom(msg.Context()).Outcome(err))
 	}
 }
@@ -250,7 +250,7 @@ func TestRetryByItself(t *testing.T) {
 		msg := event("a")
 		if d != nil {
 			d.Message = msg
-			msg.SetContext(bus.ContextWithDelivery(context.Background(), d))
+			msg.SetContext(d.NewContext(context.Background()))
 		}
 		began := time.Now()
 		_, err = middleware.Retry(policy)(func(*message.Message) ([]*message.Message, error) {
@@ -262,31 +262,31 @@ func TestRetryByItself(t *testing.T) {
 	always := func(int) error { return errHandler }
 
 	synctest.Test(t, func(t *testing.T) {
-		n, took, err := run(&bus.Delivery{Attempt: 1, Settler: settler{}}, always)
+		n, took, err := run(&bus.Delivery{Delivery: driver.Delivery{Attempt: 1, Settler: settler{}}}, always)
 		require.Equal(t, 3, n)
 		require.Equal(t, 1001*time.Millisecond, took)
-		r, ok := bus.AsRedelivery(err)
+		r, ok := errors.AsType[*bus.Redelivery](err)
 		require.True(t, ok)
 		require.Equal(t, &bus.Redelivery{After: time.Hour, Err: errHandler}, r)
 
-		n, took, err = run(&bus.Delivery{Attempt: 2, History: driver.History{Failures: 3}, Settler: settler{}}, always)
+		n, took, err = run(&bus.Delivery{Delivery: driver.Delivery{Attempt: 2, History: driver.History{Failures: 3}, Settler: settler{}}}, always)
 		require.Equal(t, 1, n)
 		require.Zero(t, took)
 		require.Equal(t, errHandler, err, "the policy is through")
 
-		n, _, err = run(&bus.Delivery{Attempt: 2, History: driver.History{Failures: driver.FailuresUnknown}, Settler: settler{}}, always)
+		n, _, err = run(&bus.Delivery{Delivery: driver.Delivery{Attempt: 2, History: driver.History{Failures: driver.FailuresUnknown}, Settler: settler{}}}, always)
 		require.Equal(t, 1, n, "an older version of leat has redelivered it")
 		require.Equal(t, errHandler, err)
 
-		n, _, err = run(&bus.Delivery{Attempt: 6, Settler: settler{}}, always)
+		n, _, err = run(&bus.Delivery{Delivery: driver.Delivery{Attempt: 6, Settler: settler{}}}, always)
 		require.Equal(t, 3, n, "crashes cost no try")
 		require.ErrorIs(t, err, errHandler)
 
-		n, _, err = run(&bus.Delivery{Attempt: 10, History: driver.History{Failures: 4}, Settler: settler{}}, always)
+		n, _, err = run(&bus.Delivery{Delivery: driver.Delivery{Attempt: 10, History: driver.History{Failures: 4}, Settler: settler{}}}, always)
 		require.Equal(t, 1, n, "five crashes, too")
 		require.Equal(t, errHandler, err)
 
-		n, _, err = run(&bus.Delivery{Attempt: 7, Settler: settler{}}, always)
+		n, _, err = run(&bus.Delivery{Delivery: driver.Delivery{Attempt: 7, Settler: settler{}}}, always)
 		require.Zero(t, n, "up to the crash limit")
 		require.True(t, bus.IsPermanent(err))
 
@@ -315,9 +315,9 @@ func TestRetryDoesNotWaitForAMessageWhoseContextIsOver(t *testing.T) {
 			return nil, errHandler
 		})(msg)
 		require.Equal(t, 1, n)
-		r, ok := bus.AsRedelivery(err)
+		r, ok := errors.AsType[*bus.Redelivery](err)
 		require.True(t, ok)
-		require.Equal(t, bus.CostsAttempt, r.Cost, "or a step with a limit would give it back for ever")
+		require.False(t, r.Uncounted, "or a step with a limit would give it back for ever")
 		require.ErrorIs(t, err, errHandler)
 	})
 }
@@ -338,7 +338,7 @@ func TestLogSaysWhatWentWrongAndKeepsQuietOtherwise(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var text bytes.Buffer
-			d := &bus.Delivery{Message: event("id-1", driver.HeaderType, orderTopic), Group: "shop.ledger", Attempt: 2, Try: 5}
+			d := &bus.Delivery{Delivery: driver.Delivery{Message: event("id-1", driver.HeaderType, orderTopic), Group: "shop.ledger", Attempt: 2}, Try: 5}
 			middleware.Log(slog.New(slog.NewTextHandler(&text, nil))).Finished(t.Context(), d, c.o)
 			if c.want == nil {
 				require.Empty(t, text.String())
@@ -357,3 +357,5 @@ func TestLogSaysWhatWentWrongAndKeepsQuietOtherwise(t *testing.T) {
 	l.Published(t.Context(), bus.Publication{Topic: orderTopic, Messages: make([]*message.Message, 3), Err: errHandler})
 	require.Contains(t, text.String(), `level=ERROR msg="leat: publish failed" topic=order.placed.v1 messages=3 err="handler failed"`)
 }
+
+func (orderly) BreakerChanged(bus.BreakerChange) {}

@@ -21,6 +21,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/handlers"
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/middleware"
@@ -140,7 +141,7 @@ func drainLeat(b *testing.B, w world) func() {
 		handled.add()
 		return nil
 	}, handlers.Concurrency(100))))
-	feed, err := transport.Subscribe(ctx, bus.Subscription{Group: "bench.ledger", Topics: []string{"order.paid.v1"}, Concurrency: 1})
+	feed, err := transport.Subscribe(ctx, driver.Subscription{Group: "bench.ledger", Topics: []string{"order.paid.v1"}, Concurrency: 1})
 	require.NoError(b, err)
 	for range waiting / 1000 {
 		require.NoError(b, transport.Publish(ctx, "order.paid.v1", newMessages(b, 1000)...))

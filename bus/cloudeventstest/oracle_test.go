@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 const generated = 10_000
@@ -162,13 +163,13 @@ func readSDK(text []byte) (e sdk.Event, err error) {
 func requireSame(t *testing.T, e sdk.Event, msg *message.Message, from string) {
 	t.Helper()
 	h := msg.Metadata
-	require.Equal(t, e.ID(), bus.MessageID(msg), from)
-	require.Equal(t, e.Type(), h[bus.HeaderType], from)
-	require.Equal(t, e.Source(), normal(t, h[bus.HeaderSource]), from)
-	require.Equal(t, e.Subject(), h[bus.HeaderSubject], from)
-	require.Equal(t, e.DataContentType(), h[bus.HeaderContentType], from)
-	require.Equal(t, e.DataSchema(), normal(t, h[bus.HeaderDataSchema]), from)
-	require.True(t, e.Time().Equal(bus.MessageTime(msg)), "%s: %s, %s", from, e.Time(), bus.MessageTime(msg))
+	require.Equal(t, e.ID(), driver.MessageID(msg), from)
+	require.Equal(t, e.Type(), h[driver.HeaderType], from)
+	require.Equal(t, e.Source(), normal(t, h[driver.HeaderSource]), from)
+	require.Equal(t, e.Subject(), h[driver.HeaderSubject], from)
+	require.Equal(t, e.DataContentType(), h[driver.HeaderContentType], from)
+	require.Equal(t, e.DataSchema(), normal(t, h[driver.HeaderDataSchema]), from)
+	require.True(t, e.Time().Equal(driver.MessageTime(msg)), "%s: %s, %s", from, e.Time(), driver.MessageTime(msg))
 	extensions := make(map[string]string)
 	for name, value := range e.Extensions() {
 		extensions[name] = fmt.Sprint(value)
@@ -176,7 +177,7 @@ func requireSame(t *testing.T, e sdk.Event, msg *message.Message, from string) {
 	have := make(map[string]string)
 	for header, value := range h {
 		switch name, attribute := strings.CutPrefix(header, "ce_"); header {
-		case bus.HeaderID, bus.HeaderType, bus.HeaderSource, bus.HeaderSubject, bus.HeaderTime, bus.HeaderContentType, bus.HeaderDataSchema:
+		case driver.HeaderID, driver.HeaderType, driver.HeaderSource, driver.HeaderSubject, driver.HeaderTime, driver.HeaderContentType, driver.HeaderDataSchema:
 		default:
 			if attribute {
 				have[name] = value

@@ -27,6 +27,7 @@ import (
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports"
 	"github.com/leatbus/leat/transports/sql"
+	_ "github.com/leatbus/leat/transports/sqlite"
 )
 
 func TestMain(m *testing.M) { testscript.Main(m, map[string]func(){"shop": shop}) }
@@ -178,6 +179,19 @@ func TestWhatIfLeavesEverythingAsItIs(t *testing.T) {
 	}
 }
 
+func TestMain_refusesArgumentsThatAreNoVerb(t *testing.T) {
+	w := newWorld(t, "sqlite://"+filepath.Join(t.TempDir(), "bus.db"))
+	out, status := w.shop("poisn", "ls")
+	require.Equal(t, 2, status, out)
+	require.Contains(t, out, `did you mean "poison"?`)
+	out, status = w.shop("--port=80")
+	require.Equal(t, 2, status, out)
+	out, status = w.shop("--help")
+	require.Equal(t, 0, status, out)
+	require.Contains(t, out, "poison stats")
+	require.NoFileExists(t, w.hooks, "the service did not start")
+}
+
 // TestWhatIfWithoutTheServicesStart is for a service that can't start twice on a machine: a handler whose
 // dependencies are not there fails, and nothing else does.
 func TestWhatIfWithoutTheServicesStart(t *testing.T) {
@@ -218,8 +232,8 @@ func newWorld(t *testing.T, address string) *world {
 		for i, payload := range []string{`{"order":1}`, `{"order":2}`, `x`} {
 			msg := message.NewMessage(fmt.Sprintf("e-%d", i), []byte(payload))
 			msg.Metadata = message.Metadata{driver.HeaderID: msg.UUID, driver.HeaderType: "order.paid.v1", driver.HeaderSource: "shop"}
-			d := &bus.Delivery{Message: msg, Topic: "order.paid.v1", Group: w.group(handler), Attempt: 8}
-			driver.NewFault(d, errors.New("card declined")).Set(msg.Metadata)
+			d := &bus.Delivery{Delivery: driver.Delivery{Message: msg, Topic: "order.paid.v1", Group: w.group(handler), Attempt: 8}}
+			driver.NewFault(&d.Delivery, errors.New("card declined")).Set(msg.Metadata)
 			msgs = append(msgs, bus.PoisonedMessage{Message: msg})
 		}
 		require.NoError(t, w.transport.PoisonQueue(w.group(handler)).Put(w.patience(), msgs...))

@@ -258,7 +258,7 @@ func (a Admin) doctor(w http.ResponseWriter, r *http.Request) error {
 		f := driver.Finding{Check: "health of " + h.Group, Text: string(h.State)}
 		for _, part := range slices.Sorted(maps.Keys(h.Degraded)) {
 			f.Err = errors.Join(f.Err, fmt.Errorf("%s: %s", part, h.Degraded[part]))
-			f.Cure = "see the service's log, and what it depends on"
+			f.Fix = "see the service's log, and what it depends on"
 		}
 		findings = append(findings, f)
 	}
@@ -379,7 +379,7 @@ func readRecords(r *http.Request) (msgs []driver.PoisonedMessage, err error) {
 	return msgs, readEnd(decoder)
 }
 
-// queue is the poison queue of a group that is there.
+// queue returns the poison queue of a group that is there.
 func (a Admin) queue(r *http.Request) (string, driver.PoisonQueue, error) {
 	group, transport := r.PathValue("group"), WithOutbox(a.Bus.Transport(), a.Bus.Outbox())
 	if inspector, ok := transport.(driver.Inspector); ok {

@@ -8,7 +8,7 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// Diagnose is what the transport finds out about itself, and what its groups tell.
+// Diagnose returns what the transport finds out about itself, and what its groups tell.
 func Diagnose(ctx context.Context, inspector driver.Inspector) []driver.Finding {
 	findings := inspector.Diagnose(ctx)
 	for _, f := range findings {
@@ -18,7 +18,7 @@ func Diagnose(ctx context.Context, inspector driver.Inspector) []driver.Finding 
 	}
 	groups, err := inspector.Groups(ctx)
 	if err != nil {
-		return append(findings, driver.Finding{Check: "groups", Err: err, Cure: "see what the transport says above"})
+		return append(findings, driver.Finding{Check: "groups", Err: err, Fix: "see what the transport says above"})
 	}
 	for _, g := range groups {
 		findings = append(findings, diagnoseGroup(g))
@@ -26,7 +26,7 @@ func Diagnose(ctx context.Context, inspector driver.Inspector) []driver.Finding 
 	return findings
 }
 
-// DiagnoseOutbox is [Diagnose] for the database of an outbox, of which nothing else is looked at.
+// DiagnoseOutbox does what [Diagnose] does for the database of an outbox, and checks nothing else.
 func DiagnoseOutbox(ctx context.Context, inspector driver.Inspector) []driver.Finding {
 	findings := inspector.Diagnose(ctx)
 	groups, err := inspector.Groups(ctx)
@@ -43,7 +43,7 @@ func DiagnoseOutbox(ctx context.Context, inspector driver.Inspector) []driver.Fi
 	if !there {
 		findings = append(findings, driver.Finding{
 			Check: "outbox", Err: errors.New("no service has an outbox in these tables"),
-			Cure: "start the service with this URL as LEAT_OUTBOX_URL, or correct the URL's database, schema and prefix",
+			Fix: "start the service with this URL as LEAT_OUTBOX_URL, or correct the URL's database, schema and prefix",
 		})
 	}
 	return findings
@@ -59,12 +59,12 @@ func diagnoseGroup(g driver.GroupInfo) driver.Finding {
 	}
 	if g.Consumers == 0 && g.Waiting > 0 {
 		f.Err = fmt.Errorf("%d messages wait, and nobody consumes", g.Waiting)
-		f.Cure = "start the service that has the group; if there is none any more, its messages wait for ever"
+		f.Fix = "start the service that has the group; if there is none any more, its messages wait for ever"
 	}
 	return f
 }
 
-// Count is a number, or ? for one that is unknown.
+// Count returns a number, or ? for one that is unknown.
 func Count(n int) string {
 	if n == driver.Unknown {
 		return "?"

@@ -5,7 +5,6 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
-	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/bus/driver"
 )
 
@@ -59,7 +58,7 @@ func (*idleOutbox) Relay(ctx context.Context, _ driver.PublishFunc) error {
 // idleFeed hands nothing out.
 type idleFeed struct{}
 
-func (idleFeed) Next(ctx context.Context) (*bus.Delivery, error) {
+func (idleFeed) Next(ctx context.Context) (*driver.Delivery, error) {
 	<-ctx.Done()
 	return nil, context.Cause(ctx)
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// WithOutbox is a bus's transport with its outbox, if it has one, as one more group: what was set aside
+// WithOutbox returns a bus's transport with its outbox, if it has one, as one more group: what was set aside
 // there is shown, replayed to the relay and dropped like any other poisoned message.
 func WithOutbox(t driver.Transport, outbox driver.Outbox) driver.Transport {
 	o, ok := outbox.(poisoningOutbox)
@@ -47,7 +47,7 @@ type inspectedOutbox struct {
 	driver.Inspector
 }
 
-// Groups are the transport's and the outbox, by name. A transport on the outbox's own tables knows it.
+// Groups returns the transport's and the outbox, by name. A transport on the outbox's own tables knows it.
 func (t *inspectedOutbox) Groups(ctx context.Context) ([]driver.GroupInfo, error) {
 	all, err := t.Inspector.Groups(ctx)
 	if err != nil {
@@ -66,7 +66,7 @@ func (t *inspectedOutbox) Diagnose(ctx context.Context) []driver.Finding {
 	findings := t.Inspector.Diagnose(ctx)
 	g, err := outboxGroup(ctx, t.outbox)
 	if err != nil {
-		return append(findings, driver.Finding{Check: "outbox " + t.outbox.Group(), Err: err, Cure: "see to the outbox's database"})
+		return append(findings, driver.Finding{Check: "outbox " + t.outbox.Group(), Err: err, Fix: "see to the outbox's database"})
 	}
 	return append(findings, diagnoseOutbox(g))
 }
@@ -114,10 +114,10 @@ func diagnoseOutbox(g driver.GroupInfo) driver.Finding {
 	switch {
 	case pending > 0 && g.Consumers == 0:
 		f.Err = fmt.Errorf("%d pending, the oldest for %s, and no relay runs", pending, age)
-		f.Cure = "start the service whose outbox this is; any of its instances relays"
+		f.Fix = "start the service whose outbox this is; any of its instances relays"
 	case age > outboxPatience:
 		f.Err = fmt.Errorf("%d pending, the oldest for %s", pending, age)
-		f.Cure = "see whether the transport is away or refuses them: it is in the service's health and log"
+		f.Fix = "see whether the transport is away or refuses them: it is in the service's health and log"
 	}
 	return f
 }

@@ -76,20 +76,20 @@ type Finding struct {
 	OK    bool   `json:"ok"`
 	Text  string `json:"text,omitempty"`
 	Error string `json:"error,omitempty"`
-	Cure  string `json:"cure,omitempty"`
+	Fix   string `json:"cure,omitempty"`
 }
 
 // DescribeFinding puts a finding into JSON.
 func DescribeFinding(f driver.Finding) Finding {
 	d := Finding{Check: f.Check, OK: f.Err == nil, Text: f.Text}
 	if f.Err != nil {
-		d.Error, d.Cure = f.Err.Error(), f.Cure
+		d.Error, d.Fix = f.Err.Error(), f.Fix
 	}
 	return d
 }
 
 func (f Finding) finding() driver.Finding {
-	found := driver.Finding{Check: f.Check, Text: f.Text, Cure: f.Cure}
+	found := driver.Finding{Check: f.Check, Text: f.Text, Fix: f.Fix}
 	if !f.OK {
 		found.Err = errors.New(f.Error)
 	}

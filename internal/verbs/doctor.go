@@ -63,7 +63,7 @@ func (c *doctor) database(ctx context.Context, e *Env, what, raw string, look fu
 	defer cancel()
 	findings, err := lookAt(ctx, e, raw, look)
 	if err != nil {
-		findings = []driver.Finding{{Check: "open it", Err: err, Cure: cureOf(err)}}
+		findings = []driver.Finding{{Check: "open it", Err: err, Fix: cureOf(err)}}
 	}
 	for i := range findings {
 		findings[i].Check = what + ": " + findings[i].Check
@@ -90,15 +90,15 @@ func lookAt(ctx context.Context, e *Env, raw string, look func(context.Context, 
 	return look(ctx, t), nil
 }
 
-// cureOf is what to do about a message system that does not open.
+// cureOf returns what to do about a message system that does not open.
 func cureOf(err error) string {
 	knows, ok := errors.AsType[interface {
 		error
-		Cure() string
+		Fix() string
 	}](err)
 	switch {
 	case ok:
-		return knows.Cure()
+		return knows.Fix()
 	case isUsage(err):
 		return "correct the URL; the page of its transport lists the options"
 	default:
@@ -109,10 +109,10 @@ func cureOf(err error) string {
 func (c *doctor) findings(ctx context.Context, e *Env) []driver.Finding {
 	s, err := c.open(ctx, e)
 	if isUsage(err) {
-		return []driver.Finding{{Check: "URL", Err: err, Cure: cureOf(err)}}
+		return []driver.Finding{{Check: "URL", Err: err, Fix: cureOf(err)}}
 	}
 	if err != nil {
-		return []driver.Finding{{Check: "open " + e.Where, Err: err, Cure: cureOf(err)}}
+		return []driver.Finding{{Check: "open " + e.Where, Err: err, Fix: cureOf(err)}}
 	}
 	defer s.close()
 	inspector, err := s.inspector()
@@ -133,6 +133,6 @@ func (c *doctor) write(e *Env, f driver.Finding) error {
 		_, err := fmt.Fprintf(e.Stdout, "ok     %s: %s\n", printable(line.Check), printable(line.Text))
 		return err
 	}
-	_, err := fmt.Fprintf(e.Stdout, "WRONG  %s: %s\n       cure: %s\n", printable(line.Check), printable(line.Error), printable(line.Cure))
+	_, err := fmt.Fprintf(e.Stdout, "WRONG  %s: %s\n       cure: %s\n", printable(line.Check), printable(line.Error), printable(line.Fix))
 	return err
 }

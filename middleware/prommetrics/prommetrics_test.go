@@ -103,7 +103,7 @@ func TestObserver_takesAnyTopic(t *testing.T) {
 	require.NoError(t, err)
 	for _, topic := range []string{"a.\xff", strings.Repeat("x", 60_000)} {
 		observer.Published(t.Context(), bus.Publication{Topic: topic, Messages: make([]*message.Message, 1)})
-		d := &bus.Delivery{Message: message.NewMessage("id", nil), Topic: topic, Group: "g", Attempt: 1}
+		d := &bus.Delivery{Delivery: driver.Delivery{Message: message.NewMessage("id", nil), Topic: topic, Group: "g", Attempt: 1}}
 		observer.Finished(observer.Started(t.Context(), d), d, bus.Observation{Outcome: bus.Handled})
 	}
 	require.NoError(t, testutil.GatherAndCompare(registry, strings.NewReader(`
@@ -122,8 +122,8 @@ func TestObserver_measuresTheLagFromWhenAMessageWasDue(t *testing.T) {
 	msg := message.NewMessage("id", nil)
 	msg.Metadata[driver.HeaderTime] = now.Add(-time.Hour).Format(time.RFC3339Nano)
 	msg.Metadata[driver.HeaderDeliverAt] = now.Format(time.RFC3339Nano)
-	observer.Started(t.Context(), &bus.Delivery{Message: msg, Group: "g", Attempt: 1})
-	observer.Started(t.Context(), &bus.Delivery{Message: msg, Group: "g", Attempt: 1, History: driver.History{FailedSince: now}})
+	observer.Started(t.Context(), &bus.Delivery{Delivery: driver.Delivery{Message: msg, Group: "g", Attempt: 1}})
+	observer.Started(t.Context(), &bus.Delivery{Delivery: driver.Delivery{Message: msg, Group: "g", Attempt: 1, History: driver.History{FailedSince: now}}})
 	families, err := registry.Gather()
 	require.NoError(t, err)
 	for _, f := range families {

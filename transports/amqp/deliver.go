@@ -11,8 +11,8 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	amqp "github.com/rabbitmq/amqp091-go"
 
-	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/internal/ids"
 )
 
 // deliver publishes one of leat's own copies, which must reach a queue. Where it reaches none, the
@@ -64,7 +64,7 @@ func (t *Transport) toPoison(ctx context.Context, it *item, fault driver.Fault, 
 		delete(p.Headers, driver.HeaderFaultStack)
 	}
 	maps.Copy(p.Headers, place)
-	p.Headers[headerPoisonID] = bus.NewID()
+	p.Headers[headerPoisonID] = ids.New()
 	p.Headers[headerQueue] = it.queue
 	fit(&p, frame-brokersRoom)
 	return t.deliver(ctx, &outgoing{key: poisonName(it.feed.sub.Group), msg: p})

@@ -37,11 +37,11 @@ func (t *Transport) Diagnose(ctx context.Context) []driver.Finding {
 	d := new(diagnosis)
 	reached := driver.Finding{
 		Check: "reach the broker and log in",
-		Cure:  "start the broker, or correct the URL's host, port, user, password, virtual host and TLS options",
+		Fix:   "start the broker, or correct the URL's host, port, user, password, virtual host and TLS options",
 	}
 	err := t.inspect(ctx, "diagnose", func(i *inspection) error {
 		d.inspection = i
-		reached.Text, reached.Cure = i.where(), ""
+		reached.Text, reached.Fix = i.where(), ""
 		d.findings = append(d.findings, reached, i.version())
 		d.findings = append(d.findings, t.accepts(ctx))
 		for _, check := range []func() error{d.exchange, d.delays, d.registry} {
@@ -56,7 +56,7 @@ func (t *Transport) Diagnose(ctx context.Context) []driver.Finding {
 		reached.Err = err
 		d.findings = append(d.findings, reached)
 	case err != nil:
-		d.findings = append(d.findings, driver.Finding{Check: "everything else", Err: fmt.Errorf("not checked: %w", err), Cure: "try again"})
+		d.findings = append(d.findings, driver.Finding{Check: "everything else", Err: fmt.Errorf("not checked: %w", err), Fix: "try again"})
 	}
 	return d.findings
 }
@@ -70,7 +70,7 @@ func (d *diagnosis) add(f driver.Finding, err error, cure string) error {
 		if conflict, ok := errors.AsType[*ConflictError](err); ok {
 			cure = conflict.cure()
 		}
-		f.Err, f.Text, f.Cure = err, "", cure
+		f.Err, f.Text, f.Fix = err, "", cure
 	}
 	d.findings = append(d.findings, f)
 	return nil
@@ -98,7 +98,7 @@ func (i *inspection) version() driver.Finding {
 	}
 	if product == "RabbitMQ" && i.t.cfg.QueueType == Quorum && olderThan(version, oldestMajor, oldestMinor) {
 		f.Err = fmt.Errorf("%s: delays on quorum queues need %d.%d or later", f.Text, oldestMajor, oldestMinor)
-		f.Cure = "upgrade the broker, or use the option queue=classic"
+		f.Fix = "upgrade the broker, or use the option queue=classic"
 	}
 	return f
 }
@@ -148,11 +148,11 @@ func (t *Transport) accepts(ctx context.Context) driver.Finding {
 	f.Err, f.Text = err, ""
 	switch {
 	case errors.Is(err, errBlocked):
-		f.Cure = "see to the broker's memory and disk; publishers wait until then, and consumers go on"
+		f.Fix = "see to the broker's memory and disk; publishers wait until then, and consumers go on"
 	case isCode(err, amqp.AccessRefused):
-		f.Cure = "grant the user the right to write to the exchange and to the default exchange (amq.default)"
+		f.Fix = "grant the user the right to write to the exchange and to the default exchange (amq.default)"
 	default:
-		f.Cure = "see what the broker's log says"
+		f.Fix = "see what the broker's log says"
 	}
 	return f
 }

@@ -2,8 +2,6 @@ package amqp
 
 import "github.com/leatbus/leat/bus/driver"
 
-import "github.com/leatbus/leat/bus"
-
 var _ driver.HealthChecker = (*Transport)(nil)
 
 // Health is connected when both connections are, and blocked when one of them is. It does not block.

@@ -297,7 +297,7 @@ func TestDiagnoseNamesWhatIsWrongAndTheCure(t *testing.T) {
 	})
 	f := findingOf(t, transport.Diagnose(t.Context()), "group "+group)
 	require.ErrorContains(t, f.Err, "another x-queue-type: 'classic', and 'quorum' is wanted")
-	require.Contains(t, f.Cure, "choose it with the option queue")
+	require.Contains(t, f.Fix, "choose it with the option queue")
 
 	deleteExchange(t, b.url(), exchange)
 	withBroker(t, b.url(), func(ch *rabbit.Channel) {
@@ -306,7 +306,7 @@ func TestDiagnoseNamesWhatIsWrongAndTheCure(t *testing.T) {
 	defer deleteExchange(t, b.url(), exchange)
 	f = findingOf(t, transport.Diagnose(t.Context()), "exchange "+exchange)
 	require.ErrorContains(t, f.Err, "it is there with another type")
-	require.Contains(t, f.Cure, "choose another exchange")
+	require.Contains(t, f.Fix, "choose another exchange")
 
 	b.ctl(t, "set_vm_memory_high_watermark", "0.0001")
 	defer b.ctl(t, "set_vm_memory_high_watermark", "0.4")
@@ -333,7 +333,7 @@ func TestAUserWithoutRightsGetsClearAnswers(t *testing.T) {
 	require.ErrorContains(t, err, "the queue by which groups are known is not there, and declare=false")
 	f := findingOf(t, restricted.Diagnose(t.Context()), "registry of groups leat.groups.*")
 	require.ErrorContains(t, f.Err, "declare=false")
-	require.NotEmpty(t, f.Cure)
+	require.NotEmpty(t, f.Fix)
 	require.ErrorContains(t, restricted.Tail(t.Context(), "order.>", nil), "no right to make a queue")
 
 	group := unique("ledger")
@@ -349,7 +349,7 @@ func TestAUserWithoutRightsGetsClearAnswers(t *testing.T) {
 	b.ctl(t, "set_permissions", "-p", vhost, vhost, "^$", "^leat[.].*$", "^leat[.].*$")
 	findings := restricted.Diagnose(t.Context())
 	require.ErrorContains(t, findingOf(t, findings, "publish").Err, "ACCESS_REFUSED")
-	require.Contains(t, findingOf(t, findings, "publish").Cure, "amq.default")
+	require.Contains(t, findingOf(t, findings, "publish").Fix, "amq.default")
 	require.ErrorContains(t, findingOf(t, findings, "group "+group).Err, "may not read queue")
 	for _, f := range findings {
 		require.NotContains(t, fmt.Sprint(f), "secret@")

@@ -6,7 +6,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
-	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/internal/ids"
 )
 
 // Who leads an ordered group: the process that has the token, a message from the queue <group>.lead, which
@@ -65,7 +65,7 @@ func (l *leaderToken) valid() bool {
 // sendToken does not wait for the confirmation, nor behind what waits for one. The caller holds the feed's mu.
 func (h *held) sendToken() error {
 	const mandatory, immediate = false, false
-	id := bus.NewID()
+	id := ids.New()
 	h.token.sent[id] = time.Now()
 	_, err := h.ch.PublishWithDeferredConfirm("", leadName(h.feed.sub.Group), mandatory, immediate,
 		amqp.Publishing{DeliveryMode: amqp.Persistent, MessageId: id})
@@ -177,7 +177,7 @@ func (h *held) scan() error {
 	}
 	h.feed.mu.Lock()
 	defer h.feed.mu.Unlock()
-	h.nonce = bus.NewID()
+	h.nonce = ids.New()
 	h.send(transfer{out: h.note(noteScan, h.nonce)})
 	return nil
 }
@@ -234,7 +234,7 @@ func (h *held) farewell() error {
 	}
 	sent := make(chan struct{})
 	f.mu.Lock()
-	h.send(transfer{h.note(notePeace, bus.NewID()), func(bool) { close(sent) }})
+	h.send(transfer{h.note(notePeace, ids.New()), func(bool) { close(sent) }})
 	f.mu.Unlock()
 	select {
 	case <-sent:

@@ -16,8 +16,8 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	amqp "github.com/rabbitmq/amqp091-go"
 
-	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/internal/ids"
 )
 
 const (
@@ -554,7 +554,7 @@ func (l *look) release(window []*amqp.Delivery) error {
 			h := amqp.Table{headerHeldNote: noteSkip}
 			p.set(h)
 			out = append(out, &outgoing{key: heldName(l.group), msg: amqp.Publishing{
-				DeliveryMode: amqp.Persistent, MessageId: bus.NewID(), Headers: h,
+				DeliveryMode: amqp.Persistent, MessageId: ids.New(), Headers: h,
 			}})
 		}
 	}

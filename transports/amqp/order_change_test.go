@@ -49,7 +49,7 @@ func TestOrderChange_unorderedGroupGetsWhatWasHeld(t *testing.T) {
 			return said.Check != ""
 		})
 		require.ErrorContains(t, said.Err, group+".held")
-		require.NotEmpty(t, said.Cure)
+		require.NotEmpty(t, said.Fix)
 		got := map[string]bool{}
 		for len(got) < 2 {
 			got[take(t, feed)] = true

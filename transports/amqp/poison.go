@@ -12,8 +12,8 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
-	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/internal/ids"
 )
 
 const (
@@ -225,7 +225,7 @@ func (q *poisonQueue) outgoing(m driver.PoisonedMessage) (*outgoing, error) {
 		return nil, err
 	}
 	p.Headers[headerTopic] = m.Topic()
-	p.Headers[headerPoisonID] = cmp.Or(m.ID, bus.NewID())
+	p.Headers[headerPoisonID] = cmp.Or(m.ID, ids.New())
 	if first := driver.FaultOf(m.Message.Metadata).FirstAt; !first.IsZero() {
 		p.Timestamp = first
 	}

@@ -12,8 +12,8 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
-	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/internal/ids"
 )
 
 // The registry is how a process knows of groups that others have made: AMQP can't list queues, and the
@@ -226,7 +226,7 @@ func (n note) publishing(app string) amqp.Publishing {
 	}
 	return amqp.Publishing{
 		ContentType: "application/json", DeliveryMode: amqp.Persistent, Timestamp: n.At, Type: "leat.group",
-		MessageId: bus.NewID(), AppId: app, Body: body,
+		MessageId: ids.New(), AppId: app, Body: body,
 	}
 }
 

@@ -8,8 +8,8 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	amqp "github.com/rabbitmq/amqp091-go"
 
-	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/internal/ids"
 )
 
 // unmarshal reads a message from any producer into msg. It never fails: a header of any type is text
@@ -43,7 +43,7 @@ func unmarshal(msg *message.Message, d *amqp.Delivery, ownKey []byte) {
 		msg.UUID = fieldText(id)
 	}
 	if msg.UUID == "" && h[driver.HeaderID] == "" {
-		msg.UUID = bus.NewID() // a foreign producer's; nothing can work with a message that has no name
+		msg.UUID = ids.New() // a foreign producer's; nothing can work with a message that has no name
 	}
 	msg.Metadata = h
 	msg.Payload = d.Body

@@ -15,7 +15,6 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/memory"
 )
@@ -232,7 +231,7 @@ func TestFullGroup_handlersGoBeforeOthersAlsoWhenTheyWait(t *testing.T) {
 		require.NoError(t, send(t.Context(), transport, "x", 1, 1))
 		first, err := feed.Next(t.Context())
 		require.NoError(t, err)
-		handling := bus.ContextWithDelivery(t.Context(), first)
+		handling := driver.ContextWithDelivery(t.Context(), first)
 		for range 14 {
 			require.NoError(t, send(handling, transport, "x", 1))
 		}

@@ -213,7 +213,7 @@ func (t *Transport) DiagnoseInbox(ctx context.Context) []driver.Finding {
 		FROM (SELECT (SELECT min(seen_at) FROM {inbox}) AS oldest, (SELECT max(seen_at) FROM {inbox}) AS newest) seen WHERE oldest IS NOT NULL`))
 	switch {
 	case err != nil:
-		f.Err, f.Text, f.Cure = err, "", "see to the database"
+		f.Err, f.Text, f.Fix = err, "", "see to the database"
 	case len(all) > 0:
 		age := func(micros int64) time.Duration {
 			return max(time.Duration(micros)*time.Microsecond, 0).Round(time.Second)
@@ -225,22 +225,22 @@ func (t *Transport) DiagnoseInbox(ctx context.Context) []driver.Finding {
 
 // checkTables reaches the database; ok is false where there is no need to go on.
 func (s *store) checkTables(ctx context.Context) (findings []driver.Finding, ok bool) {
-	server := driver.Finding{Check: "reach the database", Cure: "start the database, or correct the URL's host, port, user and password"}
+	server := driver.Finding{Check: "reach the database", Fix: "start the database, or correct the URL's host, port, user and password"}
 	versions, err := collect(ctx, s.db, func(r rows, v *string) error { return r.Scan(v) }, s.sql(s.askVersion()))
 	if err != nil {
 		server.Err = err
 		return []driver.Finding{server}, false
 	}
-	server.Text, server.Cure = strings.Join(versions, ""), ""
+	server.Text, server.Fix = strings.Join(versions, ""), ""
 
 	tables := driver.Finding{Check: "tables " + s.cfg.Prefix + "*"}
 	version, err := s.version(ctx, s.db)
 	switch {
 	case err != nil:
-		tables.Err, tables.Cure = err, "let the user read them"
+		tables.Err, tables.Fix = err, "let the user read them"
 	case version < SchemaVersion:
 		tables.Err = &SchemaError{Found: version, Want: SchemaVersion, Prefix: s.cfg.Prefix}
-		tables.Cure = "run leat migrate up"
+		tables.Fix = "run leat migrate up"
 	default:
 		tables.Text = fmt.Sprintf("version %d", version)
 	}
@@ -295,7 +295,7 @@ func (s *store) checkRights(ctx context.Context, tables []use) (findings []drive
 			}
 		}
 		if f.Err != nil {
-			f.Cure = fmt.Sprintf("GRANT %s ON %s TO the service's user", strings.Join(missing, ", "), s.table(table.name))
+			f.Fix = fmt.Sprintf("GRANT %s ON %s TO the service's user", strings.Join(missing, ", "), s.table(table.name))
 		} else {
 			f.Text = strings.ReplaceAll(table.rights, " ", ", ")
 		}
@@ -315,7 +315,7 @@ func (s *store) checkSequences(ctx context.Context) (findings []driver.Finding) 
 		}
 		if err != nil {
 			f.Err, f.Text = err, ""
-			f.Cure = fmt.Sprintf("GRANT USAGE, SELECT ON %s TO the service's user", s.table(name))
+			f.Fix = fmt.Sprintf("GRANT USAGE, SELECT ON %s TO the service's user", s.table(name))
 		}
 		findings = append(findings, f)
 	}

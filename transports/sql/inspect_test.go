@@ -34,9 +34,9 @@ func TestDiagnoseNamesTheRightsThatAreMissing(t *testing.T) {
 	}
 	messages := findings["rights on leat_messages"]
 	require.ErrorContains(t, messages.Err, "permission denied")
-	require.Contains(t, messages.Cure, "GRANT INSERT, UPDATE, DELETE ON ")
+	require.Contains(t, messages.Fix, "GRANT INSERT, UPDATE, DELETE ON ")
 	require.NoError(t, findings["reach the database"].Err)
-	require.Contains(t, findings["rights on leat_messages_id_seq"].Cure, "GRANT USAGE, SELECT ON ")
+	require.Contains(t, findings["rights on leat_messages_id_seq"].Fix, "GRANT USAGE, SELECT ON ")
 }
 
 // TestATailThatDiedIsClearedAway leaves a tail's group behind, as a killed process does.

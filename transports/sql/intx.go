@@ -10,7 +10,6 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/jackc/pgx/v5"
-	"modernc.org/sqlite"
 
 	"github.com/leatbus/leat/bus/driver"
 )
@@ -175,13 +174,13 @@ func (s *store) txError(err error) error {
 
 // foreign recognizes the errors of a database that lacks leat's tables, or is of another kind.
 func (s *store) foreign(err error) bool {
-	var lite *sqlite.Error
+	_, lite := errors.AsType[sqliteError](err)
 	switch {
 	case postgresCode(err) != "":
 		return s.name != Postgres || postgresCode(err) == "42P01"
 	case mysqlNumber(err) != 0:
 		return s.name != MySQL || mysqlNumber(err) == 1146
-	case errors.As(err, &lite):
+	case lite:
 		return s.name != SQLite || strings.Contains(err.Error(), "no such table")
 	default:
 		return false

@@ -34,8 +34,8 @@ func (e *SchemaError) Error() string {
 		"run leat migrate up, or let the transport do it with the option migrate=auto", e.Prefix, found, e.Want)
 }
 
-// Cure says what to do about it.
-func (e *SchemaError) Cure() string { return "run leat migrate up with this URL, or a newer service" }
+// Fix says what to do about it.
+func (e *SchemaError) Fix() string { return "run leat migrate up with this URL, or a newer service" }
 
 // Migrate makes the tables that the configuration names, or brings them up to [SchemaVersion]. Any
 // number of processes may do so at once: one does it, and the others wait for it. Tables that are

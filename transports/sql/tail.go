@@ -10,8 +10,8 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
-	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/internal/ids"
 )
 
 // A tail is a group of its own for as long as somebody looks: the database copies to it what it copies
@@ -36,7 +36,7 @@ func (t *Transport) Tail(ctx context.Context, pattern string, fn func(topic stri
 	if err := driver.ValidatePattern(pattern); err != nil {
 		return fmt.Errorf("sql: tail: %w", err)
 	}
-	group := tailPrefix + bus.NewID()
+	group := tailPrefix + ids.New()
 	feed, err := t.Subscribe(ctx, driver.Subscription{Group: group, Topics: []string{pattern}, Concurrency: 1})
 	if err != nil {
 		return err

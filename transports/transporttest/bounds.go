@@ -12,7 +12,6 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/bus/driver"
 )
 
@@ -97,7 +96,7 @@ func testBounds(t *testing.T, h Harness) {
 		feed := w.subscribe(transport, w.subscription("slow", topic))
 		accepted := w.fill(transport, topic, 2*h.Bound)
 		d := w.next(feed)
-		handling := bus.ContextWithDelivery(w.ctx, d)
+		handling := driver.ContextWithDelivery(w.ctx, d)
 		for range 3 { // one acked makes room for one only
 			require.NoError(t, transport.Publish(handling, topic, newMessage(topic, "from-handler")))
 		}

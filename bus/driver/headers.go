@@ -1,0 +1,60 @@
+package driver
+
+import (
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+)
+
+// The headers of a message: CloudEvents 1.0 attributes under "ce_", W3C Trace Context and the
+// correlation under their own names. Transports map them to the native properties of their message
+// system and back. Where a header is missing, specversion is 1.0 and the content type JSON.
+const (
+	HeaderID           = "ce_id"
+	HeaderSource       = "ce_source"
+	HeaderType         = "ce_type"
+	HeaderTime         = "ce_time"
+	HeaderSubject      = "ce_subject"
+	HeaderSpecVersion  = "ce_specversion"
+	HeaderContentType  = "ce_datacontenttype"
+	HeaderDataSchema   = "ce_dataschema"
+	HeaderPartitionKey = "ce_partitionkey"
+	HeaderDedupKey     = "ce_dedupkey"
+
+	HeaderCorrelationID = "correlationid"
+	HeaderCausationID   = "causationid"
+	HeaderTraceParent   = "traceparent"
+	HeaderTraceState    = "tracestate"
+	HeaderBaggage       = "baggage"
+
+	// HeaderDeliverAt is the time (RFC 3339) before which the message is not handed out.
+	HeaderDeliverAt = "leat_deliver_at"
+	// HeaderInstance names the bus that published the message, so that a bus can tell its own
+	// messages in its ledger (see [Bus.Stats]).
+	HeaderInstance = "leat_instance"
+)
+
+// MessageID returns the event's id; the Watermill UUID for messages that carry no CloudEvents id.
+func MessageID(msg *message.Message) string {
+	if id := msg.Metadata[HeaderID]; id != "" {
+		return id
+	}
+	return msg.UUID
+}
+
+// MessageTime returns when the event happened; the zero time where the message does not say.
+func MessageTime(msg *message.Message) time.Time { return ParseTime(msg.Metadata[HeaderTime]) }
+
+// DeliverAt returns the time before which the message is not handed out; the zero time if it has none.
+func DeliverAt(msg *message.Message) time.Time { return ParseTime(msg.Metadata[HeaderDeliverAt]) }
+
+// PartitionKey returns the key by which order is kept: the CloudEvents partitionkey, else the subject.
+func PartitionKey(msg *message.Message) string {
+	if key := msg.Metadata[HeaderPartitionKey]; key != "" {
+		return key
+	}
+	return msg.Metadata[HeaderSubject]
+}
+
+// TopicOf returns where a message belongs by its own account: its ce_type.
+func TopicOf(msg *message.Message) string { return msg.Metadata[HeaderType] }

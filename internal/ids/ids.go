@@ -1,0 +1,13 @@
+// Package ids makes ids for messages and records.
+package ids
+
+import "github.com/google/uuid"
+
+// New returns a new UUIDv7: unique, and ordered by time. It may be called concurrently.
+func New() string {
+	id, err := uuid.NewV7()
+	if err != nil {
+		panic("ids: no randomness: " + err.Error()) // crypto/rand does not fail on any system that Go 1.24 and later run on
+	}
+	return id.String()
+}
