@@ -13,6 +13,7 @@ import (
 	"github.com/leatbus/leat/internal/urlopt"
 	"github.com/leatbus/leat/internal/verbs"
 	"github.com/leatbus/leat/transports"
+	"github.com/leatbus/leat/transports/amqp"
 	"github.com/leatbus/leat/transports/memory"
 	"github.com/leatbus/leat/transports/sql"
 )
@@ -67,6 +68,7 @@ func (t *target) open(ctx context.Context, e *verbs.Env) (bus.Transport, error) 
 	}
 	mux := transports.Default()
 	mux.Register(t.dial, "unix", "http", "https")
+	mux.Register(openAMQP, amqp.Scheme, amqp.SchemeTLS)
 	if !slices.Contains(mux.Schemes(), u.Scheme) {
 		_, err := mux.Open(ctx, u.Scheme+"://") // says which there are
 		return nil, &verbs.UsageError{Err: trimmed(err)}
@@ -76,6 +78,20 @@ func (t *target) open(ctx context.Context, e *verbs.Env) (bus.Transport, error) 
 		err = cause // the verb says where, and without the options
 	}
 	return transport, err
+}
+
+// openAMQP opens RabbitMQ for an operator.
+func openAMQP(ctx context.Context, u *url.URL) (bus.Transport, error) {
+	cfg, err := amqp.ConfigFromURL(u)
+	if err != nil {
+		return nil, fmt.Errorf("amqp: %w", err)
+	}
+	cfg.Operator = true
+	transport, err := amqp.New(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	return transport, nil
 }
 
 // dial reaches the admin endpoint of a service.

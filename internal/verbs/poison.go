@@ -85,6 +85,9 @@ type chosen struct {
 
 // queues returns the poison queues that the flags name: all that hold something, where they name none.
 func (f filter) queues(ctx context.Context, s *session) ([]chosen, error) {
+	if queues := f.named(ctx, s); queues != nil {
+		return queues, nil
+	}
 	groups, err := s.groups(ctx, f.Group...)
 	if errors.Is(err, errNoInspector) && len(f.Group) > 0 {
 		for _, name := range f.Group { // whatever its name
@@ -102,6 +105,21 @@ func (f filter) queues(ctx context.Context, s *session) ([]chosen, error) {
 		}
 	}
 	return queues, nil
+}
+
+// named returns the poison queues of the groups that the flags name, if all of them hold something. Then nothing else
+// needs to know the groups.
+func (f filter) named(ctx context.Context, s *session) (queues []chosen) {
+	ctx, cancel := s.soon(ctx)
+	defer cancel()
+	for _, name := range f.Group {
+		queue := s.PoisonQueue(name)
+		if n, err := queue.Len(ctx); err != nil || n == 0 {
+			return nil
+		}
+		queues = append(queues, chosen{group: name, queue: queue})
+	}
+	return queues
 }
 
 // each calls visit with every message that the flags choose, group by group.

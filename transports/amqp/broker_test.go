@@ -29,6 +29,7 @@ type broker struct {
 	dir  string
 	name string
 	port string
+	http string // of the management API; "" where the node has none
 	env  []string
 	node *exec.Cmd
 }
@@ -127,8 +128,15 @@ func newBrokers(t testing.TB, n int) []*broker {
 	}
 	for _, b := range h.nodes {
 		path := func(name string) string { return filepath.Join(b.dir, name) }
-		require.NoError(t, os.WriteFile(path("rabbitmq.conf"), []byte(config), 0o600))
-		h.own(t, path("rabbitmq.conf"))
+		plugins := "[]."
+		if n == 1 {
+			plugins, b.http = "[rabbitmq_management].", testenv.FreePort(t)
+			config = "management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = " + b.http + "\ncollect_statistics_interval = 500\n"
+		}
+		for name, text := range map[string]string{"rabbitmq.conf": config, "enabled_plugins": plugins} {
+			require.NoError(t, os.WriteFile(path(name), []byte(text), 0o600))
+			h.own(t, path(name))
+		}
 		b.env = []string{
 			"HOME=" + root, "LANG=C.UTF-8", "PATH=" + os.Getenv("PATH") + ":/usr/sbin:/usr/bin:/bin",
 			"RABBITMQ_NODENAME=" + b.name,
@@ -283,5 +291,6 @@ func (b *broker) ctl(t testing.TB, args ...string) string {
 	return string(out)
 }
 
-func (b *broker) url() string  { return "amqp://guest:guest@" + b.addr() + "/" }
-func (b *broker) addr() string { return net.JoinHostPort("127.0.0.1", b.port) }
+func (b *broker) url() string        { return "amqp://guest:guest@" + b.addr() + "/" }
+func (b *broker) management() string { return "http://127.0.0.1:" + b.http }
+func (b *broker) addr() string       { return net.JoinHostPort("127.0.0.1", b.port) }

@@ -108,6 +108,9 @@ type Config struct {
 	ConnectTimeout time.Duration // the first connection, all tries included
 	Logger         *slog.Logger  // connections lost and found; slog.Default where nil
 
+	Management string // URL of the management API, for operators; by default on the port 15672 of Host, or 15671 with TLS
+	Operator   bool   // for operators' tools: declares nothing at start, and asks the management API; services do neither
+
 	ownKey []byte // marks the messages that this transport publishes
 }
 
@@ -144,6 +147,7 @@ func ConfigFromURL(u *url.URL) (Config, error) {
 	cfg.Cert = o.String("cert", "")
 	cfg.Key = o.String("key", "")
 	cfg.ServerName = o.String("server_name", "")
+	cfg.Management = o.String("management", "")
 	if u.Scheme == Scheme && (cfg.CACert != "" || cfg.Cert != "" || cfg.Key != "" || cfg.ServerName != "") {
 		return Config{}, errors.New("cacert, cert, key and server_name are for amqps://; with amqp:// nothing would be encrypted")
 	}
@@ -191,6 +195,9 @@ func (c Config) validate() error {
 		return fmt.Errorf("heartbeat is %s; it is between 1s and %s", c.Heartbeat, maxHeartbeat)
 	case c.PrefetchCount < 0 || c.PrefetchCount > maxPrefetch:
 		return fmt.Errorf("prefetch is %d; it is between 1 and %d", c.PrefetchCount, maxPrefetch)
+	case c.Management != "":
+		_, err := parseManagement(c.Management)
+		return err
 	}
 	return nil
 }

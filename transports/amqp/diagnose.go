@@ -32,7 +32,8 @@ type diagnosis struct {
 // messages, the user's rights, the exchange, the queues for delays, the registry, and of each group the
 // queues and their arguments. A check of a right to make something makes what leat makes at start anyway,
 // with declare=false nothing; a publish is taken back before the broker routes it; no message of a group
-// is taken. Messages that wait in poison queues, or with nobody to consume them, are told and are no error.
+// is taken. An operator's tool ([Config].Operator) makes nothing, and learns what it can from the management API: also
+// bindings, policies and alarms. Messages that wait in poison queues, or with nobody to consume them, are told and are no error.
 func (t *Transport) Diagnose(ctx context.Context) []driver.Finding {
 	d := new(diagnosis)
 	reached := driver.Finding{
@@ -44,6 +45,15 @@ func (t *Transport) Diagnose(ctx context.Context) []driver.Finding {
 		reached.Text, reached.Fix = i.where(), ""
 		d.findings = append(d.findings, reached, i.version())
 		d.findings = append(d.findings, t.accepts(ctx))
+		if t.cfg.Operator {
+			version, _ := i.conn.Properties["version"].(string)
+			found, missing := t.examine(ctx, version)
+			if missing == nil {
+				d.findings = append(d.findings, found...)
+				return nil
+			}
+			d.findings = append(d.findings, d.withoutManagement(missing))
+		}
 		for _, check := range []func() error{d.exchange, d.delays, d.registry} {
 			if err := check(); err != nil {
 				return err
@@ -61,6 +71,21 @@ func (t *Transport) Diagnose(ctx context.Context) []driver.Finding {
 	return d.findings
 }
 
+// withoutManagement says what is not checked without the management API. It is a fault only where the URL names one.
+func (d *diagnosis) withoutManagement(missing error) driver.Finding {
+	f := driver.Finding{Check: "management API"}
+	if d.t.cfg.Management != "" {
+		f.Err, f.Fix = missing, fixOf(missing)
+		return f
+	}
+	f.Text = fmt.Sprintf("bindings, arguments, policies and alarms are not checked, and groups are those that the registry knows: %s; to have them checked, %s",
+		missing, fixOf(missing))
+	return f
+}
+
+// passive reports whether the checks make nothing, not even what a service makes at start.
+func (d *diagnosis) passive() bool { return d.t.cfg.Operator || d.t.cfg.Declare == DeclareNothing }
+
 // add notes a check's end. The error is the finding's, unless the connection went with it.
 func (d *diagnosis) add(f driver.Finding, err error, cure string) error {
 	if err != nil {
@@ -69,6 +94,9 @@ func (d *diagnosis) add(f driver.Finding, err error, cure string) error {
 		}
 		if conflict, ok := errors.AsType[*ConflictError](err); ok {
 			cure = conflict.cure()
+		}
+		if d.t.cfg.Operator && isCode(err, amqp.NotFound) {
+			err, cure = errors.New("it is not there"), fixStart
 		}
 		f.Err, f.Text, f.Fix = err, "", cure
 	}
@@ -177,15 +205,19 @@ func (d *diagnosis) exchange() error {
 	}
 	f := driver.Finding{Check: "exchange " + d.t.cfg.ExchangeName, Text: "a durable topic exchange, " + d.declared()}
 	err := d.do(func(ch *amqp.Channel) error {
-		dec := d.t.topology.declarer(ch)
+		dec := d.declarer(ch)
 		dec.exchange(d.t.cfg.ExchangeName, amqp.ExchangeTopic, nil)
 		return dec.err
 	})
 	return d.add(f, err, "let the user configure it, or let somebody who may make it and use declare=false")
 }
 
+func (d *diagnosis) declarer(ch *amqp.Channel) *declarer {
+	return &declarer{ch: ch, passive: d.passive()}
+}
+
 func (d *diagnosis) declared() string {
-	if d.t.cfg.Declare == DeclareNothing {
+	if d.passive() {
 		return "which is there"
 	}
 	return "which is there, and the user may configure it"
@@ -204,7 +236,7 @@ func (d *diagnosis) delays() error {
 		if !there {
 			continue
 		}
-		err = d.do(func(ch *amqp.Channel) error { return way.declare(d.ctx, topology.declarer(ch)) })
+		err = d.do(func(ch *amqp.Channel) error { return way.declare(d.ctx, d.declarer(ch)) })
 		if err != nil {
 			return d.add(f, err, "let the user configure, write and read leat.*, or let somebody who may make them and use declare=false")
 		}
@@ -234,7 +266,7 @@ func (d *diagnosis) delays() error {
 // has reports whether a way through delays is there, or is made. Processes make it for their first group, or the first
 // delay of a publisher.
 func (d *diagnosis) has(way levels) (there bool, err error) {
-	if d.t.cfg.Declare != DeclareNothing {
+	if !d.passive() {
 		return true, nil
 	}
 	err = d.do(func(ch *amqp.Channel) error {
@@ -307,12 +339,15 @@ func (d *diagnosis) registry() error {
 // group checks one group.
 func (d *diagnosis) group(k known, info driver.GroupInfo) error {
 	f := driver.Finding{Check: "group " + k.Group, Text: describe(k, info)}
-	if d.t.cfg.Declare != DeclareNothing {
+	if !d.passive() {
 		if err := d.conflictWith(k); err != nil {
 			return d.add(f, err, "")
 		}
 	}
 	for _, queue := range d.queuesOf(k) {
+		if d.t.cfg.Operator {
+			break // it is the services' users who must read
+		}
 		if err := d.mayRead(queue); err != nil {
 			return d.add(f, err, "let the user read the group's queues, or leave them to another service's user")
 		}
@@ -342,7 +377,7 @@ func (d *diagnosis) group(k known, info driver.GroupInfo) error {
 	default:
 		f.Text += fmt.Sprintf(", %d more are held for later or parked", held.Messages)
 	}
-	if d.t.cfg.Declare == DeclareNothing { // else a consumer makes them
+	if d.passive() { // else a consumer makes them
 		for _, queue := range d.t.topology.noted(k.note).own(k.subscription()) {
 			_, there, err := d.queue(queue)
 			if err != nil {

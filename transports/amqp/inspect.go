@@ -65,14 +65,22 @@ func (k known) topics() []string {
 }
 
 // Groups are the groups of this exchange, or with topology=watermill those of leat processes with that
-// topology; the queues of plain Watermill services can't be found. A group is known from a moment after its
-// Subscribe on; see registry.go. The broker does not tell what waits for a time and what is handed out,
+// topology; the queues of plain Watermill services can't be found. An operator's tool ([Config].Operator) asks the
+// management API, whose counts are some seconds old. Services, and a tool where the API does not answer, go by the
+// registry; see registry.go: a group is known from a moment after its Subscribe on. The broker does not tell what waits for a time and what is handed out,
 // and its oldest message could only be seen by taking it, which counts as an attempt: these are unknown.
 // With declare=false it is an error if nobody has made the registry; the groups subscribed here come with it.
 func (t *Transport) Groups(ctx context.Context) ([]driver.GroupInfo, error) {
 	var all []driver.GroupInfo
+	s, missing := t.survey(ctx)
+	if s != nil && missing == nil {
+		for _, g := range s.groups() {
+			all = append(all, s.info(g))
+		}
+		return all, nil
+	}
 	err := t.inspect(ctx, "groups", func(i *inspection) error {
-		groups, unknown := i.groups()
+		groups, unknown := i.groupsWithout(missing)
 		for _, k := range groups {
 			info, ok, err := i.count(k)
 			if err != nil {
@@ -90,15 +98,25 @@ func (t *Transport) Groups(ctx context.Context) ([]driver.GroupInfo, error) {
 // Topics are what the groups of [Transport.Groups] are bound to, as far as leat knows.
 func (t *Transport) Topics(ctx context.Context) ([]driver.TopicInfo, error) {
 	byTopic := make(map[string][]string)
-	err := t.inspect(ctx, "topics", func(i *inspection) error {
-		groups, unknown := i.groups()
-		for _, k := range groups {
-			for _, topic := range k.topics() {
-				byTopic[topic] = append(byTopic[topic], k.Group)
+	s, missing := t.survey(ctx)
+	var err error
+	if s != nil && missing == nil {
+		for _, g := range s.groups() {
+			for _, topic := range g.topics {
+				byTopic[topic] = append(byTopic[topic], g.name)
 			}
 		}
-		return unknown
-	})
+	} else {
+		err = t.inspect(ctx, "topics", func(i *inspection) error {
+			groups, unknown := i.groupsWithout(missing)
+			for _, k := range groups {
+				for _, topic := range k.topics() {
+					byTopic[topic] = append(byTopic[topic], k.Group)
+				}
+			}
+			return unknown
+		})
+	}
 	all := make([]driver.TopicInfo, 0, len(byTopic))
 	for _, topic := range slices.Sorted(maps.Keys(byTopic)) {
 		all = append(all, driver.TopicInfo{Topic: topic, Groups: byTopic[topic]})
@@ -108,6 +126,28 @@ func (t *Transport) Topics(ctx context.Context) ([]driver.TopicInfo, error) {
 
 var errNoRegistry = errors.New("the queue by which groups are known is not there, and declare=false: " +
 	"let one process that may make queues subscribe to any group, or make it; its arguments are in the package's documentation")
+
+// groupsWithout are those that the registry knows, where the management API is missing, if it is.
+func (i *inspection) groupsWithout(missing error) ([]known, error) {
+	groups, unknown := i.groups()
+	switch {
+	case missing == nil:
+		return groups, unknown
+	case len(groups) == 0 && (unknown == nil || errors.Is(unknown, errNoRegistry)):
+		return nil, missing
+	}
+	i.t.cfg.Logger.Warn("leat: amqp: groups are those that have left a note of themselves, because the management API does not answer",
+		"err", missing, "fix", fixOf(missing))
+	return groups, unknown
+}
+
+// fixOf is what to do about an error of the management API.
+func fixOf(err error) string {
+	if failed, ok := errors.AsType[*ManagementError](err); ok {
+		return failed.fix
+	}
+	return "try again"
+}
 
 // groups are sorted by name. The error says why some may be missing.
 func (i *inspection) groups() (all []known, err error) {

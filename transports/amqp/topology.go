@@ -170,7 +170,9 @@ func (t *topology) repair(ctx context.Context, conn *amqp.Connection) error {
 			t.cfg.Logger.Error("leat: amqp: not declared", "err", err)
 		}
 	}
-	step(t.declareExchange)
+	if !t.cfg.Operator {
+		step(t.declareExchange)
+	}
 	topics, groups := t.remembered()
 	for _, way := range t.ways() {
 		step(func(d *declarer) {
@@ -252,9 +254,7 @@ func (t *topology) declareGroup(d *declarer, s driver.Subscription) {
 	d.queue(poisonName(s.Group), t.plainArgs())
 	if s.Order != driver.Unordered {
 		d.queue(heldName(s.Group), t.plainArgs())
-		lead := t.plainArgs()
-		lead["x-single-active-consumer"] = true
-		d.queue(leadName(s.Group), lead)
+		d.queue(leadName(s.Group), leadArgs(t.cfg.QueueType))
 	}
 	for _, queue := range t.queues(s) {
 		d.queue(queue, t.queueArgs(s))
@@ -295,6 +295,12 @@ func (t *topology) queueArgs(s driver.Subscription) amqp.Table {
 	if s.Order != driver.Unordered {
 		args["x-single-active-consumer"] = true
 	}
+	return args
+}
+
+func leadArgs(queueType QueueType) amqp.Table {
+	args := plainArgs(queueType)
+	args["x-single-active-consumer"] = true
 	return args
 }
 

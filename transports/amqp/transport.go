@@ -69,7 +69,10 @@ func New(ctx context.Context, cfg Config) (*Transport, error) {
 	if t.publishing, err = openLink(ctx, t.cfg, "publish"); err != nil {
 		return nil, fmt.Errorf("amqp: %w", err)
 	}
-	if err := t.declare(ctx, t.topology.declareShared); err != nil {
+	if !t.cfg.Operator {
+		err = t.declare(ctx, t.topology.declareShared)
+	}
+	if err != nil {
 		t.publishing.close(ctx)
 		return nil, fmt.Errorf("amqp: %w", err)
 	}
