@@ -12,6 +12,9 @@ import (
 // ReplayWindow is how many messages a killed replay leaves in both places at most.
 const ReplayWindow = replayWindow
 
+// SmallAnswers lets the management API answer no more than 1 MiB at once.
+func SmallAnswers(c *Config) { c.managementMost = 1 << 20 }
+
 // QueuesForTest are the queues that tests clean up.
 func (t *Transport) QueuesForTest() []string {
 	_, groups := t.topology.remembered()

@@ -41,7 +41,7 @@ type management struct {
 
 // newManagement prepares for the API that the option names, or else for one on each of the broker's hosts.
 func newManagement(c Config) (*management, error) {
-	m := &management{user: c.Username, password: c.Password, vhost: c.Vhost, most: managementMost}
+	m := &management{user: c.Username, password: c.Password, vhost: c.Vhost, most: cmp.Or(c.managementMost, managementMost)}
 	if c.Management != "" {
 		base, err := parseManagement(c.Management)
 		if err != nil {

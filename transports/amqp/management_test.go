@@ -25,7 +25,7 @@ import (
 )
 
 // operator opens RabbitMQ as an operator's tool does.
-func operator(t testing.TB, raw string) (*amqp.Transport, *testenv.Buffer) {
+func operator(t testing.TB, raw string, changes ...func(*amqp.Config)) (*amqp.Transport, *testenv.Buffer) {
 	t.Helper()
 	u, err := url.Parse(raw)
 	require.NoError(t, err)
@@ -33,6 +33,9 @@ func operator(t testing.TB, raw string) (*amqp.Transport, *testenv.Buffer) {
 	require.NoError(t, err)
 	log := new(testenv.Buffer)
 	cfg.Operator, cfg.Logger = true, slog.New(slog.NewTextHandler(log, nil))
+	for _, change := range changes {
+		change(&cfg)
+	}
 	transport, err := amqp.New(t.Context(), cfg)
 	require.NoError(t, err)
 	t.Cleanup(func() { closeAll(t, transport) })
@@ -58,6 +61,7 @@ func (b *broker) call(t testing.TB, method, path, body string) string {
 	request, err := http.NewRequestWithContext(context.Background(), method, b.management()+path, strings.NewReader(body))
 	require.NoError(t, err)
 	request.SetBasicAuth("guest", "guest")
+	request.Header.Set("Content-Type", "application/json")
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	response, err := client.Do(request)
 	require.NoError(t, err)
@@ -262,7 +266,9 @@ func TestManagement_namesTheTagThatIsMissing(t *testing.T) {
 	subscribe(t, service, driver.Subscription{Group: "shop.ledger", Topics: []string{"order.paid.v1"}, Concurrency: 1})
 	eventually(t, "the note is left", func() bool { return groupOf(t, service, "shop.ledger").Name != "" })
 	closeAll(t, service)
-	tag := func(tags string) { b.call(t, http.MethodPut, "/api/users/"+vhost, `{"password":"s3cret","tags":"`+tags+`"}`) }
+	tag := func(tags string) {
+		b.call(t, http.MethodPut, "/api/users/"+vhost, `{"password":"s3cret","tags":"`+tags+`"}`)
+	}
 	tag("")
 	defer b.call(t, http.MethodDelete, "/api/users/"+vhost, "")
 	b.call(t, http.MethodPut, "/api/permissions/"+vhost+"/"+vhost, anything)
@@ -321,19 +327,19 @@ func TestManagement_badAnswers(t *testing.T) {
 		"cut off":        {say(200, `[{"name":"a"}`), "it answers what can't be read"},
 		"huge": {func(w http.ResponseWriter, _ *http.Request) {
 			_, _ = w.Write([]byte("["))
-			row := []byte(strings.Repeat(" ", 1<<20))
-			for range 40 {
+			row := []byte(`{"name":"` + strings.Repeat("x", 1000) + `"},`)
+			for range 2 << 10 {
 				if _, err := w.Write(row); err != nil {
 					return
 				}
 			}
-		}, "an answer has more than 32 MiB"},
+		}, "an answer has more than 1 MiB"},
 		"slow": {func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, "no answer in time"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			api := httptest.NewServer(c.api)
 			t.Cleanup(api.Close)
-			tool, log := operator(t, withOptions(broker, "management="+strings.Replace(api.URL, "://", "://ops:s3cret%40", 1)))
+			tool, log := operator(t, withOptions(broker, "management="+strings.Replace(api.URL, "://", "://ops:s3cret%40", 1)), amqp.SmallAnswers)
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 			if name == "slow" {
 				cancel()

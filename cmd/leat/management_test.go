@@ -1,0 +1,36 @@
+package main
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/leatbus/leat/internal/testenv"
+)
+
+// An operator is told why RabbitMQ's management API does not answer, and what to do, and gets what is known without it.
+func TestManagement_saysWhyItDoesNotAnswer(t *testing.T) {
+	broker := withOption(t, testenv.RabbitMQ(t), "exchange", unique())
+	service := serve(t, t.Cleanup, broker)
+	say := func(text string) string {
+		api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(http.StatusUnauthorized)
+			_, _ = w.Write([]byte(text))
+		}))
+		t.Cleanup(api.Close)
+		return withOption(t, broker, "management", strings.Replace(api.URL, "://", "://ops:s3cret@", 1))
+	}
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/management",
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("SVC", service.name)
+			e.Setenv("CLOSED", withOption(t, broker, "management", "http://ops:s3cret@127.0.0.1:1"))
+			e.Setenv("LOGIN", say(`{"error":"not_authorised","reason":"Login failed"}`))
+			e.Setenv("TAG", say(`{"error":"not_authorised","reason":"Not management user"}`))
+			return setup(e)
+		},
+	})
+}
