@@ -23,6 +23,7 @@
 //	cacert           system's      file with the authorities (PEM) that may have signed the broker's certificate
 //	cert, key        none          files with the client's certificate and private key (PEM)
 //	server_name      the host      the name that the broker's certificate must have
+//	management       see below     URL of the management API, for operators' tools; services never call it
 //
 // # On the broker
 //
@@ -168,7 +169,7 @@
 //
 // "leat tail" also needs amq\.gen.* in all three. Whoever may read leat.delay.* can read the delayed messages of all
 // services of the virtual host. If services must not read each other's messages, let a user with these rights make
-// everything, by starting each service once and by "leat doctor" for what is shared, and run the services with
+// everything, by starting each service once and publishing one message with a delay, and run the services with
 // declare=false. A service that consumes then needs
 //
 //	configure  ^$
@@ -191,6 +192,16 @@
 // messages, counts only with a mark that nobody else can make; who reads a message can publish its mark again, with its id.
 //
 // # What operators see
+//
+// The command leat asks RabbitMQ's management API for groups, topics and counts, and leat doctor also for bindings,
+// arguments, policies, alarms and nodes. It is looked for at http://host:15672, or https://host:15671 with amqps, with the
+// user and password of the URL. If it is elsewhere, or has a user of its own, say management=http://user:password%40host:15672
+// (%40 is the @). The certificate files are used for https as well. The user needs the tag management; monitoring to
+// see alarms and nodes; administrator, before RabbitMQ 4, to see feature flags. Counts are some seconds old. What is held
+// of an ordered group counts as parked if it has a poisoned message, else as delayed. Nothing is declared, consumed or held
+// for any of this ([Config].Operator). How a cluster handles partitions the API does not tell.
+//
+// What follows is for a service's own admin endpoint, and for the command where the API does not answer, which it says.
 //
 // AMQP can't list queues, and the management plugin may be absent. So each group leaves a note — its
 // name, topics and order, no message of anybody's — in a queue, leat.groups.quorum or leat.groups.classic
