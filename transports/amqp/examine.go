@@ -403,11 +403,7 @@ func (e *examination) does(q apiQueue, key string, value any) string {
 
 // singleActive knows of a fault of RabbitMQ 4.3.0 to 4.3.5.
 func (e *examination) singleActive() {
-	if olderThan(e.version, 4, 3) || !strings.HasPrefix(e.version, "4.3.") {
-		return
-	}
-	patch := strings.TrimPrefix(e.version, "4.3.")
-	if len(patch) == 0 || patch[0] > '5' || len(patch) > 1 && patch[1] >= '0' && patch[1] <= '9' {
+	if !standsStill(e.version) {
 		return
 	}
 	var queues []string
@@ -421,6 +417,13 @@ func (e *examination) singleActive() {
 		e.wrong("version of the broker for ordered groups", "upgrade the broker to 4.3.6 or later",
 			"on RabbitMQ %s a quorum queue with a single active consumer may stand still for ever once a consumer timed out: %s", e.version, some(queues))
 	}
+}
+
+func standsStill(version string) bool {
+	patch, ok := strings.CutPrefix(version, "4.3.")
+	digits := len(patch) - len(strings.TrimLeft(patch, "0123456789"))
+	n, err := strconv.Atoi(patch[:digits])
+	return ok && err == nil && n <= 5
 }
 
 // nodes looks at alarms and at the cluster.

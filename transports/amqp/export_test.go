@@ -12,6 +12,9 @@ import (
 // ReplayWindow is how many messages a killed replay leaves in both places at most.
 const ReplayWindow = replayWindow
 
+// StandsStill reports whether a single active consumer may stand still on that version of RabbitMQ.
+var StandsStill = standsStill
+
 // SmallAnswers lets the management API answer no more than 1 MiB at once.
 func SmallAnswers(c *Config) { c.managementMost = 1 << 20 }
 

@@ -141,7 +141,7 @@ func poison(t testing.TB, d *driver.Delivery) {
 func TestManagement_readsAllPages(t *testing.T) {
 	_, _, raw := managed(t)
 	tool, _ := operator(t, raw)
-	const n = 620
+	const n = 501
 	withBroker(t, raw, func(ch *rabbit.Channel) {
 		for i := range n {
 			group := fmt.Sprintf("g%03d", i)
@@ -377,5 +377,13 @@ func TestConfigFromURL_management(t *testing.T) {
 		}
 		require.ErrorContains(t, err, want)
 		require.NotContains(t, err.Error(), "s3cret")
+	}
+}
+
+func TestDiagnose_knowsTheVersionsThatStandStill(t *testing.T) {
+	for version, want := range map[string]bool{
+		"4.3.0": true, "4.3.5": true, "4.3.5-rc.1": true, "4.3.6": false, "4.3.10": false, "4.30.1": false, "4.2.1": false, "3.10.8": false, "4.3.": false, "": false,
+	} {
+		require.Equal(t, want, amqp.StandsStill(version), version)
 	}
 }
