@@ -33,6 +33,7 @@ type Delivery struct {
 	moved   atomic.Int64     // when its last try failed, in Unix nanoseconds; 0 for none
 	breaker breaker.Message  // what the breaker knows of it; its ID goes into logs and Health, as steps may change the headers
 	givenUp bool             // the retry policy has no try left
+	waited  time.Duration    // between its tries
 	outcome Outcome
 	cause   error        // what a poisoned message failed with
 	settled atomic.Int32 // one of the states below
@@ -290,6 +291,34 @@ func (d *Delivery) fault(cause error) driver.Fault {
 	return f
 }
 
+// AddWaited adds to the time that the worker has waited between the tries of this delivery. The retry step calls it; a
+// step that has tries of its own may do so, too.
+func (d *Delivery) AddWaited(waited time.Duration) { d.waited += waited }
+
+// Waited returns how long the worker has waited between the tries of this delivery.
+func (d *Delivery) Waited() time.Duration { return d.waited }
+
+// Retried counts a try that follows in process, without a new delivery.
+func (d *Delivery) Retried() {
+	if d.group != nil {
+		d.group.counts.retries.Add(1)
+	}
+}
+
+// Panicked counts a panic of the handler, or of a step. Whoever recovers from it calls it.
+func (d *Delivery) Panicked() {
+	if d.group != nil {
+		d.group.counts.panics.Add(1)
+	}
+}
+
+// DedupFailed counts a call of the dedup store that failed. It may be called concurrently.
+func (d *Delivery) DedupFailed() {
+	if d.group != nil {
+		d.group.counts.dedupFaults.Add(1)
+	}
+}
+
 // GivenUp reports whether the retry policy has no try left for what [Delivery.Failed] was last told of.
 func (d *Delivery) GivenUp() bool { return d.givenUp }
 
@@ -387,20 +416,32 @@ func (d *Delivery) settle(outcome Outcome, err error) error {
 	if !d.settled.CompareAndSwap(unsettled, settled) {
 		return nil
 	}
-	if d.handed != nil {
-		d.handed.History = d.History
-	}
 	switch outcome {
 	case Interrupted:
-		return d.Settler.GiveBack(0)
+		return d.giveBack(0)
 	case Redelivered:
 		r, _ := errors.AsType[*Redelivery](err) // the router has made it one
 		if r.Uncounted || r.Err == nil {        // without an error it is a snooze
-			return d.Settler.GiveBack(max(r.After, minSnooze)) // only a shutdown gives back at once
+			return d.giveBack(max(r.After, minSnooze)) // only a shutdown gives back at once
 		}
+		d.keepHistory()
 		return d.Settler.Redeliver(r.After)
 	default:
+		d.keepHistory()
 		return d.Settler.Ack()
+	}
+}
+
+func (d *Delivery) giveBack(after time.Duration) error {
+	d.DueAgain = time.Now().Add(after)
+	d.keepHistory()
+	return d.Settler.GiveBack(after)
+}
+
+// keepHistory puts the history where the transport reads it.
+func (d *Delivery) keepHistory() {
+	if d.handed != nil {
+		d.handed.History = d.History
 	}
 }
 

@@ -118,5 +118,6 @@ type Publication struct {
 type Observation struct {
 	Outcome Outcome
 	Took    time.Duration // in the stack, retries in process included
+	Waited  time.Duration // of that: between tries, while the handler did not run
 	Err     error         // why it was not handled; nil for handled and duplicate
 }

@@ -482,6 +482,7 @@ func (g *group) giveBack(d *Delivery) {
 func (g *group) call(msg *message.Message) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
+			g.counts.panics.Add(1)
 			err = driver.NewPanicError(v)
 		}
 	}()

@@ -120,6 +120,9 @@ func (c *collector[T]) run(ctx context.Context, b *batch[T]) {
 	defer close(b.done)
 	defer func() {
 		if v := recover(); v != nil {
+			if d := bus.DeliveryFrom(ctx); d != nil {
+				d.Panicked()
+			}
 			b.err = driver.NewPanicError(v)
 		}
 	}()
