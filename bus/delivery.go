@@ -201,7 +201,7 @@ func (d *Delivery) Degraded(part string, reason error) {
 	if reason == nil {
 		logger.Info("leat: works again", "group", d.Group, "part", part)
 	} else {
-		logger.Warn("leat: degraded", "group", d.Group, "part", part, "err", reason)
+		logger.Warn("leat: degraded", "group", d.Group, "part", part, "error", reason)
 	}
 }
 
@@ -233,7 +233,7 @@ func (d *Delivery) AwaitNewer(err *NewerVersionError, limit time.Duration) error
 	if d.group != nil {
 		reason := fmt.Errorf("message %s waits for a newer version of the service, until %s: %w", d.breaker.ID, d.WaitingSince.Add(limit).Format(time.RFC3339), err)
 		if d.group.health.setUntil(newerPart, reason, now.Add(newerShown)) {
-			d.group.bus.cfg.Logger.Warn("leat: degraded", "group", d.Group, "part", newerPart, "err", reason)
+			d.group.bus.cfg.Logger.Warn("leat: degraded", "group", d.Group, "part", newerPart, "error", reason)
 		}
 	}
 	return &Redelivery{After: min(newerAgain, left), Uncounted: true, Err: err}

@@ -101,7 +101,7 @@ func (g *guardedObserver) recover() {
 	if g.logged.CompareAndSwap(false, true) {
 		err := driver.NewPanicError(v)
 		g.logger.Error("leat: observer panicked; further panics are counted, not logged", "observer", fmt.Sprintf("%T", g.observer),
-			"err", err, "stack", err.Stack())
+			"error", err, "stack", err.Stack())
 	}
 }
 

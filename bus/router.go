@@ -474,7 +474,7 @@ func (g *group) parked(msg *message.Message) {
 // giveBack returns a delivery that is not to be handled, or whose handler is left behind.
 func (g *group) giveBack(d *Delivery) {
 	if err := d.settle(Interrupted, ErrInterrupted); err != nil {
-		g.bus.cfg.Logger.Warn("leat: give back", "group", g.name, "message_id", d.breaker.ID, "err", err)
+		g.bus.cfg.Logger.Warn("leat: give back", "group", g.name, "message_id", d.breaker.ID, "error", err)
 	}
 }
 
@@ -514,7 +514,7 @@ func (g *group) finish(d *Delivery, err error) {
 	}
 	if settleErr := d.settle(outcome, err); settleErr != nil {
 		g.bus.cfg.Logger.Warn("leat: settle; the message may come again",
-			"group", g.name, "message_id", d.breaker.ID, "outcome", string(outcome), "err", settleErr)
+			"group", g.name, "message_id", d.breaker.ID, "outcome", string(outcome), "error", settleErr)
 	}
 	settling = false
 	again := outcome == Duplicate && d.Attempt-1 > d.Failures // it was handled before, and its ack was lost
@@ -567,7 +567,7 @@ func (g *group) decide(d *Delivery, err error) (Outcome, error) {
 	}
 	if d.givenUp {
 		if end = d.GiveUp(end, nil); end == nil {
-			g.bus.cfg.Logger.Warn("leat: message poisoned outside of the poison step", "group", g.name, "message_id", d.breaker.ID, "err", err)
+			g.bus.cfg.Logger.Warn("leat: message poisoned outside of the poison step", "group", g.name, "message_id", d.breaker.ID, "error", err)
 			return Poisoned, nil
 		}
 	}
@@ -590,16 +590,16 @@ const rescuedAfter = 10 * time.Second
 func (g *group) rescue(d *Delivery, panicked *PanicError, settling bool) {
 	defer func() {
 		if v := recover(); v != nil {
-			g.bus.cfg.Logger.Error("leat: give back after a panic", "group", g.name, "message_id", d.breaker.ID, "err", driver.NewPanicError(v))
+			g.bus.cfg.Logger.Error("leat: give back after a panic", "group", g.name, "message_id", d.breaker.ID, "error", driver.NewPanicError(v))
 		}
 	}()
 	if !settling {
-		g.bus.cfg.Logger.Error("leat: panic after a delivery was settled", "group", g.name, "message_id", d.breaker.ID, "err", panicked, "stack", panicked.Stack())
+		g.bus.cfg.Logger.Error("leat: panic after a delivery was settled", "group", g.name, "message_id", d.breaker.ID, "error", panicked, "stack", panicked.Stack())
 		return
 	}
 	g.bus.cfg.Logger.Error("leat: settle panicked; the message is given back", "group", g.name,
-		"message_id", d.breaker.ID, "err", panicked, "stack", panicked.Stack())
+		"message_id", d.breaker.ID, "error", panicked, "stack", panicked.Stack())
 	if err := d.Settler.GiveBack(rescuedAfter); err != nil {
-		g.bus.cfg.Logger.Warn("leat: give back", "group", g.name, "message_id", d.breaker.ID, "err", err)
+		g.bus.cfg.Logger.Warn("leat: give back", "group", g.name, "message_id", d.breaker.ID, "error", err)
 	}
 }

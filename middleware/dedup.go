@@ -163,7 +163,7 @@ func (s *dedup) fault(d *bus.Delivery, kind DedupFaultKind, err error) {
 	d.DedupFailed()
 	if kind == DedupLost {
 		s.cfg.Logger.Warn("leat: dedup claim lost; the message is handled twice",
-			"group", d.Group, "message_id", driver.OneLine(driver.MessageID(d.Message), maxAttrBytes), "err", err)
+			"group", d.Group, "message_id", driver.OneLine(driver.MessageID(d.Message), maxAttrBytes), "error", err)
 	} else {
 		d.Degraded(dedupPart, err)
 	}

@@ -74,7 +74,7 @@ func NewFault(d *Delivery, err error) Fault {
 		Text:     OneLine(errorText(err), MaxErrorBytes),
 		Class:    OneLine(ErrorClass(err), MaxClassBytes),
 		Chain:    ErrorChain(err),
-		TraceID:  traceID(d.Message.Metadata[HeaderTraceParent]),
+		TraceID:  TraceID(d.Message.Metadata[HeaderTraceParent]),
 		Attempts: d.Attempt,
 		Tries:    1,
 		FirstAt:  d.FirstSeen,
@@ -96,8 +96,8 @@ func NewFault(d *Delivery, err error) Fault {
 	return f
 }
 
-// traceID returns the trace id in a W3C traceparent, "" if there is none.
-func traceID(parent string) string {
+// TraceID returns the trace id in a W3C traceparent, "" if there is none.
+func TraceID(parent string) string {
 	fields := strings.Split(parent, "-")
 	if len(fields) < 4 || len(fields[1]) != 32 {
 		return ""
