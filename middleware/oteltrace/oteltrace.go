@@ -369,13 +369,36 @@ func carrier(msg *message.Message) propagation.MapCarrier {
 	return propagation.MapCarrier(msg.Metadata)
 }
 
-// extract returns the context that a message carries; an invalid one if it has none.
+// extract returns the context that a message carries; an invalid one if it has none. It is what propagation.TraceContext
+// extracts, without a context.Context around it: this is the path of every message.
 func extract(msg *message.Message) trace.SpanContext {
-	if msg == nil || msg.Metadata[driver.HeaderTraceParent] == "" {
+	if msg == nil {
 		return trace.SpanContext{}
 	}
-	return trace.SpanContextFromContext(propagation.TraceContext{}.Extract(context.Background(), carrier(msg)))
+	parent := msg.Metadata[driver.HeaderTraceParent]
+	if len(parent) != parentLen || parent[:traceAt] != "00-" || parent[spanAt-1] != '-' || parent[flagsAt-1] != '-' || parent[flagsAt] != '0' {
+		return trace.SpanContext{}
+	}
+	flags := parent[flagsAt+1] - '0'
+	traceID, err := trace.TraceIDFromHex(parent[traceAt : spanAt-1])
+	spanID, spanErr := trace.SpanIDFromHex(parent[spanAt : flagsAt-1])
+	if err != nil || spanErr != nil || flags > 3 {
+		return trace.SpanContext{}
+	}
+	c := trace.SpanContextConfig{TraceID: traceID, SpanID: spanID, TraceFlags: trace.TraceFlags(flags), Remote: true}
+	if state := msg.Metadata[driver.HeaderTraceState]; state != "" {
+		c.TraceState, _ = trace.ParseTraceState(state) // what is wrong with it does not change the trace
+	}
+	return trace.NewSpanContext(c)
 }
+
+// The parts of a traceparent: version, trace id, span id and flags, in hexadecimal digits.
+const (
+	traceAt   = len("00-")
+	spanAt    = traceAt + 32 + 1
+	flagsAt   = spanAt + 16 + 1
+	parentLen = flagsAt + 2
+)
 
 // contexts returns links to the sampled contexts of messages, and counts those that are not sampled.
 func contexts(msgs []*message.Message) (links []trace.Link, unsampled int) {
@@ -441,12 +464,11 @@ func inject(ctx context.Context, c trace.SpanContext, handled *bus.Delivery, msg
 
 // same reports whether a traceparent is that of a context that is not sampled.
 func same(parent string, c trace.SpanContext) bool {
-	const id, span, flags = len("00-"), len("00-") + 32 + 1, len("00-") + 32 + 1 + 16 + 1
-	if len(parent) != flags+2 || c.IsSampled() || parent[flags+1]&1 != 0 {
+	if len(parent) != parentLen || c.IsSampled() || parent[flagsAt+1]&1 != 0 {
 		return false
 	}
 	traceID, spanID := c.TraceID(), c.SpanID()
-	return hexEqual(parent[id:id+32], traceID[:]) && hexEqual(parent[span:span+16], spanID[:])
+	return hexEqual(parent[traceAt:spanAt-1], traceID[:]) && hexEqual(parent[spanAt:flagsAt-1], spanID[:])
 }
 
 func hexEqual(text string, bytes []byte) bool {

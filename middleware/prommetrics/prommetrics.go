@@ -13,7 +13,9 @@ package prommetrics
 
 import (
 	"context"
+	"maps"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -42,9 +44,9 @@ type Observer struct {
 	otel      *otelMetrics // nil without WithOTelNames
 
 	// What is bound to its labels, so that the path of a message looks none up.
-	publications sync.Map // topic → publication
-	groups       sync.Map // group → group
-	endings      sync.Map // endingKey → ending
+	publications sync.Map                             // topic → publication
+	groups       sync.Map                             // group → group
+	endings      atomic.Pointer[map[endingKey]ending] // replaced when one is added
 
 	topics sync.Map // topic → its label
 	mu     sync.Mutex
@@ -112,6 +114,7 @@ func New(registerer prometheus.Registerer, opts ...Option) (*Observer, error) {
 			Name: "event_processed_total", Help: "Deliveries of all groups, by event type and final outcome.",
 		}, []string{"type", "status"}),
 	}
+	o.endings.Store(&map[endingKey]ending{})
 	for _, opt := range opts {
 		opt(o)
 	}
@@ -188,19 +191,30 @@ func (o *Observer) Finished(_ context.Context, d *bus.Delivery, end bus.Observat
 		eventType = o.label(t)
 	}
 	key := endingKey{d.Group, topic, eventType, end.Outcome}
-	bound := once(&o.endings, key, func() ending {
-		return ending{
-			delivered: o.delivered.WithLabelValues(key.group, key.topic, string(key.outcome)),
-			event:     o.events.WithLabelValues(key.eventType, string(key.outcome)),
-			process:   o.process.WithLabelValues(key.group, string(key.outcome)),
-			otel:      o.otel.processed(key.group, key.topic, key.outcome),
-		}
-	})
+	bound, ok := (*o.endings.Load())[key]
+	if !ok {
+		bound = o.ending(key)
+	}
 	took := end.Took - end.Waited
 	bound.delivered.Inc()
 	bound.event.Inc()
 	bound.process.Observe(took.Seconds())
 	bound.otel.observe(took)
+}
+
+// ending binds a key's metrics. A sync.Map would allocate for each look at such a key.
+func (o *Observer) ending(key endingKey) ending {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	all := maps.Clone(*o.endings.Load())
+	all[key] = ending{
+		delivered: o.delivered.WithLabelValues(key.group, key.topic, string(key.outcome)),
+		event:     o.events.WithLabelValues(key.eventType, string(key.outcome)),
+		process:   o.process.WithLabelValues(key.group, string(key.outcome)),
+		otel:      o.otel.processed(key.group, key.topic, key.outcome),
+	}
+	o.endings.Store(&all)
+	return all[key]
 }
 
 func (o *Observer) group(d *bus.Delivery) group {
