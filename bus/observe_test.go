@@ -66,7 +66,7 @@ func TestPublishObserver_isToldOfTheBeginAndTheEndOfAPublish(t *testing.T) {
 	var mark string
 	answer := func() error { return nil }
 	b, err := bus.New(answering{memory.New(memory.Config{}), func(c context.Context, msgs []*message.Message) error {
-		ctx, mark = c, msgs[0].Metadata["mark"]
+		ctx, mark = c, msgs[0].Metadata["mark"] //nolint:fatcontext // it is looked at once
 		return answer()
 	}}, bus.Config{Service: "test", Observers: []bus.Observer{w}})
 	require.NoError(t, err)

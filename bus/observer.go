@@ -76,7 +76,7 @@ func (d *Delivery) Batching(ctx context.Context, ds []*Delivery) (inner context.
 		guarded := o.(*guardedObserver)
 		if b, ok := guarded.observer.(BatchObserver); ok {
 			var e func(error)
-			inner, e = guarded.began(inner, func(ctx context.Context) (context.Context, func(error)) { return b.Batching(ctx, ds) })
+			inner, e = guarded.began(inner, func(ctx context.Context) (context.Context, func(error)) { return b.Batching(ctx, ds) }) //nolint:fatcontext // as many layers as observers
 			ends = append(ends, e)
 		}
 	}

@@ -61,6 +61,7 @@ func (k *keyLog) Handle(_ context.Context, r slog.Record) error {
 	})
 	return nil
 }
+
 func (k *keyLog) WithAttrs([]slog.Attr) slog.Handler { panic("a line has attributes of its own only") }
 func (k *keyLog) WithGroup(string) slog.Handler      { panic("keys have no groups") }
 
@@ -95,10 +96,10 @@ func TestLogKeys_ofAFailingRunAreDocumented(t *testing.T) {
 		for range 200 { // nearly everything fails: the group pauses
 			h.Publish(keyed{"late"})
 		}
-		time.Sleep(time.Minute) //nolint:forbidigo // virtual time
+		time.Sleep(time.Minute)
 		require.NoError(t, h.Bus().PublishMessages(t.Context(), unwanted()))
 		mended.Store(true)
-		time.Sleep(time.Hour) //nolint:forbidigo // virtual time
+		time.Sleep(time.Hour)
 		h.WaitIdle()
 
 		for _, text := range []string{"leat: poisoned", "leat: discarded", "leat: redelivered", "leat: handled", "leat: degraded", "leat: group paused", "leat: group resumed"} {

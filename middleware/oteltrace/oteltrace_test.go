@@ -366,7 +366,7 @@ func TestTracer_boundsWhatMessagesSay(t *testing.T) {
 	require.Less(t, len(spans[0].Name), 1<<10)
 	require.Less(t, len(spans[0].Status.Description), 64<<10)
 	for _, a := range spans[0].Attributes {
-		require.Less(t, len(a.Value.Emit()), 1<<10, string(a.Key))
+		require.Less(t, len(a.Value.String()), 1<<10, string(a.Key))
 	}
 }
 

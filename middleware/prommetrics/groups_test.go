@@ -46,7 +46,7 @@ func TestGroups_countsWhatWaitsInTheGroupsOfTheBus(t *testing.T) {
 			h.Publish(e)
 		}
 		synctest.Wait()
-		time.Sleep(10 * time.Second) //nolint:forbidigo // virtual time
+		time.Sleep(10 * time.Second)
 		require.NoError(t, testutil.GatherAndCompare(registry, strings.NewReader(`
 # HELP leat_group_consumers Processes or connections that consume.
 # TYPE leat_group_consumers gauge
@@ -131,27 +131,27 @@ func TestGroups_asksSeldomAndNeverMakesAScrapeWait(t *testing.T) {
 			"leat_group_consumers": 0, "leat_groups_age_seconds": 0, "leat_groups_refresh_errors_total": 0,
 		}
 		require.Equal(t, want, gauges(t, registry), "what the message system can't count is missing")
-		time.Sleep(14 * time.Second) //nolint:forbidigo // virtual time
+		time.Sleep(14 * time.Second)
 		want["leat_groups_age_seconds"] = 14
 		require.Equal(t, want, gauges(t, registry))
 		require.EqualValues(t, 1, i.calls.Load())
 
 		i.answer = hangs
-		time.Sleep(2 * time.Second) //nolint:forbidigo // virtual time
+		time.Sleep(2 * time.Second)
 		began := time.Now()
 		want["leat_groups_age_seconds"] = 17
 		require.Equal(t, want, gauges(t, registry), "the last values, with their age")
 		require.Equal(t, time.Second, time.Since(began))
 		gauges(t, registry)
 		require.EqualValues(t, 2, i.calls.Load(), "one question at a time")
-		time.Sleep(9 * time.Second) //nolint:forbidigo // virtual time
+		time.Sleep(9 * time.Second)
 		synctest.Wait()
 
 		i.answer = func(context.Context) ([]driver.GroupInfo, error) { panic("broken") }
-		time.Sleep(10 * time.Second) //nolint:forbidigo // virtual time
-		require.EqualValues(t, 2, gauges(t, registry)["leat_groups_refresh_errors_total"])
+		time.Sleep(10 * time.Second)
+		require.InDelta(t, 2, gauges(t, registry)["leat_groups_refresh_errors_total"], 0)
 		i.answer = counts
-		time.Sleep(15 * time.Second) //nolint:forbidigo // virtual time
+		time.Sleep(15 * time.Second)
 		require.Zero(t, gauges(t, registry)["leat_groups_age_seconds"])
 	})
 }

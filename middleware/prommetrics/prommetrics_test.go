@@ -190,7 +190,7 @@ func TestProcessDuration_isThatOfTheTries(t *testing.T) {
 		tries := 0
 		h := bustest.NewWith(t, bustest.Config{Bus: bus.Config{Observers: []bus.Observer{observer}}},
 			handlers.Func("ledger", func(context.Context, orderPaid) error {
-				time.Sleep(10 * time.Millisecond) //nolint:forbidigo // virtual time
+				time.Sleep(10 * time.Millisecond)
 				switch tries++; tries {
 				case 1, 2:
 					return errors.New("fails")
