@@ -24,7 +24,9 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/handlers"
 	"github.com/leatbus/leat/internal/testenv"
+	"github.com/leatbus/leat/middleware"
 	"github.com/leatbus/leat/middleware/oteltrace"
+	"github.com/leatbus/leat/transports/memory"
 )
 
 func TestMain(m *testing.M) { testenv.Main(m) }
@@ -162,8 +164,7 @@ func TestTracer_setsAnErrorTypeOnlyOnWhatFailed(t *testing.T) {
 			{"poisoned", "*oteltrace_test.badOrder", "Error"}, {"redelivered", "", "Unset"}, {"handled", "", "Unset"}, {"handled", "", "Unset"},
 		}, ends)
 
-		h.Publish(orderPlaced{"again"})
-		h.WaitIdle()
+		p.spans.Reset()
 		require.Error(t, h.Bus().PublishMessages(canceled(t), wanted("refused")))
 	})
 }
@@ -384,4 +385,42 @@ func TestAttributes_areThoseOfTheConventions(t *testing.T) {
 		require.Equal(t, name, string(constant))
 	}
 	require.Equal(t, "https://opentelemetry.io/schemas/1.43.0", semconv.SchemaURL)
+}
+
+// Whoever sampled the trace first has decided: a sampler that takes everything does not begin in its middle.
+func TestTracer_makesNoSpansInATraceThatIsNotSampled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := record(t, sdktrace.WithSampler(sdktrace.AlwaysSample()))
+		h := harness(t, oteltrace.New(p), handlers.Func("pay", func(context.Context, orderPlaced) error { return nil }))
+		unsampled := trace.NewSpanContext(trace.SpanContextConfig{TraceID: trace.TraceID{7}, SpanID: trace.SpanID{7}})
+		require.NoError(t, h.Bus().Publish(trace.ContextWithSpanContext(t.Context(), unsampled), orderPlaced{"1"}))
+		h.WaitIdle()
+		require.Empty(t, p.ended())
+	})
+}
+
+// A span around Run, as that of a program, is not the parent of what its handlers do.
+func TestTracer_hasNothingToDoWithTheSpanAroundRun(t *testing.T) {
+	p := record(t)
+	b, err := bus.New(memory.New(memory.Config{}), bus.Config{
+		Service: "test", Stack: middleware.Standard(middleware.Config{}), Observers: []bus.Observer{oteltrace.New(p)},
+	})
+	require.NoError(t, err)
+	require.NoError(t, b.Handle(handlers.Func("pay", func(context.Context, orderPlaced) error { return nil })))
+	ctx, program := p.Tracer("test").Start(t.Context(), "program")
+	go func() { _ = b.Run(ctx) }()
+	<-b.Running()
+	require.NoError(t, b.Publish(t.Context(), orderPlaced{"1"}))
+	require.NoError(t, b.Transport().Publish(t.Context(), "order.placed.v1", wanted("2"))) // by somebody who does not trace
+	require.NoError(t, b.Idle(t.Context()))
+	require.NoError(t, b.Close(context.Background()))
+	sent := p.find(t, "send order.placed.v1", trace.SpanKindProducer)
+	var parents []trace.SpanID
+	for _, s := range p.ended() {
+		require.NotEqual(t, program.SpanContext().TraceID(), s.SpanContext.TraceID())
+		if s.SpanKind == trace.SpanKindConsumer {
+			parents = append(parents, s.Parent.SpanID())
+		}
+	}
+	require.ElementsMatch(t, []trace.SpanID{sent.SpanContext.SpanID(), {}}, parents)
 }
