@@ -416,32 +416,23 @@ func (d *Delivery) settle(outcome Outcome, err error) error {
 	if !d.settled.CompareAndSwap(unsettled, settled) {
 		return nil
 	}
+	if r, ok := errors.AsType[*Redelivery](err); ok && outcome == Redelivered && r.Err == nil && d.FailedSince.IsZero() {
+		d.DueAgain = time.Now().Add(max(r.After, minSnooze))
+	}
+	if d.handed != nil {
+		d.handed.History = d.History
+	}
 	switch outcome {
 	case Interrupted:
-		return d.giveBack(0)
+		return d.Settler.GiveBack(0)
 	case Redelivered:
 		r, _ := errors.AsType[*Redelivery](err) // the router has made it one
 		if r.Uncounted || r.Err == nil {        // without an error it is a snooze
-			return d.giveBack(max(r.After, minSnooze)) // only a shutdown gives back at once
+			return d.Settler.GiveBack(max(r.After, minSnooze)) // only a shutdown gives back at once
 		}
-		d.keepHistory()
 		return d.Settler.Redeliver(r.After)
 	default:
-		d.keepHistory()
 		return d.Settler.Ack()
-	}
-}
-
-func (d *Delivery) giveBack(after time.Duration) error {
-	d.DueAgain = time.Now().Add(after)
-	d.keepHistory()
-	return d.Settler.GiveBack(after)
-}
-
-// keepHistory puts the history where the transport reads it.
-func (d *Delivery) keepHistory() {
-	if d.handed != nil {
-		d.handed.History = d.History
 	}
 }
 

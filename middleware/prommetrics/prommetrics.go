@@ -161,7 +161,7 @@ func (o *Observer) BreakerChanged(c bus.BreakerChange) {
 func (o *Observer) Started(ctx context.Context, d *bus.Delivery) context.Context {
 	g := o.group(d)
 	g.inFlight.Inc()
-	if d.Attempt == 1 && d.FailedSince.IsZero() {
+	if d.Attempt == 1 && d.FailedSince.IsZero() && d.WaitingSince.IsZero() {
 		if due := dueTime(d); !due.IsZero() {
 			g.lag.Observe(max(d.Started().Sub(due).Seconds(), 0))
 		}
