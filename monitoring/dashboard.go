@@ -3,6 +3,7 @@ package monitoring
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -105,9 +106,9 @@ func queries(m Metric) []query {
 	legend := make([]string, len(m.Labels))
 	for i, label := range m.Labels {
 		legend[i] = "{{" + label + "}}"
-		if label == "group" {
-			matchers += `, group=~"$group"`
-		}
+	}
+	if slices.Contains(m.Labels, "group") {
+		matchers += `, group=~"$group"`
 	}
 	selector := func(suffix string) string { return fmt.Sprintf("%s%s{%s}", m.Name, suffix, matchers) }
 	by := strings.Join(m.Labels, ", ")
