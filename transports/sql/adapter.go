@@ -56,7 +56,7 @@ func (a SchemaAdapter) InsertQuery(topic string, msgs message.Messages) (wsql.Qu
 	if len(msgs) > maxInsert {
 		return wsql.Query{}, fmt.Errorf("sql: publish %s: %d messages; publish at most %d at once", topic, len(msgs), maxInsert)
 	}
-	rows, err := publications(msgs)
+	rows, err := a.statements.publications(msgs)
 	if err != nil {
 		return wsql.Query{}, fmt.Errorf("sql: publish %s: %w", topic, err)
 	}

@@ -16,6 +16,7 @@ import (
 //	{now}      the database's clock, in microseconds since 1970. Only this clock counts
 //	{live}     the ids of the group's consumers whose lease has not run out; takes the group
 //	{messages} and so on: the tables
+//	{ready} and so on: the states
 type dialect struct {
 	name    Dialect
 	now     string
@@ -66,7 +67,7 @@ func newStatements(cfg Config) (*statements, error) {
 		return nil, err
 	}
 	s := &statements{dialect: d, cfg: cfg}
-	pairs := []string{"{now}", d.now, "{queue}", d.quote(cfg.Prefix + "messages_queue")}
+	pairs := append(statePairs(), "{now}", d.now, "{queue}", d.quote(cfg.Prefix+"messages_queue"))
 	for _, table := range []string{"groups", "subscriptions", "consumers", "turns", "messages", "holds", "inbox", "migrations", "messages_id_seq"} {
 		pairs = append(pairs, "{"+table+"}", s.table(table))
 	}

@@ -11,8 +11,8 @@
 // connection is held meanwhile. Acks are deletes, many at once. What a dead process had taken comes
 // again when its lease has run out, with its attempts counted.
 //
-// With [bus.OrderedByKey], messages wait in a lane for each key. Only the first of a lane can be taken,
-// by whatever process, and while it is out or waits for its redelivery the lane stands still, and no
+// With [bus.OrderedByKey], messages wait in a key queue for each key. Only the first of a key queue can be taken,
+// by whatever process, and while it is out or waits for its redelivery the key queue stands still, and no
 // other does. With [bus.Subscription].Park it stands still behind a poisoned message too: a row in leat_holds
 // says so. Whoever replays that message, drops it or lets its retention end takes the row away in the same
 // commit. A replayed message keeps its place.

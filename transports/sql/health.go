@@ -39,20 +39,20 @@ func (l *link) works() {
 	}
 }
 
-// Health is that of the last statements; a process that publishes and consumes nothing learns nothing
+// Health returns that of the last statements; a process that publishes and consumes nothing learns nothing
 // new. A database refuses messages one by one, so that it is never blocked.
 func (t *Transport) Health() driver.TransportHealth {
-	l := t.store.link
+	l := t.link
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	h := driver.TransportHealth{
-		Transport: string(t.store.name), Connected: l.err == nil && !t.isClosed(), Err: l.err,
+		Transport: string(t.name), Connected: l.err == nil && !t.leases.isClosed(), Err: l.err,
 		Reconnects: l.reconnects, Unroutable: t.unroutable.Load(),
 	}
 	if h.Err == nil && !h.Connected {
 		h.Err = driver.ErrClosed
 	}
-	if err := t.store.file.gone(); err != nil && h.Err == nil {
+	if err := t.file.gone(); err != nil && h.Err == nil {
 		h.Connected, h.Err = false, err
 	}
 	return h

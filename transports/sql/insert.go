@@ -21,7 +21,7 @@ const (
 	insertInto = `
 INSERT INTO {messages} (group_id, state, pos, lane, first_at, topic, uuid, headers, payload)
 SELECT g.id,
-	CASE WHEN m.delay > 0 THEN 1 WHEN g.ordering = 2 OR g.ordering = 1 AND m.lane <> 0 THEN 4 ELSE 0 END,
+	CASE WHEN m.delay > 0 THEN {delayed} WHEN g.ordering = 2 OR g.ordering = 1 AND m.lane <> 0 THEN {keyed} ELSE {ready} END,
 	CASE WHEN m.delay > 0 THEN (SELECT {now}) + m.delay WHEN g.ordering = 1 THEN m.lane ELSE 0 END,
 	m.lane, (SELECT {now}), `
 	insertFrom = `, m.uuid, m.headers, m.payload
@@ -38,15 +38,15 @@ WHERE g.id = ? AND g.created_at = ?`
 	insertOrder = ` ORDER BY m.n`
 )
 
-// way is a condition on the groups that get the messages of an insert. It appends its arguments.
-type way func(args []any) (where string, _ []any)
+// routeFilter is a condition on the groups that get the messages of an insert. It appends its arguments.
+type routeFilter func(args []any) (where string, _ []any)
 
 // publication is a message as it is inserted.
 type publication struct {
 	uuid    string
 	headers []byte
 	payload []byte
-	lane    int64
+	key     int64 // its key's queue, the column key queue
 	delay   int64 // microseconds from the insert
 }
 
@@ -82,7 +82,7 @@ func newMessage(uuid string, headers message.Metadata, payload []byte) *message.
 	return msg
 }
 
-func newPublication(msg *message.Message) (publication, error) {
+func (s *statements) newPublication(msg *message.Message) (publication, error) {
 	uuid, err := columnUUID(msg)
 	if err != nil {
 		return publication{}, err
@@ -99,7 +99,7 @@ func newPublication(msg *message.Message) (publication, error) {
 		uuid:    uuid,
 		headers: encodeHeaders(msg.Metadata),
 		payload: payload,
-		lane:    laneOf(msg),
+		key:     keyQueueOf(msg),
 		delay:   delay,
 	}, nil
 }
@@ -122,13 +122,13 @@ func delayOf(msg *message.Message) (microseconds int64, err error) {
 }
 
 // insert is the statement for messages of one topic, in any driver's reach.
-func (s *statements) insert(topic string, msgs []publication, to way) (query string, args []any) {
+func (s *statements) insert(topic string, msgs []publication, to routeFilter) (query string, args []any) {
 	args = make([]any, 0, 5*len(msgs)+8)
 	values := make([]string, len(msgs))
 	args = append(args, topic)
 	for i, m := range msgs {
 		values[i] = fmt.Sprintf(s.rowValues, i+1)
-		args = append(args, m.uuid, m.headers, m.payload, m.lane, m.delay)
+		args = append(args, m.uuid, m.headers, m.payload, m.key, m.delay)
 	}
 	table := fmt.Sprintf(s.rowsTable, strings.Join(values, s.rowSeparate))
 	where, args := to(args)
@@ -136,16 +136,16 @@ func (s *statements) insert(topic string, msgs []publication, to way) (query str
 }
 
 // insertArrays is the same for a driver that takes arrays: one statement for any number of messages.
-func (s *statements) insertArrays(topic string, msgs []publication, to way) (query string, args []any) {
+func (s *statements) insertArrays(topic string, msgs []publication, to routeFilter) (query string, args []any) {
 	var (
 		uuids    = make([]string, len(msgs))
 		headers  = make([][]byte, len(msgs))
 		payloads = make([][]byte, len(msgs))
-		lanes    = make([]int64, len(msgs))
+		keys     = make([]int64, len(msgs))
 		delays   []int64 // NULL where nothing is for later, as it mostly is
 	)
 	for i, m := range msgs {
-		uuids[i], headers[i], payloads[i], lanes[i] = m.uuid, m.headers, m.payload, m.lane
+		uuids[i], headers[i], payloads[i], keys[i] = m.uuid, m.headers, m.payload, m.key
 		if m.delay > 0 && delays == nil {
 			delays = make([]int64, len(msgs))
 		}
@@ -153,7 +153,7 @@ func (s *statements) insertArrays(topic string, msgs []publication, to way) (que
 			delays[i] = m.delay
 		}
 	}
-	where, args := to([]any{topic, uuids, pgtype.FlatArray[[]byte](headers), pgtype.FlatArray[[]byte](payloads), lanes, delays})
+	where, args := to([]any{topic, uuids, pgtype.FlatArray[[]byte](headers), pgtype.FlatArray[[]byte](payloads), keys, delays})
 	return s.sql(insertInto + s.text() + insertFrom + insertPostgresRows + where + insertOrder), args
 }
 
@@ -167,21 +167,21 @@ func (s *statements) text() string {
 
 // wanted leads to the groups that want the topic. Its text depends on the number of the topic's
 // segments only.
-func (s *statements) wanted(topic string) way {
+func (s *statements) wanted(topic string) routeFilter {
 	return func(args []any) (string, []any) { return s.route(topic, args) }
 }
 
 // wantedHere is wanted, in these tables and not in others of the same names.
-func (s *store) wantedHere(topic string) way {
+func (p publisher) wantedHere(topic string) routeFilter {
 	return func(args []any) (string, []any) {
-		where, args := s.route(topic, args)
-		return where + insertHere, append(args, s.born)
+		where, args := p.route(topic, args)
+		return where + insertHere, append(args, p.born)
 	}
 }
 
 // only leads to one group, in these tables and not in others of the same names: the time at which it was
 // made tells, in microseconds.
-func (g group) only(born int64) way {
+func (g group) only(born int64) routeFilter {
 	return func(args []any) (string, []any) { return insertOne, append(args, g.id, born) }
 }
 

@@ -18,7 +18,7 @@ import (
 func TestLanes_quickHandlersAreKeptBusy(t *testing.T) {
 	eachStore(t, func(t *testing.T, transport *Transport) {
 		ctx := t.Context()
-		if transport.store.name == SQLite {
+		if transport.name == SQLite {
 			t.Skip("its driver is many times slower under the race detector")
 		}
 		const messages, keys, workers = 3000, 200, 10

@@ -41,11 +41,11 @@ func (e *SchemaError) Fix() string { return "run leat migrate up with this URL, 
 // number of processes may do so at once: one does it, and the others wait for it. Tables that are
 // newer than the program are left alone.
 func Migrate(ctx context.Context, db *stdsql.DB, cfg Config) error {
-	s, err := newStore(&stdDatabase{db: db}, cfg)
+	d, err := newDatabase(&stdPool{db: db}, cfg)
 	if err != nil {
 		return fmt.Errorf("sql: %w", err)
 	}
-	if err := s.migrate(ctx); err != nil {
+	if err := (schema{d}).migrate(ctx); err != nil {
 		return fmt.Errorf("sql: %w", err)
 	}
 	return nil
@@ -54,11 +54,11 @@ func Migrate(ctx context.Context, db *stdsql.DB, cfg Config) error {
 // MigrationStatus is the version of the tables that are there, 0 for none. The program wants
 // [SchemaVersion].
 func MigrationStatus(ctx context.Context, db *stdsql.DB, cfg Config) (version int, err error) {
-	s, err := newStore(&stdDatabase{db: db}, cfg)
+	d, err := newDatabase(&stdPool{db: db}, cfg)
 	if err != nil {
 		return 0, fmt.Errorf("sql: %w", err)
 	}
-	version, err = s.version(ctx, s.db)
+	version, err = schema{d}.version(ctx, d.pool)
 	if err != nil {
 		return 0, fmt.Errorf("sql: %w", err)
 	}
@@ -108,17 +108,20 @@ func (s *statements) migration(from int) (all []string) {
 	return all
 }
 
-func (s *store) migrate(ctx context.Context) error {
+// schema makes and alters the tables, and sees to them when they are opened.
+type schema struct{ *database }
+
+func (s schema) migrate(ctx context.Context) error {
 	return s.retry(ctx, func(ctx context.Context) error {
-		version, err := s.version(ctx, s.db)
+		version, err := s.version(ctx, s.pool)
 		if err != nil || version >= SchemaVersion {
 			return err
 		}
-		return s.db.inTx(ctx, func(tx executor) error { return s.migrateAlone(ctx, tx) })
+		return s.pool.inTx(ctx, func(tx executor) error { return s.migrateAlone(ctx, tx) })
 	})
 }
 
-func (s *store) migrateAlone(ctx context.Context, tx executor) error {
+func (s schema) migrateAlone(ctx context.Context, tx executor) error {
 	unlock, err := s.lockMigration(ctx, tx)
 	if err != nil {
 		return err
@@ -140,7 +143,7 @@ func (s *store) migrateAlone(ctx context.Context, tx executor) error {
 var errLocked = errors.New("another process has been changing the tables for 60s")
 
 // lockMigration keeps other processes out. SQLite's transaction is the only writer's by itself.
-func (s *store) lockMigration(ctx context.Context, tx executor) (unlock func(), err error) {
+func (s schema) lockMigration(ctx context.Context, tx executor) (unlock func(), err error) {
 	h := fnv.New64a()
 	_, _ = h.Write([]byte("leat migration of " + s.table("messages"))) // never fails
 	key := int64(h.Sum64())                                            //nolint:gosec // any number will do
@@ -161,7 +164,7 @@ func (s *store) lockMigration(ctx context.Context, tx executor) (unlock func(), 
 }
 
 // version is the version of the tables, 0 where there are none.
-func (s *store) version(ctx context.Context, ex executor) (int, error) {
+func (s schema) version(ctx context.Context, ex executor) (int, error) {
 	args := []any{s.cfg.Prefix + "migrations"}
 	there := `SELECT count(*) FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = ?`
 	switch s.name {
@@ -182,7 +185,7 @@ func (s *store) version(ctx context.Context, ex executor) (int, error) {
 }
 
 // prepare sees to the tables when a transport opens.
-func (s *store) prepare(ctx context.Context) error {
+func (s schema) prepare(ctx context.Context) error {
 	if err := s.checkAutocommit(ctx); err != nil {
 		return err
 	}
@@ -193,7 +196,7 @@ func (s *store) prepare(ctx context.Context) error {
 		return err
 	}
 	return s.retry(ctx, func(ctx context.Context) (err error) {
-		s.born, _, err = number(ctx, s.db, s.sql(`SELECT applied_at FROM {migrations} WHERE version = 1`))
+		s.born, _, err = number(ctx, s.pool, s.sql(`SELECT applied_at FROM {migrations} WHERE version = 1`))
 		return err
 	})
 }
@@ -203,7 +206,7 @@ var errAutocommit = errors.New("autocommit is off on the pool's connections, so 
 
 // checkAutocommit looks at the connections of MySQL. It fails on a user's pool whose statements outside of a transaction are never committed:
 // Publish would return nil for messages that nobody gets.
-func (s *store) checkAutocommit(ctx context.Context) error {
+func (s schema) checkAutocommit(ctx context.Context) error {
 	if s.name != MySQL {
 		return nil
 	}
@@ -212,7 +215,7 @@ func (s *store) checkAutocommit(ctx context.Context) error {
 			on      int
 			version string
 		}
-		found, err := collect(ctx, s.db, func(r rows, x *row) error { return r.Scan(&x.on, &x.version) }, `SELECT @@autocommit, version()`)
+		found, err := collect(ctx, s.pool, func(r rows, x *row) error { return r.Scan(&x.on, &x.version) }, `SELECT @@autocommit, version()`)
 		if err == nil && (len(found) == 0 || found[0].on != 1) {
 			err = errAutocommit
 		}
@@ -223,13 +226,13 @@ func (s *store) checkAutocommit(ctx context.Context) error {
 	})
 }
 
-func (s *store) prepareTables(ctx context.Context) error {
+func (s schema) prepareTables(ctx context.Context) error {
 	if s.cfg.Migrate == MigrateAuto {
 		return s.migrate(ctx)
 	}
 	var version int
 	err := s.retry(ctx, func(ctx context.Context) (err error) {
-		version, err = s.version(ctx, s.db)
+		version, err = s.version(ctx, s.pool)
 		return err
 	})
 	if err == nil && version < SchemaVersion {

@@ -60,14 +60,14 @@ func OpenDB(u *url.URL) (*stdsql.DB, Config, error) {
 		return nil, Config{}, fmt.Errorf("sql: %w", err)
 	}
 	switch db := db.(type) {
-	case *pgxDatabase:
+	case *pgxPool:
 		std := stdlib.OpenDB(*db.pool.Config().ConnConfig)
 		db.close()
 		return std, source.cfg, nil
-	case *sqliteDatabase:
+	case *sqlitePool:
 		return db.db, source.cfg, nil
 	default:
-		return db.(*stdDatabase).db, source.cfg, nil
+		return db.(*stdPool).db, source.cfg, nil
 	}
 }
 
@@ -153,7 +153,7 @@ const (
 	mysqlSilence = 30 * time.Second
 )
 
-func (s source) connect() (database, error) {
+func (s source) connect() (pool, error) {
 	switch s.cfg.Dialect {
 	case Postgres:
 		return s.connectPostgres()
@@ -164,7 +164,7 @@ func (s source) connect() (database, error) {
 	}
 }
 
-func (s source) connectPostgres() (database, error) {
+func (s source) connectPostgres() (pool, error) {
 	clean := *s.url
 	if s.driver.Get("application_name") == "" {
 		s.driver.Set("application_name", "leat")
@@ -186,7 +186,7 @@ func (s source) connectPostgres() (database, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &pgxDatabase{pool: pool, owned: true}, nil
+	return &pgxPool{pool: pool, owned: true}, nil
 }
 
 var (
@@ -197,7 +197,7 @@ var (
 	errInMemory   = errors.New("a database in memory outlives no process; use memory://, which is quicker")
 )
 
-func (s source) connectMySQL() (database, error) {
+func (s source) connectMySQL() (pool, error) {
 	cfg := mysql.NewConfig()
 	cfg.DBName = strings.TrimPrefix(s.url.Path, "/")
 	if cfg.DBName == "" || strings.Contains(cfg.DBName, "/") {
@@ -239,7 +239,7 @@ func (s source) connectMySQL() (database, error) {
 	db.SetMaxOpenConns(s.connections)
 	db.SetMaxIdleConns(s.connections)
 	db.SetConnMaxIdleTime(idle)
-	return &stdDatabase{db: db, owned: true, tx: &stdsql.TxOptions{Isolation: stdsql.LevelReadCommitted}}, nil
+	return &stdPool{db: db, owned: true, tx: &stdsql.TxOptions{Isolation: stdsql.LevelReadCommitted}}, nil
 }
 
 // sqlitePath is the file of a URL: sqlite:///path and sqlite:////path are from the root,
@@ -277,7 +277,7 @@ func locateSQLite(u *url.URL) (string, error) {
 	return path, nil
 }
 
-func (s source) connectSQLite() (database, error) {
+func (s source) connectSQLite() (pool, error) {
 	path, err := locateSQLite(s.url)
 	if err != nil {
 		return nil, err
@@ -304,5 +304,5 @@ func (s source) connectSQLite() (database, error) {
 		return nil, err
 	}
 	db.SetMaxOpenConns(1)
-	return newSQLiteDatabase(db), nil
+	return newSQLitePool(db), nil
 }

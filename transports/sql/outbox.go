@@ -111,7 +111,7 @@ func newOutbox(ctx context.Context, t *Transport, cfg OutboxConfig) (*Outbox, er
 		err = driver.Subscription{Group: o.Group(), Topics: []string{">"}, Concurrency: 1}.Validate()
 	}
 	if err == nil {
-		err = t.store.retry(ctx, o.prepare)
+		err = t.retry(ctx, o.prepare)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("sql: %w", err), t.Close(ctx))
@@ -121,20 +121,23 @@ func newOutbox(ctx context.Context, t *Transport, cfg OutboxConfig) (*Outbox, er
 
 // prepare makes the group.
 func (o *Outbox) prepare(ctx context.Context) (err error) {
-	s := o.transport.store
-	if o.group, err = s.group(ctx, o.Group(), driver.OrderedByKey); err != nil {
+	t := o.transport
+	if o.group, err = t.groups.ensure(ctx, o.Group(), driver.OrderedByKey); err != nil {
 		return err
 	}
-	o.born, _, err = number(ctx, s.db, s.sql(`SELECT created_at FROM {groups} WHERE id = ?`), o.group.id)
+	o.born, _, err = number(ctx, t.pool, t.sql(`SELECT created_at FROM {groups} WHERE id = ?`), o.group.id)
 	return err
 }
 
-// Group is <service>.outbox.
+// Group returns <service>.outbox.
 func (o *Outbox) Group() string { return o.cfg.Service + "." + outboxHandler }
 
 // PublishTx inserts the messages into the outbox, in the user's transaction.
 func (o *Outbox) PublishTx(ctx context.Context, tx any, topic string, msgs ...*message.Message) error {
-	inserted, err := o.transport.insertTx(ctx, tx, topic, msgs, o.insert)
+	if o.transport.leases.isClosed() {
+		return fmt.Errorf("sql: outbox: %w", driver.ErrClosed)
+	}
+	inserted, err := o.transport.publisher.insertTx(ctx, tx, topic, msgs, o.insert)
 	if err == nil && inserted == 0 && len(msgs) > 0 {
 		err = o.nowhere(ctx, tx)
 	}
@@ -148,9 +151,9 @@ func (o *Outbox) PublishTx(ctx context.Context, tx any, topic string, msgs ...*m
 
 // nowhere returns why nothing was inserted.
 func (o *Outbox) nowhere(ctx context.Context, tx any) error {
-	ex, _, err := o.transport.store.userTx(tx)
+	ex, _, err := o.transport.userTx(tx)
 	if err == nil {
-		err = o.transport.store.rolledBack(ctx, ex)
+		err = o.transport.rolledBack(ctx, ex)
 	}
 	if err == nil {
 		err = fmt.Errorf("%w (or somebody has deleted the outbox %s: restart the service)", errElsewhere, o.Group())
@@ -160,26 +163,26 @@ func (o *Outbox) nowhere(ctx context.Context, tx any) error {
 
 // insert is the insert of a batch into the outbox, and not into one of the same name elsewhere.
 func (o *Outbox) insert(b batch, arrays bool) (query string, args []any) {
-	s, m := o.transport.store, b.rows[0]
-	if s.name != Postgres || len(b.rows) > 1 || m.delay > 0 {
-		return s.insertSome(b, arrays, s.inOpenTx(o.group.only(o.born)))
+	p, m := o.transport.publisher, b.rows[0]
+	if p.name != Postgres || len(b.rows) > 1 || m.delay > 0 {
+		return p.insertSome(b, arrays, p.inOpenTx(o.group.only(o.born)))
 	}
-	state := stateReady
-	if m.lane != 0 {
-		state = stateLane
+	in := stateReady
+	if m.key != 0 {
+		in = stateKeyed
 	}
-	return s.sql(insertOnePostgres), []any{state, m.lane, m.lane, b.topic, m.uuid, m.headers, m.payload, o.group.id, o.born}
+	return p.sql(insertOnePostgres), []any{int(in), m.key, m.key, b.topic, m.uuid, m.headers, m.payload, o.group.id, o.born}
 }
 
-// PoisonQueue is where the messages are that the transport would not take.
+// PoisonQueue returns where the messages are that the transport would not take.
 func (o *Outbox) PoisonQueue() driver.PoisonQueue { return o.transport.PoisonQueue(o.Group()) }
 
 // Stats counts what is committed and not relayed yet, by every process that shares the outbox.
 func (o *Outbox) Stats(ctx context.Context) (stats driver.OutboxStats, err error) {
-	s := o.transport.store
+	t := o.transport
 	type row struct{ n, age int64 }
-	all, err := collect(ctx, s.db, func(r rows, v *row) error { return r.Scan(&v.n, &v.age) },
-		s.sql(`SELECT count(*), COALESCE({now} - min(first_at), 0) FROM {messages} WHERE group_id = ? AND state IN (0, 1, 4, 5)`), o.group.id)
+	all, err := collect(ctx, t.pool, func(r rows, v *row) error { return r.Scan(&v.n, &v.age) },
+		t.sql(`SELECT count(*), COALESCE({now} - min(first_at), 0) FROM {messages} WHERE group_id = ? AND state IN ({ready}, {delayed}, {keyed}, {keyhead})`), o.group.id)
 	if err != nil {
 		return stats, fmt.Errorf("sql: outbox: %w", err)
 	}

@@ -24,7 +24,7 @@ func (t *Transport) Publish(ctx context.Context, topic string, msgs ...*message.
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if t.isClosed() {
+	if t.leases.isClosed() {
 		return driver.ErrClosed
 	}
 	if len(msgs) == 0 {
@@ -33,30 +33,30 @@ func (t *Transport) Publish(ctx context.Context, topic string, msgs ...*message.
 	if err := driver.ValidateTopic(topic); err != nil {
 		return fmt.Errorf("sql: %w", err)
 	}
-	rows, err := publications(msgs)
+	rows, err := t.publications(msgs)
 	if err != nil {
 		return fmt.Errorf("sql: publish %s: %w", topic, err)
 	}
 	inserted, err := t.insert(ctx, topic, rows)
 	if err == nil {
-		err = t.store.file.gone()
+		err = t.file.gone()
 	}
 	if err != nil {
-		return t.failure(fmt.Sprintf("publish %s: %d messages are not safe", topic, len(msgs)), err)
+		return failure(fmt.Sprintf("publish %s: %d messages are not safe", topic, len(msgs)), err)
 	}
 	if inserted == 0 {
 		t.unroutable.Add(int64(len(msgs)))
-		return &driver.UnroutableError{Topics: slices.Repeat([]string{topic}, len(msgs)), Strict: t.store.cfg.Unroutable == UnroutableError}
+		return &driver.UnroutableError{Topics: slices.Repeat([]string{topic}, len(msgs)), Strict: t.cfg.Unroutable == UnroutableError}
 	}
 	t.waker.published(topic)
 	return nil
 }
 
-func publications(msgs []*message.Message) ([]publication, error) {
+func (s *statements) publications(msgs []*message.Message) ([]publication, error) {
 	rows := make([]publication, len(msgs))
 	for i, msg := range msgs {
 		var err error
-		if rows[i], err = newPublication(msg); err != nil {
+		if rows[i], err = s.newPublication(msg); err != nil {
 			return nil, err
 		}
 	}
@@ -66,12 +66,12 @@ func publications(msgs []*message.Message) ([]publication, error) {
 // insert returns how many rows were made, 0 where no group wants the topic.
 func (t *Transport) insert(ctx context.Context, topic string, rows []publication) (inserted int64, err error) {
 	if len(rows) < maxInsert {
-		return t.combiner.insert(ctx, batch{topic, rows})
+		return t.commits.insert(ctx, batch{topic, rows})
 	}
 	ctx, cancel := t.while(ctx)
 	defer cancel()
-	err = t.store.retry(ctx, func(ctx context.Context) error {
-		counts, err := t.store.insertAll(ctx, []batch{{topic, rows}})
+	err = t.retry(ctx, func(ctx context.Context) error {
+		counts, err := t.publisher.insertAll(ctx, []batch{{topic, rows}})
 		if err == nil {
 			inserted = counts[0]
 		}
@@ -80,6 +80,9 @@ func (t *Transport) insert(ctx context.Context, topic string, rows []publication
 	return inserted, err
 }
 
+// publisher inserts messages.
+type publisher struct{ *database }
+
 // batch is messages of one topic.
 type batch struct {
 	topic string
@@ -87,7 +90,7 @@ type batch struct {
 }
 
 // insertAll inserts all batches or none, and returns the number of rows for each.
-func (s *store) insertAll(ctx context.Context, batches []batch) (inserted []int64, err error) {
+func (p publisher) insertAll(ctx context.Context, batches []batch) (inserted []int64, err error) {
 	var chunks []batch
 	var of []int // the batch of each chunk
 	for n, b := range batches {
@@ -95,7 +98,7 @@ func (s *store) insertAll(ctx context.Context, batches []batch) (inserted []int6
 			chunks, of = append(chunks, c), append(of, n)
 		}
 	}
-	affected, err := s.insertChunks(ctx, chunks, len(chunks) == len(batches))
+	affected, err := p.insertChunks(ctx, chunks, len(chunks) == len(batches))
 	if err != nil {
 		return nil, err
 	}
@@ -107,20 +110,20 @@ func (s *store) insertAll(ctx context.Context, batches []batch) (inserted []int6
 }
 
 // insertChunks inserts all or none: in one round trip where they are small and the driver can.
-func (s *store) insertChunks(ctx context.Context, chunks []batch, small bool) (affected []int64, err error) {
+func (p publisher) insertChunks(ctx context.Context, chunks []batch, small bool) (affected []int64, err error) {
 	statements := make([]statement, len(chunks))
 	for i, c := range chunks {
-		statements[i].query, statements[i].args = s.insertSome(c, s.arrays, s.wanted(c.topic))
+		statements[i].query, statements[i].args = p.insertSome(c, p.arrays, p.wanted(c.topic))
 	}
 	affected = make([]int64, len(chunks))
 	if len(statements) == 1 {
-		affected[0], err = s.db.exec(ctx, statements[0].query, statements[0].args...)
+		affected[0], err = p.pool.exec(ctx, statements[0].query, statements[0].args...)
 		return affected, err
 	}
-	if db, ok := s.db.(pipeliner); ok && small {
+	if db, ok := p.pool.(pipeliner); ok && small {
 		return db.pipeline(ctx, statements)
 	}
-	return affected, s.db.inTx(ctx, func(tx executor) error {
+	return affected, p.pool.inTx(ctx, func(tx executor) error {
 		for i, st := range statements {
 			if affected[i], err = tx.exec(ctx, st.query, st.args...); err != nil {
 				return err

@@ -115,11 +115,11 @@ func nextWait(last time.Duration, away bool) time.Duration {
 type topicOutcomes struct {
 	count    int64      // of outcomes so far
 	success  int64      // the latest success, 0 for none
-	failures [2]failure // the latest failures of two messages, the later one first
+	failures [2]refused // the latest failures of two messages, the later one first
 	problem  string     // why the topic's messages do not move, "" if they do
 }
 
-type failure struct {
+type refused struct {
 	at int64
 	id int64
 }
@@ -142,7 +142,7 @@ func (o *Outbox) failed(topic string, id int64) {
 	if t.failures[0].id != id {
 		t.failures[1] = t.failures[0]
 	}
-	t.failures[0] = failure{t.count, id}
+	t.failures[0] = refused{t.count, id}
 }
 
 // othersSucceed reports whether the latest outcome of another message of the topic is a success.
@@ -181,7 +181,7 @@ func (o *Outbox) note(topic string, away error) {
 	was := t.problem
 	t.problem = text
 	o.mu.Unlock()
-	logger := o.transport.store.cfg.Logger
+	logger := o.transport.cfg.Logger
 	switch {
 	case was == "" && text != "":
 		logger.Warn("leat: sql: the outbox does not move; trying again", "outbox", o.Group(), "topic", topic, "err", away)
@@ -414,7 +414,7 @@ func ackSafe(batch []*delivery, err error) (rest []*delivery) {
 // waits for it, but not for one that is set aside. Its attempts also count relays that died; the first
 // refusal is never the last.
 func (b *bundle) refused(ctx context.Context, d *delivery, err error) {
-	logger, attempt := b.feed.store.cfg.Logger, d.delivery.Attempt
+	logger, attempt := b.feed.core.cfg.Logger, d.delivery.Attempt
 	retry := b.outbox.cfg.Retry
 	first := d.delivery.FailedSince.IsZero()
 	if tries := len(retry.Delays); attempt <= tries || first && tries > 0 {
@@ -471,7 +471,7 @@ func messagesOf(batch []*delivery) []*message.Message {
 }
 
 // nextBundle waits for messages and takes all that one claim took: what stands behind a message in its
-// lane is in no other.
+// key queue is in no other.
 func (f *feed) nextBundle(ctx context.Context) ([]*delivery, error) {
 	f.waiting.Add(1)
 	f.poke()

@@ -44,19 +44,19 @@ func sleep(ctx context.Context, d time.Duration) bool {
 }
 
 // retry runs f until it succeeds, fails for good, or ctx is done.
-func (s *store) retry(ctx context.Context, f func(ctx context.Context) error) error {
+func (d *database) retry(ctx context.Context, f func(ctx context.Context) error) error {
 	var wait backoff
 	for {
 		err := f(ctx)
 		if err == nil {
-			s.link.works()
+			d.link.works()
 			return nil
 		}
 		if ctx.Err() != nil {
 			return contextError(ctx, err)
 		}
-		if !s.temporary(err) {
-			return s.explain(err)
+		if !d.temporary(err) {
+			return d.explain(err)
 		}
 		if !sleep(ctx, wait.next()) {
 			return contextError(ctx, err)
@@ -65,18 +65,18 @@ func (s *store) retry(ctx context.Context, f func(ctx context.Context) error) er
 }
 
 // retryAlways runs f until it succeeds or ctx is done: for what must be done some time.
-func (s *store) retryAlways(ctx context.Context, f func(ctx context.Context) error, report func(error)) error {
+func (d *database) retryAlways(ctx context.Context, f func(ctx context.Context) error, report func(error)) error {
 	var wait backoff
 	for {
 		err := f(ctx)
 		if err == nil {
-			s.link.works()
+			d.link.works()
 			return nil
 		}
 		if ctx.Err() != nil {
 			return err
 		}
-		s.temporary(err)
+		d.temporary(err)
 		pause := wait.next()
 		if pause > longestBackoff/4 {
 			report(err)
@@ -88,20 +88,20 @@ func (s *store) retryAlways(ctx context.Context, f func(ctx context.Context) err
 }
 
 // temporary reports whether trying again makes sense, and lets go of connections that will not work.
-func (s *store) temporary(err error) bool {
+func (d *database) temporary(err error) bool {
 	if connectionLost(err) {
-		s.link.fails(err)
+		d.link.fails(err)
 	}
-	if s.readOnly(err) {
-		s.db.recycle() // they lead to a server that is no longer the primary
+	if d.readOnly(err) {
+		d.pool.recycle() // they lead to a server that is no longer the primary
 	}
-	return s.retryable(err)
+	return d.retryable(err)
 }
 
 // explain adds what to do about an error whose text does not say it.
-func (s *store) explain(err error) error {
+func (d *database) explain(err error) error {
 	switch code := postgresCode(err); {
-	case s.name != Postgres:
+	case d.name != Postgres:
 	case code == "26000", code == "42P05":
 		return fmt.Errorf("%w; behind pgbouncer in transaction mode, set default_query_exec_mode=exec, an option of the URL", err)
 	}

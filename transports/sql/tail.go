@@ -82,36 +82,36 @@ func (t *Transport) endTail(ctx context.Context, group string, feed driver.Recei
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), statementTimeout)
 	defer cancel()
 	err := feed.Close(ctx)
-	g, ok, findErr := t.store.findGroup(ctx, group)
+	g, ok, findErr := t.groups.find(ctx, group)
 	if ok {
-		err = errors.Join(err, t.store.silence(ctx, g.id))
+		err = errors.Join(err, t.groups.silence(ctx, g.id))
 	}
-	if err = errors.Join(err, findErr); err != nil && !t.isClosed() {
-		t.store.cfg.Logger.Warn("leat: sql: end of a tail; it is cleared away later", "err", err)
+	if err = errors.Join(err, findErr); err != nil && !t.leases.isClosed() {
+		t.cfg.Logger.Warn("leat: sql: end of a tail; it is cleared away later", "err", err)
 	}
 }
 
 // silence takes a group's subscriptions and messages away. It needs no more rights than a service has.
-func (s *store) silence(ctx context.Context, id int64) error {
-	if _, err := s.db.exec(ctx, s.sql(`UPDATE {subscriptions} SET pattern = '', depth = 0, matches = '' WHERE group_id = ? AND pattern <> ''`), id); err != nil {
+func (gs groups) silence(ctx context.Context, id int64) error {
+	if _, err := gs.pool.exec(ctx, gs.sql(`UPDATE {subscriptions} SET pattern = '', depth = 0, matches = '' WHERE group_id = ? AND pattern <> ''`), id); err != nil {
 		return err
 	}
-	_, err := s.db.exec(ctx, s.sql(`DELETE FROM {messages} WHERE group_id = ?`), id)
+	_, err := gs.pool.exec(ctx, gs.sql(`DELETE FROM {messages} WHERE group_id = ?`), id)
 	return err
 }
 
 // cleanTails clears away what tails have left behind whose process died.
-func (s *store) cleanTails(ctx context.Context) error {
+func (gs groups) cleanTails(ctx context.Context) error {
 	type row struct {
 		id  int64
 		old bool
 	}
-	all, err := collect(ctx, s.db, func(r rows, x *row) error { return r.Scan(&x.id, &x.old) }, s.sql(`
+	all, err := collect(ctx, gs.pool, func(r rows, x *row) error { return r.Scan(&x.id, &x.old) }, gs.sql(`
 		SELECT id, created_at < {now} - ? FROM {groups} WHERE name LIKE '`+tailPrefix+`%' AND created_at < {now} - ?
 		AND id NOT IN (SELECT group_id FROM {consumers} WHERE expires_at > {now})`),
 		tailForgotten.Microseconds(), tailAbandoned.Microseconds())
 	for _, x := range all {
-		if err := s.silence(ctx, x.id); err != nil {
+		if err := gs.silence(ctx, x.id); err != nil {
 			return err
 		}
 		if !x.old {
@@ -120,7 +120,7 @@ func (s *store) cleanTails(ctx context.Context) error {
 		for _, table := range []string{
 			`DELETE FROM {subscriptions} WHERE group_id = ?`, `DELETE FROM {turns} WHERE group_id = ?`, `DELETE FROM {groups} WHERE id = ?`,
 		} {
-			if _, err := s.db.exec(ctx, s.sql(table), x.id); err != nil {
+			if _, err := gs.pool.exec(ctx, gs.sql(table), x.id); err != nil {
 				return nil //nolint:nilerr // a user without the right leaves three rows that do nothing
 			}
 		}

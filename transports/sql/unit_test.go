@@ -55,7 +55,7 @@ func TestPatternsAreMatchedAsTheBusDoes(t *testing.T) {
 	db, s := newTestStore(t)
 	patterns := []string{">", "*", "a", "A", "a.*", "*.b", "a.>", "*.b.>", "a.*.c", "*.*.*", "a_b.*", "a%.c", "[a].*", "a|b.>", "?.b", "a.b.c.>"}
 	for i, p := range patterns {
-		st := s.store(p)
+		st := s.row(p)
 		_, err := db.exec(context.Background(), s.sql(`INSERT INTO {subscriptions} (pattern, group_id, depth, matches, created_at) VALUES (?, ?, ?, ?, 0)`),
 			st.pattern, i+1, st.depth, st.matches)
 		require.NoError(t, err)
@@ -87,13 +87,13 @@ func TestPatternsAreMatchedAsTheBusDoes(t *testing.T) {
 }
 
 // newTestStore is empty tables in a file.
-func newTestStore(t *testing.T) (database, *store) {
+func newTestStore(t *testing.T) (pool, *database) {
 	db, err := source{url: mustParse(t, "sqlite://"+t.TempDir()+"/test.db"), cfg: Config{Dialect: SQLite}}.connect()
 	require.NoError(t, err)
 	t.Cleanup(db.close)
-	s, err := newStore(db, Config{Dialect: SQLite})
+	s, err := newDatabase(db, Config{Dialect: SQLite})
 	require.NoError(t, err)
-	require.NoError(t, s.migrate(context.Background()))
+	require.NoError(t, schema{s}.migrate(context.Background()))
 	return db, s
 }
 

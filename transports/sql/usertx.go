@@ -32,11 +32,14 @@ var _ driver.TxPublisher = (*Transport)(nil)
 // PublishTx inserts the messages for every group that wants them, in the user's transaction. Consumers
 // get them after its commit, within milliseconds in this process.
 func (t *Transport) PublishTx(ctx context.Context, tx any, topic string, msgs ...*message.Message) error {
-	inserted, err := t.insertTx(ctx, tx, topic, msgs, func(b batch, arrays bool) (string, []any) {
-		return t.store.insertSome(b, arrays, t.store.inOpenTx(t.store.wantedHere(topic)))
+	if t.leases.isClosed() {
+		return driver.ErrClosed
+	}
+	inserted, err := t.publisher.insertTx(ctx, tx, topic, msgs, func(b batch, arrays bool) (string, []any) {
+		return t.publisher.insertSome(b, arrays, t.inOpenTx(t.publisher.wantedHere(topic)))
 	})
 	if err == nil && inserted == 0 {
-		err = t.nobody(ctx, tx, topic, len(msgs))
+		err = t.publisher.nobody(ctx, tx, topic, len(msgs))
 	}
 	if err != nil {
 		return fmt.Errorf("sql: publish %s in transaction: %w", topic, err)
@@ -45,29 +48,29 @@ func (t *Transport) PublishTx(ctx context.Context, tx any, topic string, msgs ..
 	return nil
 }
 
-// nobody says why nothing was inserted.
-func (t *Transport) nobody(ctx context.Context, tx any, topic string, n int) error {
-	ex, _, err := t.store.userTx(tx)
+// nobody returns why nothing was inserted.
+func (p publisher) nobody(ctx context.Context, tx any, topic string, n int) error {
+	ex, _, err := p.userTx(tx)
 	if err != nil {
 		return err
 	}
-	_, here, err := number(ctx, ex, t.store.sql(`SELECT version FROM {migrations} WHERE version = 1 AND applied_at = ?`), t.store.born)
+	_, here, err := number(ctx, ex, p.sql(`SELECT version FROM {migrations} WHERE version = 1 AND applied_at = ?`), p.born)
 	if err != nil {
-		return t.store.txError(err)
+		return p.txError(err)
 	}
 	if !here {
 		return errElsewhere
 	}
-	if err := t.store.rolledBack(ctx, ex); err != nil {
+	if err := p.rolledBack(ctx, ex); err != nil {
 		return err
 	}
-	return &driver.UnroutableError{Topics: slices.Repeat([]string{topic}, n), Strict: t.store.cfg.Unroutable == UnroutableError}
+	return &driver.UnroutableError{Topics: slices.Repeat([]string{topic}, n), Strict: p.cfg.Unroutable == UnroutableError}
 }
 
 // inOpenTx is to, and leads to no group if the server has rolled the transaction back. The insert would be
 // a transaction of its own.
-func (s *store) inOpenTx(to way) way {
-	if !s.tellsTx {
+func (d *database) inOpenTx(to routeFilter) routeFilter {
+	if !d.tellsTx {
 		return to
 	}
 	return func(args []any) (string, []any) {
@@ -77,36 +80,33 @@ func (s *store) inOpenTx(to way) way {
 }
 
 // rolledBack returns an error if the server has rolled the transaction back, as MySQL does for a deadlock.
-func (s *store) rolledBack(ctx context.Context, ex executor) error {
-	if !s.tellsTx {
+func (d *database) rolledBack(ctx context.Context, ex executor) error {
+	if !d.tellsTx {
 		return nil
 	}
 	open, _, err := number(ctx, ex, `SELECT @@in_transaction`)
 	if err == nil && open != 1 {
 		err = errRolledBack
 	}
-	return s.txError(err)
+	return d.txError(err)
 }
 
 // insertTx inserts messages in the user's transaction, by the statements that insert makes. It returns how
 // many rows were made.
-func (t *Transport) insertTx(ctx context.Context, tx any, topic string, msgs []*message.Message,
+func (p publisher) insertTx(ctx context.Context, tx any, topic string, msgs []*message.Message,
 	insert func(b batch, arrays bool) (query string, args []any),
 ) (inserted int64, err error) {
-	if t.isClosed() {
-		return 0, driver.ErrClosed
-	}
-	if err := t.store.file.gone(); err != nil {
+	if err := p.file.gone(); err != nil {
 		return 0, err
 	}
-	ex, arrays, err := t.store.userTx(tx)
+	ex, arrays, err := p.userTx(tx)
 	if err != nil {
 		return 0, err
 	}
 	if err := driver.ValidateTopic(topic); err != nil {
 		return 0, err
 	}
-	rows, err := publications(msgs)
+	rows, err := p.publications(msgs)
 	if err != nil {
 		return 0, err
 	}
@@ -114,7 +114,7 @@ func (t *Transport) insertTx(ctx context.Context, tx any, topic string, msgs []*
 		query, args := insert(c, arrays)
 		n, err := ex.exec(ctx, query, args...)
 		if err != nil {
-			return 0, t.store.txError(err)
+			return 0, p.txError(err)
 		}
 		inserted += n
 	}
@@ -122,11 +122,11 @@ func (t *Transport) insertTx(ctx context.Context, tx any, topic string, msgs []*
 }
 
 // insertSome is the insert of a batch, in a form that the transaction's driver takes.
-func (s *store) insertSome(b batch, arrays bool, to way) (query string, args []any) {
+func (p publisher) insertSome(b batch, arrays bool, to routeFilter) (query string, args []any) {
 	if arrays {
-		return s.insertArrays(b.topic, b.rows, to)
+		return p.insertArrays(b.topic, b.rows, to)
 	}
-	return s.statements.insert(b.topic, b.rows, to)
+	return p.insert(b.topic, b.rows, to)
 }
 
 // stdTx is *sql.Tx, and what embeds it.
@@ -144,7 +144,7 @@ type pgxTx interface {
 }
 
 // userTx runs statements in the user's transaction.
-func (s *store) userTx(tx any) (ex executor, arrays bool, err error) {
+func (d *database) userTx(tx any) (ex executor, arrays bool, err error) {
 	if std, ok := tx.(*stdsql.Tx); ok && std == nil {
 		return nil, false, fmt.Errorf("a nil %T: %w", tx, errTxType)
 	}
@@ -152,7 +152,7 @@ func (s *store) userTx(tx any) (ex executor, arrays bool, err error) {
 	case stdTx:
 		return stdExecutor{tx}, false, nil
 	case pgxTx:
-		if s.name == Postgres {
+		if d.name == Postgres {
 			return pgxExecutor{tx}, true, nil
 		}
 		return nil, false, errElsewhere
@@ -162,11 +162,11 @@ func (s *store) userTx(tx any) (ex executor, arrays bool, err error) {
 }
 
 // txError makes clear what the mistake is in a transaction that can't be used.
-func (s *store) txError(err error) error {
+func (d *database) txError(err error) error {
 	switch {
 	case errors.Is(err, stdsql.ErrTxDone), errors.Is(err, pgx.ErrTxClosed):
 		return errTxOver
-	case s.foreign(err):
+	case d.foreign(err):
 		return fmt.Errorf("%w: %w", errElsewhere, err)
 	default:
 		return err
@@ -174,15 +174,15 @@ func (s *store) txError(err error) error {
 }
 
 // foreign recognizes the errors of a database that lacks leat's tables, or is of another kind.
-func (s *store) foreign(err error) bool {
+func (d *database) foreign(err error) bool {
 	var lite *sqlite.Error
 	switch {
 	case postgresCode(err) != "":
-		return s.name != Postgres || postgresCode(err) == "42P01"
+		return d.name != Postgres || postgresCode(err) == "42P01"
 	case mysqlNumber(err) != 0:
-		return s.name != MySQL || mysqlNumber(err) == 1146
+		return d.name != MySQL || mysqlNumber(err) == 1146
 	case errors.As(err, &lite):
-		return s.name != SQLite || strings.Contains(err.Error(), "no such table")
+		return d.name != SQLite || strings.Contains(err.Error(), "no such table")
 	default:
 		return false
 	}
