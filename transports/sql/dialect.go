@@ -58,6 +58,7 @@ type statements struct {
 	dialect
 	cfg   Config
 	names *strings.Replacer
+	json  bool     // headers are written as JSON; set before the statements are used
 	done  sync.Map // statement as written → statement as sent
 }
 
@@ -68,7 +69,7 @@ func newStatements(cfg Config) (*statements, error) {
 	}
 	s := &statements{dialect: d, cfg: cfg}
 	pairs := append(statePairs(), "{now}", d.now, "{queue}", d.quote(cfg.Prefix+"messages_queue"))
-	for _, table := range []string{"groups", "subscriptions", "consumers", "turns", "messages", "holds", "inbox", "migrations", "messages_id_seq"} {
+	for _, table := range []string{"groups", "subscriptions", "consumers", "turns", "messages", "holds", "inbox", "states", "migrations", "messages_id_seq"} {
 		pairs = append(pairs, "{"+table+"}", s.table(table))
 	}
 	s.names = strings.NewReplacer(pairs...)

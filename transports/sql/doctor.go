@@ -69,9 +69,11 @@ func (d doctor) checkTables(ctx context.Context) (findings []driver.Finding, ok 
 	switch {
 	case err != nil:
 		tables.Err, tables.Fix = err, "let the user read them"
-	case version < SchemaVersion:
-		tables.Err = &SchemaError{Found: version, Want: SchemaVersion, Prefix: d.cfg.Prefix}
+	case version < MinSchemaVersion:
+		tables.Err = &SchemaError{Found: version, Want: MinSchemaVersion, Prefix: d.cfg.Prefix}
 		tables.Fix = "run leat migrate up"
+	case version < SchemaVersion:
+		tables.Text = fmt.Sprintf("version %d; once no process of an older release runs, run leat migrate up, which leads to version %d", version, SchemaVersion)
 	default:
 		tables.Text = fmt.Sprintf("version %d", version)
 	}

@@ -138,11 +138,10 @@ func (f *feed) deliver(taken []record) {
 	var bundle []*delivery
 	for i := range taken {
 		d, err := f.newDelivery(&taken[i])
-		if err != nil {
-			f.core.cfg.Logger.Error("leat: sql: unreadable headers", "group", f.group.name, "id", taken[i].id, "err", err)
-		}
 		switch {
 		case !f.settlements.track(d):
+		case err != nil:
+			f.refuse(d, err)
 		case f.bundle > 0:
 			bundle = append(bundle, d)
 		default:
@@ -154,6 +153,17 @@ func (f *feed) deliver(taken []record) {
 		bundle[0].behind = bundle[1:]
 		f.pushed.Add(int64(len(bundle)))
 		f.buffer <- bundle[0]
+	}
+}
+
+// refuse poisons a message that can't be handed out.
+func (f *feed) refuse(d *delivery, err error) {
+	f.core.cfg.Logger.Error("leat: sql: message poisoned", "group", f.group.name, "id", d.id, "err", err)
+	ctx, cancel := context.WithTimeout(f.talking, statementTimeout)
+	defer cancel()
+	if err := d.Poison(ctx, driver.NewFault(&d.delivery, err)); err != nil {
+		f.core.cfg.Logger.Error("leat: sql: poison queue unreachable", "group", f.group.name, "id", d.id, "err", err)
+		_ = d.Redeliver(idlePoll) // it fails only if the feed is closed, and then the message goes back
 	}
 }
 

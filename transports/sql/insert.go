@@ -97,7 +97,7 @@ func (s *statements) newPublication(msg *message.Message) (publication, error) {
 	}
 	return publication{
 		uuid:    uuid,
-		headers: encodeHeaders(msg.Metadata),
+		headers: s.encodeHeaders(msg.Metadata),
 		payload: payload,
 		key:     keyQueueOf(msg),
 		delay:   delay,

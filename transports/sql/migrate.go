@@ -16,8 +16,17 @@ import (
 //go:embed migrations/*.sql
 var migrations embed.FS
 
-// SchemaVersion is the version of the tables that this program works with.
-const SchemaVersion = 3
+// SchemaVersion is the newest version of the tables that this program knows: [Migrate] leads to it, and new tables
+// have it.
+const SchemaVersion = 4
+
+// MinSchemaVersion is the oldest version of the tables that this program works with. Opening with [MigrateAuto] leads
+// older tables to it and no further: what came later is not understood by processes of the release before this one,
+// which may be running while this one is rolled out.
+const MinSchemaVersion = 3
+
+// versionJSON is the first version in which headers are written as JSON.
+const versionJSON = 4
 
 // SchemaError says that the tables are not what the program needs.
 type SchemaError struct {
@@ -39,20 +48,21 @@ func (e *SchemaError) Fix() string { return "run leat migrate up with this URL, 
 
 // Migrate makes the tables that the configuration names, or brings them up to [SchemaVersion]. Any
 // number of processes may do so at once: one does it, and the others wait for it. Tables that are
-// newer than the program are left alone.
+// newer than the program are left alone. All processes that use the tables must be of this release or a later one;
+// those that run go on as before until they are restarted.
 func Migrate(ctx context.Context, db *stdsql.DB, cfg Config) error {
 	d, err := newDatabase(&stdPool{db: db}, cfg)
 	if err != nil {
 		return fmt.Errorf("sql: %w", err)
 	}
-	if err := (schema{d}).migrate(ctx); err != nil {
+	if err := (schema{d}).migrate(ctx, SchemaVersion); err != nil {
 		return fmt.Errorf("sql: %w", err)
 	}
 	return nil
 }
 
-// MigrationStatus is the version of the tables that are there, 0 for none. The program wants
-// [SchemaVersion].
+// MigrationStatus returns the version of the tables that are there, 0 for none. The program needs
+// [MinSchemaVersion], and knows up to [SchemaVersion].
 func MigrationStatus(ctx context.Context, db *stdsql.DB, cfg Config) (version int, err error) {
 	d, err := newDatabase(&stdPool{db: db}, cfg)
 	if err != nil {
@@ -65,7 +75,7 @@ func MigrationStatus(ctx context.Context, db *stdsql.DB, cfg Config) (version in
 	return version, nil
 }
 
-// MigrationSQL is what [Migrate] runs on tables of the version from, as a script for other tools.
+// MigrationSQL returns what [Migrate] runs on tables of the version from, as a script for other tools.
 func MigrationSQL(cfg Config, from int) (string, error) {
 	cfg = cfg.withDefaults()
 	if err := cfg.validate(); err != nil {
@@ -76,15 +86,15 @@ func MigrationSQL(cfg Config, from int) (string, error) {
 		return "", fmt.Errorf("sql: %w", err)
 	}
 	var b strings.Builder
-	for _, statement := range s.migration(from) {
+	for _, statement := range s.migration(from, SchemaVersion) {
 		b.WriteString(statement)
 		b.WriteString(";\n\n")
 	}
 	return b.String(), nil
 }
 
-// migration is every statement that leads from a version to this program's.
-func (s *statements) migration(from int) (all []string) {
+// migration returns every statement that leads from one version to another.
+func (s *statements) migration(from, to int) (all []string) {
 	names := strings.NewReplacer(
 		"{subscriptions_depth}", s.quote(s.cfg.Prefix+"subscriptions_depth"),
 		"{holds_lane}", s.quote(s.cfg.Prefix+"holds_lane"),
@@ -93,7 +103,7 @@ func (s *statements) migration(from int) (all []string) {
 	if from == 0 {
 		all = append(all, s.sql(`CREATE TABLE IF NOT EXISTS {migrations} (version INTEGER NOT NULL PRIMARY KEY, applied_at BIGINT NOT NULL)`))
 	}
-	for version := from + 1; version <= SchemaVersion; version++ {
+	for version := from + 1; version <= to; version++ {
 		script, err := migrations.ReadFile(fmt.Sprintf("migrations/%s_%d.sql", s.name, version))
 		if err != nil {
 			panic(err) // the file is part of the program
@@ -111,17 +121,18 @@ func (s *statements) migration(from int) (all []string) {
 // schema makes and alters the tables, and sees to them when they are opened.
 type schema struct{ *database }
 
-func (s schema) migrate(ctx context.Context) error {
+// migrate leads older tables to a version. New ones get the newest: no older process works with them.
+func (s schema) migrate(ctx context.Context, to int) error {
 	return s.retry(ctx, func(ctx context.Context) error {
 		version, err := s.version(ctx, s.pool)
-		if err != nil || version >= SchemaVersion {
+		if err != nil || version >= to {
 			return err
 		}
-		return s.pool.inTx(ctx, func(tx executor) error { return s.migrateAlone(ctx, tx) })
+		return s.pool.inTx(ctx, func(tx executor) error { return s.migrateAlone(ctx, tx, to) })
 	})
 }
 
-func (s schema) migrateAlone(ctx context.Context, tx executor) error {
+func (s schema) migrateAlone(ctx context.Context, tx executor, to int) error {
 	unlock, err := s.lockMigration(ctx, tx)
 	if err != nil {
 		return err
@@ -131,9 +142,12 @@ func (s schema) migrateAlone(ctx context.Context, tx executor) error {
 	if err != nil {
 		return err
 	}
-	for _, statement := range s.migration(version) {
+	if version == 0 {
+		to = SchemaVersion
+	}
+	for _, statement := range s.migration(version, to) {
 		if _, err := tx.exec(ctx, statement); err != nil {
-			return fmt.Errorf("migrate to version %d (leat migrate print shows what for, should somebody else have to do it): %w", SchemaVersion, err)
+			return fmt.Errorf("migrate to version %d (leat migrate print shows what for, should somebody else have to do it): %w", to, err)
 		}
 	}
 	return nil
@@ -228,15 +242,16 @@ func (s schema) checkAutocommit(ctx context.Context) error {
 
 func (s schema) prepareTables(ctx context.Context) error {
 	if s.cfg.Migrate == MigrateAuto {
-		return s.migrate(ctx)
+		if err := s.migrate(ctx, MinSchemaVersion); err != nil {
+			return err
+		}
 	}
-	var version int
-	err := s.retry(ctx, func(ctx context.Context) (err error) {
-		version, err = s.version(ctx, s.pool)
+	return s.retry(ctx, func(ctx context.Context) error {
+		version, err := s.version(ctx, s.pool)
+		if err == nil && version < MinSchemaVersion {
+			err = &SchemaError{Found: version, Want: MinSchemaVersion, Prefix: s.cfg.Prefix}
+		}
+		s.json = version >= versionJSON
 		return err
 	})
-	if err == nil && version < SchemaVersion {
-		err = &SchemaError{Found: version, Want: SchemaVersion, Prefix: s.cfg.Prefix}
-	}
-	return err
 }

@@ -284,7 +284,7 @@ func (s source) connectSQLite() (pool, error) {
 	}
 	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
 		if s.cfg.Migrate == MigrateCheck {
-			return nil, &SchemaError{Found: 0, Want: SchemaVersion, Prefix: s.cfg.Prefix} // opening would make an empty file
+			return nil, &SchemaError{Found: 0, Want: MinSchemaVersion, Prefix: s.cfg.Prefix} // opening would make an empty file
 		}
 		// SQLite would make the file readable for every user of the machine. Its -wal and -shm files get the same mode.
 		file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)

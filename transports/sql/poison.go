@@ -3,7 +3,6 @@ package sql
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strings"
 
 	"github.com/leatbus/leat/bus/driver"
@@ -59,13 +58,12 @@ func (p poison) replay(ctx context.Context, tx executor, g group, ids []int64) (
 	}
 	fresh := make([]any, 0, 2*len(rows)+1)
 	for _, x := range rows {
-		headers, err := decodeHeaders(x.headers)
-		if err != nil {
-			return nil, 0, fmt.Errorf("message %d: %w", x.id, err)
+		if headers, err := decodeHeaders(x.headers); err == nil { // else they stay, and it is poisoned again
+			driver.ClearFault(headers)
+			x.headers = p.encodeHeaders(headers)
 		}
-		driver.ClearFault(headers)
 		found = append(found, x.id)
-		fresh = append(fresh, x.id, encodeHeaders(headers))
+		fresh = append(fresh, x.id, x.headers)
 	}
 	query, args = p.withIDs(`UPDATE {messages} SET `+g.place()+`, attempt = 0, due_at = 0, headers = CASE id`+
 		strings.Repeat(p.whenHeaders, len(rows))+` END WHERE group_id = ? AND state = {poisoned} AND id {in}`, found, append(fresh, g.id)...)

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/ThreeDotsLabs/watermill/message"
+
 	"github.com/leatbus/leat/bus/driver"
 )
 
@@ -258,8 +260,9 @@ func (q *poisonQueue) show(ctx context.Context, found []poisoned) ([]driver.Pois
 	list := make([]driver.PoisonedMessage, len(found))
 	for i, p := range found {
 		headers, err := decodeHeaders(p.headers)
-		if err != nil {
-			return nil, err
+		if err != nil { // which is why it is here
+			headers = make(message.Metadata)
+			q.unreadable(p, err).Record(headers)
 		}
 		list[i] = driver.PoisonedMessage{
 			ID:      fmt.Sprintf("%d-%d", p.pos, p.id),
@@ -269,4 +272,12 @@ func (q *poisonQueue) show(ctx context.Context, found []poisoned) ([]driver.Pois
 		}
 	}
 	return list, nil
+}
+
+// unreadable returns the fault of a message whose headers can't be read.
+func (q *poisonQueue) unreadable(p poisoned, err error) driver.Fault {
+	return driver.NewFault(&driver.Delivery{
+		Message: newMessage(p.uuid, nil, p.payload), Topic: p.topic, Group: q.group, Attempt: p.attempt, FirstSeen: time.UnixMicro(p.firstAt),
+		History: driver.History{FailedSince: time.UnixMicro(p.pos)},
+	}, err)
 }

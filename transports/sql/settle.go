@@ -276,17 +276,18 @@ func (s *settlements) hintKey(x settlement) {
 	}
 }
 
-// poison moves a message to the poison queue, and lets go of it.
+// poison moves a message to the poison queue, and lets go of it. Headers that can't be read stay as they are, and
+// are the fault themselves.
 func (s *settlements) poison(ctx context.Context, d *delivery, fault driver.Fault) error {
-	headers, err := decodeHeaders(d.headers) // the handler may have changed those of the message
-	if headers == nil {
-		return err
+	kept := d.headers
+	if headers, err := decodeHeaders(d.headers); err == nil { // the handler may have changed those of the message
+		fault.Record(headers)
+		kept = s.core.encodeHeaders(headers)
 	}
-	fault.Record(headers)
 	ctx, cancel := s.core.while(ctx)
 	defer cancel()
-	err = s.core.retry(ctx, func(ctx context.Context) error {
-		return s.core.poison.set(ctx, s.consumer.group, s.consumer.id, d.id, encodeHeaders(headers))
+	err := s.core.retry(ctx, func(ctx context.Context) error {
+		return s.core.poison.set(ctx, s.consumer.group, s.consumer.id, d.id, kept)
 	})
 	if err != nil {
 		return err
@@ -349,10 +350,10 @@ func (s *settlements) noteFailures(ctx context.Context, batch []settlement) erro
 		}
 		headers, err := decodeHeaders(x.d.headers)
 		if err != nil {
-			continue // unreadable, and reported when it was taken
+			continue // it was never handed out
 		}
 		driver.SetHistory(headers, now.History)
-		all = append(all, rewritten{x.d.id, encodeHeaders(headers)})
+		all = append(all, rewritten{x.d.id, s.core.encodeHeaders(headers)})
 	}
 	return s.core.claims.rewrite(ctx, s.core.relaxed, s.consumer.id, all)
 }

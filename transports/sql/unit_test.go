@@ -9,46 +9,12 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/go-sql-driver/mysql"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
 )
-
-func TestHeadersComeBackExactly(t *testing.T) {
-	for _, headers := range []message.Metadata{
-		{},
-		{"": ""},
-		{"a": "b", "c": ""},
-		{"k=e\\y\n": "v=a\\n\nlue\\"},
-		{"\x00\xff": "\x00\xfe\n"},
-		{"名前": "値", "\\n": "\\\\n"},
-	} {
-		decoded, err := decodeHeaders(encodeHeaders(headers))
-		require.NoError(t, err)
-		require.Equal(t, headers, decoded)
-	}
-	decoded, err := decodeHeaders(nil)
-	require.NoError(t, err)
-	require.NotNil(t, decoded)
-	for _, broken := range []string{"a", "a=b", "a\n", "\\"} {
-		_, err := decodeHeaders([]byte(broken))
-		require.Error(t, err, broken)
-	}
-}
-
-func FuzzHeaders(f *testing.F) {
-	f.Add("key", "value")
-	f.Add("=\\\n", "\\n=")
-	f.Fuzz(func(t *testing.T, key, value string) {
-		headers := message.Metadata{key: value, key + "x": value + "="}
-		decoded, err := decodeHeaders(encodeHeaders(headers))
-		require.NoError(t, err)
-		require.Equal(t, headers, decoded)
-	})
-}
 
 // TestPatternsAreMatchedAsTheBusDoes compares the database's idea of a pattern with [driver.MatchTopic].
 func TestPatternsAreMatchedAsTheBusDoes(t *testing.T) {
@@ -93,8 +59,20 @@ func newTestStore(t *testing.T) (pool, *database) {
 	t.Cleanup(db.close)
 	s, err := newDatabase(db, Config{Dialect: SQLite})
 	require.NoError(t, err)
-	require.NoError(t, schema{s}.migrate(context.Background()))
+	require.NoError(t, schema{s}.migrate(context.Background(), SchemaVersion))
 	return db, s
+}
+
+// TestStates_haveTheSameNamesInTheTable as in statements.
+func TestStates_haveTheSameNamesInTheTable(t *testing.T) {
+	for _, name := range []Dialect{Postgres, MySQL, SQLite} {
+		script, err := MigrationSQL(Config{Dialect: name}, 0)
+		require.NoError(t, err)
+		for n, state := range stateNames {
+			require.Contains(t, script, fmt.Sprintf("(%d, '%s', '", n, state), name)
+		}
+		require.NotContains(t, script, fmt.Sprintf("(%d, '", len(stateNames)), name)
+	}
 }
 
 func TestWhatIsTriedAgain(t *testing.T) {
