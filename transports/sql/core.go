@@ -3,8 +3,9 @@ package sql
 // core is what a transport and its feeds have in common: the database, what is done to its tables, and the
 // goroutines that serve all feeds.
 //
-// Each of its parts knows the ones before it and none behind it. No lock of this package is held while another
-// one's is taken, but for the feed's (see [settlements]) and that of [leases], which is held while a feed begins.
+// Each of its parts knows the ones before it and none behind it. A mutex of this package guards the fields below it, is
+// held for no statement, and is the last that its goroutine takes. Two are different: that of [leases], which is held
+// while a feed begins, and turn of [settlements].
 type core struct {
 	*lifetime
 	*database

@@ -1,6 +1,10 @@
 package sql
 
-import "context"
+import (
+	"context"
+	"fmt"
+	"time"
+)
 
 // database is a pool of connections and the tables that are reached by it. Everything else in this package that
 // works on the tables does so over one of these. It retries nothing by itself. Its methods may be called
@@ -40,3 +44,71 @@ func (d *database) newest(ctx context.Context) (int64, error) {
 	n, _, err := number(ctx, d.pool, d.sql(query))
 	return n, err
 }
+
+// retry runs f until it succeeds, fails for good, or ctx is done.
+func (d *database) retry(ctx context.Context, f func(ctx context.Context) error) error {
+	var wait backoff
+	for {
+		err := f(ctx)
+		if err == nil {
+			d.link.works()
+			return nil
+		}
+		if ctx.Err() != nil {
+			return contextError(ctx, err)
+		}
+		if !d.temporary(err) {
+			return d.explain(err)
+		}
+		if !sleep(ctx, wait.next()) {
+			return contextError(ctx, err)
+		}
+	}
+}
+
+// retryAlways runs f until it succeeds or ctx is done: for what must be done some time.
+func (d *database) retryAlways(ctx context.Context, f func(ctx context.Context) error, report func(error)) error {
+	var wait backoff
+	for {
+		err := f(ctx)
+		if err == nil {
+			d.link.works()
+			return nil
+		}
+		if ctx.Err() != nil {
+			return err
+		}
+		d.temporary(err)
+		pause := wait.next()
+		if pause > longestBackoff/4 {
+			report(err)
+		}
+		if !sleep(ctx, pause) {
+			return err
+		}
+	}
+}
+
+// temporary reports whether trying again makes sense, and lets go of connections that will not work.
+func (d *database) temporary(err error) bool {
+	if connectionLost(err) {
+		d.link.fails(err)
+	}
+	if d.readOnly(err) {
+		d.pool.recycle() // they lead to a server that is no longer the primary
+	}
+	return d.retryable(err)
+}
+
+// explain adds what to do about an error whose text does not say it.
+func (d *database) explain(err error) error {
+	switch code := postgresCode(err); {
+	case d.name != Postgres:
+	case code == "26000", code == "42P05":
+		return fmt.Errorf("%w; behind pgbouncer in transaction mode, set default_query_exec_mode=exec, an option of the URL", err)
+	}
+	return err
+}
+
+// statementTimeout is for a network that swallows packets.
+const statementTimeout = 15 * time.Second

@@ -156,6 +156,9 @@ func (f *feed) deliver(taken []record) {
 	}
 }
 
+// refuseAgain is when a message is tried again that could not be poisoned.
+const refuseAgain = 30 * time.Second
+
 // refuse poisons a message that can't be handed out.
 func (f *feed) refuse(d *delivery, err error) {
 	f.core.cfg.Logger.Error("leat: sql: message poisoned", "group", f.group.name, "id", d.id, "err", err)
@@ -163,7 +166,7 @@ func (f *feed) refuse(d *delivery, err error) {
 	defer cancel()
 	if err := d.Poison(ctx, driver.NewFault(&d.delivery, err)); err != nil {
 		f.core.cfg.Logger.Error("leat: sql: poison queue unreachable", "group", f.group.name, "id", d.id, "err", err)
-		_ = d.Redeliver(idlePoll) // it fails only if the feed is closed, and then the message goes back
+		_ = d.Redeliver(refuseAgain) // it fails only if the feed is closed, and then the message goes back
 	}
 }
 

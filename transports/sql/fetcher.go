@@ -39,11 +39,6 @@ const (
 	keepUp     = 50 * time.Millisecond
 	fallBehind = 200 * time.Millisecond
 	giveUp     = 300 * time.Millisecond
-	// longestPoll is the longest time between two looks of a feed that was woken, and of the waker for the
-	// groups of all feeds. A feed that has found nothing for some looks leaves it to the waker, and looks only
-	// every idlePoll.
-	longestPoll = time.Second
-	idlePoll    = 30 * time.Second
 )
 
 func newFetcher(f *feed) *fetcher {
@@ -79,7 +74,7 @@ func (f *fetcher) leave() {
 	ctx, cancel := context.WithTimeout(f.talking, statementTimeout)
 	defer cancel()
 	if err := f.settleDoubts(ctx); err != nil && f.talking.Err() == nil {
-		f.core.cfg.Logger.Warn("leat: sql: close; some messages come again with an attempt counted", "group", f.group.name, "err", err)
+		f.core.cfg.Logger.Warn("leat: sql: messages not given back", "group", f.group.name, "err", err)
 	}
 }
 
@@ -364,7 +359,7 @@ func (f *fetcher) trouble(err error) {
 		wait = longestBackoff
 	}
 	if wait > longestBackoff/4 { // a conflict or two with others is nobody's business
-		f.core.cfg.Logger.Warn("leat: sql: fetch; trying again", "group", f.group.name, "err", err)
+		f.core.cfg.Logger.Warn("leat: sql: fetch failed", "group", f.group.name, "err", err)
 	}
 	sleep(f.ctx, wait)
 }

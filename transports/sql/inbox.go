@@ -247,7 +247,7 @@ func (i *Inbox[TX]) cleanUp() {
 		cancel()
 		if err != nil && i.ctx.Err() == nil {
 			i.database.temporary(err)
-			i.database.cfg.Logger.Warn("leat: sql: clean the inbox", "err", err)
+			i.database.cfg.Logger.Warn("leat: sql: clean up of the inbox failed", "err", err)
 		}
 	}
 }
@@ -277,7 +277,7 @@ func (c *inboxCursor) use(group string) {
 	}
 }
 
-// rewind makes the next pass begin at the first row. The caller holds c.mu.
+// rewind makes the next pass begin at the first row. It is called with the lock.
 func (c *inboxCursor) rewind() {
 	c.seenAt, c.whole = 0, time.Now()
 	c.passes++

@@ -3,6 +3,8 @@ package sql
 import (
 	"errors"
 	"fmt"
+	"hash/fnv"
+	"math"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -171,14 +173,6 @@ func (s *statements) wanted(topic string) routeFilter {
 	return func(args []any) (string, []any) { return s.route(topic, args) }
 }
 
-// wantedHere is wanted, in these tables and not in others of the same names.
-func (p publisher) wantedHere(topic string) routeFilter {
-	return func(args []any) (string, []any) {
-		where, args := p.route(topic, args)
-		return where + insertHere, append(args, p.born)
-	}
-}
-
 // only leads to one group, in these tables and not in others of the same names: the time at which it was
 // made tells, in microseconds.
 func (g group) only(born int64) routeFilter {
@@ -200,4 +194,19 @@ func (s *statements) route(topic string, args []any) (where string, _ []any) {
 	}
 	fmt.Fprintf(&b, ") p ON s.depth = p.depth AND p.prefix "+s.like+")", "s.matches")
 	return b.String(), args
+}
+
+// keyQueueOf returns the number of the key queue of a message, 0 for none. It is in the columns lane and, while the message
+// waits, pos. Keys that share a number share a queue, which costs them some concurrency and no order.
+func keyQueueOf(msg *message.Message) int64 {
+	key := driver.PartitionKey(msg)
+	if key == "" {
+		return 0
+	}
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(key))                                          // never fails
+	if queue := int64(h.Sum64()); queue != 0 && queue != math.MinInt64 { //nolint:gosec // any number will do
+		return queue
+	}
+	return 1
 }

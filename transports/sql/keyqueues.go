@@ -3,16 +3,10 @@ package sql
 import (
 	"context"
 	stdsql "database/sql"
-	"hash/fnv"
-	"math"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/ThreeDotsLabs/watermill/message"
-
-	"github.com/leatbus/leat/bus/driver"
 )
 
 const (
@@ -24,21 +18,6 @@ const (
 	// freshLimit is how many new rows one claim reads.
 	freshLimit = 1000
 )
-
-// keyQueueOf returns the number of the key queue of a message, 0 for none. It is in the columns lane and, while the message
-// waits, pos. Keys that share a number share a queue, which costs them some concurrency and no order.
-func keyQueueOf(msg *message.Message) int64 {
-	key := driver.PartitionKey(msg)
-	if key == "" {
-		return 0
-	}
-	h := fnv.New64a()
-	_, _ = h.Write([]byte(key))                                          // never fails
-	if queue := int64(h.Sum64()); queue != 0 && queue != math.MinInt64 { //nolint:gosec // any number will do
-		return queue
-	}
-	return 1
-}
 
 // keyQueues takes messages from the queues of their keys. Only the first message of a queue can be taken, and none
 // while another of the queue is out. A claim locks the group.
@@ -112,7 +91,7 @@ func (k keyQueues) claim(ctx context.Context, c keyClaim) (found keysFound, err 
 			}
 			free, found.left = free[:c.limit], true
 		} else if c.runs {
-			if free, err = k.runs.extend(ctx, tx, c, free); err != nil {
+			if free, err = k.runs.extend(ctx, tx, c.claim, free); err != nil {
 				return err
 			}
 		}

@@ -29,7 +29,7 @@ const (
 
 // extend returns the messages of the key queues with these free heads, as many of each as there is room for, and at
 // least one. None is taken that has one in front of it that stays.
-func (k keyRuns) extend(ctx context.Context, tx executor, c keyClaim, heads []int64) (ids []int64, err error) {
+func (k keyRuns) extend(ctx context.Context, tx executor, c claim, heads []int64) (ids []int64, err error) {
 	ids = heads
 	if each := c.limit / len(heads); len(heads) <= runsFrom && each > 1 {
 		if ids, err = k.lengthen(ctx, tx, c.group, heads, each); err != nil {

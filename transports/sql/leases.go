@@ -5,7 +5,6 @@ import (
 	"maps"
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/leatbus/leat/bus/driver"
 )
@@ -101,7 +100,7 @@ func (l *leases) keep() {
 		}
 		if err != nil && l.ctx.Err() == nil {
 			l.temporary(err)
-			l.cfg.Logger.Warn("leat: sql: renew leases", "err", err)
+			l.cfg.Logger.Warn("leat: sql: leases not renewed", "err", err)
 			wait = min(interval, longestBackoff)
 		} else if err == nil {
 			l.link.works()
@@ -122,6 +121,3 @@ func (l *leases) renewAside(all []*consumer, failed error) error {
 	defer cancel()
 	return crowded.aside(ctx, failed, func(ex executor) error { return l.renew(ctx, ex, all) })
 }
-
-// statementTimeout is for a network that swallows packets.
-const statementTimeout = 15 * time.Second

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"os"
 	"strings"
 )
 
@@ -254,4 +255,21 @@ func (s schema) prepareTables(ctx context.Context) error {
 		s.json = version >= versionJSON
 		return err
 	})
+}
+
+// findFile remembers the file, if there is one.
+func (s schema) findFile(ctx context.Context) error {
+	if s.name != SQLite {
+		return nil
+	}
+	paths, err := collect(ctx, s.pool, func(r rows, path *string) error { return r.Scan(path) },
+		`SELECT file FROM pragma_database_list WHERE name = 'main'`)
+	if err != nil || len(paths) == 0 || paths[0] == "" {
+		return err // "" is a database in memory
+	}
+	info, err := os.Stat(paths[0])
+	if err == nil {
+		s.file = &sqliteFile{paths[0], info}
+	}
+	return err
 }

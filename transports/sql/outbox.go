@@ -7,8 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
-	"slices"
-	"sync"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -67,9 +65,7 @@ type Outbox struct {
 	transport *Transport
 	group     group
 	born      int64 // when the group was made: no other group shares it
-
-	mu     sync.Mutex
-	topics map[string]*topicOutcomes
+	outcomes  *outcomes
 }
 
 var _ driver.Outbox = (*Outbox)(nil)
@@ -105,7 +101,7 @@ func OpenOutbox(ctx context.Context, u *url.URL, cfg OutboxConfig) (*Outbox, err
 
 func newOutbox(ctx context.Context, t *Transport, cfg OutboxConfig) (*Outbox, error) {
 	cfg = cfg.withDefaults()
-	o := &Outbox{cfg: cfg, transport: t}
+	o := &Outbox{cfg: cfg, transport: t, outcomes: newOutcomes(t.cfg.Logger.With("outbox", cfg.group()))}
 	err := cfg.validate()
 	if err == nil {
 		err = driver.Subscription{Group: o.Group(), Topics: []string{">"}, Concurrency: 1}.Validate()
@@ -130,7 +126,9 @@ func (o *Outbox) prepare(ctx context.Context) (err error) {
 }
 
 // Group returns <service>.outbox.
-func (o *Outbox) Group() string { return o.cfg.Service + "." + outboxHandler }
+func (o *Outbox) Group() string { return o.cfg.group() }
+
+func (c OutboxConfig) group() string { return c.Service + "." + outboxHandler }
 
 // PublishTx inserts the messages into the outbox, in the user's transaction.
 func (o *Outbox) PublishTx(ctx context.Context, tx any, topic string, msgs ...*message.Message) error {
@@ -191,25 +189,7 @@ func (o *Outbox) Stats(ctx context.Context) (stats driver.OutboxStats, err error
 
 // Problem returns why the relay of this process does not move messages, of any of their topics; nil if it
 // does.
-func (o *Outbox) Problem() error {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	var all []string
-	for _, t := range o.topics {
-		if t.problem != "" {
-			all = append(all, t.problem)
-		}
-	}
-	if len(all) == 0 {
-		return nil
-	}
-	slices.Sort(all)
-	text := all[0]
-	if more := len(all) - 1; more > 0 {
-		text = fmt.Sprintf("%s (and %d topics more)", text, more)
-	}
-	return errors.New(text)
-}
+func (o *Outbox) Problem() error { return o.outcomes.problem() }
 
 // Close ends the relay, and gives back what it holds.
 func (o *Outbox) Close(ctx context.Context) error { return o.transport.Close(ctx) }

@@ -14,11 +14,6 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// PoisonQueue returns the poison queue of a group.
-func (t *Transport) PoisonQueue(group string) driver.PoisonQueue {
-	return &poisonQueue{core: t.core, group: group}
-}
-
 // poisonQueue is a group's poisoned messages. An id is the time of the poisoning and the row's.
 type poisonQueue struct {
 	core  *core

@@ -110,86 +110,6 @@ func nextWait(last time.Duration, away bool) time.Duration {
 	return min(max(2*last, firstRelayWait), longestRelayWait)
 }
 
-// topicOutcomes is what the transport did with the latest messages of one topic. From it follows whether a
-// refusal is the message's fault or the transport's.
-type topicOutcomes struct {
-	count    int64      // of outcomes so far
-	success  int64      // the latest success, 0 for none
-	failures [2]refused // the latest failures of two messages, the later one first
-	problem  string     // why the topic's messages do not move, "" if they do
-}
-
-type refused struct {
-	at int64
-	id int64
-}
-
-// succeeded notes that messages of a topic are safe.
-func (o *Outbox) succeeded(topic string) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	t := o.topic(topic)
-	t.count++
-	t.success = t.count
-}
-
-// failed notes that the transport refused a message.
-func (o *Outbox) failed(topic string, id int64) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	t := o.topic(topic)
-	t.count++
-	if t.failures[0].id != id {
-		t.failures[1] = t.failures[0]
-	}
-	t.failures[0] = refused{t.count, id}
-}
-
-// othersSucceed reports whether the latest outcome of another message of the topic is a success.
-func (o *Outbox) othersSucceed(topic string, id int64) bool {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	t := o.topic(topic)
-	other := t.failures[0]
-	if other.id == id {
-		other = t.failures[1]
-	}
-	return t.success > other.at
-}
-
-// topic returns the outcomes of a topic. The caller holds o.mu.
-func (o *Outbox) topic(name string) *topicOutcomes {
-	t := o.topics[name]
-	if t == nil {
-		t = &topicOutcomes{}
-		if o.topics == nil {
-			o.topics = make(map[string]*topicOutcomes)
-		}
-		o.topics[name] = t
-	}
-	return t
-}
-
-// note keeps why the messages of a topic do not move, nil if they do.
-func (o *Outbox) note(topic string, away error) {
-	text := ""
-	if away != nil {
-		text = away.Error()
-	}
-	o.mu.Lock()
-	t := o.topic(topic)
-	was := t.problem
-	t.problem = text
-	o.mu.Unlock()
-	logger := o.transport.cfg.Logger
-	switch {
-	case was == "" && text != "":
-		logger.Warn("leat: sql: the outbox does not move; trying again", "outbox", o.Group(), "topic", topic, "err", away)
-	case was != "" && text == "":
-		logger.Info("leat: sql: the outbox moves again", "outbox", o.Group(), "topic", topic)
-	}
-}
-
 // bundle is what one claim took. Of a key it never publishes a message while another in front of it is
 // not safe: it goes out in waves, each of which has of a key only messages of one topic, and what stands
 // behind a failed one goes back with it. No claim gets messages of that key before all of them are back.
@@ -260,7 +180,7 @@ func (b *bundle) judge(ctx context.Context) (away bool) {
 	}
 	for topic, t := range b.topics {
 		for _, r := range t.refused {
-			if t.succeeded || len(t.refused) == 1 && len(t.untried) == 0 && !connectionLost(r.err) && b.outbox.othersSucceed(topic, r.d.id) {
+			if t.succeeded || len(t.refused) == 1 && len(t.untried) == 0 && !connectionLost(r.err) && b.outbox.outcomes.othersSucceed(topic, r.d.id) {
 				b.refused(ctx, r.d, r.err)
 				continue
 			}
@@ -275,19 +195,21 @@ func (b *bundle) judge(ctx context.Context) (away bool) {
 			_ = d.GiveBack(wait)
 		}
 		away = away || t.away != nil
-		b.outbox.note(topic, t.away)
+		b.outbox.outcomes.note(topic, t.away)
 	}
 	return away && !moved
 }
 
-// topic returns what became of a topic. The caller holds b.mu.
-func (b *bundle) topic(name string) *bundleTopic {
+// update lets f change what became of a topic.
+func (b *bundle) update(name string, f func(*bundleTopic)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	t := b.topics[name]
 	if t == nil {
 		t = &bundleTopic{}
 		b.topics[name] = t
 	}
-	return t
+	f(t)
 }
 
 // wave is what can be published now, by topic: of a key its first messages of one topic. The rest comes
@@ -346,41 +268,34 @@ func (b *bundle) send(ctx context.Context, topic string, batch []*delivery) {
 
 // giveBackAll has messages go back at the end, without a try counted.
 func (b *bundle) giveBackAll(topic string, batch []*delivery, err error) {
-	b.mu.Lock()
-	t := b.topic(topic)
-	t.away, t.untried = fmt.Errorf("publish %s: %w", topic, err), append(t.untried, batch...)
-	b.mu.Unlock()
+	b.update(topic, func(t *bundleTopic) {
+		t.away, t.untried = fmt.Errorf("publish %s: %w", topic, err), append(t.untried, batch...)
+	})
 	for _, d := range batch {
 		b.hold(d)
 	}
 }
 
 func (b *bundle) succeeded(topic string) {
-	b.outbox.succeeded(topic)
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.topic(topic).succeeded = true
+	b.outbox.outcomes.succeeded(topic)
+	b.update(topic, func(t *bundleTopic) { t.succeeded = true })
 }
 
 // refuse keeps a message that the transport refused for the judgement.
 func (b *bundle) refuse(topic string, d *delivery, err error) {
 	b.hold(d)
-	b.outbox.failed(topic, d.id)
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	t := b.topic(topic)
-	t.refused = append(t.refused, refusal{d, err})
+	b.outbox.outcomes.failed(topic, d.id)
+	b.update(topic, func(t *bundleTopic) { t.refused = append(t.refused, refusal{d, err}) })
 }
 
 // hopeless returns the last error of a topic of which enough messages were refused, and none was taken.
-func (b *bundle) hopeless(topic string) error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	t := b.topic(topic)
-	if t.succeeded || len(t.refused) < b.probes {
-		return nil
-	}
-	return t.refused[len(t.refused)-1].err
+func (b *bundle) hopeless(topic string) (err error) {
+	b.update(topic, func(t *bundleTopic) {
+		if n := len(t.refused); !t.succeeded && n >= b.probes {
+			err = t.refused[n-1].err
+		}
+	})
+	return err
 }
 
 // ackSafe acks what is safe, and returns the rest.
@@ -418,7 +333,7 @@ func (b *bundle) refused(ctx context.Context, d *delivery, err error) {
 	retry := b.outbox.cfg.Retry
 	first := d.delivery.FailedSince.IsZero()
 	if tries := len(retry.Delays); attempt <= tries || first && tries > 0 {
-		logger.Warn("leat: sql: the transport refuses a message of the outbox; trying again",
+		logger.Warn("leat: sql: outbox message refused",
 			"outbox", b.outbox.Group(), "message_id", driver.MessageID(d.delivery.Message), "attempt", attempt, "err", err)
 		if first {
 			d.delivery.FailedSince = time.Now()
@@ -426,7 +341,7 @@ func (b *bundle) refused(ctx context.Context, d *delivery, err error) {
 		_ = d.Redeliver(retry.Spread(retry.Delays[min(attempt, tries)-1]))
 		return
 	}
-	logger.Error("leat: sql: the transport refuses a message of the outbox; it is in the poison queue",
+	logger.Error("leat: sql: outbox message poisoned",
 		"outbox", b.outbox.Group(), "message_id", driver.MessageID(d.delivery.Message), "attempt", attempt, "err", err)
 	if err := d.Poison(ctx, driver.NewFault(&d.delivery, err)); err != nil {
 		_ = d.Redeliver(longestRelayWait)

@@ -212,7 +212,7 @@ func (s *settlements) awaited() bool {
 func (s *settlements) carryOut(batch []settlement) {
 	again := slices.ContainsFunc(batch, func(x settlement) bool { return !x.ack })
 	err := s.core.retryAlways(s.ctx, func(ctx context.Context) error { return s.try(ctx, batch, again) }, func(err error) {
-		s.core.cfg.Logger.Warn("leat: sql: settle; trying again", "group", s.consumer.group.name, "messages", len(batch), "err", err)
+		s.core.cfg.Logger.Warn("leat: sql: settle failed", "group", s.consumer.group.name, "messages", len(batch), "err", err)
 	})
 	if err != nil {
 		return

@@ -5,10 +5,12 @@ import (
 	stdsql "database/sql"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/leatbus/leat/bus/driver"
@@ -26,7 +28,10 @@ type Transport struct {
 	closeErr  error
 }
 
-var _ driver.Transport = (*Transport)(nil)
+var (
+	_ driver.Transport   = (*Transport)(nil)
+	_ driver.TxPublisher = (*Transport)(nil)
+)
 
 // New makes a transport over a pool of database/sql, which stays the caller's. It sees to the tables
 // first, as [Config.Migrate] says, and waits for the database as long as ctx allows. The transport keeps no
@@ -119,6 +124,83 @@ func (t *Transport) begin(f *feed, topics []string) error {
 		t.waker.add(f.consumer, topics)
 		f.start()
 	})
+}
+
+// Publish inserts the messages for every group that wants them, in one transaction: all are there
+// when it returns nil, none when it returns another error, but for one case. Where the connection
+// breaks while the database commits, nobody can tell; Publish tries again, so that messages may be
+// there twice. It blocks as long as the database is away and ctx allows.
+func (t *Transport) Publish(ctx context.Context, topic string, msgs ...*message.Message) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if t.leases.isClosed() {
+		return driver.ErrClosed
+	}
+	if len(msgs) == 0 {
+		return nil
+	}
+	if err := driver.ValidateTopic(topic); err != nil {
+		return fmt.Errorf("sql: %w", err)
+	}
+	rows, err := t.publications(msgs)
+	if err != nil {
+		return fmt.Errorf("sql: publish %s: %w", topic, err)
+	}
+	inserted, err := t.insert(ctx, topic, rows)
+	if err == nil {
+		err = t.file.gone()
+	}
+	if err != nil {
+		return failure(fmt.Sprintf("publish %s: %d messages are not safe", topic, len(msgs)), err)
+	}
+	if inserted == 0 {
+		t.unroutable.Add(int64(len(msgs)))
+		return &driver.UnroutableError{Topics: slices.Repeat([]string{topic}, len(msgs)), Strict: t.cfg.Unroutable == UnroutableError}
+	}
+	t.waker.published(topic)
+	return nil
+}
+
+// insert returns how many rows were made, 0 where no group wants the topic.
+func (t *Transport) insert(ctx context.Context, topic string, rows []publication) (inserted int64, err error) {
+	if len(rows) < maxInsert {
+		return t.commits.insert(ctx, batch{topic, rows})
+	}
+	ctx, cancel := t.while(ctx)
+	defer cancel()
+	err = t.retry(ctx, func(ctx context.Context) error {
+		counts, err := t.publisher.insertAll(ctx, []batch{{topic, rows}})
+		if err == nil {
+			inserted = counts[0]
+		}
+		return err
+	})
+	return inserted, err
+}
+
+// PublishTx inserts the messages for every group that wants them, in the user's transaction. Consumers
+// get them after its commit, within milliseconds in this process.
+func (t *Transport) PublishTx(ctx context.Context, tx any, topic string, msgs ...*message.Message) error {
+	if t.leases.isClosed() {
+		return driver.ErrClosed
+	}
+	inserted, err := t.publisher.insertTx(ctx, tx, topic, msgs, func(b batch, arrays bool) (string, []any) {
+		return t.publisher.insertSome(b, arrays, t.inOpenTx(t.publisher.wantedHere(topic)))
+	})
+	if err == nil && inserted == 0 {
+		err = t.publisher.nobody(ctx, tx, topic, len(msgs))
+	}
+	if err != nil {
+		return fmt.Errorf("sql: publish %s in transaction: %w", topic, err)
+	}
+	t.waker.published(topic)
+	return nil
+}
+
+// PoisonQueue returns the poison queue of a group.
+func (t *Transport) PoisonQueue(group string) driver.PoisonQueue {
+	return &poisonQueue{core: t.core, group: group}
 }
 
 // Close stops the feeds, gives back what they hold, carries out what is settled and ends the leases.

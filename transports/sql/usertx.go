@@ -5,14 +5,10 @@ import (
 	stdsql "database/sql"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 
-	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/jackc/pgx/v5"
 	"modernc.org/sqlite"
-
-	"github.com/leatbus/leat/bus/driver"
 )
 
 // A transaction of the user's may be another database's, and nothing else would say so: its rows would
@@ -26,46 +22,6 @@ var (
 		"return the errors of all statements, and begin again")
 	errElsewhere = errors.New("the transaction is not one of the database that has these tables; begin it on the same database")
 )
-
-var _ driver.TxPublisher = (*Transport)(nil)
-
-// PublishTx inserts the messages for every group that wants them, in the user's transaction. Consumers
-// get them after its commit, within milliseconds in this process.
-func (t *Transport) PublishTx(ctx context.Context, tx any, topic string, msgs ...*message.Message) error {
-	if t.leases.isClosed() {
-		return driver.ErrClosed
-	}
-	inserted, err := t.publisher.insertTx(ctx, tx, topic, msgs, func(b batch, arrays bool) (string, []any) {
-		return t.publisher.insertSome(b, arrays, t.inOpenTx(t.publisher.wantedHere(topic)))
-	})
-	if err == nil && inserted == 0 {
-		err = t.publisher.nobody(ctx, tx, topic, len(msgs))
-	}
-	if err != nil {
-		return fmt.Errorf("sql: publish %s in transaction: %w", topic, err)
-	}
-	t.waker.published(topic)
-	return nil
-}
-
-// nobody returns why nothing was inserted.
-func (p publisher) nobody(ctx context.Context, tx any, topic string, n int) error {
-	ex, _, err := p.userTx(tx)
-	if err != nil {
-		return err
-	}
-	_, here, err := number(ctx, ex, p.sql(`SELECT version FROM {migrations} WHERE version = 1 AND applied_at = ?`), p.born)
-	if err != nil {
-		return p.txError(err)
-	}
-	if !here {
-		return errElsewhere
-	}
-	if err := p.rolledBack(ctx, ex); err != nil {
-		return err
-	}
-	return &driver.UnroutableError{Topics: slices.Repeat([]string{topic}, n), Strict: p.cfg.Unroutable == UnroutableError}
-}
 
 // inOpenTx is to, and leads to no group if the server has rolled the transaction back. The insert would be
 // a transaction of its own.
@@ -89,44 +45,6 @@ func (d *database) rolledBack(ctx context.Context, ex executor) error {
 		err = errRolledBack
 	}
 	return d.txError(err)
-}
-
-// insertTx inserts messages in the user's transaction, by the statements that insert makes. It returns how
-// many rows were made.
-func (p publisher) insertTx(ctx context.Context, tx any, topic string, msgs []*message.Message,
-	insert func(b batch, arrays bool) (query string, args []any),
-) (inserted int64, err error) {
-	if err := p.file.gone(); err != nil {
-		return 0, err
-	}
-	ex, arrays, err := p.userTx(tx)
-	if err != nil {
-		return 0, err
-	}
-	if err := driver.ValidateTopic(topic); err != nil {
-		return 0, err
-	}
-	rows, err := p.publications(msgs)
-	if err != nil {
-		return 0, err
-	}
-	for _, c := range (batch{topic, rows}).chunks() {
-		query, args := insert(c, arrays)
-		n, err := ex.exec(ctx, query, args...)
-		if err != nil {
-			return 0, p.txError(err)
-		}
-		inserted += n
-	}
-	return inserted, nil
-}
-
-// insertSome is the insert of a batch, in a form that the transaction's driver takes.
-func (p publisher) insertSome(b batch, arrays bool, to routeFilter) (query string, args []any) {
-	if arrays {
-		return p.insertArrays(b.topic, b.rows, to)
-	}
-	return p.insert(b.topic, b.rows, to)
 }
 
 // stdTx is *sql.Tx, and what embeds it.

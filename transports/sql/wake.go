@@ -51,6 +51,11 @@ const (
 	pollListening = 250 * time.Millisecond
 	// pingTopic is in a process's notification to itself.
 	pingTopic = "leat.ping"
+	// longestPoll is the longest time between two looks of a feed that was woken, and of the waker for the
+	// groups of all feeds. A feed that has found nothing for some looks leaves it to the waker, and looks only
+	// every idlePoll.
+	longestPoll = time.Second
+	idlePoll    = 30 * time.Second
 	// askOthers is how long the answer holds whether there is anybody to notify. Who has just come looks by
 	// himself meanwhile.
 	askOthers = time.Second
@@ -214,7 +219,7 @@ func (w *waker) listen(db *pgxPool) {
 		if w.ctx.Err() != nil || !sleep(w.ctx, wait.next()) {
 			return
 		}
-		w.cfg.Logger.Debug("leat: sql: listen; connecting again", "err", err)
+		w.cfg.Logger.Debug("leat: sql: listen connection lost", "err", err)
 	}
 }
 

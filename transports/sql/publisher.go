@@ -2,7 +2,6 @@ package sql
 
 import (
 	"context"
-	"fmt"
 	"slices"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -16,42 +15,6 @@ const (
 	maxInsertBytes = 4 << 20
 )
 
-// Publish inserts the messages for every group that wants them, in one transaction: all are there
-// when it returns nil, none when it returns another error, but for one case. Where the connection
-// breaks while the database commits, nobody can tell; Publish tries again, so that messages may be
-// there twice. It blocks as long as the database is away and ctx allows.
-func (t *Transport) Publish(ctx context.Context, topic string, msgs ...*message.Message) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	if t.leases.isClosed() {
-		return driver.ErrClosed
-	}
-	if len(msgs) == 0 {
-		return nil
-	}
-	if err := driver.ValidateTopic(topic); err != nil {
-		return fmt.Errorf("sql: %w", err)
-	}
-	rows, err := t.publications(msgs)
-	if err != nil {
-		return fmt.Errorf("sql: publish %s: %w", topic, err)
-	}
-	inserted, err := t.insert(ctx, topic, rows)
-	if err == nil {
-		err = t.file.gone()
-	}
-	if err != nil {
-		return failure(fmt.Sprintf("publish %s: %d messages are not safe", topic, len(msgs)), err)
-	}
-	if inserted == 0 {
-		t.unroutable.Add(int64(len(msgs)))
-		return &driver.UnroutableError{Topics: slices.Repeat([]string{topic}, len(msgs)), Strict: t.cfg.Unroutable == UnroutableError}
-	}
-	t.waker.published(topic)
-	return nil
-}
-
 func (s *statements) publications(msgs []*message.Message) ([]publication, error) {
 	rows := make([]publication, len(msgs))
 	for i, msg := range msgs {
@@ -61,23 +24,6 @@ func (s *statements) publications(msgs []*message.Message) ([]publication, error
 		}
 	}
 	return rows, nil
-}
-
-// insert returns how many rows were made, 0 where no group wants the topic.
-func (t *Transport) insert(ctx context.Context, topic string, rows []publication) (inserted int64, err error) {
-	if len(rows) < maxInsert {
-		return t.commits.insert(ctx, batch{topic, rows})
-	}
-	ctx, cancel := t.while(ctx)
-	defer cancel()
-	err = t.retry(ctx, func(ctx context.Context) error {
-		counts, err := t.publisher.insertAll(ctx, []batch{{topic, rows}})
-		if err == nil {
-			inserted = counts[0]
-		}
-		return err
-	})
-	return inserted, err
 }
 
 // publisher inserts messages.
@@ -145,4 +91,69 @@ func (b batch) chunks() (all []batch) {
 		size += bytes
 	}
 	return append(all, batch{b.topic, b.rows[start:]})
+}
+
+// wantedHere is wanted, in these tables and not in others of the same names.
+func (p publisher) wantedHere(topic string) routeFilter {
+	return func(args []any) (string, []any) {
+		where, args := p.route(topic, args)
+		return where + insertHere, append(args, p.born)
+	}
+}
+
+// nobody returns why nothing was inserted.
+func (p publisher) nobody(ctx context.Context, tx any, topic string, n int) error {
+	ex, _, err := p.userTx(tx)
+	if err != nil {
+		return err
+	}
+	_, here, err := number(ctx, ex, p.sql(`SELECT version FROM {migrations} WHERE version = 1 AND applied_at = ?`), p.born)
+	if err != nil {
+		return p.txError(err)
+	}
+	if !here {
+		return errElsewhere
+	}
+	if err := p.rolledBack(ctx, ex); err != nil {
+		return err
+	}
+	return &driver.UnroutableError{Topics: slices.Repeat([]string{topic}, n), Strict: p.cfg.Unroutable == UnroutableError}
+}
+
+// insertTx inserts messages in the user's transaction, by the statements that insert makes. It returns how
+// many rows were made.
+func (p publisher) insertTx(ctx context.Context, tx any, topic string, msgs []*message.Message,
+	insert func(b batch, arrays bool) (query string, args []any),
+) (inserted int64, err error) {
+	if err := p.file.gone(); err != nil {
+		return 0, err
+	}
+	ex, arrays, err := p.userTx(tx)
+	if err != nil {
+		return 0, err
+	}
+	if err := driver.ValidateTopic(topic); err != nil {
+		return 0, err
+	}
+	rows, err := p.publications(msgs)
+	if err != nil {
+		return 0, err
+	}
+	for _, c := range (batch{topic, rows}).chunks() {
+		query, args := insert(c, arrays)
+		n, err := ex.exec(ctx, query, args...)
+		if err != nil {
+			return 0, p.txError(err)
+		}
+		inserted += n
+	}
+	return inserted, nil
+}
+
+// insertSome is the insert of a batch, in a form that the transaction's driver takes.
+func (p publisher) insertSome(b batch, arrays bool, to routeFilter) (query string, args []any) {
+	if arrays {
+		return p.insertArrays(b.topic, b.rows, to)
+	}
+	return p.insert(b.topic, b.rows, to)
 }
