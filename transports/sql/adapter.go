@@ -45,7 +45,7 @@ var (
 	errNoConsuming = errors.New("this adapter publishes only; consume by a transport's Subscribe")
 )
 
-// InsertQuery is the insert of messages for every group that wants the topic.
+// InsertQuery returns the insert of messages for every group that wants the topic.
 func (a SchemaAdapter) InsertQuery(topic string, msgs message.Messages) (wsql.Query, error) {
 	if err := driver.ValidateTopic(topic); err != nil {
 		return wsql.Query{}, fmt.Errorf("sql: %w", err)
@@ -64,7 +64,7 @@ func (a SchemaAdapter) InsertQuery(topic string, msgs message.Messages) (wsql.Qu
 	return wsql.Query{Query: query, Args: args}, nil
 }
 
-// SelectQuery is a query that fails: the adapter is for publishing.
+// SelectQuery returns a query that fails: the adapter is for publishing.
 func (a SchemaAdapter) SelectQuery(string, string, wsql.OffsetsAdapter) wsql.Query {
 	return wsql.Query{Query: "SELECT leat_cannot_be_consumed_by_a_watermill_sql_subscriber"}
 }
@@ -74,8 +74,8 @@ func (a SchemaAdapter) UnmarshalMessage(wsql.Scanner) (wsql.Row, error) {
 	return wsql.Row{}, fmt.Errorf("sql: %w", errNoConsuming)
 }
 
-// SchemaInitializingQueries is empty: [Migrate] makes the tables, once for all topics.
+// SchemaInitializingQueries returns none: [Migrate] makes the tables, once for all topics.
 func (a SchemaAdapter) SchemaInitializingQueries(string) []wsql.Query { return nil }
 
-// SubscribeIsolationLevel is of no use here.
+// SubscribeIsolationLevel returns the default; the adapter does not subscribe.
 func (a SchemaAdapter) SubscribeIsolationLevel() stdsql.IsolationLevel { return stdsql.LevelDefault }

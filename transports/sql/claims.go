@@ -40,7 +40,7 @@ func (cl claims) ready(ctx context.Context, c claim) (taken []record, err error)
 	return taken, err
 }
 
-// byLock is the claim where an UPDATE returns no rows.
+// byLock claims on systems whose UPDATE returns no rows.
 func (cl claims) byLock(ctx context.Context, c claim) ([]record, error) {
 	if !c.alone {
 		return cl.lockAndTake(ctx, c, nil, cl.sql(claimMySQL), c.group.id, c.from, c.group.id, c.limit)
@@ -188,7 +188,7 @@ func (cl claims) delayArrays(set, mine string, owner int64, some []delayed) (que
 		WHERE m.id = d.id AND ` + mine + `d.attempt)`), []any{ids, waits, attempts, owner}
 }
 
-// delayCases is the same for any driver. All numbers are part of the statement.
+// delayCases does the same for any driver. All numbers are part of the statement.
 func (cl claims) delayCases(set, mine string, owner int64, some []delayed) (query string, args []any) {
 	ids := make([]int64, len(some))
 	var waits, attempts strings.Builder

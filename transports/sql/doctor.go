@@ -23,7 +23,7 @@ func (t *Transport) Diagnose(ctx context.Context) []driver.Finding {
 	return findings
 }
 
-// DiagnoseInbox is [Transport.Diagnose] for an [Inbox], which needs less.
+// DiagnoseInbox does what [Transport.Diagnose] does for an [Inbox], which needs less.
 func (t *Transport) DiagnoseInbox(ctx context.Context) []driver.Finding {
 	s := doctor{t.database}
 	findings, ok := s.checkTables(ctx)
@@ -65,7 +65,7 @@ func (d doctor) checkTables(ctx context.Context) (findings []driver.Finding, ok 
 	server.Text, server.Fix = strings.Join(versions, ""), ""
 
 	tables := driver.Finding{Check: "tables " + d.cfg.Prefix + "*"}
-	version, err := schema{d.database}.version(ctx, d.pool)
+	version, err := schema(d).version(ctx, d.pool)
 	switch {
 	case err != nil:
 		tables.Err, tables.Fix = err, "let the user read them"
@@ -137,7 +137,7 @@ func (d doctor) checkRights(ctx context.Context, tables []use) (findings []drive
 	return findings
 }
 
-// checkSequences is for ids, which PostgreSQL gives out by sequences with rights of their own.
+// checkSequences checks the rights on the sequences by which PostgreSQL gives out ids.
 func (d doctor) checkSequences(ctx context.Context) (findings []driver.Finding) {
 	for _, name := range []string{"messages_id_seq", "groups_id_seq"} {
 		f := driver.Finding{Check: "rights on " + d.cfg.Prefix + name, Text: "USAGE, SELECT"}

@@ -69,7 +69,7 @@ func (f *fetcher) run() {
 	}
 }
 
-// leave is the last word with the database: what a claim took whose answer was lost goes back.
+// leave gives back what the last claim took, if its answer was lost.
 func (f *fetcher) leave() {
 	ctx, cancel := context.WithTimeout(f.talking, statementTimeout)
 	defer cancel()
@@ -78,7 +78,7 @@ func (f *fetcher) leave() {
 	}
 }
 
-// demand is how many messages to take now: as many as are waited for, and beyond them as many as
+// demand returns how many messages to take now: as many as are waited for, and beyond them as many as
 // were handled in about the time of one fetch.
 func (f *fetcher) demand() int {
 	if f.bundle > 0 {

@@ -10,7 +10,7 @@ type group struct {
 	park  bool // as this consumer asks; unknown to operators
 }
 
-// place is where a message of the group that becomes ready goes.
+// place returns the columns of a message of the group that becomes ready.
 func (g group) place() string {
 	switch g.order {
 	case driver.OrderedByKey:
@@ -22,7 +22,7 @@ func (g group) place() string {
 	}
 }
 
-// misplaced are the conditions on messages that were inserted while the group had another order. The
+// misplaced returns the conditions on messages that were inserted while the group had another order. The
 // index finds each but the first one's: in a group that is ordered by key, all its ready messages are read.
 func (g group) misplaced() []string {
 	switch g.order {

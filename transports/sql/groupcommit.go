@@ -50,7 +50,7 @@ const (
 	leaderPatience = 2 * time.Second
 )
 
-// newGroupCommit has at most as many commits under way at once as there are committers.
+// newGroupCommit makes a group commit that has at most as many commits under way at once as there are committers.
 func newGroupCommit(life *lifetime, p publisher, committers int) *groupCommit {
 	c := &groupCommit{lifetime: life, publisher: p, some: make(chan struct{}, 1), many: make(chan struct{}, 1)}
 	c.work.Go(c.commit)

@@ -9,7 +9,7 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// errDisagree is what consumers of one group answer each other that want different orders.
+// errDisagree is for a consumer that asks for another order than the others of its group.
 var errDisagree = errors.New("all its consumers must ask for the same order; stop the others first, or use another group name")
 
 // groups are the rows of groups and of their subscriptions.

@@ -57,7 +57,7 @@ func decodeLines(b []byte) (message.Metadata, error) {
 	return headers, nil
 }
 
-// unescapedEquals is where the key of a line ends.
+// unescapedEquals returns where the key of a line ends.
 func unescapedEquals(line string) int {
 	for i := 0; i < len(line); i++ {
 		switch line[i] {

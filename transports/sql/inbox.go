@@ -25,7 +25,7 @@ type InboxConfig struct {
 	// Tables are the tables that the inbox uses: the same as a transport's, made and migrated the
 	// same way. Services may share them.
 	Tables Config
-	// Keep is how long ids are remembered. A message that comes again later is handled again. It holds for
+	// Keep is how long ids are remembered. A message that is redelivered later is handled again. It holds for
 	// the groups that this inbox is used for; ids of a group that nobody handles any more stay. 0 means 7
 	// days.
 	Keep time.Duration
@@ -96,7 +96,7 @@ func NewInbox(ctx context.Context, db *stdsql.DB, cfg InboxConfig) (*Inbox[*stds
 	})
 }
 
-// NewPgxInbox is [NewInbox] over a pgx pool.
+// NewPgxInbox does what [NewInbox] does over a pgx pool.
 func NewPgxInbox(ctx context.Context, pool *pgxpool.Pool, cfg InboxConfig) (*Inbox[pgx.Tx], error) {
 	cfg.Tables.Dialect = Postgres
 	options := pgx.TxOptions{IsoLevel: pgx.ReadCommitted}

@@ -57,7 +57,7 @@ const maxUUID = 255
 
 var errNUL = errors.New("it is not valid UTF-8, or has a NUL")
 
-// columnUUID is the message's UUID as it stands in its column: "" where the headers have it, as they have
+// columnUUID returns the message's UUID as it stands in its column: "" if the headers have it, as they have
 // an event's id, and it does not fit.
 func columnUUID(msg *message.Message) (string, error) {
 	uuid := msg.UUID
@@ -74,7 +74,7 @@ func columnUUID(msg *message.Message) (string, error) {
 	}
 }
 
-// newMessage is the message of a row.
+// newMessage returns the message of a row.
 func newMessage(uuid string, headers message.Metadata, payload []byte) *message.Message {
 	if uuid == "" {
 		uuid = headers[driver.HeaderID]
@@ -123,7 +123,7 @@ func delayOf(msg *message.Message) (microseconds int64, err error) {
 	return 0, nil
 }
 
-// insert is the statement for messages of one topic, in any driver's reach.
+// insert returns the statement for messages of one topic, for any driver.
 func (s *statements) insert(topic string, msgs []publication, to routeFilter) (query string, args []any) {
 	args = make([]any, 0, 5*len(msgs)+8)
 	values := make([]string, len(msgs))
@@ -137,7 +137,7 @@ func (s *statements) insert(topic string, msgs []publication, to routeFilter) (q
 	return s.complete(insertInto + s.text() + insertFrom + table + where + insertOrder), args
 }
 
-// insertArrays is the same for a driver that takes arrays: one statement for any number of messages.
+// insertArrays does the same for a driver that takes arrays: one statement for any number of messages.
 func (s *statements) insertArrays(topic string, msgs []publication, to routeFilter) (query string, args []any) {
 	var (
 		uuids    = make([]string, len(msgs))
@@ -159,7 +159,7 @@ func (s *statements) insertArrays(topic string, msgs []publication, to routeFilt
 	return s.sql(insertInto + s.text() + insertFrom + insertPostgresRows + where + insertOrder), args
 }
 
-// text is an argument that is a text; PostgreSQL wants to be told.
+// text returns the place of an argument that is a text; PostgreSQL must be told.
 func (s *statements) text() string {
 	if s.dollars {
 		return "?::text"

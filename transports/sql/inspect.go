@@ -95,7 +95,7 @@ func (i inspector) groups(ctx context.Context) (map[int64]*driver.GroupInfo, err
 	return groups, i.countMessages(ctx, groups)
 }
 
-// eachSubscription is in the order of the patterns.
+// eachSubscription calls visit in the order of the patterns.
 func (i inspector) eachSubscription(ctx context.Context, visit func(group, pattern string)) error {
 	type row struct{ group, pattern string }
 	all, err := collect(ctx, i.pool, func(r rows, x *row) error { return r.Scan(&x.group, &x.pattern) },

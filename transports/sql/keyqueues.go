@@ -102,7 +102,7 @@ func (k keyQueues) claim(ctx context.Context, c keyClaim) (found keysFound, err 
 	return found, err
 }
 
-// lock is [groups.lock] for a claim, whose commit need not wait for the disk: a crash of the server that undoes
+// lock does what [groups.lock] does for a claim, whose commit need not wait for the disk: a crash of the server that undoes
 // it is a redelivery.
 func (k keyQueues) lock(ctx context.Context, tx executor, g group) error {
 	if k.name != Postgres {
@@ -262,7 +262,7 @@ func (k keyQueues) heads(ctx context.Context, tx executor, g group, after int64,
 // head is the first message of a key queue.
 type head struct{ pos, id int64 }
 
-// pagedHeads is heads where the rows of a key queue can't be skipped within a statement.
+// pagedHeads does what heads does if the rows of a key queue can't be skipped within a statement.
 func (k keyQueues) pagedHeads(ctx context.Context, tx executor, g group, after int64, limit int) (found []head, err error) {
 	for page := limit + walkAhead; len(found) < limit; {
 		rows, err := collect(ctx, tx, func(r rows, h *head) error { return r.Scan(&h.pos, &h.id) }, k.sql(headsMySQL), g.id, after, page)

@@ -44,7 +44,7 @@ func (e *SchemaError) Error() string {
 		"run leat migrate up, or let the transport do it with the option migrate=auto", e.Prefix, found, e.Want)
 }
 
-// Fix says what to do about it.
+// Fix returns what to do about it.
 func (e *SchemaError) Fix() string { return "run leat migrate up with this URL, or a newer service" }
 
 // Migrate makes the tables that the configuration names, or brings them up to [SchemaVersion]. Any
@@ -178,7 +178,7 @@ func (s schema) lockMigration(ctx context.Context, tx executor) (unlock func(), 
 	return func() {}, nil
 }
 
-// version is the version of the tables, 0 where there are none.
+// version returns the version of the tables, 0 if there are none.
 func (s schema) version(ctx context.Context, ex executor) (int, error) {
 	args := []any{s.cfg.Prefix + "migrations"}
 	there := `SELECT count(*) FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = ?`

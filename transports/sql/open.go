@@ -22,7 +22,7 @@ import (
 	"github.com/leatbus/leat/internal/urlopt"
 )
 
-// Schemes are the URL schemes.
+// Schemes returns the URL schemes.
 func Schemes() []string { return []string{"postgres", "postgresql", "mysql", "mariadb", "sqlite"} }
 
 // Open makes a transport from its URL; see the package's documentation for the options. It connects,
@@ -71,8 +71,8 @@ func OpenDB(u *url.URL) (*stdsql.DB, Config, error) {
 	}
 }
 
-// OpenExistingDB is [OpenDB] for a database that is only looked at. Where a SQLite file is not there, it
-// makes none and answers an error that is [os.ErrNotExist], with the configuration.
+// OpenExistingDB does what [OpenDB] does for a database that is only looked at. If a SQLite file is not there, it
+// makes none and returns an error that is [os.ErrNotExist], with the configuration.
 func OpenExistingDB(u *url.URL) (*stdsql.DB, Config, error) {
 	source, err := parse(u)
 	if err != nil || source.cfg.Dialect != SQLite {
@@ -242,7 +242,7 @@ func (s source) connectMySQL() (pool, error) {
 	return &stdPool{db: db, owned: true, tx: &stdsql.TxOptions{Isolation: stdsql.LevelReadCommitted}}, nil
 }
 
-// sqlitePath is the file of a URL: sqlite:///path and sqlite:////path are from the root,
+// sqlitePath returns the file of a URL: sqlite:///path and sqlite:////path are from the root,
 // sqlite:path and sqlite://./path from the working directory.
 func sqlitePath(u *url.URL) (string, error) {
 	path := u.Host + u.Path

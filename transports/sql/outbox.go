@@ -80,7 +80,7 @@ func NewOutbox(ctx context.Context, db *stdsql.DB, cfg OutboxConfig) (*Outbox, e
 	return newOutbox(ctx, t, cfg)
 }
 
-// NewPgxOutbox is [NewOutbox] over a pgx pool.
+// NewPgxOutbox does what [NewOutbox] does over a pgx pool.
 func NewPgxOutbox(ctx context.Context, pool *pgxpool.Pool, cfg OutboxConfig) (*Outbox, error) {
 	t, err := NewPgx(ctx, pool, cfg.Tables)
 	if err != nil {
@@ -159,7 +159,7 @@ func (o *Outbox) nowhere(ctx context.Context, tx any) error {
 	return err
 }
 
-// insert is the insert of a batch into the outbox, and not into one of the same name elsewhere.
+// insert returns the insert of a batch into the outbox, and not into one of the same name elsewhere.
 func (o *Outbox) insert(b batch, arrays bool) (query string, args []any) {
 	p, m := o.transport.publisher, b.rows[0]
 	if p.name != Postgres || len(b.rows) > 1 || m.delay > 0 {

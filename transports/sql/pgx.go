@@ -28,7 +28,7 @@ func (d *pgxPool) inTx(ctx context.Context, f func(executor) error) error {
 	})
 }
 
-// pipeline needs no BEGIN and no COMMIT: what PostgreSQL gets before one Sync is one transaction.
+// pipeline runs the statements without BEGIN and COMMIT: what PostgreSQL gets before one Sync is one transaction.
 func (d *pgxPool) pipeline(ctx context.Context, statements []statement) (affected []int64, err error) {
 	var b pgx.Batch
 	for _, s := range statements {

@@ -46,7 +46,7 @@ type exhaustible interface {
 	aside(ctx context.Context, failed error, f func(executor) error) error
 }
 
-// relaxed is for what may be done twice: claims and acks.
+// relaxed returns the pool for what may be done twice: claims and acks.
 func relaxed(db pool) pool {
 	if r, ok := db.(relaxer); ok {
 		return r.relaxed()
@@ -126,7 +126,7 @@ func (d *stdPool) exhausted() bool {
 	return stats.MaxOpenConnections > 0 && stats.InUse >= stats.MaxOpenConnections
 }
 
-// aside has no way to another connection: database/sql does not tell the pool's address.
+// aside fails: database/sql does not tell the pool's address.
 func (d *stdPool) aside(_ context.Context, failed error, _ func(executor) error) error {
 	return failed
 }

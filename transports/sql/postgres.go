@@ -36,7 +36,7 @@ func postgresCode(err error) string {
 	return ""
 }
 
-// postgresRetryable says that the same statement may well succeed later.
+// postgresRetryable reports whether the same statement may well succeed later.
 func postgresRetryable(err error) bool {
 	code := postgresCode(err)
 	if code == "" {

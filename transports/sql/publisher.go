@@ -93,7 +93,7 @@ func (b batch) chunks() (all []batch) {
 	return append(all, batch{b.topic, b.rows[start:]})
 }
 
-// wantedHere is wanted, in these tables and not in others of the same names.
+// wantedHere does what wanted does, in these tables and not in others of the same names.
 func (p publisher) wantedHere(topic string) routeFilter {
 	return func(args []any) (string, []any) {
 		where, args := p.route(topic, args)
@@ -150,7 +150,7 @@ func (p publisher) insertTx(ctx context.Context, tx any, topic string, msgs []*m
 	return inserted, nil
 }
 
-// insertSome is the insert of a batch, in a form that the transaction's driver takes.
+// insertSome returns the insert of a batch, in a form that the transaction's driver takes.
 func (p publisher) insertSome(b batch, arrays bool, to routeFilter) (query string, args []any) {
 	if arrays {
 		return p.insertArrays(b.topic, b.rows, to)

@@ -60,7 +60,7 @@ type relay struct {
 	publish driver.PublishFunc
 }
 
-// run has several bundles under way, so that none waits for the broker's answer to another. No two have
+// run publishes several bundles at once, so that none waits for the broker's answer to another. No two have
 // messages of one key.
 func (r *relay) run(ctx context.Context) error {
 	publishing, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -212,7 +212,7 @@ func (b *bundle) update(name string, f func(*bundleTopic)) {
 	f(t)
 }
 
-// wave is what can be published now, by topic: of a key its first messages of one topic. The rest comes
+// wave returns what can be published now, by topic: of a key its first messages of one topic. The rest comes
 // after it.
 func (b *bundle) wave(batch []*delivery) (now map[string][]*delivery, rest []*delivery) {
 	now = make(map[string][]*delivery)
@@ -266,7 +266,7 @@ func (b *bundle) send(ctx context.Context, topic string, batch []*delivery) {
 	}
 }
 
-// giveBackAll has messages go back at the end, without a try counted.
+// giveBackAll gives messages back at the end, without a try counted.
 func (b *bundle) giveBackAll(topic string, batch []*delivery, err error) {
 	b.update(topic, func(t *bundleTopic) {
 		t.away, t.untried = fmt.Errorf("publish %s: %w", topic, err), append(t.untried, batch...)
@@ -320,7 +320,7 @@ func ackSafe(batch []*delivery, err error) (rest []*delivery) {
 		batch = safe
 	}
 	for _, d := range batch {
-		_ = d.Ack() // it fails only where the feed is closed, and then it comes again
+		_ = d.Ack() // it fails only if the feed is closed, and then it is redelivered
 	}
 	return rest
 }

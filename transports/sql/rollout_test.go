@@ -3,6 +3,7 @@ package sql_test
 import (
 	stdsql "database/sql"
 	"fmt"
+	"maps"
 	"strings"
 	"testing"
 	"time"
@@ -68,10 +69,7 @@ func TestHeaders_areWrittenAsTheTablesAreOld(t *testing.T) {
 
 		publish := func(transport driver.Transport, uuid string) string {
 			msg := message.NewMessage(uuid, nil)
-			msg.Metadata = message.Metadata{}
-			for k, v := range headers {
-				msg.Metadata[k] = v
-			}
+			msg.Metadata = maps.Clone(headers)
 			require.NoError(t, transport.Publish(ctx, "order.paid.v1", msg))
 			return s.headersOf(t, db, uuid)
 		}

@@ -65,7 +65,7 @@ func (d *delivery) Poison(ctx context.Context, fault driver.Fault) error {
 type settlement struct {
 	d     *delivery
 	ack   bool
-	after time.Duration // else when it comes again
+	after time.Duration // else when it is redelivered
 	cost  int           // what is taken back of the attempt that was counted when it was taken
 }
 
@@ -85,7 +85,7 @@ type settlements struct {
 	// For the fetcher.
 	finished atomic.Int64 // deliveries settled so far
 	back     atomic.Bool  // messages came back to the group
-	dueAt    atomic.Int64 // when a message comes again that was delayed here, in Unix nanoseconds; 0 for none
+	dueAt    atomic.Int64 // when a message is redelivered that was delayed here, in Unix nanoseconds; 0 for none
 	keys     keyHints     // in groups that are ordered by key
 
 	mu      sync.Mutex
@@ -98,7 +98,7 @@ type settlements struct {
 
 func newSettlements(shared *core, of *consumer) *settlements {
 	s := &settlements{core: shared, consumer: of, signal: make(chan struct{}, 1), known: make(map[int64]*delivery)}
-	s.ctx, s.cancel = context.WithCancel(context.Background()) //nolint:gosec // close calls it
+	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s
 }
 
@@ -250,7 +250,7 @@ func (s *settlements) try(ctx context.Context, batch []settlement, again bool) e
 	return nil
 }
 
-// delayed notes that a message comes again then.
+// delayed notes that a message is redelivered then.
 func (s *settlements) delayed(after time.Duration) {
 	at := time.Now().Add(after).UnixNano()
 	for {
@@ -300,7 +300,7 @@ func (s *settlements) poison(ctx context.Context, d *delivery, fault driver.Faul
 	return nil
 }
 
-// write is idempotent: a message that is not this consumer's any more is left alone.
+// write may be repeated: a message that is not this consumer's any more is left alone.
 func (s *settlements) write(ctx context.Context, batch []settlement) error {
 	var acked []int64
 	if err := s.noteFailures(ctx, batch); err != nil {

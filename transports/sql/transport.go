@@ -45,7 +45,7 @@ func New(ctx context.Context, db *stdsql.DB, cfg Config) (*Transport, error) {
 	return open(ctx, &stdPool{db: db, tx: tx}, cfg)
 }
 
-// NewPgx is [New] over a pgx pool. Besides the pool's connections it has one of its own, on which it
+// NewPgx does what [New] does over a pgx pool. Besides the pool's connections it has one of its own, on which it
 // listens.
 func NewPgx(ctx context.Context, pool *pgxpool.Pool, cfg Config) (*Transport, error) {
 	cfg.Dialect = Postgres

@@ -23,7 +23,7 @@ var (
 	errElsewhere = errors.New("the transaction is not one of the database that has these tables; begin it on the same database")
 )
 
-// inOpenTx is to, and leads to no group if the server has rolled the transaction back. The insert would be
+// inOpenTx returns to, which leads to no group if the server has rolled the transaction back. The insert would be
 // a transaction of its own.
 func (d *database) inOpenTx(to routeFilter) routeFilter {
 	if !d.tellsTx {

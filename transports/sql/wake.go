@@ -121,7 +121,7 @@ func (w *waker) group(name string) {
 	}
 }
 
-// published is called after the commit.
+// published wakes the consumers of a topic, here and elsewhere, after the commit.
 func (w *waker) published(topic string) {
 	for _, f := range w.topics.Match(topic) {
 		f.hint()
@@ -211,7 +211,7 @@ func (w *waker) notified(text string) {
 	}
 }
 
-// listen has a connection of its own, which is made anew when it breaks.
+// listen receives notifications on a connection of its own, and connects again when it breaks.
 func (w *waker) listen(db *pgxPool) {
 	var wait backoff
 	for w.ctx.Err() == nil {
