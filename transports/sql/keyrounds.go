@@ -15,9 +15,7 @@ type keyRounds struct {
 	claims  int           // of the round so far
 	spent   time.Duration // on them
 	next    time.Time     // when the next round may begin
-	older   int64         // rows with ids up to this one are not new any more
-	recent  int64         // the largest id that was read at turned
-	turned  time.Time
+	seen    watermark
 	more    bool      // there are new rows that were not read yet
 	busy    bool      // the last claim took something
 	orphans time.Time // when what dead consumers had taken was last put back
@@ -37,8 +35,8 @@ func (l *keyRounds) open(ctx context.Context, d *database) (err error) {
 	if err != nil {
 		return err
 	}
-	l.older = max(newest, 1)
-	l.recent, l.turned, l.opened = l.older, time.Now(), true
+	l.seen.reset(time.Now(), max(newest, 1))
+	l.opened = true
 	return nil
 }
 
@@ -48,7 +46,7 @@ func (l *keyRounds) fresh(now time.Time) (id int64, brief bool) {
 	if !l.crowded {
 		return 0, false
 	}
-	return l.older, now.Before(l.next)
+	return l.seen.older, now.Before(l.next)
 }
 
 func (l *keyRounds) claimed(began time.Time, found keysFound) {
@@ -59,9 +57,9 @@ func (l *keyRounds) claimed(began time.Time, found keysFound) {
 	switch {
 	case found.newest == 0:
 	case found.more: // there are too many to read any of them twice
-		l.older, l.recent, l.turned = found.newest, found.newest, began
-	case began.Sub(l.turned) > time.Second/2: // what is committed late has that time
-		l.older, l.recent, l.turned = l.recent, found.newest, began
+		l.seen.reset(began, found.newest)
+	default:
+		l.seen.advance(began, found.newest)
 	}
 	l.spent += time.Since(began)
 	switch {

@@ -10,18 +10,17 @@ const cheapWhole = 5 * time.Millisecond
 // that were taken a while ago. What is committed late, comes back or was another's is below: now and
 // then, and whenever there seems to be nothing and it takes no long, a claim begins at the start.
 type lowest struct {
-	whole         time.Time // when the last claim from the start was
-	took          time.Duration
-	turned        time.Time
-	older, recent int64
-	all           bool
+	whole time.Time // when the last claim from the start was
+	took  time.Duration
+	seen  watermark
+	all   bool
 }
 
 func (l *lowest) from(now time.Time) int64 {
 	if l.all && l.took < cheapWhole || now.Sub(l.whole) > max(time.Second, 20*l.took) {
 		return 0
 	}
-	return l.older
+	return l.seen.older
 }
 
 // begin makes the next claim begin at the start: something came back.
@@ -36,7 +35,5 @@ func (l *lowest) taken(began time.Time, from int64, ready []record, short bool) 
 	if len(ready) == 0 {
 		return
 	}
-	if now.Sub(l.turned) > time.Second/2 {
-		l.older, l.recent, l.turned = l.recent, ready[len(ready)-1].id, now
-	}
+	l.seen.advance(now, ready[len(ready)-1].id)
 }

@@ -326,9 +326,8 @@ func (w *waker) groups(ids []int64) {
 
 // newRows remembers how far the rows of all groups were read.
 type newRows struct {
-	newest        int64
-	older, recent int64
-	turned        time.Time
+	newest int64
+	seen   watermark
 }
 
 // newRowsLimit is how many new rows are told apart. If there are more, all feeds are woken.
@@ -340,7 +339,7 @@ func (r *newRows) read(ctx context.Context, d *database) (groups []int64, all bo
 	if err != nil {
 		return nil, false, err
 	}
-	all = r.turned.IsZero() || newest-r.older > 10*newRowsLimit
+	all = r.seen.turned.IsZero() || newest-r.seen.older > 10*newRowsLimit
 	total := int64(0)
 	for _, x := range found {
 		groups = append(groups, x.group)
@@ -348,11 +347,10 @@ func (r *newRows) read(ctx context.Context, d *database) (groups []int64, all bo
 	}
 	all = all || total >= newRowsLimit
 	r.newest = newest
-	if now := time.Now(); all || now.Sub(r.turned) > time.Second/2 {
-		r.older, r.recent, r.turned = r.recent, newest, now
-		if all {
-			r.older = newest
-		}
+	if all {
+		r.seen.reset(time.Now(), newest)
+	} else {
+		r.seen.advance(time.Now(), newest)
 	}
 	return groups, all, nil
 }
@@ -371,7 +369,7 @@ func (r *newRows) ask(ctx context.Context, d *database) (newest int64, found []r
 			group, n stdsql.NullInt64
 		}
 		all, err := collect(ctx, d.pool, func(r rows, x *row) error { return r.Scan(&x.newest, &x.group, &x.n) },
-			d.sql(`SELECT s.last_value, n.group_id, n.n FROM {messages_id_seq} s LEFT JOIN (`+newRowsByGroup+`) n ON true`), r.older, newRowsLimit)
+			d.sql(`SELECT s.last_value, n.group_id, n.n FROM {messages_id_seq} s LEFT JOIN (`+newRowsByGroup+`) n ON true`), r.seen.older, newRowsLimit)
 		for _, x := range all {
 			newest = x.newest
 			if x.group.Valid {
@@ -382,10 +380,10 @@ func (r *newRows) ask(ctx context.Context, d *database) (newest int64, found []r
 	}
 	newest, err = d.newest(ctx)
 	newest = max(newest, r.newest) // it falls when rows are deleted
-	if err != nil || newest == r.newest && newest == r.older || newest-r.older > 10*newRowsLimit {
+	if err != nil || newest == r.newest && newest == r.seen.older || newest-r.seen.older > 10*newRowsLimit {
 		return newest, nil, err
 	}
-	found, err = collect(ctx, d.pool, func(r rows, x *rowsOf) error { return r.Scan(&x.group, &x.n) }, d.sql(newRowsByGroup), r.older, newRowsLimit)
+	found, err = collect(ctx, d.pool, func(r rows, x *rowsOf) error { return r.Scan(&x.group, &x.n) }, d.sql(newRowsByGroup), r.seen.older, newRowsLimit)
 	return newest, found, err
 }
 
