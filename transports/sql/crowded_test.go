@@ -98,9 +98,9 @@ func keyedMessage(key string) *message.Message {
 	return msg
 }
 
-// TestLanes_aFreshKeyBehindManyThatWait is handled at once, however many other keys wait for their
+// TestKeyQueues_aFreshKeyBehindManyThatWait is handled at once, however many other keys wait for their
 // redelivery: by a feed that has just begun, by one that has been idle, and behind a message of its own key.
-func TestLanes_aFreshKeyBehindManyThatWait(t *testing.T) {
+func TestKeyQueues_aFreshKeyBehindManyThatWait(t *testing.T) {
 	eachStore(t, func(t *testing.T, transport *Transport) {
 		ctx := t.Context()
 		sub := driver.Subscription{Group: "shop.ledger", Topics: []string{"order.paid.v1"}, Concurrency: 4, Order: driver.OrderedByKey}

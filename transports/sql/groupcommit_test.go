@@ -136,8 +136,8 @@ func (d *stubbornPool) exec(ctx context.Context, _ string, args ...any) (int64, 
 	return 0, &pgconn.PgError{Code: "57014"}
 }
 
-// TestCombiner_aStatementThatNeverSucceedsHoldsUpNobody, whether it comes first, or meets others in a commit.
-func TestCombiner_aStatementThatNeverSucceedsHoldsUpNobody(t *testing.T) {
+// TestGroupCommit_aStatementThatNeverSucceedsHoldsUpNobody, whether it comes first, or meets others in a commit.
+func TestGroupCommit_aStatementThatNeverSucceedsHoldsUpNobody(t *testing.T) {
 	for _, took := range []time.Duration{150 * time.Millisecond, 20 * time.Second} { // by the server, by the client
 		for _, first := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s first %t", took, first), func(t *testing.T) {

@@ -13,9 +13,9 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// TestLanes_quickHandlersAreKeptBusy compares a group that is ordered by key with one that is not, in the same
+// TestKeyQueues_quickHandlersAreKeptBusy compares a group that is ordered by key with one that is not, in the same
 // run, with handlers of a millisecond. Two halves of the workers that take turns halve the speed at least.
-func TestLanes_quickHandlersAreKeptBusy(t *testing.T) {
+func TestKeyQueues_quickHandlersAreKeptBusy(t *testing.T) {
 	eachStore(t, func(t *testing.T, transport *Transport) {
 		ctx := t.Context()
 		if transport.name == SQLite {
