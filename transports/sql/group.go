@@ -10,6 +10,13 @@ type group struct {
 	park  bool // as this consumer asks; unknown to operators
 }
 
+// lockedGroup is a transaction that has locked a group: no other one claims from its key queues, joins it, or takes
+// away its holds meanwhile.
+type lockedGroup struct {
+	executor
+	group group
+}
+
 // place returns the columns of a message of the group that becomes ready.
 func (g group) place() string {
 	switch g.order {

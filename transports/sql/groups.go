@@ -28,7 +28,7 @@ func (gs groups) subscribe(ctx context.Context, sub driver.Subscription, owner i
 		if err := gs.addTopics(ctx, g, sub.Topics); err != nil {
 			return err
 		}
-		return gs.pool.inTx(ctx, func(tx executor) error { return gs.join(ctx, tx, g, sub, owner) })
+		return gs.locked(ctx, gs.pool, g, func(tx lockedGroup) error { return gs.join(ctx, tx, sub, owner) })
 	})
 	g.order, g.park = sub.Order, sub.Park
 	return g, err
@@ -96,11 +96,8 @@ func (gs groups) addTopics(ctx context.Context, g group, topics []string) error 
 }
 
 // join registers the consumer, unless others are there that want another order.
-func (gs groups) join(ctx context.Context, tx executor, g group, sub driver.Subscription, owner int64) error {
-	order := sub.Order
-	if err := gs.lock(ctx, tx, g); err != nil {
-		return err
-	}
+func (gs groups) join(ctx context.Context, tx lockedGroup, sub driver.Subscription, owner int64) error {
+	g, order := tx.group, sub.Order
 	others, err := collect(ctx, tx, func(r rows, o *driver.Order) error { return r.Scan(o) },
 		gs.sql(`SELECT ordering FROM {consumers} WHERE group_id = ? AND expires_at > {now} AND ordering <> ?`), g.id, int(order))
 	if err != nil {
@@ -111,7 +108,7 @@ func (gs groups) join(ctx context.Context, tx executor, g group, sub driver.Subs
 	}
 	changed := g.order != order
 	g.order, g.park = order, sub.Park
-	if err := gs.holds.adjust(ctx, tx, g, changed); err != nil {
+	if err := gs.holds.adjust(ctx, lockedGroup{tx.executor, g}, changed); err != nil {
 		return err
 	}
 	if changed {
@@ -141,6 +138,16 @@ func (gs groups) rearrange(ctx context.Context, ex executor, g group) (moved int
 		}
 	}
 	return moved, nil
+}
+
+// locked runs f in a transaction that has locked the group.
+func (gs groups) locked(ctx context.Context, over pool, g group, f func(lockedGroup) error) error {
+	return over.inTx(ctx, func(tx executor) error {
+		if err := gs.lock(ctx, tx, g); err != nil {
+			return err
+		}
+		return f(lockedGroup{tx, g})
+	})
 }
 
 // lock makes the transaction the only one that claims from the group's key queues, or that changes its holds. It

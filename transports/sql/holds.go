@@ -48,11 +48,11 @@ func (h holds) addSince(ctx context.Context, tx executor, g group, since int64) 
 }
 
 // park moves messages of key queues out of the claims' way whose first is held back, and so are all.
-func (h holds) park(ctx context.Context, tx executor, g group, queues []int64) error {
+func (h holds) park(ctx context.Context, tx lockedGroup, queues []int64) error {
 	query, args := h.withIDs(`
 		SELECT m.id FROM {messages} m WHERE m.group_id = ? AND m.state = {keyed}
 		AND EXISTS (SELECT 1 FROM {holds} h WHERE h.group_id = m.group_id AND h.pos = m.pos AND h.message_id < m.id)
-		AND m.pos {in} LIMIT `+parkAtOnce, queues, g.id)
+		AND m.pos {in} LIMIT `+parkAtOnce, queues, tx.group.id)
 	ids, err := numbers(ctx, tx, query, args...)
 	if err != nil || len(ids) == 0 {
 		return err
@@ -62,8 +62,8 @@ func (h holds) park(ctx context.Context, tx executor, g group, queues []int64) e
 	return err
 }
 
-// release takes away what poisoned messages hold back. The transaction has locked the group.
-func (h holds) release(ctx context.Context, tx executor, g group, ids []int64) error {
+// release takes away what poisoned messages hold back.
+func (h holds) release(ctx context.Context, tx lockedGroup, ids []int64) error {
 	query, args := h.withIDs(`SELECT DISTINCT pos FROM {holds} WHERE message_id {in}`, ids)
 	queues, err := numbers(ctx, tx, query, args...)
 	if err != nil || len(queues) == 0 {
@@ -73,7 +73,7 @@ func (h holds) release(ctx context.Context, tx executor, g group, ids []int64) e
 	if _, err := tx.exec(ctx, query, args...); err != nil {
 		return err
 	}
-	query, args = h.withIDs(unparkReleased+` AND m.pos {in}`, queues, g.id)
+	query, args = h.withIDs(unparkReleased+` AND m.pos {in}`, queues, tx.group.id)
 	_, err = tx.exec(ctx, query, args...)
 	return err
 }
@@ -93,8 +93,9 @@ func (h holds) unpark(ctx context.Context, ex executor, g group) error {
 	return err
 }
 
-// adjust makes the holds fit what the group asks for. The transaction has locked the group.
-func (h holds) adjust(ctx context.Context, tx executor, g group, reordered bool) error {
+// adjust makes the holds fit what the group asks for.
+func (h holds) adjust(ctx context.Context, tx lockedGroup, reordered bool) error {
+	g := tx.group
 	var query string
 	switch {
 	case !g.park:

@@ -66,12 +66,9 @@ func (k keyQueues) claim(ctx context.Context, c keyClaim) (found keysFound, err 
 			return found, err
 		}
 	}
-	err = k.relaxed.inTx(ctx, func(tx executor) error {
-		if err := k.lock(ctx, tx, c.group); err != nil {
-			return err
-		}
+	err = k.locked(ctx, c.group, func(tx lockedGroup) error {
 		if c.orphans {
-			if err := k.orphans(ctx, tx, c.group); err != nil {
+			if err := k.orphans(ctx, tx); err != nil {
 				return err
 			}
 		}
@@ -102,16 +99,21 @@ func (k keyQueues) claim(ctx context.Context, c keyClaim) (found keysFound, err 
 	return found, err
 }
 
-// lock does what [groups.lock] does for a claim, whose commit need not wait for the disk: a crash of the server that undoes
-// it is a redelivery.
-func (k keyQueues) lock(ctx context.Context, tx executor, g group) error {
+// locked does what [groups.locked] does for a claim, whose commit need not wait for the disk: a crash of the server
+// that undoes it is a redelivery.
+func (k keyQueues) locked(ctx context.Context, g group, f func(lockedGroup) error) error {
 	if k.name != Postgres {
-		return k.groups.lock(ctx, tx, g)
+		return k.groups.locked(ctx, k.relaxed, g, f)
 	}
-	_, _, err := number(ctx, tx, k.sql(`SELECT group_id FROM {turns} WHERE group_id = ?
-		AND set_config('idle_in_transaction_session_timeout', '10s', true) IS NOT NULL
-		AND set_config('synchronous_commit', 'off', true) IS NOT NULL FOR UPDATE`), g.id)
-	return err
+	return k.relaxed.inTx(ctx, func(tx executor) error {
+		_, _, err := number(ctx, tx, k.sql(`SELECT group_id FROM {turns} WHERE group_id = ?
+			AND set_config('idle_in_transaction_session_timeout', '10s', true) IS NOT NULL
+			AND set_config('synchronous_commit', 'off', true) IS NOT NULL FOR UPDATE`), g.id)
+		if err != nil {
+			return err
+		}
+		return f(lockedGroup{tx, g})
+	})
 }
 
 // hinted returns the messages that the hints lead to.
@@ -191,14 +193,14 @@ func (k keyQueues) any(ctx context.Context, g group) (bool, error) {
 
 // orphans puts back into their key queues what consumers had taken that are no more. Their attempt has
 // been counted.
-func (k keyQueues) orphans(ctx context.Context, tx executor, g group) error {
-	_, err := tx.exec(ctx, k.sql(`UPDATE {messages} SET state = {keyed}, owner = 0 WHERE group_id = ? AND state = {keyhead} AND owner NOT IN ({live})`), g.id, g.id)
+func (k keyQueues) orphans(ctx context.Context, tx lockedGroup) error {
+	_, err := tx.exec(ctx, k.sql(`UPDATE {messages} SET state = {keyed}, owner = 0 WHERE group_id = ? AND state = {keyhead} AND owner NOT IN ({live})`), tx.group.id, tx.group.id)
 	return err
 }
 
 // walk returns which of the heads can be taken, and goes on over the key queues until it has found as many as the
 // claim needs, has come round, or has looked at as many as it may. It returns which messages it came by.
-func (k keyQueues) walk(ctx context.Context, tx executor, c keyClaim, heads []int64, found *keysFound) (free []int64, walked map[int64]bool, err error) {
+func (k keyQueues) walk(ctx context.Context, tx lockedGroup, c keyClaim, heads []int64, found *keysFound) (free []int64, walked map[int64]bool, err error) {
 	limit := max(walkLimit, c.limit)
 	if c.brief {
 		limit = c.limit + walkAhead
@@ -225,7 +227,7 @@ func (k keyQueues) walk(ctx context.Context, tx executor, c keyClaim, heads []in
 			return was
 		})
 		if len(heads) > 0 {
-			more, err := k.freeHeads(ctx, tx, c.group, heads, found)
+			more, err := k.freeHeads(ctx, tx, heads, found)
 			if err != nil {
 				return nil, nil, err
 			}
@@ -284,13 +286,13 @@ func (k keyQueues) pagedHeads(ctx context.Context, tx executor, g group, after i
 
 // freeHeads leaves out those of keys that are taken or held back, and those that are not due yet. The
 // walk was another snapshot: what was taken then may have come back to its key queue since, in front.
-func (k keyQueues) freeHeads(ctx context.Context, tx executor, g group, heads []int64, found *keysFound) (free []int64, err error) {
+func (k keyQueues) freeHeads(ctx context.Context, tx lockedGroup, heads []int64, found *keysFound) (free []int64, err error) {
 	type head struct{ id, wait, queue, held int64 }
 	held, groups := "0", []any{}
-	if g.park { // the first question is asked once for all heads
+	if tx.group.park { // the first question is asked once for all heads
 		held = `CASE WHEN EXISTS (SELECT 1 FROM {holds} WHERE group_id = ?)
 			AND EXISTS (SELECT 1 FROM {holds} h WHERE h.group_id = m.group_id AND h.pos = m.pos AND h.message_id < m.id) THEN 1 ELSE 0 END`
-		groups = append(groups, g.id)
+		groups = append(groups, tx.group.id)
 	}
 	query, args := k.withIDs(`
 		SELECT m.id, m.due_at - {now}, m.pos, `+held+` FROM {messages} m WHERE m.state = {keyed}
@@ -315,7 +317,7 @@ func (k keyQueues) freeHeads(ctx context.Context, tx executor, g group, heads []
 	}
 	slices.Sort(free)
 	if len(parked) > walkOver {
-		err = k.holds.park(ctx, tx, g, parked)
+		err = k.holds.park(ctx, tx, parked)
 	}
 	return free, err
 }

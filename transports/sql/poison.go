@@ -45,8 +45,9 @@ func (p poison) setAside(ctx context.Context, ex executor, owner, id int64, head
 }
 
 // replay makes poisoned messages ready, as they were before their first hand-over. It returns which of
-// them were there, and how many it changed. The transaction has locked the group.
-func (p poison) replay(ctx context.Context, tx executor, g group, ids []int64) (found []int64, n int64, err error) {
+// them were there, and how many it changed.
+func (p poison) replay(ctx context.Context, tx lockedGroup, ids []int64) (found []int64, n int64, err error) {
+	g := tx.group
 	type row struct {
 		id      int64
 		headers []byte
@@ -70,12 +71,12 @@ func (p poison) replay(ctx context.Context, tx executor, g group, ids []int64) (
 	if n, err = tx.exec(ctx, query, args...); err != nil {
 		return nil, 0, err
 	}
-	return found, n, p.holds.release(ctx, tx, g, found)
+	return found, n, p.holds.release(ctx, tx, found)
 }
 
-// drop deletes poisoned messages. It returns which of them were there, and how many it deleted. The
-// transaction has locked the group.
-func (p poison) drop(ctx context.Context, tx executor, g group, ids []int64) (found []int64, n int64, err error) {
+// drop deletes poisoned messages. It returns which of them were there, and how many it deleted.
+func (p poison) drop(ctx context.Context, tx lockedGroup, ids []int64) (found []int64, n int64, err error) {
+	g := tx.group
 	query, args := p.withIDs(`SELECT id FROM {messages} WHERE group_id = ? AND state = {poisoned} AND id {in}`, ids, g.id)
 	if found, err = numbers(ctx, tx, query, args...); err != nil || len(found) == 0 {
 		return nil, 0, err
@@ -84,5 +85,5 @@ func (p poison) drop(ctx context.Context, tx executor, g group, ids []int64) (fo
 	if n, err = tx.exec(ctx, query, args...); err != nil {
 		return nil, 0, err
 	}
-	return found, n, p.holds.release(ctx, tx, g, found)
+	return found, n, p.holds.release(ctx, tx, found)
 }

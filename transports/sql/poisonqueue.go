@@ -161,7 +161,7 @@ const atOnce = 250
 // each does something with messages, many at once, and reports the first that was not there. change
 // says which it has found and how many of them it has changed.
 func (q *poisonQueue) each(ctx context.Context, what string, ids []string,
-	change func(context.Context, executor, group, []int64) (found []int64, n int64, err error),
+	change func(context.Context, lockedGroup, []int64) (found []int64, n int64, err error),
 ) (done int, missing error) {
 	defer func() {
 		if done > 0 {
@@ -181,10 +181,8 @@ func (q *poisonQueue) each(ctx context.Context, what string, ids []string,
 				return nil
 			}
 			var found []int64
-			err = q.core.pool.inTx(ctx, func(tx executor) (err error) {
-				if err = q.core.groups.lock(ctx, tx, g); err == nil {
-					found, n, err = change(ctx, tx, g, rows)
-				}
+			err = q.core.groups.locked(ctx, q.core.pool, g, func(tx lockedGroup) (err error) {
+				found, n, err = change(ctx, tx, rows)
 				return err
 			})
 			for _, row := range found {

@@ -59,11 +59,8 @@ func (r retention) clean(ctx context.Context, groups []group) error {
 		return err
 	}
 	return r.cleanState(ctx, groups, statePoisoned, r.cfg.KeepPoisoned, func(ids []int64, g group) error {
-		return r.relaxed.inTx(ctx, func(tx executor) error {
-			if err := r.groups.lock(ctx, tx, g); err != nil {
-				return err
-			}
-			_, _, err := r.poison.drop(ctx, tx, g, ids)
+		return r.groups.locked(ctx, r.relaxed, g, func(tx lockedGroup) error {
+			_, _, err := r.poison.drop(ctx, tx, ids)
 			return err
 		})
 	})
