@@ -175,12 +175,15 @@ func (o *Outbox) insert(b batch, arrays bool) (query string, args []any) {
 // PoisonQueue returns where the messages are that the transport would not take.
 func (o *Outbox) PoisonQueue() driver.PoisonQueue { return o.transport.PoisonQueue(o.Group()) }
 
+// pendingQuery reads the index alone, and one row: ids are given out in the order of first_at.
+const pendingQuery = `SELECT p.n, COALESCE({now} - m.first_at, 0) FROM (
+	SELECT count(*) AS n, min(id) AS id FROM {messages} WHERE group_id = ? AND state IN ({ready}, {delayed}, {keyed}, {keyhead})
+) p LEFT JOIN {messages} m ON m.id = p.id`
+
 // Stats counts what is committed and not relayed yet, by every process that shares the outbox.
 func (o *Outbox) Stats(ctx context.Context) (stats driver.OutboxStats, err error) {
-	t := o.transport
 	type row struct{ n, age int64 }
-	all, err := collect(ctx, t.pool, func(r rows, v *row) error { return r.Scan(&v.n, &v.age) },
-		t.sql(`SELECT count(*), COALESCE({now} - min(first_at), 0) FROM {messages} WHERE group_id = ? AND state IN ({ready}, {delayed}, {keyed}, {keyhead})`), o.group.id)
+	all, err := collect(ctx, o.transport.pool, func(r rows, v *row) error { return r.Scan(&v.n, &v.age) }, o.transport.sql(pendingQuery), o.group.id)
 	if err != nil {
 		return stats, fmt.Errorf("sql: outbox: %w", err)
 	}

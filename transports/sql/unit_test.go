@@ -63,6 +63,15 @@ func newTestStore(t *testing.T) (pool, *database) {
 	return db, s
 }
 
+// TestOutbox_statsReadTheIndexAlone: the messages that wait in an outbox may be many, and each may be large.
+func TestOutbox_statsReadTheIndexAlone(t *testing.T) {
+	db, s := newTestStore(t)
+	plan, err := collect(t.Context(), db, func(r rows, text *string) error { var n int; return r.Scan(&n, &n, &n, text) },
+		s.sql(`EXPLAIN QUERY PLAN `+pendingQuery), 1)
+	require.NoError(t, err)
+	require.Contains(t, strings.Join(plan, "\n"), "SEARCH leat_messages USING COVERING INDEX")
+}
+
 // TestStates_haveTheSameNamesInTheTable as in statements.
 func TestStates_haveTheSameNamesInTheTable(t *testing.T) {
 	for _, name := range []Dialect{Postgres, MySQL, SQLite} {
