@@ -66,27 +66,35 @@ func encodeJSON(headers message.Metadata) []byte {
 	return append(b, '}')
 }
 
+// plain reports whether a string stands in JSON as it is. Most do.
+func plain(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c >= utf8.RuneSelf || c == '"' || c == '\\' {
+			return false
+		}
+	}
+	return true
+}
+
 func appendJSON(b []byte, s string) []byte {
 	b = append(b, '"')
-	if strings.HasPrefix(s, base64Mark) || strings.IndexByte(s, 0) >= 0 || !utf8.ValidString(s) {
+	if marked := strings.HasPrefix(s, base64Mark); !marked && plain(s) {
+		return append(append(b, s...), '"')
+	} else if marked || strings.IndexByte(s, 0) >= 0 || !utf8.ValidString(s) {
 		b = append(b, base64Mark...)
 		return append(base64.StdEncoding.AppendEncode(b, []byte(s)), '"')
 	}
-	done := 0
 	for i := range len(s) {
-		c := s[i]
-		if c >= ' ' && c != '"' && c != '\\' {
-			continue
-		}
-		b = append(b, s[done:i]...)
-		done = i + 1
-		if c < ' ' {
+		switch c := s[i]; {
+		case c < ' ':
 			b = fmt.Appendf(b, `\u%04x`, c)
-		} else {
+		case c == '"' || c == '\\':
 			b = append(b, '\\', c)
+		default:
+			b = append(b, c)
 		}
 	}
-	return append(append(b, s[done:]...), '"')
+	return append(b, '"')
 }
 
 // decodeJSON reads an object of strings. Anybody may have written it. It accepts nothing else, and no name twice:
@@ -94,7 +102,7 @@ func appendJSON(b []byte, s string) []byte {
 func decodeJSON(text string) (message.Metadata, error) {
 	const few = 32 // most messages have fewer headers
 	r := jsonReader{text}
-	headers := make(message.Metadata, min(strings.Count(text, `":`), few))
+	headers := make(message.Metadata, min(1+strings.Count(text, ","), few))
 	if !r.next('{') {
 		return nil, errNoObject
 	}
@@ -103,14 +111,15 @@ func decodeJSON(text string) (message.Metadata, error) {
 		if err != nil {
 			return nil, err
 		}
-		if _, twice := headers[key]; twice {
-			return nil, fmt.Errorf("%.60q %w", key, errTwice)
-		}
 		if !r.next(':') {
 			return nil, errNoObject
 		}
+		before := len(headers)
 		if headers[key], err = r.string(); err != nil {
 			return nil, fmt.Errorf("%.60q: %w", key, err)
+		}
+		if len(headers) == before {
+			return nil, fmt.Errorf("%.60q %w", key, errTwice)
 		}
 		if more = r.next(','); !more && !r.next('}') {
 			return nil, errNoObject
@@ -125,14 +134,16 @@ func decodeJSON(text string) (message.Metadata, error) {
 // jsonReader reads JSON from the start of rest.
 type jsonReader struct{ rest string }
 
-func (r *jsonReader) skip() { r.rest = strings.TrimLeft(r.rest, " \t\r\n") }
+func (r *jsonReader) skip() {
+	for r.rest != "" && (r.rest[0] == ' ' || r.rest[0] == '\t' || r.rest[0] == '\r' || r.rest[0] == '\n') {
+		r.rest = r.rest[1:]
+	}
+}
 
 // next reads one character, and reports whether it was there.
 func (r *jsonReader) next(c byte) bool {
-	if r.rest == "" || r.rest[0] != c {
-		if r.skip(); r.rest == "" || r.rest[0] != c {
-			return false
-		}
+	if r.skip(); r.rest == "" || r.rest[0] != c {
+		return false
 	}
 	r.rest = r.rest[1:]
 	return true
@@ -142,25 +153,21 @@ func (r *jsonReader) string() (s string, err error) {
 	if !r.next('"') {
 		return "", errNotString
 	}
-	end, plain := 0, true
-	for ; end < len(r.rest) && r.rest[end] != '"'; end++ {
-		switch c := r.rest[end]; {
-		case c == '\\':
-			plain = false
-			end++
-		case c < ' ':
-			plain = false // encoding/json says what is wrong
+	end := strings.IndexByte(r.rest, '"')
+	for from := 0; end >= 0 && escaped(r.rest[from:end]); {
+		from = end + 1
+		if more := strings.IndexByte(r.rest[from:], '"'); more >= 0 {
+			end = from + more
+		} else {
+			end = -1
 		}
 	}
-	if end >= len(r.rest) {
+	if end < 0 {
 		return "", errUnclosed
 	}
 	s, r.rest = r.rest[:end], r.rest[end+1:]
-	if !utf8.ValidString(s) {
-		return "", errNoUTF8
-	}
-	if !plain {
-		if err := json.Unmarshal([]byte(`"`+s+`"`), &s); err != nil {
+	if !plain(s) {
+		if s, err = unquote(s); err != nil {
 			return "", err
 		}
 	}
@@ -169,4 +176,18 @@ func (r *jsonReader) string() (s string, err error) {
 		return string(decoded), err
 	}
 	return s, nil
+}
+
+// escaped reports whether the character behind text is escaped in JSON: an odd number of backslashes stands before it.
+func escaped(text string) bool {
+	return (len(text)-len(strings.TrimRight(text, `\`)))%2 == 1
+}
+
+// unquote reads what stands between the quotation marks of a JSON string.
+func unquote(s string) (text string, err error) {
+	if !utf8.ValidString(s) {
+		return "", errNoUTF8
+	}
+	err = json.Unmarshal([]byte(`"`+s+`"`), &text)
+	return text, err
 }
