@@ -21,7 +21,8 @@ import (
 //
 // It works with every driver of its dialect. A message that no group wants is not stored, and
 // nothing says so. At isolation levels above READ COMMITTED, the groups are those that the
-// transaction sees. It is for publishing only: a transport consumes.
+// transaction sees. It is for publishing only: a transport consumes. It does not know the version of the tables, so
+// it writes headers in the form that every release reads, which is not JSON.
 type SchemaAdapter struct{ statements *statements }
 
 var _ wsql.SchemaAdapter = SchemaAdapter{}
