@@ -19,8 +19,8 @@ each = set -e; for module in $(MODULES); do (cd $$module && $(1)); done
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-test: ## run every test with the race detector, against servers that it finds or starts
-	$(GO) run ./internal/stack -- sh -c '$(call each,$(GO) test -race -timeout 40m ./...)'
+test: ## run every test, against servers that it finds or starts
+	$(GO) run ./internal/check
 
 matrix: ## run the transports' suites against other versions of their servers (containers, or root on Debian)
 	internal/matrix/matrix.sh
@@ -32,7 +32,7 @@ fuzz: ## run every fuzz target, each for a minute (FUZZTIME=10m for longer)
 	internal/fuzz/fuzz.sh $(or $(FUZZTIME),1m)
 
 bench: ## run the benchmarks
-	$(GO) test -run '^$$' -bench . -benchmem ./bench/...
+	$(GO) run ./internal/testservices -- $(GO) test -run '^$$' -bench . -benchmem ./bench/...
 
 lint: $(GOLANGCI_LINT) ## check style, mistakes and who may import what
 	$(call each,$(GOLANGCI_LINT) run --config $(CURDIR)/.golangci.yml ./...)

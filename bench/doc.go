@@ -2,5 +2,5 @@
 // rounds of one run and reports the ratio, because absolute figures say more of the machine than of
 // the code:
 //
-//	go test -run '^$' -bench . ./bench/...
+//	go run ./internal/testservices -- go test -run '^$' -bench . ./bench/...
 package bench

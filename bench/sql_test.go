@@ -31,6 +31,7 @@ import (
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/middleware"
 	"github.com/leatbus/leat/transports/sql"
+	_ "github.com/leatbus/leat/transports/sqlite"
 )
 
 // The floor is what the database does for a bare queue: one table, one index, no groups, no leases.

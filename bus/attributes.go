@@ -14,7 +14,7 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// The rules of CloudEvents 1.0 for attributes are here, for [ParseCloudEvent], [FormatCloudEvent] and [Header] alike.
+// The rules of CloudEvents 1.0 for attributes are here, for [ParseCloudEvent], [FormatCloudEvent] and [WithHeader] alike.
 
 func attributeName(name string) bool {
 	for i := range len(name) {
@@ -166,9 +166,9 @@ func isJSON(contentType string) bool {
 	return mediaType == "" || strings.HasSuffix(mediaType, "/json") || strings.HasSuffix(mediaType, "+json")
 }
 
-// CheckContentType returns an error if the message says that its payload is of another media type than the codec
+// checkContentType returns an error if the message says that its payload is of another media type than the codec
 // reads. All JSON types are one; a message without a content type may be anything.
-func CheckContentType(codec Codec, msg *message.Message) error {
+func checkContentType(codec Codec, msg *message.Message) error {
 	have := msg.Metadata[driver.HeaderContentType]
 	if have == "" {
 		return nil
@@ -181,7 +181,7 @@ func CheckContentType(codec Codec, msg *message.Message) error {
 		driver.OneLine(have, 64), want)
 }
 
-// checkHeader says why a header can't be set with [Header].
+// checkHeader says why a header can't be set with [WithHeader].
 func checkHeader(key, value string) error {
 	if reservedHeader(key) {
 		return fmt.Errorf("header %q is leat's own; there are options for what can be set", key)

@@ -46,6 +46,9 @@ type Config struct {
 	// MaxPayload is the largest payload to publish, in bytes. 0 means 16 MiB, which is RabbitMQ 4's
 	// default limit.
 	MaxPayload int
+	// PublishTimeout bounds a Publish whose context has no deadline, outside of handlers. 0 or a negative value means that
+	// nothing does.
+	PublishTimeout time.Duration
 	// Breaker is the circuit breaker of handlers that have none of their own.
 	Breaker BreakerPolicy
 	// DrainTimeout is how long handlers may go on after the bus was told to stop. 0 means 20 s.
@@ -177,7 +180,7 @@ func (c Config) withDefaults() (Config, error) {
 	return c, nil
 }
 
-// DefaultService is what a service is called that does not say: the last element of the main module's
+// DefaultService returns the name of a service that sets none: the last element of the main module's
 // path, without a major version.
 func DefaultService() string {
 	name := ""
@@ -207,10 +210,11 @@ func (b *Bus) Handle(h Handler) error {
 		return err
 	}
 	g := &group{bus: b, name: b.GroupName(h.Name), handler: h}
-	g.breaker.init(g, b.cfg.Breaker)
+	policy := b.cfg.Breaker
 	if h.Breaker != nil {
-		g.breaker.init(g, *h.Breaker)
+		policy = *h.Breaker
 	}
+	g.breaker = g.newBreaker(policy)
 	if err := g.build(); err != nil {
 		return fmt.Errorf("bus: handler %q: %w", h.Name, err)
 	}
@@ -235,7 +239,7 @@ func (b *Bus) Handle(h Handler) error {
 	return nil
 }
 
-// Handlers are the registered handlers, in the order of their registration.
+// Handlers returns the registered handlers, in the order of their registration.
 func (b *Bus) Handlers() []Handler {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -246,16 +250,16 @@ func (b *Bus) Handlers() []Handler {
 	return all
 }
 
-// GroupName is the group of the handler with this name: <service>.<handler name>.
+// GroupName returns the group of the handler with this name: <service>.<handler name>.
 func (b *Bus) GroupName(handler string) string { return b.cfg.Service + "." + handler }
 
-// Transport is the transport under the bus.
+// Transport returns the transport under the bus.
 func (b *Bus) Transport() Transport { return b.transport }
 
-// Encoder is how the bus puts events into messages.
+// Encoder returns how the bus encodes events.
 func (b *Bus) Encoder() Encoder { return b.encoder }
 
-// Running is closed when every group is subscribed and consumes.
+// Running returns a channel that is closed when every group is subscribed and consumes.
 func (b *Bus) Running() <-chan struct{} { return b.running }
 
 // Drain stops the handlers as the end of Run's context would, waits for Run to return, and returns
@@ -401,7 +405,7 @@ func (b *Bus) subscribe(ctx context.Context) error {
 	}
 }
 
-// withoutReceiver is the next group to subscribe, nil when all of them are.
+// withoutReceiver returns the next group to subscribe, nil when all of them are.
 func (b *Bus) withoutReceiver() *group {
 	b.mu.Lock()
 	defer b.mu.Unlock()

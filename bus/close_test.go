@@ -130,7 +130,7 @@ func TestDrainAndClose_areRefusedInAHandler(t *testing.T) {
 				require.EqualValues(t, 2, b.Stats().Groups["ledger"].Handled)
 
 				other := newBus(t, bus.Config{})
-				delivery := bus.ContextWithDelivery(t.Context(), &bus.Delivery{Delivery: driver.Delivery{Message: newMessage(paidTopic, "c")}})
+				delivery := (&bus.Delivery{Delivery: driver.Delivery{Message: newMessage(paidTopic, "c")}}).NewContext(t.Context())
 				require.NoError(t, stop(other, delivery), "another bus")
 			})
 		})

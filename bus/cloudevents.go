@@ -125,7 +125,7 @@ func setAttribute(h message.Metadata, name string, raw json.RawMessage) (isStrin
 	return isString, nil
 }
 
-// eventData is the payload: the JSON of data, the text of data where the content type is not JSON,
+// eventData returns the payload: the JSON of data, the text of data where the content type is not JSON,
 // or what data_base64 decodes to.
 func eventData(attributes map[string]json.RawMessage, contentType string) ([]byte, error) {
 	data, hasData := attributes["data"]

@@ -248,13 +248,13 @@ func TestHeader_takesWhatACloudEventCanHave(t *testing.T) {
 		"": "x", "ce_": "x", "ce_data": "x", "ce_Tenant": "x", "ce_a-b": "x", "CE_ID": "x", "Leat_x": "x", "a\nb": "x", "a b": "x", "\xff": "x",
 		"ce_tenant": "a\x00b", "ce_region": "a\nb", "ce_zone": "\xff", "x-tenant": "a\nb", driver.HeaderBaggage: "\xff", driver.HeaderSubject: "", driver.HeaderDataSchema: "a b",
 	} {
-		_, err := bus.Encoder{}.Encode(t.Context(), orderPaid{}, bus.Header(key, value))
+		_, err := bus.Encoder{}.Encode(t.Context(), orderPaid{}, bus.WithHeader(key, value))
 		require.ErrorContains(t, err, "header", "%q: %q", key, value)
 	}
 	for key, value := range map[string]string{
 		"ce_tenant": "größe 7", "ce_empty": "", "x-tenant": "acme", "Größe": "x", driver.HeaderBaggage: "a=b", driver.HeaderDataSchema: "https://shop.example/s#1",
 	} {
-		msg, err := bus.Encoder{}.Encode(t.Context(), orderPaid{}, bus.Header(key, value))
+		msg, err := bus.Encoder{}.Encode(t.Context(), orderPaid{}, bus.WithHeader(key, value))
 		require.NoError(t, err)
 		require.Equal(t, value, msg.Metadata[key])
 		text, err := bus.FormatCloudEvent(msg)

@@ -30,7 +30,7 @@ type JSON struct {
 	Strict bool
 }
 
-// ContentType is "application/json".
+// ContentType returns "application/json".
 func (JSON) ContentType() string { return "application/json" }
 
 // Marshal encodes with encoding/json. It refuses strings that are not valid UTF-8, which encoding/json

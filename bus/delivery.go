@@ -12,6 +12,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/internal/breaker"
 )
 
 // A Delivery is one handling of a message by a group: what the transport has handed out, and the state of its way
@@ -29,13 +30,9 @@ type Delivery struct {
 	group   *group           // nil under a stock Watermill router
 	handed  *driver.Delivery // what the transport handed out; it reads the History there
 	ctx     deliveryContext  // its message's, made with it: one allocation less for each
-	started time.Time        // when the router took it
 	moved   atomic.Int64     // when its last try failed, in Unix nanoseconds; 0 for none
-	id      string           // the message's, for logs and Health: steps may change the headers
-	probe   bool             // it shows whether a paused group can go on
-	failed  bool             // the breaker knows that it failed
+	breaker breaker.Message  // what the breaker knows of it; its ID goes into logs and Health, as steps may change the headers
 	givenUp bool             // the retry policy has no try left
-	run     int              // the run of failures that it belongs to
 	outcome Outcome
 	cause   error        // what a poisoned message failed with
 	settled atomic.Int32 // one of the states below
@@ -48,19 +45,19 @@ const (
 	settled
 )
 
-// DeliveryFrom is the delivery that ctx belongs to, nil outside a handler.
+// DeliveryFrom returns the delivery that ctx belongs to, nil outside a handler.
 func DeliveryFrom(ctx context.Context) *Delivery {
 	d, _ := ctx.Value(deliveryKey{}).(*Delivery)
 	return d
 }
 
-// ContextWithDelivery is ctx inside the handling of d: what is published with it goes on d's
-// correlation and trace. The router does this by itself.
-func ContextWithDelivery(ctx context.Context, d *Delivery) context.Context {
+// NewContext returns ctx inside the handling of d: what is published with it continues d's correlation and trace. The
+// bus does this by itself.
+func (d *Delivery) NewContext(ctx context.Context) context.Context {
 	return &deliveryContext{ctx, d}
 }
 
-// Attach is the delivery of a message on its way through a stack. Under a stock Watermill router,
+// Attach returns the delivery of a message on its way through a stack. Under a stock Watermill router,
 // which knows no deliveries, it makes one and puts it into the message's context.
 func Attach(msg *message.Message) *Delivery {
 	if d := DeliveryFrom(msg.Context()); d != nil {
@@ -72,7 +69,7 @@ func Attach(msg *message.Message) *Delivery {
 		Group:   message.HandlerNameFromCtx(msg.Context()),
 		Attempt: 1,
 	}}
-	msg.SetContext(ContextWithDelivery(msg.Context(), d))
+	msg.SetContext(d.NewContext(msg.Context()))
 	return d
 }
 
@@ -103,7 +100,7 @@ func (d *Delivery) Type() (Type, error) {
 	if name == "" {
 		name = d.Topic
 	}
-	if t, ok := ParseType(name); ok {
+	if t, ok := parseType(name); ok {
 		return t, nil
 	}
 	if name == "" {
@@ -137,7 +134,7 @@ func bodyVersion(payload []byte, field string) int {
 	return 1
 }
 
-// Handler is the handler that the delivery goes to. Its zero value stands for a stock router's.
+// Handler returns the handler that the delivery goes to. Its zero value stands for a stock router's.
 func (d *Delivery) Handler() Handler {
 	if d.group == nil {
 		return Handler{Name: d.Group}
@@ -145,12 +142,12 @@ func (d *Delivery) Handler() Handler {
 	return d.group.handler
 }
 
-// Started is when the router took the delivery; now under a stock router.
+// Started returns when the router took the delivery; now under a stock router.
 func (d *Delivery) Started() time.Time {
-	if d.started.IsZero() {
+	if d.breaker.Started.IsZero() {
 		return time.Now()
 	}
-	return d.started
+	return d.breaker.Started
 }
 
 // Own reports whether the bus that handles the message also published it; see [HeaderInstance].
@@ -158,7 +155,7 @@ func (d *Delivery) Own() bool {
 	return d.group != nil && d.Message.Metadata[driver.HeaderInstance] == d.group.bus.encoder.Instance
 }
 
-// Observers are the bus's; none under a stock router.
+// Observers returns the bus's observers; none under a stock router.
 func (d *Delivery) Observers() []Observer {
 	if d.group == nil {
 		return nil
@@ -166,7 +163,7 @@ func (d *Delivery) Observers() []Observer {
 	return d.group.bus.cfg.Observers
 }
 
-// Codec is the bus's; [JSON] under a stock router.
+// Codec returns the bus's codec; [JSON] under a stock router.
 func (d *Delivery) Codec() Codec {
 	if d.group == nil {
 		return JSON{}
@@ -174,7 +171,7 @@ func (d *Delivery) Codec() Codec {
 	return d.group.bus.cfg.Codec
 }
 
-// Stopping is closed when the bus stops taking in. A handler's context stays alive meanwhile; a step
+// Stopping returns a channel that is closed when the bus stops taking in. A handler's context stays alive meanwhile; a step
 // that only waits should give the delivery back.
 func (d *Delivery) Stopping() <-chan struct{} {
 	if d.group == nil {
@@ -233,16 +230,16 @@ func (d *Delivery) AwaitNewer(err *NewerVersionError, limit time.Duration) error
 		return Permanent(err)
 	}
 	if d.group != nil {
-		reason := fmt.Errorf("message %s waits for a newer version of the service, until %s: %w", d.id, d.WaitingSince.Add(limit).Format(time.RFC3339), err)
+		reason := fmt.Errorf("message %s waits for a newer version of the service, until %s: %w", d.breaker.ID, d.WaitingSince.Add(limit).Format(time.RFC3339), err)
 		if d.group.health.setUntil(newerPart, reason, now.Add(newerShown)) {
 			d.group.bus.cfg.Logger.Warn("leat: degraded", "group", d.Group, "part", newerPart, "err", reason)
 		}
 	}
-	return &Redelivery{After: min(newerAgain, left), Cost: CostsNothing, Err: err}
+	return &Redelivery{After: min(newerAgain, left), Uncounted: true, Err: err}
 }
 
 // Poison moves the message to the group's poison queue and acks it. See [Settler].
-func (d *Delivery) Poison(ctx context.Context, fault Fault) error {
+func (d *Delivery) Poison(ctx context.Context, fault driver.Fault) error {
 	if d.Settler == nil {
 		return fmt.Errorf("bus: poison: %w", ErrUnsupported)
 	}
@@ -271,7 +268,7 @@ const (
 // GiveUp moves a message that has failed for good to the group's poison queue by put, or by Poison if put is nil. If
 // that can't be reached, nothing is acked: GiveUp reports the group as degraded and returns the redelivery
 // that the delivery must end with. It blocks for at most ten seconds.
-func (d *Delivery) GiveUp(cause error, put func(context.Context, Fault) error) error {
+func (d *Delivery) GiveUp(cause error, put func(context.Context, driver.Fault) error) error {
 	if put == nil {
 		put = d.Poison
 	}
@@ -283,11 +280,11 @@ func (d *Delivery) GiveUp(cause error, put func(context.Context, Fault) error) e
 		return nil
 	}
 	err = errors.Join(cause, fmt.Errorf("and the poison queue did not take it: %w", err))
-	return &Redelivery{After: poisonAgain, Cost: CostsNothing, Err: err}
+	return &Redelivery{After: poisonAgain, Uncounted: true, Err: err}
 }
 
 // fault describes why the delivery has failed for good.
-func (d *Delivery) fault(cause error) Fault {
+func (d *Delivery) fault(cause error) driver.Fault {
 	f := driver.NewFault(&d.Delivery, cause)
 	f.Tries, f.Handler = max(d.Try, 1), d.Handler().Name
 	return f
@@ -296,19 +293,14 @@ func (d *Delivery) fault(cause error) Fault {
 // GivenUp reports whether the retry policy has no try left for what [Delivery.Failed] was last told of.
 func (d *Delivery) GivenUp() bool { return d.givenUp }
 
-// Next is what follows a failed try.
-type Next struct {
-	After     time.Duration // until the next try
-	InProcess bool          // wait here, instead of giving the message back
-}
-
-// Failed counts a failed try and says what is next by the policy. If no try is next, it returns the error with
-// which the delivery must end: err itself if the policy has no try left, and a [*Redelivery] at no
-// cost while the group's circuit breaker spares the message; such a try does not count.
+// Failed counts a failed try and returns what is next by the policy: the time until the next try, and whether to wait for
+// it in process, holding the worker. If no try is next, it returns the error with which the delivery must end: err itself
+// if the policy has no try left, and an uncounted [*Redelivery] while the group's circuit breaker spares the message; such
+// a try does not count.
 //
 // [RetryAfter] makes the delay longer, and never shorter. The retry step calls Failed; a step that has tries of its
 // own may do so, too.
-func (d *Delivery) Failed(err error, policy RetryPolicy) (Next, error) {
+func (d *Delivery) Failed(err error, policy RetryPolicy) (after time.Duration, inProcess bool, end error) {
 	policy = policy.WithDefaults()
 	if d.Failures < 0 {
 		d.Failures = policy.FirstTry(d.Attempt) - 1
@@ -316,26 +308,30 @@ func (d *Delivery) Failed(err error, policy RetryPolicy) (Next, error) {
 	next := nextTry{last: d.Failures >= len(policy.Delays)}
 	if !next.last {
 		delay := policy.Delays[d.Failures]
-		next.InProcess = delay <= policy.InProcess
-		next.After = policy.Spread(delay)
-		if asked, ok := RetryDelay(err); ok && asked > delay {
-			next.After, next.asked, next.InProcess = asked, true, asked <= policy.InProcess
+		next.inProcess = delay <= policy.InProcess
+		next.after = delay
+		if next.inProcess || !d.FixedDelays {
+			next.after = policy.Spread(delay)
+		}
+		if asked, ok := retryDelay(err); ok && asked > delay {
+			next.after, next.asked, next.inProcess = asked, true, asked <= policy.InProcess
 		}
 	}
-	return d.fail(err, next)
+	return next.after, next.inProcess, d.fail(err, next)
 }
 
 // nextTry is what a retry policy has for a message that has failed.
 type nextTry struct {
-	Next
-	last  bool // nothing: the message would be poisoned
-	asked bool // the handler, or a step, asked for the delay
+	after     time.Duration
+	inProcess bool // wait in the worker, instead of giving the message back
+	last      bool // there is none: the message would be poisoned
+	asked     bool // the handler, or a step, asked for the delay
 }
 
-// fail counts a failed try, and asks the circuit breaker whether the message is spared.
-func (d *Delivery) fail(err error, next nextTry) (Next, error) {
-	first, now := !d.failed, time.Now()
-	d.failed = true
+// fail counts a failed try, and returns the error with which the delivery must end, nil if next follows: the circuit
+// breaker may spare the message.
+func (d *Delivery) fail(err error, next nextTry) error {
+	now := time.Now()
 	if d.Failures < 0 {
 		d.Failures = RetryPolicy{}.FirstTry(d.Attempt) - 1
 	}
@@ -345,16 +341,22 @@ func (d *Delivery) fail(err error, next nextTry) (Next, error) {
 		d.FailedSince = now
 	}
 	if d.group != nil {
-		if spared := d.group.breaker.failed(d, err, next, first); spared != nil {
-			return Next{}, spared
+		v := d.group.breaker.Failed(&d.breaker, breaker.Failure{
+			Err: err, Since: d.FailedSince, Next: next.after, Last: next.last, Asked: next.asked, Bug: isBug(err),
+		})
+		if v.Paused {
+			err = fmt.Errorf("the group is paused, because nearly everything fails: %w", err)
+		}
+		if v.Spared {
+			return &Redelivery{After: v.After, Uncounted: true, Err: err}
 		}
 	}
 	d.Failures++
 	if next.last {
 		d.givenUp = true
-		return Next{}, err
+		return err
 	}
-	return next.Next, nil
+	return nil
 }
 
 // MarkPoisoned records that the message went to a poison queue, where a step has put it there by
@@ -364,7 +366,7 @@ func (d *Delivery) MarkPoisoned(cause error) { d.outcome, d.cause = Poisoned, ca
 // MarkDuplicate records that the message was handled before and is acked without its handler.
 func (d *Delivery) MarkDuplicate() { d.outcome = Duplicate }
 
-// Outcome is how the delivery ends when err is what comes out of the stack.
+// Outcome returns how the delivery ends when err is what comes out of the stack.
 func (d *Delivery) Outcome(err error) Outcome {
 	switch {
 	case d.outcome != "":
@@ -380,7 +382,7 @@ func (d *Delivery) Outcome(err error) Outcome {
 	}
 }
 
-// Cause is what a poisoned message failed with, else nil.
+// Cause returns what a poisoned message failed with, else nil.
 func (d *Delivery) Cause() error { return d.cause }
 
 // settle carries the outcome out. A delivery is settled once, whoever comes first.
@@ -395,8 +397,8 @@ func (d *Delivery) settle(outcome Outcome, err error) error {
 	case Interrupted:
 		return d.Settler.GiveBack(0)
 	case Redelivered:
-		r, _ := AsRedelivery(err)                   // the router has made it one
-		if r.Cost == CostsNothing || r.Err == nil { // without an error it is a snooze
+		r, _ := errors.AsType[*Redelivery](err) // the router has made it one
+		if r.Uncounted || r.Err == nil {        // without an error it is a snooze
 			return d.Settler.GiveBack(max(r.After, minSnooze)) // only a shutdown gives back at once
 		}
 		return d.Settler.Redeliver(r.After)

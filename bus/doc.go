@@ -1,4 +1,4 @@
-// Package bus is what a message is, and the router that moves it.
+// Package bus publishes typed events and routes them to handlers.
 //
 // A service publishes events and handles them. Both run along one line each, left to right:
 //
@@ -13,9 +13,9 @@
 // [Outbox] for transports that are not that database.
 //
 // This package holds what every service shares: [Event], [Envelope], [Codec], [Bus], the error
-// wrappers a handler steers with ([Permanent], [RetryAfter], [Snooze], [Discard]) and the
-// [Transport] seam with its contract. The shapes of user functions are in package handlers, the
-// steps of the stack in package middleware, the message systems below transports.
+// wrappers a handler steers with ([Permanent], [RetryAfter], [Snooze], [Discard]). The shapes of user functions are in
+// package handlers, the steps of the stack in package middleware, the message systems below transports, and what a
+// message system must implement in package bus/driver.
 //
 // In the terms of Enterprise Integration Patterns (Hohpe, Woolf, 2003): a topic is a
 // Publish-Subscribe Channel, a group is a set of Competing Consumers, the envelope is an Envelope

@@ -82,23 +82,23 @@ type publication struct {
 
 type header struct{ key, value string }
 
-// ID sets the event's id in place of a new UUIDv7. Publishing the same fact twice under the same id
+// WithID sets the event's id in place of a new UUIDv7. Publishing the same fact twice under the same id
 // lets consumers see that it is a duplicate. For one event only.
-func ID(id string) PublishOption { return func(p *publication) { p.id = id } }
+func WithID(id string) PublishOption { return func(p *publication) { p.id = id } }
 
-// Key sets the partition key, in place of the event's PartitionKey method.
-func Key(key string) PublishOption { return func(p *publication) { p.key = key } }
+// WithKey sets the partition key, in place of the event's PartitionKey method.
+func WithKey(key string) PublishOption { return func(p *publication) { p.key = key } }
 
-// Subject sets the CloudEvents subject: what the event is about, such as the order's id.
-func Subject(subject string) PublishOption { return func(p *publication) { p.subject = subject } }
+// WithSubject sets the CloudEvents subject: what the event is about, such as the order's id.
+func WithSubject(subject string) PublishOption { return func(p *publication) { p.subject = subject } }
 
-// Delay makes every group get the event no earlier than after d.
-func Delay(d time.Duration) PublishOption { return func(p *publication) { p.delay = d } }
+// WithDelay makes every group get the event no earlier than after d.
+func WithDelay(d time.Duration) PublishOption { return func(p *publication) { p.delay = d } }
 
-// Header sets a header of the message, such as the CloudEvents extension "ce_tenant". What leat sets by
+// WithHeader sets a header of the message, such as the CloudEvents extension "ce_tenant". What leat sets by
 // itself, names beginning with "leat_", and what CloudEvents does not allow in an attribute are refused; so are control
 // characters and invalid UTF-8 in other headers.
-func Header(key, value string) PublishOption {
+func WithHeader(key, value string) PublishOption {
 	return func(p *publication) { p.headers = append(p.headers, header{key, value}) }
 }
 
@@ -235,6 +235,16 @@ func setUnlessEmpty(h message.Metadata, key, value string) {
 	if value != "" {
 		h[key] = value
 	}
+}
+
+// Decode decodes a message's payload into event, a pointer. It returns an error if the message says that its payload is of
+// another media type than the codec reads.
+func (c Encoder) Decode(msg *message.Message, event any) error {
+	codec := c.codec()
+	if err := checkContentType(codec, msg); err != nil {
+		return err
+	}
+	return codec.Unmarshal(msg.Payload, event)
 }
 
 func (c Encoder) codec() Codec {

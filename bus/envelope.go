@@ -72,7 +72,7 @@ func EnvelopeOf(msg *message.Message) Envelope {
 	return e
 }
 
-// EnvelopeFrom is the envelope of the message being handled; ok is false outside a handler.
+// EnvelopeFrom returns the envelope of the message being handled; ok is false outside a handler.
 func EnvelopeFrom(ctx context.Context) (e Envelope, ok bool) {
 	d := DeliveryFrom(ctx)
 	if d == nil {
@@ -81,14 +81,15 @@ func EnvelopeFrom(ctx context.Context) (e Envelope, ok bool) {
 	return EnvelopeOf(d.Message), true
 }
 
-// Identity returns what tells an event from all others: its source and its id, since CloudEvents makes ids unique per
+// Identity returns what tells the message's event from all others: its source and its id, since CloudEvents makes ids unique per
 // source only; or its source, its event's name in any version, and its dedup key. It is empty if the message has neither
 // key nor id.
-func Identity(msg *message.Message) string {
+func (d *Delivery) Identity() string {
+	msg := d.Message
 	source := msg.Metadata[driver.HeaderSource]
 	if key := msg.Metadata[driver.HeaderDedupKey]; key != "" {
 		name := msg.Metadata[driver.HeaderType]
-		if t, ok := ParseType(name); ok {
+		if t, ok := parseType(name); ok {
 			name = t.Name
 		}
 		return "dedupkey:" + sized(source) + sized(name) + key
@@ -106,11 +107,11 @@ func sized(s string) string { return strconv.Itoa(len(s)) + ":" + s + ":" }
 // NewID returns a new UUIDv7: unique, and ordered by time. It may be called concurrently.
 func NewID() string { return ids.New() }
 
-// ReplyID returns the id of an event that a group makes of the message that a delivery carries: the same at every try and
-// redelivery, so that consumers of the reply see a duplicate. It is a UUIDv5 of the group and the message's [Identity],
+// ReplyID returns the id of an event that the group makes of the delivery's message: the same at every try and
+// redelivery, so that consumers of the reply see a duplicate. It is a UUIDv5 of the group and the message's Identity,
 // or a new UUIDv7 if the message has none.
-func ReplyID(d *Delivery) string {
-	identity := Identity(d.Message)
+func (d *Delivery) ReplyID() string {
+	identity := d.Identity()
 	if identity == "" {
 		return NewID()
 	}

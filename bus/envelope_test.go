@@ -18,7 +18,7 @@ import (
 // inHandlerOf is the context of a handler that has got a message with these headers.
 func inHandlerOf(uuid string, headers message.Metadata) context.Context {
 	d := &bus.Delivery{Delivery: driver.Delivery{Message: &message.Message{UUID: uuid, Metadata: headers}}}
-	return bus.ContextWithDelivery(context.Background(), d)
+	return d.NewContext(context.Background())
 }
 
 var traceParent = regexp.MustCompile(`^00-[0-9a-f]{32}-[0-9a-f]{16}-00$`)
@@ -48,7 +48,7 @@ func TestAnEventGetsItsEnvelope(t *testing.T) {
 func TestPublishOptionsChangeTheEnvelope(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		msg, err := bus.Encoder{}.Encode(t.Context(), &orderShipped{OrderID: "o-1"},
-			bus.ID("id-1"), bus.Key("k-1"), bus.Subject("s-1"), bus.Delay(time.Hour), bus.Header("tenant", "acme"), bus.Header("ce_tenant", "acme"))
+			bus.WithID("id-1"), bus.WithKey("k-1"), bus.WithSubject("s-1"), bus.WithDelay(time.Hour), bus.WithHeader("tenant", "acme"), bus.WithHeader("ce_tenant", "acme"))
 		require.NoError(t, err)
 		require.Equal(t, "id-1", msg.UUID)
 		e := bus.EnvelopeOf(msg)
@@ -66,7 +66,7 @@ func TestPublishOptionsChangeTheEnvelope(t *testing.T) {
 }
 
 func TestEmptyKeysSetNothing(t *testing.T) {
-	msg, err := bus.Encoder{}.Encode(t.Context(), orderPaid{}, bus.ID(""), bus.Key(""), bus.Subject(""), bus.Delay(0))
+	msg, err := bus.Encoder{}.Encode(t.Context(), orderPaid{}, bus.WithID(""), bus.WithKey(""), bus.WithSubject(""), bus.WithDelay(0))
 	require.NoError(t, err)
 	require.NotEmpty(t, msg.UUID)
 	for _, header := range []string{driver.HeaderPartitionKey, driver.HeaderSubject, driver.HeaderDeliverAt, driver.HeaderDedupKey, driver.HeaderContentType} {
@@ -244,7 +244,7 @@ func (refusing) Validate() error          { return errors.Join(errBroken) }
 
 func TestWhatLeatSetsByItselfCanNotBeSetAsAHeader(t *testing.T) {
 	for _, key := range []string{driver.HeaderID, driver.HeaderType, driver.HeaderInstance, driver.HeaderDeliverAt, driver.HeaderFaultError} {
-		_, err := bus.Encoder{}.Encode(t.Context(), orderPaid{}, bus.Header(key, "forged"))
+		_, err := bus.Encoder{}.Encode(t.Context(), orderPaid{}, bus.WithHeader(key, "forged"))
 		require.ErrorContains(t, err, key)
 	}
 }

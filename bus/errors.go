@@ -5,9 +5,23 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/leatbus/leat/bus/driver"
 )
 
 var (
+	// ErrClosed is returned by every method of a closed bus and of a closed transport.
+	ErrClosed = driver.ErrClosed
+
+	// ErrNotFound is returned by a poison queue for a message that is not, or no longer, in it.
+	ErrNotFound = driver.ErrNotFound
+
+	// ErrUnroutable is matched by the error of a publish whose messages reached no group. See [UnroutableError].
+	ErrUnroutable = driver.ErrUnroutable
+
+	// ErrUnsupported is returned by a transport that lacks a capability.
+	ErrUnsupported = driver.ErrUnsupported
+
 	// ErrInterrupted is the cancellation cause of a handler's context when the bus stops and the
 	// drain timeout has passed. A delivery that ends with it is given back: it costs no attempt and
 	// is never poisoned.
@@ -16,6 +30,11 @@ var (
 	// ErrGoexit is how a delivery ends whose handler ended its goroutine. It counts as a failure, and like a panic
 	// as a bug, not as an outage.
 	ErrGoexit = errors.New("handler ended its goroutine (runtime.Goexit, as testing.T.FailNow does)")
+
+	// ErrNoOutbox is what [InTx] answers on a bus that has no outbox and whose transport does not
+	// publish in transactions.
+	ErrNoOutbox = errors.New("no outbox: give bus.Config an Outbox over the transaction's database, such as sql.NewOutbox " +
+		"(with fxmodule, LEAT_OUTBOX_URL), or use that database as the transport")
 )
 
 // Permanent marks an error that no further try will mend. The message goes to the poison queue at
@@ -46,8 +65,8 @@ func RetryAfter(err error, d time.Duration) error {
 	return &retryAfterError{err, d}
 }
 
-// RetryDelay is the delay that [RetryAfter] put on err or on an error it wraps.
-func RetryDelay(err error) (d time.Duration, ok bool) {
+// retryDelay returns the delay that [RetryAfter] put on err or on an error it wraps.
+func retryDelay(err error) (d time.Duration, ok bool) {
 	var r *retryAfterError
 	if !errors.As(err, &r) {
 		return 0, false
@@ -64,7 +83,7 @@ func (e *retryAfterError) Unwrap() error { return e.error }
 
 // Snooze asks for the message again after d, at least 100 ms, and costs no attempt: not now, but nothing failed.
 func Snooze(d time.Duration) error {
-	return &Redelivery{After: d, Cost: CostsNothing}
+	return &Redelivery{After: d, Uncounted: true}
 }
 
 // Discard acks the message although the handler failed. It is counted as discarded, and nothing
@@ -86,21 +105,12 @@ type discardError struct{ error }
 
 func (e *discardError) Unwrap() error { return e.error }
 
-// Cost says whether a redelivery counts as an attempt.
-type Cost int
-
-// What a redelivery costs.
-const (
-	CostsAttempt Cost = iota
-	CostsNothing
-)
-
 // Redelivery is the error with which a step of the stack gives a delivery back to the transport:
 // the message comes again to this group after the delay, and no worker is held meanwhile.
 type Redelivery struct {
-	After time.Duration
-	Cost  Cost
-	Err   error // what failed; nil for a snooze
+	After     time.Duration
+	Uncounted bool  // the redelivery does not count as an attempt
+	Err       error // what failed; nil for a snooze
 }
 
 func (r *Redelivery) Error() string {
@@ -140,11 +150,4 @@ func typeNames(types []Type) string {
 		names[i] = t.String()
 	}
 	return strings.Join(names, ", ")
-}
-
-// AsRedelivery is the [Redelivery] in err's chain.
-func AsRedelivery(err error) (*Redelivery, bool) {
-	var r *Redelivery
-	ok := errors.As(err, &r)
-	return r, ok
 }

@@ -72,15 +72,15 @@ func TestWrappersAreNotTakenForEachOther(t *testing.T) {
 		require.False(t, ok)
 	}
 	for _, err := range []error{permanent, discard, after} {
-		_, ok := bus.AsRedelivery(err)
+		_, ok := errors.AsType[*bus.Redelivery](err)
 		require.False(t, ok)
 	}
 }
 
 func TestSnoozeCostsNothing(t *testing.T) {
-	r, ok := bus.AsRedelivery(fmt.Errorf("not now: %w", bus.Snooze(time.Minute)))
+	r, ok := errors.AsType[*bus.Redelivery](fmt.Errorf("not now: %w", bus.Snooze(time.Minute)))
 	require.True(t, ok)
-	require.Equal(t, &bus.Redelivery{After: time.Minute, Cost: bus.CostsNothing}, r)
+	require.Equal(t, &bus.Redelivery{After: time.Minute, Uncounted: true}, r)
 	require.Equal(t, "redeliver in 1m0s", r.Error())
 	require.NoError(t, errors.Unwrap(r))
 

@@ -26,8 +26,8 @@ type Event interface {
 	EventType() (name string, version int)
 }
 
-// MaxVersion is the highest version of an event type.
-const MaxVersion = 9999
+// maxVersion is the highest version of an event type.
+const maxVersion = 9999
 
 // Type is an event's name and version, such as order.paid v2.
 type Type struct {
@@ -35,7 +35,7 @@ type Type struct {
 	Version int
 }
 
-// String is the type on the wire: the CloudEvents type and the topic, such as "order.paid.v2".
+// String returns the type on the wire: the CloudEvents type and the topic, such as "order.paid.v2".
 func (t Type) String() string { return t.Name + ".v" + strconv.Itoa(t.Version) }
 
 // Validate says whether the type can stand on the wire.
@@ -43,13 +43,13 @@ func (t Type) Validate() error {
 	if t.Version < 1 {
 		return fmt.Errorf("bus: event type %q has version %d; versions start at 1", t.Name, t.Version)
 	}
-	if t.Version > MaxVersion {
-		return fmt.Errorf("bus: event type %q has version %d; versions end at %d: count them, and use no date", t.Name, t.Version, MaxVersion)
+	if t.Version > maxVersion {
+		return fmt.Errorf("bus: event type %q has version %d; versions end at %d: count them, and use no date", t.Name, t.Version, maxVersion)
 	}
 	if err := driver.ValidateTopic(t.Name); err != nil {
 		return fmt.Errorf("bus: event name %q: %w", t.Name, err)
 	}
-	if _, versioned := ParseType(t.Name); versioned {
+	if _, versioned := parseType(t.Name); versioned {
 		return fmt.Errorf("bus: event name %q ends in a version; return it as the version instead", t.Name)
 	}
 	if s := t.String(); len(s) > driver.MaxTopicBytes {
@@ -58,8 +58,8 @@ func (t Type) Validate() error {
 	return nil
 }
 
-// ParseType takes "order.paid.v2" apart. ok is false where the last segment is no version.
-func ParseType(s string) (t Type, ok bool) {
+// parseType takes "order.paid.v2" apart. ok is false where the last segment is no version.
+func parseType(s string) (t Type, ok bool) {
 	dot := strings.LastIndexByte(s, '.')
 	if dot <= 0 || dot+2 >= len(s) || s[dot+1] != 'v' {
 		return Type{}, false
@@ -86,7 +86,7 @@ func parseVersion(s string) (int, bool) {
 	return n, true
 }
 
-// TypeOf is the type that events of the Go type T carry. It is meant for registration: it asks a
+// TypeOf returns the type that events of the Go type T carry. It is meant for registration: it asks a
 // zero T, and where T is a pointer, a new value of what it points to.
 func TypeOf[T Event]() (Type, error) {
 	goType := reflect.TypeFor[T]()

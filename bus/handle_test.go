@@ -111,8 +111,6 @@ func TestHandleRefuses(t *testing.T) {
 		"an order there is not":        {func(h *bus.Handler) { h.Order = 7 }, "order 7 is unknown"},
 		"a bad retry policy":           {func(h *bus.Handler) { h.Retry = &bus.RetryPolicy{Jitter: 2} }, "a share below 1"},
 		"a misspelt dedup mode":        {func(h *bus.Handler) { h.Dedup = "opne" }, `dedup mode "opne" is unknown; it is one of open, closed, off`},
-		"a misspelt park mode":         {func(h *bus.Handler) { h.Park = "yes" }, `park mode "yes" is unknown; it is one of on, off`},
-		"parking without an order":     {func(h *bus.Handler) { h.Park = bus.ParkOn }, "not ordered"},
 		"a stack that does not fit it": {func(h *bus.Handler) { h.Stack = refusingStack{} }, errBroken.Error()},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -148,7 +146,7 @@ func TestHandleRefusesWhatTheTransportLacks(t *testing.T) {
 		"ordering by key":        func(h *bus.Handler) { h.Order = bus.OrderedByKey },
 		"strict ordering":        func(h *bus.Handler) { h.Order = bus.OrderedStrictly },
 		"subscribing by pattern": topics("order.>"),
-		"ParkOff":                func(h *bus.Handler) { h.Order = bus.OrderedByKey },
+		"WithoutParking":         func(h *bus.Handler) { h.Order = bus.OrderedByKey },
 	} {
 		transport := newFaulty()
 		transport.caps = &driver.Capabilities{}
@@ -161,17 +159,16 @@ func TestHandleRefusesWhatTheTransportLacks(t *testing.T) {
 
 func TestOrderedHandlersParkUnlessToldOtherwise(t *testing.T) {
 	for _, c := range []struct {
-		order bus.Order
-		park  bus.ParkMode
-		want  bool
+		order     bus.Order
+		noParking bool
+		want      bool
 	}{
-		{bus.Unordered, bus.ParkDefault, false},
-		{bus.Unordered, bus.ParkOff, false},
-		{bus.OrderedByKey, bus.ParkDefault, true},
-		{bus.OrderedByKey, bus.ParkOn, true},
-		{bus.OrderedByKey, bus.ParkOff, false},
-		{bus.OrderedStrictly, bus.ParkDefault, true},
-		{bus.OrderedStrictly, bus.ParkOff, false},
+		{bus.Unordered, false, false},
+		{bus.Unordered, true, false},
+		{bus.OrderedByKey, false, true},
+		{bus.OrderedByKey, true, false},
+		{bus.OrderedStrictly, false, true},
+		{bus.OrderedStrictly, true, false},
 	} {
 		var asked driver.Subscription
 		transport := newFaulty()
@@ -180,9 +177,9 @@ func TestOrderedHandlersParkUnlessToldOtherwise(t *testing.T) {
 			return transport.Transport.Subscribe(ctx, s)
 		}
 		b := busOver(t, transport, bus.Config{})
-		handle(t, b, "ledger", ok, func(h *bus.Handler) { h.Order, h.Park = c.order, c.park })
+		handle(t, b, "ledger", ok, func(h *bus.Handler) { h.Order, h.NoParking = c.order, c.noParking })
 		run(t, b)
-		require.Equal(t, c.want, asked.Park, "%s, park mode %q", c.order, c.park)
+		require.Equal(t, c.want, asked.Park, "%s, without parking: %t", c.order, c.noParking)
 	}
 }
 
@@ -203,7 +200,7 @@ func TestHandlersGetTheirDefaults(t *testing.T) {
 	all := b.Handlers()
 	require.Len(t, all, 3)
 	require.Equal(t, "first", all[0].Name)
-	require.Equal(t, bus.DefaultConcurrency, all[0].Concurrency)
+	require.Equal(t, 10, all[0].Concurrency)
 	require.Equal(t, 1, all[1].Concurrency)
 	require.Equal(t, 3, all[2].Concurrency)
 }

@@ -27,18 +27,18 @@ type Handler struct {
 
 	Concurrency int            // deliveries handled at once; 0 means 10, 1 with OrderedStrictly
 	Order       Order          // the order it asks of the transport
-	Park        ParkMode       // whether the messages of a key wait behind a poisoned one
+	NoParking   bool           // later messages of a key do not wait behind a poisoned one; see [driver.Subscription]
 	Timeout     time.Duration  // of one try; 0 means the stack's default, negative none
 	Retry       *RetryPolicy   // nil means the stack's default
 	RetryOn     []RetryRule    // policies of some errors; the first that matches counts
 	Breaker     *BreakerPolicy // nil means the bus's
 	Dedup       DedupMode      // what to do when the dedup store is away
 	Stack       Stack          // in place of the bus's; nil means the bus's
-	Effects     Effects        // what is known of what it does
+	Undoable    bool           // all its effects but publishing are in a transaction that a [Rehearsal] rolls back
 }
 
-// DefaultConcurrency is how many deliveries of a group are handled at once.
-const DefaultConcurrency = 10
+// defaultConcurrency is how many deliveries of a group are handled at once.
+const defaultConcurrency = 10
 
 // DedupMode is what the dedup step does when its store can't be reached.
 type DedupMode string
@@ -51,17 +51,6 @@ const (
 	DedupOff     DedupMode = "off"    // no dedup for this handler
 )
 
-// ParkMode is what becomes of the later messages of a key when one was poisoned; see
-// [Subscription.Park].
-type ParkMode string
-
-// Park modes.
-const (
-	ParkDefault ParkMode = ""    // on for ordered handlers, off for others
-	ParkOn      ParkMode = "on"  // they wait until it is replayed or dropped
-	ParkOff     ParkMode = "off" // they go on without it
-)
-
 // Stack wraps a handler's function in the steps of the consume path. package middleware has the
 // one that services use.
 type Stack interface {
@@ -72,7 +61,7 @@ type Stack interface {
 
 func (h Handler) withDefaults() Handler {
 	if h.Concurrency == 0 {
-		h.Concurrency = DefaultConcurrency
+		h.Concurrency = defaultConcurrency
 		if h.Order == OrderedStrictly {
 			h.Concurrency = 1
 		}
@@ -122,14 +111,6 @@ func (h Handler) validate() error {
 	default:
 		return fmt.Errorf("dedup mode %q is unknown; it is one of %s, %s, %s", h.Dedup, DedupOpen, DedupClosed, DedupOff)
 	}
-	switch h.Park {
-	case ParkDefault, ParkOn, ParkOff:
-	default:
-		return fmt.Errorf("park mode %q is unknown; it is one of %s, %s", h.Park, ParkOn, ParkOff)
-	}
-	if h.Park == ParkOn && h.Order == Unordered {
-		return driver.ErrParkUnordered
-	}
 	if h.Breaker != nil {
 		if err := h.Breaker.Validate(); err != nil {
 			return err
@@ -147,7 +128,7 @@ func (h Handler) validate() error {
 }
 
 // parks reports whether the messages of a key wait behind a poisoned one.
-func (h Handler) parks() bool { return h.Order != Unordered && h.Park != ParkOff }
+func (h Handler) parks() bool { return h.Order != Unordered && !h.NoParking }
 
 // known returns the exact topics behind the handler's types, older versions included, for transports
 // without patterns; nil if the transport has them, or the handler is bound by pattern alone.

@@ -12,9 +12,9 @@ import (
 
 // Health is the state of a group, or of the outbox.
 type Health struct {
-	Group    string
-	State    State
-	Degraded map[string]string // part of the group → what is wrong with it
+	Group    string            `json:"group"`
+	State    State             `json:"state"`
+	Degraded map[string]string `json:"degraded,omitempty"` // part of the group → what is wrong with it
 }
 
 // State is what a group does.
@@ -32,7 +32,7 @@ const (
 // partTransport is the part of every group that is the transport's.
 const partTransport = "transport"
 
-// Health is the state of every group, in the order of registration, and of the outbox. What is wrong
+// Health returns the state of every group, in the order of registration, and of the outbox. What is wrong
 // with the transport is wrong with each group; see [Bus.TransportHealth]. It does not block.
 func (b *Bus) Health() []Health {
 	var broken error
@@ -83,12 +83,12 @@ func (g *group) stuck() string {
 		if d == nil {
 			continue
 		}
-		began := d.started
+		began := d.breaker.Started
 		if moved := d.moved.Load(); moved != 0 {
 			began = time.Unix(0, moved)
 		}
 		if took := time.Since(began); took > limit {
-			return fmt.Sprintf("message %s has been in the handler for %s", d.id, took.Round(time.Second))
+			return fmt.Sprintf("message %s has been in the handler for %s", d.breaker.ID, took.Round(time.Second))
 		}
 	}
 	return ""

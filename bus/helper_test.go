@@ -119,7 +119,7 @@ func ok(context.Context, *message.Message) error { return nil }
 func publish(t *testing.T, b *bus.Bus, ids ...string) {
 	t.Helper()
 	for _, id := range ids {
-		require.NoError(t, b.Publish(t.Context(), orderPaid{OrderID: id}, bus.ID(id)))
+		require.NoError(t, b.Publish(t.Context(), orderPaid{OrderID: id}, bus.WithID(id)))
 	}
 }
 

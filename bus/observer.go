@@ -39,9 +39,12 @@ type Observer interface {
 	Started(ctx context.Context, d *Delivery) context.Context
 	// Finished is called once per delivery, with its final outcome.
 	Finished(ctx context.Context, d *Delivery, o Observation)
+	// BreakerChanged is called when a group's circuit breaker changes its state; for one group, one change after the
+	// other.
+	BreakerChanged(c BreakerChange)
 }
 
-// GuardObserver returns an observer that passes everything on to o, and on to its optional methods. If o panics, the
+// GuardObserver returns an observer that passes everything on to o. If o panics, the
 // panic is logged, once, and counted in [Stats], and what o observes goes on as if it had not been called. New
 // guards the observers of a bus; a stock Watermill router needs this for its own.
 func GuardObserver(o Observer, logger *slog.Logger) Observer { return guardObserver(o, logger, nil) }
@@ -84,10 +87,8 @@ func (g *guardedObserver) Finished(ctx context.Context, d *Delivery, o Observati
 }
 
 func (g *guardedObserver) BreakerChanged(c BreakerChange) {
-	if o, ok := g.observer.(BreakerObserver); ok {
-		defer g.recover()
-		o.BreakerChanged(c)
-	}
+	defer g.recover()
+	g.observer.BreakerChanged(c)
 }
 
 // recover must be deferred itself.

@@ -12,11 +12,6 @@ import (
 )
 
 var (
-	// ErrNoOutbox is what [InTx] answers on a bus that has no outbox and whose transport does not
-	// publish in transactions.
-	ErrNoOutbox = errors.New("no outbox: give bus.Config an Outbox over the transaction's database, such as sql.NewOutbox " +
-		"(with fxmodule, LEAT_OUTBOX_URL), or use that database as the transport")
-
 	errNilTx      = errors.New("the transaction is nil")
 	errRouteLater = errors.New("the option RequireRoute can't be kept by an outbox: which groups want the event shows when it is relayed")
 )
@@ -41,7 +36,7 @@ type InTx struct {
 	tx  any
 }
 
-// InTx is the bus for the length of a transaction; see [InTx].
+// InTx returns the bus for the length of a transaction; see [InTx].
 func (b *Bus) InTx(tx any) InTx { return InTx{b, tx} }
 
 // Publish encodes an event and writes it in the transaction. It blocks for one statement. What is
@@ -110,7 +105,7 @@ func (t InTx) mayPublish(ctx context.Context, requireRoute bool, msgs []*message
 	return nil
 }
 
-// txPublisher is what writes in transactions, nil for nothing.
+// txPublisher returns what writes in transactions, nil if nothing does.
 func (b *Bus) txPublisher() driver.TxPublisher {
 	if b.cfg.Outbox != nil {
 		return b.cfg.Outbox
@@ -143,18 +138,18 @@ func (b *Bus) relay(ctx context.Context) error {
 	})
 }
 
-// Outbox is the bus's, nil where it has none.
+// Outbox returns the bus's outbox, nil if it has none.
 func (b *Bus) Outbox() Outbox { return b.cfg.Outbox }
 
 // OutboxStats asks the outbox's database what waits in it; [ErrNoOutbox] where there is none.
-func (b *Bus) OutboxStats(ctx context.Context) (OutboxStats, error) {
+func (b *Bus) OutboxStats(ctx context.Context) (driver.OutboxStats, error) {
 	if b.cfg.Outbox == nil {
-		return OutboxStats{}, fmt.Errorf("bus: outbox: %w", ErrNoOutbox)
+		return driver.OutboxStats{}, fmt.Errorf("bus: outbox: %w", ErrNoOutbox)
 	}
 	return b.cfg.Outbox.Stats(ctx)
 }
 
-// outboxHealth is the outbox among the groups.
+// outboxHealth returns the state of the outbox, which is shown among the groups.
 func (b *Bus) outboxHealth() Health {
 	h := Health{Group: b.cfg.Outbox.Group(), State: b.state()}
 	if err := b.cfg.Outbox.Problem(); err != nil {

@@ -69,8 +69,8 @@ func (o *fakeOutbox) Problem() error {
 	return o.problem
 }
 
-func (o *fakeOutbox) Stats(context.Context) (bus.OutboxStats, error) {
-	return bus.OutboxStats{Pending: len(o.rows)}, nil
+func (o *fakeOutbox) Stats(context.Context) (driver.OutboxStats, error) {
+	return driver.OutboxStats{Pending: len(o.rows)}, nil
 }
 
 func (o *fakeOutbox) Close(context.Context) error { o.closed = true; return nil }

@@ -54,7 +54,7 @@ func (r RetryRule) Validate() error {
 	return r.Policy.Validate()
 }
 
-// OneTry is the policy without a second try.
+// OneTry returns the policy without a second try.
 func OneTry() RetryPolicy { return RetryPolicy{Delays: []time.Duration{}} }
 
 func defaultDelays() []time.Duration {
@@ -64,7 +64,7 @@ func defaultDelays() []time.Duration {
 	}
 }
 
-// WithDefaults is the policy with every zero field filled in.
+// WithDefaults returns the policy with every zero field filled in.
 func (p RetryPolicy) WithDefaults() RetryPolicy {
 	if p.Delays == nil {
 		p.Delays = defaultDelays()
@@ -95,7 +95,7 @@ func (p RetryPolicy) Validate() error {
 	return nil
 }
 
-// Tries is how often the policy lets a message be tried in all.
+// Tries returns how often the policy lets a message be tried in all.
 func (p RetryPolicy) Tries() int { return len(p.WithDefaults().Delays) + 1 }
 
 // FirstTry returns the number of the first try that belongs to the delivery with this attempt number, if
@@ -116,7 +116,7 @@ func (p RetryPolicy) FirstTry(attempt int) int {
 	return first
 }
 
-// Spread is d with the policy's jitter.
+// Spread returns d with the policy's jitter.
 func (p RetryPolicy) Spread(d time.Duration) time.Duration {
 	jitter := p.WithDefaults().Jitter
 	if jitter <= 0 {
@@ -148,7 +148,7 @@ func (p RetryPolicy) String() string {
 	return b.String()
 }
 
-// shortDuration is "5m" where time.Duration says "5m0s".
+// shortDuration returns "5m" for what time.Duration prints as "5m0s".
 func shortDuration(d time.Duration) string {
 	s := d.String()
 	if strings.HasSuffix(s, "m0s") {

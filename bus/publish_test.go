@@ -43,13 +43,13 @@ func TestPublishRefuses(t *testing.T) {
 		"a panicking EventType": {func(ctx context.Context, b *bus.Bus) error { return b.Publish(ctx, asksItsFields{}) }, "EventType of bus_test.asksItsFields panics", nil},
 		"version 0":             {func(ctx context.Context, b *bus.Bus) error { return b.Publish(ctx, badVersion{}) }, "versions start at 1", nil},
 		"a name with a space":   {func(ctx context.Context, b *bus.Bus) error { return b.Publish(ctx, badName{}) }, "white space", nil},
-		"a payload of 1,001 B":  {func(ctx context.Context, b *bus.Bus) error { return b.Publish(ctx, sized(999), bus.ID("big")) }, "message big has a payload of 1001 bytes; at most 1000 are allowed", nil},
+		"a payload of 1,001 B":  {func(ctx context.Context, b *bus.Bus) error { return b.Publish(ctx, sized(999), bus.WithID("big")) }, "message big has a payload of 1001 bytes; at most 1000 are allowed", nil},
 		"an event among others": {func(ctx context.Context, b *bus.Bus) error { return b.PublishAll(ctx, []bus.Event{orderPaid{}, nil}) }, "event 2 of 2: event is nil", nil},
 		"one id for two events": {func(ctx context.Context, b *bus.Bus) error {
-			return b.PublishAll(ctx, []bus.Event{orderPaid{}, orderPaid{}}, bus.ID("a"))
+			return b.PublishAll(ctx, []bus.Event{orderPaid{}, orderPaid{}}, bus.WithID("a"))
 		}, "the option ID is for one event", nil},
 		"an option that is nil": {func(ctx context.Context, b *bus.Bus) error {
-			return b.Publish(ctx, orderPaid{}, bus.Key("a"), nil)
+			return b.Publish(ctx, orderPaid{}, bus.WithKey("a"), nil)
 		}, "option 2 of 2 is nil", nil},
 		"no message": {func(ctx context.Context, b *bus.Bus) error {
 			return b.PublishMessages(ctx, newMessage(paidTopic, "a"), nil)
@@ -89,7 +89,7 @@ func TestPublishTakes(t *testing.T) {
 		"a pointer to an event":       func(ctx context.Context, b *bus.Bus) error { return b.Publish(ctx, &orderPaid{}) },
 		"the largest payload allowed": func(ctx context.Context, b *bus.Bus) error { return b.Publish(ctx, sized(998)) },
 		"a list of one with an id": func(ctx context.Context, b *bus.Bus) error {
-			return b.PublishAll(ctx, []bus.Event{orderPaid{}}, bus.ID("a"))
+			return b.PublishAll(ctx, []bus.Event{orderPaid{}}, bus.WithID("a"))
 		},
 		"a message": func(ctx context.Context, b *bus.Bus) error { return b.PublishMessages(ctx, newMessage(paidTopic, "a")) },
 	} {
@@ -129,7 +129,7 @@ func TestATransportWithoutDelaysRefusesThem(t *testing.T) {
 	transport.caps = &driver.Capabilities{Patterns: true}
 	b := busOver(t, transport, bus.Config{})
 	handle(t, b, "ledger", ok)
-	require.ErrorIs(t, b.Publish(t.Context(), orderPaid{}, bus.Delay(time.Hour)), bus.ErrUnsupported)
+	require.ErrorIs(t, b.Publish(t.Context(), orderPaid{}, bus.WithDelay(time.Hour)), bus.ErrUnsupported)
 	require.NoError(t, b.Publish(t.Context(), orderPaid{}))
 }
 
@@ -143,7 +143,7 @@ func TestADelayedEventComesNoEarlier(t *testing.T) {
 			return nil
 		})
 		run(t, b)
-		require.NoError(t, b.Publish(t.Context(), orderPaid{}, bus.Delay(time.Hour)))
+		require.NoError(t, b.Publish(t.Context(), orderPaid{}, bus.WithDelay(time.Hour)))
 		require.NoError(t, b.Idle(t.Context()))
 		require.Equal(t, time.Hour, after)
 	})
@@ -431,3 +431,5 @@ func TestObserversAreToldOfEachPublish(t *testing.T) {
 		require.ErrorIs(t, w.published[2].Err, errBroken)
 	})
 }
+
+func (*witness) BreakerChanged(bus.BreakerChange) {}

@@ -15,7 +15,7 @@ type Rehearsal struct {
 	published []*message.Message
 }
 
-// Published is what was published so far. It may be called concurrently.
+// Published returns what was published so far. It may be called concurrently.
 func (r *Rehearsal) Published() []*message.Message {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -39,12 +39,3 @@ func rehearsed(ctx context.Context, msgs []*message.Message) bool {
 	r.published = append(r.published, msgs...)
 	return true
 }
-
-// Effects is what is known of what a handler does beside publishing.
-type Effects string
-
-// What a rehearsal can undo, and what it can't.
-const (
-	EffectsUnknown       Effects = ""            // they may be anything, and can't be undone
-	EffectsInTransaction Effects = "transaction" // all of them are in a transaction that a [Rehearsal] rolls back
-)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -12,6 +13,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/internal/breaker"
 )
 
 const (
@@ -142,7 +144,7 @@ func (r *run) start() {
 	r.bus.mu.Lock()
 	defer r.bus.mu.Unlock()
 	for _, g := range r.bus.groups {
-		g.breaker.start(r.intake)
+		g.breaker.Start(r.intake)
 		for range g.handler.Concurrency {
 			g.workers = append(g.workers, &worker{run: r, group: g})
 		}
@@ -169,7 +171,7 @@ func (r *run) fail(group string, err error) {
 	})
 }
 
-// drain is the end of a run, in stages.
+// drain ends a run, in stages.
 func (r *run) drain() error {
 	defer r.interrupt(nil)
 	defer r.stopBreakers()
@@ -198,7 +200,7 @@ func (r *run) drain() error {
 
 func (r *run) stopBreakers() {
 	for _, g := range r.bus.groups {
-		g.breaker.stop()
+		g.breaker.Stop()
 	}
 }
 
@@ -211,7 +213,7 @@ func (b *Bus) drainLimit() (context.Context, context.CancelFunc) {
 // wait for a later time are not waited for, nor is a group that is paused.
 func (r *run) workOffBacklog(limit context.Context) {
 	for r.bus.backlog(func(g *group, now, _ int) int {
-		if g.breaker.isPaused() {
+		if g.breaker.Paused() {
 			return 0
 		}
 		return now
@@ -265,7 +267,7 @@ func (r *run) inFlight() (names []string) {
 	for _, g := range r.bus.groups {
 		for _, w := range g.workers {
 			if d := w.current.Load(); d != nil {
-				names = append(names, fmt.Sprintf("%s (message %s)", g.handler.Name, d.id))
+				names = append(names, fmt.Sprintf("%s (message %s)", g.handler.Name, d.breaker.ID))
 			}
 		}
 	}
@@ -312,13 +314,13 @@ func (w *worker) work() {
 }
 
 func (w *worker) next() bool {
-	in := w.group.breaker.intake.Load()
-	if in.turn != nil {
+	in := w.group.breaker.Intake()
+	if in.Paused() {
 		return w.pause(in)
 	}
-	d, err := w.group.receiver.Next(in.ctx)
+	d, err := w.group.receiver.Next(in.Context())
 	if err != nil {
-		return w.refused(in.ctx, err)
+		return w.refused(in.Context(), err)
 	}
 	return w.take(d, nil)
 }
@@ -337,27 +339,27 @@ func (w *worker) refused(ctx context.Context, err error) bool {
 }
 
 // pause waits for the end of the group's pause, or for the turn to probe, which is one message.
-func (w *worker) pause(in *intake) bool {
+func (w *worker) pause(in *breaker.Intake) bool {
 	select {
-	case <-in.over:
+	case <-in.Over():
 		return true
 	case <-w.run.intake.Done():
 		return false
-	case <-in.turn:
+	case <-in.Turn():
 	}
-	b := &w.group.breaker
-	b.probe()
-	ctx, cancel := b.probeContext(w.run.intake)
+	b := w.group.breaker
+	b.BeginProbe()
+	ctx, cancel := b.ProbeContext(w.run.intake)
 	defer cancel()
 	d, err := w.group.receiver.Next(ctx)
 	if err != nil {
 		if !w.refused(ctx, err) {
 			return false
 		}
-		b.endPause(in)
+		b.EndPause(in)
 		return true
 	}
-	return w.take(d, func(d *Delivery) { b.handedOut(in, d) })
+	return w.take(d, func(d *Delivery) { b.Probing(in, &d.breaker) })
 }
 
 // take handles a delivery. It calls ready, if that is not nil, before it begins.
@@ -367,14 +369,14 @@ func (w *worker) take(handed *driver.Delivery, ready func(*Delivery)) bool {
 		w.group.giveBack(d)
 		return false
 	}
-	d.started = time.Now()
+	d.breaker.Started = time.Now()
 	// A transport may have these from headers that anybody can write.
 	d.Attempt, d.Failures = max(d.Attempt, 1), max(d.Failures, driver.FailuresUnknown)
-	if d.FailedSince.After(d.started) {
-		d.FailedSince = d.started
+	if d.FailedSince.After(d.breaker.Started) {
+		d.FailedSince = d.breaker.Started
 	}
-	d.id = driver.MessageID(d.Message)
-	d.id = d.id[:min(len(d.id), driver.MaxClassBytes)] // it goes into logs
+	id := driver.MessageID(d.Message)
+	d.breaker.ID = id[:min(len(id), driver.MaxClassBytes)] // it goes into logs
 	if ready != nil {
 		ready(d)
 	}
@@ -402,7 +404,7 @@ type group struct {
 	stacked  bool        // it has a stack
 	others   loggedNames // types that it does not take and were logged
 	health   health
-	breaker  breaker
+	breaker  *breaker.Breaker
 
 	_      apart
 	counts counts
@@ -448,7 +450,32 @@ func (g *group) subscription() driver.Subscription {
 		Concurrency: g.handler.Concurrency,
 		Order:       g.handler.Order,
 		Park:        g.handler.parks(),
+		Delays:      g.handler.redeliveryDelays(),
 	}
+}
+
+// redeliveryDelays returns the delays after which the handler's messages are redelivered by its retry policies: sorted,
+// each once. The stack may have another policy for handlers without one; that only costs its transport some hops.
+func (h Handler) redeliveryDelays() (all []time.Duration) {
+	policies := []RetryPolicy{{}}
+	if h.Retry != nil {
+		policies[0] = *h.Retry
+	}
+	for _, rule := range h.RetryOn {
+		if rule.Policy != nil {
+			policies = append(policies, *rule.Policy)
+		}
+	}
+	for _, p := range policies {
+		p = p.WithDefaults()
+		for _, d := range p.Delays {
+			if d > p.InProcess {
+				all = append(all, d)
+			}
+		}
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
 }
 
 // handle takes one delivery through the stack and settles it.
@@ -473,11 +500,11 @@ func (g *group) parked(msg *message.Message) {
 // giveBack returns a delivery that is not to be handled, or whose handler is left behind.
 func (g *group) giveBack(d *Delivery) {
 	if err := d.settle(Interrupted, ErrInterrupted); err != nil {
-		g.bus.cfg.Logger.Warn("leat: give back", "group", g.name, "message_id", d.id, "err", err)
+		g.bus.cfg.Logger.Warn("leat: give back", "group", g.name, "message_id", d.breaker.ID, "err", err)
 	}
 }
 
-// call is the last resort against panics: the recover step, where the stack has it, sees them first.
+// call calls the stack. It is the last resort against panics: the recover step, if the stack has it, sees them first.
 func (g *group) call(msg *message.Message) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
@@ -502,8 +529,8 @@ func (g *group) finish(d *Delivery, err error) {
 		}
 		g.counts.inFlight.Add(-1)
 		g.counts.add(outcome)
-		if d.probe {
-			g.breaker.ended(d, outcome)
+		if d.breaker.Probe() {
+			g.breaker.ProbeEnded(&d.breaker, outcome == Handled)
 		}
 	}()
 	outcome = d.Outcome(err)
@@ -512,7 +539,7 @@ func (g *group) finish(d *Delivery, err error) {
 	}
 	if settleErr := d.settle(outcome, err); settleErr != nil {
 		g.bus.cfg.Logger.Warn("leat: settle; the message may come again",
-			"group", g.name, "message_id", d.id, "outcome", string(outcome), "err", settleErr)
+			"group", g.name, "message_id", d.breaker.ID, "outcome", string(outcome), "err", settleErr)
 	}
 	settling = false
 	again := outcome == Duplicate && d.Attempt-1 > d.Failures // it was handled before, and its ack was lost
@@ -541,41 +568,43 @@ func (g *group) logOther(d *Delivery, err error) {
 // from a step outside of poison, from a handler that has ended its goroutine, or from a stack without the steps retry and
 // poison.
 func (g *group) decide(d *Delivery, err error) (Outcome, error) {
-	var next Next
+	var after time.Duration
 	var end error
-	r, decided := AsRedelivery(err)
+	r, decided := errors.AsType[*Redelivery](err)
 	switch {
 	case !decided && (d.givenUp || IsPermanent(err)):
 		d.givenUp, end = true, err
-	case decided && (d.failed || r.Cost == CostsNothing || r.Err == nil):
+	case decided && (d.breaker.Failed() || r.Uncounted || r.Err == nil):
 		return Redelivered, err
 	case decided: // by a step that is not leat's
-		next, end = d.fail(r.Err, nextTry{Next: Next{After: r.After}, asked: true})
+		after = r.After
+		end = d.fail(r.Err, nextTry{after: after, asked: true})
 	case g.handler.Retry != nil:
-		next, end = d.Failed(err, *g.handler.Retry)
+		after, _, end = d.Failed(err, *g.handler.Retry)
 	case g.stacked:
-		next, end = d.Failed(err, RetryPolicy{})
+		after, _, end = d.Failed(err, RetryPolicy{})
 	default:
-		next, end = d.fail(err, endless(d, err))
+		next := endless(d, err)
+		after, end = next.after, d.fail(err, next)
 	}
 	if end == nil {
-		return Redelivered, &Redelivery{After: next.After, Err: err}
+		return Redelivered, &Redelivery{After: after, Err: err}
 	}
 	if d.givenUp {
 		if end = d.GiveUp(end, nil); end == nil {
-			g.bus.cfg.Logger.Warn("leat: message poisoned outside of the poison step", "group", g.name, "message_id", d.id, "err", err)
+			g.bus.cfg.Logger.Warn("leat: message poisoned outside of the poison step", "group", g.name, "message_id", d.breaker.ID, "err", err)
 			return Poisoned, nil
 		}
 	}
 	return Redelivered, end
 }
 
-// endless is the next try on a bus without a stack, which tries for ever: after a growing delay of up to a minute,
+// endless returns the next try on a bus without a stack, which tries for ever: after a growing delay of up to a minute,
 // so that there is no hot loop.
 func endless(d *Delivery, err error) nextTry {
-	asked, _ := RetryDelay(err)
+	asked, _ := retryDelay(err)
 	grown := min(time.Second<<min(max(d.Failures, 0), 6), time.Minute)
-	return nextTry{Next: Next{After: max(asked, grown)}, asked: asked > grown}
+	return nextTry{after: max(asked, grown), asked: asked > grown}
 }
 
 // rescuedAfter is when a message is redelivered whose settling has panicked.
@@ -586,16 +615,16 @@ const rescuedAfter = 10 * time.Second
 func (g *group) rescue(d *Delivery, panicked *PanicError, settling bool) {
 	defer func() {
 		if v := recover(); v != nil {
-			g.bus.cfg.Logger.Error("leat: give back after a panic", "group", g.name, "message_id", d.id, "err", driver.NewPanicError(v))
+			g.bus.cfg.Logger.Error("leat: give back after a panic", "group", g.name, "message_id", d.breaker.ID, "err", driver.NewPanicError(v))
 		}
 	}()
 	if !settling {
-		g.bus.cfg.Logger.Error("leat: panic after a delivery was settled", "group", g.name, "message_id", d.id, "err", panicked, "stack", panicked.Stack())
+		g.bus.cfg.Logger.Error("leat: panic after a delivery was settled", "group", g.name, "message_id", d.breaker.ID, "err", panicked, "stack", panicked.Stack())
 		return
 	}
 	g.bus.cfg.Logger.Error("leat: settle panicked; the message is given back", "group", g.name,
-		"message_id", d.id, "err", panicked, "stack", panicked.Stack())
+		"message_id", d.breaker.ID, "err", panicked, "stack", panicked.Stack())
 	if err := d.Settler.GiveBack(rescuedAfter); err != nil {
-		g.bus.cfg.Logger.Warn("leat: give back", "group", g.name, "message_id", d.id, "err", err)
+		g.bus.cfg.Logger.Warn("leat: give back", "group", g.name, "message_id", d.breaker.ID, "err", err)
 	}
 }

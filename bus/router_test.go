@@ -26,7 +26,7 @@ func TestAGroupHandlesAsManyMessagesAtOnceAsItWasTold(t *testing.T) {
 		want   int
 	}{
 		"three":         {concurrency(3), 3},
-		"ten, untold":   {func(*bus.Handler) {}, bus.DefaultConcurrency},
+		"ten, untold":   {func(*bus.Handler) {}, 10},
 		"one, strictly": {func(h *bus.Handler) { h.Order = bus.OrderedStrictly }, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -455,7 +455,7 @@ func TestAStoppingBusWorksOffWhatItsTransportWouldLose(t *testing.T) {
 			b := newBus(t, bus.Config{Logger: warnings(&lines)})
 			handle(t, b, "ledger", ok)
 			stop := run(t, b)
-			require.NoError(t, b.Publish(t.Context(), orderPaid{}, bus.Delay(time.Minute)))
+			require.NoError(t, b.Publish(t.Context(), orderPaid{}, bus.WithDelay(time.Minute)))
 			began := time.Now()
 			require.NoError(t, stop())
 			require.Less(t, time.Since(began), time.Second)
@@ -502,7 +502,7 @@ func TestCloseUnderLoadLosesNothing(t *testing.T) {
 			publishers.Go(func() {
 				for i := 0; ; i++ {
 					id := fmt.Sprintf("%d-%d", p, i)
-					if err := b.Publish(context.Background(), orderPaid{}, bus.ID(id)); err != nil {
+					if err := b.Publish(context.Background(), orderPaid{}, bus.WithID(id)); err != nil {
 						require.ErrorIs(t, err, bus.ErrClosed)
 						return
 					}

@@ -37,10 +37,10 @@ type GroupStats struct {
 	Parked   uint64
 }
 
-// Outstanding is how many of the bus's own messages have no outcome yet, and are not parked.
+// Outstanding returns how many of the bus's own messages have no outcome yet, and are not parked.
 func (s GroupStats) Outstanding() uint64 { return s.Expected - min(s.Settled+s.Parked, s.Expected) }
 
-// Stats is a snapshot.
+// Stats returns a snapshot.
 func (b *Bus) Stats() Stats {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -48,7 +48,7 @@ func TestIdleWaitsForTheWholeCascade(t *testing.T) {
 		b := newBus(t, bus.Config{})
 		handle(t, b, "ledger", func(ctx context.Context, _ *message.Message) error {
 			time.Sleep(time.Minute)
-			return b.Publish(ctx, placed{}, bus.Delay(time.Hour))
+			return b.Publish(ctx, placed{}, bus.WithDelay(time.Hour))
 		})
 		handle(t, b, "audit", ok, topics("order.placed.v1"))
 		run(t, b)

@@ -7,7 +7,7 @@ import (
 )
 
 // transportProblem returns what is wrong with a transport, nil if nothing is.
-func transportProblem(h TransportHealth) error {
+func transportProblem(h driver.TransportHealth) error {
 	switch {
 	case !h.Connected && h.Err == nil:
 		return errors.New("not connected")
@@ -20,7 +20,7 @@ func transportProblem(h TransportHealth) error {
 }
 
 // TransportHealth returns the state of the bus's transport; ok is false if the transport does not report it.
-func (b *Bus) TransportHealth() (h TransportHealth, ok bool) {
+func (b *Bus) TransportHealth() (h driver.TransportHealth, ok bool) {
 	checker, ok := b.transport.(driver.HealthChecker)
 	if !ok {
 		return h, false

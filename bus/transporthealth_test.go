@@ -11,27 +11,28 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/memory"
 )
 
 // patient is a transport whose health the test decides.
 type patient struct {
 	bus.Transport
-	health atomic.Pointer[bus.TransportHealth]
+	health atomic.Pointer[driver.TransportHealth]
 }
 
-func (p *patient) Health() bus.TransportHealth { return *p.health.Load() }
+func (p *patient) Health() driver.TransportHealth { return *p.health.Load() }
 
 func TestHealthShowsTheTransport(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := &patient{Transport: memory.New(memory.Config{})}
-		p.health.Store(&bus.TransportHealth{Transport: "fake", Connected: true})
+		p.health.Store(&driver.TransportHealth{Transport: "fake", Connected: true})
 		b := busOver(t, p, bus.Config{})
 		handle(t, b, "ledger", ok)
 		run(t, b)
 		require.Equal(t, []bus.Health{{Group: "shop.ledger", State: bus.Running}}, b.Health())
 
-		for want, health := range map[string]bus.TransportHealth{
+		for want, health := range map[string]driver.TransportHealth{
 			"no route to host":        {Err: errors.New("no route\nto host")},
 			"not connected":           {},
 			"the disk is full":        {Connected: true, Blocked: "the disk is full"},
@@ -44,7 +45,7 @@ func TestHealthShowsTheTransport(t *testing.T) {
 			require.True(t, ok)
 			require.Equal(t, health, told)
 		}
-		p.health.Store(&bus.TransportHealth{Connected: true})
+		p.health.Store(&driver.TransportHealth{Connected: true})
 		require.Equal(t, bus.Running, b.Health()[0].State)
 	})
 }

@@ -25,7 +25,7 @@ type Watermill struct {
 	Durable bool
 }
 
-// Transport is the Pub/Sub as a transport.
+// Transport returns the Pub/Sub as a transport.
 func (w Watermill) Transport() Transport {
 	t := &watermillTransport{Watermill: w}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
@@ -87,7 +87,7 @@ func (t *watermillTransport) Subscribe(_ context.Context, s driver.Subscription)
 	return f, nil
 }
 
-func (t *watermillTransport) PoisonQueue(string) PoisonQueue { return unsupportedPoisonQueue{} }
+func (t *watermillTransport) PoisonQueue(string) driver.PoisonQueue { return unsupportedPoisonQueue{} }
 
 func (t *watermillTransport) Close(ctx context.Context) error {
 	t.mu.Lock()
@@ -237,7 +237,7 @@ func (s *watermillSettler) nack(after time.Duration) {
 	time.AfterFunc(after, func() { s.delivery.Message.Nack() })
 }
 
-func (s *watermillSettler) Poison(ctx context.Context, fault Fault) error {
+func (s *watermillSettler) Poison(ctx context.Context, fault driver.Fault) error {
 	dead := s.delivery.Message.Copy()
 	fault.Set(dead.Metadata)
 	dead.SetContext(ctx)

@@ -228,7 +228,7 @@ func TestWhatAWatermillPubSubLacksIsRefused(t *testing.T) {
 	b := busOver(t, transport, bus.Config{})
 	require.ErrorContains(t, b.Handle(handler("audit", ok, topics("order.>"))), "name the topics one by one")
 	require.ErrorContains(t, b.Handle(handler("ledger", ok, func(h *bus.Handler) { h.Order = bus.OrderedByKey })), "ordering by key")
-	require.ErrorIs(t, b.Publish(t.Context(), orderPaid{}, bus.Delay(time.Second)), bus.ErrUnsupported)
+	require.ErrorIs(t, b.Publish(t.Context(), orderPaid{}, bus.WithDelay(time.Second)), bus.ErrUnsupported)
 }
 
 func TestAWatermillSubscriberThatCantBeMadeEndsRun(t *testing.T) {
@@ -397,7 +397,7 @@ func TestWatermill_keepsTheCountOfFailures(t *testing.T) {
 			close(ended)
 			return nil
 		}
-		_, end := d.Failed(errBroken, bus.RetryPolicy{Delays: []time.Duration{time.Millisecond, time.Millisecond, time.Millisecond}, InProcess: -1, Jitter: -1})
+		_, _, end := d.Failed(errBroken, bus.RetryPolicy{Delays: []time.Duration{time.Millisecond, time.Millisecond, time.Millisecond}, InProcess: -1, Jitter: -1})
 		if end != nil {
 			return bus.Discard(end)
 		}

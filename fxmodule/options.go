@@ -35,7 +35,7 @@ func HandleMethod[S any, T bus.Event](name string, fn func(S, context.Context, T
 	})
 }
 
-// made is the handler, or as an error what the making of it panics with: a mistake in the program, which
+// made returns the handler, or as an error what the making of it panics with: a mistake in the program, which
 // reads better without a stack.
 func made(construct func() bus.Handler) (h bus.Handler, err error) {
 	defer func() {
@@ -66,6 +66,24 @@ func Observe(constructor any) fx.Option {
 // Transport adds a transport that leat does not bring along.
 func Transport(open transports.Opener, schemes ...string) fx.Option {
 	return provide[addOn]("Transport", func() addOn { return addOn{open, schemes} }, transportsGroup)
+}
+
+// UseTransport gives the bus a transport of the application's, in place of the one that LEAT_URL names, such as one over a
+// pool that the application has. The constructor returns any type that is a bus.Transport, with an error too, and its
+// dependencies come from fx:
+//
+//	fxmodule.UseTransport(func(db *pgxpool.Pool) (*sql.Transport, error) {
+//		return sql.NewPgx(context.Background(), db, sql.Config{})
+//	})
+//
+// The bus closes it.
+func UseTransport(constructor any) fx.Option {
+	return provide[bus.Transport]("UseTransport", constructor, "")
+}
+
+// UseCodec gives the bus a codec, in place of JSON. The constructor returns any type that is a bus.Codec, with an error too.
+func UseCodec(constructor any) fx.Option {
+	return provide[bus.Codec]("UseCodec", constructor, "")
 }
 
 // addOn is a transport with its schemes.

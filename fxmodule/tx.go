@@ -30,7 +30,7 @@ func Outbox(constructor any) fx.Option {
 	return provide[bus.Outbox]("Outbox", constructor, "")
 }
 
-// outbox is the application's, or the one of the URL, or none.
+// outbox returns the application's outbox, or the one of the URL, or none.
 func (p BusParams) outbox(ctx context.Context) (bus.Outbox, error) {
 	if p.Outbox != nil || p.Config.OutboxURL == "" {
 		return p.Outbox, nil

@@ -9,11 +9,11 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/fx"
 	"go.uber.org/fx/fxtest"
-	_ "modernc.org/sqlite"
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/fxmodule"
 	"github.com/leatbus/leat/transports/sql"
+	_ "github.com/leatbus/leat/transports/sqlite"
 )
 
 // openFile is a pool of the application's.

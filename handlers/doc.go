@@ -1,4 +1,4 @@
-// Package handlers is the shapes of user functions. Each makes a [bus.Handler] of a plain function and
+// Package handlers makes handlers of plain functions. Each of its functions makes a [bus.Handler] of a plain function and
 // a durable name:
 //
 //	Func    func(ctx, OrderPaid) error

@@ -39,7 +39,7 @@ func Reply[In, Out bus.Event](name string, fn func(context.Context, In) (Out, er
 			if err != nil {
 				return nil, err
 			}
-			msg, err := encoder.Encode(ctx, out, bus.ID(bus.ReplyID(bus.DeliveryFrom(ctx))))
+			msg, err := encoder.Encode(ctx, out, bus.WithID(bus.DeliveryFrom(ctx).ReplyID()))
 			if err != nil {
 				return nil, bus.Permanent(fmt.Errorf("reply: %w", err))
 			}
@@ -69,13 +69,9 @@ func typed[T bus.Event](name string, opts []Option, bind func() typedFunc[T]) bu
 		Types:  []bus.Type{t},
 		Topics: everyVersion(t.Name),
 		Bind: func(encoder bus.Encoder) message.HandlerFunc {
-			codec := encoder.Codec
-			if codec == nil {
-				codec = bus.JSON{}
-			}
 			fn, validate := bind(), validation[T]()
 			return func(msg *message.Message) ([]*message.Message, error) {
-				event, err := decode(t, codec, validate, msg)
+				event, err := decode(t, encoder, validate, msg)
 				if err != nil {
 					return nil, bus.Permanent(err)
 				}
@@ -86,7 +82,7 @@ func typed[T bus.Event](name string, opts []Option, bind func() typedFunc[T]) bu
 	return with(h, opts)
 }
 
-// everyVersion is the topics of all versions of an event, and the one foreign producers use that
+// everyVersion returns the topics of all versions of an event, and the one foreign producers use that
 // put the version into the body.
 func everyVersion(name string) []string { return []string{name + ".*", name} }
 
@@ -111,7 +107,7 @@ func noRoute(have bus.Type, takes ...bus.Type) error {
 }
 
 // decode makes the event. Its errors are permanent, unless they say otherwise.
-func decode[T bus.Event](want bus.Type, codec bus.Codec, validate func(T) error, msg *message.Message) (event T, err error) {
+func decode[T bus.Event](want bus.Type, encoder bus.Encoder, validate func(T) error, msg *message.Message) (event T, err error) {
 	have, err := bus.Attach(msg).Type()
 	if err != nil {
 		return event, err
@@ -119,10 +115,7 @@ func decode[T bus.Event](want bus.Type, codec bus.Codec, validate func(T) error,
 	if have != want {
 		return event, noRoute(have, want)
 	}
-	if err := bus.CheckContentType(codec, msg); err != nil {
-		return event, fmt.Errorf("decode %s: %w", have, err)
-	}
-	if err := codec.Unmarshal(msg.Payload, &event); err != nil {
+	if err := encoder.Decode(msg, &event); err != nil {
 		return event, fmt.Errorf("decode %s: %w", have, err)
 	}
 	if err := validate(event); err != nil {
@@ -133,7 +126,7 @@ func decode[T bus.Event](want bus.Type, codec bus.Codec, validate func(T) error,
 
 type validator interface{ Validate() error }
 
-// validation is the events' own Validate, or nothing where they have none.
+// validation returns the events' own Validate, or nil if they have none.
 func validation[T any]() func(T) error {
 	if !reflect.TypeFor[T]().Implements(reflect.TypeFor[validator]()) {
 		return func(T) error { return nil }

@@ -312,7 +312,7 @@ func TestReplyPublishesWhatItsFunctionReturns(t *testing.T) {
 			return nil
 		}),
 	)
-	require.NoError(t, w.bus.Publish(t.Context(), orderPaid{OrderID: "o-1"}, bus.ID("id-1")))
+	require.NoError(t, w.bus.Publish(t.Context(), orderPaid{OrderID: "o-1"}, bus.WithID("id-1")))
 	w.idle()
 	require.Len(t, got.all(), 1)
 	require.Equal(t, "id-1", got.all()[0].CausationID)
@@ -462,7 +462,7 @@ func TestOptions(t *testing.T) {
 	stack := middleware.NewStack()
 	h := handlers.Func("ledger", func(context.Context, orderPaid) error { return nil },
 		handlers.Concurrency(3), handlers.OrderedByKey(), handlers.Timeout(time.Minute),
-		handlers.Retry(policy), handlers.Dedup(bus.DedupClosed), handlers.Stack(stack), handlers.Park(bus.ParkOff))
+		handlers.Retry(policy), handlers.Dedup(bus.DedupClosed), handlers.Stack(stack), handlers.WithoutParking())
 	require.Equal(t, "ledger", h.Name)
 	require.Equal(t, []bus.Type{{Name: "order.paid", Version: 1}}, h.Types)
 	require.Equal(t, []string{"order.paid.*", "order.paid"}, h.Topics)
@@ -472,7 +472,7 @@ func TestOptions(t *testing.T) {
 	require.Equal(t, &policy, h.Retry)
 	require.Equal(t, bus.DedupClosed, h.Dedup)
 	require.Equal(t, stack, h.Stack)
-	require.Equal(t, bus.ParkOff, h.Park)
+	require.True(t, h.NoParking)
 	require.Equal(t, bus.OrderedStrictly, handlers.Raw("audit", nil, func(context.Context, *message.Message) error { return nil }, handlers.OrderedStrictly()).Order)
 	require.Equal(t, bus.DedupOff, handlers.Routes("all", nil, handlers.Dedup(bus.DedupOff)).Dedup)
 }
@@ -490,10 +490,10 @@ func TestOrderedByKeyHandlesOneMessageOfAKeyAtATime(t *testing.T) {
 		}, handlers.OrderedByKey()))
 		for cents := range int64(3) {
 			for _, order := range []string{"a", "b"} {
-				require.NoError(t, w.bus.Publish(t.Context(), orderPaid{OrderID: order, Cents: cents + 1}, bus.Key(order)))
+				require.NoError(t, w.bus.Publish(t.Context(), orderPaid{OrderID: order, Cents: cents + 1}, bus.WithKey(order)))
 			}
 		}
-		require.NoError(t, w.bus.Publish(t.Context(), orderPaid{OrderID: "c", Cents: 2}, bus.Key("c")))
+		require.NoError(t, w.bus.Publish(t.Context(), orderPaid{OrderID: "c", Cents: 2}, bus.WithKey("c")))
 		w.idle()
 		require.Equal(t, "c2", got.all()[0], "another key goes past")
 		var a []string
@@ -533,7 +533,7 @@ func TestReply_hasOneIDOverAllTries(t *testing.T) {
 				return nil
 			}, handlers.Dedup(bus.DedupOff)))
 		for _, id := range []string{"1", "1", "2"} {
-			require.NoError(t, w.bus.Publish(t.Context(), orderPaid{OrderID: id}, bus.ID("paid-"+id)))
+			require.NoError(t, w.bus.Publish(t.Context(), orderPaid{OrderID: id}, bus.WithID("paid-"+id)))
 			w.idle()
 		}
 		got := ids.all()

@@ -22,36 +22,38 @@ func with(h bus.Handler, opts []Option) bus.Handler {
 	return h
 }
 
-// Concurrency is how many deliveries the group handles at once in this process. The default is 10.
+// Concurrency sets how many deliveries the group handles at once in this process. The default is 10.
 func Concurrency(n int) Option { return func(h *bus.Handler) { h.Concurrency = n } }
 
 // OrderedByKey handles the messages of one partition key one after the other, in the order in which
-// they were published; keys run beside each other. Behind a poisoned message its key waits; see [Park].
+// they were published; keys run beside each other. Behind a poisoned message its key waits; see [WithoutParking].
 func OrderedByKey() Option { return func(h *bus.Handler) { h.Order = bus.OrderedByKey } }
 
 // OrderedStrictly handles one message at a time, across all processes of the service. A poisoned
-// message stops it until an operator replays or drops that one; see [Park].
+// message stops it until an operator replays or drops that one; see [WithoutParking].
 func OrderedStrictly() Option { return func(h *bus.Handler) { h.Order = bus.OrderedStrictly } }
 
-// Park is whether the later messages of a key wait behind one that was poisoned, until an operator
-// replays or drops it. Ordered handlers do that unless told otherwise; a strictly ordered one then
-// stops altogether. With [bus.ParkOff] they go on without it. [bus.ParkOn] is an error at start for a
-// handler without an order.
-func Park(mode bus.ParkMode) Option { return func(h *bus.Handler) { h.Park = mode } }
+// WithoutParking lets the later messages of a key go on when one was poisoned. Without this option, an ordered
+// handler parks them: they wait until an operator replays or drops the poisoned one, and a strictly ordered
+// handler stops altogether.
+func WithoutParking() Option { return func(h *bus.Handler) { h.NoParking = true } }
 
 // Timeout bounds one try; a negative value means that nothing does.
 func Timeout(d time.Duration) Option { return func(h *bus.Handler) { h.Timeout = d } }
 
-// Retry is the handler's own retry policy.
+// Retry sets the handler's own retry policy.
 func Retry(policy bus.RetryPolicy) Option { return func(h *bus.Handler) { h.Retry = &policy } }
 
-// RetryOn is the policy of errors that errors.Is finds to be target. Of several such options the first
+// WithoutRetry makes the first failure of a message its last: it is poisoned then.
+func WithoutRetry() Option { return Retry(bus.OneTry()) }
+
+// RetryOn sets the retry policy of errors that errors.Is finds to be target. Of several such options the first
 // that matches an error counts; an error that none matches has the handler's policy.
 func RetryOn(target error, policy bus.RetryPolicy) Option {
 	return rule(is(target), &policy)
 }
 
-// RetryOnType is the policy of errors that errors.As finds to be an E, as RetryOn is that of a value.
+// RetryOnType sets the retry policy of errors that errors.As finds to be an E, as RetryOn is that of a value.
 func RetryOnType[E error](policy bus.RetryPolicy) Option {
 	return rule(as[E], &policy)
 }
@@ -78,13 +80,13 @@ func as[E error](err error) bool {
 	return ok
 }
 
-// Breaker is the handler's own circuit breaker; see [bus.BreakerPolicy] and [bus.NoBreaker].
+// Breaker sets the handler's own circuit breaker; see [bus.BreakerPolicy] and [bus.NoBreaker].
 func Breaker(policy bus.BreakerPolicy) Option {
 	return func(h *bus.Handler) { h.Breaker = &policy }
 }
 
-// Dedup is what to do when the dedup store can't be reached, or [bus.DedupOff].
+// Dedup sets what to do when the dedup store can't be reached, or [bus.DedupOff].
 func Dedup(mode bus.DedupMode) Option { return func(h *bus.Handler) { h.Dedup = mode } }
 
-// Stack is the handler's own stack, in place of the bus's.
+// Stack sets the handler's own stack, in place of the bus's.
 func Stack(s bus.Stack) Option { return func(h *bus.Handler) { h.Stack = s } }

@@ -14,7 +14,7 @@ import (
 // Receiver whose effects happen exactly once, however often the message comes. TX is the kind of
 // transaction, such as *sql.Tx.
 type Inbox[TX any] interface {
-	// Once begins a transaction and records the id, which is a [bus.Identity], for the group in it.
+	// Once begins a transaction and records the id, which is the Identity of a [bus.Delivery], for the group in it.
 	// Where it is recorded already, fn is not called and seen is true. Otherwise fn runs, and the transaction is
 	// committed if it returns nil, and rolled back, the record with it, if not. It blocks while
 	// another transaction has recorded the same id and not ended. It may be called concurrently.
@@ -29,11 +29,11 @@ var errRehearsal = errors.New("rolled back, because this is a rehearsal")
 // transaction is rolled back.
 func Tx[TX any, T bus.Event](name string, inbox Inbox[TX], fn func(context.Context, TX, T) error, opts ...Option) bus.Handler {
 	require(name, fn != nil)
-	opts = append([]Option{func(h *bus.Handler) { h.Effects = bus.EffectsInTransaction }}, opts...)
+	opts = append([]Option{func(h *bus.Handler) { h.Undoable = true }}, opts...)
 	return typed(name, opts, func() typedFunc[T] {
 		return func(ctx context.Context, _ bus.Encoder, e T) ([]*message.Message, error) {
 			d := bus.DeliveryFrom(ctx)
-			id := bus.Identity(d.Message)
+			id := d.Identity()
 			if id == "" {
 				return nil, bus.Permanent(errNoIdentity)
 			}

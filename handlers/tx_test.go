@@ -57,7 +57,7 @@ func TestTxHasItsEffectOnce(t *testing.T) {
 			return nil
 		}, handlers.Dedup(bus.DedupOff)))
 		for range 3 {
-			require.NoError(t, w.bus.Publish(t.Context(), orderPaid{OrderID: "o-1", Cents: 7}, bus.ID("id-1")))
+			require.NoError(t, w.bus.Publish(t.Context(), orderPaid{OrderID: "o-1", Cents: 7}, bus.WithID("id-1")))
 			w.idle()
 		}
 		require.Equal(t, 3, calls, "it failed, its commit failed, it was done")

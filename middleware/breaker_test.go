@@ -113,14 +113,14 @@ func TestADependencyThatIsAwayForTenMinutesPoisonsNothing(t *testing.T) {
 				o := newOutage(t, change...)
 				const n = 1000
 				for i := range n / 2 { // healthy for a while
-					require.NoError(t, o.bus.Publish(t.Context(), placedV1{OrderID: "x"}, bus.ID(orderID(i)), bus.Key(fmt.Sprint("key-", i%25))))
+					require.NoError(t, o.bus.Publish(t.Context(), placedV1{OrderID: "x"}, bus.WithID(orderID(i)), bus.WithKey(fmt.Sprint("key-", i%25))))
 				}
 				o.idle()
 				require.Empty(t, o.breakers.all())
 				before := o.tries.Load()
 				o.away.Store(true)
 				for i := n / 2; i < n; i++ {
-					require.NoError(t, o.bus.Publish(t.Context(), placedV1{OrderID: "x"}, bus.ID(orderID(i)), bus.Key(fmt.Sprint("key-", i%25))))
+					require.NoError(t, o.bus.Publish(t.Context(), placedV1{OrderID: "x"}, bus.WithID(orderID(i)), bus.WithKey(fmt.Sprint("key-", i%25))))
 				}
 				time.Sleep(time.Minute)
 				require.Equal(t, bus.Degraded, o.health().State)
@@ -135,7 +135,7 @@ func TestADependencyThatIsAwayForTenMinutesPoisonsNothing(t *testing.T) {
 				require.Equal(t, bus.Running, o.health().State)
 				require.Equal(t, 1, o.breakers.count(bus.BreakerClosed))
 				require.Equal(t, 1, strings.Count(o.log.String(), "leat: group paused"), "a line a change")
-				require.Equal(t, 1, strings.Count(o.log.String(), "leat: group goes on"))
+				require.Equal(t, 1, strings.Count(o.log.String(), "leat: group resumed"))
 				if name == "ordered" {
 					for key, done := range o.order {
 						require.IsIncreasing(t, done, key)
@@ -324,7 +324,7 @@ func TestABacklogOfNothingButBadMessagesIsPoisonedAtLast(t *testing.T) {
 				o.away.Store(true)
 				const n = 15
 				for i := range n {
-					require.NoError(t, o.bus.Publish(t.Context(), placedV1{OrderID: "x"}, bus.ID(orderID(i)), bus.Key(fmt.Sprint("key-", i))))
+					require.NoError(t, o.bus.Publish(t.Context(), placedV1{OrderID: "x"}, bus.WithID(orderID(i)), bus.WithKey(fmt.Sprint("key-", i))))
 				}
 				time.Sleep(4*time.Hour - time.Minute)
 				require.Empty(t, o.poisoned("ledger"), "an outage poisons nothing")
@@ -393,7 +393,7 @@ func TestShutdownWhileAGroupIsPausedDrainsAtOnce(t *testing.T) {
 		require.NoError(t, o.stop())
 		require.Less(t, time.Since(began), 100*time.Millisecond)
 		require.Empty(t, o.poisoned("ledger"))
-		require.NotContains(t, o.log.String(), "goes on")
+		require.NotContains(t, o.log.String(), "group resumed")
 	})
 }
 

@@ -280,7 +280,7 @@ type poisonAwaySettler struct {
 	away func() bool
 }
 
-func (s poisonAwaySettler) Poison(ctx context.Context, f bus.Fault) error {
+func (s poisonAwaySettler) Poison(ctx context.Context, f driver.Fault) error {
 	if s.away() {
 		return errors.New("no route to the poison queue")
 	}

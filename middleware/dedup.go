@@ -64,7 +64,7 @@ type dedup struct {
 func (s *dedup) handle(msg *message.Message, next message.HandlerFunc) ([]*message.Message, error) {
 	d := bus.Attach(msg)
 	mode := s.mode(d)
-	key := s.key(d, msg)
+	key := s.key(d)
 	if mode == bus.DedupOff || key == "" {
 		return next(msg)
 	}
@@ -104,8 +104,8 @@ func (s *dedup) mode(d *bus.Delivery) bus.DedupMode {
 const maxDedupKey = 256
 
 // key names the message in the store, "" where it has no identity.
-func (s *dedup) key(d *bus.Delivery, msg *message.Message) string {
-	return s.named(d, bus.Identity(msg))
+func (s *dedup) key(d *bus.Delivery) string {
+	return s.named(d, d.Identity())
 }
 
 func (s *dedup) named(d *bus.Delivery, identity string) string {
@@ -169,7 +169,7 @@ func (s *dedup) fault(d *bus.Delivery, kind DedupFaultKind, err error) {
 	s.cfg.OnFault(DedupFault{Group: d.Group, Kind: kind, Err: err})
 }
 
-// inProgressAfter is when to look again: soon, because most handlers are quick, and no later than the
+// inProgressAfter returns when to look again: soon, because most handlers are quick, and no later than the
 // other one's lease runs out if it is dead.
 func inProgressAfter(left time.Duration) time.Duration {
 	after := inProgressDelay + rand.N(time.Second-inProgressDelay)
@@ -190,5 +190,5 @@ func later(ctx context.Context, d *bus.Delivery, after time.Duration, why error)
 		case <-ctx.Done():
 		}
 	}
-	return &bus.Redelivery{After: after, Cost: bus.CostsNothing, Err: why}
+	return &bus.Redelivery{After: after, Uncounted: true, Err: why}
 }

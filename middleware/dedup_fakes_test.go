@@ -170,7 +170,7 @@ func (f *shelfFeed) put(msg *message.Message) string {
 
 func (f *shelfFeed) settle(how string) error { f.settled <- how; return nil }
 
-func (f *shelfFeed) Ack() error                              { return f.settle("acked") }
-func (f *shelfFeed) Redeliver(time.Duration) error           { return f.settle("redelivered") }
-func (f *shelfFeed) GiveBack(time.Duration) error            { return f.settle("given back") }
-func (f *shelfFeed) Poison(context.Context, bus.Fault) error { return f.settle("poisoned") }
+func (f *shelfFeed) Ack() error                                 { return f.settle("acked") }
+func (f *shelfFeed) Redeliver(time.Duration) error              { return f.settle("redelivered") }
+func (f *shelfFeed) GiveBack(time.Duration) error               { return f.settle("given back") }
+func (f *shelfFeed) Poison(context.Context, driver.Fault) error { return f.settle("poisoned") }

@@ -63,7 +63,7 @@ func (h *hold) finishWhenSettled(msg *message.Message) {
 	}
 }
 
-// context is for the store's calls, which outlive an interrupted handler. A local store's don't look.
+// context returns a context for the store's calls, which outlive an interrupted handler. A local store's don't look.
 func (h *hold) context() context.Context {
 	if h.step.local {
 		return h.ctx

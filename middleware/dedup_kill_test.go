@@ -129,7 +129,7 @@ func TestMessageOfAKilledProcessIsHandledAfterTheLease(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			namespace := "leat:test:" + bus.NewID() + ":"
 			// By name: among those of others it could take longer than a lease to look for them.
-			key := namespace + map[string]string{"leat": "shop.pay:" + bus.Identity(event("killed")), "watermill": "killed"}[tc.name]
+			key := namespace + map[string]string{"leat": "shop.pay:" + bus.Attach(event("killed")).Identity(), "watermill": "killed"}[tc.name]
 			defer client.Unlink(context.Background(), key)
 			killInMidHandler(t, tc.name, namespace)
 			if n := client.Exists(t.Context(), key).Val(); n != 1 {

@@ -73,10 +73,10 @@ func deliveryOf(msg *message.Message) *bus.Delivery {
 
 type settler struct{}
 
-func (settler) Ack() error                              { return nil }
-func (settler) Redeliver(time.Duration) error           { return nil }
-func (settler) GiveBack(time.Duration) error            { return nil }
-func (settler) Poison(context.Context, bus.Fault) error { return nil }
+func (settler) Ack() error                                 { return nil }
+func (settler) Redeliver(time.Duration) error              { return nil }
+func (settler) GiveBack(time.Duration) error               { return nil }
+func (settler) Poison(context.Context, driver.Fault) error { return nil }
 
 func event(id string, headers ...string) *message.Message {
 	msg := message.NewMessage("", nil)
@@ -236,7 +236,7 @@ func TestDuplicateOfAMessageInProgressComesLater(t *testing.T) {
 				if outcome != bus.Redelivered || !errors.As(err, &r) {
 					t.Fatalf("%s, %v; want a redelivery", outcome, err)
 				}
-				if r.Cost != bus.CostsNothing || r.After < 250*time.Millisecond || r.After > time.Second {
+				if !r.Uncounted || r.After < 250*time.Millisecond || r.After > time.Second {
 					t.Fatalf("redelivery is %+v, want one for nothing after 250 ms to 1 s", r)
 				}
 			}
@@ -552,7 +552,7 @@ func TestStoreThatIsAway(t *testing.T) {
 					}
 					_, err := closed.deliver(event(fmt.Sprint(i)), forbid(t))
 					var r *bus.Redelivery
-					if !errors.As(err, &r) || r.Cost != bus.CostsNothing || r.After < 500*time.Millisecond || r.After > 2*time.Second {
+					if !errors.As(err, &r) || !r.Uncounted || r.After < 500*time.Millisecond || r.After > 2*time.Second {
 						t.Fatalf("closed: %+v; want a redelivery for nothing in about 1 s", err)
 					}
 					if text := err.Error(); !strings.Contains(text, "refused") && !strings.Contains(text, "deadline") {

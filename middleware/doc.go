@@ -1,4 +1,4 @@
-// Package middleware is the consume path: one file a step, and the [Stack] that puts them in order.
+// Package middleware has the steps between a transport and a handler, and the [Stack] that puts them in order.
 //
 //	observe ─► poison ─► dedup ─► retry ─► recover ─► timeout ─► version ─► handler
 //

@@ -102,7 +102,7 @@ func (s countingSettler) GiveBack(after time.Duration) error {
 	return s.Settler.GiveBack(after)
 }
 
-func (s countingSettler) Poison(ctx context.Context, f bus.Fault) error {
+func (s countingSettler) Poison(ctx context.Context, f driver.Fault) error {
 	if s.panics.Add(-1) >= 0 {
 		panic("the poison queue is broken")
 	}
@@ -245,7 +245,7 @@ func TestIdle_endsWhereADuplicateWasRedeliveredForAFailure(t *testing.T) {
 			return nil
 		}, policy(bus.RetryPolicy{Delays: []time.Duration{5 * time.Second, 5 * time.Second}}), func(h *bus.Handler) { h.Concurrency = 1 }))
 		for _, id := range []string{"a", "b"} { // two messages that are one fact
-			require.NoError(t, s.bus.Publish(t.Context(), placedV1{OrderID: "x"}, bus.ID(id), bus.Header("ce_dedupkey", "k")))
+			require.NoError(t, s.bus.Publish(t.Context(), placedV1{OrderID: "x"}, bus.WithID(id), bus.WithHeader("ce_dedupkey", "k")))
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 		defer cancel()

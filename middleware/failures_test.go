@@ -286,7 +286,7 @@ func (s slowSettler) note(call string) {
 	*s.calls = append(*s.calls, call)
 }
 
-func (s slowSettler) Poison(ctx context.Context, f bus.Fault) error {
+func (s slowSettler) Poison(ctx context.Context, f driver.Fault) error {
 	s.note("poison")
 	time.Sleep(8 * time.Second)
 	s.note("confirmed")

@@ -9,7 +9,7 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// Log is an observer that writes one line per delivery that did not go well, and one at debug level
+// Log returns an observer that writes one line per delivery that did not go well, and one at debug level
 // for each that did. It may be used concurrently. nil means slog.Default().
 func Log(logger *slog.Logger) bus.Observer {
 	if logger == nil {
@@ -52,16 +52,16 @@ func (l logObserver) Finished(ctx context.Context, d *bus.Delivery, o bus.Observ
 // maxAttrBytes bounds what a log line takes from one header of a message.
 const maxAttrBytes = 256
 
-// text is an attribute that a message's producer has chosen: one line of valid UTF-8, and bounded.
+// text returns an attribute that a message's producer has chosen: one line of valid UTF-8, and bounded.
 func text(key, value string) slog.Attr { return slog.String(key, driver.OneLine(value, maxAttrBytes)) }
 
-// logLevel is Error for what a person must look at, and Warn for what mends itself.
+// logLevel returns Error for what a person must look at, and Warn for what mends itself.
 func logLevel(o bus.Observation) slog.Level {
 	switch o.Outcome {
 	case bus.Poisoned:
 		return slog.LevelError
 	case bus.Redelivered, bus.Discarded:
-		if r, ok := bus.AsRedelivery(o.Err); ok && r.Cost == bus.CostsNothing { // nothing has failed, or the health tells it
+		if r, ok := errors.AsType[*bus.Redelivery](o.Err); ok && r.Uncounted { // nothing has failed, or the health tells it
 			return slog.LevelDebug
 		}
 		return slog.LevelWarn
@@ -71,3 +71,5 @@ func logLevel(o bus.Observation) slog.Level {
 		return slog.LevelDebug
 	}
 }
+
+func (logObserver) BreakerChanged(bus.BreakerChange) {}

@@ -42,7 +42,7 @@ func (s *set) add(h hash) {
 	s.count++
 }
 
-// slot is where h is, or the free slot where it belongs. There is always a free one.
+// slot returns where h is, or the free slot where it belongs. There is always a free one.
 func (s *set) slot(h hash) (i int, found bool) {
 	n := len(s.high)
 	i = int(uint64(h.low) * uint64(n) >> 32) // less than n

@@ -40,7 +40,7 @@ func observe(observers []bus.Observer, d *bus.Delivery, msg *message.Message, ne
 		ctx = o.Started(ctx, d) //nolint:fatcontext // as many layers as observers
 	}
 	if bus.DeliveryFrom(ctx) != d { // an observer has returned a context of its own
-		ctx = bus.ContextWithDelivery(ctx, d)
+		ctx = d.NewContext(ctx)
 	}
 	msg.SetContext(ctx)
 
@@ -64,7 +64,7 @@ func finish(ctx context.Context, observers []bus.Observer, d *bus.Delivery, o bu
 	}
 }
 
-// reason is why a delivery was not handled: a poisoned one comes without an error, but has a cause.
+// reason returns why a delivery was not handled: a poisoned one comes without an error, but has a cause.
 func reason(d *bus.Delivery, err error) error {
 	if err == nil {
 		return d.Cause()

@@ -75,9 +75,9 @@ func (s *shop) restart() {
 }
 
 func (s *shop) publish(i, keys int) {
-	opts := []bus.PublishOption{bus.ID(fmt.Sprintf("id-%07d", i))}
+	opts := []bus.PublishOption{bus.WithID(fmt.Sprintf("id-%07d", i))}
 	if keys > 0 {
-		opts = append(opts, bus.Key(fmt.Sprint("key-", i%keys)))
+		opts = append(opts, bus.WithKey(fmt.Sprint("key-", i%keys)))
 	}
 	require.NoError(s.t, s.current.bus.Publish(context.Background(), placedV1{OrderID: "x"}, opts...))
 }
@@ -218,11 +218,11 @@ func TestBreaker_letsABadMessageLeave(t *testing.T) {
 					return nil
 				}, change))
 				began := time.Now()
-				require.NoError(t, s.bus.Publish(t.Context(), placedV1{OrderID: "x"}, bus.ID("bad"), bus.Key("bad")))
+				require.NoError(t, s.bus.Publish(t.Context(), placedV1{OrderID: "x"}, bus.WithID("bad"), bus.WithKey("bad")))
 				for i := 0; len(s.poisoned("ledger")) == 0; i++ {
 					require.Less(t, time.Since(began), 24*time.Hour)
 					if c.traffic > 0 {
-						require.NoError(t, s.bus.Publish(t.Context(), placedV1{OrderID: "x"}, bus.Key(fmt.Sprint("good-", i))))
+						require.NoError(t, s.bus.Publish(t.Context(), placedV1{OrderID: "x"}, bus.WithKey(fmt.Sprint("good-", i))))
 					}
 					time.Sleep(max(c.traffic, 100*time.Millisecond))
 				}

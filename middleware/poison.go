@@ -7,6 +7,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // PoisonConfig configures [Poison]. Its zero value poisons whatever comes out of the steps inside.
@@ -35,13 +36,13 @@ func Poison(cfg PoisonConfig) message.HandlerMiddleware {
 				return produced, nil
 			}
 			d := bus.Attach(msg)
-			if _, again := bus.AsRedelivery(err); again || bus.IsDiscard(err) || d.Interrupted() {
+			if _, again := errors.AsType[*bus.Redelivery](err); again || bus.IsDiscard(err) || d.Interrupted() {
 				return nil, err
 			}
 			if cfg.Retry != nil && d.Settler != nil && !d.GivenUp() && !bus.IsPermanent(err) {
-				after, end := d.Failed(err, *cfg.Retry)
+				after, _, end := d.Failed(err, *cfg.Retry)
 				if end == nil {
-					return nil, &bus.Redelivery{After: after.After, Err: err}
+					return nil, &bus.Redelivery{After: after, Err: err}
 				}
 				if !d.GivenUp() {
 					return nil, end
@@ -58,7 +59,7 @@ func (cfg PoisonConfig) poison(d *bus.Delivery, msg *message.Message, cause erro
 	if d.Settler != nil {
 		return d.GiveUp(cause, nil)
 	}
-	return d.GiveUp(cause, func(ctx context.Context, fault bus.Fault) error {
+	return d.GiveUp(cause, func(ctx context.Context, fault driver.Fault) error {
 		if cfg.Publisher == nil {
 			return errors.New("no poison publisher is configured for this router")
 		}

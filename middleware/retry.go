@@ -2,6 +2,7 @@ package middleware
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -85,30 +86,30 @@ func (r *retrier) crashed(d *bus.Delivery) error {
 
 // again returns nil when the next try is due, and otherwise what the delivery ends with.
 func (r *retrier) again(ctx context.Context, d *bus.Delivery, err error) error {
-	if _, ok := bus.AsRedelivery(err); ok || bus.IsPermanent(err) || bus.IsDiscard(err) || d.Interrupted() {
+	if _, ok := errors.AsType[*bus.Redelivery](err); ok || bus.IsPermanent(err) || bus.IsDiscard(err) || d.Interrupted() {
 		return err
 	}
 	policy := r.policyFor(err)
 	if policy == nil {
 		return bus.Permanent(err)
 	}
-	next, end := d.Failed(err, *policy)
+	after, inProcess, end := d.Failed(err, *policy)
 	switch {
 	case end != nil:
 		return end
-	case !next.InProcess && d.Settler == nil: // a stock router
+	case !inProcess && d.Settler == nil: // a stock router
 		return err
-	case !next.InProcess:
-		return &bus.Redelivery{After: next.After, Err: err}
+	case !inProcess:
+		return &bus.Redelivery{After: after, Err: err}
 	}
-	timer := time.NewTimer(next.After)
+	timer := time.NewTimer(after)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
 		return nil
 	case <-d.Stopping():
-		return &bus.Redelivery{After: next.After, Cost: bus.CostsNothing, Err: err}
+		return &bus.Redelivery{After: after, Uncounted: true, Err: err}
 	case <-ctx.Done(): // a step further out has set a limit, or the bus interrupts, which costs nothing anyway
-		return &bus.Redelivery{After: next.After, Err: err}
+		return &bus.Redelivery{After: after, Err: err}
 	}
 }

@@ -140,7 +140,7 @@ func serve(t *testing.T, b *bus.Bus, hs ...bus.Handler) *service {
 func (s *service) publish(ids ...string) {
 	s.Helper()
 	for _, id := range ids {
-		require.NoError(s, s.bus.Publish(s.Context(), placedV1{OrderID: id}, bus.ID(id)))
+		require.NoError(s, s.bus.Publish(s.Context(), placedV1{OrderID: id}, bus.WithID(id)))
 	}
 }
 
@@ -222,3 +222,5 @@ func (a *audience) outcomes() []bus.Outcome {
 	}
 	return outcomes
 }
+
+func (*audience) BreakerChanged(bus.BreakerChange) {}

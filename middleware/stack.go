@@ -22,7 +22,7 @@ const (
 	StepVersion = "version"
 )
 
-// standardOrder is the standard steps, outermost first, each with what breaks if something stands
+// standardOrder returns the standard steps, outermost first, each with what breaks if something stands
 // outside of it that belongs inside.
 func standardOrder() []struct{ step, reason string } {
 	return []struct{ step, reason string }{
@@ -60,7 +60,7 @@ var _ bus.Stack = Stack{}
 // NewStack makes a stack of steps, outermost first.
 func NewStack(steps ...Step) Stack { return Stack{steps: slices.Clone(steps)} }
 
-// Names are the names of the steps, outermost first.
+// Names returns the names of the steps, outermost first.
 func (s Stack) Names() []string {
 	names := make([]string, len(s.steps))
 	for i, step := range s.steps {

@@ -29,7 +29,7 @@ type Config struct {
 	Upcasters []Upcaster
 }
 
-// Standard is the stack that services use: every step, in its order. A handler's own timeout, retry
+// Standard returns the stack that services use: every step, in its order. A handler's own timeout, retry
 // policy and dedup mode take the place of the configured ones.
 func Standard(cfg Config) Stack {
 	if cfg.Store == nil {

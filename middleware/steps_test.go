@@ -217,9 +217,9 @@ func TestPoisonAcksNothingThatIsNotSafe(t *testing.T) {
 		_, err := middleware.Poison(cfg)(returns(errHandler))(msg)
 		require.ErrorIs(t, err, errHandler)
 		require.ErrorContains(t, err, name)
-		r, ok := bus.AsRedelivery(err)
+		r, ok := errors.AsType[*bus.Redelivery](err)
 		require.True(t, ok)
-		require.Equal(t, bus.CostsNothing, r.Cost)
+		require.True(t, r.Uncounted)
 		require.Equal(t, bus.Redelivered, bus.DeliveryFrom(msg.Context()).Outcome(err))
 	}
 }
@@ -250,7 +250,7 @@ func TestRetryByItself(t *testing.T) {
 		msg := event("a")
 		if d != nil {
 			d.Message = msg
-			msg.SetContext(bus.ContextWithDelivery(context.Background(), d))
+			msg.SetContext(d.NewContext(context.Background()))
 		}
 		began := time.Now()
 		_, err = middleware.Retry(policy)(func(*message.Message) ([]*message.Message, error) {
@@ -265,7 +265,7 @@ func TestRetryByItself(t *testing.T) {
 		n, took, err := run(&bus.Delivery{Delivery: driver.Delivery{Attempt: 1, Settler: settler{}}}, always)
 		require.Equal(t, 3, n)
 		require.Equal(t, 1001*time.Millisecond, took)
-		r, ok := bus.AsRedelivery(err)
+		r, ok := errors.AsType[*bus.Redelivery](err)
 		require.True(t, ok)
 		require.Equal(t, &bus.Redelivery{After: time.Hour, Err: errHandler}, r)
 
@@ -315,9 +315,9 @@ func TestRetryDoesNotWaitForAMessageWhoseContextIsOver(t *testing.T) {
 			return nil, errHandler
 		})(msg)
 		require.Equal(t, 1, n)
-		r, ok := bus.AsRedelivery(err)
+		r, ok := errors.AsType[*bus.Redelivery](err)
 		require.True(t, ok)
-		require.Equal(t, bus.CostsAttempt, r.Cost, "or a step with a limit would give it back for ever")
+		require.False(t, r.Uncounted, "or a step with a limit would give it back for ever")
 		require.ErrorIs(t, err, errHandler)
 	})
 }
@@ -357,3 +357,5 @@ func TestLogSaysWhatWentWrongAndKeepsQuietOtherwise(t *testing.T) {
 	l.Published(t.Context(), bus.Publication{Topic: orderTopic, Messages: make([]*message.Message, 3), Err: errHandler})
 	require.Contains(t, text.String(), `level=ERROR msg="leat: publish failed" topic=order.placed.v1 messages=3 err="handler failed"`)
 }
+
+func (orderly) BreakerChanged(bus.BreakerChange) {}

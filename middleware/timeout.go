@@ -85,7 +85,7 @@ func (c *deadlineContext) materialize() context.Context {
 	return c.real
 }
 
-// end is the cancel function of the try.
+// end returns the cancel function of the try.
 func (c *deadlineContext) end() {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -110,7 +110,7 @@ func lifted(codec bus.Codec, chain []Upcaster, msg *message.Message, next messag
 	return next(msg)
 }
 
-// upcastChains is, for each version that must be lifted, the way to a type of the handler.
+// upcastChains returns, for each version that must be lifted, the upcasters that lead to a type of the handler.
 func upcastChains(types []bus.Type, upcasters []Upcaster) (map[bus.Type][]Upcaster, error) {
 	from := make(map[bus.Type]Upcaster)
 	for _, u := range upcasters {

@@ -185,7 +185,7 @@ func TestVersion_newerMessagesWaitForANewerService(t *testing.T) {
 				s := &shop{t: t, transport: kept{memory.New(memory.Config{})}}
 				s.start(handlers.Func("ledger", func(context.Context, placedV1) error { return nil }, ordered))
 				publish := func(e bus.Event, key string) {
-					require.NoError(t, s.current.bus.Publish(context.Background(), e, bus.Key(key)))
+					require.NoError(t, s.current.bus.Publish(context.Background(), e, bus.WithKey(key)))
 				}
 				for i := range 30 {
 					publish(placedV2{OrderID: orderID(i)}, "same key")

@@ -25,7 +25,7 @@ type Opener func(ctx context.Context, u *url.URL) (driver.Transport, error)
 // Mux finds the opener for a URL by its scheme. It must not be changed while it is in use.
 type Mux struct{ openers map[string]Opener }
 
-// Default is a new mux with every transport that needs no module of its own.
+// Default returns a new mux with every transport that needs no module of its own.
 func Default() *Mux {
 	m := &Mux{openers: make(map[string]Opener)}
 	m.Register(memory.Open, memory.Scheme)
@@ -41,7 +41,7 @@ func (m *Mux) Register(open Opener, schemes ...string) {
 	}
 }
 
-// Schemes are the registered schemes, sorted.
+// Schemes returns the registered schemes, sorted.
 func (m *Mux) Schemes() []string { return slices.Sorted(maps.Keys(m.openers)) }
 
 // openNotice is how long a message system may take to answer before the log says so.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/url"
+	"os/exec"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -72,6 +73,7 @@ func TestMistakesInTheURLAreClearAndShowNoPassword(t *testing.T) {
 		"amqp://guest:s3cr3t@[::1/":    "can't be parsed",
 		"amqp://guest:s3cr3t@:port/":   "can't be parsed",
 		"postgres://u:s3cr3t@h/db?x=1": `unknown option "x"`,
+		"sqlite:///tmp/leat.db":        `sqlite:// needs the driver; add import _ "github.com/leatbus/leat/transports/sqlite" to the main package`,
 	} {
 		t.Run(rawURL, func(t *testing.T) {
 			_, err := transports.Open(t.Context(), rawURL)
@@ -79,6 +81,14 @@ func TestMistakesInTheURLAreClearAndShowNoPassword(t *testing.T) {
 			require.NotContains(t, err.Error(), "s3cr")
 		})
 	}
+}
+
+// TestOpen_linksNoSQLite also keeps it out of whatever a service on another transport imports.
+func TestOpen_linksNoSQLite(t *testing.T) {
+	deps, err := exec.Command("go", "list", "-deps", "github.com/leatbus/leat/fxmodule/...").Output()
+	require.NoError(t, err)
+	require.Contains(t, string(deps), "github.com/leatbus/leat/transports/sql\n")
+	require.NotContains(t, string(deps), "modernc.org/")
 }
 
 func TestAMuxTakesTransportsOfOthers(t *testing.T) {

@@ -50,7 +50,7 @@ func New(t testing.TB, handlers ...bus.Handler) *Harness {
 	return NewWith(t, Config{}, handlers...)
 }
 
-// NewWith is New with another configuration.
+// NewWith does what New does, with another configuration.
 func NewWith(t testing.TB, cfg Config, handlers ...bus.Handler) *Harness {
 	t.Helper()
 	h := &Harness{
@@ -116,7 +116,7 @@ func (h *Harness) must(err error) {
 	}
 }
 
-// Bus is the bus under test.
+// Bus returns the bus under test.
 func (h *Harness) Bus() *bus.Bus { return h.bus }
 
 // Publish publishes an event.
@@ -184,7 +184,7 @@ func Redeliver[T bus.Event](h *Harness, handler string) {
 	}
 }
 
-// again are the messages of T's type to be sent again, each once. None at all would prove nothing.
+// again returns the messages of T's type to be sent again, each once. None at all would prove nothing.
 func again[T bus.Event](h *Harness) []*message.Message {
 	h.t.Helper()
 	msgs := h.story.distinct(typeOf[T](h))
@@ -228,7 +228,7 @@ func (h *Harness) requireOutcome(handler string, want bus.Outcome, n int) {
 	}
 }
 
-// Published are the events of T's type that were published, in order.
+// Published returns the events of T's type that were published, in order.
 func Published[T bus.Event](h *Harness) []T {
 	h.t.Helper()
 	var events []T

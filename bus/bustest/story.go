@@ -44,7 +44,7 @@ func (s *story) Finished(_ context.Context, d *bus.Delivery, o bus.Observation) 
 	s.ends = append(s.ends, end{driver.MessageID(d.Message), d.Group, d.Attempt, d.Try, o})
 }
 
-// messages are those of a topic, in the order of their publishing.
+// messages returns the messages of a topic, in the order of their publishing.
 func (s *story) messages(topic string) (found []*message.Message) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -56,11 +56,11 @@ func (s *story) messages(topic string) (found []*message.Message) {
 	return found
 }
 
-// distinct are the messages of a topic, those that were published again only once.
+// distinct returns the messages of a topic, those that were published again only once.
 func (s *story) distinct(topic string) (found []*message.Message) {
 	seen := make(map[string]bool)
 	for _, msg := range s.messages(topic) {
-		if id := bus.Identity(msg); !seen[id] {
+		if id := bus.Attach(msg).Identity(); !seen[id] {
 			seen[id] = true
 			found = append(found, msg)
 		}
@@ -123,3 +123,5 @@ func (s *story) tell(b *strings.Builder, id string) {
 		b.WriteString("    reached no handler\n")
 	}
 }
+
+func (*story) BreakerChanged(bus.BreakerChange) {}

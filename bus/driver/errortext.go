@@ -38,7 +38,7 @@ func OneLine(text string, limit int) string {
 // as an error.
 func errorText(err error) string { return fmt.Sprint(err) }
 
-// ErrorClass is what people group failures by: the Go type of the innermost error that is more than
+// ErrorClass returns what people group failures by: the Go type of the innermost error that is more than
 // text, which leat's own wrappers and those of the packages errors and fmt are not. Where there is
 // none, it is the innermost error's. A panic's class names its value's type.
 func ErrorClass(err error) string {

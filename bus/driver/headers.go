@@ -34,7 +34,7 @@ const (
 	HeaderInstance = "leat_instance"
 )
 
-// MessageID is the event's id; the Watermill UUID for messages that carry no CloudEvents id.
+// MessageID returns the event's id; the Watermill UUID for messages that carry no CloudEvents id.
 func MessageID(msg *message.Message) string {
 	if id := msg.Metadata[HeaderID]; id != "" {
 		return id
@@ -42,13 +42,13 @@ func MessageID(msg *message.Message) string {
 	return msg.UUID
 }
 
-// MessageTime is when the event happened; the zero time where the message does not say.
+// MessageTime returns when the event happened; the zero time where the message does not say.
 func MessageTime(msg *message.Message) time.Time { return ParseTime(msg.Metadata[HeaderTime]) }
 
 // DeliverAt returns the time before which the message is not handed out; the zero time if it has none.
 func DeliverAt(msg *message.Message) time.Time { return ParseTime(msg.Metadata[HeaderDeliverAt]) }
 
-// PartitionKey is the key by which order is kept: the CloudEvents partitionkey, else the subject.
+// PartitionKey returns the key by which order is kept: the CloudEvents partitionkey, else the subject.
 func PartitionKey(msg *message.Message) string {
 	if key := msg.Metadata[HeaderPartitionKey]; key != "" {
 		return key
@@ -56,5 +56,5 @@ func PartitionKey(msg *message.Message) string {
 	return msg.Metadata[HeaderSubject]
 }
 
-// TopicOf is where a message belongs by its own account: its ce_type.
+// TopicOf returns where a message belongs by its own account: its ce_type.
 func TopicOf(msg *message.Message) string { return msg.Metadata[HeaderType] }

@@ -23,7 +23,7 @@ func NewPanicError(recovered any) *PanicError {
 	return &PanicError{Value: recovered, callers: callers[:runtime.Callers(2, callers)]}
 }
 
-// Stack is the stack of the panic, innermost call first, a line for the function and one for its place.
+// Stack returns the stack of the panic, innermost call first, a line for the function and one for its place.
 func (e *PanicError) Stack() string {
 	var b strings.Builder
 	frames := runtime.CallersFrames(e.callers)
@@ -37,7 +37,7 @@ func (e *PanicError) Stack() string {
 
 func (e *PanicError) Error() string { return OneLine(fmt.Sprintf("panic: %v", e.Value), MaxErrorBytes) }
 
-// Unwrap is the panic's value where that is an error.
+// Unwrap returns the panic's value where that is an error.
 func (e *PanicError) Unwrap() error {
 	err, _ := e.Value.(error)
 	return err

@@ -14,7 +14,7 @@ type PoisonedMessage struct {
 	Parked  int // messages that wait behind it; [Unknown] where the transport can't tell
 }
 
-// Topic is where the message was published: by its fault, else by its own account.
+// Topic returns where the message was published: by its fault, else by its own account.
 func (p PoisonedMessage) Topic() string {
 	if topic := p.Message.Metadata[HeaderFaultTopic]; topic != "" {
 		return topic

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 )
@@ -87,6 +88,9 @@ type Subscription struct {
 	Known []string
 	// Concurrency is how many deliveries may be out at once. At least 1.
 	Concurrency int
+	// Delays are the delays of the retry policy that are redeliveries, sorted: a hint for transports that prepare a queue
+	// for each.
+	Delays []time.Duration
 	// Order is the order that the group asks for.
 	Order Order
 	// Park keeps the order past a poisoned message too. When a message is poisoned, the later ones
@@ -151,7 +155,7 @@ func (c Capabilities) Check(s Subscription) error {
 		missing = append(missing, "strict ordering (set concurrency to 1 and run one instance)")
 	}
 	if s.Park && !c.Park {
-		missing = append(missing, "parking behind poisoned messages (the option Park(bus.ParkOff) lets them pass)")
+		missing = append(missing, "parking behind poisoned messages (the option WithoutParking lets them pass)")
 	}
 	if !c.Patterns && len(s.Known) == 0 {
 		missing = append(missing, "subscribing by pattern (name the topics one by one)")
@@ -163,7 +167,7 @@ func (c Capabilities) Check(s Subscription) error {
 }
 
 // ErrParkUnordered is the error of a group that asks to park and is not ordered.
-var ErrParkUnordered = errors.New("it parks messages behind poisoned ones, and is not ordered; ask for an order, or let them pass with ParkOff")
+var ErrParkUnordered = errors.New("it parks messages behind poisoned ones, and is not ordered; ask for an order, or let them pass with WithoutParking")
 
 // MaxGroupBytes is the longest group name. It leaves a transport room for a suffix.
 const MaxGroupBytes = 200

@@ -50,6 +50,7 @@ import (
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/internal/verbs"
 	"github.com/leatbus/leat/transports/sql"
+	_ "github.com/leatbus/leat/transports/sqlite"
 )
 
 // commands are the verbs, each in a file of its own.

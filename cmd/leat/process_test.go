@@ -80,7 +80,7 @@ func poisonMany(t *testing.T, address string, n int) (group string) {
 		id := fmt.Sprintf("m-%05d", i)
 		msg := message.NewMessage(id, []byte(`{}`))
 		msg.Metadata = message.Metadata{driver.HeaderID: id, driver.HeaderType: "order.paid.v1", driver.HeaderSource: "shop"}
-		bus.Fault{Text: "down", Class: "*net.OpError", Attempts: 8, Tries: 8, At: time.Now(), Group: group, Topic: "order.paid.v1"}.Set(msg.Metadata)
+		driver.Fault{Text: "down", Class: "*net.OpError", Attempts: 8, Tries: 8, At: time.Now(), Group: group, Topic: "order.paid.v1"}.Set(msg.Metadata)
 		msgs[i].Message = msg
 	}
 	require.NoError(t, transport.PoisonQueue(group).Put(patience(t), msgs...))

@@ -83,7 +83,7 @@ func (t *target) dial(ctx context.Context, u *url.URL) (bus.Transport, error) {
 	return operator.Dial(ctx, u, t.AdminToken)
 }
 
-// trimmed is an error without the name of the package that it came from.
+// trimmed returns an error without the name of the package that it came from.
 func trimmed(err error) error {
 	return fmt.Errorf("%s", strings.TrimPrefix(err.Error(), "transports: "))
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -45,7 +46,7 @@ func remark(d *bus.Delivery, o bus.Observation) string {
 	if d.Try > 1 {
 		tries = fmt.Sprintf("%d tries", d.Try)
 	}
-	r, again := bus.AsRedelivery(o.Err)
+	r, again := errors.AsType[*bus.Redelivery](o.Err)
 	switch {
 	case again && r.Err != nil:
 		return fmt.Sprintf("again in %s: %v", r.After.Round(time.Millisecond), r.Err)
@@ -156,3 +157,5 @@ func (v *screen) howFar(in *input, s bus.Stats) string {
 	return fmt.Sprintf("%.1fs  %s lines read · %s outcomes, %s/s · %s to come", took.Seconds(),
 		thousands(in.read.Load()), thousands(settled), thousands(uint64(float64(settled)/took.Seconds())), thousands(waiting))
 }
+
+func (*screen) BreakerChanged(bus.BreakerChange) {}

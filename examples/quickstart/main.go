@@ -26,6 +26,7 @@ import (
 	"github.com/leatbus/leat/handlers"
 	"github.com/leatbus/leat/middleware"
 	"github.com/leatbus/leat/transports"
+	_ "github.com/leatbus/leat/transports/sqlite"
 )
 
 func main() {
@@ -96,8 +97,8 @@ func newBus(ctx context.Context, s settings, view *screen) (*bus.Bus, error) {
 		return nil, errors.Join(err, transport.Close(ctx))
 	}
 	for _, h := range []bus.Handler{
-		handlers.Func("reserve-stock", ReserveStock, handlers.OrderedByKey(), handlers.Park(bus.ParkOff)),
-		handlers.Func("book-payment", BookPayment, handlers.OrderedByKey(), handlers.Park(bus.ParkOff)),
+		handlers.Func("reserve-stock", ReserveStock, handlers.OrderedByKey(), handlers.WithoutParking()),
+		handlers.Func("book-payment", BookPayment, handlers.OrderedByKey(), handlers.WithoutParking()),
 		handlers.Raw("audit", []string{"order.>"}, Audit),
 	} {
 		if err := b.Handle(h); err != nil {

@@ -27,6 +27,7 @@ import (
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports"
 	"github.com/leatbus/leat/transports/sql"
+	_ "github.com/leatbus/leat/transports/sqlite"
 )
 
 func TestMain(m *testing.M) { testscript.Main(m, map[string]func(){"shop": shop}) }
@@ -176,6 +177,19 @@ func TestWhatIfLeavesEverythingAsItIs(t *testing.T) {
 			require.Equal(t, "replayed 3 messages\n", out)
 		})
 	}
+}
+
+func TestMain_refusesArgumentsThatAreNoVerb(t *testing.T) {
+	w := newWorld(t, "sqlite://"+filepath.Join(t.TempDir(), "bus.db"))
+	out, status := w.shop("poisn", "ls")
+	require.Equal(t, 2, status, out)
+	require.Contains(t, out, `did you mean "poison"?`)
+	out, status = w.shop("--port=80")
+	require.Equal(t, 2, status, out)
+	out, status = w.shop("--help")
+	require.Equal(t, 0, status, out)
+	require.Contains(t, out, "poison stats")
+	require.NoFileExists(t, w.hooks, "the service did not start")
 }
 
 // TestWhatIfWithoutTheServicesStart is for a service that can't start twice on a machine: a handler whose

@@ -29,6 +29,7 @@ import (
 	"github.com/leatbus/leat/middleware"
 	"github.com/leatbus/leat/transports"
 	"github.com/leatbus/leat/transports/memory"
+	_ "github.com/leatbus/leat/transports/sqlite"
 )
 
 func TestMain(m *testing.M) { testenv.Main(m) }

@@ -476,7 +476,7 @@ func importedWithoutParking(w *world) {
 	p := w.start(handlers.Raw("ledger", []string{topic}, func(_ context.Context, msg *message.Message) error {
 		w.note("%s", driver.MessageID(msg))
 		return nil
-	}, handlers.OrderedByKey(), handlers.Park(bus.ParkOff)))
+	}, handlers.OrderedByKey(), handlers.WithoutParking()))
 	p.importPoisoned("a1", "a")
 	p.publish(topic, "a2", `{}`, "a")
 	w.awaitNotes(1)

@@ -177,15 +177,15 @@ in_chroot() {
 	echo $! >"$dir/$name.pid"
 }
 
-# answers logs in at the server, with the same handshake as the tests' own stack.
+# answers logs in at the server, with the handshake of internal/testservices.
 answers() {
-	env -u LEAT_TEST_REDIS_URL "LEAT_TEST_${variable}_URL=$(url)" "$dir/stack" -services "$(service)" -- true >/dev/null 2>&1
+	env -u LEAT_TEST_REDIS_URL "LEAT_TEST_${variable}_URL=$(url)" "$dir/testservices" -services "$(service)" -- true >/dev/null 2>&1
 }
 
 start() {
 	row "$1"
 	mkdir -p "$dir"
-	go build -o "$dir/stack" ./internal/stack
+	go build -o "$dir/testservices" ./internal/testservices
 	if ! answers; then
 		local e
 		e=$(engine)

@@ -379,7 +379,7 @@ func readRecords(r *http.Request) (msgs []driver.PoisonedMessage, err error) {
 	return msgs, readEnd(decoder)
 }
 
-// queue is the poison queue of a group that is there.
+// queue returns the poison queue of a group that is there.
 func (a Admin) queue(r *http.Request) (string, driver.PoisonQueue, error) {
 	group, transport := r.PathValue("group"), WithOutbox(a.Bus.Transport(), a.Bus.Outbox())
 	if inspector, ok := transport.(driver.Inspector); ok {

@@ -60,7 +60,7 @@ func (c *Classes) Add(group string, m driver.PoisonedMessage) {
 	}
 }
 
-// List is the classes by group, the most frequent first.
+// List returns the classes by group, the most frequent first.
 func (c *Classes) List() []Class {
 	list := make([]Class, len(c.all))
 	for i, class := range c.all {

@@ -65,10 +65,10 @@ func errURL() error {
 	return errors.New("the URL of an admin endpoint is unix:///path or http://host:port alone; the token goes into LEAT_ADMIN_TOKEN")
 }
 
-// Capabilities are unknown here, and nobody subscribes.
+// Capabilities returns none: they are unknown here, and nobody subscribes.
 func (c *Client) Capabilities() driver.Capabilities { return driver.Capabilities{Poison: true} }
 
-// Subscribe is not for operators.
+// Subscribe returns an error: operators do not subscribe.
 func (c *Client) Subscribe(context.Context, driver.Subscription) (driver.Receiver, error) {
 	return nil, fmt.Errorf("admin endpoint: subscribe: %w", driver.ErrUnsupported)
 }
@@ -79,7 +79,7 @@ func (c *Client) Close(context.Context) error {
 	return nil
 }
 
-// Carry is a message of a topic as a record.
+// Carry returns a message of a topic as a record.
 func Carry(topic string, msg *message.Message) Record {
 	r := Full("", driver.PoisonedMessage{Message: msg})
 	r.Topic, r.Headers[driver.HeaderFaultTopic] = topic, topic
@@ -100,19 +100,19 @@ func (c *Client) Publish(ctx context.Context, topic string, msgs ...*message.Mes
 	return nil
 }
 
-// Groups are the transport's.
+// Groups returns the groups of the service's transport.
 func (c *Client) Groups(ctx context.Context) ([]driver.GroupInfo, error) {
 	all, err := lines[Group](c.do(ctx, http.MethodGet, "groups", nil, nil))
 	return each(all, Group.info), err
 }
 
-// Topics are the transport's.
+// Topics returns the topics of the service's transport.
 func (c *Client) Topics(ctx context.Context) ([]driver.TopicInfo, error) {
 	all, err := lines[Topic](c.do(ctx, http.MethodGet, "topics", nil, nil))
 	return each(all, func(t Topic) driver.TopicInfo { return driver.TopicInfo(t) }), err
 }
 
-// Diagnose is what the service finds.
+// Diagnose returns what the service finds.
 func (c *Client) Diagnose(ctx context.Context) []driver.Finding {
 	all, err := lines[Finding](c.do(ctx, http.MethodGet, "doctor", nil, nil))
 	if err != nil {
@@ -162,7 +162,7 @@ func (c *Client) Tail(ctx context.Context, pattern string, fn func(topic string,
 	}
 }
 
-// PoisonQueue is the group's.
+// PoisonQueue returns the poison queue of a group.
 func (c *Client) PoisonQueue(group string) driver.PoisonQueue { return &remoteQueue{c, group} }
 
 // remoteQueue is a poison queue behind the endpoint.

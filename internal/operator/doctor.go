@@ -8,7 +8,7 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// Diagnose is what the transport finds out about itself, and what its groups tell.
+// Diagnose returns what the transport finds out about itself, and what its groups tell.
 func Diagnose(ctx context.Context, inspector driver.Inspector) []driver.Finding {
 	findings := inspector.Diagnose(ctx)
 	for _, f := range findings {
@@ -26,7 +26,7 @@ func Diagnose(ctx context.Context, inspector driver.Inspector) []driver.Finding 
 	return findings
 }
 
-// DiagnoseOutbox is [Diagnose] for the database of an outbox, of which nothing else is looked at.
+// DiagnoseOutbox does what [Diagnose] does for the database of an outbox, and checks nothing else.
 func DiagnoseOutbox(ctx context.Context, inspector driver.Inspector) []driver.Finding {
 	findings := inspector.Diagnose(ctx)
 	groups, err := inspector.Groups(ctx)
@@ -64,7 +64,7 @@ func diagnoseGroup(g driver.GroupInfo) driver.Finding {
 	return f
 }
 
-// Count is a number, or ? for one that is unknown.
+// Count returns a number, or ? for one that is unknown.
 func Count(n int) string {
 	if n == driver.Unknown {
 		return "?"

@@ -25,7 +25,7 @@ func (e *UnknownGroupError) Error() string {
 	return fmt.Sprintf("there is no group %q; leat groups shows those that there are", e.Group)
 }
 
-// FindGroups are the groups with these names, or all of them where none is named.
+// FindGroups returns the groups with these names, or all of them if none is named.
 func FindGroups(ctx context.Context, inspector driver.Inspector, names ...string) ([]driver.GroupInfo, error) {
 	all, err := inspector.Groups(ctx)
 	if err != nil || len(names) == 0 {

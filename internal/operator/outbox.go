@@ -10,7 +10,7 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// WithOutbox is a bus's transport with its outbox, if it has one, as one more group: what was set aside
+// WithOutbox returns a bus's transport with its outbox, if it has one, as one more group: what was set aside
 // there is shown, replayed to the relay and dropped like any other poisoned message.
 func WithOutbox(t driver.Transport, outbox driver.Outbox) driver.Transport {
 	o, ok := outbox.(poisoningOutbox)
@@ -47,7 +47,7 @@ type inspectedOutbox struct {
 	driver.Inspector
 }
 
-// Groups are the transport's and the outbox, by name. A transport on the outbox's own tables knows it.
+// Groups returns the transport's and the outbox, by name. A transport on the outbox's own tables knows it.
 func (t *inspectedOutbox) Groups(ctx context.Context) ([]driver.GroupInfo, error) {
 	all, err := t.Inspector.Groups(ctx)
 	if err != nil {

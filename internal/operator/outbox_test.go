@@ -16,6 +16,7 @@ import (
 	"github.com/leatbus/leat/middleware"
 	"github.com/leatbus/leat/transports/memory"
 	"github.com/leatbus/leat/transports/sql"
+	_ "github.com/leatbus/leat/transports/sqlite"
 )
 
 // TestTheOutboxIsOneMoreGroup is a service in memory whose outbox has set something aside.

@@ -49,7 +49,7 @@ type Record struct {
 	RawData    []byte            `json:"data_base64,omitempty"` // a payload that is not valid UTF-8
 }
 
-// Summary is a record without headers and data.
+// Summary returns a record without headers and data.
 func Summary(group string, m driver.PoisonedMessage) Record {
 	f, envelope := m.Fault, bus.EnvelopeOf(m.Message)
 	r := Record{
@@ -80,7 +80,7 @@ func Summary(group string, m driver.PoisonedMessage) Record {
 	return r
 }
 
-// Full is a record with headers and data.
+// Full returns a record with headers and data.
 func Full(group string, m driver.PoisonedMessage) Record {
 	r := Summary(group, m)
 	r.UUID, r.Chain, r.Stack = m.Message.UUID, m.Fault.Chain, m.Fault.Stack
@@ -103,7 +103,7 @@ func Full(group string, m driver.PoisonedMessage) Record {
 	return r
 }
 
-// Message is the message of a full record.
+// Message returns the message of a full record.
 func (r Record) Message() (driver.PoisonedMessage, error) {
 	if len(r.Headers)+len(r.RawHeaders) == 0 {
 		return driver.PoisonedMessage{}, fmt.Errorf("record %s has no headers; export writes them, ls does not", cmp.Or(r.ID, r.EventID))
@@ -122,12 +122,12 @@ func (r Record) Message() (driver.PoisonedMessage, error) {
 	return driver.PoisonedMessage{ID: r.ID, Message: msg, Fault: driver.FaultOf(msg.Metadata)}, nil
 }
 
-// typeOf is the event type that the message says it has.
+// typeOf returns the event type that the message says it has.
 func typeOf(m driver.PoisonedMessage) (bus.Type, error) {
 	return (&bus.Delivery{Delivery: driver.Delivery{Message: m.Message, Topic: m.Topic()}}).Type()
 }
 
-// instant is nil for the zero time.
+// instant returns nil for the zero time.
 func instant(t time.Time) *time.Time {
 	if t.IsZero() {
 		return nil

@@ -21,7 +21,7 @@ type Rehearser struct {
 	stack middleware.Stack
 }
 
-// NewRehearser is for the handlers that are registered with the bus, in their stack.
+// NewRehearser returns a rehearser of the handlers that are registered with the bus, in their stack.
 func NewRehearser(b *bus.Bus, stack middleware.Stack) *Rehearser { return &Rehearser{b, stack} }
 
 // Rehearsing is who can rehearse: a service's own process, or a [Client] of its endpoint.
@@ -49,7 +49,7 @@ type Rehearsed struct {
 // Undoes implements [Rehearsing].
 func (r *Rehearser) Undoes(_ context.Context, group string) (bool, error) {
 	h, err := r.handler(group)
-	return h.Effects == bus.EffectsInTransaction, err
+	return h.Undoable, err
 }
 
 // Rehearse tries as many at once as the handler handles.
@@ -101,7 +101,7 @@ func (r *Rehearser) handler(group string) (bus.Handler, error) {
 	return bus.Handler{}, &UnknownGroupError{Group: group, Nearest: nearestGroup(group, names)}
 }
 
-// function is the handler in its stack, but for the steps that would change something.
+// function returns the handler in its stack, but for the steps that would change something.
 func (r *Rehearser) function(h bus.Handler) (message.HandlerFunc, error) {
 	stack := r.stack
 	if h.Stack != nil {
@@ -135,10 +135,11 @@ func rehearse(ctx context.Context, fn message.HandlerFunc, group string, m drive
 	msg := m.Message.Copy()
 	driver.ClearFault(msg.Metadata)
 	rehearsal := new(bus.Rehearsal)
-	msg.SetContext(bus.ContextWithDelivery(ctx, &bus.Delivery{
+	d := &bus.Delivery{
 		Delivery:  driver.Delivery{Message: msg, Topic: m.Topic(), Group: group, Attempt: 1, FirstSeen: m.Fault.FirstAt},
 		Rehearsal: rehearsal, Try: 1,
-	}))
+	}
+	msg.SetContext(d.NewContext(ctx))
 	produced, err := fn(msg)
 	if err != nil && !bus.IsDiscard(err) { // a discarded one is done, too
 		fail(err)

@@ -5,7 +5,7 @@
 //	url := testenv.Redis(t)
 //
 // and is skipped, with the cure in the message, where there is none. Command
-// stack finds or starts the servers, and requires them, so that a skip there is
+// testservices finds or starts the servers, and requires them, so that a skip there is
 // a failure. [Proxy] stands between a client and its server and breaks the
 // connection in the ways networks do.
 package testenv

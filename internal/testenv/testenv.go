@@ -44,7 +44,7 @@ func serviceURL(t testing.TB, service, variable string) string {
 	if url := os.Getenv(variable); url != "" {
 		return url
 	}
-	const cure = "set %s or run: make test"
+	const cure = "set %s or run: go run ./internal/check"
 	if required := strings.Split(os.Getenv("LEAT_TEST_REQUIRE"), ","); slices.Contains(required, service) {
 		t.Fatalf("LEAT_TEST_REQUIRE names "+service+", but it has no URL; "+cure, variable)
 	}

@@ -25,7 +25,7 @@ func TestAServiceThatIsLackingSkipsWithTheCure(t *testing.T) {
 		t.Setenv(variable, "")
 		verdict := ask(t, url)
 		require.True(t, verdict.skipped)
-		require.Contains(t, verdict.message, "set "+variable+" or run: make test")
+		require.Contains(t, verdict.message, "set "+variable+" or run: go run ./internal/check")
 	}
 }
 
@@ -35,7 +35,7 @@ func TestAServiceThatIsRequiredAndLackingFails(t *testing.T) {
 		t.Setenv(variable, "")
 		verdict := ask(t, url)
 		require.True(t, verdict.failed)
-		require.Contains(t, verdict.message, "set "+variable+" or run: make test")
+		require.Contains(t, verdict.message, "set "+variable+" or run: go run ./internal/check")
 	}
 }
 

@@ -90,7 +90,7 @@ func lookAt(ctx context.Context, e *Env, raw string, look func(context.Context, 
 	return look(ctx, t), nil
 }
 
-// cureOf is what to do about a message system that does not open.
+// cureOf returns what to do about a message system that does not open.
 func cureOf(err error) string {
 	knows, ok := errors.AsType[interface {
 		error

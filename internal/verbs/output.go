@@ -53,7 +53,7 @@ func short(text string, runes int) string {
 	return text
 }
 
-// ago is how long ago something was.
+// ago returns how long ago something was.
 func ago(t *time.Time) string {
 	if t == nil {
 		return "-"
@@ -73,7 +73,7 @@ func ago(t *time.Time) string {
 
 func shown(n int) string { return operator.Count(n) }
 
-// messages is a number of them in words.
+// messages returns a number of messages in words.
 func messages(n int) string {
 	if n == 1 {
 		return "1 message"

@@ -83,7 +83,7 @@ type chosen struct {
 	seen  int // messages, chosen or not
 }
 
-// queues are the poison queues that the flags name: all that hold something, where they name none.
+// queues returns the poison queues that the flags name: all that hold something, where they name none.
 func (f filter) queues(ctx context.Context, s *session) ([]chosen, error) {
 	groups, err := s.groups(ctx, f.Group...)
 	if errors.Is(err, errNoInspector) && len(f.Group) > 0 {
@@ -155,7 +155,7 @@ func (h *hints) add(m driver.PoisonedMessage) {
 // maxHints bounds what is remembered of a queue.
 const maxHints = 1000
 
-// mistake is what may be wrong with flags that choose nothing.
+// mistake returns what may be wrong with flags that choose nothing.
 func (h *hints) mistake(f filter) error {
 	for _, flag := range []struct {
 		what, value string
@@ -181,7 +181,7 @@ func (e *Env) nothing(queues []chosen) {
 	}
 }
 
-// choose is the places of the chosen messages, counted by class.
+// choose returns the places of the chosen messages, counted by class.
 func (f filter) choose(ctx context.Context, s *session) (queues []chosen, classes *operator.Classes, n int, err error) {
 	classes = new(operator.Classes)
 	queues, err = f.each(ctx, s, func(queue *chosen, m driver.PoisonedMessage) error {

@@ -67,7 +67,7 @@ func (c *poisonLs) lines(ctx context.Context, s *session) error {
 // defaultLimit is that of the table, which somebody reads.
 const defaultLimit = 100
 
-// versioned is a record's type with its version.
+// versioned returns a record's type with its version.
 func versioned(r operator.Record) string {
 	if r.Version == 0 {
 		return r.Type

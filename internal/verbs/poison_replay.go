@@ -94,7 +94,7 @@ func (b bulk) run(ctx context.Context, s *session, queues []chosen, n int, d dee
 	return err
 }
 
-// aside is what is worth saying beside the number.
+// aside returns what is worth saying beside the number.
 func aside(total operator.Moved, n int, took time.Duration) string {
 	text := ""
 	if n >= 1000 {

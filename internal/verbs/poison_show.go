@@ -42,7 +42,7 @@ func (c *poisonShow) Run(ctx context.Context, e *Env) error {
 	})
 }
 
-// named is a filter for one group, or none.
+// named returns a filter for one group, or none.
 func named(group string) filter {
 	if group == "" {
 		return filter{}
@@ -90,7 +90,7 @@ func writeMessage(w io.Writer, group string, m driver.PoisonedMessage) error {
 	return err
 }
 
-// readable is a payload for people.
+// readable returns a payload for people.
 func readable(payload []byte) string {
 	var indented bytes.Buffer
 	switch {

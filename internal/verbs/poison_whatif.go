@@ -52,7 +52,7 @@ func (c *poisonReplay) whatIf(ctx context.Context, e *Env) error {
 	})
 }
 
-// rehearser is who has the handlers.
+// rehearser returns who has the handlers.
 func (s *session) rehearser() (operator.Rehearsing, error) {
 	if s.Rehearser != nil {
 		return s.Rehearser, nil

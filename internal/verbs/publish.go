@@ -129,7 +129,7 @@ func (c *publish) event(e *Env) (*message.Message, error) {
 	return msg, nil
 }
 
-// value is a flag's text, or the file that it names with an @.
+// value returns a flag's text, or the file that it names with an @.
 func (e *Env) value(text string) ([]byte, error) {
 	if len(text) == 0 || text[0] != '@' {
 		return []byte(text), nil

@@ -98,7 +98,7 @@ func (s *session) inspector() (driver.Inspector, error) {
 	return inspector, nil
 }
 
-// groups are those with these names, or all.
+// groups returns the groups with these names, or all.
 func (s *session) groups(ctx context.Context, names ...string) ([]driver.GroupInfo, error) {
 	inspector, err := s.inspector()
 	if err != nil {

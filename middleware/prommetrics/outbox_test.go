@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/middleware/prommetrics"
 	"github.com/leatbus/leat/transports/memory"
 )
@@ -19,15 +20,15 @@ import (
 // waiting is an outbox in which something waits.
 type waiting struct {
 	bus.Outbox
-	stats bus.OutboxStats
+	stats driver.OutboxStats
 	err   error
 }
 
-func (o *waiting) Stats(context.Context) (bus.OutboxStats, error) { return o.stats, o.err }
-func (o *waiting) Close(context.Context) error                    { return nil }
+func (o *waiting) Stats(context.Context) (driver.OutboxStats, error) { return o.stats, o.err }
+func (o *waiting) Close(context.Context) error                       { return nil }
 
 func TestTheOutboxIsMeasured(t *testing.T) {
-	o := &waiting{stats: bus.OutboxStats{Pending: 7, OldestAge: 1500 * time.Millisecond}}
+	o := &waiting{stats: driver.OutboxStats{Pending: 7, OldestAge: 1500 * time.Millisecond}}
 	b, err := bus.New(memory.New(memory.Config{}), bus.Config{Service: "test", Outbox: o})
 	require.NoError(t, err)
 	defer func() { require.NoError(t, b.Close(context.Background())) }()

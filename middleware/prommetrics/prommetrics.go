@@ -1,4 +1,4 @@
-// Package prommetrics is the Prometheus observer of a bus. It is the only package that imports
+// Package prommetrics observes a bus with Prometheus metrics. It is the only package that imports
 // Prometheus: services that don't use it don't link it.
 //
 //	metric                               labels                 what
@@ -82,10 +82,7 @@ type ending struct {
 	process   prometheus.Observer
 }
 
-var (
-	_ bus.Observer        = (*Observer)(nil)
-	_ bus.BreakerObserver = (*Observer)(nil)
-)
+var _ bus.Observer = (*Observer)(nil)
 
 // New registers the metrics. Registering twice is an error of the registerer's.
 func New(registerer prometheus.Registerer) (*Observer, error) {
@@ -200,7 +197,7 @@ func (o *Observer) reserve(h bus.Handler) {
 	}
 }
 
-// once is what the map holds for the key, made at its first use.
+// once returns what the map holds for the key, made at its first use.
 func once[K comparable, V any](m *sync.Map, key K, bind func() V) V {
 	if v, ok := m.Load(key); ok {
 		return v.(V)

@@ -150,7 +150,7 @@ func (c contract) apart() {
 	c.claim("k", long, middleware.Claimed)
 }
 
-// doneTwice is what a client does that repeats a call whose answer got lost.
+// doneTwice does what a client does that repeats a call whose answer got lost.
 func (c contract) doneTwice() {
 	claim := c.claim("k", long, middleware.Claimed)
 	c.must(c.store.Done(c.Context(), claim, long))

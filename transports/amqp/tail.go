@@ -138,7 +138,8 @@ func (tl *tail) exchanges(i *inspection) ([]string, error) {
 func (tl *tail) show(i *inspection, d *amqp.Delivery) error {
 	const multiple = false
 	msg := new(message.Message)
-	unmarshal(msg, d)
+	distrust(d)
+	unmarshal(msg, d, nil)
 	if err := tl.fn(topicOf(d, "", &i.t.cfg), msg); err != nil {
 		return err
 	}

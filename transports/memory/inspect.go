@@ -11,26 +11,26 @@ import (
 
 var _ driver.Inspector = (*Transport)(nil)
 
-// Groups are the groups that were subscribed. The oldest message is that of those that wait.
+// Groups returns the groups that were subscribed. The oldest message is that of those that wait.
 func (t *Transport) Groups(context.Context) ([]driver.GroupInfo, error) {
 	var all []driver.GroupInfo
-	for _, q := range t.subscribed() {
-		all = append(all, q.info())
+	for _, g := range t.subscribed() {
+		all = append(all, g.info())
 	}
 	return all, t.openOrErr()
 }
 
-// Topics are the topics and patterns that groups ask for now.
+// Topics returns the topics and patterns that groups ask for now.
 func (t *Transport) Topics(context.Context) ([]driver.TopicInfo, error) {
 	groups := make(map[string]*driver.TopicInfo)
 	var all []*driver.TopicInfo
-	for _, q := range t.subscribed() {
-		for _, topic := range q.info().Topics {
+	for _, g := range t.subscribed() {
+		for _, topic := range g.info().Topics {
 			if groups[topic] == nil {
 				groups[topic] = &driver.TopicInfo{Topic: topic}
 				all = append(all, groups[topic])
 			}
-			groups[topic].Groups = append(groups[topic].Groups, q.group)
+			groups[topic].Groups = append(groups[topic].Groups, g.name)
 		}
 	}
 	slices.SortFunc(all, func(a, b *driver.TopicInfo) int { return cmp.Compare(a.Topic, b.Topic) })
@@ -56,51 +56,50 @@ func (t *Transport) openOrErr() error {
 	return t.err
 }
 
-// subscribed are the queues that somebody has subscribed, by name. Others were only asked for their
-// poison queue.
-func (t *Transport) subscribed() (all []*queue) {
+// subscribed returns the groups that somebody has subscribed, by name. Others were only asked for their poison queue.
+func (t *Transport) subscribed() (all []*group) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for _, q := range t.queues {
-		q.mu.Lock()
-		if len(q.topics) > 0 {
-			all = append(all, q)
+	for _, g := range t.groups {
+		g.mu.Lock()
+		if len(g.topics) > 0 {
+			all = append(all, g)
 		}
-		q.mu.Unlock()
+		g.mu.Unlock()
 	}
-	slices.SortFunc(all, func(a, b *queue) int { return cmp.Compare(a.group, b.group) })
+	slices.SortFunc(all, func(a, b *group) int { return cmp.Compare(a.name, b.name) })
 	return all
 }
 
-// info counts what the queue holds.
-func (q *queue) info() driver.GroupInfo {
-	q.mu.Lock()
-	defer q.mu.Unlock()
+// info counts what the group holds.
+func (g *group) info() driver.GroupInfo {
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	return driver.GroupInfo{
-		Name:      q.group,
-		Topics:    slices.Sorted(slices.Values(q.topics)),
-		Waiting:   max(q.size-q.out-len(q.later), 0),
-		Delayed:   len(q.later),
-		Parked:    q.countParked(),
-		InFlight:  q.out,
-		Poisoned:  len(q.poison),
-		Consumers: q.feeds,
-		Oldest:    q.oldest(),
+		Name:      g.name,
+		Topics:    slices.Sorted(slices.Values(g.topics)),
+		Waiting:   max(g.unsettled-g.out-g.delayed.Len(), 0),
+		Delayed:   g.delayed.Len(),
+		Parked:    g.keys.parked,
+		InFlight:  g.out,
+		Poisoned:  len(g.poison.list),
+		Consumers: g.receivers,
+		Oldest:    g.oldest(),
 	}
 }
 
-// oldest is when the oldest message came that waits. The caller holds q.mu.
-func (q *queue) oldest() (oldest time.Time) {
+// oldest returns when the oldest message came that waits. The group is locked.
+func (g *group) oldest() (oldest time.Time) {
 	look := func(it *item) {
 		if oldest.IsZero() || it.since.Before(oldest) {
 			oldest = it.since
 		}
 	}
-	q.ready.each(look)
-	for _, lane := range q.lanes {
-		lane.waiting.each(look)
+	g.ready.Each(look)
+	for _, q := range g.keys.byKey {
+		q.waiting.Each(look)
 	}
-	for _, it := range q.later {
+	for it := range g.delayed.All() {
 		look(it)
 	}
 	return oldest

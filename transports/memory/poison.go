@@ -3,7 +3,6 @@ package memory
 import (
 	"context"
 	"fmt"
-	"maps"
 	"slices"
 	"strconv"
 
@@ -12,153 +11,133 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// poisoned is a message in the poison queue, packed.
+// poisoned is a message in the poison queue.
 type poisoned struct {
 	id    int // ascending
 	data  []byte
 	taken bool   // somebody replays or drops it
-	place int    // its place in the group
-	holds string // the key that it holds back, "" for none
+	seq   int    // its place in the group
+	key   string // the key that it holds back, "" for none
 }
 
-// parcelOverhead is about what a poisoned message takes beside its data, in bytes.
-const parcelOverhead = 64
+// recordOverhead is about what a poisoned message takes beside its data, in bytes.
+const recordOverhead = 64
 
-// keep puts a message into the poison queue. The caller holds q.mu.
-func (q *queue) keep(it *item, fault driver.Fault) error {
-	headers := maps.Clone(it.msg.Metadata)
-	if headers == nil {
-		headers = message.Metadata{}
-	}
-	fault.Record(headers)
-	x := &poisoned{place: it.place}
-	if err := q.store(x, q.parcels.pack(it.msg.UUID, it.topic, headers, it.msg.Payload)); err != nil {
-		return err
-	}
-	if q.park && it.key != "" {
-		x.holds = it.key
-		q.holdBack(it.key, it.place)
-	}
-	return nil
+// poisonStore keeps the poisoned messages of a group, as compact records. The group's mutex guards it.
+type poisonStore struct {
+	limit   int // bytes
+	bytes   int
+	list    []*poisoned // by id
+	lastID  int
+	records records
 }
 
-// store gives a poisoned message its data, and a new one its place. The caller holds q.mu.
-func (q *queue) store(x *poisoned, data []byte) error {
+// put stores a message in x: behind the others, or in the place of what x was before.
+func (s *poisonStore) put(x *poisoned, uuid, topic string, headers message.Metadata, payload []byte) error {
+	data := s.records.encode(uuid, topic, headers, payload)
 	more := len(data) - len(x.data)
 	if x.id == 0 {
-		more += parcelOverhead
+		more += recordOverhead
 	}
-	if q.poisoned+more > q.cfg.PoisonBytes {
-		return fmt.Errorf("memory: group %q holds %d poisoned bytes: %w", q.group, q.poisoned, errPoisonFull)
+	if s.bytes+more > s.limit {
+		return fmt.Errorf("%d poisoned bytes: %w", s.bytes, errPoisonFull)
 	}
-	q.poisoned += more
+	s.bytes += more
 	x.data = data
 	if x.id == 0 {
-		q.nextID++
-		x.id = q.nextID
-		q.poison = append(q.poison, x)
+		s.lastID++
+		x.id = s.lastID
+		s.list = append(s.list, x)
 	}
 	return nil
 }
 
-// forget takes the messages out of the poison queue that are done with, and says how many.
-func (q *queue) forget(done map[int]bool) int {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	var gone []*poisoned
-	q.poison = slices.DeleteFunc(q.poison, func(x *poisoned) bool {
-		if done[x.id] {
-			q.poisoned -= len(x.data) + parcelOverhead
-			gone = append(gone, x)
+// after returns up to limit messages behind the one with the id.
+func (s *poisonStore) after(id, limit int) []*poisoned {
+	i, _ := s.search(id + 1)
+	return s.list[i:][:min(max(limit, 0), len(s.list)-i)]
+}
+
+func (s *poisonStore) search(id int) (int, bool) {
+	return slices.BinarySearchFunc(s.list, id, func(x *poisoned, id int) int { return x.id - id })
+}
+
+// find returns the message with the id, nil if there is none.
+func (s *poisonStore) find(id string) *poisoned {
+	if n, err := strconv.Atoi(id); err == nil {
+		if i, ok := s.search(n); ok {
+			return s.list[i]
 		}
-		return done[x.id]
+	}
+	return nil
+}
+
+// remove takes messages out.
+func (s *poisonStore) remove(done map[*poisoned]bool) {
+	s.list = slices.DeleteFunc(s.list, func(x *poisoned) bool {
+		if done[x] {
+			s.bytes -= len(x.data) + recordOverhead
+		}
+		return done[x]
 	})
-	for _, x := range gone {
-		q.letGo(x.holds, x.place)
-	}
-	return len(gone)
-}
-
-// claim finds a message that nobody else is replaying or dropping.
-func (q *queue) claim(id string) (*poisoned, error) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	x, err := q.find(id)
-	if err == nil && x.taken {
-		return nil, q.notFound(id)
-	}
-	if err == nil {
-		x.taken = true
-	}
-	return x, err
-}
-
-func (q *queue) open(x *poisoned) (topic string, msg *message.Message) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return q.parcels.unpack(x.data)
-}
-
-func (q *queue) unclaim(x *poisoned) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	x.taken = false
 }
 
 // poisonQueue is a group's poison queue.
 type poisonQueue struct {
-	queue     *queue
+	group     *group
 	transport *Transport
 }
 
-func (p *poisonQueue) List(_ context.Context, after string, limit int) ([]driver.PoisonedMessage, error) {
+func (p *poisonQueue) List(_ context.Context, after string, limit int) (list []driver.PoisonedMessage, err error) {
 	start := 0
 	if after != "" {
-		id, err := strconv.Atoi(after)
-		if err != nil {
-			return nil, fmt.Errorf("memory: poisoned message %q: %w", after, driver.ErrNotFound)
+		if start, err = strconv.Atoi(after); err != nil {
+			return nil, p.notFound(after)
 		}
-		start = id
 	}
-	q := p.queue
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	i, _ := slices.BinarySearchFunc(q.poison, start+1, func(x *poisoned, id int) int { return x.id - id })
-	var list []driver.PoisonedMessage
-	for _, x := range q.poison[i:][:min(max(limit, 0), len(q.poison)-i)] {
-		list = append(list, q.show(x))
+	p.group.mu.Lock()
+	defer p.group.mu.Unlock()
+	for _, x := range p.group.poison.after(start, limit) {
+		list = append(list, p.show(x))
 	}
 	return list, nil
 }
 
 func (p *poisonQueue) Get(_ context.Context, id string) (driver.PoisonedMessage, error) {
-	q := p.queue
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	x, err := q.find(id)
-	if err != nil {
-		return driver.PoisonedMessage{}, err
+	p.group.mu.Lock()
+	defer p.group.mu.Unlock()
+	x := p.group.poison.find(id)
+	if x == nil {
+		return driver.PoisonedMessage{}, p.notFound(id)
 	}
-	return q.show(x), nil
+	return p.show(x), nil
+}
+
+// show returns what operators see. The group is locked.
+func (p *poisonQueue) show(x *poisoned) driver.PoisonedMessage {
+	_, msg := p.group.poison.records.decode(x.data)
+	return driver.PoisonedMessage{
+		ID: strconv.Itoa(x.id), Message: msg, Fault: driver.FaultOf(msg.Metadata), Parked: p.group.keys.behind(x.key, x.seq),
+	}
 }
 
 // Replay hands messages to the group again. It blocks while the group is full.
 func (p *poisonQueue) Replay(ctx context.Context, ids ...string) (int, error) {
-	return p.take(ids, func(x *poisoned) error {
-		topic, msg := p.queue.open(x)
+	return p.settle(ids, func(x *poisoned) error {
+		topic, msg := p.read(x)
 		since := driver.FaultOf(msg.Metadata).FirstAt
 		driver.ClearFault(msg.Metadata)
 		it := newItem(msg, topic)
-		it.since, it.place = since, x.place
-		return p.transport.enqueue(ctx, []*queue{p.queue}, it, handlerClass)
+		it.since, it.seq = since, x.seq
+		return p.transport.enqueue(ctx, []*group{p.group}, it, handlerClass)
 	})
 }
 
 func (p *poisonQueue) Drop(_ context.Context, ids ...string) (int, error) {
-	return p.take(ids, func(*poisoned) error { return nil })
+	return p.settle(ids, func(*poisoned) error { return nil })
 }
 
-// Put fails where the poison queue has no room.
+// Put fails if the poison queue has no room.
 func (p *poisonQueue) Put(_ context.Context, msgs ...driver.PoisonedMessage) error {
 	if p.transport.closed.Load() {
 		return driver.ErrClosed
@@ -168,91 +147,89 @@ func (p *poisonQueue) Put(_ context.Context, msgs ...driver.PoisonedMessage) err
 			return fmt.Errorf("memory: poisoned message %s: %w", driver.MessageID(m.Message), err)
 		}
 	}
-	q := p.queue
-	q.mu.Lock()
-	defer q.mu.Unlock()
+	g := p.group
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	var missing error
 	for _, m := range msgs {
-		data := q.parcels.pack(m.Message.UUID, m.Topic(), m.Message.Metadata, m.Message.Payload)
-		old := new(poisoned)
+		x := new(poisoned)
 		if m.ID != "" {
-			x, err := q.find(m.ID)
-			if err == nil && x.taken {
-				err = q.notFound(m.ID)
-			}
-			if err != nil {
-				missing = err
+			if x = g.poison.find(m.ID); x == nil || x.taken {
+				missing = p.notFound(m.ID)
 				continue
 			}
-			old = x
 		}
-		if err := q.store(old, data); err != nil {
-			return err
+		if err := g.poison.put(x, m.Message.UUID, m.Topic(), m.Message.Metadata, m.Message.Payload); err != nil {
+			return fmt.Errorf("memory: group %q: %w", g.name, err)
 		}
-		if m.ID == "" {
-			q.holdAdded(old, m.Message)
+		if m.ID == "" { // its place is behind what is in the group
+			x.seq = g.nextSeq()
+			g.hold(x, g.orderKey(m.Message))
 		}
 	}
 	return missing
 }
 
-// holdAdded gives an operator's message its place behind what is in the group, and lets it hold back its
-// key. The caller holds q.mu.
-func (q *queue) holdAdded(x *poisoned, msg *message.Message) {
-	q.places++
-	x.place = q.places
-	if key := q.orderKey(msg); q.park && key != "" {
-		x.holds = key
-		q.holdBack(key, x.place)
-	}
-}
-
-// take calls do with each message and takes those out of the queue for which it succeeds.
-func (p *poisonQueue) take(ids []string, do func(*poisoned) error) (int, error) {
+// settle calls do with each message and takes those out of the queue for which it succeeds.
+func (p *poisonQueue) settle(ids []string, do func(*poisoned) error) (int, error) {
 	if p.transport.closed.Load() {
 		return 0, driver.ErrClosed
 	}
 	var firstErr error
-	done := make(map[int]bool)
+	done := make(map[*poisoned]bool)
 	for _, id := range ids {
-		x, err := p.queue.claim(id)
+		x, err := p.claim(id)
 		if err == nil {
 			if err = do(x); err == nil {
-				done[x.id] = true
+				done[x] = true
 			} else {
-				p.queue.unclaim(x)
+				p.unclaim(x)
 			}
 		}
 		if err != nil && firstErr == nil {
 			firstErr = err
 		}
 	}
-	return p.queue.forget(done), firstErr
+	g := p.group
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.poison.remove(done)
+	for x := range done {
+		g.releaseHold(x)
+	}
+	return len(done), firstErr
+}
+
+// claim finds a message that nobody else is replaying or dropping.
+func (p *poisonQueue) claim(id string) (*poisoned, error) {
+	p.group.mu.Lock()
+	defer p.group.mu.Unlock()
+	x := p.group.poison.find(id)
+	if x == nil || x.taken {
+		return nil, p.notFound(id)
+	}
+	x.taken = true
+	return x, nil
+}
+
+func (p *poisonQueue) unclaim(x *poisoned) {
+	p.group.mu.Lock()
+	defer p.group.mu.Unlock()
+	x.taken = false
+}
+
+func (p *poisonQueue) read(x *poisoned) (topic string, msg *message.Message) {
+	p.group.mu.Lock()
+	defer p.group.mu.Unlock()
+	return p.group.poison.records.decode(x.data)
 }
 
 func (p *poisonQueue) Len(context.Context) (int, error) {
-	p.queue.mu.Lock()
-	defer p.queue.mu.Unlock()
-	return len(p.queue.poison), nil
+	p.group.mu.Lock()
+	defer p.group.mu.Unlock()
+	return len(p.group.poison.list), nil
 }
 
-// find looks a message up. The caller holds q.mu.
-func (q *queue) find(id string) (*poisoned, error) {
-	n, err := strconv.Atoi(id)
-	if err == nil {
-		if i, ok := slices.BinarySearchFunc(q.poison, n, func(x *poisoned, id int) int { return x.id - id }); ok {
-			return q.poison[i], nil
-		}
-	}
-	return nil, q.notFound(id)
-}
-
-func (q *queue) notFound(id string) error {
-	return fmt.Errorf("memory: poisoned message %q of group %q: %w", id, q.group, driver.ErrNotFound)
-}
-
-// show makes what operators see. The caller holds q.mu.
-func (q *queue) show(x *poisoned) driver.PoisonedMessage {
-	_, msg := q.parcels.unpack(x.data)
-	return driver.PoisonedMessage{ID: strconv.Itoa(x.id), Message: msg, Fault: driver.FaultOf(msg.Metadata), Parked: q.parkedBehind(x)}
+func (p *poisonQueue) notFound(id string) error {
+	return fmt.Errorf("memory: poisoned message %q of group %q: %w", id, p.group.name, driver.ErrNotFound)
 }

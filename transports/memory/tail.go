@@ -8,91 +8,69 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/internal/tail"
 )
 
-// tailBuffer is how many copies wait for a slow reader; what comes then is left out.
-const tailBuffer = 1000
-
-// tail is somebody who looks at what is published.
-type tail struct {
+// watcher is one call of Tail.
+type watcher struct {
 	pattern string
-	copies  chan copied
+	*tail.Buffer
 }
 
-type copied struct {
-	topic string
-	msg   *message.Message
-}
-
-// Tail gets its copies from Publish, of messages that no group wants too.
+// Tail gets its copies from Publish, also those of messages that reach no group.
 func (t *Transport) Tail(ctx context.Context, pattern string, fn func(topic string, msg *message.Message) error) error {
 	if err := driver.ValidatePattern(pattern); err != nil {
 		return fmt.Errorf("memory: tail: %w", err)
 	}
-	x := &tail{pattern: pattern, copies: make(chan copied, tailBuffer)}
-	if err := t.addTail(x); err != nil {
+	w := &watcher{pattern, tail.New()}
+	if err := t.addTail(w); err != nil {
 		return err
 	}
-	defer t.removeTail(x)
-	for {
-		select {
-		case c, ok := <-x.copies:
-			if !ok {
-				return driver.ErrClosed
-			}
-			if err := fn(c.topic, c.msg); err != nil {
-				return err
-			}
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
+	defer t.removeTail(w)
+	return w.Read(ctx, fn)
 }
 
-func (t *Transport) addTail(x *tail) error {
+func (t *Transport) addTail(w *watcher) error {
 	t.tailing.Lock()
 	defer t.tailing.Unlock()
 	if t.closed.Load() {
 		return driver.ErrClosed
 	}
-	t.tails = append(t.tails, x)
+	t.tails = append(t.tails, w)
 	t.tailed.Store(int32(len(t.tails))) //nolint:gosec // a few
 	return nil
 }
 
-func (t *Transport) removeTail(x *tail) {
+func (t *Transport) removeTail(w *watcher) {
 	t.tailing.Lock()
 	defer t.tailing.Unlock()
-	t.tails = slices.DeleteFunc(t.tails, func(other *tail) bool { return other == x })
+	t.tails = slices.DeleteFunc(t.tails, func(other *watcher) bool { return other == w })
 	t.tailed.Store(int32(len(t.tails))) //nolint:gosec // a few
 }
 
-// show gives every tail of the topic a copy. Where nobody looks it costs one atomic load.
+// show gives every watcher of the topic a copy. If nobody watches, it costs one atomic load.
 func (t *Transport) show(topic string, msgs []*message.Message) {
 	if t.tailed.Load() == 0 {
 		return
 	}
 	t.tailing.Lock()
 	defer t.tailing.Unlock()
-	for _, x := range t.tails {
-		if !driver.MatchTopic(x.pattern, topic) {
+	for _, w := range t.tails {
+		if !driver.MatchTopic(w.pattern, topic) {
 			continue
 		}
 		for _, msg := range msgs {
-			select {
-			case x.copies <- copied{topic, msg.Copy()}:
-			default:
-			}
+			w.Add(topic, msg.Copy())
 		}
 	}
 }
 
-// endTails ends them all. The caller has set t.closed.
+// endTails ends them all, once t.closed is set.
 func (t *Transport) endTails() {
 	t.tailing.Lock()
 	defer t.tailing.Unlock()
-	for _, x := range t.tails {
-		close(x.copies)
+	for _, w := range t.tails {
+		w.Close()
 	}
 	t.tails = nil
 	t.tailed.Store(0)

@@ -58,7 +58,8 @@
 // application_name, search_path, target_session_attrs and default_query_exec_mode, as pgx does. It may name
 // a primary and its standbys, postgres://one:5432,two:5432/shop?target_session_attrs=read-write. MySQL
 // and MariaDB (mysql://, mariadb://) take tls (true, skip-verify, preferred) and socket. SQLite is
-// sqlite:///path/to/file.db, or sqlite:file.db for a file in the working directory.
+// sqlite:///path/to/file.db, or sqlite:file.db for a file in the working directory; the program must import
+// package transports/sqlite for its driver.
 //
 // # Behind pgbouncer
 //

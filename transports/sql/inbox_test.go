@@ -82,7 +82,7 @@ func TestTheSameMessageFiftyTimesAtOnce(t *testing.T) {
 		}, handlers.Concurrency(50), handlers.Dedup(bus.DedupOff), handlers.Retry(bus.RetryPolicy{Delays: append(make([]time.Duration, 60), time.Second)}))
 		b := consuming(t, handler)
 		for range 50 {
-			require.NoError(t, b.Publish(testContext(t), paid{"o-1"}, bus.ID("the-same")))
+			require.NoError(t, b.Publish(testContext(t), paid{"o-1"}, bus.WithID("the-same")))
 		}
 		require.NoError(t, b.Idle(testContext(t)))
 		require.Equal(t, 1, s.number(t, db, "SELECT cents FROM "+s.named("accounts")+" WHERE id = 1"))

@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -278,6 +279,9 @@ func locateSQLite(u *url.URL) (string, error) {
 }
 
 func (s source) connectSQLite() (pool, error) {
+	if !slices.Contains(stdsql.Drivers(), sqliteDriver) {
+		return nil, errNoDriver // before a file is made
+	}
 	path, err := locateSQLite(s.url)
 	if err != nil {
 		return nil, err
@@ -299,7 +303,7 @@ func (s source) connectSQLite() (pool, error) {
 		"_pragma": {"busy_timeout(2)", "journal_mode(WAL)", "synchronous(FULL)"},
 		"_txlock": {"immediate"},
 	}.Encode()}
-	db, err := stdsql.Open("sqlite", dsn.String())
+	db, err := stdsql.Open(sqliteDriver, dsn.String())
 	if err != nil {
 		return nil, err
 	}

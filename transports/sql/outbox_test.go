@@ -316,7 +316,7 @@ func TestInTxOnABus(t *testing.T) {
 		parent.Message.Metadata[driver.HeaderTraceParent] = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 		tx, err := db.BeginTx(ctx, nil)
 		require.NoError(t, err)
-		require.NoError(t, b.InTx(tx).PublishAll(bus.ContextWithDelivery(ctx, &bus.Delivery{Delivery: *parent}), []bus.Event{paid{"o-1"}, paid{"o-2"}}))
+		require.NoError(t, b.InTx(tx).PublishAll((&bus.Delivery{Delivery: *parent}).NewContext(ctx), []bus.Event{paid{"o-1"}, paid{"o-2"}}))
 		require.NoError(t, tx.Commit())
 		for _, want := range []string{"o-1", "o-2"} {
 			d := next(t, feed, patience)

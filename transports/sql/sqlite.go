@@ -3,9 +3,18 @@ package sql
 import (
 	"errors"
 	"strings"
-
-	"modernc.org/sqlite"
 )
+
+// sqliteDriver is the name under which package transports/sqlite registers its driver.
+const sqliteDriver = "sqlite"
+
+var errNoDriver = errors.New(`sqlite:// needs the driver; add import _ "github.com/leatbus/leat/transports/sqlite" to the main package`)
+
+// sqliteError is the driver's error, by what it has: this package must not import the driver.
+type sqliteError interface {
+	error
+	Code() int // SQLite's result code
+}
 
 func sqliteDialect() dialect {
 	return dialect{
@@ -29,8 +38,8 @@ func sqliteDialect() dialect {
 }
 
 func sqliteRetryable(err error) bool {
-	var e *sqlite.Error
-	if !errors.As(err, &e) {
+	e, ok := errors.AsType[sqliteError](err)
+	if !ok {
 		return connectionLost(err)
 	}
 	switch e.Code() & 0xff {

@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
-	"modernc.org/sqlite"
 )
 
 // A transaction of the user's may be another database's, and nothing else would say so: its rows would
@@ -93,13 +92,13 @@ func (d *database) txError(err error) error {
 
 // foreign recognizes the errors of a database that lacks leat's tables, or is of another kind.
 func (d *database) foreign(err error) bool {
-	var lite *sqlite.Error
+	_, lite := errors.AsType[sqliteError](err)
 	switch {
 	case postgresCode(err) != "":
 		return d.name != Postgres || postgresCode(err) == "42P01"
 	case mysqlNumber(err) != 0:
 		return d.name != MySQL || mysqlNumber(err) == 1146
-	case errors.As(err, &lite):
+	case lite:
 		return d.name != SQLite || strings.Contains(err.Error(), "no such table")
 	default:
 		return false

@@ -223,7 +223,7 @@ func TestDelayedInTx(t *testing.T) {
 		due := time.Now().Add(300 * time.Millisecond)
 		tx, err := db.BeginTx(ctx, nil)
 		require.NoError(t, err)
-		require.NoError(t, b.InTx(tx).Publish(ctx, paid{"1"}, bus.Delay(time.Until(due))))
+		require.NoError(t, b.InTx(tx).Publish(ctx, paid{"1"}, bus.WithDelay(time.Until(due))))
 		require.NoError(t, tx.Commit())
 		f.await(t, 1)
 		require.False(t, time.Now().Before(due))

@@ -1,0 +1,42 @@
+// Package backoff paces what is tried again and again.
+package backoff
+
+import (
+	"context"
+	"math/rand/v2"
+	"time"
+)
+
+// A Backoff is the pause before the next try: First, doubled with each try up to Longest, and half as much more or less by
+// chance, so that processes that failed together do not come back together. It belongs to one goroutine.
+type Backoff struct {
+	First, Longest time.Duration
+	last           time.Duration
+}
+
+// Next returns the pause before the next try.
+func (b *Backoff) Next() time.Duration {
+	b.last = min(max(2*b.last, b.First), b.Longest)
+	return b.last/2 + rand.N(b.last)
+}
+
+// Wait pauses before the next try. It returns false if ctx is done first.
+func (b *Backoff) Wait(ctx context.Context) bool { return Sleep(ctx, b.Next()) }
+
+// Reset makes the next pause the first again.
+func (b *Backoff) Reset() { b.last = 0 }
+
+// Last returns the pause that the last Next was around, 0 if there was none.
+func (b *Backoff) Last() time.Duration { return b.last }
+
+// Sleep pauses for d. It returns false if ctx is done first.
+func Sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

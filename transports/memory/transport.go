@@ -1,0 +1,248 @@
+package memory
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/internal/tally"
+	"github.com/leatbus/leat/internal/urlopt"
+)
+
+// Scheme is the URL scheme.
+const Scheme = "memory"
+
+// Config bounds the queues. The zero Config has the defaults of the URL's options.
+//
+// A group has three capacities, each with these bounds: for messages that wait to be handled, for those published with a
+// delay, and for those parked behind poisoned ones.
+type Config struct {
+	Bytes       int // bytes a capacity of a group may hold, headers included; one message always fits
+	Queue       int // messages a capacity of a group may hold; 0 means any number
+	PoisonBytes int // bytes a poison queue may hold, headers included
+	// StrictRoutes makes Publish fail for a message that no group wants; see [driver.UnroutableError].
+	StrictRoutes bool
+	// Logger gets a line when publishers are blocked by a full group. nil means slog.Default().
+	Logger *slog.Logger
+}
+
+const (
+	defaultBytes       = 64 << 20
+	defaultPoisonBytes = 256 << 20
+)
+
+// Transport is a [driver.Transport] in memory.
+type Transport struct {
+	cfg   Config
+	err   error // what is wrong with cfg
+	table driver.TopicTable[*group]
+	busy  tally.Tally // messages that are not settled, over all groups
+
+	unroutable atomic.Int64
+	tickets    atomic.Uint64 // of publishers that had to wait
+
+	mu     sync.Mutex
+	groups map[string]*group
+	closed atomic.Bool // written under mu
+
+	tailing sync.Mutex // guards tails
+	tails   []*watcher
+	tailed  atomic.Int32 // len(tails)
+}
+
+var (
+	_ driver.Transport     = (*Transport)(nil)
+	_ driver.HealthChecker = (*Transport)(nil)
+)
+
+// Open makes a transport from its URL. Every call makes another one: they share nothing.
+func Open(_ context.Context, u *url.URL) (driver.Transport, error) {
+	if u.Host != "" || (u.Path != "" && u.Path != "/") || u.User != nil {
+		return nil, errors.New("memory: the URL has a host or a path; write memory://")
+	}
+	o := urlopt.New(u)
+	o.RequireHost(u)
+	cfg := Config{
+		Bytes:        o.Int("bytes", defaultBytes, 1),
+		Queue:        o.Int("queue", 0, 0),
+		PoisonBytes:  o.Int("poison", defaultPoisonBytes, 0),
+		StrictRoutes: o.Choice("unroutable", "report", "report", "error") == "error",
+	}
+	if err := o.Err(); err != nil {
+		return nil, fmt.Errorf("memory: %w", err)
+	}
+	return New(cfg), nil
+}
+
+// New makes a transport. If a bound is negative, its methods return an error that says so.
+func New(cfg Config) *Transport {
+	var err error
+	for name, bound := range map[string]int{"Bytes": cfg.Bytes, "Queue": cfg.Queue, "PoisonBytes": cfg.PoisonBytes} {
+		if bound < 0 {
+			err = fmt.Errorf("memory: Config.%s is %d; it can't be negative, and 0 means the default", name, bound)
+		}
+	}
+	if cfg.Bytes == 0 {
+		cfg.Bytes = defaultBytes
+	}
+	if cfg.PoisonBytes == 0 {
+		cfg.PoisonBytes = defaultPoisonBytes
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	return &Transport{cfg: cfg, err: err, groups: make(map[string]*group)}
+}
+
+// Capabilities is everything but durability.
+func (t *Transport) Capabilities() driver.Capabilities {
+	return driver.Capabilities{Delay: true, Patterns: true, ByKey: true, Strict: true, Poison: true, Park: true}
+}
+
+// Health is connected until the transport is closed.
+func (t *Transport) Health() driver.TransportHealth {
+	err := t.openOrErr()
+	return driver.TransportHealth{Transport: Scheme, Connected: err == nil, Err: err, Unroutable: t.unroutable.Load()}
+}
+
+// Publish queues each message in every group that wants it, in all or in none, and blocks while one
+// of them is full.
+func (t *Transport) Publish(ctx context.Context, topic string, msgs ...*message.Message) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := t.openOrErr(); err != nil {
+		return err
+	}
+	if err := driver.ValidateTopic(topic); err != nil {
+		return fmt.Errorf("memory: %w", err)
+	}
+	groups := inOrder(t.table.Match(topic))
+	if len(groups) == 0 {
+		t.show(topic, msgs)
+		t.unroutable.Add(int64(len(msgs)))
+		return &driver.UnroutableError{Topics: slices.Repeat([]string{topic}, len(msgs)), Strict: t.cfg.StrictRoutes}
+	}
+	now, class := time.Now(), otherClass
+	if driver.DeliveryFrom(ctx) != nil {
+		class = handlerClass
+	}
+	for i, msg := range msgs {
+		it := newItem(msg, topic)
+		it.since, it.due = now, driver.DeliverAt(msg)
+		it.delayed = it.due.After(now)
+		if err := t.enqueue(ctx, groups, it, class); err != nil {
+			t.show(topic, msgs[:i])
+			return &driver.PublishError{Failed: msgs[i:], Err: fmt.Errorf("memory: %w", err)}
+		}
+	}
+	t.show(topic, msgs)
+	return nil
+}
+
+// Subscribe makes the group, if it is new, and a receiver on it.
+func (t *Transport) Subscribe(_ context.Context, s driver.Subscription) (driver.Receiver, error) {
+	if err := s.Validate(); err != nil {
+		return nil, fmt.Errorf("memory: %w", err)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := t.openOrErr(); err != nil {
+		return nil, err
+	}
+	g := t.group(s.Group)
+	if err := g.join(s); err != nil {
+		return nil, fmt.Errorf("memory: %w", err)
+	}
+	t.table.Set(g, s.Topics...)
+	return &receiver{group: g, done: make(chan struct{})}, nil
+}
+
+// group returns the group with the name, which it makes at first sight. t.mu is locked.
+func (t *Transport) group(name string) *group {
+	g, ok := t.groups[name]
+	if !ok {
+		g = newGroup(name, len(t.groups), t.cfg, &t.busy)
+		t.groups[name] = g
+	}
+	return g
+}
+
+// PoisonQueue returns the poison queue of a group.
+func (t *Transport) PoisonQueue(group string) driver.PoisonQueue {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return &poisonQueue{group: t.group(group), transport: t}
+}
+
+// WaitIdle blocks until no group holds a message that is not settled: none waits, none is delayed,
+// none is in a handler. What handlers publish counts too, because they publish before they settle. What
+// is parked behind a poisoned message does not: it waits for an operator.
+func (t *Transport) WaitIdle(ctx context.Context) error { return t.busy.Wait(ctx) }
+
+// Redeliver hands a message to one group that may have had it before, as a broker does that lost an
+// ack. It is for tests.
+func (t *Transport) Redeliver(ctx context.Context, name, topic string, msg *message.Message) error {
+	t.mu.Lock()
+	g, ok := t.groups[name]
+	t.mu.Unlock()
+	if !ok {
+		return fmt.Errorf("memory: group %q: %w", name, driver.ErrNotFound)
+	}
+	it := newItem(msg, topic)
+	it.attempts, it.since, it.untracked = 1, time.Now(), true // the bus that published it has its outcome
+	return t.enqueue(ctx, []*group{g}, it, otherClass)
+}
+
+// Close drops what waits and wakes everybody who blocks with [driver.ErrClosed].
+func (t *Transport) Close(context.Context) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed.Swap(true) {
+		return nil
+	}
+	for _, g := range t.groups {
+		g.close()
+	}
+	t.endTails()
+	return nil
+}
+
+// receiver is one subscription to a group.
+type receiver struct {
+	group *group
+	once  sync.Once
+	done  chan struct{}
+}
+
+var (
+	_ driver.BacklogCounter = (*receiver)(nil)
+	_ driver.ParkNotifier   = (*receiver)(nil)
+)
+
+func (r *receiver) Next(ctx context.Context) (*driver.Delivery, error) {
+	return r.group.next(ctx, r.done)
+}
+
+func (r *receiver) Close(context.Context) error {
+	r.once.Do(func() {
+		close(r.done)
+		r.group.leave(r)
+	})
+	return nil
+}
+
+func (r *receiver) OnPark(fn func(*message.Message)) { r.group.notifyOnPark(r, fn) }
+
+func (r *receiver) Backlog() (now, later int) { return r.group.backlog() }
+
+var errPoisonFull = errors.New("the poison queue is full; replay or drop what is in it, or raise the option poison")

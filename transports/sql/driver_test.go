@@ -1,0 +1,3 @@
+package sql_test
+
+import _ "github.com/leatbus/leat/transports/sqlite"
