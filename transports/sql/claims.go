@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/leatbus/leat/transports/internal/backoff"
 )
 
 // claims takes ready messages for consumers, and carries out how they were settled.
@@ -57,7 +59,7 @@ func (cl claims) byLock(ctx context.Context, c claim) ([]record, error) {
 			seen = nil
 		}
 		taken, err := cl.lockAndTake(ctx, c, seen, query, args...)
-		if err != nil || len(taken) > 0 || patience == 0 || !sleep(ctx, time.Millisecond) {
+		if err != nil || len(taken) > 0 || patience == 0 || !backoff.Sleep(ctx, time.Millisecond) {
 			return taken, err
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/internal/backoff"
 )
 
 // clockless fails the test where a time of this process goes into a statement.
@@ -115,7 +116,7 @@ func TestNoTimeOfThisProcessIsWritten(t *testing.T) {
 	require.NoError(t, err)
 	first, renewed := int64(0), int64(0)
 	for renewed == first { // until the lease is renewed
-		require.True(t, sleep(ctx, 10*time.Millisecond))
+		require.True(t, backoff.Sleep(ctx, 10*time.Millisecond))
 		renewed, _, err = number(ctx, db, transport.sql(`SELECT expires_at FROM {consumers}`))
 		require.NoError(t, err)
 		if first == 0 {

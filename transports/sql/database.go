@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"github.com/leatbus/leat/transports/internal/backoff"
 )
 
 // database is a pool of connections and the tables that are reached by it. Everything else in this package that
@@ -47,7 +49,7 @@ func (d *database) newest(ctx context.Context) (int64, error) {
 
 // retry runs f until it succeeds, fails for good, or ctx is done.
 func (d *database) retry(ctx context.Context, f func(ctx context.Context) error) error {
-	var wait backoff
+	wait := newBackoff()
 	for {
 		err := f(ctx)
 		if err == nil {
@@ -60,7 +62,7 @@ func (d *database) retry(ctx context.Context, f func(ctx context.Context) error)
 		if !d.temporary(err) {
 			return d.explain(err)
 		}
-		if !sleep(ctx, wait.next()) {
+		if !backoff.Sleep(ctx, wait.Next()) {
 			return contextError(ctx, err)
 		}
 	}
@@ -68,7 +70,7 @@ func (d *database) retry(ctx context.Context, f func(ctx context.Context) error)
 
 // retryAlways runs f until it succeeds or ctx is done: for what must be done some time.
 func (d *database) retryAlways(ctx context.Context, f func(ctx context.Context) error, report func(error)) error {
-	var wait backoff
+	wait := newBackoff()
 	for {
 		err := f(ctx)
 		if err == nil {
@@ -79,11 +81,11 @@ func (d *database) retryAlways(ctx context.Context, f func(ctx context.Context) 
 			return err
 		}
 		d.temporary(err)
-		pause := wait.next()
+		pause := wait.Next()
 		if pause > longestBackoff/4 {
 			report(err)
 		}
-		if !sleep(ctx, pause) {
+		if !backoff.Sleep(ctx, pause) {
 			return err
 		}
 	}

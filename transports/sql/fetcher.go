@@ -6,21 +6,22 @@ import (
 	"time"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/internal/backoff"
 )
 
 // fetcher is the goroutine that takes messages from the database.
 type fetcher struct {
 	*feed
-	prefetch   int       // how many to take beyond the calls that wait
-	fetched    time.Time // when the last were taken
-	took       time.Time // when the last were taken; unlike fetched never zero
-	number     int       // how many they were
-	before     int64     // how many deliveries were finished then
-	during     int64     // how many of them since the fetch before
-	full       bool      // the last claim got all it asked for
-	seen       uint64    // the hints before the last claim
-	empty      bool      // it found less than it asked for
-	wait       backoff   // until the database is asked again without a hint
+	prefetch   int             // how many to take beyond the calls that wait
+	fetched    time.Time       // when the last were taken
+	took       time.Time       // when the last were taken; unlike fetched never zero
+	number     int             // how many they were
+	before     int64           // how many deliveries were finished then
+	during     int64           // how many of them since the fetch before
+	full       bool            // the last claim got all it asked for
+	seen       uint64          // the hints before the last claim
+	empty      bool            // it found less than it asked for
+	wait       backoff.Backoff // until the database is asked again without a hint
 	nextPoll   time.Time
 	sure       bool // everything taken is known
 	low        lowest
@@ -215,7 +216,7 @@ func (f *fetcher) fetch(want int) error {
 	f.fetched, f.took, f.number, f.before = now, now, len(taken), finished
 	f.deliver(taken)
 	if len(taken) > 0 || hinted {
-		f.wait.reset()
+		f.wait.Reset()
 	}
 	f.schedule()
 	return nil
@@ -224,8 +225,8 @@ func (f *fetcher) fetch(want int) error {
 // schedule sets when to look again without a hint: soon after something was there, as what was
 // inserted before may be committed later, and then ever more seldom.
 func (f *fetcher) schedule() {
-	wait := min(f.wait.next(), longestPoll)
-	if f.wait.last >= longestBackoff {
+	wait := min(f.wait.Next(), longestPoll)
+	if f.wait.AtLongest() {
 		wait = idlePoll/2 + rand.N(idlePoll/2)
 	}
 	f.nextPoll = time.Now().Add(wait)
@@ -354,12 +355,12 @@ func (f *fetcher) trouble(err error) {
 	}
 	f.prefetch = 0 // what was too much for a statement timeout is less next time
 	f.empty = false
-	wait := f.wait.next()
+	wait := f.wait.Next()
 	if !f.core.temporary(err) {
 		wait = longestBackoff
 	}
 	if wait > longestBackoff/4 { // a conflict or two with others is nobody's business
 		f.core.cfg.Logger.Warn("leat: sql: fetch failed", "group", f.group.name, "err", err)
 	}
-	sleep(f.ctx, wait)
+	backoff.Sleep(f.ctx, wait)
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/internal/backoff"
 )
 
 // groupCommit lets publishers that come at the same time share a statement and its commit:
@@ -230,9 +231,9 @@ func (c *groupCommit) run(group []*insertion) {
 func (c *groupCommit) tryAgain(i *insertion) {
 	ctx, cancel := c.while(i.ctx)
 	defer cancel()
-	var wait backoff
+	wait := newBackoff()
 	err := errors.New("not tried yet")
-	for err != nil && sleep(ctx, wait.next()) {
+	for err != nil && backoff.Sleep(ctx, wait.Next()) {
 		if err = c.insertBatch([]*insertion{i}); err != nil && !c.temporary(err) {
 			c.fail([]*insertion{i}, err)
 			return

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/internal/backoff"
 )
 
 // slowPool takes some time for each statement, and counts them.
@@ -30,7 +31,7 @@ func (d *slowPool) exec(ctx context.Context, _ string, _ ...any) (int64, error) 
 	d.statements++
 	took := d.took
 	d.mu.Unlock()
-	if !sleep(ctx, took) {
+	if !backoff.Sleep(ctx, took) {
 		return 0, ctx.Err()
 	}
 	return 1, nil
@@ -127,10 +128,10 @@ type stubbornPool struct {
 
 func (d *stubbornPool) exec(ctx context.Context, _ string, args ...any) (int64, error) {
 	if !strings.Contains(fmt.Sprint(args...), "large") {
-		sleep(ctx, time.Millisecond)
+		backoff.Sleep(ctx, time.Millisecond)
 		return 1, ctx.Err()
 	}
-	if !sleep(ctx, d.took) {
+	if !backoff.Sleep(ctx, d.took) {
 		return 0, ctx.Err()
 	}
 	return 0, &pgconn.PgError{Code: "57014"}

@@ -18,6 +18,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/internal/backoff"
 )
 
 // InboxConfig is how an inbox works. Its zero value does, on PostgreSQL.
@@ -241,7 +242,7 @@ func (i *Inbox[TX]) Close() error {
 // cleanUp deletes ids whose time is over.
 func (i *Inbox[TX]) cleanUp() {
 	every := min(cleanEvery, max(i.keep, time.Second))
-	for sleep(i.ctx, every) {
+	for backoff.Sleep(i.ctx, every) {
 		ctx, cancel := context.WithTimeout(i.ctx, cleanEvery)
 		err := i.clean(ctx)
 		cancel()

@@ -109,13 +109,9 @@ func (s *statements) newPublication(msg *message.Message) (publication, error) {
 // delayOf makes a span of the time at which the message is due: this process's clock said when that
 // is, and the database's clock need not agree with it.
 func delayOf(msg *message.Message) (microseconds int64, err error) {
-	at := msg.Metadata[driver.HeaderDeliverAt]
-	if at == "" {
-		return 0, nil
-	}
-	due, err := time.Parse(time.RFC3339Nano, at)
+	due, err := driver.ParseDeliverAt(msg)
 	if err != nil {
-		return 0, fmt.Errorf("header %s: %q is no RFC 3339 time", driver.HeaderDeliverAt, at)
+		return 0, err
 	}
 	if wait := time.Until(due); wait > 0 {
 		return wait.Microseconds() + 1, nil

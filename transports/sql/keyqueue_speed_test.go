@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/internal/backoff"
 )
 
 // TestKeyQueues_quickHandlersAreKeptBusy compares a group that is ordered by key with one that is not, in the same
@@ -42,7 +43,7 @@ func TestKeyQueues_quickHandlersAreKeptBusy(t *testing.T) {
 						if err != nil {
 							return
 						}
-						sleep(consuming, time.Millisecond) // the handler
+						backoff.Sleep(consuming, time.Millisecond) // the handler
 						_ = d.Settler.Ack()
 						done <- struct{}{}
 					}

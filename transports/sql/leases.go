@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/internal/backoff"
 )
 
 // holder is a feed that has a lease.
@@ -86,7 +87,7 @@ func (l *leases) end(ctx context.Context, c *consumer) error {
 func (l *leases) keep() {
 	interval := l.cfg.Lease / 3
 	wait := interval
-	for sleep(l.ctx, wait) {
+	for backoff.Sleep(l.ctx, wait) {
 		all := l.all()
 		wait = interval
 		if len(all) == 0 {

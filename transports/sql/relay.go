@@ -12,6 +12,7 @@ import (
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/internal/backoff"
 )
 
 const (
@@ -66,7 +67,7 @@ func (r *relay) run(ctx context.Context) error {
 	publishing, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() {
-		if sleep(publishing, relayGrace) {
+		if backoff.Sleep(publishing, relayGrace) {
 			cancel()
 		}
 	})
@@ -96,7 +97,7 @@ func (r *relay) work(ctx, publishing context.Context) error {
 		if failures++; !away {
 			failures = 0
 		}
-		if wait = nextWait(wait, away); wait > 0 && !sleep(ctx, bus.RetryPolicy{}.Spread(wait)) {
+		if wait = nextWait(wait, away); wait > 0 && !backoff.Sleep(ctx, bus.RetryPolicy{}.Spread(wait)) {
 			return nil
 		}
 	}

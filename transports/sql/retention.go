@@ -3,6 +3,8 @@ package sql
 import (
 	"context"
 	"time"
+
+	"github.com/leatbus/leat/transports/internal/backoff"
 )
 
 const (
@@ -19,7 +21,7 @@ const (
 type retention struct{ *core }
 
 func (r retention) run() {
-	for sleep(r.ctx, r.cfg.cleanEvery()) {
+	for backoff.Sleep(r.ctx, r.cfg.cleanEvery()) {
 		ctx, cancel := context.WithTimeout(r.ctx, cleanEvery)
 		err := r.clean(ctx, r.leases.groups())
 		cancel()

@@ -6,11 +6,12 @@ import (
 	"database/sql/driver"
 	"errors"
 	"io"
-	"math/rand/v2"
 	"net"
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/leatbus/leat/transports/internal/backoff"
 )
 
 const (
@@ -19,27 +20,8 @@ const (
 	recycleTimeout = time.Second
 )
 
-// backoff is the wait before the next try: growing, and jittered, so that those who failed together
-// do not come back together. The zero backoff is ready.
-type backoff struct{ last time.Duration }
-
-func (b *backoff) next() time.Duration {
-	b.last = min(max(2*b.last, firstBackoff), longestBackoff)
-	return b.last/2 + rand.N(b.last/2)
-}
-
-func (b *backoff) reset() { b.last = 0 }
-
-// sleep waits, and reports whether it was not interrupted.
-func sleep(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
+func newBackoff() backoff.Backoff {
+	return backoff.Backoff{First: firstBackoff, Longest: longestBackoff}
 }
 
 // contextError says that ctx is over, and what the database last said.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/internal/backoff"
 )
 
 // delivery is one message that the feed's consumer has taken: the [driver.Settler] of its hand-over.
@@ -174,7 +175,7 @@ func (s *settlements) run() {
 		}
 		for {
 			if last >= minBatch && s.consumer.group.order == driver.Unordered && !s.awaited() {
-				sleep(s.ctx, flushInterval)
+				backoff.Sleep(s.ctx, flushInterval)
 			}
 			batch := s.take()
 			if last = len(batch); last == 0 {

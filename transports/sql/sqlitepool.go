@@ -7,6 +7,8 @@ import (
 	"math/rand/v2"
 	"sync"
 	"time"
+
+	"github.com/leatbus/leat/transports/internal/backoff"
 )
 
 // sqlitePool is one connection to a file. SQLite has one writer at a time; queueing for it here
@@ -112,7 +114,7 @@ func whileBusy(ctx context.Context, f func() error) error {
 		if err == nil || !sqliteRetryable(err) || time.Now().After(patience) {
 			return err
 		}
-		if !sleep(ctx, time.Millisecond/2+rand.N(time.Millisecond)) {
+		if !backoff.Sleep(ctx, time.Millisecond/2+rand.N(time.Millisecond)) {
 			return err
 		}
 	}

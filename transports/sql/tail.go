@@ -10,6 +10,7 @@ import (
 
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/ids"
+	"github.com/leatbus/leat/transports/internal/tail"
 )
 
 // A tail is a group of its own for as long as somebody looks: the database copies to it what it copies
@@ -26,7 +27,7 @@ func (t *Transport) Tail(ctx context.Context, pattern string, fn func(topic stri
 	if err != nil {
 		return err
 	}
-	copies := make(chan *driver.Delivery, tailBuffer)
+	copies := tail.New()
 	reading, stop := context.WithCancel(ctx)
 	var reader sync.WaitGroup
 	reader.Go(func() { readTail(reading, feed, copies) })
@@ -35,30 +36,23 @@ func (t *Transport) Tail(ctx context.Context, pattern string, fn func(topic stri
 		reader.Wait()
 		t.endTail(ctx, group, feed)
 	}()
-	for d := range copies {
-		if err := fn(d.Topic, d.Message); err != nil {
-			return err
-		}
+	err = copies.Read(ctx, fn)
+	if errors.Is(err, driver.ErrClosed) && ctx.Err() != nil {
+		return context.Cause(ctx) // it has ended the reader, too
 	}
-	if ctx.Err() == nil {
-		return driver.ErrClosed
-	}
-	return context.Cause(ctx)
+	return err
 }
 
 // readTail takes everything, at once, and keeps what there is room for.
-func readTail(ctx context.Context, feed driver.Receiver, copies chan<- *driver.Delivery) {
-	defer close(copies)
+func readTail(ctx context.Context, feed driver.Receiver, copies *tail.Buffer) {
+	defer copies.Close()
 	for {
 		d, err := feed.Next(ctx)
 		if err != nil {
 			return
 		}
 		_ = d.Settler.Ack() // if it is not carried out, the group's end does it
-		select {
-		case copies <- d:
-		default:
-		}
+		copies.Add(d.Topic, d.Message)
 	}
 }
 

@@ -9,8 +9,6 @@ import (
 const (
 	// tailPrefix begins the names of such groups, which Groups and Topics don't show.
 	tailPrefix = "leat-tail."
-	// tailBuffer is how many copies wait for a slow reader; what comes then is left out.
-	tailBuffer = 1000
 	// tailAbandoned is how long a tail may be without its consumer before it is taken for dead.
 	tailAbandoned = time.Minute
 	// tailForgotten is when its last row goes: no transaction of somebody's that has seen it is still open.

@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/internal/backoff"
 )
 
 // waker tells feeds that there may be something for them. It hears of messages in three ways: from
@@ -158,7 +159,7 @@ func (w *waker) sendNotifications() {
 		if err != nil {
 			w.temporary(err) // others look by themselves
 		}
-		if !sleep(w.ctx, notifyEvery) {
+		if !backoff.Sleep(w.ctx, notifyEvery) {
 			return
 		}
 	}
@@ -213,10 +214,10 @@ func (w *waker) notified(text string) {
 
 // listen receives notifications on a connection of its own, and connects again when it breaks.
 func (w *waker) listen(db *pgxPool) {
-	var wait backoff
+	wait := newBackoff()
 	for w.ctx.Err() == nil {
-		err := w.listenOnce(db, wait.reset)
-		if w.ctx.Err() != nil || !sleep(w.ctx, wait.next()) {
+		err := w.listenOnce(db, wait.Reset)
+		if w.ctx.Err() != nil || !backoff.Sleep(w.ctx, wait.Next()) {
 			return
 		}
 		w.cfg.Logger.Debug("leat: sql: listen connection lost", "err", err)
@@ -265,7 +266,7 @@ func (w *waker) ping() {
 func (w *waker) look() {
 	var rows newRows
 	scouted := time.Now()
-	for sleep(w.ctx, w.pause()) {
+	for backoff.Sleep(w.ctx, w.pause()) {
 		consumed := w.consumed()
 		if len(consumed) == 0 {
 			continue
@@ -282,7 +283,7 @@ func (w *waker) look() {
 		switch {
 		case err != nil:
 			w.temporary(err)
-			sleep(w.ctx, longestBackoff/2)
+			backoff.Sleep(w.ctx, longestBackoff/2)
 		case all:
 			w.all()
 		default:
