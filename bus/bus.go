@@ -46,6 +46,9 @@ type Config struct {
 	// MaxPayload is the largest payload to publish, in bytes. 0 means 16 MiB, which is RabbitMQ 4's
 	// default limit.
 	MaxPayload int
+	// PublishTimeout bounds a Publish whose context has no deadline, outside of handlers. 0 or a negative value means that
+	// nothing does.
+	PublishTimeout time.Duration
 	// Breaker is the circuit breaker of handlers that have none of their own.
 	Breaker BreakerPolicy
 	// DrainTimeout is how long handlers may go on after the bus was told to stop. 0 means 20 s.

@@ -338,7 +338,10 @@ func (d *Delivery) Failed(err error, policy RetryPolicy) (after time.Duration, i
 	if !next.last {
 		delay := policy.Delays[d.Failures]
 		next.inProcess = delay <= policy.InProcess
-		next.after = policy.Spread(delay)
+		next.after = delay
+		if next.inProcess || !d.FixedDelays {
+			next.after = policy.Spread(delay)
+		}
 		if asked, ok := retryDelay(err); ok && asked > delay {
 			next.after, next.asked, next.inProcess = asked, true, asked <= policy.InProcess
 		}

@@ -12,9 +12,9 @@ import (
 
 // Health is the state of a group, or of the outbox.
 type Health struct {
-	Group    string
-	State    State
-	Degraded map[string]string // part of the group → what is wrong with it
+	Group    string            `json:"group"`
+	State    State             `json:"state"`
+	Degraded map[string]string `json:"degraded,omitempty"` // part of the group → what is wrong with it
 }
 
 // State is what a group does.

@@ -14,8 +14,8 @@ import (
 )
 
 // Publish encodes an event and hands it to the transport. It returns nil when the event is safe
-// there: queued in memory, confirmed by the broker, committed in the database. It blocks as long as
-// the transport is full or away and ctx allows. Inside a handler, pass the handler's context: the
+// there: queued in memory, confirmed by the broker, committed in the database. It blocks while the transport is full or
+// away, for as long as ctx and [Config.PublishTimeout] allow. Inside a handler, pass the handler's context: the
 // correlation and the trace go on.
 //
 // An event that no group wants is counted and logged, and is no error unless [RequireRoute] or the
@@ -95,6 +95,8 @@ func (b *Bus) publishRuns(ctx context.Context, requireRoute bool, msgs []*messag
 	if rehearsed(ctx, msgs) {
 		return nil
 	}
+	ctx, cancel := b.bounded(ctx)
+	defer cancel()
 	return eachRun(msgs, func(topic string, run []*message.Message) error {
 		if err := b.subscribe(ctx); err != nil {
 			return fmt.Errorf("bus: publish %s: %w", topic, err)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/pprof"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -456,7 +457,32 @@ func (g *group) subscription() driver.Subscription {
 		Concurrency: g.handler.Concurrency,
 		Order:       g.handler.Order,
 		Park:        g.handler.parks(),
+		Delays:      g.handler.redeliveryDelays(),
 	}
+}
+
+// redeliveryDelays returns the delays after which the handler's messages are redelivered by its retry policies: sorted,
+// each once. The stack may have another policy for handlers without one; that only costs its transport some hops.
+func (h Handler) redeliveryDelays() (all []time.Duration) {
+	policies := []RetryPolicy{{}}
+	if h.Retry != nil {
+		policies[0] = *h.Retry
+	}
+	for _, rule := range h.RetryOn {
+		if rule.Policy != nil {
+			policies = append(policies, *rule.Policy)
+		}
+	}
+	for _, p := range policies {
+		p = p.WithDefaults()
+		for _, d := range p.Delays {
+			if d > p.InProcess {
+				all = append(all, d)
+			}
+		}
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
 }
 
 // handle takes one delivery through the stack and settles it.

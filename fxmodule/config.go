@@ -48,6 +48,11 @@ type Config struct {
 	// DrainTimeout is how long handlers may go on after the application was told to stop:
 	// LEAT_DRAIN_TIMEOUT. fx's stop timeout cuts it short.
 	DrainTimeout time.Duration `env:"DRAIN_TIMEOUT" envDefault:"20s"`
+	// PublishTimeout bounds a Publish whose context has no deadline: LEAT_PUBLISH_TIMEOUT. A negative one means that nothing
+	// does. Handlers have their own timeout.
+	PublishTimeout time.Duration `env:"PUBLISH_TIMEOUT" envDefault:"30s"`
+	// MaxPayload is the largest payload to publish, in bytes: LEAT_MAX_PAYLOAD. 0 means 16 MiB.
+	MaxPayload int `env:"MAX_PAYLOAD"`
 	// ConnectTimeout bounds the opening of the transport: LEAT_CONNECT_TIMEOUT.
 	ConnectTimeout time.Duration `env:"CONNECT_TIMEOUT" envDefault:"10s"`
 	// Breaker says whether groups pause themselves while nearly everything fails, on or off:

@@ -1,12 +1,12 @@
 // Package fxmodule wires leat into a go.uber.org/fx application:
 //
-//	fx.New(
+//	fxmodule.Main(
 //		fxmodule.Module,                                   // reads LEAT_URL; default memory://
 //		fxmodule.Handle("send-receipt", SendReceipt),      // a plain function
 //		fxmodule.HandleMethod("ledger", (*Ledger).Record), // a method; *Ledger comes from fx
-//	).Run()
+//	)
 //
-// The module provides *bus.Bus, [middleware.Stack], [PublishMiddleware] and [Config], and nothing that
+// Main is fx.New(…).Run() with one line about a start that fails; the module works with either. It provides *bus.Bus, [middleware.Stack], [PublishMiddleware] and [Config], and nothing that
 // it does not own: a *slog.Logger and a [middleware.Store] are taken from the application where it has
 // them. Everything it does can be done without it, with transports.Open, bus.New and b.Handle.
 //
@@ -22,8 +22,8 @@
 // Operators: with LEAT_ADMIN the application answers leat's verbs over HTTP; see [Config]. With the
 // package verbs below this one, its own binary has them.
 //
-// How the groups and the transport are is in bus.Health and driver.TransportHealth, for a readiness probe,
-// and as metrics where the application provides a prometheus.Registerer:
+// The state of the groups and the transport is shown by [HealthHandler], which answers an orchestrator's probes, and as
+// metrics if the application provides a prometheus.Registerer:
 //
 //	fxmodule.Observe(prommetrics.New), // what happens to messages
 //	fx.Invoke(prommetrics.Health),     // degraded groups; connected, blocked, reconnects, unroutable

@@ -79,7 +79,9 @@ type BusParams struct {
 	Stack             middleware.Stack
 	PublishMiddleware PublishMiddleware
 	Logger            *slog.Logger   `optional:"true"`
+	Transport         bus.Transport  `optional:"true"` // the application's, in place of URL
 	Outbox            bus.Outbox     `optional:"true"` // the application's, in place of OutboxURL
+	Codec             bus.Codec      `optional:"true"` // the application's, in place of JSON
 	Idle              *operator.Idle `optional:"true"` // the application is there for a verb alone
 	Observers         []bus.Observer `group:"leat.observers"`
 	Transports        []addOn        `group:"leat.transports"`
@@ -104,9 +106,12 @@ func NewBus(p BusParams) (*bus.Bus, error) {
 		ctx, cancel = context.WithTimeout(ctx, p.Config.ConnectTimeout)
 		defer cancel()
 	}
-	transport, err := mux.Open(ctx, cmp.Or(p.Config.URL, "memory://"))
-	if err != nil {
-		return nil, fmt.Errorf("fxmodule: %sURL: %w", Prefix, err)
+	transport := p.Transport
+	if transport == nil {
+		var err error
+		if transport, err = mux.Open(ctx, cmp.Or(p.Config.URL, "memory://")); err != nil {
+			return nil, fmt.Errorf("fxmodule: %sURL: %w", Prefix, err)
+		}
 	}
 	outbox, err := p.outbox(ctx)
 	if err != nil {
@@ -116,15 +121,19 @@ func NewBus(p BusParams) (*bus.Bus, error) {
 		transport, outbox = p.Idle.Hold(transport, outbox)
 	}
 	b, err := bus.New(transport, bus.Config{
-		Service:      p.Config.Service,
-		Outbox:       outbox,
-		Stack:        p.Stack,
-		Decorators:   p.PublishMiddleware,
-		Observers:    append([]bus.Observer{middleware.Log(p.Logger)}, p.Observers...),
-		Logger:       p.Logger,
-		DrainTimeout: p.Config.DrainTimeout,
-		Breaker:      p.Config.breaker(),
-		VersionField: p.Config.VersionField,
+		Service:    p.Config.Service,
+		Outbox:     outbox,
+		Stack:      p.Stack,
+		Decorators: p.PublishMiddleware,
+		Observers:  append([]bus.Observer{middleware.Log(p.Logger)}, p.Observers...),
+		Codec:      p.Codec,
+		Logger:     p.Logger,
+		MaxPayload: p.Config.MaxPayload,
+
+		PublishTimeout: p.Config.PublishTimeout,
+		DrainTimeout:   p.Config.DrainTimeout,
+		Breaker:        p.Config.breaker(),
+		VersionField:   p.Config.VersionField,
 	})
 	if err != nil {
 		return nil, errors.Join(err, transport.Close(ctx))

@@ -68,6 +68,24 @@ func Transport(open transports.Opener, schemes ...string) fx.Option {
 	return provide[addOn]("Transport", func() addOn { return addOn{open, schemes} }, transportsGroup)
 }
 
+// UseTransport gives the bus a transport of the application's, in place of the one that LEAT_URL names, such as one over a
+// pool that the application has. The constructor returns any type that is a bus.Transport, with an error too, and its
+// dependencies come from fx:
+//
+//	fxmodule.UseTransport(func(db *pgxpool.Pool) (*sql.Transport, error) {
+//		return sql.NewPgx(context.Background(), db, sql.Config{})
+//	})
+//
+// The bus closes it.
+func UseTransport(constructor any) fx.Option {
+	return provide[bus.Transport]("UseTransport", constructor, "")
+}
+
+// UseCodec gives the bus a codec, in place of JSON. The constructor returns any type that is a bus.Codec, with an error too.
+func UseCodec(constructor any) fx.Option {
+	return provide[bus.Codec]("UseCodec", constructor, "")
+}
+
 // addOn is a transport with its schemes.
 type addOn struct {
 	open    transports.Opener

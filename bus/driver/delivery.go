@@ -18,6 +18,10 @@ type Delivery struct {
 	FirstSeen time.Time // when the group got the message; zero if the transport can't tell
 	Settler   Settler   // the transport's side; nil under a stock Watermill router
 
+	// FixedDelays is set if the transport has a queue for each of [Subscription].Delays. Then the delays of redeliveries
+	// have no jitter.
+	FixedDelays bool
+
 	// History travels with the message from delivery to delivery.
 	History
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 )
@@ -87,6 +88,9 @@ type Subscription struct {
 	Known []string
 	// Concurrency is how many deliveries may be out at once. At least 1.
 	Concurrency int
+	// Delays are the delays of the retry policy that are redeliveries, sorted: a hint for transports that prepare a queue
+	// for each.
+	Delays []time.Duration
 	// Order is the order that the group asks for.
 	Order Order
 	// Park keeps the order past a poisoned message too. When a message is poisoned, the later ones

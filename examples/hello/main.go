@@ -6,10 +6,8 @@ package main
 import (
 	"context"
 	"fmt"
-	"log/slog"
 
 	"go.uber.org/fx"
-	"go.uber.org/fx/fxevent"
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/fxmodule"
@@ -30,21 +28,13 @@ func (g Greeter) Greet(_ context.Context, e Visited) error {
 	return g.Shutdown()
 }
 
-// quiet is fx's log without what goes well.
-func quiet() fxevent.Logger {
-	log := &fxevent.SlogLogger{Logger: slog.Default()}
-	log.UseLogLevel(slog.LevelDebug)
-	return log
-}
-
 func main() {
-	fx.New(
-		fx.WithLogger(quiet),
+	fxmodule.Main(
 		fxmodule.Module, // LEAT_URL names the transport; without it, memory://
 		fx.Provide(func(s fx.Shutdowner) Greeter { return Greeter{s} }),
 		fxmodule.HandleMethod("greet", Greeter.Greet),
 		fx.Invoke(func(lc fx.Lifecycle, b *bus.Bus) {
 			lc.Append(fx.StartHook(func(ctx context.Context) error { return b.Publish(ctx, Visited{"world"}) }))
 		}),
-	).Run()
+	)
 }

@@ -7,8 +7,8 @@
 //		)
 //	}
 //
-// The program runs as it does with fx.New(…).Run(), unless its first argument is one of the verbs poison,
-// groups, topics, publish, tail and doctor. Then it does what leat does with that verb, on the message
+// The program runs as it does with fxmodule.Main, unless it has arguments: the first must be one of the verbs poison,
+// groups, topics, publish, tail and doctor, or --help. Then it does what leat does with that verb, on the message
 // system that the service is configured for, and consumes nothing: constructors run, and start hooks don't,
 // but for what-if.
 //
@@ -40,22 +40,24 @@ import (
 	"go.uber.org/fx"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/fxmodule"
 	"github.com/leatbus/leat/internal/operator"
 	"github.com/leatbus/leat/internal/verbs"
 	"github.com/leatbus/leat/middleware"
 	"github.com/leatbus/leat/transports/sql"
 )
 
-// Main runs the application, or the verb that the program's first argument names. It does not return from
-// a verb.
+// Main runs the application with [fxmodule.Main], or the verb that the program's first argument names, and exits. A program
+// with arguments of its own uses [Run].
 func Main(options ...fx.Option) {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	status, ok := Run(ctx, os.Args[1:], options...)
-	stop()
-	if ok {
-		os.Exit(status)
+	if len(os.Args) == 1 {
+		fxmodule.Main(options...)
+		return
 	}
-	fx.New(options...).Run()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	status := run(ctx, os.Args[1:], options...)
+	stop()
+	os.Exit(status)
 }
 
 // names returns the verbs' first words.
@@ -71,6 +73,10 @@ func Run(ctx context.Context, args []string, options ...fx.Option) (status int, 
 	if len(args) == 0 || !slices.Contains(names(), args[0]) {
 		return 0, false
 	}
+	return run(ctx, args, options...), true
+}
+
+func run(ctx context.Context, args []string, options ...fx.Option) (status int) {
 	e := &verbs.Env{
 		Program: filepath.Base(os.Args[0]), Where: "the service's bus",
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, OpenDatabase: sql.Open,
@@ -93,7 +99,7 @@ func Run(ctx context.Context, args []string, options ...fx.Option) (status int, 
 		e.Rehearser = operator.NewRehearser(b, stack)
 		return operator.WithOutbox(idle.Transport, idle.Outbox), nil
 	}
-	return verbs.Run(ctx, new(verbs.Verbs), e, description, args), true
+	return verbs.Run(ctx, new(verbs.Verbs), e, description, args)
 }
 
 // start runs the application's start hooks, and has its stop hooks run at the end.

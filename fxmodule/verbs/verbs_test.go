@@ -179,6 +179,19 @@ func TestWhatIfLeavesEverythingAsItIs(t *testing.T) {
 	}
 }
 
+func TestMain_refusesArgumentsThatAreNoVerb(t *testing.T) {
+	w := newWorld(t, "sqlite://"+filepath.Join(t.TempDir(), "bus.db"))
+	out, status := w.shop("poisn", "ls")
+	require.Equal(t, 2, status, out)
+	require.Contains(t, out, `did you mean "poison"?`)
+	out, status = w.shop("--port=80")
+	require.Equal(t, 2, status, out)
+	out, status = w.shop("--help")
+	require.Equal(t, 0, status, out)
+	require.Contains(t, out, "poison stats")
+	require.NoFileExists(t, w.hooks, "the service did not start")
+}
+
 // TestWhatIfWithoutTheServicesStart is for a service that can't start twice on a machine: a handler whose
 // dependencies are not there fails, and nothing else does.
 func TestWhatIfWithoutTheServicesStart(t *testing.T) {

@@ -47,6 +47,7 @@ func (f *feed) adoptFrom(ch *amqp.Channel, q amqp.Queue) error {
 		left -= len(window)
 		var out []*outgoing
 		for _, d := range window {
+			distrust(d)
 			if d.Headers[headerHeldNote] == nil {
 				out = append(out, f.adopted(d))
 			}
@@ -77,7 +78,7 @@ func (f *feed) adopted(d *amqp.Delivery) *outgoing {
 	o := &outgoing{key: f.queues[0], msg: copyOf(d, "")}
 	if micros, ok := d.Headers[headerHeldUntil].(int64); ok {
 		if wait := time.Until(time.UnixMicro(micros)); wait > 0 {
-			return f.t.topology.ladder.delayed(o, wait)
+			o, _ = f.t.topology.redelivery(f.sub, o.key, wait, o.msg)
 		}
 	}
 	return o

@@ -107,6 +107,8 @@ type Config struct {
 	DialTimeout    time.Duration // one try, TLS and login included
 	ConnectTimeout time.Duration // the first connection, all tries included
 	Logger         *slog.Logger  // connections lost and found; slog.Default where nil
+
+	ownKey []byte // marks the messages that this transport publishes
 }
 
 // LogValue keeps the user and the password out of logs.
@@ -168,6 +170,7 @@ func (c Config) withDefaults() (Config, error) {
 	c.ConnectTimeout = cmp.Or(c.ConnectTimeout, defaultConnectTimeout)
 	c.UseTLS = c.UseTLS || c.TLSConfig != nil || c.CACert != "" || c.Cert != ""
 	c.Host = withPorts(c.Host, c.UseTLS)
+	c.ownKey = newOwnKey()
 	if c.Logger == nil {
 		c.Logger = slog.Default()
 	}

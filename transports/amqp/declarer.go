@@ -56,6 +56,13 @@ func (d *declarer) bind(queue, key, exchange string, args amqp.Table) {
 	}
 }
 
+// bindExchange has what one exchange gets go to another as well.
+func (d *declarer) bindExchange(to, key, from string) {
+	if d.err == nil && !d.passive {
+		d.fail("binding to exchange", to, d.ch.ExchangeBind(to, key, from, noWait, nil))
+	}
+}
+
 func (d *declarer) fail(what, name string, err error) {
 	if err != nil {
 		d.err = fmt.Errorf("%s %q: %w", what, name, conflict(err, d.passive))

@@ -36,7 +36,7 @@ func (t *Transport) deliver(ctx context.Context, o *outgoing) error {
 
 // repair makes the topology again, also when the connection is lost meanwhile.
 func (t *Transport) repair(ctx context.Context) error {
-	var pause backoff
+	pause := newBackoff()
 	for {
 		conn, _, err := t.publishing.connection(ctx)
 		if err != nil {
@@ -45,7 +45,7 @@ func (t *Transport) repair(ctx context.Context) error {
 		if err = t.topology.repair(ctx, conn); err == nil || !conn.IsClosed() {
 			return err
 		}
-		if !pause.wait(ctx) {
+		if !pause.Wait(ctx) {
 			return notConnected(ctx, err)
 		}
 	}
@@ -70,12 +70,8 @@ func (t *Transport) toPoison(ctx context.Context, it *item, fault driver.Fault, 
 	return t.deliver(ctx, &outgoing{key: poisonName(it.feed.sub.Group), msg: p})
 }
 
-const (
-	// brokersRoom is how much of a frame is left to what the broker writes beside a message's headers.
-	brokersRoom = 256
-	// delayRoom is the same for what it writes on the way through the queues for delays.
-	delayRoom = 8 << 10
-)
+// brokersRoom is how much of a frame is left to what the broker writes beside a message's headers.
+const brokersRoom = 256
 
 // headerLeftOut names headers of a message that did not fit into the frame of its copy, with their sizes.
 const headerLeftOut = "leat_left_out"

@@ -193,33 +193,84 @@ func (d *diagnosis) declared() string {
 
 // delays checks the queues for delays, and tells of what is in them.
 func (d *diagnosis) delays() error {
-	l := d.t.topology.ladder
-	f := driver.Finding{Check: "queues for delays " + l.name("*")}
-	err := d.do(func(ch *amqp.Channel) error { return l.declare(d.ctx, d.t.topology.declarer(ch)) })
-	if err != nil {
-		return d.add(f, err, "let the user configure, write and read leat.*, or let somebody who may make them and use declare=false")
-	}
+	topology := d.t.topology
+	f := driver.Finding{Check: "queues for delays " + oldDelayName(d.t.cfg.QueueType, "*")}
 	waiting := 0
-	for n := range delayLevels {
-		q, _, err := d.queue(l.level(n))
+	for _, way := range []levels{topology.redelivering(), topology.publishing()} {
+		there, err := d.has(way)
 		if err != nil {
 			return err
 		}
-		waiting += q.Messages
+		if !there {
+			continue
+		}
+		err = d.do(func(ch *amqp.Channel) error { return way.declare(d.ctx, topology.declarer(ch)) })
+		if err != nil {
+			return d.add(f, err, "let the user configure, write and read leat.*, or let somebody who may make them and use declare=false")
+		}
+		for n := range delayLevels {
+			q, _, err := d.queue(way.queue(n))
+			if err != nil {
+				return err
+			}
+			waiting += q.Messages
+		}
 	}
-	near, _, err := d.queue(l.near())
+	undelivered := topology.redelivering().undelivered()
+	kept, _, err := d.queue(undelivered)
 	if err != nil {
 		return err
 	}
-	kept, _, err := d.queue(l.undelivered())
-	if err != nil {
-		return err
-	}
-	f.Text = fmt.Sprintf("they are there; %d messages wait for a time, and %d processes see to their last seconds", waiting+near.Messages, near.Consumers)
+	f.Text = fmt.Sprintf("%d messages wait in them", waiting)
 	if kept.Messages > 0 {
-		f.Text += fmt.Sprintf("; %d redeliveries to groups whose queue is gone are kept in %s", kept.Messages, l.undelivered())
+		f.Text += fmt.Sprintf("; %d redeliveries to groups whose queues are gone are kept in %s", kept.Messages, undelivered)
 	}
-	return d.add(f, d.mayRead(l.near()), "let the user read leat.*")
+	if err := d.add(f, nil, ""); err != nil {
+		return err
+	}
+	return d.oldDelays()
+}
+
+// has reports whether a way through delays is there, or is made. Processes make it for their first group, or the first
+// delay of a publisher.
+func (d *diagnosis) has(way levels) (there bool, err error) {
+	if d.t.cfg.Declare != DeclareNothing {
+		return true, nil
+	}
+	err = d.do(func(ch *amqp.Channel) error {
+		return ch.ExchangeDeclarePassive(way.entrance(), amqp.ExchangeHeaders, durable, autoDelete, internal, noWait, nil)
+	})
+	if isCode(err, amqp.NotFound) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// oldDelays tells of the queues that delays went through before; see migrate.go.
+func (d *diagnosis) oldDelays() error {
+	near, there, err := d.queue(oldDelayName(d.t.cfg.QueueType, "near"))
+	if err != nil || !there {
+		return err
+	}
+	f := driver.Finding{Check: "queues for delays of an older version"}
+	left := near.Messages
+	for n := range oldDelayLevels {
+		q, _, err := d.queue(oldDelayName(d.t.cfg.QueueType, fmt.Sprintf("%02d", n)))
+		if err != nil {
+			return err
+		}
+		left += q.Messages
+	}
+	switch {
+	case near.Consumers > 0:
+		f.Text = fmt.Sprintf("%d messages wait in them, and %d consumers, of older processes or of one that moves the messages", left, near.Consumers)
+	case left > 0:
+		f.Text = fmt.Sprintf("%d messages wait in them; a process that consumes any group moves each at its time", left)
+	default:
+		f.Text = fmt.Sprintf("they are empty: delete the queues and exchanges %s and %s",
+			oldDelayName(d.t.cfg.QueueType, "00 to .19"), oldDelayName(d.t.cfg.QueueType, "near"))
+	}
+	return d.add(f, nil, "")
 }
 
 // registry reads the registry, and goes on with the groups in it.
@@ -264,6 +315,17 @@ func (d *diagnosis) group(k known, info driver.GroupInfo) error {
 	for _, queue := range d.queuesOf(k) {
 		if err := d.mayRead(queue); err != nil {
 			return d.add(f, err, "let the user read the group's queues, or leave them to another service's user")
+		}
+	}
+	for _, delay := range k.delays {
+		queue := k.Group + retryInfix + delay
+		q, there, err := d.queue(queue)
+		if err != nil {
+			return err
+		}
+		if there {
+			f.Text += fmt.Sprintf(", queue %s with %d messages is of a delay that the retry policy of the version that came last does not have: "+
+				"delete it when it is empty and no other version runs", queue, q.Messages)
 		}
 	}
 	held, _, err := d.queue(heldName(k.Group))

@@ -27,15 +27,36 @@
 // # On the broker
 //
 // There is one durable topic exchange; a message's routing key is its topic. Each group has a durable
-// queue of its name, bound to the group's topics, and a queue <group>.poison; an ordered group also has
-// <group>.held and, with x-single-active-consumer, <group>.lead. A topic that a group no
+// queue of its name, bound to the group's topics, and the queues <group>.poison and <group>.retry.*; an ordered
+// group also has <group>.held and, with x-single-active-consumer, <group>.lead. A topic that a group no
 // longer asks for stays bound until somebody unbinds it: another version of the service may still
 // run.
 //
-// Delays need no plugin: 20 queues, each with a fixed time to live, are the binary digits of a delay,
-// and every leat process holds messages for their last seconds (see delay.go). They are shared by all
-// groups of a virtual host and survive restarts of the broker and of every process. The longest delay
-// is 48 days.
+// # Delays
+//
+// The broker alone moves delayed messages, without a plugin: they wait in queues with a time to live that nobody consumes,
+// and are dead-lettered at their time. No process receives a message of a group that it does not serve. Delays survive
+// restarts of the broker and of every process; the longest is 48 days. See delay.go for how it works.
+//
+//   - A group has a queue for each delay of its retry policy, such as <group>.retry.30s, and one of a second,
+//     <group>.retry.1s. They lead to the group's queue. Such delays have no jitter. If the group's queue was deleted, their
+//     messages wait until it is there again. "leat doctor" names those of delays that the policy no longer has.
+//   - Other delays are rounded up to seconds, and go through levels of queues that double their time. There are 22 of them
+//     for redeliveries, leat.delay.<type>.redeliver.*, which lead to <group>.retry.1s; and 22 for each exchange for what is
+//     published with a delay, leat.delay.<type>.publish.*.<exchange>, which lead to the exchange. They are made for the first
+//     group of a virtual host, and before the first message with a delay.
+//
+// A delay that ends is late by a few milliseconds, and by more if much is due at once: a broker moves some thousand
+// messages a second from one queue to the next. A message that no group wants when its delay ends is dropped, as one that
+// is published then, and so is one whose exchange was deleted; nobody is told. A redelivery to a group of which all
+// queues were deleted is kept in leat.delay.<type>.undelivered.
+//
+// Quorum queues pass a message on at least once: it leaves a queue when the next one has confirmed it. That needs
+// RabbitMQ 3.10, and on a cluster that was upgraded from an older version the feature flag stream_queue. Classic queues do
+// so at most once: what is due in the moment in which a broker crashes may be lost, and a redelivery whose group has no
+// queue when it is due is lost. A queue that is bound to the exchange and refuses messages, for instance because a policy
+// limits its length with overflow=reject-publish, holds up what is published with a delay to that exchange once 32 of
+// its messages are due. Redeliveries of other groups are not held up.
 //
 // # Attempts
 //
@@ -98,7 +119,8 @@
 //     its publishers get an UnroutableError.
 //  2. Let the group work until "leat groups" shows that nothing waits for it.
 //  3. Stop all processes of the group.
-//  4. Delete its queue: rabbitmqctl delete_queue <group>. Leave <group>.poison and <group>.held.
+//  4. Delete its queue: rabbitmqctl delete_queue <group>. Leave <group>.poison, <group>.held and <group>.retry.*. With
+//     queue=classic, wait before until those are empty.
 //  5. Start the new version. If the group is not ordered any more, it moves what is in <group>.held, delayed or parked,
 //     to the group's queue. Poisoned messages can be replayed before and after.
 //  6. If the group is not ordered any more, delete <group>.held and <group>.lead when "leat doctor" shows no
@@ -114,14 +136,15 @@
 //     <group>.poison, <group>.held and leat.groups.* anew before it was delivered four times. So a limit of 10 or more
 //     deletes nothing of these, with some room for crashes in between; a lower one may. A group's own queue hands
 //     what the limit throws out to <group>.poison, but with topology=watermill.
-//   - message-ttl and expires: what is in <group>.poison, <group>.held, leat.delay.* and leat.groups.* when its time is
-//     over is deleted. There is nothing that leat can do about it.
+//   - message-ttl and expires: what is in <group>.poison, <group>.held, <group>.retry.*, leat.delay.* and leat.groups.* when
+//     its time is over is deleted, or comes early. A queue that nobody consumes counts as unused, so that expires deletes it
+//     with its messages. There is nothing that leat can do about it.
 //   - max-length and max-length-bytes: the oldest messages of those queues are deleted when new ones come, or with
 //     overflow=reject-publish the new ones are refused, and stay where they were.
 //
 // So a pattern of a policy with one of these should spare leat's queues:
 //
-//	rabbitmqctl set_policy limits '^(?!leat\.)(?!.*\.(poison|held|lead)$)' '{"delivery-limit":20}' --apply-to queues
+//	rabbitmqctl set_policy limits '^(?!leat\.)(?!.*\.(poison|held|lead|retry\..*)$)' '{"delivery-limit":20}' --apply-to queues
 //
 // A policy without such limits, for instance with queue-leader-locator, may match any of them. When a look into
 // a poison queue finds that fewer messages came back than were read, it returns an error that says how many.
@@ -143,10 +166,29 @@
 //	write      ^(events|leat\..*|shop\..*|amq\.default)$
 //	read       ^(events|leat\..*|shop\..*)$
 //
-// "leat tail" also needs amq\.gen.* in all three. With declare=false nothing is configured. The queues leat.delay.* are
-// shared by all services of a virtual host: whoever may read them can read delayed messages of all. So give services
-// that must not read each other's messages a virtual host each. A delayed message that a process may not publish goes
-// back for another process, and after a hundred tries to leat.delay.<type>.undelivered.
+// "leat tail" also needs amq\.gen.* in all three. Whoever may read leat.delay.* can read the delayed messages of all
+// services of the virtual host. If services must not read each other's messages, let a user with these rights make
+// everything, by starting each service once and by "leat doctor" for what is shared, and run the services with
+// declare=false. A service that consumes then needs
+//
+//	configure  ^$
+//	write      ^(events|leat\.delay\.quorum\.publish\.in\.events|leat\.delay\.quorum\.redeliver\.in|amq\.default)$
+//	read       ^(shop\..*|leat\.groups\.quorum)$
+//
+// and one that only publishes
+//
+//	configure  ^$
+//	write      ^(events|leat\.delay\.quorum\.publish\.in\.events)$
+//	read       ^$
+//
+// # Whom leat believes
+//
+// leat writes headers for itself: attempts and failures, the topic, the place in an ordered group, the way through the
+// delays, the record of a poisoned message. It believes them only on messages that were published to the default
+// exchange, and deletes them from all others before anything looks at them. So give nobody the right to write to the default
+// exchange (amq.default) who is not to be trusted with every queue: a service that consumes has it, and so have operators
+// and shovels that publish there. Producers do not need it. The header leat_instance, by which a bus knows its own
+// messages, counts only with a mark that nobody else can make; who reads a message can publish its mark again, with its id.
 //
 // # What operators see
 //

@@ -1,8 +1,12 @@
 package amqp
 
 import (
+	"time"
+
 	"github.com/ThreeDotsLabs/watermill/message"
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // ReplayWindow is how many messages a killed replay leaves in both places at most.
@@ -64,13 +68,6 @@ func (t *Transport) heldForTest() (all []*held) {
 	return all
 }
 
-// DelayedForTest is how many messages the transport holds until their time.
-func (t *Transport) DelayedForTest() int {
-	t.warden.mu.Lock()
-	defer t.warden.mu.Unlock()
-	return len(t.warden.held)
-}
-
 // LoseLeadForTest has the broker give the tokens of the transport's ordered groups to other processes.
 func (t *Transport) LoseLeadForTest() {
 	for _, h := range t.heldForTest() {
@@ -92,12 +89,14 @@ type Decoded struct {
 	PoisonRev, Place       int64
 	HasPlace               bool
 	Topic, ID              string
+	History                driver.History
 	Message                *message.Message
 	Copy                   amqp.Publishing
 }
 
 // DecodeForTest reads a message that came from a queue.
 func DecodeForTest(d *amqp.Delivery, queue string) (x Decoded) {
+	distrust(d)
 	x.Attempts, x.Crashes = handOvers(d, queue)
 	var p place
 	p, x.HasPlace = placeOf(d)
@@ -106,10 +105,19 @@ func DecodeForTest(d *amqp.Delivery, queue string) (x Decoded) {
 	x.Topic = topicOf(d, queue, &Config{})
 	x.ID = idOf(d, make(map[string]int))
 	x.Message = new(message.Message)
-	unmarshal(x.Message, d)
+	unmarshal(x.Message, d, nil)
+	x.History = driver.TakeHistory(x.Message.Metadata)
 	x.Copy = copyOf(d, x.Topic)
 	fit(&x.Copy, 4096)
 	return x
+}
+
+// CopyForTest is the copy with which a message is redelivered that has so many attempts and failures.
+func CopyForTest(d *amqp.Delivery, queue string, attempts, failures int) amqp.Publishing {
+	it := &item{feed: &feed{t: &Transport{}}, raw: d, queue: queue}
+	it.unpack()
+	it.history = driver.History{FailedSince: time.Unix(1, 0), Failures: failures}
+	return it.copy(attempts)
 }
 
 // TableSizeForTest is how many bytes leat takes a header table for.

@@ -194,6 +194,7 @@ func (f *feed) start() {
 
 // arrive takes a delivery in. It never blocks.
 func (f *feed) arrive(s *session, queue string, raw *amqp.Delivery) {
+	distrust(raw)
 	it := &item{feed: f, session: s, raw: raw, queue: queue}
 	it.attempts, it.crashes = handOvers(raw, queue)
 	f.correct(it)
@@ -410,16 +411,13 @@ func (f *feed) wake(it *item) {
 // move puts a copy of the message where it waits for its redelivery, and acks the delivery when the
 // copy is confirmed. Where that fails, the delivery goes back to its queue as it is.
 func (f *feed) move(ctx context.Context, it *item, attempts int, after time.Duration) {
-	msg := it.copy(attempts)
-	room := brokersRoom
+	msg, room := it.copy(attempts), brokersRoom
+	o := &outgoing{key: it.queue} // by way of the default exchange
 	if after > 0 {
-		room = min(delayRoom, f.t.publishing.frame()/4)
+		o, room = f.t.topology.redelivery(f.sub, it.queue, after, msg)
 	}
-	fit(&msg, f.t.publishing.frame()-room)
-	o := &outgoing{key: it.queue, msg: msg} // by way of the default exchange
-	if after > 0 {
-		o = f.t.topology.ladder.delayed(o, after)
-	}
+	o.msg = msg
+	fit(&o.msg, f.t.publishing.frame()-room)
 	if err := f.t.deliver(ctx, o); err != nil {
 		if ctx.Err() == nil {
 			f.t.cfg.Logger.Error("leat: amqp: redelivery not confirmed; the message comes again at once",

@@ -245,6 +245,7 @@ func (h *held) take(d *amqp.Delivery) (more bool) {
 	if h.session.isOver() {
 		return false
 	}
+	distrust(d)
 	h.seen++
 	h.unacked++
 	p, _ := placeOf(d)

@@ -57,6 +57,7 @@ func (t *Transport) inspectWith(ctx context.Context, do func(*inspection) error)
 type known struct {
 	note             // the newest
 	earlier []string // topics that were asked for before and are still bound, as far as leat knows
+	delays  []string // delays that the retry policy had before, and whose queues are still there
 }
 
 func (k known) topics() []string {
@@ -152,6 +153,7 @@ func (i *inspection) groups() (all []known, err error) {
 func knownBy(notes []note) known {
 	k := known{note: notes[0]}
 	for _, older := range notes[1:] {
+		k.delays = append(k.delays, without(older.Delays, slices.Concat(k.Delays, k.delays))...)
 		for _, topic := range older.Topics {
 			if !slices.Contains(k.Topics, topic) && !slices.Contains(k.earlier, topic) {
 				k.earlier = append(k.earlier, topic)

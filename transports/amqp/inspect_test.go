@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	rabbit "github.com/rabbitmq/amqp091-go"
@@ -87,6 +88,51 @@ func TestAGroupIsKnownWithTheTopicsOfAllItsVersions(t *testing.T) {
 	require.NoError(t, f.Err)
 	require.Contains(t, f.Text, gone+" may still be bound")
 	closeAll(t, operator)
+}
+
+// The doctor names queues of delays that the retry policy had before, as long as they are there.
+func TestDiagnose_namesRetryQueuesOfFormerDelays(t *testing.T) {
+	broker := testenv.RabbitMQ(t)
+	before, after, operator := open(t, broker), open(t, broker), open(t, broker)
+	sub := driver.Subscription{Group: unique("ledger"), Topics: []string{unique("order.paid.v1")}, Concurrency: 1}
+	sub.Delays = []time.Duration{5 * time.Second, 90 * time.Minute}
+	subscribe(t, before, sub)
+	eventually(t, "the group is known", func() bool { return groupOf(t, operator, sub.Group).Name != "" })
+	require.NotContains(t, findingOf(t, operator.Diagnose(t.Context()), "group "+sub.Group).Text, ".retry.")
+	sub.Delays = []time.Duration{5 * time.Second, time.Minute}
+	subscribe(t, after, sub)
+	closeAll(t, before, after)
+	for range 2 {
+		f := findingOf(t, operator.Diagnose(t.Context()), "group "+sub.Group)
+		require.NoError(t, f.Err)
+		require.Contains(t, f.Text, "queue "+sub.Group+".retry.1h30m with 0 messages is of a delay that the retry policy")
+		require.NotContains(t, f.Text, ".retry.5s")
+	}
+	deleteQueue(t, broker, sub.Group+".retry.1h30m")
+	require.NotContains(t, findingOf(t, operator.Diagnose(t.Context()), "group "+sub.Group).Text, ".retry.")
+	closeAll(t, operator)
+}
+
+// A note that can't be a group's keeps nobody from seeing the others.
+func TestGroups_areSeenBesideANoteThatIsNone(t *testing.T) {
+	broker := testenv.RabbitMQ(t)
+	service, operator := open(t, broker), open(t, broker)
+	group := unique("ledger")
+	subscribe(t, service, driver.Subscription{Group: group, Topics: []string{unique("order.paid.v1")}, Concurrency: 1})
+	eventually(t, "the group is known", func() bool { return groupOf(t, operator, group).Name != "" })
+	withBroker(t, broker, func(ch *rabbit.Channel) {
+		for _, note := range []string{
+			`{"group":"` + strings.Repeat("x", 300) + `","topics":["a"],"order":"unordered","exchange":"events"}`,
+			`{"group":"g","topics":["` + strings.Repeat("y", 300) + `"],"order":"unordered","exchange":"events"}`, `[]`, `no json`,
+		} {
+			require.NoError(t, ch.PublishWithContext(t.Context(), "", "leat.groups.quorum", true, false, rabbit.Publishing{Body: []byte(note)}))
+		}
+	})
+	for range 2 {
+		require.Equal(t, group, groupOf(t, operator, group).Name)
+		require.NoError(t, findingOf(t, operator.Diagnose(t.Context()), "group "+group).Err)
+	}
+	closeAll(t, service, operator)
 }
 
 func TestAGroupThatIsDeletedIsForgottenUntilItComesAgain(t *testing.T) {

@@ -39,7 +39,7 @@ func (it *item) suspect() bool { return it.crashes >= suspicion }
 // unpack reads the message, once.
 func (it *item) unpack() {
 	if !it.read {
-		unmarshal(&it.msg, it.raw)
+		unmarshal(&it.msg, it.raw, it.feed.t.cfg.ownKey)
 		if noted := driver.TakeHistory(it.msg.Metadata); it.history == (driver.History{}) {
 			it.history = noted
 		}
@@ -58,6 +58,7 @@ func (it *item) handOut() *driver.Delivery {
 	d.FirstSeen = firstSeen(it.raw)
 	d.History = it.history
 	d.Settler = it
+	d.FixedDelays = it.key == ""
 	return d
 }
 

@@ -173,6 +173,7 @@ func (l *look) rewrite(n int) (total int, err error) {
 		total += len(window)
 		out := make([]*outgoing, len(window))
 		for i, d := range window {
+			distrust(d)
 			out[i] = &outgoing{key: l.queue, msg: renewed(d)}
 			if l.group != "" {
 				out[i].msg.Headers[headerPoisonID] = idOf(d, seen)
@@ -389,6 +390,7 @@ func (l *look) next() (batch []amqp.Delivery, end bool, err error) {
 			if !ok {
 				return nil, false, errors.New("the connection was lost; try again")
 			}
+			distrust(&d)
 			batch, left = append(batch, d), 1
 			l.worn = l.worn || deliveries(&d) >= renewAt
 		case <-timeout.C:
@@ -650,7 +652,7 @@ func idOf(d *amqp.Delivery, seen map[string]int) string {
 
 func shown(id string, d *amqp.Delivery) driver.PoisonedMessage {
 	msg := new(message.Message)
-	unmarshal(msg, d)
+	unmarshal(msg, d, nil)
 	shown := driver.PoisonedMessage{ID: id, Message: msg, Fault: driver.FaultOf(msg.Metadata)}
 	if _, parks := placeOf(d); parks {
 		shown.Parked = driver.Unknown
@@ -667,7 +669,7 @@ func fresh(d *amqp.Delivery) amqp.Publishing {
 		switch {
 		case strings.HasPrefix(name, faultPrefix),
 			name == headerAttempt, name == headerCrashes, name == headerPoisonID, name == headerPoisonRev, name == headerQueue,
-			name == driver.HeaderInstance:
+			name == driver.HeaderInstance, name == headerOwn:
 			delete(p.Headers, name)
 		}
 	}

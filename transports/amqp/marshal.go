@@ -60,6 +60,9 @@ func marshal(msg *message.Message, topic string, cfg *Config, frame int) (amqp.P
 		size += len(wire) + len(value) + fieldOverhead
 	}
 	setIdentity(&p, msg, cfg)
+	if instance := msg.Metadata[driver.HeaderInstance]; instance != "" {
+		h[headerOwn] = ownMark(cfg.ownKey, instance, driver.MessageID(msg))
+	}
 	if err := setExtra(h, extra); err != nil {
 		return p, fmt.Errorf("message %s: %w", driver.MessageID(msg), err)
 	}

@@ -29,11 +29,11 @@ const (
 	headerQueue     = "leat-queue"      // the queue that a poisoned message came from
 	headerExtra     = "leat-extra"      // headers that can't stand under their own names, as JSON
 	headerVersion   = "leat-version"    // ce_specversion where the message has it itself
+	headerOwn       = "leat-own"        // proves to its publisher that the message is its own; see trust.go
+	headerUser      = "leat-user-id"    // the user-id of the message that this is a copy of
+	headerDeaths    = "leat-deaths"     // the x-death of the message that this is a copy of
 
-	headerDelayTo = "leat-delay-to" // the exchange that a delayed message goes to at its time
-	headerDelay   = "leat-delay-"   // + digit: the message passes through that delay queue
-	headerDue     = "leat-due"      // when, in microseconds since 1970
-	headerKey     = "leat-key"      // its routing key, where it goes by another meanwhile
+	headerDelay = "leat-delay-" // + digit: the message passes through that level of the delays
 
 	headerHeld      = "leat-held-"      // what they begin with that tell of a held message
 	headerHeldKey   = "leat-held-key"   // its key

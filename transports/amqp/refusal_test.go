@@ -120,45 +120,6 @@ func TestPublisher_failsARefusedMessageAlone(t *testing.T) {
 	closeAll(t, transport)
 }
 
-// Delayed messages that belong nowhere are put aside, and disturb nobody who publishes.
-func TestDelays_aMessageWithoutAnExchangeIsPutAside(t *testing.T) {
-	b := ownBroker(t)
-	bothQueues(t, b.url(), func(t *testing.T, raw string) {
-		queue := raw[strings.Index(raw, "queue=")+len("queue="):]
-		transport := open(t, raw)
-		topic := unique("order.paid.v1")
-		feed := subscribe(t, transport, driver.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: 1})
-		undelivered := "leat.delay." + queue + ".undelivered"
-		withBroker(t, raw, func(ch *rabbit.Channel) {
-			_, err := ch.QueuePurge(undelivered, false)
-			require.NoError(t, err)
-			require.NoError(t, ch.PublishWithContext(t.Context(), "", "leat.delay."+queue+".near", true, false, rabbit.Publishing{
-				MessageId: "astray", Headers: rabbit.Table{"leat-delay-to": "no.such.exchange", "leat-key": "some.topic"},
-			}))
-			for i := range 50 {
-				publish(t, transport, topic, itoa(i))
-				require.Equal(t, itoa(i), take(t, feed))
-			}
-			eventually(t, "it is put aside", func() bool {
-				q, err := ch.QueueDeclarePassive(undelivered, true, false, false, false, nil)
-				require.NoError(t, err)
-				return q.Messages == 1
-			})
-			d, ok, err := ch.Get(undelivered, true)
-			require.NoError(t, err)
-			require.True(t, ok)
-			require.Equal(t, "no.such.exchange", d.Headers["leat-delay-to"])
-			require.Equal(t, "some.topic", d.Headers["leat-key"])
-		})
-		msg := newMessage(topic, "later")
-		msg.Metadata[driver.HeaderDeliverAt] = time.Now().Add(time.Second).UTC().Format(time.RFC3339Nano)
-		require.NoError(t, transport.Publish(t.Context(), topic, msg))
-		require.Equal(t, "later", take(t, feed))
-		require.Zero(t, transport.Health().Reconnects)
-		closeAll(t, transport)
-	})
-}
-
 // A message whose headers fill a frame is redelivered and poisoned all the same: the largest foreign headers are
 // left out, and the record names them.
 func TestPoison_leavesOutHeadersThatDoNotFit(t *testing.T) {

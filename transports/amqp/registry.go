@@ -37,7 +37,7 @@ const (
 func registryName(queues QueueType) string { return registryPrefix + string(queues) }
 
 func registryArgs(queues QueueType) amqp.Table {
-	args := ladder{queues}.args()
+	args := plainArgs(queues)
 	args["x-max-length"] = int64(registryMax)
 	return args
 }
@@ -47,7 +47,8 @@ type note struct {
 	Group    string    `json:"group"`
 	Topics   []string  `json:"topics"` // sorted
 	Order    string    `json:"order"`
-	Exchange string    `json:"exchange"` // "" where each topic has its own
+	Exchange string    `json:"exchange"`         // "" where each topic has its own
+	Delays   []string  `json:"delays,omitempty"` // those with a queue, sorted
 	At       time.Time `json:"at"`
 
 	queues QueueType // that of the registry it stands in
@@ -55,12 +56,28 @@ type note struct {
 
 // says reports whether the note says all that an older one does.
 func (n note) says(older note) bool {
-	for _, topic := range older.Topics {
-		if _, ok := slices.BinarySearch(n.Topics, topic); !ok {
-			return false
+	return len(without(older.Topics, n.Topics)) == 0 && len(n.saysNotOf(older)) == 0
+}
+
+// saysNotOf are the delays of an older note that this one does not have.
+func (n note) saysNotOf(older note) []string { return without(older.Delays, n.Delays) }
+
+// without are the texts that are not among others.
+func without(texts, others []string) []string {
+	return slices.DeleteFunc(slices.Clone(texts), func(text string) bool { return slices.Contains(others, text) })
+}
+
+// validate says whether the note can be a group's: anybody may have left it.
+func (n note) validate() error {
+	if len(n.Exchange) > maxNameBytes || len(n.Delays) > maxRetryQueues {
+		return errors.New("too long")
+	}
+	for _, delay := range n.Delays {
+		if !isRetryName(retryInfix + delay) {
+			return fmt.Errorf("delay %q", delay)
 		}
 	}
-	return true
+	return n.subscription().Validate()
 }
 
 // subscription is the group as it was declared.
@@ -69,6 +86,11 @@ func (n note) subscription() driver.Subscription {
 	for _, order := range []driver.Order{driver.Unordered, driver.OrderedByKey, driver.OrderedStrictly} {
 		if order.String() == n.Order {
 			s.Order = order
+		}
+	}
+	for _, text := range n.Delays {
+		if delay, err := time.ParseDuration(text); err == nil {
+			s.Delays = append(s.Delays, delay)
 		}
 	}
 	return s
@@ -100,6 +122,10 @@ func (t *topology) noteOf(s driver.Subscription) note {
 	}
 	slices.Sort(n.Topics)
 	n.Topics = slices.Compact(n.Topics)
+	for _, delay := range t.retryDelays(s) {
+		n.Delays = append(n.Delays, delayText(delay))
+	}
+	slices.Sort(n.Delays)
 	return n
 }
 
@@ -212,16 +238,22 @@ type groupKey struct{ group, exchange string }
 func (r *registry) read(l *look, queues QueueType) (map[groupKey][]note, error) {
 	l.queue = registryName(queues)
 	found := make(map[groupKey][]noted)
+	var bad []*amqp.Delivery
 	err := r.t.look(l, l.queue+".lock", func(l *look) error {
 		err := l.walk(func(_ string, d *amqp.Delivery) (bool, error) {
 			x := noted{delivery: d}
-			if json.Unmarshal(d.Body, &x.note) == nil && x.Group != "" {
+			if json.Unmarshal(d.Body, &x.note) == nil && x.validate() == nil && trusted(d) {
 				x.queues = queues
 				key := groupKey{x.Group, x.Exchange}
 				found[key] = append(found[key], x)
+			} else {
+				bad = append(bad, d)
 			}
 			return true, nil
 		})
+		if err == nil {
+			err = l.take(bad...)
+		}
 		if err != nil {
 			return err
 		}
@@ -261,6 +293,12 @@ func (r *registry) tidy(l *look, found map[groupKey][]noted) error {
 					return err
 				}
 			}
+			if keep && len(kept) > 0 {
+				if err := r.t.topology.forgetDelays(&p, kept[0].note, &x.note); err != nil {
+					return err
+				}
+				keep = !slices.ContainsFunc(kept, func(newer noted) bool { return newer.says(x.note) })
+			}
 			if keep {
 				kept = append(kept, x)
 			} else if err := l.take(x.delivery); err != nil {
@@ -285,6 +323,20 @@ func (t *topology) anyThere(p *prober, n note) (bool, error) {
 	return false, nil
 }
 
+// forgetDelays takes those delays out of an older note that the newest does not have and whose queues are gone.
+func (t *topology) forgetDelays(p *prober, newest note, older *note) error {
+	for _, delay := range newest.saysNotOf(*older) {
+		_, there, err := p.queue(older.Group + retryInfix + delay)
+		if err != nil {
+			return err
+		}
+		if !there {
+			older.Delays = without(older.Delays, []string{delay})
+		}
+	}
+	return nil
+}
+
 // noted is the topology by which a group was declared that left a note.
 func (t *topology) noted(n note) *topology {
 	cfg := *t.cfg
@@ -292,7 +344,7 @@ func (t *topology) noted(n note) *topology {
 	if n.Exchange == "" {
 		cfg.Topology = TopologyWatermill
 	}
-	return &topology{cfg: &cfg, ladder: ladder{n.queues}}
+	return &topology{cfg: &cfg}
 }
 
 // close lets what is under way come to its end, unless the broker takes nothing now.

@@ -9,10 +9,57 @@ import (
 	"testing"
 	"time"
 
+	rabbit "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
 )
+
+// So do those for a service that consumes and makes nothing: it can read nobody's delayed messages.
+func TestRights_consumersThatMakeNothing(t *testing.T) {
+	b := ownBroker(t)
+	service := strings.ReplaceAll(unique("shop"), ".", "")
+	topic := unique("order.paid.v1")
+	sub := driver.Subscription{Group: service + ".ledger", Topics: []string{topic}, Concurrency: 4, Delays: []time.Duration{2 * time.Second}}
+	maker := open(t, b.url())
+	subscribe(t, maker, sub)
+	require.NotEmpty(t, maker.Diagnose(t.Context())) // makes what is shared
+	closeAll(t, maker)
+	b.ctl(t, "add_user", service, "secret")
+	t.Cleanup(func() { b.ctl(t, "delete_user", service) })
+	b.ctl(t, "set_permissions", service, "^$", `^(events|leat\.delay\.quorum\.publish\.in\.events|leat\.delay\.quorum\.redeliver\.in|amq\.default)$`,
+		`^(`+service+`\..*|leat\.groups\.quorum)$`)
+	u, err := url.Parse(b.url())
+	require.NoError(t, err)
+	u.User = url.UserPassword(service, "secret")
+	transport := open(t, withOptions(u.String(), "declare=false"))
+	feed := subscribe(t, transport, sub)
+	require.NoError(t, transport.Publish(t.Context(), topic, delayed(topic, "m", time.Second)))
+	for _, after := range []time.Duration{time.Second, 2 * time.Second, 3 * time.Second} {
+		require.NoError(t, next(t, feed).Settler.Redeliver(after))
+	}
+	d := next(t, feed)
+	require.Equal(t, 4, d.Attempt)
+	require.NoError(t, d.Settler.Poison(t.Context(), driver.NewFault(d, errors.New("bad"))))
+	poison := transport.PoisonQueue(sub.Group)
+	all, err := poison.List(t.Context(), "", 10)
+	require.NoError(t, err)
+	require.Len(t, all, 1)
+	_, err = poison.Replay(t.Context(), all[0].ID)
+	require.NoError(t, err)
+	require.Equal(t, "m", take(t, feed))
+	for _, f := range transport.Diagnose(t.Context()) {
+		if f.Check == "group "+sub.Group || !strings.HasPrefix(f.Check, "group ") {
+			require.NoError(t, f.Err, f.Check)
+		}
+	}
+	require.Zero(t, transport.Health().Reconnects)
+	withBroker(t, u.String(), func(ch *rabbit.Channel) {
+		_, err := ch.Consume("leat.delay.quorum.publish.00.events", "", true, false, false, false, nil)
+		require.ErrorContains(t, err, "refused")
+	})
+	closeAll(t, transport)
+}
 
 // The rights that the package's documentation names suffice for everything that a service does.
 func TestRights_documentedOnesSuffice(t *testing.T) {
@@ -69,41 +116,4 @@ func TestRights_documentedOnesSuffice(t *testing.T) {
 		}
 		closeAll(t, transport)
 	}
-}
-
-// A delayed message that a process may not publish goes back, for one that may.
-func TestDelays_goBackForAProcessThatMayPublishThem(t *testing.T) {
-	b := ownBroker(t)
-	bothQueues(t, b.url(), func(t *testing.T, raw string) { delaysGoBack(t, b, raw) })
-}
-
-func delaysGoBack(t *testing.T, b *broker, raw string) {
-	service := strings.ReplaceAll(unique("shop"), ".", "")
-	b.ctl(t, "add_user", service, "secret")
-	t.Cleanup(func() { b.ctl(t, "delete_user", service) })
-	own := `events|leat\..*|` + service + `\..*`
-	b.ctl(t, "set_permissions", service, "^("+own+")$", "^("+own+`|amq\.default)$`, "^("+own+")$")
-	u, err := url.Parse(raw)
-	require.NoError(t, err)
-	u.User = url.UserPassword(service, "secret")
-	restricted := open(t, u.String())
-	exchange := unique("orders")
-	other := open(t, withOptions(raw, "exchange="+exchange))
-	defer deleteExchange(t, b.url(), exchange)
-	topic := unique("order.paid.v1")
-	feed := subscribe(t, other, driver.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: 4})
-	shop := subscribe(t, restricted, driver.Subscription{Group: service + ".g", Topics: []string{topic}, Concurrency: 1})
-	const n = 10
-	for i := range n {
-		msg := newMessage(topic, itoa(i))
-		msg.Metadata[driver.HeaderDeliverAt] = time.Now().Add(time.Second).UTC().Format(time.RFC3339Nano)
-		require.NoError(t, other.Publish(t.Context(), topic, msg))
-	}
-	got := make(map[string]bool)
-	for i := 0; len(got) < n; i++ {
-		got[take(t, feed)] = true
-		publish(t, restricted, topic, itoa(i))
-		require.Equal(t, itoa(i), take(t, shop))
-	}
-	closeAll(t, restricted, other)
 }

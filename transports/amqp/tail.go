@@ -27,7 +27,7 @@ func (t *Transport) Tail(ctx context.Context, pattern string, fn func(topic stri
 		return fmt.Errorf("amqp: tail: %w", err)
 	}
 	tl := tail{pattern: pattern, fn: fn}
-	var pause backoff
+	pause := newBackoff()
 	for {
 		err := t.inspect(ctx, "tail "+pattern, tl.run)
 		switch {
@@ -39,7 +39,7 @@ func (t *Transport) Tail(ctx context.Context, pattern string, fn func(topic stri
 			return err
 		}
 		t.cfg.Logger.Warn("leat: amqp: tail is interrupted", "pattern", pattern, "err", err)
-		if !pause.wait(ctx) {
+		if !pause.Wait(ctx) {
 			return context.Cause(ctx)
 		}
 	}
@@ -138,7 +138,8 @@ func (tl *tail) exchanges(i *inspection) ([]string, error) {
 func (tl *tail) show(i *inspection, d *amqp.Delivery) error {
 	const multiple = false
 	msg := new(message.Message)
-	unmarshal(msg, d)
+	distrust(d)
+	unmarshal(msg, d, nil)
 	if err := tl.fn(topicOf(d, "", &i.t.cfg), msg); err != nil {
 		return err
 	}

@@ -22,17 +22,17 @@ const manyDeliveries = int64(1 << 30)
 // topology knows the names on the broker, and declares what is missing. What was declared is
 // remembered, so that it can be made again where it was deleted.
 type topology struct {
-	cfg    *Config
-	ladder ladder
+	cfg *Config
 
 	mu        sync.Mutex
 	exchanges map[string]bool // fanout exchanges of topology=watermill that were published to
+	delays    bool            // something was published with a delay
 	groups    map[string]driver.Subscription
 	sick      map[string]time.Time // until when groups are not declared by the way
 }
 
 func newTopology(cfg *Config) *topology {
-	t := &topology{cfg: cfg, ladder: ladder{cfg.QueueType}, groups: make(map[string]driver.Subscription)}
+	t := &topology{cfg: cfg, groups: make(map[string]driver.Subscription)}
 	t.exchanges, t.sick = make(map[string]bool), make(map[string]time.Time)
 	return t
 }
@@ -69,6 +69,11 @@ func (t *topology) own(s driver.Subscription) []string {
 	if s.Order != driver.Unordered {
 		names = append(names, heldName(s.Group), leadName(s.Group))
 	}
+	for _, queue := range t.queues(s) {
+		for _, delay := range t.retryDelays(s) {
+			names = append(names, retryName(queue, delay))
+		}
+	}
 	return names
 }
 
@@ -85,11 +90,54 @@ func (t *topology) check(s driver.Subscription) error {
 	return nil
 }
 
-// declareShared makes what all groups need.
-func (t *topology) declareShared(ctx context.Context, ch *amqp.Channel) error {
+// declareShared makes what publishers need.
+func (t *topology) declareShared(ch *amqp.Channel) error {
 	d := t.declarer(ch)
 	t.declareExchange(d)
-	return t.ladder.declare(ctx, d)
+	return d.err
+}
+
+// ways are the levels for delays that this process needs: those for redeliveries if it has a group, and those of
+// publishers when it has published with a delay.
+func (t *topology) ways() (all []levels) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.groups) > 0 {
+		all = append(all, t.redelivering())
+	}
+	if t.delays {
+		all = append(all, t.publishing())
+	}
+	return all
+}
+
+func (t *topology) delaysKnown() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.delays
+}
+
+// publishDelayed makes the levels of publishers.
+func (t *topology) publishDelayed(ctx context.Context, declare func(func(*amqp.Channel) error) error) error {
+	err := declare(func(ch *amqp.Channel) error { return t.publishing().declare(ctx, t.declarer(ch)) })
+	if err != nil {
+		return err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.delays = true
+	return nil
+}
+
+// declareDelays makes the levels for redeliveries, for the first group of this process.
+func (t *topology) declareDelays(ctx context.Context, ch *amqp.Channel) error {
+	t.mu.Lock()
+	declared := len(t.groups) > 0
+	t.mu.Unlock()
+	if declared {
+		return nil
+	}
+	return t.redelivering().declare(ctx, t.declarer(ch))
 }
 
 func (t *topology) declareExchange(d *declarer) {
@@ -123,12 +171,14 @@ func (t *topology) repair(ctx context.Context, conn *amqp.Connection) error {
 		}
 	}
 	step(t.declareExchange)
-	step(func(d *declarer) {
-		if err := t.ladder.declare(ctx, d); err != nil {
-			d.err = err
-		}
-	})
 	topics, groups := t.remembered()
+	for _, way := range t.ways() {
+		step(func(d *declarer) {
+			if err := way.declare(ctx, d); err != nil {
+				d.err = err
+			}
+		})
+	}
 	for _, topic := range topics {
 		step(func(d *declarer) { t.declareTopic(d, topic) })
 	}
@@ -177,9 +227,12 @@ func (t *topology) declarer(ch *amqp.Channel) *declarer {
 	return &declarer{ch: ch, passive: t.cfg.Declare == DeclareNothing}
 }
 
-// declareTopic makes the fanout exchange of a topic.
+// declareTopic makes the fanout exchange of a topic, which gets what was published with a delay, too.
 func (t *topology) declareTopic(d *declarer, topic string) {
 	d.exchange(topic, amqp.ExchangeFanout, nil)
+	delays := t.publishing().topics()
+	d.exchange(delays, amqp.ExchangeDirect, nil)
+	d.bindExchange(topic, topic, delays)
 }
 
 // subscribe makes a group's queues and remembers them.
@@ -206,6 +259,7 @@ func (t *topology) declareGroup(d *declarer, s driver.Subscription) {
 	for _, queue := range t.queues(s) {
 		d.queue(queue, t.queueArgs(s))
 	}
+	t.declareRetries(d, s)
 	if t.watermill() {
 		for i, topic := range s.Known {
 			t.declareTopic(d, topic)
@@ -244,15 +298,7 @@ func (t *topology) queueArgs(s driver.Subscription) amqp.Table {
 	return args
 }
 
-// plainArgs are those of every queue that leat has to itself. Classic is said too: a virtual host may
-// have another default.
-func (t *topology) plainArgs() amqp.Table {
-	args := amqp.Table{"x-queue-type": string(t.cfg.QueueType)}
-	if t.cfg.QueueType == Quorum {
-		args["x-delivery-limit"] = manyDeliveries
-	}
-	return args
-}
+func (t *topology) plainArgs() amqp.Table { return plainArgs(t.cfg.QueueType) }
 
 // publishTo makes sure that a topic's exchange is there, where topics have their own.
 func (t *topology) publishTo(topic string, declare func(func(*amqp.Channel) error) error) error {

@@ -25,15 +25,15 @@ type Transport struct {
 	ordered    *link   // opened for the first ordered group; guarded by mu
 	extra      []*link // of groups with a connection of their own; guarded by mu
 	publisher  *publisher
-	warden     *warden
 	registry   *registry
 	unroutable atomic.Int64
 	poison     poisonLocks
+	migration  sync.Once
 
 	ctx    context.Context // what goes on in the background; ends when Close gives up waiting
 	cancel context.CancelFunc
 	active tally.Tally    // publishes, deliveries that are out, redeliveries on their way
-	work   sync.WaitGroup // goroutines: feeds, the warden, what goes on in the background
+	work   sync.WaitGroup // goroutines: feeds, what goes on in the background
 
 	mu       sync.Mutex
 	open     []*feed
@@ -69,7 +69,7 @@ func New(ctx context.Context, cfg Config) (*Transport, error) {
 	if t.publishing, err = openLink(ctx, t.cfg, "publish"); err != nil {
 		return nil, fmt.Errorf("amqp: %w", err)
 	}
-	if err := t.declare(ctx, func(ch *amqp.Channel) error { return t.topology.declareShared(ctx, ch) }); err != nil {
+	if err := t.declare(ctx, t.topology.declareShared); err != nil {
 		t.publishing.close(ctx)
 		return nil, fmt.Errorf("amqp: %w", err)
 	}
@@ -78,9 +78,21 @@ func New(ctx context.Context, cfg Config) (*Transport, error) {
 		return nil, fmt.Errorf("amqp: %w", err)
 	}
 	t.publisher = newPublisher(t.publishing, t.topology.repair)
-	t.warden = newWarden(t)
 	t.registry = newRegistry(t)
+	t.work.Go(t.assertDelays)
 	return t, nil
+}
+
+// assertDelays makes the levels of the delays again where somebody has deleted a part of them: messages would come early.
+func (t *Transport) assertDelays() {
+	for sleep(t.ctx, delayAssertInterval) == nil {
+		for _, way := range t.topology.ways() {
+			err := withChannel(t.ctx, t.consuming, func(ch *amqp.Channel) error { return way.declare(t.ctx, t.topology.declarer(ch)) })
+			if err != nil && t.ctx.Err() == nil {
+				t.cfg.Logger.Error("leat: amqp: the queues for delays can't be declared", "err", err)
+			}
+		}
+	}
 }
 
 // declare runs do on a channel of its own, and again when the connection was lost meanwhile.
@@ -89,7 +101,7 @@ func (t *Transport) declare(ctx context.Context, do func(*amqp.Channel) error) e
 }
 
 func withChannel(ctx context.Context, l *link, do func(*amqp.Channel) error) error {
-	var pause backoff
+	pause := newBackoff()
 	for {
 		conn, _, err := l.connection(ctx)
 		if err != nil {
@@ -105,7 +117,7 @@ func withChannel(ctx context.Context, l *link, do func(*amqp.Channel) error) err
 		if err == nil || !conn.IsClosed() {
 			return err
 		}
-		if !pause.wait(ctx) {
+		if !pause.Wait(ctx) {
 			return notConnected(ctx, err)
 		}
 	}
@@ -159,27 +171,54 @@ func (t *Transport) outgoing(ctx context.Context, topic string, msgs []*message.
 		}
 		all[i] = outgoing{exchange: exchange, key: key, msg: p}
 		out[i] = &all[i]
-		if wait := time.Until(deliverAt(msg)); wait > 0 {
+		due, err := driver.ParseDeliverAt(msg)
+		if err != nil {
+			return nil, err
+		}
+		if wait := time.Until(due); wait > 0 {
 			if wait > maxDelay {
 				return nil, fmt.Errorf("message %s is to be delivered in %s; at most %s is possible", driver.MessageID(msg), wait, maxDelay)
 			}
-			out[i] = t.topology.ladder.delayed(out[i], wait)
+			if out[i], err = t.delayed(ctx, topic, wait, p); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return out, nil
 }
 
-// deliverAt is when the message may be handed out; the zero time means at once.
-func deliverAt(msg *message.Message) time.Time {
-	at := msg.Metadata[driver.HeaderDeliverAt]
-	if at == "" {
-		return time.Time{}
+// delayed makes a publishing that reaches the topic's groups after the wait.
+func (t *Transport) delayed(ctx context.Context, topic string, wait time.Duration, msg amqp.Publishing) (*outgoing, error) {
+	if err := t.prepareDelays(ctx); err != nil {
+		return nil, err
 	}
-	due, err := time.Parse(time.RFC3339Nano, at)
-	if err != nil {
-		return time.Time{}
+	l, n := t.topology.publishing(), units(wait)
+	o := l.delayed(topic, n, msg)
+	size, most := tableSize(msg.Headers), t.publishing.frame()-l.room(topic, n)
+	if size > most {
+		return nil, fmt.Errorf("message %s has %d bytes of headers; at most %d are possible with a delay; put large data into the payload",
+			msg.MessageId, size, most)
 	}
-	return due
+	return o, nil
+}
+
+// prepareDelays makes the levels of publishers before the first delay. It goes on when the caller gives up: the end of a
+// declaration's context closes the connection.
+func (t *Transport) prepareDelays(ctx context.Context) error {
+	if t.topology.delaysKnown() {
+		return nil
+	}
+	made := make(chan error, 1)
+	prepare := func(ctx context.Context) error {
+		return t.topology.publishDelayed(ctx, func(do func(*amqp.Channel) error) error { return t.declare(ctx, do) })
+	}
+	t.background(func(ctx context.Context) { made <- prepare(ctx) })
+	select {
+	case err := <-made:
+		return err
+	case <-ctx.Done():
+		return notConnected(ctx, t.publishing.state())
+	}
 }
 
 // report counts the messages that no group wanted.
@@ -236,9 +275,16 @@ func (t *Transport) prepare(ctx context.Context, s driver.Subscription) error {
 			return err
 		}
 	}
-	if err := withChannel(ctx, t.consuming, func(ch *amqp.Channel) error { return t.topology.subscribe(ch, s) }); err != nil {
+	err := withChannel(ctx, t.consuming, func(ch *amqp.Channel) error {
+		if err := t.topology.declareDelays(ctx, ch); err != nil {
+			return err
+		}
+		return t.topology.subscribe(ch, s)
+	})
+	if err != nil {
 		return err
 	}
+	t.migrate()
 	t.registry.announce(s)
 	return nil
 }
@@ -321,7 +367,6 @@ func (t *Transport) Close(ctx context.Context) error {
 	defer close(t.finished)
 
 	var err error
-	t.warden.stop()
 	for _, f := range feeds {
 		f.shut()
 	}
@@ -337,12 +382,10 @@ func (t *Transport) Close(ctx context.Context) error {
 		f.abandon()
 	}
 	t.publisher.stop()
-	t.warden.publisher.stop()
 	for _, l := range t.links() {
 		l.close(ctx)
 	}
 	<-t.publisher.done
-	<-t.warden.publisher.done
 	t.work.Wait()
 	return err
 }

@@ -13,11 +13,11 @@ import (
 )
 
 // unmarshal reads a message from any producer into msg. It never fails: a header of any type is text
-// in the end, and what is missing is missing.
-func unmarshal(msg *message.Message, d *amqp.Delivery) {
+// in the end, and what is missing is missing. The name of the bus that has published it stays if it is marked with the key.
+func unmarshal(msg *message.Message, d *amqp.Delivery, ownKey []byte) {
 	h := make(message.Metadata, len(d.Headers)+1)
 	for name, field := range d.Headers {
-		if name := headerName(name, field); name != "" {
+		if name := headerName(name); name != "" {
 			h[fieldName(name)] = fieldText(field)
 		}
 	}
@@ -27,10 +27,13 @@ func unmarshal(msg *message.Message, d *amqp.Delivery) {
 	if d.CorrelationId != "" && h[driver.HeaderCorrelationID] == "" {
 		h[driver.HeaderCorrelationID] = d.CorrelationId
 	}
-	if version, ok := d.Headers[headerVersion]; ok {
-		h[driver.HeaderSpecVersion] = fieldText(version)
+	if version, ok := d.Headers[headerVersion].(string); ok && len(version) <= maxNameBytes {
+		h[driver.HeaderSpecVersion] = version
 	} else if h[driver.HeaderSpecVersion] == "1.0" {
 		delete(h, driver.HeaderSpecVersion) // what a missing one means
+	}
+	if before := foreignDeaths(d); len(before) > 0 {
+		h["x-death"] = fieldText(before)
 	}
 	setForeign(h, d)
 	restoreExtra(h, d.Headers)
@@ -44,10 +47,13 @@ func unmarshal(msg *message.Message, d *amqp.Delivery) {
 	}
 	msg.Metadata = h
 	msg.Payload = d.Body
+	if instance := h[driver.HeaderInstance]; instance != "" && !isOwn(d.Headers, ownKey, instance, driver.MessageID(msg)) {
+		delete(h, driver.HeaderInstance)
+	}
 }
 
 // headerName is a wire header's name in leat, "" for one that is not the message's own.
-func headerName(wire string, field any) string {
+func headerName(wire string) string {
 	for _, prefix := range []string{wirePrefix, wirePrefixAlternate} {
 		if attribute, ok := strings.CutPrefix(wire, prefix); ok && attribute != "" {
 			if plainAttribute(attribute) {
@@ -57,11 +63,7 @@ func headerName(wire string, field any) string {
 		}
 	}
 	switch {
-	case strings.HasPrefix(wire, privatePrefix), wire == headerWatermillUUID:
-		return ""
-	case wire == "x-death" && len(foreignDeaths(field)) > 0:
-		return wire
-	case brokersOwn(wire):
+	case strings.HasPrefix(wire, privatePrefix), wire == headerWatermillUUID, wire == userHeader, brokersOwn(wire):
 		return ""
 	}
 	return wire
@@ -77,7 +79,15 @@ func setForeign(h message.Metadata, d *amqp.Delivery) {
 	set("amqp_reply_to", d.ReplyTo)
 	set("amqp_content_encoding", d.ContentEncoding)
 	set("amqp_expiration", d.Expiration)
-	set("amqp_user_id", d.UserId)
+	set(userHeader, userOf(d))
+}
+
+// userOf is the user who has published the message, as the broker has checked it.
+func userOf(d *amqp.Delivery) string {
+	if user, ok := d.Headers[headerUser].(string); ok {
+		return user
+	}
+	return d.UserId
 }
 
 func restoreExtra(h message.Metadata, headers amqp.Table) {
@@ -90,7 +100,9 @@ func restoreExtra(h message.Metadata, headers amqp.Table) {
 		return // not written by leat
 	}
 	for name, value := range pairs {
-		h[name] = string(value)
+		if mayBeExtra(name) {
+			h[name] = string(value)
+		}
 	}
 }
 
@@ -107,16 +119,18 @@ func deaths(field any) []amqp.Table {
 	return tables
 }
 
-// foreignDeaths are the entries of x-death that do not tell of leat's own delays. Those must not stay
-// with a message: the broker drops one that expires in the same queue twice, as it takes it for a loop.
-func foreignDeaths(field any) []any {
+// foreignDeaths are the entries of x-death that do not tell of leat's own delays, and of the message that this is a copy
+// of. leat's own copies have no x-death: it is the broker's alone, which drops a message that expires in the same queue
+// twice, and by it a message is trusted.
+func foreignDeaths(d *amqp.Delivery) []any {
+	before, _ := d.Headers[headerDeaths].([]any)
 	var foreign []any
-	for _, death := range deaths(field) {
-		if queue, _ := death["queue"].(string); !strings.HasPrefix(queue, delayPrefix) {
+	for _, death := range deaths(d.Headers["x-death"]) {
+		if queue, _ := death["queue"].(string); !strings.HasPrefix(queue, delayPrefix) && !isRetryName(queue) {
 			foreign = append(foreign, death)
 		}
 	}
-	return foreign
+	return append(foreign, before...)
 }
 
 // handOvers are the earlier hand-overs of a delivery to the group that has the queue: those that
@@ -170,7 +184,7 @@ func wireTopic(d *amqp.Delivery, queue string, cfg *Config) string {
 	switch {
 	case d.RoutingKey == queue && d.Exchange == "":
 		return ""
-	case cfg.Topology == TopologyWatermill:
+	case cfg.Topology == TopologyWatermill && !strings.HasPrefix(d.Exchange, delayPrefix):
 		return d.Exchange
 	}
 	return d.RoutingKey
@@ -188,8 +202,11 @@ func copyOf(d *amqp.Delivery, topic string) amqp.Publishing {
 			h[name] = field
 		}
 	}
-	if deaths := foreignDeaths(d.Headers["x-death"]); deaths != nil {
-		h["x-death"] = deaths
+	if deaths := foreignDeaths(d); deaths != nil {
+		h[headerDeaths] = deaths
+	}
+	if user := userOf(d); user != "" {
+		h[headerUser] = user
 	}
 	if topic != "" {
 		h[headerTopic] = topic

@@ -1,0 +1,73 @@
+package bus
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// bounded returns ctx bounded by [Config.PublishTimeout], if it has no deadline and is not a handler's.
+func (b *Bus) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	if b.cfg.PublishTimeout <= 0 || DeliveryFrom(ctx) != nil {
+		return ctx, func() {}
+	}
+	if _, ok := ctx.Deadline(); ok {
+		return ctx, func() {}
+	}
+	c := &timeoutContext{Context: ctx, timeout: b.cfg.PublishTimeout, begun: time.Now()}
+	return c, c.stop
+}
+
+// timeoutContext is a context with a timeout whose timer is made when somebody waits for it: most publishes don't.
+type timeoutContext struct {
+	context.Context
+	timeout time.Duration
+	begun   time.Time
+
+	mu     sync.Mutex
+	timed  context.Context // nil until somebody waits
+	cancel context.CancelFunc
+}
+
+// made returns the context with the timer, nil if it has not been made.
+func (c *timeoutContext) made() context.Context {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.timed
+}
+
+func (c *timeoutContext) Deadline() (time.Time, bool) { return c.begun.Add(c.timeout), true }
+
+func (c *timeoutContext) Done() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.timed == nil {
+		cause := fmt.Errorf("the context has no deadline, and the publish timeout of %s is over: %w", c.timeout, context.DeadlineExceeded)
+		c.timed, c.cancel = context.WithDeadlineCause(c.Context, c.begun.Add(c.timeout), cause) //nolint:gosec // stop calls it
+	}
+	return c.timed.Done()
+}
+
+func (c *timeoutContext) Err() error {
+	if timed := c.made(); timed != nil {
+		return timed.Err()
+	}
+	return c.Context.Err()
+}
+
+// Value must ask the context with the timer, too: there context.Cause finds the cause.
+func (c *timeoutContext) Value(key any) any {
+	if timed := c.made(); timed != nil {
+		return timed.Value(key)
+	}
+	return c.Context.Value(key)
+}
+
+func (c *timeoutContext) stop() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cancel != nil {
+		c.cancel()
+	}
+}

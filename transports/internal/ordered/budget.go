@@ -1,0 +1,109 @@
+package ordered
+
+import (
+	"cmp"
+	"slices"
+)
+
+// What a session has in memory is bounded:
+//
+//   - Deliveries of the group's queue: by Prefetch. Of those, the ones that wait for a time, for a pass, or behind
+//     one that does: by Held and HeldBytes. So there is always room for what must arrive: ticks, fences, and messages
+//     that come back.
+//   - Deliveries of a parked queue: by the prefetch of its consumer.
+//   - Keys that the log knows: by MaxKeys and MaxKeyBytes. Beyond that a message that would make another key known
+//     stays here. When Prefetch is used up by such, the group has stopped; Report says so before. What
+//     operators import, and what was parked when the log was lost, is not refused.
+
+// heldUp returns how many messages of the key wait here for something that may take long, and their bytes.
+func (m *Machine) heldUp(k *keyQueue) (n, bytes int) {
+	c := k.current
+	waits := c != nil && c.phase == waiting && !c.stuck
+	passes := m.pairOf(k.name) != 0 && k.mayPark()
+	if !waits && !passes {
+		return 0, 0
+	}
+	if waits && !c.parked() {
+		n, bytes = 1, c.msg.Size
+	}
+	for _, it := range k.here {
+		n++
+		bytes += it.msg.Size
+	}
+	return n, bytes
+}
+
+// relieve makes room: of the keys that wait, the one with the most messages (then bytes) here is sent away or parked.
+func (m *Machine) relieve() {
+	for !m.over && (len(m.waiting) > 0 || len(m.state.keys) > 0) {
+		var worst *keyQueue
+		var total, totalBytes, most, mostBytes int
+		for _, k := range m.queues {
+			n, bytes := m.heldUp(k)
+			total, totalBytes = total+n, totalBytes+bytes
+			if n > 0 && (worst == nil || cmp.Or(cmp.Compare(n, most), cmp.Compare(bytes, mostBytes), cmp.Compare(worst.name, k.name)) > 0) {
+				worst, most, mostBytes = k, n, bytes
+			}
+		}
+		if worst == nil || total <= m.config.Held && totalBytes <= m.config.HeldBytes {
+			return
+		}
+		m.relieveKey(worst)
+	}
+}
+
+func (m *Machine) relieveKey(k *keyQueue) {
+	if m.pairOf(k.name) != 0 && k.mayPark() {
+		m.park(k)
+		return
+	}
+	it := k.current
+	m.waiting = slices.DeleteFunc(m.waiting, func(w *item) bool { return w == it })
+	m.depart(it, ToDelay, it.due)
+}
+
+// roomFor reports whether the key may be known.
+func (m *Machine) roomFor(key string) bool {
+	return m.state.keys[key] != nil || len(m.state.keys)+len(m.departing) < m.config.MaxKeys && m.state.bytes < m.config.MaxKeyBytes
+}
+
+// report reports a change.
+func (m *Machine) report(full bool) {
+	if m.full != full {
+		m.full = full
+		m.emit(Report{full})
+	}
+}
+
+// Stats is what operators are told of a group.
+type Stats struct {
+	Poisoned int  // messages in the poison queue that hold back a key
+	Delayed  int  // messages that are delayed elsewhere and hold back a key
+	Keys     int  // keys of which something is away or parked
+	Draining int  // of those, keys that are released, and whose parked messages are being handed out
+	Parked   int  // messages in parked queues
+	Here     int  // deliveries of the group's queue that are unacked
+	Waiting  int  // of those, messages that wait for a short time
+	Full     bool // the limit on keys is reached
+}
+
+// Stats returns what the group has. It takes time in proportion to the number of known keys.
+func (m *Machine) Stats() Stats {
+	s := Stats{Keys: len(m.state.keys), Here: m.leader.unacked, Waiting: len(m.waiting), Full: m.full}
+	for _, k := range m.state.keys {
+		if len(k.away) == 0 {
+			s.Draining++
+		}
+		for _, a := range k.away {
+			if a.Poison {
+				s.Poisoned++
+			} else {
+				s.Delayed++
+			}
+		}
+	}
+	for _, p := range m.pairs {
+		s.Parked += p.messages
+	}
+	return s
+}

@@ -1,0 +1,244 @@
+package ordered
+
+import (
+	"slices"
+	"time"
+)
+
+// What a session has of the messages of a key. This part knows nothing of how messages are parked; see parked.go.
+
+// phase is what happens to the current message of a key.
+type phase int
+
+const (
+	waiting   phase = iota // it is due later, here
+	delivered              // a worker has it, or will
+	leaving                // it is being copied, written to the log, or fenced
+)
+
+// item is a delivery of an application's message.
+type item struct {
+	msg     Message
+	from    Source
+	key     *keyQueue // nil if the message has no key
+	awaited bool      // it came back under a name that the log knows
+	written bool      // the record that it is away is on its way
+	phase   phase
+	due     time.Time
+
+	stuck bool // there is no room for its key; it is sent away when there is
+	to    Target
+	until time.Time
+}
+
+func (it *item) parked() bool { return it.from.Pair > 0 }
+
+// memo identifies the message for the memory of the process.
+func (it *item) memo() memo { return memo{it.msg.Print, it.msg.Head} }
+
+// keyQueue is a key of which something is here, unacked. At most one message of a key is current. The next is the first
+// of heads; if there is none and nothing of the key is away, the first of parked; if nothing is parked either, the
+// first of here.
+type keyQueue struct {
+	name    string
+	current *item
+	heads   []*item // messages that came back
+	parked  []*item // read from a parked queue by a pass
+	here    []*item // from the group's queue
+	parking bool    // the record that allows parking is not confirmed yet
+}
+
+func (k *keyQueue) empty() bool {
+	return k.current == nil && len(k.heads)+len(k.parked)+len(k.here) == 0
+}
+
+// queue returns the key's queue, and makes it if nothing of the key is here.
+func (m *Machine) queue(key string) *keyQueue {
+	k := m.queues[key]
+	if k == nil {
+		k = &keyQueue{name: key}
+		m.queues[key] = k
+	}
+	return k
+}
+
+func (m *Machine) blocked(key string) bool {
+	k := m.state.keys[key]
+	return k != nil && len(k.away) > 0
+}
+
+// pairOf returns the pair of parked queues in which the key is parked, or 0.
+func (m *Machine) pairOf(key string) int {
+	if k := m.state.keys[key]; k != nil {
+		return k.pair
+	}
+	return 0
+}
+
+// run takes the next step of a key. It is called whenever something of the key has changed.
+func (m *Machine) run(k *keyQueue) {
+	m.parkBlocked(k)
+	for !m.over && k.current == nil && m.memory.out[k.name] == 0 {
+		it := m.next(k)
+		if it == nil {
+			break
+		}
+		k.current = it
+		if m.memory.has(it) {
+			it.phase = leaving
+			m.finish(it)
+			return // finish has called run
+		}
+		switch {
+		case !it.msg.Due.After(m.now):
+			m.deliver(it)
+		case it.msg.Due.Sub(m.now) > m.config.Short:
+			m.depart(it, ToDelay, it.msg.Due)
+		default:
+			m.wait(it, it.msg.Due)
+		}
+	}
+	if k.empty() && m.queues[k.name] == k {
+		delete(m.queues, k.name)
+	}
+}
+
+// next takes out the message that may run next, nil if none may.
+func (m *Machine) next(k *keyQueue) *item {
+	if m.stopping {
+		return nil
+	}
+	for len(k.heads) > 0 {
+		it := pop(&k.heads)
+		if _, a := m.find(it.msg.Head); a != nil {
+			return it // it is not being sent away any more: it would be current
+		}
+		m.ack(it) // another copy of it was faster
+	}
+	switch {
+	case m.blocked(k.name):
+		return nil
+	case len(k.parked) > 0:
+		return pop(&k.parked)
+	case m.pairOf(k.name) != 0:
+		m.wantPass(k.name)
+		return nil
+	case len(k.here) > 0:
+		return pop(&k.here)
+	}
+	return nil
+}
+
+func pop(items *[]*item) *item {
+	it := (*items)[0]
+	(*items)[0] = nil
+	*items = (*items)[1:]
+	return it
+}
+
+// deliver hands a message out.
+func (m *Machine) deliver(it *item) {
+	it.phase = delivered
+	m.items[it.msg.Tag] = it
+	m.emit(Deliver{Tag: it.msg.Tag, Fence: m.state.epoch})
+}
+
+// finish ends a message that was handled.
+func (m *Machine) finish(it *item) {
+	it.phase = leaving
+	if !it.awaited {
+		m.settle(it)
+		return
+	}
+	// The log must say so before the message is acked: else nobody would know that its key may go on.
+	m.done(it.msg.Head, func() { m.settle(it) })
+}
+
+// done writes that a head is done, if it is away.
+func (m *Machine) done(head string, then func()) {
+	key, a := m.state.find(head)
+	if a == nil {
+		then()
+		return
+	}
+	m.write(&Record{Kind: kindDone, Key: keyText(key), Head: head}, then)
+	m.run(m.queue(key))
+}
+
+// settle acks the current message of a key and lets the next go.
+func (m *Machine) settle(it *item) {
+	m.ack(it)
+	if k := it.key; k != nil && k.current == it {
+		k.current = nil
+		m.run(k)
+	}
+}
+
+// sendAway copies a message to where it waits for long.
+//
+//  1. The copy is confirmed, under a new name.
+//  2. The record that the name is away is confirmed. From then on what follows may be parked, and the message may run
+//     again if it has come back already.
+//  3. For a parked message: a fence has returned. Its ack is valid even if this process does not lead any more,
+//     and the record is not. Acks in the group's queue need none: the queue has taken back what a deposed leader acks.
+//  4. It is acked.
+//
+// A message without a key, and a poisoned one in a group that does not park, need only the first and the last step.
+func (m *Machine) sendAway(it *item, to Target, after time.Duration) {
+	it.phase = leaving
+	if it.key == nil || to == ToPoison && !m.config.Park {
+		m.copy(it, Copy{To: to, After: after}, func() { m.finish(it) })
+		return
+	}
+	a := &away{Head: m.name().String(), Print: it.msg.Print, Poison: to == ToPoison}
+	m.departing[a.Head] = departure{it.key.name, a}
+	m.copy(it, Copy{To: to, After: after, Head: a.Head}, func() {
+		delete(m.departing, a.Head)
+		r := &Record{Kind: kindBlock, Key: keyText(it.key.name), Away: a}
+		if it.awaited {
+			r.Head = it.msg.Head
+		}
+		it.written = true
+		m.write(r, func() {
+			m.logged(a)
+			if it.parked() {
+				m.fence(func() { m.settle(it) })
+				return
+			}
+			m.settle(it)
+		})
+		m.run(it.key)
+	})
+}
+
+// departure is a message that is being sent away. The log does not know it yet, but it may come back at any moment.
+type departure struct {
+	key  string
+	away *away
+}
+
+// find returns the message that is away, or being sent away, under this name, and its key.
+func (m *Machine) find(head string) (key string, a *away) {
+	if d, found := m.departing[head]; found {
+		return d.key, d.away
+	}
+	return m.state.find(head)
+}
+
+// logged lets a message that is away come back.
+func (m *Machine) logged(a *away) {
+	a.logged = true
+	if a.drop != 0 {
+		m.done(a.Head, func() { m.ackTag(a.drop) })
+	}
+	if key, found := m.state.heads[a.Head]; found {
+		m.run(m.queue(key))
+	}
+}
+
+// isAway reports whether a redelivered message is the original of a copy that is away. It is not needed any more.
+func (m *Machine) isAway(msg *Message) bool {
+	k := m.state.keys[msg.Key]
+	return msg.Redelivered && msg.Print != 0 && msg.Head == "" && k != nil &&
+		slices.ContainsFunc(k.away, func(a *away) bool { return a.logged && a.Print == msg.Print })
+}

@@ -1,0 +1,390 @@
+package ordered
+
+import (
+	"slices"
+	"time"
+)
+
+// Config configures a [Machine]. All fields must be set, except as noted.
+type Config struct {
+	Park        bool          // later messages of a key wait behind its poisoned one
+	Prefetch    int           // how many deliveries of the group's queue the broker leaves unacked here, at least 8
+	Held        int           // how many of them may wait for a time or for a pass; less than Prefetch by at least 4
+	HeldBytes   int           // and how many bytes
+	MaxKeys     int           // how many keys may be known, in memory and in the log
+	MaxKeyBytes int           // and the bytes of their names
+	Pairs       int           // of parked queues, 1 to 64
+	LogRecords  int           // the length of the log that asks for a new session
+	Short       time.Duration // the longest wait of a message that stays here
+	Tick        time.Duration // how often each process sends a tick
+}
+
+// A Machine makes the decisions of one session of a group's leader: what may be handed out, what is parked, what must
+// be written. Its methods report events; afterwards, Effects returns what must be done. It has no clock, starts no
+// goroutines and does no I/O. It is not safe for concurrent use, and neither is it beside its Memory.
+type Machine struct {
+	config Config
+	memory *Memory
+	state  *State
+	now    time.Time
+
+	effects []Effect
+	ops     uint64    // publishings, so far
+	names   uint64    // chosen, so far
+	pending []pending // publishings that are not confirmed, in their order
+	over    bool      // the session has ended, or must
+	stopped bool      // Close was called
+
+	queues    map[string]*keyQueue
+	items     map[Tag]*item // that workers have
+	waiting   []*item
+	stopping  bool
+	full      bool
+	departing map[string]departure
+
+	leader leader
+	pairs  []*parkedQueues // pair 1 is at index 0
+}
+
+// pending is a publishing on its way.
+type pending struct {
+	op   uint64
+	then func() // nil if nothing depends on it
+}
+
+// New returns the machine of a session that leads: its takeover is ready. Counts are the messages in the parked queues,
+// none of which has a consumer any more.
+//
+// All that was delivered to the last leader has arrived during the takeover, because its Prefetch was the same. (If it
+// was higher, a few sessions step down until the rest is handled.)
+func New(t *Takeover, counts map[Source]int, now time.Time) *Machine {
+	m := &Machine{
+		config: t.config, memory: t.memory, state: t.state, now: now,
+		queues: make(map[string]*keyQueue), items: make(map[Tag]*item), departing: make(map[string]departure),
+		leader: newLeader(now),
+	}
+	m.memory.current = m
+	m.openPairs(counts)
+	for key, k := range m.state.keys {
+		for _, a := range k.away {
+			a.logged = true
+		}
+		if len(k.away) == 0 {
+			m.pairs[k.pair-1].draining[key] = true
+		}
+	}
+	for _, msg := range t.adopted {
+		m.Arrived(now, Source{Pair: Adopted}, msg)
+	}
+	for _, msg := range t.first {
+		m.Arrived(now, Source{}, msg)
+	}
+	m.leader.fresh = true
+	m.Advance(now)
+	return m
+}
+
+// Effects returns what is to be done, and forgets it. It is called after each event.
+func (m *Machine) Effects() []Effect {
+	m.relieve()
+	effects := m.effects
+	m.effects = nil
+	return effects
+}
+
+func (m *Machine) emit(e Effect) {
+	if !m.over {
+		m.effects = append(m.effects, e)
+	}
+}
+
+// name returns a new name.
+func (m *Machine) name() Name {
+	m.names++
+	return Name{m.state.epoch, m.names}
+}
+
+// op returns a number for a publishing. Then is called when it is confirmed.
+func (m *Machine) op(then func()) uint64 {
+	m.ops++
+	if !m.over {
+		m.pending = append(m.pending, pending{m.ops, then})
+	}
+	return m.ops
+}
+
+func (m *Machine) copy(it *item, c Copy, then func()) {
+	c.Tag, c.Op = it.msg.Tag, m.op(then)
+	m.emit(c)
+}
+
+// write applies a record to the state and writes it to the log.
+func (m *Machine) write(r *Record, then func()) {
+	r.Epoch, r.N = m.state.epoch, m.state.last+1
+	_ = m.state.Apply(r) // at worst it is full, and what is written counts at the next takeover
+	m.emit(Write{m.op(then), r})
+}
+
+// Confirmed reports that the broker has confirmed all publishings up to op.
+func (m *Machine) Confirmed(now time.Time, op uint64) {
+	m.now = now
+	for !m.over && len(m.pending) > 0 && m.pending[0].op <= op {
+		then := m.pending[0].then
+		m.pending = m.pending[1:]
+		if then != nil {
+			then()
+		}
+	}
+}
+
+// Arrived reports a delivery of the broker.
+func (m *Machine) Arrived(now time.Time, from Source, msg *Message) {
+	if m.over {
+		return
+	}
+	m.now = now
+	if len(msg.Key) > maxKey {
+		msg.Key = msg.Key[:maxKey] // the adapter has a digest for long keys; sharing a key costs only time
+	}
+	if len(msg.Head) > maxHead {
+		msg.Head = ""
+	}
+	it := &item{msg: *msg, from: from}
+	if m.deposed(it) {
+		return
+	}
+	switch {
+	case it.parked():
+		m.read(it)
+	case msg.Control != ControlNone:
+		m.control(it)
+	default:
+		m.enter(it)
+	}
+}
+
+// enter takes a message of the group's queue in.
+func (m *Machine) enter(it *item) {
+	if key, a := m.find(it.msg.Head); a != nil {
+		it.awaited = true
+		it.msg.Key = key // an operator may have changed it
+		it.key = m.queue(it.msg.Key)
+		it.key.heads = append(it.key.heads, it)
+		m.run(it.key)
+		return
+	}
+	switch {
+	case m.state.isDone[it.msg.Head]: // an operator has replayed it twice
+		m.ack(it)
+	case it.msg.Key == "" && m.memory.has(it), m.isAway(&it.msg):
+		m.ack(it)
+	case it.msg.Key == "":
+		m.deliver(it)
+	default:
+		it.key = m.queue(it.msg.Key)
+		it.key.here = append(it.key.here, it)
+		m.run(it.key)
+	}
+}
+
+// control takes a control message of the group's queue in.
+func (m *Machine) control(it *item) {
+	switch it.msg.Control {
+	case ControlTick:
+		m.ticked(it)
+		return
+	case ControlDrop:
+		if _, a := m.find(it.msg.Head); a != nil {
+			if !a.logged {
+				if a.drop != 0 {
+					m.ackTag(a.drop)
+				}
+				a.drop = it.msg.Tag
+				return
+			}
+			m.done(it.msg.Head, func() { m.ack(it) })
+			return
+		}
+	case ControlBlock:
+		_, a := m.state.find(it.msg.Head)
+		if m.config.Park && it.msg.Key != "" && it.msg.Head != "" && a == nil && !m.state.isDone[it.msg.Head] {
+			a := &away{Head: it.msg.Head, Poison: true}
+			m.write(&Record{Kind: kindBlock, Key: keyText(it.msg.Key), Away: a}, func() {
+				m.logged(a)
+				m.ack(it)
+			})
+			return
+		}
+	case ControlFence:
+		m.fenced(it.msg.Name)
+	}
+	m.ack(it) // also what a later version may send
+}
+
+// Handled reports that a worker has handled a message.
+func (m *Machine) Handled(now time.Time, tag Tag) {
+	if it := m.take(now, tag, true); it != nil {
+		m.memory.remember(it)
+		m.finish(it)
+	}
+}
+
+// Failed reports that a message is to be delivered again, after a time. The adapter keeps count of its attempts.
+func (m *Machine) Failed(now time.Time, tag Tag, after time.Duration) {
+	it := m.take(now, tag, false)
+	switch {
+	case it == nil:
+	case after > m.config.Short:
+		m.depart(it, ToDelay, now.Add(after))
+	default:
+		m.wait(it, now.Add(max(after, 0)))
+	}
+}
+
+// Poisoned reports that a message goes to the poison queue. It is there when it is acked.
+func (m *Machine) Poisoned(now time.Time, tag Tag) {
+	if it := m.take(now, tag, false); it != nil {
+		m.depart(it, ToPoison, now)
+	}
+}
+
+// take takes a message back from a worker. It returns nil if the session is over.
+func (m *Machine) take(now time.Time, tag Tag, handled bool) *item {
+	it := m.items[tag]
+	if it == nil {
+		return nil
+	}
+	delete(m.items, tag)
+	if m.stopped {
+		m.memory.release(it, handled)
+		return nil
+	}
+	m.now = now
+	if m.over {
+		if handled {
+			m.memory.remember(it)
+		}
+		return nil
+	}
+	return it
+}
+
+// wait keeps a message here until it is due.
+func (m *Machine) wait(it *item, due time.Time) {
+	it.phase, it.due = waiting, due
+	m.waiting = append(m.waiting, it)
+	m.wake()
+}
+
+// wake delivers what is due.
+func (m *Machine) wake() {
+	for i := 0; i < len(m.waiting); {
+		it := m.waiting[i]
+		if it.due.After(m.now) || m.stopping {
+			i++
+			continue
+		}
+		m.waiting = slices.Delete(m.waiting, i, i+1)
+		if it.stuck {
+			it.stuck = false
+			m.depart(it, it.to, it.until)
+			continue
+		}
+		m.deliver(it)
+	}
+}
+
+// depart sends a message away, if there is room for its key. If not, it waits here, and so does its key: the group
+// stops consuming when Prefetch is used up.
+func (m *Machine) depart(it *item, to Target, until time.Time) {
+	if it.key != nil && (to != ToPoison || m.config.Park) && !m.roomFor(it.key.name) {
+		it.stuck, it.to, it.until = true, to, until
+		m.report(true)
+		m.wait(it, m.now.Add(m.config.Short))
+		return
+	}
+	m.report(false)
+	m.sendAway(it, to, max(until.Sub(m.now), 0))
+}
+
+// ack acks a delivery.
+func (m *Machine) ack(it *item) {
+	switch {
+	case it.parked():
+		m.ackParked(it)
+	case it.from.Pair == Adopted:
+		m.emit(Ack{it.msg.Tag})
+	default:
+		m.ackTag(it.msg.Tag)
+	}
+}
+
+// Advance reports that time has passed. The adapter calls it at the time that Next returns, and at least twice within
+// Config.Tick.
+func (m *Machine) Advance(now time.Time) {
+	if m.over {
+		return
+	}
+	m.lead(now)
+	m.now = now
+	m.wake()
+	for _, p := range m.pairs {
+		m.startPass(p)
+	}
+}
+
+// Next returns the time at which Advance is to be called.
+func (m *Machine) Next() time.Time {
+	next := m.leader.nextTick
+	for _, it := range m.waiting {
+		next = earlier(next, it.due)
+	}
+	for _, p := range m.pairs {
+		if p.pass == nil && p.wanted() {
+			next = earlier(next, p.notBefore)
+		}
+	}
+	return next
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// Stop hands nothing out any more and begins no pass. What workers have can still be settled.
+func (m *Machine) Stop(now time.Time) {
+	m.now = now
+	m.stopping = true
+	m.releaseGuard()
+}
+
+// Settled reports whether all publishings are confirmed and all fences have returned. If no worker has a message either,
+// a stopped session can be closed, and nothing of what it did is done again. A fence can't return if Prefetch messages
+// that are not settled are in front of it; the adapter waits for a limited time.
+func (m *Machine) Settled() bool { return m.over || len(m.pending)+len(m.leader.fences) == 0 }
+
+// Close ends the session. Out are the messages that workers have: they report to this machine still, and other sessions
+// of the process deliver nothing of their keys before that.
+func (m *Machine) Close(out []Tag) {
+	m.over, m.stopped = true, true
+	kept := make(map[Tag]*item, len(out))
+	for _, tag := range out {
+		if it := m.items[tag]; it != nil {
+			kept[tag] = it
+			m.memory.out[it.msg.Key]++
+		}
+	}
+	m.items, m.queues, m.waiting, m.pending, m.effects = kept, nil, nil, nil, nil
+	if m.memory.current == m {
+		m.memory.current = nil
+	}
+}
+
+// stepDown ends the session from within.
+func (m *Machine) stepDown(reason string) {
+	m.emit(StepDown{reason})
+	m.over = true
+}

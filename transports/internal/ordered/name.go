@@ -1,0 +1,53 @@
+package ordered
+
+import (
+	"cmp"
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// A Name identifies a parked copy, a pass, a marker, a fence, a turn, or (as text) a message that was sent away.
+// It is unique within the group, and names are totally ordered: first by the epoch of the leader that chose it,
+// then by a counter of its session. The zero Name comes before all others and names nothing.
+type Name struct{ Epoch, N uint64 }
+
+// String returns the name as it is written on the wire, such as "12-345".
+func (n Name) String() string { return fmt.Sprintf("%d-%d", n.Epoch, n.N) }
+
+// Compare returns a negative number if n was chosen before o, zero if they are equal, else a positive one.
+func (n Name) Compare(o Name) int {
+	return cmp.Or(cmp.Compare(n.Epoch, o.Epoch), cmp.Compare(n.N, o.N))
+}
+
+// ParseName parses what [Name.String] returned. It reports false for any other text, and for an epoch that no
+// leader can have reached.
+func ParseName(text string) (Name, bool) {
+	epoch, n, found := strings.Cut(text, "-")
+	e, err := strconv.ParseUint(epoch, 10, 64)
+	if !found || err != nil || e > maxEpoch {
+		return Name{}, false
+	}
+	c, err := strconv.ParseUint(n, 10, 64)
+	if err != nil {
+		return Name{}, false
+	}
+	name := Name{e, c}
+	return name, name.String() == text // one spelling only: heads are compared as text
+}
+
+// MarshalText implements [encoding.TextMarshaler].
+func (n Name) MarshalText() ([]byte, error) { return []byte(n.String()), nil }
+
+// UnmarshalText implements [encoding.TextUnmarshaler].
+func (n *Name) UnmarshalText(text []byte) error {
+	name, ok := ParseName(string(text))
+	if !ok {
+		return fmt.Errorf("ordered: %q is not a name", clip(string(text)))
+	}
+	*n = name
+	return nil
+}
+
+// clip shortens text from the broker for an error.
+func clip(text string) string { return text[:min(len(text), 40)] }

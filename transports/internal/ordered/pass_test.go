@@ -1,0 +1,191 @@
+package ordered
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// inPass is a machine with a released key and a pass that has begun.
+func inPass(t *testing.T, otherEmpty bool) *bench {
+	b, head := blocked(t)
+	b.Handled(b.now, b.arrives(Message{Key: "k", Head: head}))
+	b.confirmAll()
+	require.NotNil(t, b.pairs[0].pass)
+	b.PassStarted(b.now, 1, otherEmpty)
+	b.wants("marker")
+	return b
+}
+
+func (b *bench) seq(n uint64) Name { return Name{b.state.epoch, n} }
+
+func (b *bench) readsMarker() {
+	b.reads(Message{Control: ControlMarker, Name: b.pairs[0].pass.marker})
+}
+
+func TestPass_movesKeysThatAreBlocked(t *testing.T) {
+	b := inPass(t, true)
+	b.arrives(Message{Control: ControlBlock, Key: "other", Head: "op-1"})
+	b.confirmAll()
+	b.arrives(Message{Key: "other"})
+	b.confirmAll()
+	b.reads(Message{Key: "other", Seq: b.seq(5)})
+	b.wants("copy 8 to parked")
+	b.readsMarker()
+	b.wants("ack 9")
+	b.confirm()
+	b.wants("ack 8", "marker") // something was parked since
+	b.readsMarker()
+	b.wants("ack 10", "open", "turn", "EndPass")
+	require.Equal(t, Side(1), b.side(1))
+}
+
+func TestPass_movesAllWhenTheOtherSideComesFirst(t *testing.T) {
+	b := inPass(t, false)
+	b.reads(Message{Key: "k", Seq: b.seq(5)})
+	b.wants("copy 6 to parked")
+	b.confirm()
+	b.readsMarker()
+	b.wants("ack 6", "ack 7", "turn", "EndPass")
+	require.Equal(t, 1, b.Stats().Draining)
+}
+
+func TestPass_movesAKeyThatIsReleasedTooLate(t *testing.T) {
+	b := inPass(t, true)
+	b.arrives(Message{Control: ControlBlock, Key: "k", Head: "op-1"})
+	b.confirmAll()
+	b.reads(Message{Key: "k", Seq: b.seq(5)})
+	b.wants("copy 7 to parked")
+	b.arrives(Message{Control: ControlDrop, Head: "op-1"})
+	b.wants("done")
+	b.reads(Message{Key: "k", Seq: b.seq(6)})
+	b.wants("copy 9 to parked")
+}
+
+func TestPass_nextWaitsForTheFenceOfTheTurn(t *testing.T) {
+	b := inPass(t, false)
+	b.readsMarker()
+	b.wants("ack 6", "turn", "EndPass")
+	b.Advance(b.now)
+	b.wants()
+	b.confirm()
+	b.wants("fence")
+	b.Advance(b.now)
+	b.wants()
+	b.arrives(Message{Control: ControlFence, Name: b.seq(b.names)})
+	b.wants("StartPass", "ack 7")
+}
+
+func TestPass_dropsWhatDoesNotCount(t *testing.T) {
+	for name, msg := range map[string]Message{
+		"before the key was parked":  {Key: "k", Seq: Name{1, 1}},
+		"of a key that is not known": {Key: "other", Seq: Name{1 << 20, 1}},
+		"whose ack was lost":         {Key: "k", Seq: Name{1 << 20, 1}},
+		"an old marker":              {Control: ControlMarker, Name: Name{1, 1}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := inPass(t, true)
+			b.state.epoch = 1 << 20
+			b.state.keys["k"].since = 100
+			if name == "whose ack was lost" {
+				b.state.pair(1).Void[0] = Name{1 << 20, 2}
+			}
+			b.reads(msg)
+			b.wants("ack 6")
+		})
+	}
+}
+
+func TestPass_putsForeignMessagesIntoThePoisonQueue(t *testing.T) {
+	b := inPass(t, true)
+	b.reads(Message{Key: "k"})
+	b.wants("copy 6 to poison")
+	b.confirm()
+	b.wants("ack 6")
+}
+
+func TestPass_stepsDownWhenItReadsALaterLeadersCopy(t *testing.T) {
+	b := inPass(t, true)
+	b.reads(Message{Key: "k", Seq: Name{b.state.epoch + 1, 1}})
+	b.wants("StepDown")
+}
+
+func TestPass_acksWhatArrivesAfterItsEnd(t *testing.T) {
+	b := inPass(t, false)
+	b.readsMarker()
+	b.Effects()
+	b.reads(Message{Key: "k", Seq: Name{1, 1}})
+	b.wants("ack 7")
+	b.reads(Message{Key: "k", Seq: b.seq(1 << 30)})
+	b.wants("StepDown")
+}
+
+func TestPass_pausesAfterItHasMovedMessages(t *testing.T) {
+	b := inPass(t, false)
+	b.reads(Message{Key: "k", Seq: b.seq(5)})
+	b.confirmAll()
+	b.now = b.now.Add(time.Second)
+	b.Advance(b.now)
+	b.readsMarker()
+	b.confirmAll()
+	b.arrives(Message{Control: ControlFence, Name: b.seq(b.names)})
+	b.confirmAll()
+	b.Effects()
+	require.Equal(t, b.now.Add(3*time.Second), b.pairs[0].notBefore)
+}
+
+func TestPass_sweepsAndHandsOutAllWhenTheLogWasLost(t *testing.T) {
+	config := testConfig()
+	over := NewTakeover(config, NewMemory(), "me", time.Unix(100, 0))
+	over.state.epoch, over.state.lost = 7, true
+	b := &bench{t: t, Machine: New(over, map[Source]int{{1, 0}: 2}, time.Unix(100, 0)), now: time.Unix(100, 0)}
+	b.wants("tick", "StartPass")
+	b.PassStarted(b.now, 1, true)
+	b.wants("marker")
+	b.reads(Message{Key: "k", Seq: Name{3, 1}})
+	b.wants("park", "deliver 1")
+	b.Handled(b.now, 1)
+	b.readsMarker()
+	b.wants("ack 1", "ack 2", "open", "swept", "turn", "EndPass")
+}
+
+func TestPass_sweepsLeftovers(t *testing.T) {
+	over := NewTakeover(testConfig(), NewMemory(), "me", time.Unix(100, 0))
+	over.state.epoch, over.state.intact = 7, true
+	b := &bench{t: t, Machine: New(over, map[Source]int{{1, 1}: 2}, time.Unix(100, 0)), now: time.Unix(100, 0)}
+	b.wants("tick", "StartPass")
+	b.PassStarted(b.now, 1, false)
+	b.wants("marker")
+	b.reads(Message{Key: "k", Seq: Name{3, 1}})
+	b.wants("ack 1")
+}
+
+func TestMachine_keepsSomethingUnackedBeforeItsFirstTick(t *testing.T) {
+	over := NewTakeover(testConfig(), NewMemory(), "me", time.Unix(100, 0))
+	over.state.epoch = 7
+	b := &bench{t: t, Machine: New(over, nil, time.Unix(100, 0)), now: time.Unix(100, 0)}
+	b.wants("tick")
+	for range 2 {
+		b.Handled(b.now, b.arrives(Message{Key: "k"}))
+	}
+	b.wants("deliver 1", "deliver 2", "ack 1")
+	b.arrives(Message{Control: ControlTick})
+	b.wants("ack 2")
+}
+
+func TestMachine_dropWaitsForTheRecordOfWhatItDrops(t *testing.T) {
+	b := started(t)
+	b.Poisoned(b.now, b.arrives(Message{Key: "k"}))
+	b.wants("deliver 3", "copy 3 to poison")
+	for head := range b.departing {
+		b.arrives(Message{Control: ControlDrop, Head: head})
+	}
+	b.wants()
+	b.confirm()
+	b.wants("block")
+	b.confirm()
+	b.wants("done", "ack 3")
+	b.confirm()
+	b.wants("ack 4")
+}

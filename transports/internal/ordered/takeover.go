@@ -1,0 +1,162 @@
+package ordered
+
+import (
+	"strconv"
+	"time"
+)
+
+// A Takeover makes the decisions of a session that has received its first delivery from the group's queue and is to lead.
+//
+// The group's queue says who may lead, and the log who does. Both must agree: if a process claims an epoch with a
+// delivery that the queue has taken back long ago, the records of the one that does lead are void, and its acks are
+// not. So the order is this:
+//
+//  1. Consume the log, exclusively, and read up to a first claim, which is always refused.
+//  2. Prove that the queue still delivers to this session: send a fence to it and wait until it arrives. If there is
+//     no room for it, because Prefetch messages are unacked, give all of them back: they go to their places, and are
+//     redelivered at once to whoever is the consumer.
+//  3. Claim the next epoch, and read up to that. The claim says which epoch it follows. So it is refused if
+//     another session has claimed one since step 1; then step 2 is next.
+//  4. Write a snapshot.
+//
+// A session that led before has lost the queue when step 2 ends: whatever it acks there is void, or it has stepped
+// down, because the queue redelivers something when it becomes active again.
+//
+// A Takeover has no clock and is not safe for concurrent use.
+type Takeover struct {
+	config  Config
+	memory  *Memory
+	writer  string
+	state   *State
+	effects []Effect
+	ops     uint64
+	first   []*Message
+	adopted []*Message
+	fence   string // that is awaited
+	fences  int
+	current string // the claim that is awaited
+	claims  int
+	stage   stage
+}
+
+type stage int
+
+const (
+	probing    stage = iota // the first claim is not read yet
+	proving                 // waits for the fence
+	recovering              // gives back what has arrived
+	recovered               // waits for any delivery
+	claiming                // the claim is not read yet
+	writing                 // the snapshot is not confirmed yet
+	ready
+)
+
+// NewTakeover begins a takeover. The log is being consumed by this session only. The writer is a text that no other
+// session has, of at most 200 bytes.
+func NewTakeover(config Config, memory *Memory, writer string, now time.Time) *Takeover {
+	t := &Takeover{config: config, memory: memory, writer: writer, state: NewState()}
+	t.claim(now)
+	return t
+}
+
+// Effects returns what is to be done, and forgets it: Write, Send and Recover. It is called after each event.
+func (t *Takeover) Effects() []Effect {
+	effects := t.effects
+	t.effects = nil
+	return effects
+}
+
+// Arrived reports a delivery of the group's queue.
+func (t *Takeover) Arrived(now time.Time, msg *Message) {
+	if t.stage == recovering {
+		return // it was given back as well
+	}
+	t.first = append(t.first, msg)
+	switch {
+	case t.stage == recovered, t.stage == proving && msg.Control == ControlFence && msg.Head == t.fence:
+		t.stage = claiming
+		t.claim(now)
+	case t.stage == proving:
+		t.checkRoom()
+	}
+}
+
+// prove asks for a delivery.
+func (t *Takeover) prove() {
+	t.stage = proving
+	t.fences++
+	t.ops++
+	t.fence = t.writer + "/" + strconv.Itoa(t.fences)
+	t.effects = append(t.effects, Send{Op: t.ops, Control: ControlFence, Head: t.fence})
+	t.checkRoom()
+}
+
+func (t *Takeover) checkRoom() {
+	if len(t.first) >= t.config.Prefetch {
+		t.stage = recovering
+		t.effects = append(t.effects, Recover{})
+	}
+}
+
+// Recovered reports that a Recover effect was carried out: what arrives from now on was sent after it.
+func (t *Takeover) Recovered() {
+	t.first, t.stage = nil, recovered
+}
+
+// claim writes a claim. Each has a name of its own, because the broker may send an earlier one again.
+func (t *Takeover) claim(now time.Time) {
+	t.claims++
+	t.current = t.writer + "/" + strconv.Itoa(t.claims)
+	t.write(t.state.claim(t.current, t.memory.epoch, now))
+}
+
+func (t *Takeover) write(r *Record) {
+	t.ops++
+	t.effects = append(t.effects, Write{t.ops, r})
+}
+
+// Read reports a message of the log. It returns an error if the message is not a valid record; then it is acked like all
+// others, and the takeover goes on. What was read when [Takeover.Compacts] is true must not be acked.
+func (t *Takeover) Read(now time.Time, body []byte) error {
+	r, err := Decode(body)
+	if err != nil || t.Compacts() {
+		return err
+	}
+	if err = t.state.Apply(r); err != nil || r.Kind != kindEpoch || r.Writer != t.current {
+		return err
+	}
+	switch {
+	case t.stage == probing:
+		t.prove()
+	case t.stage == claiming && t.state.owner == t.current:
+		t.stage = writing
+		for _, r := range t.state.Snapshot(t.config.Park) {
+			t.write(r)
+		}
+	case t.stage == claiming:
+		t.prove()
+	}
+	return nil
+}
+
+// Compacts reports whether the epoch is won. What was read from the log before is replaced by the snapshot; what is read
+// from now on is the snapshot itself, or is void.
+func (t *Takeover) Compacts() bool { return t.stage >= writing }
+
+// Confirmed reports that the broker has confirmed all publishings up to op.
+func (t *Takeover) Confirmed(op uint64) {
+	if t.stage == writing && op >= t.ops {
+		t.stage = ready
+	}
+}
+
+// Adopt adds messages that an earlier version of leat held for the group, in the order of their keys. They come before all
+// that the group's queue has. Each is acked when it is handled, or is safe elsewhere.
+func (t *Takeover) Adopt(msgs []*Message) { t.adopted = append(t.adopted, msgs...) }
+
+// Ready reports whether [New] may be called, as soon as no parked queue has a consumer.
+func (t *Takeover) Ready() bool { return t.stage == ready }
+
+// Pairs returns how many pairs of parked queues there are: those of the configuration, and others in which earlier
+// processes have parked. It may be called when the takeover is ready.
+func (t *Takeover) Pairs() int { return max(t.config.Pairs, t.state.pairCount()) }
