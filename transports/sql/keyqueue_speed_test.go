@@ -11,14 +11,15 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/internal/backoff"
 )
 
-// TestLanes_quickHandlersAreKeptBusy compares a group that is ordered by key with one that is not, in the same
+// TestKeyQueues_quickHandlersAreKeptBusy compares a group that is ordered by key with one that is not, in the same
 // run, with handlers of a millisecond. Two halves of the workers that take turns halve the speed at least.
-func TestLanes_quickHandlersAreKeptBusy(t *testing.T) {
+func TestKeyQueues_quickHandlersAreKeptBusy(t *testing.T) {
 	eachStore(t, func(t *testing.T, transport *Transport) {
 		ctx := t.Context()
-		if transport.store.name == SQLite {
+		if transport.name == SQLite {
 			t.Skip("its driver is many times slower under the race detector")
 		}
 		const messages, keys, workers = 3000, 200, 10
@@ -42,7 +43,7 @@ func TestLanes_quickHandlersAreKeptBusy(t *testing.T) {
 						if err != nil {
 							return
 						}
-						sleep(consuming, time.Millisecond) // the handler
+						backoff.Sleep(consuming, time.Millisecond) // the handler
 						_ = d.Settler.Ack()
 						done <- struct{}{}
 					}

@@ -7,26 +7,26 @@ import (
 	"time"
 )
 
-// A claim from the lanes of a group walks from lane to lane. Thousands of them may wait for a redelivery, so
-// that a walk over all takes seconds. laneHints say where a feed's next claim may find something all the
-// same: in lanes of which the feed has settled a message, and at messages that are due by now. They are only
+// A claim from the key queues of a group walks from one to the next. Thousands of them may wait for a redelivery,
+// so that a walk over all takes seconds. keyHints say where a feed's next claim may find something all the
+// same: in key queues of which the feed has settled a message, and at messages that are due by now. They are only
 // hints: a claim checks what it takes, and the walk finds what no hint names.
-type laneHints struct {
+type keyHints struct {
 	mu      sync.Mutex
-	settled map[int64]struct{} // lanes
+	settled map[int64]struct{} // key queues
 	waiting waitingHeads
 	dueAt   map[int64]time.Time // of the messages in waiting
 }
 
 const (
-	// maxSettledLanes and maxWaitingHeads bound the memory that hints take.
-	maxSettledLanes = 4096
+	// maxSettledKeys and maxWaitingHeads bound the memory that hints take.
+	maxSettledKeys  = 4096
 	maxWaitingHeads = 1 << 18
 	// hintsAtOnce is how many hints of a kind one claim follows.
 	hintsAtOnce = 128
 )
 
-// waitingHead is the first message of a lane, which waits for its redelivery.
+// waitingHead is the first message of a key queue, which waits for its redelivery.
 type waitingHead struct {
 	id int64
 	at time.Time
@@ -46,20 +46,20 @@ func (h *waitingHeads) Pop() any {
 	return last
 }
 
-// settle notes that a lane may have a message that can be taken.
-func (l *laneHints) settle(lane int64) {
+// settle notes that a key queue may have a message that can be taken.
+func (l *keyHints) settle(queue int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.settled == nil {
 		l.settled = make(map[int64]struct{})
 	}
-	if len(l.settled) < maxSettledLanes {
-		l.settled[lane] = struct{}{}
+	if len(l.settled) < maxSettledKeys {
+		l.settled[queue] = struct{}{}
 	}
 }
 
 // wait notes that a message can be taken at that time.
-func (l *laneHints) wait(id int64, at time.Time) {
+func (l *keyHints) wait(id int64, at time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.dueAt == nil {
@@ -74,15 +74,15 @@ func (l *laneHints) wait(id int64, at time.Time) {
 }
 
 // take removes the hints that the next claim follows.
-func (l *laneHints) take(now time.Time) (lanes, due []int64) {
+func (l *keyHints) take(now time.Time) (queues, due []int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for lane := range l.settled {
-		if len(lanes) == hintsAtOnce {
+	for queue := range l.settled {
+		if len(queues) == hintsAtOnce {
 			break
 		}
-		lanes = append(lanes, lane)
-		delete(l.settled, lane)
+		queues = append(queues, queue)
+		delete(l.settled, queue)
 	}
 	for len(due) < hintsAtOnce && len(l.waiting) > 0 && !l.waiting[0].at.After(now) {
 		head := heap.Pop(&l.waiting).(waitingHead) //nolint:forcetypeassert // nothing else is in it
@@ -91,13 +91,13 @@ func (l *laneHints) take(now time.Time) (lanes, due []int64) {
 			due = append(due, head.id)
 		}
 	}
-	return lanes, due
+	return queues, due
 }
 
 // restore puts hints back that a claim took and did not follow.
-func (l *laneHints) restore(lanes, due []int64) {
-	for _, lane := range lanes {
-		l.settle(lane)
+func (l *keyHints) restore(queues, due []int64) {
+	for _, queue := range queues {
+		l.settle(queue)
 	}
 	for _, id := range due {
 		l.wait(id, time.Now())
@@ -105,7 +105,7 @@ func (l *laneHints) restore(lanes, due []int64) {
 }
 
 // next returns when the next message is due, zero if none waits.
-func (l *laneHints) next() time.Time {
+func (l *keyHints) next() time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.waiting) == 0 {
@@ -114,36 +114,36 @@ func (l *laneHints) next() time.Time {
 	return l.waiting[0].at
 }
 
-// left reports whether there are lanes that a claim has not looked at yet.
-func (l *laneHints) left() bool {
+// left reports whether there are key queues that a claim has not looked at yet.
+func (l *keyHints) left() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return len(l.settled) > 0
 }
 
-// laneWalk is how far the walk over a group's lanes has come. The walks of some claims make a round, so that
-// every lane gets its turn.
-type laneWalk struct {
-	after   int64 // the walk goes on behind this lane
+// keyWalk is how far the walk over a group's key queues has come. The walks of some claims make a round, so that
+// every key queue gets its turn.
+type keyWalk struct {
+	after   int64 // the walk goes on behind this key queue
 	start   int64 // the round began behind this one
-	wrapped bool  // the round has come to the last lane and gone on from the first
+	wrapped bool  // the round has come to the last key queue and gone on from the first
 }
 
-// noLane is before every lane.
-const noLane = math.MinInt64
+// noKeyQueue is before every key queue.
+const noKeyQueue = math.MinInt64
 
-func newLaneWalk() laneWalk { return laneWalk{after: noLane, start: noLane} }
+func newKeyWalk() keyWalk { return keyWalk{after: noKeyQueue, start: noKeyQueue} }
 
-// step goes on to a lane, or to the end of all, and reports whether that completes the round.
-func (w *laneWalk) step(last int64, end bool) (round bool) {
+// step goes on to a key queue, or to the end of all, and reports whether that completes the round.
+func (w *keyWalk) step(last int64, end bool) (round bool) {
 	switch {
 	case !end:
 		w.after = last
 		round = w.wrapped && last >= w.start
-	case w.wrapped || w.start == noLane:
-		w.after, round = noLane, true
+	case w.wrapped || w.start == noKeyQueue:
+		w.after, round = noKeyQueue, true
 	default:
-		w.after, w.wrapped = noLane, true
+		w.after, w.wrapped = noKeyQueue, true
 	}
 	if round {
 		w.start, w.wrapped = w.after, false

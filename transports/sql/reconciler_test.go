@@ -12,15 +12,15 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// askedDatabase counts what it is asked by a part of the text, and finds the ids that it has.
-type askedDatabase struct {
-	database
+// askedPool counts what it is asked by a part of the text, and finds the ids that it has.
+type askedPool struct {
+	pool
 	took  time.Duration
 	asked map[string]int
 	ids   []int64
 }
 
-func (d *askedDatabase) note(query string) {
+func (d *askedPool) note(query string) {
 	time.Sleep(d.took)
 	for part := range d.asked {
 		if strings.Contains(query, part) {
@@ -29,12 +29,12 @@ func (d *askedDatabase) note(query string) {
 	}
 }
 
-func (d *askedDatabase) exec(_ context.Context, query string, _ ...any) (int64, error) {
+func (d *askedPool) exec(_ context.Context, query string, _ ...any) (int64, error) {
 	d.note(query)
 	return 0, nil
 }
 
-func (d *askedDatabase) query(_ context.Context, query string, _ ...any) (rows, error) {
+func (d *askedPool) query(_ context.Context, query string, _ ...any) (rows, error) {
 	d.note(query)
 	return &idRows{ids: d.ids}, nil
 }
@@ -56,27 +56,27 @@ func (r *idRows) Scan(dest ...any) error {
 // TestMessagesInTheWrongPlaceAreLookedForEverMoreSeldom: a look may read all that waits in a group.
 func TestMessagesInTheWrongPlaceAreLookedForEverMoreSeldom(t *testing.T) {
 	const misplaced, parked = "SELECT id FROM", "state = 6"
-	looks := func(db *askedDatabase, span time.Duration) (rearrange, unpark int) {
+	looks := func(db *askedPool, span time.Duration) (rearrange, unpark int) {
 		db.asked = map[string]int{misplaced: 0, parked: 0}
 		synctest.Test(t, func(t *testing.T) {
-			s, err := newStore(db, Config{Dialect: Postgres})
+			s, err := newDatabase(db, Config{Dialect: Postgres})
 			require.NoError(t, err)
-			tidier := newTidier()
+			r := newReconciler(groups{database: s, holds: holds{s}}, group{id: 1})
 			for end := time.Now().Add(span); time.Now().Before(end); time.Sleep(time.Second) {
-				require.NoError(t, tidier.tidy(context.Background(), s, group{id: 1}))
+				require.NoError(t, r.run(context.Background()))
 			}
 		})
 		return db.asked[misplaced], db.asked[parked]
 	}
-	rearrange, unpark := looks(&askedDatabase{}, time.Hour)
+	rearrange, unpark := looks(&askedPool{}, time.Hour)
 	require.Equal(t, 7, rearrange) // after 15 s, 45 s, 105 s and so on
-	require.InDelta(t, time.Hour/tidyEvery, unpark, 2)
+	require.InDelta(t, time.Hour/reconcileEvery, unpark, 2)
 
-	rearrange, _ = looks(&askedDatabase{ids: []int64{1}}, time.Hour)
-	require.InDelta(t, time.Hour/tidyEvery, rearrange, 2, "where there was one there may be others")
+	rearrange, _ = looks(&askedPool{ids: []int64{1}}, time.Hour)
+	require.InDelta(t, time.Hour/reconcileEvery, rearrange, 2, "where there was one there may be others")
 
-	_, unpark = looks(&askedDatabase{took: time.Second}, time.Hour)
-	require.LessOrEqual(t, unpark, int(time.Hour/time.Second)/tidyShare)
+	_, unpark = looks(&askedPool{took: time.Second}, time.Hour)
+	require.LessOrEqual(t, unpark, int(time.Hour/time.Second)/reconcileShare)
 }
 
 // TestMessagesAreMovedToWhereTheOrderWantsThem: those of every other order, and the index finds them.
@@ -85,13 +85,13 @@ func TestMessagesAreMovedToWhereTheOrderWantsThem(t *testing.T) {
 	db, err := source{url: mustParse(t, "sqlite://"+t.TempDir()+"/test.db"), cfg: Config{Dialect: SQLite}}.connect()
 	require.NoError(t, err)
 	defer db.close()
-	s, err := newStore(db, Config{Dialect: SQLite})
+	s, err := newDatabase(db, Config{Dialect: SQLite})
 	require.NoError(t, err)
-	require.NoError(t, s.prepare(ctx))
+	require.NoError(t, schema{s}.prepare(ctx))
 	orders := []driver.Order{driver.Unordered, driver.OrderedByKey, driver.OrderedStrictly}
 	for _, from := range orders {
 		for _, to := range orders {
-			g, err := s.group(ctx, "shop.ledger", to)
+			g, err := groups{database: s}.ensure(ctx, "shop.ledger", to)
 			require.NoError(t, err)
 			g.order = from
 			_, err = db.exec(ctx, s.sql(`DELETE FROM {messages}`))
@@ -104,7 +104,7 @@ func TestMessagesAreMovedToWhereTheOrderWantsThem(t *testing.T) {
 			_, err = db.exec(ctx, s.sql(`UPDATE {messages} SET `+g.place()))
 			require.NoError(t, err)
 			g.order = to
-			_, err = s.rearrange(ctx, db, g)
+			_, err = groups{database: s}.rearrange(ctx, db, g)
 			require.NoError(t, err)
 			wrong, err := numbers(ctx, db, s.sql(`SELECT id FROM {messages} EXCEPT SELECT id FROM {messages} WHERE (state, pos) = (`+placeValues(g)+`)`))
 			require.NoError(t, err)

@@ -15,44 +15,44 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/internal/backoff"
 )
 
-// slowDatabase takes some time for each statement, and counts them.
-type slowDatabase struct {
-	database
+// slowPool takes some time for each statement, and counts them.
+type slowPool struct {
+	pool
 	took       time.Duration
 	mu         sync.Mutex
 	statements int
 }
 
-func (d *slowDatabase) exec(ctx context.Context, _ string, _ ...any) (int64, error) {
+func (d *slowPool) exec(ctx context.Context, _ string, _ ...any) (int64, error) {
 	d.mu.Lock()
 	d.statements++
 	took := d.took
 	d.mu.Unlock()
-	if !sleep(ctx, took) {
+	if !backoff.Sleep(ctx, took) {
 		return 0, ctx.Err()
 	}
 	return 1, nil
 }
 
-func (d *slowDatabase) takes(took time.Duration) {
+func (d *slowPool) takes(took time.Duration) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.took = took
 }
 
-// combining runs f with a combiner over the database, and closes its transport.
-func combining(t *testing.T, db database, f func(t *testing.T, c *combiner)) {
+// combining runs f with a groupCommit over the database, and closes its transport.
+func combining(t *testing.T, db pool, f func(t *testing.T, c *groupCommit)) {
 	synctest.Test(t, func(t *testing.T) {
-		s, err := newStore(db, Config{Dialect: Postgres})
+		s, err := newDatabase(db, Config{Dialect: Postgres})
 		require.NoError(t, err)
-		transport := &Transport{store: s}
-		transport.ctx, transport.cancel = context.WithCancelCause(context.Background())
-		c := newCombiner(transport, 3)
+		life := newLifetime()
+		c := newGroupCommit(life, publisher{s}, 3)
 		f(t, c)
-		transport.cancel(driver.ErrClosed)
-		transport.work.Wait()
+		life.cancel(driver.ErrClosed)
+		life.work.Wait()
 		_, err = c.insert(context.Background(), oneMessage())
 		require.ErrorIs(t, err, driver.ErrClosed)
 	})
@@ -66,8 +66,8 @@ func TestPublishersMeetInOneCommit(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // so that those who are ready run in turn
 	const publishers, each = 8, 50
 	statements := func(publishers int) (n int) {
-		db := &slowDatabase{took: time.Millisecond}
-		combining(t, db, func(t *testing.T, c *combiner) {
+		db := &slowPool{took: time.Millisecond}
+		combining(t, db, func(t *testing.T, c *groupCommit) {
 			var wg sync.WaitGroup
 			for range publishers {
 				wg.Go(func() {
@@ -91,8 +91,8 @@ func TestPublishersMeetInOneCommit(t *testing.T) {
 // TestAPublisherThatGivesUpLeavesTheOthers: who commits by himself has the time that his context gives him.
 // Those who have gathered meanwhile are committed all the same, whoever of them has gone.
 func TestAPublisherThatGivesUpLeavesTheOthers(t *testing.T) {
-	db := &slowDatabase{took: time.Hour}
-	combining(t, db, func(t *testing.T, c *combiner) {
+	db := &slowPool{took: time.Hour}
+	combining(t, db, func(t *testing.T, c *groupCommit) {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 		patient := make(chan error, 1)
@@ -120,29 +120,29 @@ func TestAPublisherThatGivesUpLeavesTheOthers(t *testing.T) {
 	})
 }
 
-// stubbornDatabase takes its time for statements with one message, and then cancels them.
-type stubbornDatabase struct {
-	database
+// stubbornPool takes its time for statements with one message, and then cancels them.
+type stubbornPool struct {
+	pool
 	took time.Duration
 }
 
-func (d *stubbornDatabase) exec(ctx context.Context, _ string, args ...any) (int64, error) {
+func (d *stubbornPool) exec(ctx context.Context, _ string, args ...any) (int64, error) {
 	if !strings.Contains(fmt.Sprint(args...), "large") {
-		sleep(ctx, time.Millisecond)
+		backoff.Sleep(ctx, time.Millisecond)
 		return 1, ctx.Err()
 	}
-	if !sleep(ctx, d.took) {
+	if !backoff.Sleep(ctx, d.took) {
 		return 0, ctx.Err()
 	}
 	return 0, &pgconn.PgError{Code: "57014"}
 }
 
-// TestCombiner_aStatementThatNeverSucceedsHoldsUpNobody, whether it comes first, or meets others in a commit.
-func TestCombiner_aStatementThatNeverSucceedsHoldsUpNobody(t *testing.T) {
+// TestGroupCommit_aStatementThatNeverSucceedsHoldsUpNobody, whether it comes first, or meets others in a commit.
+func TestGroupCommit_aStatementThatNeverSucceedsHoldsUpNobody(t *testing.T) {
 	for _, took := range []time.Duration{150 * time.Millisecond, 20 * time.Second} { // by the server, by the client
 		for _, first := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s first %t", took, first), func(t *testing.T) {
-				combining(t, &stubbornDatabase{took: took}, func(t *testing.T, c *combiner) {
+				combining(t, &stubbornPool{took: took}, func(t *testing.T, c *groupCommit) {
 					ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 					defer cancel()
 					var wg sync.WaitGroup
