@@ -157,7 +157,7 @@ func (g *group) breakerChanged(c breaker.Change, spares time.Duration) {
 	case c.To == breaker.Closed:
 		logger.Info("leat: group resumed", "group", g.name, "paused", c.After.Round(time.Millisecond))
 	case c.From == breaker.Closed:
-		logger.Warn("leat: group paused", "group", g.name, "reason", "nearly everything fails", "err", c.Err, "probe_in", c.Wait)
+		logger.Warn("leat: group paused", "group", g.name, "reason", "nearly everything fails", "error", c.Err, "probe_in", c.Wait)
 	}
 	logger.LogAttrs(context.Background(), slog.LevelDebug, "leat: circuit breaker changed",
 		slog.String("group", g.name), slog.String("state", string(c.To)))

@@ -134,10 +134,11 @@ func New(t Transport, cfg Config) (*Bus, error) {
 	for i, o := range cfg.Observers {
 		b.cfg.Observers[i] = guardObserver(o, cfg.Logger, &b.observerPanics)
 	}
-	b.send, err = b.decorate(cfg.Decorators)
+	send, err := b.decorate(cfg.Decorators)
 	if err != nil {
 		return nil, err
 	}
+	b.send = announce(b.cfg.Observers, send, false)
 	return b, nil
 }
 

@@ -33,6 +33,7 @@ type Delivery struct {
 	moved   atomic.Int64     // when its last try failed, in Unix nanoseconds; 0 for none
 	breaker breaker.Message  // what the breaker knows of it; its ID goes into logs and Health, as steps may change the headers
 	givenUp bool             // the retry policy has no try left
+	waited  time.Duration    // between its tries
 	outcome Outcome
 	cause   error        // what a poisoned message failed with
 	settled atomic.Int32 // one of the states below
@@ -200,7 +201,7 @@ func (d *Delivery) Degraded(part string, reason error) {
 	if reason == nil {
 		logger.Info("leat: works again", "group", d.Group, "part", part)
 	} else {
-		logger.Warn("leat: degraded", "group", d.Group, "part", part, "err", reason)
+		logger.Warn("leat: degraded", "group", d.Group, "part", part, "error", reason)
 	}
 }
 
@@ -232,7 +233,7 @@ func (d *Delivery) AwaitNewer(err *NewerVersionError, limit time.Duration) error
 	if d.group != nil {
 		reason := fmt.Errorf("message %s waits for a newer version of the service, until %s: %w", d.breaker.ID, d.WaitingSince.Add(limit).Format(time.RFC3339), err)
 		if d.group.health.setUntil(newerPart, reason, now.Add(newerShown)) {
-			d.group.bus.cfg.Logger.Warn("leat: degraded", "group", d.Group, "part", newerPart, "err", reason)
+			d.group.bus.cfg.Logger.Warn("leat: degraded", "group", d.Group, "part", newerPart, "error", reason)
 		}
 	}
 	return &Redelivery{After: min(newerAgain, left), Uncounted: true, Err: err}
@@ -288,6 +289,34 @@ func (d *Delivery) fault(cause error) driver.Fault {
 	f := driver.NewFault(&d.Delivery, cause)
 	f.Tries, f.Handler = max(d.Try, 1), d.Handler().Name
 	return f
+}
+
+// AddWaited adds to the time that the worker has waited between the tries of this delivery. The retry step calls it; a
+// step that has tries of its own may do so, too.
+func (d *Delivery) AddWaited(waited time.Duration) { d.waited += waited }
+
+// Waited returns how long the worker has waited between the tries of this delivery.
+func (d *Delivery) Waited() time.Duration { return d.waited }
+
+// Retried counts a try that follows in process, without a new delivery.
+func (d *Delivery) Retried() {
+	if d.group != nil {
+		d.group.counts.retries.Add(1)
+	}
+}
+
+// Panicked counts a panic of the handler, or of a step. Whoever recovers from it calls it.
+func (d *Delivery) Panicked() {
+	if d.group != nil {
+		d.group.counts.panics.Add(1)
+	}
+}
+
+// DedupFailed counts a call of the dedup store that failed. It may be called concurrently.
+func (d *Delivery) DedupFailed() {
+	if d.group != nil {
+		d.group.counts.dedupFaults.Add(1)
+	}
 }
 
 // GivenUp reports whether the retry policy has no try left for what [Delivery.Failed] was last told of.
@@ -389,6 +418,9 @@ func (d *Delivery) Cause() error { return d.cause }
 func (d *Delivery) settle(outcome Outcome, err error) error {
 	if !d.settled.CompareAndSwap(unsettled, settled) {
 		return nil
+	}
+	if r, ok := errors.AsType[*Redelivery](err); ok && outcome == Redelivered && r.Err == nil && d.FailedSince.IsZero() {
+		d.DueAgain = time.Now().Add(max(r.After, minSnooze))
 	}
 	if d.handed != nil {
 		d.handed.History = d.History

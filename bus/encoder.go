@@ -201,11 +201,11 @@ func (p publication) setHeaders(h message.Metadata) error {
 	return nil
 }
 
-// inherit connects new headers with the message being handled, or begins a trace.
+// inherit connects new headers with the message being handled. A tracer, which is a [PublishObserver], puts the span of
+// the publish in place of the trace that is inherited.
 func inherit(ctx context.Context, h message.Metadata) {
 	d := DeliveryFrom(ctx)
 	if d == nil {
-		h[driver.HeaderTraceParent] = newTraceParent()
 		return
 	}
 	parent := d.Message.Metadata
@@ -216,9 +216,6 @@ func inherit(ctx context.Context, h message.Metadata) {
 	setUnlessEmpty(h, driver.HeaderTraceParent, parent[driver.HeaderTraceParent])
 	setUnlessEmpty(h, driver.HeaderTraceState, parent[driver.HeaderTraceState])
 	setUnlessEmpty(h, driver.HeaderBaggage, parent[driver.HeaderBaggage])
-	if h[driver.HeaderTraceParent] == "" {
-		h[driver.HeaderTraceParent] = newTraceParent()
-	}
 }
 
 // reservedHeader reports whether only leat may set the header.

@@ -2,9 +2,6 @@ package bus
 
 import (
 	"context"
-	"encoding/binary"
-	"encoding/hex"
-	"math/rand/v2"
 	"strconv"
 	"time"
 
@@ -120,19 +117,3 @@ func (d *Delivery) ReplyID() string {
 
 // replyPrefix begins the names of reply ids. It must not change.
 const replyPrefix = "https://github.com/leatbus/leat/reply/"
-
-// newTraceParent begins a trace: version 00, random trace and parent ids, not sampled. A tracing
-// observer or middleware that knows better overwrites it. The ids must be unique, not secret.
-func newTraceParent() string {
-	var ids [24]byte
-	for i := 0; i < len(ids); i += 8 {
-		binary.BigEndian.PutUint64(ids[i:], rand.Uint64()|1) // all zero would be invalid
-	}
-	text := make([]byte, 0, 55)
-	text = append(text, "00-"...)
-	text = hex.AppendEncode(text, ids[:16])
-	text = append(text, '-')
-	text = hex.AppendEncode(text, ids[16:])
-	text = append(text, "-00"...)
-	return string(text)
-}

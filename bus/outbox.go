@@ -131,10 +131,11 @@ func (h handOver) Publish(ctx context.Context, topic string, msgs ...*message.Me
 // relay moves the outbox's messages to the transport until ctx is done. They went through the publish
 // middleware when they were written.
 func (b *Bus) relay(ctx context.Context) error {
+	send := announce(b.cfg.Observers, func(ctx context.Context, topic string, msgs []*message.Message) error {
+		return b.transport.Publish(ctx, topic, msgs...)
+	}, true)
 	return b.cfg.Outbox.Relay(ctx, func(ctx context.Context, topic string, msgs ...*message.Message) error {
-		return b.account(ctx, nil, false, topic, msgs, func(ctx context.Context, topic string, msgs []*message.Message) error {
-			return b.transport.Publish(ctx, topic, msgs...)
-		})
+		return b.account(ctx, nil, false, topic, msgs, send)
 	})
 }
 

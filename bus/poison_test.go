@@ -95,6 +95,7 @@ func TestSetHistory_isReadBackByTakeHistory(t *testing.T) {
 		{FailedSince: now, Failures: 3},
 		{FailedSince: now, Failures: driver.FailuresUnknown},
 		{WaitingSince: now},
+		{DueAgain: now},
 		{FailedSince: now, Failures: 2, WaitingSince: now.Add(time.Hour)},
 	} {
 		driver.SetHistory(headers, h)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/pprof"
 	"slices"
 	"strings"
 	"sync"
@@ -145,8 +146,9 @@ func (r *run) start() {
 	defer r.bus.mu.Unlock()
 	for _, g := range r.bus.groups {
 		g.breaker.Start(r.intake)
+		handling := pprof.WithLabels(r.handling, pprof.Labels(profilerLabel, g.name))
 		for range g.handler.Concurrency {
-			g.workers = append(g.workers, &worker{run: r, group: g})
+			g.workers = append(g.workers, &worker{run: r, group: g, handling: handling})
 		}
 		for _, w := range g.workers {
 			r.wg.Go(w.work)
@@ -296,12 +298,17 @@ func (r *run) abandon() error {
 
 // worker handles one delivery of its group at a time.
 type worker struct {
-	run     *run
-	group   *group
-	current atomic.Pointer[Delivery]
+	run      *run
+	group    *group
+	handling context.Context // the run's, with the group's profiler label
+	current  atomic.Pointer[Delivery]
 }
 
+// profilerLabel names the group in the samples of profiles. Workers wear it all their life, which costs messages nothing.
+const profilerLabel = "leat_group"
+
 func (w *worker) work() {
+	pprof.SetGoroutineLabels(w.handling)
 	done := false
 	defer func() {
 		if !done { // the handler ended its goroutine with runtime.Goexit; the group keeps its workers
@@ -381,7 +388,7 @@ func (w *worker) take(handed *driver.Delivery, ready func(*Delivery)) bool {
 		ready(d)
 	}
 	w.current.Store(d)
-	w.group.handle(w.run.handling, d)
+	w.group.handle(w.handling, d)
 	w.current.Store(nil)
 	return true
 }
@@ -500,7 +507,7 @@ func (g *group) parked(msg *message.Message) {
 // giveBack returns a delivery that is not to be handled, or whose handler is left behind.
 func (g *group) giveBack(d *Delivery) {
 	if err := d.settle(Interrupted, ErrInterrupted); err != nil {
-		g.bus.cfg.Logger.Warn("leat: give back", "group", g.name, "message_id", d.breaker.ID, "err", err)
+		g.bus.cfg.Logger.Warn("leat: give back", "group", g.name, "message_id", d.breaker.ID, "error", err)
 	}
 }
 
@@ -508,6 +515,7 @@ func (g *group) giveBack(d *Delivery) {
 func (g *group) call(msg *message.Message) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
+			g.counts.panics.Add(1)
 			err = driver.NewPanicError(v)
 		}
 	}()
@@ -539,7 +547,7 @@ func (g *group) finish(d *Delivery, err error) {
 	}
 	if settleErr := d.settle(outcome, err); settleErr != nil {
 		g.bus.cfg.Logger.Warn("leat: settle; the message may come again",
-			"group", g.name, "message_id", d.breaker.ID, "outcome", string(outcome), "err", settleErr)
+			"group", g.name, "message_id", d.breaker.ID, "outcome", string(outcome), "error", settleErr)
 	}
 	settling = false
 	again := outcome == Duplicate && d.Attempt-1 > d.Failures // it was handled before, and its ack was lost
@@ -592,7 +600,7 @@ func (g *group) decide(d *Delivery, err error) (Outcome, error) {
 	}
 	if d.givenUp {
 		if end = d.GiveUp(end, nil); end == nil {
-			g.bus.cfg.Logger.Warn("leat: message poisoned outside of the poison step", "group", g.name, "message_id", d.breaker.ID, "err", err)
+			g.bus.cfg.Logger.Warn("leat: message poisoned outside of the poison step", "group", g.name, "message_id", d.breaker.ID, "error", err)
 			return Poisoned, nil
 		}
 	}
@@ -615,16 +623,16 @@ const rescuedAfter = 10 * time.Second
 func (g *group) rescue(d *Delivery, panicked *PanicError, settling bool) {
 	defer func() {
 		if v := recover(); v != nil {
-			g.bus.cfg.Logger.Error("leat: give back after a panic", "group", g.name, "message_id", d.breaker.ID, "err", driver.NewPanicError(v))
+			g.bus.cfg.Logger.Error("leat: give back after a panic", "group", g.name, "message_id", d.breaker.ID, "error", driver.NewPanicError(v))
 		}
 	}()
 	if !settling {
-		g.bus.cfg.Logger.Error("leat: panic after a delivery was settled", "group", g.name, "message_id", d.breaker.ID, "err", panicked, "stack", panicked.Stack())
+		g.bus.cfg.Logger.Error("leat: panic after a delivery was settled", "group", g.name, "message_id", d.breaker.ID, "error", panicked, "stack", panicked.Stack())
 		return
 	}
 	g.bus.cfg.Logger.Error("leat: settle panicked; the message is given back", "group", g.name,
-		"message_id", d.breaker.ID, "err", panicked, "stack", panicked.Stack())
+		"message_id", d.breaker.ID, "error", panicked, "stack", panicked.Stack())
 	if err := d.Settler.GiveBack(rescuedAfter); err != nil {
-		g.bus.cfg.Logger.Warn("leat: give back", "group", g.name, "message_id", d.breaker.ID, "err", err)
+		g.bus.cfg.Logger.Warn("leat: give back", "group", g.name, "message_id", d.breaker.ID, "error", err)
 	}
 }

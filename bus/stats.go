@@ -27,6 +27,10 @@ type GroupStats struct {
 	Interrupted uint64
 	InFlight    int64 // deliveries in the stack now
 
+	Retries     uint64 // tries in process that followed a failed one, without a new delivery
+	Panics      uint64 // of the handler, and of steps
+	DedupFaults uint64 // calls of the dedup store that failed
+
 	// Expected counts the messages that this bus published and the group asked for, Settled those
 	// of them that came to a terminal outcome in this process. Where other processes share the
 	// group, Settled stays behind. Parked counts those that began to wait behind a poisoned one,
@@ -99,6 +103,8 @@ func (l *ledger) expect(groups []*group, n int) {
 type counts struct {
 	handled, duplicates, poisoned, discarded, redelivered, interrupted atomic.Uint64
 
+	retries, panics, dedupFaults atomic.Uint64
+
 	inFlight atomic.Int64
 	expected atomic.Int64
 	settled  atomic.Uint64
@@ -131,6 +137,9 @@ func (c *counts) snapshot() GroupStats {
 		Redelivered: c.redelivered.Load(),
 		Interrupted: c.interrupted.Load(),
 		InFlight:    c.inFlight.Load(),
+		Retries:     c.retries.Load(),
+		Panics:      c.panics.Load(),
+		DedupFaults: c.dedupFaults.Load(),
 		Expected:    uint64(max(c.expected.Load(), 0)),
 		Settled:     c.settled.Load(),
 		Parked:      c.parked.Load(),

@@ -214,8 +214,8 @@ func (r *runner) ended(err error) {
 		logger.Info("leat: the bus was stopped by the application")
 		return
 	}
-	logger.Error("leat: the bus has failed; shutting the application down", "err", err)
+	logger.Error("leat: the bus has failed; shutting the application down", "error", err)
 	if err := r.Shutdowner.Shutdown(fx.ExitCode(1)); err != nil {
-		logger.Error("leat: shutdown", "err", err)
+		logger.Error("leat: shutdown", "error", err)
 	}
 }

@@ -57,14 +57,15 @@ type collector[T bus.Event] struct {
 }
 
 type batch[T bus.Event] struct {
-	events []T
-	full   chan struct{}
-	done   chan struct{}
-	err    error
+	events     []T
+	deliveries []*bus.Delivery // of the events, if there is a bus
+	full       chan struct{}
+	done       chan struct{}
+	err        error
 }
 
 func (c *collector[T]) add(ctx context.Context, e T) error {
-	b, i := c.join(e)
+	b, i := c.join(bus.DeliveryFrom(ctx), e)
 	if i > 0 {
 		<-b.done
 		return b.outcome(i)
@@ -76,7 +77,7 @@ func (c *collector[T]) add(ctx context.Context, e T) error {
 }
 
 // join puts an event into the open batch and returns its place there.
-func (c *collector[T]) join(e T) (b *batch[T], i int) {
+func (c *collector[T]) join(d *bus.Delivery, e T) (b *batch[T], i int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.open == nil {
@@ -84,6 +85,9 @@ func (c *collector[T]) join(e T) (b *batch[T], i int) {
 	}
 	b = c.open
 	b.events = append(b.events, e)
+	if d != nil {
+		b.deliveries = append(b.deliveries, d)
+	}
 	if len(b.events) == c.size.Max {
 		close(b.full)
 		c.open = nil
@@ -120,10 +124,18 @@ func (c *collector[T]) run(ctx context.Context, b *batch[T]) {
 	defer close(b.done)
 	defer func() {
 		if v := recover(); v != nil {
+			if d := bus.DeliveryFrom(ctx); d != nil {
+				d.Panicked()
+			}
 			b.err = driver.NewPanicError(v)
 		}
 	}()
 	b.err = fmt.Errorf("batch of %d events: %w", len(b.events), bus.ErrGoexit)
+	if len(b.deliveries) > 0 {
+		inner, end := b.deliveries[0].Batching(ctx, b.deliveries)
+		defer func() { end(b.err) }()
+		ctx = inner
+	}
 	b.err = c.fn(ctx, b.events)
 }
 

@@ -160,9 +160,10 @@ func (s *dedup) unclaimed(d *bus.Delivery, mode bus.DedupMode, claim Claim, err 
 
 // fault tells everybody who wants to know.
 func (s *dedup) fault(d *bus.Delivery, kind DedupFaultKind, err error) {
+	d.DedupFailed()
 	if kind == DedupLost {
 		s.cfg.Logger.Warn("leat: dedup claim lost; the message is handled twice",
-			"group", d.Group, "message_id", driver.OneLine(driver.MessageID(d.Message), maxAttrBytes), "err", err)
+			"group", d.Group, "message_id", driver.OneLine(driver.MessageID(d.Message), maxAttrBytes), "error", err)
 	} else {
 		d.Degraded(dedupPart, err)
 	}

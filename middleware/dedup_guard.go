@@ -41,7 +41,7 @@ func newGuard(store Store, budget time.Duration, log *slog.Logger) *guard {
 		OnStateChange: func(_ string, from, to gobreaker.State) {
 			switch {
 			case from == gobreaker.StateClosed:
-				log.Warn("leat: dedup store is away", "err", g.lastError())
+				log.Warn("leat: dedup store is away", "error", g.lastError())
 			case to == gobreaker.StateClosed:
 				log.Info("leat: dedup store is back")
 			}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"log/slog"
 
+	"github.com/ThreeDotsLabs/watermill/message"
+
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/bus/driver"
 )
@@ -22,8 +24,13 @@ type logObserver struct{ logger *slog.Logger }
 
 func (l logObserver) Published(ctx context.Context, p bus.Publication) {
 	if p.Err != nil {
-		l.logger.LogAttrs(ctx, slog.LevelError, "leat: publish failed",
-			text("topic", p.Topic), slog.Int("messages", len(p.Messages)), slog.Any("err", p.Err))
+		attrs := []slog.Attr{
+			text("topic", p.Topic), slog.Int("messages", len(p.Messages)), slog.Duration("duration", p.Took), failure(p.Err),
+		}
+		if len(p.Messages) == 1 {
+			attrs = append(attrs, identity(p.Messages[0])...)
+		}
+		l.logger.LogAttrs(ctx, slog.LevelError, "leat: publish failed", attrs...)
 	}
 }
 
@@ -34,20 +41,31 @@ func (l logObserver) Finished(ctx context.Context, d *bus.Delivery, o bus.Observ
 	if !l.logger.Enabled(ctx, level) {
 		return
 	}
-	e := bus.EnvelopeOf(d.Message)
-	attrs := []slog.Attr{
-		slog.String("group", d.Group), text("type", e.Type), text("message_id", e.ID),
-		text("correlation_id", e.CorrelationID), slog.Int("attempt", d.Attempt), slog.Int("try", d.Try),
-		slog.Duration("took", o.Took),
-	}
+	attrs := append([]slog.Attr{slog.String("group", d.Group), text("topic", d.Topic)}, identity(d.Message)...)
+	attrs = append(attrs, slog.Int("attempt", d.Attempt), slog.Int("try", d.Try), slog.Duration("duration", o.Took))
 	if o.Err != nil {
-		attrs = append(attrs, slog.String("err", driver.OneLine(o.Err.Error(), 1024)))
+		attrs = append(attrs, failure(o.Err))
 	}
 	if panicked, ok := errors.AsType[*bus.PanicError](o.Err); ok {
 		attrs = append(attrs, slog.String("stack", panicked.Stack()))
 	}
 	l.logger.LogAttrs(ctx, level, "leat: "+string(o.Outcome), attrs...)
 }
+
+// identity returns by what a message is found again: in the poison queue, in other lines, in a trace.
+func identity(msg *message.Message) []slog.Attr {
+	e := bus.EnvelopeOf(msg)
+	attrs := []slog.Attr{text("type", e.Type), text("message_id", e.ID), text("correlation_id", e.CorrelationID)}
+	if key := driver.PartitionKey(msg); key != "" {
+		attrs = append(attrs, text("key", key))
+	}
+	if trace := driver.TraceID(e.TraceParent); trace != "" {
+		attrs = append(attrs, text("trace_id", trace))
+	}
+	return attrs
+}
+
+func failure(err error) slog.Attr { return slog.String("error", driver.OneLine(err.Error(), 1024)) }
 
 // maxAttrBytes bounds what a log line takes from one header of a message.
 const maxAttrBytes = 256

@@ -47,11 +47,12 @@ func observe(observers []bus.Observer, d *bus.Delivery, msg *message.Message, ne
 	returned := false
 	defer func() {
 		if v := recover(); v != nil { // the stack has no recover step
+			d.Panicked()
 			err = driver.NewPanicError(v)
 		} else if !returned {
 			err = bus.ErrGoexit
 		}
-		finish(ctx, observers, d, bus.Observation{Outcome: d.Outcome(err), Took: time.Since(began), Err: reason(d, err)})
+		finish(ctx, observers, d, bus.Observation{Outcome: d.Outcome(err), Took: time.Since(began), Waited: d.Waited(), Err: reason(d, err)})
 	}()
 	produced, err = next(msg)
 	returned = true

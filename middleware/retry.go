@@ -102,10 +102,13 @@ func (r *retrier) again(ctx context.Context, d *bus.Delivery, err error) error {
 	case !inProcess:
 		return &bus.Redelivery{After: after, Err: err}
 	}
+	began := time.Now()
+	defer func() { d.AddWaited(time.Since(began)) }()
 	timer := time.NewTimer(after)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
+		d.Retried()
 		return nil
 	case <-d.Stopping():
 		return &bus.Redelivery{After: after, Uncounted: true, Err: err}

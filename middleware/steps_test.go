@@ -327,8 +327,8 @@ func TestLogSaysWhatWentWrongAndKeepsQuietOtherwise(t *testing.T) {
 		o    bus.Observation
 		want []string
 	}{
-		"poisoned":    {bus.Observation{Outcome: bus.Poisoned, Err: errors.New("two\nlines")}, []string{"level=ERROR", `msg="leat: poisoned"`, `err="two lines"`}},
-		"a panic":     {bus.Observation{Outcome: bus.Poisoned, Err: driver.NewPanicError("boom")}, []string{"level=ERROR", `err="panic: boom"`, "stack=", "steps_test.go"}},
+		"poisoned":    {bus.Observation{Outcome: bus.Poisoned, Err: errors.New("two\nlines")}, []string{"level=ERROR", `msg="leat: poisoned"`, `error="two lines"`}},
+		"a panic":     {bus.Observation{Outcome: bus.Poisoned, Err: driver.NewPanicError("boom")}, []string{"level=ERROR", `error="panic: boom"`, "stack=", "steps_test.go"}},
 		"redelivered": {bus.Observation{Outcome: bus.Redelivered, Err: &bus.Redelivery{Err: errHandler}}, []string{"level=WARN", "handler failed"}},
 		"discarded":   {bus.Observation{Outcome: bus.Discarded, Err: errHandler}, []string{"level=WARN", "leat: discarded"}},
 		"interrupted": {bus.Observation{Outcome: bus.Interrupted, Err: errHandler}, []string{"level=INFO"}},
@@ -355,7 +355,7 @@ func TestLogSaysWhatWentWrongAndKeepsQuietOtherwise(t *testing.T) {
 	l.Published(t.Context(), bus.Publication{Topic: orderTopic})
 	require.Empty(t, text.String())
 	l.Published(t.Context(), bus.Publication{Topic: orderTopic, Messages: make([]*message.Message, 3), Err: errHandler})
-	require.Contains(t, text.String(), `level=ERROR msg="leat: publish failed" topic=order.placed.v1 messages=3 err="handler failed"`)
+	require.Contains(t, text.String(), `level=ERROR msg="leat: publish failed" topic=order.placed.v1 messages=3 duration=0s error="handler failed"`)
 }
 
 func (orderly) BreakerChanged(bus.BreakerChange) {}

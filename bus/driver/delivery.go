@@ -47,6 +47,9 @@ type History struct {
 	FailedSince  time.Time // when the handler first failed with it; zero if it has not
 	Failures     int       // how many tries have failed and count against the retry policy, or FailuresUnknown
 	WaitingSince time.Time // since when it waits for a newer version of the service; zero if it does not
+	// DueAgain is when a message that has not failed was due again after its last snooze; zero if it had none. Only
+	// metrics read it.
+	DueAgain time.Time
 }
 
 // FailuresUnknown is the value of [History].Failures for a message that an older version of leat has redelivered, which

@@ -10,6 +10,7 @@
 //   - [Inspector]: a Transport that shows groups and topics to operators.
 //   - [TxPublisher]: a Transport that publishes in transactions of the caller's.
 //   - [BacklogCounter]: a Receiver that counts what waits.
+//   - [PoisonWalker]: a PoisonQueue that shows all its messages in one walk.
 //   - [ParkNotifier]: a Receiver that reports what begins to be parked.
 //
 // [Outbox] is no transport: it keeps messages in the service's database until they are safe on one.

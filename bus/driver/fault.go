@@ -25,6 +25,7 @@ const (
 	HeaderFaultFailedAt = "leat_fault_failed_at" // RFC 3339, when the handler first failed with it
 	HeaderFaultFailures = "leat_fault_failures"  // failed tries that count, of a message that is redelivered
 	HeaderFaultWaiting  = "leat_fault_waiting"   // RFC 3339, since when it waits for a newer version of the service
+	HeaderFaultDue      = "leat_fault_due"       // RFC 3339, when it was due again after a snooze
 	HeaderFaultAt       = "leat_fault_at"        // RFC 3339, when it failed last and was poisoned
 	HeaderFaultGroup    = "leat_fault_group"
 	HeaderFaultHandler  = "leat_fault_handler"
@@ -74,7 +75,7 @@ func NewFault(d *Delivery, err error) Fault {
 		Text:     OneLine(errorText(err), MaxErrorBytes),
 		Class:    OneLine(ErrorClass(err), MaxClassBytes),
 		Chain:    ErrorChain(err),
-		TraceID:  traceID(d.Message.Metadata[HeaderTraceParent]),
+		TraceID:  TraceID(d.Message.Metadata[HeaderTraceParent]),
 		Attempts: d.Attempt,
 		Tries:    1,
 		FirstAt:  d.FirstSeen,
@@ -96,8 +97,8 @@ func NewFault(d *Delivery, err error) Fault {
 	return f
 }
 
-// traceID returns the trace id in a W3C traceparent, "" if there is none.
-func traceID(parent string) string {
+// TraceID returns the trace id in a W3C traceparent, "" if there is none.
+func TraceID(parent string) string {
 	fields := strings.Split(parent, "-")
 	if len(fields) < 4 || len(fields[1]) != 32 {
 		return ""
@@ -216,12 +217,14 @@ func SetHistory(headers message.Metadata, h History) {
 	set(HeaderFaultFailedAt, FormatTime(h.FailedSince), !h.FailedSince.IsZero())
 	set(HeaderFaultFailures, strconv.Itoa(h.Failures), !h.FailedSince.IsZero() && h.Failures >= 0)
 	set(HeaderFaultWaiting, FormatTime(h.WaitingSince), !h.WaitingSince.IsZero())
+	set(HeaderFaultDue, FormatTime(h.DueAgain), !h.DueAgain.IsZero())
 }
 
 // TakeHistory removes from a message's headers what [SetHistory] has written, and returns it. Anybody may have written
 // the headers: what can't be read counts as zero or unknown.
 func TakeHistory(headers message.Metadata) (h History) {
 	h.WaitingSince = ParseTime(headers[HeaderFaultWaiting])
+	h.DueAgain = ParseTime(headers[HeaderFaultDue])
 	if h.FailedSince = ParseTime(headers[HeaderFaultFailedAt]); !h.FailedSince.IsZero() {
 		h.Failures = FailuresUnknown
 		if n, err := strconv.Atoi(headers[HeaderFaultFailures]); err == nil {
@@ -231,5 +234,6 @@ func TakeHistory(headers message.Metadata) (h History) {
 	delete(headers, HeaderFaultFailedAt)
 	delete(headers, HeaderFaultFailures)
 	delete(headers, HeaderFaultWaiting)
+	delete(headers, HeaderFaultDue)
 	return h
 }

@@ -1,6 +1,7 @@
 package driver
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -47,6 +48,20 @@ func MessageTime(msg *message.Message) time.Time { return ParseTime(msg.Metadata
 
 // DeliverAt returns the time before which the message is not handed out; the zero time if it has none.
 func DeliverAt(msg *message.Message) time.Time { return ParseTime(msg.Metadata[HeaderDeliverAt]) }
+
+// ParseDeliverAt returns what [DeliverAt] does, or an error if the message has a time that can't be read. A transport calls
+// it before it publishes the message.
+func ParseDeliverAt(msg *message.Message) (time.Time, error) {
+	at := msg.Metadata[HeaderDeliverAt]
+	if at == "" {
+		return time.Time{}, nil
+	}
+	due, err := ReadTime(at)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("message %s: header %s: %q is no RFC 3339 time", MessageID(msg), HeaderDeliverAt, OneLine(at, 64))
+	}
+	return due, nil
+}
 
 // PartitionKey returns the key by which order is kept: the CloudEvents partitionkey, else the subject.
 func PartitionKey(msg *message.Message) string {

@@ -29,15 +29,16 @@ const Unknown = -1
 
 // GroupInfo is a group as the message system knows it. Counts may be [Unknown].
 type GroupInfo struct {
-	Name      string
-	Topics    []string  // topics and patterns, sorted
-	Waiting   int       // messages that could be handed out now
-	Delayed   int       // messages that wait for a time
-	Parked    int       // messages that wait behind a poisoned one of their key
-	InFlight  int       // messages that are handed out and not settled
-	Poisoned  int       // messages in the poison queue
-	Consumers int       // processes or connections that consume
-	Oldest    time.Time // when the oldest message in the group was first seen; zero where that is unknown or there is none
+	Name       string
+	Topics     []string  // topics and patterns, sorted
+	Waiting    int       // messages that could be handed out now
+	Delayed    int       // messages that wait for a time
+	Parked     int       // messages that wait behind a poisoned one of their key
+	ParkedKeys int       // keys that a poisoned message holds back; 0 also where the message system can't tell
+	InFlight   int       // messages that are handed out and not settled
+	Poisoned   int       // messages in the poison queue
+	Consumers  int       // processes or connections that consume
+	Oldest     time.Time // when the oldest message in the group was first seen; zero where that is unknown or there is none
 }
 
 // TopicInfo is a topic or pattern and the groups that ask for it, sorted.

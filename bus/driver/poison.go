@@ -55,3 +55,13 @@ type PoisonQueue interface {
 	// Len is how many messages the queue holds.
 	Len(ctx context.Context) (int, error)
 }
+
+// PoisonWalker is a [PoisonQueue] that shows all its messages in one walk. It is for transports in which each
+// [PoisonQueue.List] reads the queue anew.
+type PoisonWalker interface {
+	// Walk calls fn with each message, one at a time, in the order in which the queue has them: about that of their
+	// arrival. It returns the error of fn, which ends the walk. What is poisoned meanwhile may be missing. Walk keeps
+	// a bounded part of the queue in memory. It doesn't keep the queue from others while fn takes its time, and fn
+	// may call the queue's methods; messages that are moved meanwhile may be shown or not.
+	Walk(ctx context.Context, fn func(PoisonedMessage) error) error
+}

@@ -11,6 +11,9 @@ func FormatTime(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
 
 // ParseTime reads a time as [ReadTime] does. It returns the zero time for what is no RFC 3339.
 func ParseTime(s string) time.Time {
+	if s == "" { // as with most messages, and an error is not for nothing
+		return time.Time{}
+	}
 	t, _ := ReadTime(s)
 	return t
 }

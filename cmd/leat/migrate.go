@@ -126,8 +126,10 @@ func (t *tables) report(ctx context.Context, e *verbs.Env) error {
 	switch {
 	case version == 0:
 		return fmt.Errorf("%s: there are none; %w", t.where, errOutOfDate)
+	case version < sql.MinSchemaVersion:
+		return fmt.Errorf("%s: version %d, and this leat needs %d; %w", t.where, version, sql.MinSchemaVersion, errOutOfDate)
 	case version < sql.SchemaVersion:
-		return fmt.Errorf("%s: version %d, and this leat needs %d; %w", t.where, version, sql.SchemaVersion, errOutOfDate)
+		_, err = fmt.Fprintf(e.Stdout, "%s: version %d; once no service of an older release runs, leat migrate up leads to version %d\n", t.where, version, sql.SchemaVersion)
 	case version > sql.SchemaVersion:
 		_, err = fmt.Fprintf(e.Stdout, "%s: version %d, newer than the %d of this leat\n", t.where, version, sql.SchemaVersion)
 	default:

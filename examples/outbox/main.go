@@ -75,7 +75,7 @@ func (s *Shop) post(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if err := s.place(r.Context(), o); err != nil {
-		slog.Error("order", "err", err)
+		slog.Error("order", "error", err)
 		http.Error(w, "try again", http.StatusServiceUnavailable)
 		return
 	}
@@ -129,7 +129,7 @@ func Serve(lc fx.Lifecycle, s *Shop) {
 		fmt.Println("listening on", l.Addr())
 		go func() {
 			if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-				slog.Error("serve", "err", err)
+				slog.Error("serve", "error", err)
 			}
 		}()
 		return nil

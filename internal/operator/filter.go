@@ -93,15 +93,22 @@ func sizeOf(m driver.PoisonedMessage) int {
 	return n
 }
 
-// Each calls visit with every message of a poison queue that the filter chooses, in the order of their
-// arrival, until it returns an error, which Each returns. What is poisoned meanwhile may come too.
+// Each calls visit with every message of a poison queue that the filter chooses, about in the order of their
+// arrival, until it returns an error, which Each returns. What is poisoned meanwhile may come too. It reads the
+// queue once if that is a [driver.PoisonWalker].
 func Each(ctx context.Context, queue driver.PoisonQueue, f Filter, visit func(driver.PoisonedMessage) error) error {
+	matching := func(m driver.PoisonedMessage) error {
+		if !f.Match(m) {
+			return nil
+		}
+		return visit(m)
+	}
+	if walker, ok := queue.(driver.PoisonWalker); ok {
+		return walker.Walk(ctx, matching)
+	}
 	return pages(ctx, queue, "", func(page []driver.PoisonedMessage) (bool, error) {
 		for _, m := range page {
-			if !f.Match(m) {
-				continue
-			}
-			if err := visit(m); err != nil {
+			if err := matching(m); err != nil {
 				return false, err
 			}
 		}

@@ -11,7 +11,7 @@ import (
 
 // moveAtOnce is how many messages one call moves: enough for a transport that reads its queue from the front
 // each time, and few enough to show progress.
-const moveAtOnce = 2000
+const moveAtOnce = 10_000
 
 // Move is messages of one poison queue on their way out of it.
 type Move struct {

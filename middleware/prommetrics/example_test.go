@@ -44,7 +44,7 @@ func ExampleNew() {
 	// <nil>
 }
 
-// Health shows what b.Health() and b.TransportHealth() say, each time the registry is scraped.
+// Health shows what b.Health(), b.TransportHealth() and b.Stats() say, each time the registry is scraped.
 func ExampleHealth() {
 	registry := prometheus.NewRegistry()
 	h := bustest.New(&testing.T{}, handlers.Func("print", func(context.Context, ticketSold) error { return nil }))
@@ -59,6 +59,10 @@ func ExampleHealth() {
 	fmt.Println(err)
 	_ = h.Bus().Close(context.Background())
 	// Output:
+	// leat_dedup_faults_total
+	// leat_observer_panics_total
+	// leat_panics_total
+	// leat_retries_total
 	// leat_transport_blocked
 	// leat_transport_connected
 	// leat_transport_reconnects_total

@@ -1,33 +1,22 @@
-// Package prommetrics observes a bus with Prometheus metrics. It is the only package that imports
+// Package prommetrics counts and measures what a bus does with Prometheus. It is the only package that imports
 // Prometheus: services that don't use it don't link it.
 //
-//	metric                               labels                 what
-//	leat_published_messages_total        topic, result          messages published: ok, unrouted or error
-//	leat_publish_duration_seconds        topic                  until the transport had them safe
-//	leat_deliveries_total                group, topic, outcome  deliveries by final outcome
-//	leat_process_duration_seconds        group, outcome         time in the stack, retries in process included
-//	leat_delivery_lag_seconds            group                  from the event's time to its delivery, first attempts
-//	leat_in_flight                       group                  deliveries in the stack now
-//	leat_group_paused                    group                  1 while the group's circuit breaker is open or half-open
-//	leat_breaker_changes_total           group, state           changes of circuit breakers: open, half-open or closed
-//	leat_group_degraded                  group, part            1 while a part of the group, or of the outbox, does not work
-//	leat_transport_connected             transport              1 while the message system can be reached
-//	leat_transport_blocked               transport              1 while it accepts no messages
-//	leat_transport_reconnects_total      transport              connections that were lost and made again
-//	leat_transport_unroutable_total      transport              messages published that no group wanted
-//	leat_outbox_pending_messages                                committed and not relayed yet; see [Outbox]
-//	leat_outbox_oldest_seconds                                  how long the first of them has been waiting
+// [New] makes an observer of the messages on their way, [Health] a collector of what the bus knows of its groups and its
+// transport, [Groups] one of what waits in the message system, and [Outbox] one of what waits in the outbox. All names and
+// labels are listed in docs/monitoring.md.
 //
-// Those of groups that are degraded and of the transport are [Health]'s. A process with more than one bus registers each under
-// a label of its own, by prometheus.WrapRegistererWith.
+// A process with more than one bus registers each under a label of its own, by prometheus.WrapRegistererWith.
 //
-// The labels are bounded: topics beyond the first 500 are counted as "other". The topics of the handlers that run in this
-// process, of their types and without wildcards, do not count among the 500.
+// The labels are bounded: topics and types beyond the first 500 are counted as "other". The topics of the handlers that
+// run in this process, of their types and without wildcards, do not count among the 500.
 package prommetrics
 
 import (
 	"context"
+	"maps"
 	"sync"
+	"sync/atomic"
+	"time"
 	"unicode/utf8"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -36,7 +25,7 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// maxTopics bounds the label "topic", whose values may come from foreign input.
+// maxTopics bounds the labels "topic" and "type", whose values may come from foreign input.
 const maxTopics = 500
 
 const otherTopics = "other"
@@ -51,11 +40,13 @@ type Observer struct {
 	inFlight  *prometheus.GaugeVec
 	paused    *prometheus.GaugeVec
 	breakers  *prometheus.CounterVec
+	events    *prometheus.CounterVec
+	otel      *otelMetrics // nil without WithOTelNames
 
 	// What is bound to its labels, so that the path of a message looks none up.
-	publications sync.Map // topic → publication
-	groups       sync.Map // group → group
-	endings      sync.Map // endingKey → ending
+	publications sync.Map                             // topic → publication
+	groups       sync.Map                             // group → group
+	endings      atomic.Pointer[map[endingKey]ending] // replaced when one is added
 
 	topics sync.Map // topic → its label
 	mu     sync.Mutex
@@ -65,6 +56,7 @@ type Observer struct {
 type publication struct {
 	ok   prometheus.Counter
 	took prometheus.Observer
+	otel otelSent
 }
 
 type group struct {
@@ -73,19 +65,25 @@ type group struct {
 }
 
 type endingKey struct {
-	group, topic string
-	outcome      bus.Outcome
+	group, topic, eventType string
+	outcome                 bus.Outcome
 }
 
 type ending struct {
 	delivered prometheus.Counter
+	event     prometheus.Counter
 	process   prometheus.Observer
+	otel      otelProcessed
 }
 
 var _ bus.Observer = (*Observer)(nil)
 
-// New registers the metrics. Registering twice is an error of the registerer's.
-func New(registerer prometheus.Registerer) (*Observer, error) {
+// Option changes what [New] registers.
+type Option func(*Observer)
+
+// New registers the metrics of messages on their way and returns their observer. It returns the registerer's error if
+// they are registered already.
+func New(registerer prometheus.Registerer, opts ...Option) (*Observer, error) {
 	buckets := []float64{0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30}
 	o := &Observer{
 		published: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -98,10 +96,10 @@ func New(registerer prometheus.Registerer) (*Observer, error) {
 			Name: "leat_deliveries_total", Help: "Deliveries, by final outcome.",
 		}, []string{"group", "topic", "outcome"}),
 		process: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "leat_process_duration_seconds", Help: "Time of a delivery in the stack, retries in process included.", Buckets: buckets,
+			Name: "leat_process_duration_seconds", Help: "Time of a delivery in the stack, without the waits between tries.", Buckets: buckets,
 		}, []string{"group", "outcome"}),
 		lag: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "leat_delivery_lag_seconds", Help: "Time from an event, or from when it was due, to its first delivery.", Buckets: buckets,
+			Name: "leat_delivery_lag_seconds", Help: "Time from an event, or from when it was due, to its delivery, unless it has failed before.", Buckets: buckets,
 		}, []string{"group"}),
 		inFlight: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "leat_in_flight", Help: "Deliveries in the stack now.",
@@ -112,8 +110,16 @@ func New(registerer prometheus.Registerer) (*Observer, error) {
 		breakers: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "leat_breaker_changes_total", Help: "Changes of circuit breakers, by new state: open, half-open or closed.",
 		}, []string{"group", "state"}),
+		events: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "event_processed_total", Help: "Deliveries of all groups, by event type and final outcome.",
+		}, []string{"type", "status"}),
 	}
-	for _, c := range []prometheus.Collector{o.published, o.publish, o.delivered, o.process, o.lag, o.inFlight, o.paused, o.breakers} {
+	o.endings.Store(&map[endingKey]ending{})
+	for _, opt := range opts {
+		opt(o)
+	}
+	all := []prometheus.Collector{o.published, o.publish, o.delivered, o.process, o.lag, o.inFlight, o.paused, o.breakers, o.events}
+	for _, c := range append(all, o.otel.collectors()...) {
 		if err := registerer.Register(c); err != nil {
 			return nil, err
 		}
@@ -127,11 +133,13 @@ func (o *Observer) Published(_ context.Context, p bus.Publication) {
 	n := len(p.Messages)
 	if p.Err != nil {
 		o.published.WithLabelValues(topic, "error").Add(float64(n))
+		o.otel.sent(topic, "error").observe(n, p.Took)
 		return
 	}
 	bound := once(&o.publications, topic, func() publication {
-		return publication{o.published.WithLabelValues(topic, "ok"), o.publish.WithLabelValues(topic)}
+		return publication{o.published.WithLabelValues(topic, "ok"), o.publish.WithLabelValues(topic), o.otel.sent(topic, "")}
 	})
+	bound.otel.observe(n, p.Took)
 	bound.ok.Add(float64(n - p.Unrouted))
 	bound.took.Observe(p.Took.Seconds())
 	if p.Unrouted > 0 {
@@ -153,29 +161,60 @@ func (o *Observer) BreakerChanged(c bus.BreakerChange) {
 func (o *Observer) Started(ctx context.Context, d *bus.Delivery) context.Context {
 	g := o.group(d)
 	g.inFlight.Inc()
-	if d.Attempt == 1 && d.FailedSince.IsZero() {
-		if t := driver.MessageTime(d.Message); !t.IsZero() {
-			if due := driver.DeliverAt(d.Message); due.After(t) {
-				t = due
-			}
-			g.lag.Observe(max(d.Started().Sub(t).Seconds(), 0))
+	if d.Attempt == 1 && d.FailedSince.IsZero() && d.WaitingSince.IsZero() {
+		if due := dueTime(d); !due.IsZero() {
+			g.lag.Observe(max(d.Started().Sub(due).Seconds(), 0))
 		}
 	}
 	return ctx
 }
 
+// dueTime returns when a delivery that has not failed was due: at the event's time, at the time that its delay ends, or
+// when it was to be redelivered after a snooze. It returns the zero time if the message does not say.
+func dueTime(d *bus.Delivery) time.Time {
+	if !d.DueAgain.IsZero() {
+		return d.DueAgain
+	}
+	happened := driver.MessageTime(d.Message)
+	if due := driver.DeliverAt(d.Message); !happened.IsZero() && due.After(happened) {
+		return due
+	}
+	return happened
+}
+
 // Finished counts a delivery out, with its outcome.
 func (o *Observer) Finished(_ context.Context, d *bus.Delivery, end bus.Observation) {
 	o.group(d).inFlight.Dec()
-	key := endingKey{d.Group, o.label(d.Topic), end.Outcome}
-	bound := once(&o.endings, key, func() ending {
-		return ending{
-			delivered: o.delivered.WithLabelValues(key.group, key.topic, string(key.outcome)),
-			process:   o.process.WithLabelValues(key.group, string(key.outcome)),
-		}
-	})
+	topic := o.label(d.Topic)
+	eventType := topic
+	if t := d.Message.Metadata[driver.HeaderType]; t != "" && t != d.Topic {
+		eventType = o.label(t)
+	}
+	key := endingKey{d.Group, topic, eventType, end.Outcome}
+	bound, ok := (*o.endings.Load())[key]
+	if !ok {
+		bound = o.ending(key)
+	}
+	took := end.Took - end.Waited
 	bound.delivered.Inc()
-	bound.process.Observe(end.Took.Seconds())
+	bound.event.Inc()
+	bound.process.Observe(took.Seconds())
+	bound.otel.observe(took)
+}
+
+// ending binds a key's metrics. A sync.Map would allocate for each look at such a key.
+func (o *Observer) ending(key endingKey) ending {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	all := maps.Clone(*o.endings.Load())
+	all[key] = ending{
+		delivered: o.delivered.WithLabelValues(key.group, key.topic, string(key.outcome)),
+		event:     o.events.WithLabelValues(key.eventType, string(key.outcome)),
+		process:   o.process.WithLabelValues(key.group, string(key.outcome)),
+		otel:      o.otel.processed(key.group, key.topic, key.outcome),
+	}
+	o.endings.Store(&all)
+	return all[key]
 }
 
 func (o *Observer) group(d *bus.Delivery) group {
@@ -230,59 +269,4 @@ func (o *Observer) label(topic string) string {
 	o.known++
 	o.topics.Store(topic, topic)
 	return topic
-}
-
-// Health registers a collector that asks the bus at every scrape how its groups and its transport are. A
-// transport that does not tell has no metrics.
-func Health(registerer prometheus.Registerer, b *bus.Bus) error {
-	desc := func(name, help string, labels ...string) *prometheus.Desc {
-		return prometheus.NewDesc(name, help, labels, nil)
-	}
-	return registerer.Register(healthCollector{
-		bus:        b,
-		degraded:   desc("leat_group_degraded", "1 while a part of the group does not work.", "group", "part"),
-		connected:  desc("leat_transport_connected", "1 while the message system can be reached.", "transport"),
-		blocked:    desc("leat_transport_blocked", "1 while the message system accepts no messages.", "transport"),
-		reconnects: desc("leat_transport_reconnects_total", "Connections that were lost and made again.", "transport"),
-		unroutable: desc("leat_transport_unroutable_total", "Messages published that no group wanted.", "transport"),
-	})
-}
-
-type healthCollector struct {
-	bus                                                  *bus.Bus
-	degraded, connected, blocked, reconnects, unroutable *prometheus.Desc
-}
-
-// Describe says which metrics there are.
-func (c healthCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{c.degraded, c.connected, c.blocked, c.reconnects, c.unroutable} {
-		ch <- desc
-	}
-}
-
-// Collect asks the bus.
-func (c healthCollector) Collect(ch chan<- prometheus.Metric) {
-	for _, h := range c.bus.Health() {
-		for part := range h.Degraded {
-			ch <- prometheus.MustNewConstMetric(c.degraded, prometheus.GaugeValue, 1, h.Group, part)
-		}
-	}
-	h, ok := c.bus.TransportHealth()
-	if !ok {
-		return
-	}
-	tell := func(desc *prometheus.Desc, kind prometheus.ValueType, value float64) {
-		ch <- prometheus.MustNewConstMetric(desc, kind, value, h.Transport)
-	}
-	tell(c.connected, prometheus.GaugeValue, oneIf(h.Connected))
-	tell(c.blocked, prometheus.GaugeValue, oneIf(h.Blocked != ""))
-	tell(c.reconnects, prometheus.CounterValue, float64(h.Reconnects))
-	tell(c.unroutable, prometheus.CounterValue, float64(h.Unroutable))
-}
-
-func oneIf(condition bool) float64 {
-	if condition {
-		return 1
-	}
-	return 0
 }

@@ -163,3 +163,112 @@ leat_deliveries_total{group="test.ledger",outcome="handled",topic="order.paid.v1
 `), "leat_deliveries_total"))
 	})
 }
+
+// histogram returns the count and the sum of a histogram without regard to its labels.
+func histogram(t *testing.T, registry *prometheus.Registry, name string) (count uint64, sum float64) {
+	t.Helper()
+	families, err := registry.Gather()
+	require.NoError(t, err)
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			if f.GetName() == name {
+				count += m.GetHistogram().GetSampleCount()
+				sum += m.GetHistogram().GetSampleSum()
+			}
+		}
+	}
+	return count, sum
+}
+
+// A handler takes 10 ms, fails twice and panics once before it succeeds, and between the tries its worker waits for more
+// than a second.
+func TestProcessDuration_isThatOfTheTries(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		registry := prometheus.NewRegistry()
+		observer, err := prommetrics.New(registry, prommetrics.WithOTelNames("rabbitmq"))
+		require.NoError(t, err)
+		tries := 0
+		h := bustest.NewWith(t, bustest.Config{Bus: bus.Config{Observers: []bus.Observer{observer}}},
+			handlers.Func("ledger", func(context.Context, orderPaid) error {
+				time.Sleep(10 * time.Millisecond)
+				switch tries++; tries {
+				case 1, 2:
+					return errors.New("fails")
+				case 3:
+					panic("fails")
+				default:
+					return nil
+				}
+			}))
+		require.NoError(t, prommetrics.Health(registry, h.Bus()))
+		h.Publish(orderPaid{"1"})
+		h.WaitIdle()
+		for _, name := range []string{"leat_process_duration_seconds", "messaging_process_duration_seconds"} {
+			count, sum := histogram(t, registry, name)
+			require.EqualValues(t, 1, count, name)
+			require.InDelta(t, 0.04, sum, 1e-6, name)
+		}
+		require.NoError(t, testutil.GatherAndCompare(registry, strings.NewReader(`
+# HELP event_processed_total Deliveries of all groups, by event type and final outcome.
+# TYPE event_processed_total counter
+event_processed_total{status="handled",type="order.paid.v1"} 1
+# HELP leat_dedup_faults_total Calls of the dedup store that failed.
+# TYPE leat_dedup_faults_total counter
+leat_dedup_faults_total{group="test.ledger"} 0
+# HELP leat_observer_panics_total Panics of observers.
+# TYPE leat_observer_panics_total counter
+leat_observer_panics_total 0
+# HELP leat_panics_total Panics of handlers and of steps.
+# TYPE leat_panics_total counter
+leat_panics_total{group="test.ledger"} 1
+# HELP leat_retries_total Tries in process that followed a failed one, without a new delivery.
+# TYPE leat_retries_total counter
+leat_retries_total{group="test.ledger"} 3
+# HELP messaging_client_consumed_messages_total Number of messages that were delivered.
+# TYPE messaging_client_consumed_messages_total counter
+messaging_client_consumed_messages_total{error_type="",messaging_consumer_group_name="test.ledger",messaging_destination_name="order.paid.v1",messaging_operation_name="process",messaging_system="rabbitmq"} 1
+# HELP messaging_client_sent_messages_total Number of messages that were attempted to be sent.
+# TYPE messaging_client_sent_messages_total counter
+messaging_client_sent_messages_total{error_type="",messaging_destination_name="order.paid.v1",messaging_operation_name="send",messaging_system="rabbitmq"} 1
+`), "event_processed_total", "leat_dedup_faults_total", "leat_observer_panics_total", "leat_panics_total", "leat_retries_total",
+			"messaging_client_consumed_messages_total", "messaging_client_sent_messages_total"))
+	})
+}
+
+// A snoozed message is due again at the end of its snooze.
+func TestLag_ofASnoozedMessageCountsFromTheEndOfItsSnooze(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		registry := prometheus.NewRegistry()
+		observer, err := prommetrics.New(registry)
+		require.NoError(t, err)
+		snoozed := false
+		h := bustest.NewWith(t, bustest.Config{Bus: bus.Config{Observers: []bus.Observer{observer}}},
+			handlers.Func("ledger", func(context.Context, orderPaid) error {
+				if !snoozed {
+					snoozed = true
+					return bus.Snooze(time.Hour)
+				}
+				return nil
+			}))
+		h.Publish(orderPaid{"1"})
+		h.WaitIdle()
+		count, sum := histogram(t, registry, "leat_delivery_lag_seconds")
+		require.EqualValues(t, 2, count)
+		require.InDelta(t, 0, sum, 0.01)
+	})
+}
+
+func TestTypesFromForeignInput_stayBounded(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	observer, err := prommetrics.New(registry)
+	require.NoError(t, err)
+	for i := range 10_000 {
+		msg := message.NewMessage("id", nil)
+		msg.Metadata[driver.HeaderType] = fmt.Sprintf("t%d.v1", i)
+		d := &bus.Delivery{Delivery: driver.Delivery{Message: msg, Topic: "foreign", Group: "g", Attempt: 1}}
+		observer.Finished(observer.Started(t.Context(), d), d, bus.Observation{Outcome: bus.Handled})
+	}
+	n, err := testutil.GatherAndCount(registry, "event_processed_total")
+	require.NoError(t, err)
+	require.Equal(t, 500, n) // 499, because the topic has one label, and "other"
+}

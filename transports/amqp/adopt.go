@@ -83,3 +83,22 @@ func (f *feed) adopted(d *amqp.Delivery) *outgoing {
 	}
 	return o
 }
+
+// collect takes so many deliveries, or fewer where no more come.
+func collect(arrived <-chan amqp.Delivery, n int) (all []*amqp.Delivery) {
+	timeout := time.NewTimer(silence)
+	defer timeout.Stop()
+	for len(all) < n {
+		select {
+		case d, ok := <-arrived:
+			if !ok {
+				return all
+			}
+			all = append(all, &d)
+			timeout.Reset(silence)
+		case <-timeout.C:
+			return all
+		}
+	}
+	return all
+}

@@ -36,7 +36,7 @@ func (t *Transport) deliver(ctx context.Context, o *outgoing) error {
 
 // repair makes the topology again, also when the connection is lost meanwhile.
 func (t *Transport) repair(ctx context.Context) error {
-	var pause backoff
+	pause := newBackoff()
 	for {
 		conn, _, err := t.publishing.connection(ctx)
 		if err != nil {
@@ -45,7 +45,7 @@ func (t *Transport) repair(ctx context.Context) error {
 		if err = t.topology.repair(ctx, conn); err == nil || !conn.IsClosed() {
 			return err
 		}
-		if !pause.wait(ctx) {
+		if !pause.Wait(ctx) {
 			return notConnected(ctx, err)
 		}
 	}

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/leatbus/leat/transports/internal/backoff"
 )
 
 const (
@@ -214,26 +216,7 @@ func explain(ctx context.Context, err error) error {
 // errLogin marks failures that waiting does not mend.
 var errLogin = errors.New("not admitted")
 
-// backoff is the pause before the next try: 50 ms, doubled up to 5 s, and half as much more or less by chance, so that
-// many processes that lost their connections together don't come back together.
-type backoff struct{ next time.Duration }
-
-const (
-	firstBackoff = 50 * time.Millisecond
-	backoffMax   = 5 * time.Second
-)
-
-func (b *backoff) reset() { b.next = 0 }
-
-// wait pauses, and reports false when ctx is done.
-func (b *backoff) wait(ctx context.Context) bool {
-	b.next = min(max(2*b.next, firstBackoff), backoffMax)
-	timer := time.NewTimer(b.next/2 + rand.N(b.next))
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
+// newBackoff returns the pause between tries to connect.
+func newBackoff() backoff.Backoff {
+	return backoff.Backoff{First: 50 * time.Millisecond, Longest: 5 * time.Second}
 }

@@ -134,8 +134,9 @@
 // refuse a policy. These limits delete messages that leat has promised to keep:
 //
 //   - delivery-limit: to look at messages counts as a delivery, and so does to hold them. leat writes a message of
-//     <group>.poison, <group>.held and leat.groups.* anew before it was delivered four times. So a limit of 10 or more
-//     deletes nothing of these, with some room for crashes in between; a lower one may. A group's own queue hands
+//     <group>.poison, <group>.held and leat.groups.* anew before it was delivered four times, or, if it has just seen that
+//     the queue spares one that was delivered more often, before that often. So a limit of 10 or more deletes nothing
+//     of these, with some room for crashes in between; a lower one may. A group's own queue hands
 //     what the limit throws out to <group>.poison, but with topology=watermill.
 //   - message-ttl and expires: what is in <group>.poison, <group>.held, <group>.retry.*, leat.delay.* and leat.groups.* when
 //     its time is over is deleted, or comes early. A queue that nobody consumes counts as unused, so that expires deletes it

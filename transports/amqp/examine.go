@@ -42,7 +42,7 @@ func (t *Transport) examine(ctx context.Context, version string) (findings []dri
 	if err := t.complete(ctx, e.survey); err != nil {
 		return nil, err
 	}
-	err = list(ctx, m, "management", m.inVhost("exchanges"), "name,type,durable,arguments", false, func(x apiExchange) {
+	err = fetchAll(ctx, m, "management", m.inVhost("exchanges"), "name,type,durable,arguments", false, func(x apiExchange) {
 		if x.Name == t.cfg.ExchangeName || strings.HasPrefix(x.Name, delayPrefix) {
 			e.exchanges[x.Name] = x
 		}
@@ -429,7 +429,7 @@ func standsStill(version string) bool {
 // nodes looks at alarms and at the cluster.
 func (e *examination) nodes() {
 	var all []apiNode
-	err := list(e.ctx, e.m, "monitoring", "/api/nodes", "name,running,mem_alarm,disk_free_alarm,partitions", false, func(n apiNode) { all = append(all, n) })
+	err := fetchAll(e.ctx, e.m, "monitoring", "/api/nodes", "name,running,mem_alarm,disk_free_alarm,partitions", false, func(n apiNode) { all = append(all, n) })
 	if err != nil {
 		e.unknown("alarms and cluster", err)
 		return
@@ -468,7 +468,7 @@ func (e *examination) flags() {
 		return // it can't be missing
 	}
 	state := ""
-	err := list(e.ctx, e.m, "administrator", "/api/feature-flags", "", false, func(f apiFlag) {
+	err := fetchAll(e.ctx, e.m, "administrator", "/api/feature-flags", "", false, func(f apiFlag) {
 		if f.Name == "stream_queue" {
 			state = f.State
 		}

@@ -162,7 +162,7 @@ func (i *inspection) groups() (all []known, err error) {
 			continue
 		}
 		registries++
-		read, err := i.t.registry.read(&look{ctx: i.ctx, conn: i.conn, wire: i.wire}, queues)
+		read, err := i.t.registry.read(&browser{ctx: i.ctx, conn: i.conn, wire: i.wire}, queues)
 		if err != nil {
 			return nil, err
 		}

@@ -51,7 +51,7 @@ func openLink(ctx context.Context, cfg Config, role string) (*link, error) {
 	ctx, cancel := context.WithTimeout(ctx, cfg.ConnectTimeout)
 	defer cancel()
 
-	var pause backoff
+	pause := newBackoff()
 	var why error // of the last try that was not cut short
 	for {
 		conn, wire, err := cfg.dial(ctx, role)
@@ -63,7 +63,7 @@ func openLink(ctx context.Context, cfg Config, role string) (*link, error) {
 		if late, ok := errors.AsType[net.Error](err); why == nil || !ok || !late.Timeout() {
 			why = err
 		}
-		if errors.Is(err, errLogin) || !pause.wait(ctx) {
+		if errors.Is(err, errLogin) || !pause.Wait(ctx) {
 			l.cancel(nil)
 			return nil, why
 		}
@@ -133,9 +133,9 @@ const tellEvery = 30 * time.Second
 
 // redial tries for ever. It returns nil when the link is closed.
 func (l *link) redial() (*amqp.Connection, *coalescer) {
-	var pause backoff
+	pause := newBackoff()
 	var told time.Time
-	for pause.wait(l.ctx) {
+	for pause.Wait(l.ctx) {
 		conn, wire, err := l.cfg.dial(l.ctx, l.role)
 		if err == nil {
 			l.set(func() { l.reconnects++ })

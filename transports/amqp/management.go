@@ -214,8 +214,8 @@ func (m *management) inVhost(kind string) string {
 	return "/api/" + kind + "/" + url.PathEscape(m.vhost)
 }
 
-// list calls each with one row after the other, page by page where the API has pages.
-func list[T any](ctx context.Context, m *management, tag, path, columns string, paged bool, each func(T)) error {
+// fetchAll calls each with one row after the other, page by page where the API has pages.
+func fetchAll[T any](ctx context.Context, m *management, tag, path, columns string, paged bool, each func(T)) error {
 	for page, pages := 1, 1; page <= min(pages, managementPages); page++ {
 		query := url.Values{}
 		if columns != "" {
@@ -379,7 +379,7 @@ func (m *management) survey(ctx context.Context, t *topology) (*survey, error) {
 		topology: t, queues: make(map[string]apiQueue), retries: make(map[string][]string),
 		bound: make(map[apiBinding]bool), from: make(map[string][]apiBinding),
 	}
-	err := list(ctx, m, "management", m.inVhost("queues"), queueColumns, true, func(q apiQueue) {
+	err := fetchAll(ctx, m, "management", m.inVhost("queues"), queueColumns, true, func(q apiQueue) {
 		if !q.Exclusive && (isOurs(q) || t.watermill() && strings.Contains(q.Name, "_")) {
 			if _, twice := s.queues[q.Name]; isRetryName(q.Name) && !twice { // pages may overlap
 				s.retries[groupOfOwn(q.Name)] = append(s.retries[groupOfOwn(q.Name)], q.Name)
@@ -390,7 +390,7 @@ func (m *management) survey(ctx context.Context, t *topology) (*survey, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = list(ctx, m, "management", m.inVhost("bindings"), "source,destination,destination_type,routing_key", false, func(b apiBinding) {
+	err = fetchAll(ctx, m, "management", m.inVhost("bindings"), "source,destination,destination_type,routing_key", false, func(b apiBinding) {
 		_, known := s.queues[b.To]
 		if b.Source != "" && (known || b.Kind == "exchange") {
 			s.bound[b] = true

@@ -26,6 +26,7 @@ const (
 	headerTopic     = "leat-topic"      // where the message was published, once the routing key is another
 	headerPoisonID  = "leat-poison-id"  // a message's place in a poison queue
 	headerPoisonRev = "leat-poison-rev" // how often it was changed there
+	headerPilot     = "leat-pilot"      // no message; see renewal.go
 	headerQueue     = "leat-queue"      // the queue that a poisoned message came from
 	headerExtra     = "leat-extra"      // headers that can't stand under their own names, as JSON
 	headerVersion   = "leat-version"    // ce_specversion where the message has it itself

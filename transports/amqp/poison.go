@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -22,6 +23,9 @@ const (
 	listBytes    = 64 << 20
 	listAge      = 10 * time.Second
 )
+
+// replayWindow is how many messages are replayed at once.
+const replayWindow = stride
 
 // poisonLocks are this process's own locks, beside the broker's: to that one a whole connection is
 // one client.
@@ -58,6 +62,15 @@ type poisonQueue struct {
 	pagesAt time.Time
 }
 
+// browse calls do with the queue open, while no other leat process has it open.
+func (q *poisonQueue) browse(ctx context.Context, do func(*browser) error) error {
+	conn, wire, err := q.t.publishing.connection(ctx)
+	if err != nil {
+		return err
+	}
+	return q.t.browse(&browser{ctx: ctx, conn: conn, wire: wire, queue: poisonName(q.group), group: q.group}, q.group+lockSuffix, do)
+}
+
 // List reads the whole queue, keeps its first 20,000 messages or 64 MiB, and answers further pages of
 // that from memory for ten seconds.
 func (q *poisonQueue) List(ctx context.Context, after string, limit int) ([]driver.PoisonedMessage, error) {
@@ -71,14 +84,14 @@ func (q *poisonQueue) List(ctx context.Context, after string, limit int) ([]driv
 		}
 		for again := true; again; {
 			again = false // also where there is no queue
-			err := q.look(ctx, func(l *look) error {
-				all, void, err := l.list(after)
+			err := q.browse(ctx, func(b *browser) error {
+				all, void, err := list(b, after)
 				if err != nil {
 					return err
 				}
 				page = all[:min(limit, len(all))]
 				q.pages, q.pagesAt, again = all, time.Now(), len(void) > 0
-				return l.take(void...)
+				return b.take(void...)
 			})
 			if err != nil {
 				return err
@@ -101,9 +114,29 @@ func (q *poisonQueue) nextPage(after string, limit int) []driver.PoisonedMessage
 	return q.pages[i+1 : min(i+1+limit, len(q.pages))]
 }
 
+// list reads the messages behind the one with the id after, up to the bounds of a list. It reads them
+// all, because the queue's order is not that of arrival for sure: somebody else may have looked into
+// it by other means. Void are those of which there is an edited copy, too; without them it is to be read
+// again.
+func list(b *browser, after string) (all []driver.PoisonedMessage, void []*amqp.Delivery, err error) {
+	var first page
+	latest := make(revisions)
+	err = b.walk(func(id string, d *amqp.Delivery) (bool, error) {
+		if old := latest.enter(id, d); old != nil {
+			void = append(void, old)
+		}
+		if id > after {
+			first.add(shown(id, d))
+		}
+		return true, nil
+	})
+	slices.SortFunc(first.messages, func(a, b driver.PoisonedMessage) int { return strings.Compare(a.ID, b.ID) })
+	return first.messages, void, err
+}
+
 // Get reads the queue up to the message.
 func (q *poisonQueue) Get(ctx context.Context, id string) (found driver.PoisonedMessage, err error) {
-	err = q.all(ctx, "get", []string{id}, func(_ *look, _ []string, all []*amqp.Delivery) error {
+	err = q.all(ctx, "get", []string{id}, func(_ *browser, _ []string, all []*amqp.Delivery) error {
 		for _, d := range all {
 			found = shown(id, d)
 		}
@@ -112,44 +145,33 @@ func (q *poisonQueue) Get(ctx context.Context, id string) (found driver.Poisoned
 	return found, err
 }
 
-// replayWindow is how many messages are replayed at once.
-const replayWindow = 1000
-
 // Replay publishes messages to the group's own queue and takes them out of this one when that is
 // confirmed, a window of them at once over one channel: a process killed in the middle leaves at most
 // a window of messages in both, and none in neither. The end of ctx stops it between two windows.
 func (q *poisonQueue) Replay(ctx context.Context, ids ...string) (n int, err error) {
-	err = q.all(ctx, "replay", ids, func(l *look, _ []string, found []*amqp.Delivery) error {
-		for window := range slices.Chunk(found, replayWindow) {
-			err := l.finish(func() error {
-				safe, err := l.replay(window)
-				if err := errors.Join(err, l.take(safe...)); err != nil {
-					return err
-				}
-				n += len(safe)
-				return nil
-			})
-			if err != nil {
+	err = q.all(ctx, "replay", ids, func(b *browser, _ []string, window []*amqp.Delivery) error {
+		return b.finish(func() error {
+			safe, err := b.replay(window)
+			if err := errors.Join(err, b.take(safe...)); err != nil {
 				return err
 			}
-		}
-		return nil
+			n += len(safe)
+			return nil
+		})
 	})
 	return n, err
 }
 
 // Drop deletes messages, and lets what is parked behind them go on.
 func (q *poisonQueue) Drop(ctx context.Context, ids ...string) (n int, err error) {
-	err = q.all(ctx, "drop", ids, func(l *look, _ []string, found []*amqp.Delivery) error {
-		for window := range slices.Chunk(found, replayWindow) {
-			if err := l.release(window); err != nil {
-				return err
-			}
-			if err := l.take(window...); err != nil {
-				return err
-			}
-			n += len(window)
+	err = q.all(ctx, "drop", ids, func(b *browser, _ []string, window []*amqp.Delivery) error {
+		if err := b.release(window); err != nil {
+			return err
 		}
+		if err := b.take(window...); err != nil {
+			return err
+		}
+		n += len(window)
 		return nil
 	})
 	return n, err
@@ -173,7 +195,7 @@ func (q *poisonQueue) Put(ctx context.Context, msgs ...driver.PoisonedMessage) e
 			changed[m.ID] = o
 		}
 	}
-	err := q.all(ctx, "write", slices.Sorted(maps.Keys(changed)), func(l *look, ids []string, found []*amqp.Delivery) error {
+	err := q.all(ctx, "write", slices.Sorted(maps.Keys(changed)), func(b *browser, ids []string, found []*amqp.Delivery) error {
 		for i, d := range found {
 			o := changed[ids[i]]
 			o.msg.Headers[headerQueue], o.msg.Timestamp = d.Headers[headerQueue], d.Timestamp
@@ -181,17 +203,17 @@ func (q *poisonQueue) Put(ctx context.Context, msgs ...driver.PoisonedMessage) e
 			if p, ok := placeOf(d); ok {
 				p.set(o.msg.Headers)
 			}
-			err := l.finish(func() error {
-				if err := l.send(o); err != nil {
+			err := b.finish(func() error {
+				if err := b.send(o); err != nil {
 					return err
 				}
-				return l.take(d)
+				return b.take(d)
 			})
 			if err != nil {
 				return err
 			}
 		}
-		l.taken = nil // the new ones have the ids of the old
+		b.taken = nil // the new ones have the ids of the old
 		return nil
 	})
 	if len(added) == 0 || err != nil && !errors.Is(err, driver.ErrNotFound) {
@@ -235,17 +257,17 @@ func (q *poisonQueue) outgoing(m driver.PoisonedMessage) (*outgoing, error) {
 // Len is exact unless another process looks into the queue right now, for which it waits.
 func (q *poisonQueue) Len(ctx context.Context) (n int, err error) {
 	err = q.guard(ctx, "count", func(ctx context.Context) error {
-		return q.look(ctx, func(l *look) error {
-			n, err = l.size()
+		return q.browse(ctx, func(b *browser) error {
+			n, err = b.ready()
 			return err
 		})
 	})
 	return n, err
 }
 
-// all calls do with the messages of these ids that are there, in the order of their arrival. The error
-// tells of those that are not.
-func (q *poisonQueue) all(ctx context.Context, what string, ids []string, do func(l *look, ids []string, found []*amqp.Delivery) error) error {
+// all calls do with the messages of these ids that are there: in the order of their arrival, as far as strideBytes of
+// them go. The error tells of those that are not.
+func (q *poisonQueue) all(ctx context.Context, what string, ids []string, do func(b *browser, ids []string, found []*amqp.Delivery) error) error {
 	if len(ids) == 0 {
 		return nil
 	}
@@ -255,24 +277,41 @@ func (q *poisonQueue) all(ctx context.Context, what string, ids []string, do fun
 	}
 	return q.guard(ctx, what, func(ctx context.Context) error {
 		q.pages = nil
-		err := q.look(ctx, func(l *look) error {
-			found := make(map[string]*amqp.Delivery, len(ids))
-			err := l.walk(func(id string, d *amqp.Delivery) (bool, error) {
-				if wanted[id] {
-					found[id] = d
-					delete(wanted, id)
+		seen := make(map[string]int)
+		err := q.browse(ctx, func(b *browser) error {
+			found, bytes := make(map[string]*amqp.Delivery), 0
+			flush := func() error {
+				there := slices.Sorted(maps.Keys(found))
+				for ids := range slices.Chunk(there, replayWindow) {
+					window := make([]*amqp.Delivery, len(ids))
+					for i, id := range ids {
+						window[i] = found[id]
+					}
+					if err := do(b, ids, window); err != nil {
+						return err
+					}
 				}
-				return len(wanted) > 0, nil
+				clear(found)
+				bytes = 0
+				return nil
+			}
+			err := b.walkStrides(func(batch []*amqp.Delivery) (bool, error) {
+				for _, d := range batch {
+					if id := idOf(d, seen); wanted[id] {
+						found[id] = d
+						bytes += len(d.Body) + tableSize(d.Headers)
+						delete(wanted, id)
+					}
+				}
+				if bytes < strideBytes {
+					return len(wanted) > 0, nil
+				}
+				return len(wanted) > 0, flush()
 			})
 			if err != nil {
 				return err
 			}
-			there := slices.Sorted(maps.Keys(found))
-			inOrder := make([]*amqp.Delivery, len(there))
-			for i, id := range there {
-				inOrder[i] = found[id]
-			}
-			return do(l, there, inOrder)
+			return flush()
 		})
 		if err == nil && len(wanted) > 0 {
 			err = missing(ids, wanted)
@@ -313,3 +352,86 @@ func (q *poisonQueue) guard(ctx context.Context, what string, do func(context.Co
 	}
 	return nil
 }
+
+// places reports whether the group is ordered now, if messages of the window have places from a time when it was.
+func (b *browser) places(window []*amqp.Delivery) (bool, error) {
+	if !slices.ContainsFunc(window, hasPlace) {
+		return false, nil
+	}
+	order, err := b.t.orderOf(b.ctx, b.group)
+	return order != driver.Unordered, err
+}
+
+func hasPlace(d *amqp.Delivery) bool {
+	_, ok := placeOf(d)
+	return ok
+}
+
+// replay publishes messages to the group's own queue, or if the group is ordered to their places among those of
+// their keys that wait behind them, over the channel by which they are then taken, and returns those that are safe
+// there.
+func (b *browser) replay(window []*amqp.Delivery) (safe []*amqp.Delivery, err error) {
+	places, err := b.places(window)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]*outgoing, len(window))
+	for i, d := range window {
+		target, _ := d.Headers[headerQueue].(string)
+		if target == "" {
+			target = b.group
+		}
+		out[i] = &outgoing{key: target, msg: fresh(d)}
+		if p, ok := placeOf(d); ok && places {
+			out[i].key = heldName(b.group)
+			out[i].msg.Headers[headerTopic], _ = d.Headers[headerTopic].(string)
+			p.rev++
+			p.set(out[i].msg.Headers)
+		}
+	}
+	err = b.send(out...)
+	for i, o := range out {
+		if o.confirmed && !o.unroutable {
+			safe = append(safe, window[i])
+		}
+	}
+	return safe, err
+}
+
+// release lets the keys of messages go on without them.
+func (b *browser) release(window []*amqp.Delivery) error {
+	places, err := b.places(window)
+	if err != nil || !places {
+		return err
+	}
+	var out []*outgoing
+	for _, d := range window {
+		if p, ok := placeOf(d); ok {
+			h := amqp.Table{headerHeldNote: noteSkip}
+			p.set(h)
+			out = append(out, &outgoing{key: heldName(b.group), msg: amqp.Publishing{
+				DeliveryMode: amqp.Persistent, MessageId: ids.New(), Headers: h,
+			}})
+		}
+	}
+	return b.send(out...)
+}
+
+// fresh is the message as it was before its first delivery, but for the bus that published it: that
+// one has settled its account of the message.
+func fresh(d *amqp.Delivery) amqp.Publishing {
+	topic, _ := d.Headers[headerTopic].(string)
+	p := copyOf(d, topic)
+	for name := range p.Headers {
+		switch {
+		case strings.HasPrefix(name, faultPrefix),
+			name == headerAttempt, name == headerCrashes, name == headerPoisonID, name == headerPoisonRev, name == headerQueue,
+			name == driver.HeaderInstance, name == headerOwn:
+			delete(p.Headers, name)
+		}
+	}
+	return p
+}
+
+// faultPrefix is what driver.Fault's headers have in common.
+const faultPrefix = "leat_fault_"

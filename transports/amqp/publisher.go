@@ -84,15 +84,15 @@ func (p *publisher) stop() { p.cancel() }
 // run keeps a channel open.
 func (p *publisher) run() {
 	defer close(p.done)
-	var pause backoff
+	pause := newBackoff()
 	for p.ctx.Err() == nil {
 		ln, err := p.open()
 		if err != nil {
 			p.set(nil, err)
-			pause.wait(p.ctx)
+			pause.Wait(p.ctx)
 			continue
 		}
-		pause.reset()
+		pause.Reset()
 		p.set(ln, nil)
 		select {
 		case <-ln.gone:
@@ -100,7 +100,7 @@ func (p *publisher) run() {
 			p.sound = ln.refusal() != nil && !isCode(ln.err, amqp.NotFound) // nothing is missing
 			if ln.err != nil {
 				p.link.cfg.Logger.Warn("leat: amqp: publishing channel closed", "err", ln.err)
-				pause.wait(p.ctx) // never in a hot loop
+				pause.Wait(p.ctx) // never in a hot loop
 			}
 		case <-p.ctx.Done():
 			p.set(nil, nil) // the channel ends with its connection

@@ -214,7 +214,7 @@ func (r *registry) leave(ctx context.Context, batch map[string]note) error {
 	case len(pending) > 0:
 		return errors.New("the connection was lost")
 	case (q.Messages+len(out))/registryTidy > q.Messages/registryTidy:
-		_, err = r.read(&look{ctx: ctx, conn: conn, wire: wire}, r.t.cfg.QueueType)
+		_, err = r.read(&browser{ctx: ctx, conn: conn, wire: wire}, r.t.cfg.QueueType)
 	}
 	return err
 }
@@ -235,11 +235,11 @@ type groupKey struct{ group, exchange string }
 
 // read reads the notes of one registry, newest first for each group, and takes away those that say
 // nothing. The look has its connection.
-func (r *registry) read(l *look, queues QueueType) (map[groupKey][]note, error) {
+func (r *registry) read(l *browser, queues QueueType) (map[groupKey][]note, error) {
 	l.queue = registryName(queues)
 	found := make(map[groupKey][]noted)
 	var bad []*amqp.Delivery
-	err := r.t.look(l, l.queue+".lock", func(l *look) error {
+	err := r.t.browse(l, l.queue+".lock", func(l *browser) error {
 		err := l.walk(func(_ string, d *amqp.Delivery) (bool, error) {
 			x := noted{delivery: d}
 			if json.Unmarshal(d.Body, &x.note) == nil && x.validate() == nil && trusted(d) {
@@ -279,7 +279,7 @@ type noted struct {
 
 // tidy takes away what newer notes of a group say as well, and the notes of groups that have no queue.
 // A group whose queue is made again meanwhile leaves another note afterwards, which was not read here.
-func (r *registry) tidy(l *look, found map[groupKey][]noted) error {
+func (r *registry) tidy(l *browser, found map[groupKey][]noted) error {
 	p := prober{conn: l.conn}
 	defer p.close()
 	for key, all := range found {

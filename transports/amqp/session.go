@@ -56,7 +56,7 @@ type session struct {
 // run consumes until the feed is closed, over as many sessions as it takes.
 func (f *feed) run() {
 	defer f.release()
-	var pause backoff
+	pause := newBackoff()
 	for again := false; f.intake.Err() == nil; again = true {
 		began := time.Now()
 		s, err := f.connectAlone()
@@ -69,13 +69,13 @@ func (f *feed) run() {
 		}
 		f.isolate()
 		if time.Since(began) > soundSession {
-			pause.reset()
+			pause.Reset()
 		}
 		if f.intake.Err() != nil {
 			return
 		}
 		f.t.cfg.Logger.Warn("leat: amqp: consuming is interrupted", "group", f.sub.Group, "err", err)
-		pause.wait(f.intake)
+		pause.Wait(f.intake)
 	}
 }
 

@@ -27,7 +27,7 @@ func (t *Transport) Tail(ctx context.Context, pattern string, fn func(topic stri
 		return fmt.Errorf("amqp: tail: %w", err)
 	}
 	tl := tail{pattern: pattern, fn: fn}
-	var pause backoff
+	pause := newBackoff()
 	for {
 		err := t.inspect(ctx, "tail "+pattern, tl.run)
 		switch {
@@ -39,7 +39,7 @@ func (t *Transport) Tail(ctx context.Context, pattern string, fn func(topic stri
 			return err
 		}
 		t.cfg.Logger.Warn("leat: amqp: tail is interrupted", "pattern", pattern, "err", err)
-		if !pause.wait(ctx) {
+		if !pause.Wait(ctx) {
 			return context.Cause(ctx)
 		}
 	}

@@ -104,7 +104,7 @@ func (t *Transport) declare(ctx context.Context, do func(*amqp.Channel) error) e
 }
 
 func withChannel(ctx context.Context, l *link, do func(*amqp.Channel) error) error {
-	var pause backoff
+	pause := newBackoff()
 	for {
 		conn, _, err := l.connection(ctx)
 		if err != nil {
@@ -120,7 +120,7 @@ func withChannel(ctx context.Context, l *link, do func(*amqp.Channel) error) err
 		if err == nil || !conn.IsClosed() {
 			return err
 		}
-		if !pause.wait(ctx) {
+		if !pause.Wait(ctx) {
 			return notConnected(ctx, err)
 		}
 	}
@@ -174,7 +174,11 @@ func (t *Transport) outgoing(ctx context.Context, topic string, msgs []*message.
 		}
 		all[i] = outgoing{exchange: exchange, key: key, msg: p}
 		out[i] = &all[i]
-		if wait := time.Until(deliverAt(msg)); wait > 0 {
+		due, err := driver.ParseDeliverAt(msg)
+		if err != nil {
+			return nil, err
+		}
+		if wait := time.Until(due); wait > 0 {
 			if wait > maxDelay {
 				return nil, fmt.Errorf("message %s is to be delivered in %s; at most %s is possible", driver.MessageID(msg), wait, maxDelay)
 			}
@@ -218,19 +222,6 @@ func (t *Transport) prepareDelays(ctx context.Context) error {
 	case <-ctx.Done():
 		return notConnected(ctx, t.publishing.state())
 	}
-}
-
-// deliverAt is when the message may be handed out; the zero time means at once.
-func deliverAt(msg *message.Message) time.Time {
-	at := msg.Metadata[driver.HeaderDeliverAt]
-	if at == "" {
-		return time.Time{}
-	}
-	due, err := time.Parse(time.RFC3339Nano, at)
-	if err != nil {
-		return time.Time{}
-	}
-	return due
 }
 
 // report counts the messages that no group wanted.

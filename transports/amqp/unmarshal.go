@@ -156,11 +156,6 @@ func deliveries(d *amqp.Delivery) int {
 	return max(fieldInt(d.Headers["x-delivery-count"]), fieldInt(d.Headers["x-acquired-count"]))
 }
 
-// renewAt is how many deliveries make a message of a poison queue, or a held one, be written anew, which begins the
-// count again: a policy may have set a delivery-limit, beyond which the broker deletes it. Only policies can be
-// lower than manyDeliveries, and AMQP can't read them.
-const renewAt = 2
-
 // renewed is the message as it stands in its queue, to be written there anew.
 func renewed(d *amqp.Delivery) amqp.Publishing {
 	p := copyOf(d, "")

@@ -76,15 +76,16 @@ func (g *group) info() driver.GroupInfo {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return driver.GroupInfo{
-		Name:      g.name,
-		Topics:    slices.Sorted(slices.Values(g.topics)),
-		Waiting:   max(g.unsettled-g.out-g.delayed.Len(), 0),
-		Delayed:   g.delayed.Len(),
-		Parked:    g.keys.parked,
-		InFlight:  g.out,
-		Poisoned:  len(g.poison.list),
-		Consumers: g.receivers,
-		Oldest:    g.oldest(),
+		Name:       g.name,
+		Topics:     slices.Sorted(slices.Values(g.topics)),
+		Waiting:    max(g.unsettled-g.out-g.delayed.Len(), 0),
+		Delayed:    g.delayed.Len(),
+		Parked:     g.keys.parked,
+		ParkedKeys: g.keys.heldBack(),
+		InFlight:   g.out,
+		Poisoned:   len(g.poison.list),
+		Consumers:  g.receivers,
+		Oldest:     g.oldest(),
 	}
 }
 

@@ -160,6 +160,16 @@ func (k *keyQueues) mark(it *item, parked bool) {
 	}
 }
 
+// heldBack returns how many keys a poisoned message holds back.
+func (k *keyQueues) heldBack() (n int) {
+	for _, q := range k.byKey {
+		if len(q.holds) > 0 {
+			n++
+		}
+	}
+	return n
+}
+
 // parks reports whether a message of the key would be parked. A seq of 0 is that of a message that is new.
 func (k *keyQueues) parks(key string, seq int) bool {
 	q := k.byKey[key]

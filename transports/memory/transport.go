@@ -136,6 +136,11 @@ func (t *Transport) Publish(ctx context.Context, topic string, msgs ...*message.
 	if driver.DeliveryFrom(ctx) != nil {
 		class = handlerClass
 	}
+	for _, msg := range msgs {
+		if _, err := driver.ParseDeliverAt(msg); err != nil {
+			return fmt.Errorf("memory: %w", err)
+		}
+	}
 	for i, msg := range msgs {
 		it := newItem(msg, topic)
 		it.since, it.due = now, driver.DeliverAt(msg)

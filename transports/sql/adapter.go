@@ -21,7 +21,8 @@ import (
 //
 // It works with every driver of its dialect. A message that no group wants is not stored, and
 // nothing says so. At isolation levels above READ COMMITTED, the groups are those that the
-// transaction sees. It is for publishing only: a transport consumes.
+// transaction sees. It is for publishing only: a transport consumes. It does not know the version of the tables, so
+// it writes headers in the form that every release reads, which is not JSON.
 type SchemaAdapter struct{ statements *statements }
 
 var _ wsql.SchemaAdapter = SchemaAdapter{}
@@ -45,7 +46,7 @@ var (
 	errNoConsuming = errors.New("this adapter publishes only; consume by a transport's Subscribe")
 )
 
-// InsertQuery is the insert of messages for every group that wants the topic.
+// InsertQuery returns the insert of messages for every group that wants the topic.
 func (a SchemaAdapter) InsertQuery(topic string, msgs message.Messages) (wsql.Query, error) {
 	if err := driver.ValidateTopic(topic); err != nil {
 		return wsql.Query{}, fmt.Errorf("sql: %w", err)
@@ -56,7 +57,7 @@ func (a SchemaAdapter) InsertQuery(topic string, msgs message.Messages) (wsql.Qu
 	if len(msgs) > maxInsert {
 		return wsql.Query{}, fmt.Errorf("sql: publish %s: %d messages; publish at most %d at once", topic, len(msgs), maxInsert)
 	}
-	rows, err := publications(msgs)
+	rows, err := a.statements.publications(msgs)
 	if err != nil {
 		return wsql.Query{}, fmt.Errorf("sql: publish %s: %w", topic, err)
 	}
@@ -64,7 +65,7 @@ func (a SchemaAdapter) InsertQuery(topic string, msgs message.Messages) (wsql.Qu
 	return wsql.Query{Query: query, Args: args}, nil
 }
 
-// SelectQuery is a query that fails: the adapter is for publishing.
+// SelectQuery returns a query that fails: the adapter is for publishing.
 func (a SchemaAdapter) SelectQuery(string, string, wsql.OffsetsAdapter) wsql.Query {
 	return wsql.Query{Query: "SELECT leat_cannot_be_consumed_by_a_watermill_sql_subscriber"}
 }
@@ -74,8 +75,8 @@ func (a SchemaAdapter) UnmarshalMessage(wsql.Scanner) (wsql.Row, error) {
 	return wsql.Row{}, fmt.Errorf("sql: %w", errNoConsuming)
 }
 
-// SchemaInitializingQueries is empty: [Migrate] makes the tables, once for all topics.
+// SchemaInitializingQueries returns none: [Migrate] makes the tables, once for all topics.
 func (a SchemaAdapter) SchemaInitializingQueries(string) []wsql.Query { return nil }
 
-// SubscribeIsolationLevel is of no use here.
+// SubscribeIsolationLevel returns the default; the adapter does not subscribe.
 func (a SchemaAdapter) SubscribeIsolationLevel() stdsql.IsolationLevel { return stdsql.LevelDefault }

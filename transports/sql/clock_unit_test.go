@@ -10,26 +10,27 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/internal/backoff"
 )
 
 // clockless fails the test where a time of this process goes into a statement.
 type clockless struct {
-	database
+	pool
 	t *testing.T
 }
 
 func (d clockless) exec(ctx context.Context, query string, args ...any) (int64, error) {
 	d.check(query, args)
-	return d.database.exec(ctx, query, args...)
+	return d.pool.exec(ctx, query, args...)
 }
 
 func (d clockless) query(ctx context.Context, query string, args ...any) (rows, error) {
 	d.check(query, args)
-	return d.database.query(ctx, query, args...)
+	return d.pool.query(ctx, query, args...)
 }
 
 func (d clockless) inTx(ctx context.Context, f func(executor) error) error {
-	return d.database.inTx(ctx, func(tx executor) error { return f(clocklessTx{tx, d}) })
+	return d.pool.inTx(ctx, func(tx executor) error { return f(clocklessTx{tx, d}) })
 }
 
 type clocklessTx struct {
@@ -110,13 +111,13 @@ func TestNoTimeOfThisProcessIsWritten(t *testing.T) {
 		require.NoError(t, d.Settler.Ack())
 		require.NoError(t, feed.Close(ctx))
 	}
-	require.NoError(t, transport.store.clean(ctx, []group{{id: 1}}))
+	require.NoError(t, retention{transport.core}.clean(ctx, []group{{id: 1}}))
 	feed, err := transport.Subscribe(ctx, driver.Subscription{Group: "lease", Topics: []string{"order.>"}, Concurrency: 1})
 	require.NoError(t, err)
 	first, renewed := int64(0), int64(0)
 	for renewed == first { // until the lease is renewed
-		require.True(t, sleep(ctx, 10*time.Millisecond))
-		renewed, _, err = number(ctx, db, transport.store.sql(`SELECT expires_at FROM {consumers}`))
+		require.True(t, backoff.Sleep(ctx, 10*time.Millisecond))
+		renewed, _, err = number(ctx, db, transport.sql(`SELECT expires_at FROM {consumers}`))
 		require.NoError(t, err)
 		if first == 0 {
 			first = renewed

@@ -66,15 +66,15 @@ func eachStore(t *testing.T, test func(t *testing.T, transport *Transport)) {
 }
 
 // waitingKeys inserts messages of n keys, each of which waits for its redelivery.
-func waitingKeys(t testing.TB, s *store, group string, n int, wait time.Duration) {
+func waitingKeys(t testing.TB, s *database, group string, n int, wait time.Duration) {
 	ctx := t.Context()
-	g, ok, err := s.findGroup(ctx, group)
+	g, ok, err := groups{database: s}.find(ctx, group)
 	require.NoError(t, err)
 	require.True(t, ok)
 	for done := 0; done < n; {
 		const digits = `(SELECT 0 AS d UNION ALL SELECT 1 UNION ALL SELECT 2 UNION ALL SELECT 3 UNION ALL SELECT 4
 			UNION ALL SELECT 5 UNION ALL SELECT 6 UNION ALL SELECT 7 UNION ALL SELECT 8 UNION ALL SELECT 9)`
-		inserted, err := s.db.exec(ctx, s.sql(`INSERT INTO {messages} (group_id, state, pos, lane, first_at, due_at, attempt, topic, uuid, headers, payload)
+		inserted, err := s.pool.exec(ctx, s.sql(`INSERT INTO {messages} (group_id, state, pos, lane, first_at, due_at, attempt, topic, uuid, headers, payload)
 			SELECT CAST(? AS `+s.integer()+`), 4, k.n * 1000003, k.n * 1000003, {now}, {now} + CAST(? AS `+s.integer()+`), 1, 'order.paid.v1', 'waiting', '', ''
 			FROM (SELECT 1 + a.d + 10 * b.d + 100 * c.d + 1000 * d.d + CAST(? AS `+s.integer()+`) AS n
 				FROM `+digits+` a CROSS JOIN `+digits+` b CROSS JOIN `+digits+` c CROSS JOIN `+digits+` d) k
@@ -85,7 +85,7 @@ func waitingKeys(t testing.TB, s *store, group string, n int, wait time.Duration
 	}
 }
 
-func (s *store) integer() string {
+func (s *database) integer() string {
 	if s.name == MySQL {
 		return "SIGNED"
 	}
@@ -98,9 +98,9 @@ func keyedMessage(key string) *message.Message {
 	return msg
 }
 
-// TestLanes_aFreshKeyBehindManyThatWait is handled at once, however many other keys wait for their
+// TestKeyQueues_aFreshKeyBehindManyThatWait is handled at once, however many other keys wait for their
 // redelivery: by a feed that has just begun, by one that has been idle, and behind a message of its own key.
-func TestLanes_aFreshKeyBehindManyThatWait(t *testing.T) {
+func TestKeyQueues_aFreshKeyBehindManyThatWait(t *testing.T) {
 	eachStore(t, func(t *testing.T, transport *Transport) {
 		ctx := t.Context()
 		sub := driver.Subscription{Group: "shop.ledger", Topics: []string{"order.paid.v1"}, Concurrency: 4, Order: driver.OrderedByKey}
@@ -108,10 +108,10 @@ func TestLanes_aFreshKeyBehindManyThatWait(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, first.Close(ctx))
 		n := waitingCrowd()
-		if transport.store.name != Postgres { // SQLite's driver is many times slower under the race detector
+		if transport.name != Postgres { // SQLite's driver is many times slower under the race detector
 			n /= 5
 		}
-		waitingKeys(t, transport.store, sub.Group, n, time.Hour)
+		waitingKeys(t, transport.database, sub.Group, n, time.Hour)
 		feed, err := transport.Subscribe(ctx, sub)
 		require.NoError(t, err)
 		next := func() *driver.Delivery {
@@ -141,8 +141,8 @@ func TestLanes_aFreshKeyBehindManyThatWait(t *testing.T) {
 		require.NoError(t, next().Settler.Redeliver(50*time.Millisecond))
 		require.NoError(t, next().Settler.Ack())
 		// One that another process has left behind is found by the walk.
-		query := transport.store.sql(`UPDATE {messages} SET due_at = 0 WHERE pos = ?`)
-		_, err = transport.store.db.exec(ctx, query, int64(n/2)*1000003)
+		query := transport.sql(`UPDATE {messages} SET due_at = 0 WHERE pos = ?`)
+		_, err = transport.pool.exec(ctx, query, int64(n/2)*1000003)
 		require.NoError(t, err)
 		patient, cancel := context.WithTimeout(ctx, 5*time.Minute)
 		defer cancel()

@@ -1,11 +1,7 @@
 package sql
 
 import (
-	"errors"
-	"fmt"
-	"strconv"
 	"strings"
-	"sync"
 )
 
 // dialect is what the database systems write differently. Statements are written once, in their
@@ -16,6 +12,7 @@ import (
 //	{now}      the database's clock, in microseconds since 1970. Only this clock counts
 //	{live}     the ids of the group's consumers whose lease has not run out; takes the group
 //	{messages} and so on: the tables
+//	{ready} and so on: the states
 type dialect struct {
 	name    Dialect
 	now     string
@@ -35,98 +32,4 @@ type dialect struct {
 
 	retryable func(error) bool
 	readOnly  func(error) bool
-}
-
-var errDialect = errors.New("use postgres, mysql (MariaDB's too) or sqlite")
-
-func dialectOf(name Dialect) (dialect, error) {
-	switch name {
-	case Postgres:
-		return postgresDialect(), nil
-	case MySQL:
-		return mysqlDialect(), nil
-	case SQLite:
-		return sqliteDialect(), nil
-	default:
-		return dialect{}, fmt.Errorf("dialect %q: %w", name, errDialect)
-	}
-}
-
-// statements completes statements for one set of tables. It may be used concurrently.
-type statements struct {
-	dialect
-	cfg   Config
-	names *strings.Replacer
-	done  sync.Map // statement as written → statement as sent
-}
-
-func newStatements(cfg Config) (*statements, error) {
-	d, err := dialectOf(cfg.Dialect)
-	if err != nil {
-		return nil, err
-	}
-	s := &statements{dialect: d, cfg: cfg}
-	pairs := []string{"{now}", d.now, "{queue}", d.quote(cfg.Prefix + "messages_queue")}
-	for _, table := range []string{"groups", "subscriptions", "consumers", "turns", "messages", "holds", "inbox", "migrations", "messages_id_seq"} {
-		pairs = append(pairs, "{"+table+"}", s.table(table))
-	}
-	s.names = strings.NewReplacer(pairs...)
-	return s, nil
-}
-
-func (s *statements) table(name string) string {
-	full := s.quote(s.cfg.Prefix + name)
-	if s.cfg.Schema != "" {
-		full = s.quote(s.cfg.Schema) + "." + full
-	}
-	return full
-}
-
-// sql completes a statement. Statements must be constants: they are kept.
-func (s *statements) sql(query string) string {
-	if done, ok := s.done.Load(query); ok {
-		return done.(string)
-	}
-	done := s.complete(query)
-	s.done.Store(query, done)
-	return done
-}
-
-func (s *statements) complete(query string) string {
-	query = strings.ReplaceAll(query, "{live}", "SELECT id FROM {consumers} WHERE group_id = ? AND expires_at > {now}")
-	query = s.names.Replace(query)
-	if !s.dollars {
-		return query
-	}
-	query = strings.ReplaceAll(query, "{in}", "= ANY(?)")
-	var b strings.Builder
-	n := 0
-	for i := range len(query) {
-		if query[i] != '?' {
-			b.WriteByte(query[i])
-			continue
-		}
-		n++
-		b.WriteByte('$')
-		b.WriteString(strconv.Itoa(n))
-	}
-	return b.String()
-}
-
-// withIDs completes a statement that ends in a list of ids. There must be at least one.
-func (s *statements) withIDs(query string, ids []int64, args ...any) (string, []any) {
-	query = s.sql(query)
-	if s.dollars {
-		return query, append(args, ids)
-	}
-	list := make([]byte, 0, 8*len(ids)+8)
-	list = append(list, "IN ("...)
-	for i, id := range ids {
-		if i > 0 {
-			list = append(list, ',')
-		}
-		list = strconv.AppendInt(list, id, 10)
-	}
-	list = append(list, ')')
-	return strings.Replace(query, "{in}", string(list), 1), args
 }

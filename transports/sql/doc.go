@@ -11,8 +11,8 @@
 // connection is held meanwhile. Acks are deletes, many at once. What a dead process had taken comes
 // again when its lease has run out, with its attempts counted.
 //
-// With [bus.OrderedByKey], messages wait in a lane for each key. Only the first of a lane can be taken,
-// by whatever process, and while it is out or waits for its redelivery the lane stands still, and no
+// With [bus.OrderedByKey], each key has a queue. Only the first message of a queue can be taken,
+// by whatever process, and while it is out or waits for its redelivery the queue stands still, and no
 // other does. With [bus.Subscription].Park it stands still behind a poisoned message too: a row in leat_holds
 // says so. Whoever replays that message, drops it or lets its retention end takes the row away in the same
 // commit. A replayed message keeps its place.
@@ -81,7 +81,28 @@
 //	GRANT SELECT ON leat_migrations TO service;
 //	GRANT USAGE, SELECT ON leat_messages_id_seq, leat_groups_id_seq TO service; -- PostgreSQL
 //
+// # Versions of the tables
+//
+// Opening with migrate=auto makes the tables, or leads older ones to the version that this release needs. What a
+// release adds beyond that is not understood by the release before it, and waits for leat migrate up (or [Migrate]), which
+// you run once no process of an older release is left. Until then this release writes what the older one reads.
+//
+//	version  since then
+//	4        headers are written as JSON; leat_states names the states. Processes write JSON that start later
+//
 // # What operators see
+//
+// Headers are a JSON object of strings. A string that is not valid UTF-8, or has a NUL, is base64: and its bytes in
+// base64.
+//
+//	SELECT convert_from(headers, 'UTF8')::jsonb ->> 'ce_type' FROM leat_messages                      -- PostgreSQL
+//	SELECT JSON_UNQUOTE(JSON_EXTRACT(CONVERT(headers USING utf8mb4), '$.ce_type')) FROM leat_messages -- MySQL, MariaDB
+//	SELECT json_extract(CAST(headers AS TEXT), '$.ce_type') FROM leat_messages                        -- SQLite
+//	SELECT g.name, s.name, count(*) FROM leat_messages m JOIN leat_groups g ON g.id = m.group_id
+//	  JOIN leat_states s ON s.state = m.state GROUP BY g.name, s.name
+//
+// A message whose headers can't be read is in the poison queue, and says why. In statements the number of a state is
+// followed by its name in a comment.
 //
 // Groups and Topics are queries; a count of a million messages takes half a second. A tail is a group of
 // its own for as long as somebody looks, named leat-tail.…, which Groups does not show; it needs no more

@@ -18,7 +18,7 @@ func TestWaker_idleGroupsCostLittle(t *testing.T) {
 	const groups, messages = 15, 100
 	db, cfg, trips := pgxSchema(t)
 	busyDB, _, _ := pgxSchema(t)
-	start := func(db *pgxDatabase) *Transport {
+	start := func(db *pgxPool) *Transport {
 		transport, err := open(ctx, db, cfg)
 		require.NoError(t, err)
 		t.Cleanup(func() { require.NoError(t, transport.Close(context.Background())) })

@@ -18,6 +18,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/internal/backoff"
 )
 
 // InboxConfig is how an inbox works. Its zero value does, on PostgreSQL.
@@ -25,7 +26,7 @@ type InboxConfig struct {
 	// Tables are the tables that the inbox uses: the same as a transport's, made and migrated the
 	// same way. Services may share them.
 	Tables Config
-	// Keep is how long ids are remembered. A message that comes again later is handled again. It holds for
+	// Keep is how long ids are remembered. A message that is redelivered later is handled again. It holds for
 	// the groups that this inbox is used for; ids of a group that nobody handles any more stay. 0 means 7
 	// days.
 	Keep time.Duration
@@ -51,10 +52,10 @@ const (
 //
 // [handlers.Inbox]: https://pkg.go.dev/github.com/leatbus/leat/handlers#Inbox
 type Inbox[TX any] struct {
-	store  *store
-	keep   time.Duration
-	cursor inboxCursor
-	begin  func(ctx context.Context) (undertaking[TX], error)
+	database *database
+	keep     time.Duration
+	cursor   inboxCursor
+	begin    func(ctx context.Context) (inboxTx[TX], error)
 
 	ctx     context.Context
 	cancel  context.CancelFunc
@@ -62,8 +63,8 @@ type Inbox[TX any] struct {
 	release func() error // closes the pool where it is the inbox's own
 }
 
-// undertaking is a transaction that is under way.
-type undertaking[TX any] struct {
+// inboxTx is a transaction that is under way.
+type inboxTx[TX any] struct {
 	executor
 	tx       TX
 	commit   func(ctx context.Context) error
@@ -85,9 +86,9 @@ func NewInbox(ctx context.Context, db *stdsql.DB, cfg InboxConfig) (*Inbox[*stds
 	if cfg.Tables.Dialect == SQLite {
 		options = nil
 	}
-	return newInbox(ctx, &stdDatabase{db: db, tx: options}, cfg, func(ctx context.Context) (u undertaking[*stdsql.Tx], err error) {
+	return newInbox(ctx, &stdPool{db: db, tx: options}, cfg, func(ctx context.Context) (u inboxTx[*stdsql.Tx], err error) {
 		tx, err := db.BeginTx(ctx, options)
-		return undertaking[*stdsql.Tx]{
+		return inboxTx[*stdsql.Tx]{
 			stdExecutor{tx},
 			tx,
 			func(context.Context) error { return tx.Commit() },
@@ -96,19 +97,19 @@ func NewInbox(ctx context.Context, db *stdsql.DB, cfg InboxConfig) (*Inbox[*stds
 	})
 }
 
-// NewPgxInbox is [NewInbox] over a pgx pool.
+// NewPgxInbox does what [NewInbox] does over a pgx pool.
 func NewPgxInbox(ctx context.Context, pool *pgxpool.Pool, cfg InboxConfig) (*Inbox[pgx.Tx], error) {
 	cfg.Tables.Dialect = Postgres
 	options := pgx.TxOptions{IsoLevel: pgx.ReadCommitted}
 	if cfg.Isolation != stdsql.LevelDefault {
 		options.IsoLevel = pgx.TxIsoLevel(strings.ToLower(cfg.Isolation.String()))
 	}
-	return newInbox(ctx, &pgxDatabase{pool: pool}, cfg, func(ctx context.Context) (u undertaking[pgx.Tx], err error) {
+	return newInbox(ctx, &pgxPool{pool: pool}, cfg, func(ctx context.Context) (u inboxTx[pgx.Tx], err error) {
 		tx, err := pool.BeginTx(ctx, options)
 		if err != nil {
 			return u, err
 		}
-		return undertaking[pgx.Tx]{pgxExecutor{tx}, tx, tx.Commit, tx.Rollback}, nil
+		return inboxTx[pgx.Tx]{pgxExecutor{tx}, tx, tx.Commit, tx.Rollback}, nil
 	})
 }
 
@@ -130,18 +131,18 @@ func OpenInbox(ctx context.Context, u *url.URL, cfg InboxConfig) (*Inbox[*stdsql
 	return i, nil
 }
 
-func newInbox[TX any](ctx context.Context, db database, cfg InboxConfig, begin func(context.Context) (undertaking[TX], error)) (*Inbox[TX], error) {
-	s, err := newStore(db, cfg.Tables)
+func newInbox[TX any](ctx context.Context, over pool, cfg InboxConfig, begin func(context.Context) (inboxTx[TX], error)) (*Inbox[TX], error) {
+	d, err := newDatabase(over, cfg.Tables)
 	if err == nil && cfg.Keep < 0 {
 		err = fmt.Errorf("inbox: keep is %s; it can't be negative", cfg.Keep)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("sql: %w", err)
 	}
-	if err := s.prepare(ctx); err != nil {
+	if err := (schema{d}).prepare(ctx); err != nil {
 		return nil, fmt.Errorf("sql: inbox: %w", err)
 	}
-	i := &Inbox[TX]{store: s, keep: cfg.Keep, begin: begin, release: func() error { return nil }}
+	i := &Inbox[TX]{database: d, keep: cfg.Keep, begin: begin, release: func() error { return nil }}
 	i.cursor.groups = make(map[string]bool)
 	if i.keep == 0 {
 		i.keep = defaultInboxKeep
@@ -174,12 +175,12 @@ func (i *Inbox[TX]) Once(ctx context.Context, group, id string, fn func(ctx cont
 		}
 	}()
 	query := `INSERT INTO {inbox} (seen_at, group_name, message_id) VALUES ({now}, ?, ?) ON CONFLICT DO NOTHING`
-	if i.store.name == MySQL { // what IGNORE would cut is not there
+	if i.database.name == MySQL { // what IGNORE would cut is not there
 		query = `INSERT IGNORE INTO {inbox} (seen_at, group_name, message_id) VALUES ({now}, ?, ?)`
 	}
-	recorded, err := u.exec(ctx, i.store.sql(query), group, inboxID(id))
+	recorded, err := u.exec(ctx, i.database.sql(query), group, inboxID(id))
 	if err != nil {
-		return false, fmt.Errorf("sql: record message %s: %w", id, i.store.txError(err))
+		return false, fmt.Errorf("sql: record message %s: %w", id, i.database.txError(err))
 	}
 	if recorded == 0 {
 		return true, nil
@@ -199,16 +200,16 @@ func (i *Inbox[TX]) Once(ctx context.Context, group, id string, fn func(ctx cont
 
 // recorded fails if the transaction is no more: InnoDB rolls all of it back for a deadlock. If the handler
 // does not return that error, its next statements are transactions of their own.
-func (i *Inbox[TX]) recorded(ctx context.Context, u undertaking[TX], group, id string) error {
-	if i.store.name != MySQL {
+func (i *Inbox[TX]) recorded(ctx context.Context, u inboxTx[TX], group, id string) error {
+	if i.database.name != MySQL {
 		return nil // on the others the commit fails
 	}
-	_, there, err := number(ctx, u, i.store.sql(`SELECT seen_at FROM {inbox} WHERE group_name = ? AND message_id = ?`), group, inboxID(id))
+	_, there, err := number(ctx, u, i.database.sql(`SELECT seen_at FROM {inbox} WHERE group_name = ? AND message_id = ?`), group, inboxID(id))
 	if err == nil && !there {
 		err = errRolledBack
 	}
 	if err != nil {
-		return fmt.Errorf("sql: message %s: %w", id, i.store.txError(err))
+		return fmt.Errorf("sql: message %s: %w", id, i.database.txError(err))
 	}
 	return nil
 }
@@ -223,7 +224,7 @@ func inboxID(id string) string {
 
 // Check reads the inbox's table.
 func (i *Inbox[TX]) Check(ctx context.Context) error {
-	_, _, err := number(ctx, i.store.db, i.store.sql(`SELECT max(seen_at) FROM {inbox}`))
+	_, _, err := number(ctx, i.database.pool, i.database.sql(`SELECT max(seen_at) FROM {inbox}`))
 	if err != nil {
 		return fmt.Errorf("sql: inbox: %w", err)
 	}
@@ -241,13 +242,13 @@ func (i *Inbox[TX]) Close() error {
 // cleanUp deletes ids whose time is over.
 func (i *Inbox[TX]) cleanUp() {
 	every := min(cleanEvery, max(i.keep, time.Second))
-	for sleep(i.ctx, every) {
+	for backoff.Sleep(i.ctx, every) {
 		ctx, cancel := context.WithTimeout(i.ctx, cleanEvery)
 		err := i.clean(ctx)
 		cancel()
 		if err != nil && i.ctx.Err() == nil {
-			i.store.temporary(err)
-			i.store.cfg.Logger.Warn("leat: sql: clean the inbox", "err", err)
+			i.database.temporary(err)
+			i.database.cfg.Logger.Warn("leat: sql: clean up of the inbox failed", "err", err)
 		}
 	}
 }
@@ -277,7 +278,7 @@ func (c *inboxCursor) use(group string) {
 	}
 }
 
-// rewind makes the next pass begin at the first row. The caller holds c.mu.
+// rewind makes the next pass begin at the first row. It is called with the lock.
 func (c *inboxCursor) rewind() {
 	c.seenAt, c.whole = 0, time.Now()
 	c.passes++
@@ -311,9 +312,9 @@ func (i *Inbox[TX]) clean(ctx context.Context) error {
 	if len(groups) == 0 {
 		return nil
 	}
-	s := i.store
+	s := i.database
 	for {
-		limit, some, err := number(ctx, s.db, s.sql(`
+		limit, some, err := number(ctx, s.pool, s.sql(`
 			SELECT max(seen_at) FROM (SELECT seen_at FROM {inbox} WHERE seen_at > ? AND seen_at < {now} - ? ORDER BY seen_at LIMIT ?) old`),
 			from, i.keep.Microseconds(), cleanAtOnce)
 		if err != nil || !some {
@@ -330,8 +331,8 @@ func (i *Inbox[TX]) clean(ctx context.Context) error {
 // cleanSpan deletes the groups' ids that were recorded after from and no later than limit.
 func (i *Inbox[TX]) cleanSpan(ctx context.Context, groups []any, from, limit int64) error {
 	type row struct{ group, id string }
-	s := i.store
-	old, err := collect(ctx, s.db, func(r rows, x *row) error { return r.Scan(&x.group, &x.id) },
+	s := i.database
+	old, err := collect(ctx, s.pool, func(r rows, x *row) error { return r.Scan(&x.group, &x.id) },
 		s.complete(`SELECT group_name, message_id FROM {inbox} WHERE seen_at > ? AND seen_at <= ?
 			AND group_name IN (?`+strings.Repeat(", ?", len(groups)-1)+`)`), append([]any{from, limit}, groups...)...)
 	if err != nil {
@@ -348,7 +349,7 @@ func (i *Inbox[TX]) cleanSpan(ctx context.Context, groups []any, from, limit int
 	for group, all := range ids {
 		for some := range slices.Chunk(all, cleanAtOnce) {
 			query := s.complete(remove + ` WHERE seen_at <= ? AND group_name = ? AND message_id IN (?` + strings.Repeat(", ?", len(some)-1) + `)`)
-			err := s.db.inTx(ctx, func(tx executor) error {
+			err := s.pool.inTx(ctx, func(tx executor) error {
 				_, err := tx.exec(ctx, query, append([]any{limit, group}, some...)...)
 				return err
 			})

@@ -3,6 +3,8 @@ package sql
 import (
 	"errors"
 	"fmt"
+	"hash/fnv"
+	"math"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -21,7 +23,7 @@ const (
 	insertInto = `
 INSERT INTO {messages} (group_id, state, pos, lane, first_at, topic, uuid, headers, payload)
 SELECT g.id,
-	CASE WHEN m.delay > 0 THEN 1 WHEN g.ordering = 2 OR g.ordering = 1 AND m.lane <> 0 THEN 4 ELSE 0 END,
+	CASE WHEN m.delay > 0 THEN {delayed} WHEN g.ordering = 2 OR g.ordering = 1 AND m.lane <> 0 THEN {keyed} ELSE {ready} END,
 	CASE WHEN m.delay > 0 THEN (SELECT {now}) + m.delay WHEN g.ordering = 1 THEN m.lane ELSE 0 END,
 	m.lane, (SELECT {now}), `
 	insertFrom = `, m.uuid, m.headers, m.payload
@@ -38,15 +40,15 @@ WHERE g.id = ? AND g.created_at = ?`
 	insertOrder = ` ORDER BY m.n`
 )
 
-// way is a condition on the groups that get the messages of an insert. It appends its arguments.
-type way func(args []any) (where string, _ []any)
+// routeFilter is a condition on the groups that get the messages of an insert. It appends its arguments.
+type routeFilter func(args []any) (where string, _ []any)
 
 // publication is a message as it is inserted.
 type publication struct {
 	uuid    string
 	headers []byte
 	payload []byte
-	lane    int64
+	key     int64 // its key's queue, the column key queue
 	delay   int64 // microseconds from the insert
 }
 
@@ -55,7 +57,7 @@ const maxUUID = 255
 
 var errNUL = errors.New("it is not valid UTF-8, or has a NUL")
 
-// columnUUID is the message's UUID as it stands in its column: "" where the headers have it, as they have
+// columnUUID returns the message's UUID as it stands in its column: "" if the headers have it, as they have
 // an event's id, and it does not fit.
 func columnUUID(msg *message.Message) (string, error) {
 	uuid := msg.UUID
@@ -72,7 +74,7 @@ func columnUUID(msg *message.Message) (string, error) {
 	}
 }
 
-// newMessage is the message of a row.
+// newMessage returns the message of a row.
 func newMessage(uuid string, headers message.Metadata, payload []byte) *message.Message {
 	if uuid == "" {
 		uuid = headers[driver.HeaderID]
@@ -82,7 +84,7 @@ func newMessage(uuid string, headers message.Metadata, payload []byte) *message.
 	return msg
 }
 
-func newPublication(msg *message.Message) (publication, error) {
+func (s *statements) newPublication(msg *message.Message) (publication, error) {
 	uuid, err := columnUUID(msg)
 	if err != nil {
 		return publication{}, err
@@ -97,9 +99,9 @@ func newPublication(msg *message.Message) (publication, error) {
 	}
 	return publication{
 		uuid:    uuid,
-		headers: encodeHeaders(msg.Metadata),
+		headers: s.encodeHeaders(msg.Metadata),
 		payload: payload,
-		lane:    laneOf(msg),
+		key:     keyQueueOf(msg),
 		delay:   delay,
 	}, nil
 }
@@ -107,13 +109,9 @@ func newPublication(msg *message.Message) (publication, error) {
 // delayOf makes a span of the time at which the message is due: this process's clock said when that
 // is, and the database's clock need not agree with it.
 func delayOf(msg *message.Message) (microseconds int64, err error) {
-	at := msg.Metadata[driver.HeaderDeliverAt]
-	if at == "" {
-		return 0, nil
-	}
-	due, err := time.Parse(time.RFC3339Nano, at)
+	due, err := driver.ParseDeliverAt(msg)
 	if err != nil {
-		return 0, fmt.Errorf("header %s: %q is no RFC 3339 time", driver.HeaderDeliverAt, at)
+		return 0, err
 	}
 	if wait := time.Until(due); wait > 0 {
 		return wait.Microseconds() + 1, nil
@@ -121,31 +119,31 @@ func delayOf(msg *message.Message) (microseconds int64, err error) {
 	return 0, nil
 }
 
-// insert is the statement for messages of one topic, in any driver's reach.
-func (s *statements) insert(topic string, msgs []publication, to way) (query string, args []any) {
+// insert returns the statement for messages of one topic, for any driver.
+func (s *statements) insert(topic string, msgs []publication, to routeFilter) (query string, args []any) {
 	args = make([]any, 0, 5*len(msgs)+8)
 	values := make([]string, len(msgs))
 	args = append(args, topic)
 	for i, m := range msgs {
 		values[i] = fmt.Sprintf(s.rowValues, i+1)
-		args = append(args, m.uuid, m.headers, m.payload, m.lane, m.delay)
+		args = append(args, m.uuid, m.headers, m.payload, m.key, m.delay)
 	}
 	table := fmt.Sprintf(s.rowsTable, strings.Join(values, s.rowSeparate))
 	where, args := to(args)
 	return s.complete(insertInto + s.text() + insertFrom + table + where + insertOrder), args
 }
 
-// insertArrays is the same for a driver that takes arrays: one statement for any number of messages.
-func (s *statements) insertArrays(topic string, msgs []publication, to way) (query string, args []any) {
+// insertArrays does the same for a driver that takes arrays: one statement for any number of messages.
+func (s *statements) insertArrays(topic string, msgs []publication, to routeFilter) (query string, args []any) {
 	var (
 		uuids    = make([]string, len(msgs))
 		headers  = make([][]byte, len(msgs))
 		payloads = make([][]byte, len(msgs))
-		lanes    = make([]int64, len(msgs))
+		keys     = make([]int64, len(msgs))
 		delays   []int64 // NULL where nothing is for later, as it mostly is
 	)
 	for i, m := range msgs {
-		uuids[i], headers[i], payloads[i], lanes[i] = m.uuid, m.headers, m.payload, m.lane
+		uuids[i], headers[i], payloads[i], keys[i] = m.uuid, m.headers, m.payload, m.key
 		if m.delay > 0 && delays == nil {
 			delays = make([]int64, len(msgs))
 		}
@@ -153,11 +151,11 @@ func (s *statements) insertArrays(topic string, msgs []publication, to way) (que
 			delays[i] = m.delay
 		}
 	}
-	where, args := to([]any{topic, uuids, pgtype.FlatArray[[]byte](headers), pgtype.FlatArray[[]byte](payloads), lanes, delays})
+	where, args := to([]any{topic, uuids, pgtype.FlatArray[[]byte](headers), pgtype.FlatArray[[]byte](payloads), keys, delays})
 	return s.sql(insertInto + s.text() + insertFrom + insertPostgresRows + where + insertOrder), args
 }
 
-// text is an argument that is a text; PostgreSQL wants to be told.
+// text returns the place of an argument that is a text; PostgreSQL must be told.
 func (s *statements) text() string {
 	if s.dollars {
 		return "?::text"
@@ -167,21 +165,13 @@ func (s *statements) text() string {
 
 // wanted leads to the groups that want the topic. Its text depends on the number of the topic's
 // segments only.
-func (s *statements) wanted(topic string) way {
+func (s *statements) wanted(topic string) routeFilter {
 	return func(args []any) (string, []any) { return s.route(topic, args) }
-}
-
-// wantedHere is wanted, in these tables and not in others of the same names.
-func (s *store) wantedHere(topic string) way {
-	return func(args []any) (string, []any) {
-		where, args := s.route(topic, args)
-		return where + insertHere, append(args, s.born)
-	}
 }
 
 // only leads to one group, in these tables and not in others of the same names: the time at which it was
 // made tells, in microseconds.
-func (g group) only(born int64) way {
+func (g group) only(born int64) routeFilter {
 	return func(args []any) (string, []any) { return insertOne, append(args, g.id, born) }
 }
 
@@ -200,4 +190,19 @@ func (s *statements) route(topic string, args []any) (where string, _ []any) {
 	}
 	fmt.Fprintf(&b, ") p ON s.depth = p.depth AND p.prefix "+s.like+")", "s.matches")
 	return b.String(), args
+}
+
+// keyQueueOf returns the number of the key queue of a message, 0 for none. It is in the columns lane and, while the message
+// waits, pos. Keys that share a number share a queue, which costs them some concurrency and no order.
+func keyQueueOf(msg *message.Message) int64 {
+	key := driver.PartitionKey(msg)
+	if key == "" {
+		return 0
+	}
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(key))                                          // never fails
+	if queue := int64(h.Sum64()); queue != 0 && queue != math.MinInt64 { //nolint:gosec // any number will do
+		return queue
+	}
+	return 1
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"os"
 	"strings"
 )
 
@@ -16,8 +17,17 @@ import (
 //go:embed migrations/*.sql
 var migrations embed.FS
 
-// SchemaVersion is the version of the tables that this program works with.
-const SchemaVersion = 3
+// SchemaVersion is the newest version of the tables that this program knows: [Migrate] leads to it, and new tables
+// have it.
+const SchemaVersion = 4
+
+// MinSchemaVersion is the oldest version of the tables that this program works with. Opening with [MigrateAuto] leads
+// older tables to it and no further: what came later is not understood by processes of the release before this one,
+// which may be running while this one is rolled out.
+const MinSchemaVersion = 3
+
+// versionJSON is the first version in which headers are written as JSON.
+const versionJSON = 4
 
 // SchemaError says that the tables are not what the program needs.
 type SchemaError struct {
@@ -34,38 +44,39 @@ func (e *SchemaError) Error() string {
 		"run leat migrate up, or let the transport do it with the option migrate=auto", e.Prefix, found, e.Want)
 }
 
-// Fix says what to do about it.
+// Fix returns what to do about it.
 func (e *SchemaError) Fix() string { return "run leat migrate up with this URL, or a newer service" }
 
 // Migrate makes the tables that the configuration names, or brings them up to [SchemaVersion]. Any
 // number of processes may do so at once: one does it, and the others wait for it. Tables that are
-// newer than the program are left alone.
+// newer than the program are left alone. All processes that use the tables must be of this release or a later one;
+// those that run go on as before until they are restarted.
 func Migrate(ctx context.Context, db *stdsql.DB, cfg Config) error {
-	s, err := newStore(&stdDatabase{db: db}, cfg)
+	d, err := newDatabase(&stdPool{db: db}, cfg)
 	if err != nil {
 		return fmt.Errorf("sql: %w", err)
 	}
-	if err := s.migrate(ctx); err != nil {
+	if err := (schema{d}).migrate(ctx, SchemaVersion); err != nil {
 		return fmt.Errorf("sql: %w", err)
 	}
 	return nil
 }
 
-// MigrationStatus is the version of the tables that are there, 0 for none. The program wants
-// [SchemaVersion].
+// MigrationStatus returns the version of the tables that are there, 0 for none. The program needs
+// [MinSchemaVersion], and knows up to [SchemaVersion].
 func MigrationStatus(ctx context.Context, db *stdsql.DB, cfg Config) (version int, err error) {
-	s, err := newStore(&stdDatabase{db: db}, cfg)
+	d, err := newDatabase(&stdPool{db: db}, cfg)
 	if err != nil {
 		return 0, fmt.Errorf("sql: %w", err)
 	}
-	version, err = s.version(ctx, s.db)
+	version, err = schema{d}.version(ctx, d.pool)
 	if err != nil {
 		return 0, fmt.Errorf("sql: %w", err)
 	}
 	return version, nil
 }
 
-// MigrationSQL is what [Migrate] runs on tables of the version from, as a script for other tools.
+// MigrationSQL returns what [Migrate] runs on tables of the version from, as a script for other tools.
 func MigrationSQL(cfg Config, from int) (string, error) {
 	cfg = cfg.withDefaults()
 	if err := cfg.validate(); err != nil {
@@ -76,15 +87,15 @@ func MigrationSQL(cfg Config, from int) (string, error) {
 		return "", fmt.Errorf("sql: %w", err)
 	}
 	var b strings.Builder
-	for _, statement := range s.migration(from) {
+	for _, statement := range s.migration(from, SchemaVersion) {
 		b.WriteString(statement)
 		b.WriteString(";\n\n")
 	}
 	return b.String(), nil
 }
 
-// migration is every statement that leads from a version to this program's.
-func (s *statements) migration(from int) (all []string) {
+// migration returns every statement that leads from one version to another.
+func (s *statements) migration(from, to int) (all []string) {
 	names := strings.NewReplacer(
 		"{subscriptions_depth}", s.quote(s.cfg.Prefix+"subscriptions_depth"),
 		"{holds_lane}", s.quote(s.cfg.Prefix+"holds_lane"),
@@ -93,7 +104,7 @@ func (s *statements) migration(from int) (all []string) {
 	if from == 0 {
 		all = append(all, s.sql(`CREATE TABLE IF NOT EXISTS {migrations} (version INTEGER NOT NULL PRIMARY KEY, applied_at BIGINT NOT NULL)`))
 	}
-	for version := from + 1; version <= SchemaVersion; version++ {
+	for version := from + 1; version <= to; version++ {
 		script, err := migrations.ReadFile(fmt.Sprintf("migrations/%s_%d.sql", s.name, version))
 		if err != nil {
 			panic(err) // the file is part of the program
@@ -108,17 +119,21 @@ func (s *statements) migration(from int) (all []string) {
 	return all
 }
 
-func (s *store) migrate(ctx context.Context) error {
+// schema makes and alters the tables, and sees to them when they are opened.
+type schema struct{ *database }
+
+// migrate leads older tables to a version. New ones get the newest: no older process works with them.
+func (s schema) migrate(ctx context.Context, to int) error {
 	return s.retry(ctx, func(ctx context.Context) error {
-		version, err := s.version(ctx, s.db)
-		if err != nil || version >= SchemaVersion {
+		version, err := s.version(ctx, s.pool)
+		if err != nil || version >= to {
 			return err
 		}
-		return s.db.inTx(ctx, func(tx executor) error { return s.migrateAlone(ctx, tx) })
+		return s.pool.inTx(ctx, func(tx executor) error { return s.migrateAlone(ctx, tx, to) })
 	})
 }
 
-func (s *store) migrateAlone(ctx context.Context, tx executor) error {
+func (s schema) migrateAlone(ctx context.Context, tx executor, to int) error {
 	unlock, err := s.lockMigration(ctx, tx)
 	if err != nil {
 		return err
@@ -128,9 +143,12 @@ func (s *store) migrateAlone(ctx context.Context, tx executor) error {
 	if err != nil {
 		return err
 	}
-	for _, statement := range s.migration(version) {
+	if version == 0 {
+		to = SchemaVersion
+	}
+	for _, statement := range s.migration(version, to) {
 		if _, err := tx.exec(ctx, statement); err != nil {
-			return fmt.Errorf("migrate to version %d (leat migrate print shows what for, should somebody else have to do it): %w", SchemaVersion, err)
+			return fmt.Errorf("migrate to version %d (leat migrate print shows what for, should somebody else have to do it): %w", to, err)
 		}
 	}
 	return nil
@@ -140,7 +158,7 @@ func (s *store) migrateAlone(ctx context.Context, tx executor) error {
 var errLocked = errors.New("another process has been changing the tables for 60s")
 
 // lockMigration keeps other processes out. SQLite's transaction is the only writer's by itself.
-func (s *store) lockMigration(ctx context.Context, tx executor) (unlock func(), err error) {
+func (s schema) lockMigration(ctx context.Context, tx executor) (unlock func(), err error) {
 	h := fnv.New64a()
 	_, _ = h.Write([]byte("leat migration of " + s.table("messages"))) // never fails
 	key := int64(h.Sum64())                                            //nolint:gosec // any number will do
@@ -160,8 +178,8 @@ func (s *store) lockMigration(ctx context.Context, tx executor) (unlock func(), 
 	return func() {}, nil
 }
 
-// version is the version of the tables, 0 where there are none.
-func (s *store) version(ctx context.Context, ex executor) (int, error) {
+// version returns the version of the tables, 0 if there are none.
+func (s schema) version(ctx context.Context, ex executor) (int, error) {
 	args := []any{s.cfg.Prefix + "migrations"}
 	there := `SELECT count(*) FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = ?`
 	switch s.name {
@@ -182,7 +200,7 @@ func (s *store) version(ctx context.Context, ex executor) (int, error) {
 }
 
 // prepare sees to the tables when a transport opens.
-func (s *store) prepare(ctx context.Context) error {
+func (s schema) prepare(ctx context.Context) error {
 	if err := s.checkAutocommit(ctx); err != nil {
 		return err
 	}
@@ -193,7 +211,7 @@ func (s *store) prepare(ctx context.Context) error {
 		return err
 	}
 	return s.retry(ctx, func(ctx context.Context) (err error) {
-		s.born, _, err = number(ctx, s.db, s.sql(`SELECT applied_at FROM {migrations} WHERE version = 1`))
+		s.born, _, err = number(ctx, s.pool, s.sql(`SELECT applied_at FROM {migrations} WHERE version = 1`))
 		return err
 	})
 }
@@ -203,7 +221,7 @@ var errAutocommit = errors.New("autocommit is off on the pool's connections, so 
 
 // checkAutocommit looks at the connections of MySQL. It fails on a user's pool whose statements outside of a transaction are never committed:
 // Publish would return nil for messages that nobody gets.
-func (s *store) checkAutocommit(ctx context.Context) error {
+func (s schema) checkAutocommit(ctx context.Context) error {
 	if s.name != MySQL {
 		return nil
 	}
@@ -212,7 +230,7 @@ func (s *store) checkAutocommit(ctx context.Context) error {
 			on      int
 			version string
 		}
-		found, err := collect(ctx, s.db, func(r rows, x *row) error { return r.Scan(&x.on, &x.version) }, `SELECT @@autocommit, version()`)
+		found, err := collect(ctx, s.pool, func(r rows, x *row) error { return r.Scan(&x.on, &x.version) }, `SELECT @@autocommit, version()`)
 		if err == nil && (len(found) == 0 || found[0].on != 1) {
 			err = errAutocommit
 		}
@@ -223,17 +241,35 @@ func (s *store) checkAutocommit(ctx context.Context) error {
 	})
 }
 
-func (s *store) prepareTables(ctx context.Context) error {
+func (s schema) prepareTables(ctx context.Context) error {
 	if s.cfg.Migrate == MigrateAuto {
-		return s.migrate(ctx)
+		if err := s.migrate(ctx, MinSchemaVersion); err != nil {
+			return err
+		}
 	}
-	var version int
-	err := s.retry(ctx, func(ctx context.Context) (err error) {
-		version, err = s.version(ctx, s.db)
+	return s.retry(ctx, func(ctx context.Context) error {
+		version, err := s.version(ctx, s.pool)
+		if err == nil && version < MinSchemaVersion {
+			err = &SchemaError{Found: version, Want: MinSchemaVersion, Prefix: s.cfg.Prefix}
+		}
+		s.json = version >= versionJSON
 		return err
 	})
-	if err == nil && version < SchemaVersion {
-		err = &SchemaError{Found: version, Want: SchemaVersion, Prefix: s.cfg.Prefix}
+}
+
+// findFile remembers the file, if there is one.
+func (s schema) findFile(ctx context.Context) error {
+	if s.name != SQLite {
+		return nil
+	}
+	paths, err := collect(ctx, s.pool, func(r rows, path *string) error { return r.Scan(path) },
+		`SELECT file FROM pragma_database_list WHERE name = 'main'`)
+	if err != nil || len(paths) == 0 || paths[0] == "" {
+		return err // "" is a database in memory
+	}
+	info, err := os.Stat(paths[0])
+	if err == nil {
+		s.file = &sqliteFile{paths[0], info}
 	}
 	return err
 }

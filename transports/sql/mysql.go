@@ -61,7 +61,7 @@ func mysqlRetryable(err error) bool {
 // The hint keeps the optimizer from walking through other groups by the primary key.
 const claimMySQL = `
 SELECT id, LENGTH(payload) + LENGTH(headers) FROM {messages} FORCE INDEX ({queue})
-WHERE group_id = ? AND state = 0 AND pos = 0 AND id >= ? AND owner NOT IN ({live})
+WHERE group_id = ? AND state = {ready} AND pos = 0 AND id >= ? AND owner NOT IN ({live})
 ORDER BY id LIMIT ? FOR UPDATE SKIP LOCKED`
 
 // seeMySQL and lockMySQL are the claim for a group's only worker, who gets messages in their order. A
@@ -70,15 +70,15 @@ ORDER BY id LIMIT ? FOR UPDATE SKIP LOCKED`
 const (
 	seeMySQL = `
 SELECT id FROM {messages} FORCE INDEX ({queue})
-WHERE group_id = ? AND state = 0 AND pos = 0 AND id >= ? AND owner NOT IN ({live}) ORDER BY id LIMIT ?`
+WHERE group_id = ? AND state = {ready} AND pos = 0 AND id >= ? AND owner NOT IN ({live}) ORDER BY id LIMIT ?`
 	lockMySQL = `
 SELECT id, LENGTH(payload) + LENGTH(headers) FROM {messages}
-WHERE state = 0 AND owner NOT IN ({live}) AND id {in} ORDER BY id FOR UPDATE SKIP LOCKED`
+WHERE state = {ready} AND owner NOT IN ({live}) AND id {in} ORDER BY id FOR UPDATE SKIP LOCKED`
 )
 
-// headsMySQL reads the rows of lanes in their order, some of each at most: the next page begins at the next
-// lane. InnoDB can't be trusted to jump from lane to lane by itself. Whether it does so for a GROUP BY with MIN
-// depends on its statistics, and in a recursive query it reads all lanes from the first one for each.
+// headsMySQL reads the rows of key queues in their order, some of each at most: the next page begins at the next
+// key queue. InnoDB can't be trusted to jump from key queue to key queue by itself. Whether it does so for a GROUP BY with MIN
+// depends on its statistics, and in a recursive query it reads all key queues from the first one for each.
 const headsMySQL = `
 SELECT pos, id FROM {messages} FORCE INDEX ({queue})
-WHERE group_id = ? AND state = 4 AND pos > ? ORDER BY group_id, state, pos, id LIMIT ?`
+WHERE group_id = ? AND state = {keyed} AND pos > ? ORDER BY group_id, state, pos, id LIMIT ?`

@@ -23,7 +23,7 @@ import (
 	"github.com/leatbus/leat/internal/urlopt"
 )
 
-// Schemes are the URL schemes.
+// Schemes returns the URL schemes.
 func Schemes() []string { return []string{"postgres", "postgresql", "mysql", "mariadb", "sqlite"} }
 
 // Open makes a transport from its URL; see the package's documentation for the options. It connects,
@@ -61,19 +61,19 @@ func OpenDB(u *url.URL) (*stdsql.DB, Config, error) {
 		return nil, Config{}, fmt.Errorf("sql: %w", err)
 	}
 	switch db := db.(type) {
-	case *pgxDatabase:
+	case *pgxPool:
 		std := stdlib.OpenDB(*db.pool.Config().ConnConfig)
 		db.close()
 		return std, source.cfg, nil
-	case *sqliteDatabase:
+	case *sqlitePool:
 		return db.db, source.cfg, nil
 	default:
-		return db.(*stdDatabase).db, source.cfg, nil
+		return db.(*stdPool).db, source.cfg, nil
 	}
 }
 
-// OpenExistingDB is [OpenDB] for a database that is only looked at. Where a SQLite file is not there, it
-// makes none and answers an error that is [os.ErrNotExist], with the configuration.
+// OpenExistingDB does what [OpenDB] does for a database that is only looked at. If a SQLite file is not there, it
+// makes none and returns an error that is [os.ErrNotExist], with the configuration.
 func OpenExistingDB(u *url.URL) (*stdsql.DB, Config, error) {
 	source, err := parse(u)
 	if err != nil || source.cfg.Dialect != SQLite {
@@ -154,7 +154,7 @@ const (
 	mysqlSilence = 30 * time.Second
 )
 
-func (s source) connect() (database, error) {
+func (s source) connect() (pool, error) {
 	switch s.cfg.Dialect {
 	case Postgres:
 		return s.connectPostgres()
@@ -165,7 +165,7 @@ func (s source) connect() (database, error) {
 	}
 }
 
-func (s source) connectPostgres() (database, error) {
+func (s source) connectPostgres() (pool, error) {
 	clean := *s.url
 	if s.driver.Get("application_name") == "" {
 		s.driver.Set("application_name", "leat")
@@ -187,7 +187,7 @@ func (s source) connectPostgres() (database, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &pgxDatabase{pool: pool, owned: true}, nil
+	return &pgxPool{pool: pool, owned: true}, nil
 }
 
 var (
@@ -198,7 +198,7 @@ var (
 	errInMemory   = errors.New("a database in memory outlives no process; use memory://, which is quicker")
 )
 
-func (s source) connectMySQL() (database, error) {
+func (s source) connectMySQL() (pool, error) {
 	cfg := mysql.NewConfig()
 	cfg.DBName = strings.TrimPrefix(s.url.Path, "/")
 	if cfg.DBName == "" || strings.Contains(cfg.DBName, "/") {
@@ -240,10 +240,10 @@ func (s source) connectMySQL() (database, error) {
 	db.SetMaxOpenConns(s.connections)
 	db.SetMaxIdleConns(s.connections)
 	db.SetConnMaxIdleTime(idle)
-	return &stdDatabase{db: db, owned: true, tx: &stdsql.TxOptions{Isolation: stdsql.LevelReadCommitted}}, nil
+	return &stdPool{db: db, owned: true, tx: &stdsql.TxOptions{Isolation: stdsql.LevelReadCommitted}}, nil
 }
 
-// sqlitePath is the file of a URL: sqlite:///path and sqlite:////path are from the root,
+// sqlitePath returns the file of a URL: sqlite:///path and sqlite:////path are from the root,
 // sqlite:path and sqlite://./path from the working directory.
 func sqlitePath(u *url.URL) (string, error) {
 	path := u.Host + u.Path
@@ -278,7 +278,7 @@ func locateSQLite(u *url.URL) (string, error) {
 	return path, nil
 }
 
-func (s source) connectSQLite() (database, error) {
+func (s source) connectSQLite() (pool, error) {
 	if !slices.Contains(stdsql.Drivers(), sqliteDriver) {
 		return nil, errNoDriver // before a file is made
 	}
@@ -288,7 +288,7 @@ func (s source) connectSQLite() (database, error) {
 	}
 	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
 		if s.cfg.Migrate == MigrateCheck {
-			return nil, &SchemaError{Found: 0, Want: SchemaVersion, Prefix: s.cfg.Prefix} // opening would make an empty file
+			return nil, &SchemaError{Found: 0, Want: MinSchemaVersion, Prefix: s.cfg.Prefix} // opening would make an empty file
 		}
 		// SQLite would make the file readable for every user of the machine. Its -wal and -shm files get the same mode.
 		file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
@@ -308,5 +308,5 @@ func (s source) connectSQLite() (database, error) {
 		return nil, err
 	}
 	db.SetMaxOpenConns(1)
-	return newSQLiteDatabase(db), nil
+	return newSQLitePool(db), nil
 }

@@ -7,8 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
-	"slices"
-	"sync"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -67,9 +65,7 @@ type Outbox struct {
 	transport *Transport
 	group     group
 	born      int64 // when the group was made: no other group shares it
-
-	mu     sync.Mutex
-	topics map[string]*topicOutcomes
+	outcomes  *outcomes
 }
 
 var _ driver.Outbox = (*Outbox)(nil)
@@ -84,7 +80,7 @@ func NewOutbox(ctx context.Context, db *stdsql.DB, cfg OutboxConfig) (*Outbox, e
 	return newOutbox(ctx, t, cfg)
 }
 
-// NewPgxOutbox is [NewOutbox] over a pgx pool.
+// NewPgxOutbox does what [NewOutbox] does over a pgx pool.
 func NewPgxOutbox(ctx context.Context, pool *pgxpool.Pool, cfg OutboxConfig) (*Outbox, error) {
 	t, err := NewPgx(ctx, pool, cfg.Tables)
 	if err != nil {
@@ -105,13 +101,13 @@ func OpenOutbox(ctx context.Context, u *url.URL, cfg OutboxConfig) (*Outbox, err
 
 func newOutbox(ctx context.Context, t *Transport, cfg OutboxConfig) (*Outbox, error) {
 	cfg = cfg.withDefaults()
-	o := &Outbox{cfg: cfg, transport: t}
+	o := &Outbox{cfg: cfg, transport: t, outcomes: newOutcomes(t.cfg.Logger.With("outbox", cfg.group()))}
 	err := cfg.validate()
 	if err == nil {
 		err = driver.Subscription{Group: o.Group(), Topics: []string{">"}, Concurrency: 1}.Validate()
 	}
 	if err == nil {
-		err = t.store.retry(ctx, o.prepare)
+		err = t.retry(ctx, o.prepare)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("sql: %w", err), t.Close(ctx))
@@ -121,20 +117,25 @@ func newOutbox(ctx context.Context, t *Transport, cfg OutboxConfig) (*Outbox, er
 
 // prepare makes the group.
 func (o *Outbox) prepare(ctx context.Context) (err error) {
-	s := o.transport.store
-	if o.group, err = s.group(ctx, o.Group(), driver.OrderedByKey); err != nil {
+	t := o.transport
+	if o.group, err = t.groups.ensure(ctx, o.Group(), driver.OrderedByKey); err != nil {
 		return err
 	}
-	o.born, _, err = number(ctx, s.db, s.sql(`SELECT created_at FROM {groups} WHERE id = ?`), o.group.id)
+	o.born, _, err = number(ctx, t.pool, t.sql(`SELECT created_at FROM {groups} WHERE id = ?`), o.group.id)
 	return err
 }
 
-// Group is <service>.outbox.
-func (o *Outbox) Group() string { return o.cfg.Service + "." + outboxHandler }
+// Group returns <service>.outbox.
+func (o *Outbox) Group() string { return o.cfg.group() }
+
+func (c OutboxConfig) group() string { return c.Service + "." + outboxHandler }
 
 // PublishTx inserts the messages into the outbox, in the user's transaction.
 func (o *Outbox) PublishTx(ctx context.Context, tx any, topic string, msgs ...*message.Message) error {
-	inserted, err := o.transport.insertTx(ctx, tx, topic, msgs, o.insert)
+	if o.transport.leases.isClosed() {
+		return fmt.Errorf("sql: outbox: %w", driver.ErrClosed)
+	}
+	inserted, err := o.transport.publisher.insertTx(ctx, tx, topic, msgs, o.insert)
 	if err == nil && inserted == 0 && len(msgs) > 0 {
 		err = o.nowhere(ctx, tx)
 	}
@@ -148,9 +149,9 @@ func (o *Outbox) PublishTx(ctx context.Context, tx any, topic string, msgs ...*m
 
 // nowhere returns why nothing was inserted.
 func (o *Outbox) nowhere(ctx context.Context, tx any) error {
-	ex, _, err := o.transport.store.userTx(tx)
+	ex, _, err := o.transport.userTx(tx)
 	if err == nil {
-		err = o.transport.store.rolledBack(ctx, ex)
+		err = o.transport.rolledBack(ctx, ex)
 	}
 	if err == nil {
 		err = fmt.Errorf("%w (or somebody has deleted the outbox %s: restart the service)", errElsewhere, o.Group())
@@ -158,28 +159,31 @@ func (o *Outbox) nowhere(ctx context.Context, tx any) error {
 	return err
 }
 
-// insert is the insert of a batch into the outbox, and not into one of the same name elsewhere.
+// insert returns the insert of a batch into the outbox, and not into one of the same name elsewhere.
 func (o *Outbox) insert(b batch, arrays bool) (query string, args []any) {
-	s, m := o.transport.store, b.rows[0]
-	if s.name != Postgres || len(b.rows) > 1 || m.delay > 0 {
-		return s.insertSome(b, arrays, s.inOpenTx(o.group.only(o.born)))
+	p, m := o.transport.publisher, b.rows[0]
+	if p.name != Postgres || len(b.rows) > 1 || m.delay > 0 {
+		return p.insertSome(b, arrays, p.inOpenTx(o.group.only(o.born)))
 	}
-	state := stateReady
-	if m.lane != 0 {
-		state = stateLane
+	in := stateReady
+	if m.key != 0 {
+		in = stateKeyed
 	}
-	return s.sql(insertOnePostgres), []any{state, m.lane, m.lane, b.topic, m.uuid, m.headers, m.payload, o.group.id, o.born}
+	return p.sql(insertOnePostgres), []any{int(in), m.key, m.key, b.topic, m.uuid, m.headers, m.payload, o.group.id, o.born}
 }
 
-// PoisonQueue is where the messages are that the transport would not take.
+// PoisonQueue returns where the messages are that the transport would not take.
 func (o *Outbox) PoisonQueue() driver.PoisonQueue { return o.transport.PoisonQueue(o.Group()) }
+
+// pendingQuery reads the index alone, and one row: ids are given out in the order of first_at.
+const pendingQuery = `SELECT p.n, COALESCE({now} - m.first_at, 0) FROM (
+	SELECT count(*) AS n, min(id) AS id FROM {messages} WHERE group_id = ? AND state IN ({ready}, {delayed}, {keyed}, {keyhead})
+) p LEFT JOIN {messages} m ON m.id = p.id`
 
 // Stats counts what is committed and not relayed yet, by every process that shares the outbox.
 func (o *Outbox) Stats(ctx context.Context) (stats driver.OutboxStats, err error) {
-	s := o.transport.store
 	type row struct{ n, age int64 }
-	all, err := collect(ctx, s.db, func(r rows, v *row) error { return r.Scan(&v.n, &v.age) },
-		s.sql(`SELECT count(*), COALESCE({now} - min(first_at), 0) FROM {messages} WHERE group_id = ? AND state IN (0, 1, 4, 5)`), o.group.id)
+	all, err := collect(ctx, o.transport.pool, func(r rows, v *row) error { return r.Scan(&v.n, &v.age) }, o.transport.sql(pendingQuery), o.group.id)
 	if err != nil {
 		return stats, fmt.Errorf("sql: outbox: %w", err)
 	}
@@ -188,25 +192,7 @@ func (o *Outbox) Stats(ctx context.Context) (stats driver.OutboxStats, err error
 
 // Problem returns why the relay of this process does not move messages, of any of their topics; nil if it
 // does.
-func (o *Outbox) Problem() error {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	var all []string
-	for _, t := range o.topics {
-		if t.problem != "" {
-			all = append(all, t.problem)
-		}
-	}
-	if len(all) == 0 {
-		return nil
-	}
-	slices.Sort(all)
-	text := all[0]
-	if more := len(all) - 1; more > 0 {
-		text = fmt.Sprintf("%s (and %d topics more)", text, more)
-	}
-	return errors.New(text)
-}
+func (o *Outbox) Problem() error { return o.outcomes.problem() }
 
 // Close ends the relay, and gives back what it holds.
 func (o *Outbox) Close(ctx context.Context) error { return o.transport.Close(ctx) }

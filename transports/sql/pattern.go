@@ -18,7 +18,7 @@ type stored struct {
 	matches string // LIKE's or GLOB's pattern
 }
 
-func (d dialect) store(pattern string) stored {
+func (d dialect) row(pattern string) stored {
 	if !driver.IsPattern(pattern) {
 		return stored{pattern: pattern}
 	}

@@ -8,28 +8,28 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// pgxDatabase is a *pgxpool.Pool.
-type pgxDatabase struct {
+// pgxPool is a *pgxpool.Pool.
+type pgxPool struct {
 	pool  *pgxpool.Pool
 	owned bool
 }
 
-func (d *pgxDatabase) exec(ctx context.Context, query string, args ...any) (int64, error) {
+func (d *pgxPool) exec(ctx context.Context, query string, args ...any) (int64, error) {
 	return pgxExecutor{d.pool}.exec(ctx, query, args...)
 }
 
-func (d *pgxDatabase) query(ctx context.Context, query string, args ...any) (rows, error) {
+func (d *pgxPool) query(ctx context.Context, query string, args ...any) (rows, error) {
 	return pgxExecutor{d.pool}.query(ctx, query, args...)
 }
 
-func (d *pgxDatabase) inTx(ctx context.Context, f func(executor) error) error {
+func (d *pgxPool) inTx(ctx context.Context, f func(executor) error) error {
 	return pgx.BeginTxFunc(ctx, d.pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
 		return f(pgxExecutor{tx})
 	})
 }
 
-// pipeline needs no BEGIN and no COMMIT: what PostgreSQL gets before one Sync is one transaction.
-func (d *pgxDatabase) pipeline(ctx context.Context, statements []statement) (affected []int64, err error) {
+// pipeline runs the statements without BEGIN and COMMIT: what PostgreSQL gets before one Sync is one transaction.
+func (d *pgxPool) pipeline(ctx context.Context, statements []statement) (affected []int64, err error) {
 	var b pgx.Batch
 	for _, s := range statements {
 		b.Queue(s.query, s.args...)
@@ -46,12 +46,12 @@ func (d *pgxDatabase) pipeline(ctx context.Context, statements []statement) (aff
 	return affected, results.Close() // the commit's error
 }
 
-func (d *pgxDatabase) exhausted() bool {
+func (d *pgxPool) exhausted() bool {
 	stat := d.pool.Stat()
 	return stat.AcquiredConns() >= stat.MaxConns()
 }
 
-func (d *pgxDatabase) aside(ctx context.Context, _ error, f func(executor) error) error {
+func (d *pgxPool) aside(ctx context.Context, _ error, f func(executor) error) error {
 	conn, err := pgx.ConnectConfig(ctx, d.pool.Config().ConnConfig)
 	if err != nil {
 		return err
@@ -64,9 +64,9 @@ func (d *pgxDatabase) aside(ctx context.Context, _ error, f func(executor) error
 	return f(pgxExecutor{conn})
 }
 
-func (d *pgxDatabase) recycle() { d.pool.Reset() }
+func (d *pgxPool) recycle() { d.pool.Reset() }
 
-func (d *pgxDatabase) close() {
+func (d *pgxPool) close() {
 	if d.owned {
 		d.pool.Close()
 	}

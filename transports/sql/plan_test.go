@@ -18,15 +18,15 @@ import (
 
 // backlog subscribes groups to one topic and inserts n messages for each, interleaved as a publish does.
 // Every key has eight messages.
-func backlog(t testing.TB, s *store, order driver.Order, groups, n int) (all []group) {
+func backlog(t testing.TB, s *database, order driver.Order, groups, n int) (all []group) {
 	ctx := context.Background()
 	for i := range groups {
 		sub := driver.Subscription{Group: fmt.Sprintf("shop.group%d", i), Topics: []string{"order.paid.v1"}, Concurrency: 1, Order: order}
-		g, err := s.subscribe(ctx, sub, newConsumerID(), "test")
+		g, err := newCore(s).groups.subscribe(ctx, sub, newConsumerID())
 		require.NoError(t, err)
 		all = append(all, g)
 	}
-	_, err := s.db.exec(ctx, s.sql(`INSERT INTO {messages} (group_id, state, pos, lane, first_at, topic, uuid, headers, payload)
+	_, err := s.pool.exec(ctx, s.sql(`INSERT INTO {messages} (group_id, state, pos, lane, first_at, topic, uuid, headers, payload)
 		SELECT g.id, CASE WHEN g.ordering = 0 THEN 0 ELSE 4 END, CASE WHEN g.ordering = 0 THEN 0 ELSE hashint8(m.n / 8) END,
 		hashint8(m.n / 8), {now}, 'order.paid.v1', m.n::text, '', 'payload'
 		FROM generate_series(1, ?::integer) AS m(n) CROSS JOIN {groups} g ORDER BY m.n, g.id`), n)
@@ -45,7 +45,7 @@ type planNode struct {
 
 // explain returns the plan of a statement, as the server plans it for a prepared statement: with the
 // arguments, or generic.
-func explain(t testing.TB, db *pgxDatabase, mode, query string, args ...any) (root planNode, text string) {
+func explain(t testing.TB, db *pgxPool, mode, query string, args ...any) (root planNode, text string) {
 	ctx := context.Background()
 	conn, err := db.pool.Acquire(ctx)
 	require.NoError(t, err)
@@ -86,12 +86,12 @@ func (p planNode) find(f func(planNode) bool) (all []planNode) {
 func TestClaim_readsTheIndexInOrderAfterAnalyze(t *testing.T) {
 	s, _ := pgxStore(t)
 	groups := backlog(t, s, driver.Unordered, 5, 20_000)
-	_, err := s.db.exec(t.Context(), s.sql(`ANALYZE {messages}`))
+	_, err := s.pool.exec(t.Context(), s.sql(`ANALYZE {messages}`))
 	require.NoError(t, err)
 	g := groups[2].id
 	for _, mode := range []string{"force_custom_plan", "force_generic_plan"} {
 		for _, limit := range []int{1, 10, 1000} {
-			plan, text := explain(t, s.db.(*pgxDatabase), mode, s.sql(claimPostgres), g, 0, g, g, limit, 1, 1<<20)
+			plan, text := explain(t, s.pool.(*pgxPool), mode, s.sql(claimPostgres), g, 0, g, g, limit, 1, 1<<20)
 			read := plan.find(func(p planNode) bool { return p.Subplan == "CTE free" })
 			require.Len(t, read, 1, text)
 			inOrder := read[0].find(func(p planNode) bool { return strings.HasPrefix(p.Type, "Index") && p.Index == "leat_messages_queue" })
@@ -116,7 +116,7 @@ func TestDrain_isAsQuickAfterAnalyze(t *testing.T) {
 	ctx := t.Context()
 	s, _ := pgxStore(t)
 	groups := backlog(t, s, driver.Unordered, 5, n)
-	transport, err := NewPgx(ctx, s.db.(*pgxDatabase).pool, s.cfg)
+	transport, err := NewPgx(ctx, s.pool.(*pgxPool).pool, s.cfg)
 	require.NoError(t, err)
 	defer func() { require.NoError(t, transport.Close(context.Background())) }()
 	drain := func(g group) time.Duration {
@@ -133,7 +133,7 @@ func TestDrain_isAsQuickAfterAnalyze(t *testing.T) {
 		return took
 	}
 	before := min(drain(groups[0]), drain(groups[1]))
-	_, err = s.db.exec(ctx, s.sql(`ANALYZE {messages}`))
+	_, err = s.pool.exec(ctx, s.sql(`ANALYZE {messages}`))
 	require.NoError(t, err)
 	after := min(drain(groups[2]), drain(groups[3]))
 	t.Logf("%d messages: %s before ANALYZE, %s after", n, before, after)

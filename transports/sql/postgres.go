@@ -36,7 +36,7 @@ func postgresCode(err error) string {
 	return ""
 }
 
-// postgresRetryable says that the same statement may well succeed later.
+// postgresRetryable reports whether the same statement may well succeed later.
 func postgresRetryable(err error) bool {
 	code := postgresCode(err)
 	if code == "" {
@@ -74,8 +74,8 @@ const claimPostgres = `
 WITH free AS MATERIALIZED (
 	SELECT ctid AS place, id, octet_length(payload) + octet_length(headers) AS size
 	FROM {messages}
-	WHERE (group_id, state, pos, id) >= (?::integer, 0::smallint, 0::bigint, ?::bigint)
-	AND (group_id, state, pos, id) < (?::integer, 0::smallint, 1::bigint, 0::bigint)
+	WHERE (group_id, state, pos, id) >= (?::integer, {ready}::smallint, 0::bigint, ?::bigint)
+	AND (group_id, state, pos, id) < (?::integer, {ready}::smallint, 1::bigint, 0::bigint)
 	AND (owner = 0 OR owner <> ALL (ARRAY({live})))
 	ORDER BY group_id, state, pos, id LIMIT ? FOR UPDATE SKIP LOCKED
 ), fits AS (
@@ -89,12 +89,12 @@ RETURNING ` + messageColumns
 // headsPostgres walks from key to key by the index, whatever number of messages a key has.
 const headsPostgres = `
 WITH RECURSIVE walk(pos) AS (
-	(SELECT pos FROM {messages} WHERE group_id = ? AND state = 4 AND pos > ? ORDER BY pos LIMIT 1)
+	(SELECT pos FROM {messages} WHERE group_id = ? AND state = {keyed} AND pos > ? ORDER BY pos LIMIT 1)
 	UNION ALL
-	SELECT (SELECT m.pos FROM {messages} m WHERE m.group_id = ? AND m.state = 4 AND m.pos > walk.pos ORDER BY m.pos LIMIT 1)
+	SELECT (SELECT m.pos FROM {messages} m WHERE m.group_id = ? AND m.state = {keyed} AND m.pos > walk.pos ORDER BY m.pos LIMIT 1)
 	FROM walk WHERE walk.pos IS NOT NULL
 )
-SELECT keys.pos, (SELECT m.id FROM {messages} m WHERE m.group_id = ? AND m.state = 4 AND m.pos = keys.pos ORDER BY m.pos, m.id LIMIT 1)
+SELECT keys.pos, (SELECT m.id FROM {messages} m WHERE m.group_id = ? AND m.state = {keyed} AND m.pos = keys.pos ORDER BY m.pos, m.id LIMIT 1)
 FROM (SELECT pos FROM walk WHERE pos IS NOT NULL LIMIT ?) keys`
 
 // insertPostgres takes any number of messages with a constant number of arguments.

@@ -45,7 +45,7 @@ func TestRedeliver_manyShareAStatement(t *testing.T) {
 		}
 		require.NoError(t, feed.settlements.flush(ctx))
 		require.Less(t, trips.n.Load()-before, int64(n/3))
-		delayed, _, err := number(ctx, db, transport.store.sql(`SELECT count(*) FROM {messages} WHERE group_id = ? AND owner = 0 AND attempt = 1
+		delayed, _, err := number(ctx, db, transport.sql(`SELECT count(*) FROM {messages} WHERE group_id = ? AND owner = 0 AND attempt = 1
 			AND CASE WHEN state = 1 THEN pos ELSE due_at END BETWEEN {now} + 3000000000 AND {now} + 3600000000`), feed.group.id)
 		require.NoError(t, err)
 		require.EqualValues(t, n, delayed)
@@ -56,6 +56,6 @@ func TestRedeliver_manyShareAStatement(t *testing.T) {
 // TestPoisonQueue_aPageReadsNoneBefore: the list goes on by the index.
 func TestPoisonQueue_aPageReadsNoneBefore(t *testing.T) {
 	s, _ := pgxStore(t)
-	_, text := explain(t, s.db.(*pgxDatabase), "force_custom_plan", s.sql(listPoisoned), 1, 5, 5, 7, 10)
+	_, text := explain(t, s.pool.(*pgxPool), "force_custom_plan", s.sql(listPoisoned), 1, 5, 5, 7, 10)
 	require.True(t, strings.Contains(text, `"Index Cond"`) && strings.Contains(text, "(pos >= "), text)
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/internal/backoff"
 )
 
 const (
@@ -60,13 +61,13 @@ type relay struct {
 	publish driver.PublishFunc
 }
 
-// run has several bundles under way, so that none waits for the broker's answer to another. No two have
+// run publishes several bundles at once, so that none waits for the broker's answer to another. No two have
 // messages of one key.
 func (r *relay) run(ctx context.Context) error {
 	publishing, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() {
-		if sleep(publishing, relayGrace) {
+		if backoff.Sleep(publishing, relayGrace) {
 			cancel()
 		}
 	})
@@ -96,7 +97,7 @@ func (r *relay) work(ctx, publishing context.Context) error {
 		if failures++; !away {
 			failures = 0
 		}
-		if wait = nextWait(wait, away); wait > 0 && !sleep(ctx, bus.RetryPolicy{}.Spread(wait)) {
+		if wait = nextWait(wait, away); wait > 0 && !backoff.Sleep(ctx, bus.RetryPolicy{}.Spread(wait)) {
 			return nil
 		}
 	}
@@ -108,86 +109,6 @@ func nextWait(last time.Duration, away bool) time.Duration {
 		return 0
 	}
 	return min(max(2*last, firstRelayWait), longestRelayWait)
-}
-
-// topicOutcomes is what the transport did with the latest messages of one topic. From it follows whether a
-// refusal is the message's fault or the transport's.
-type topicOutcomes struct {
-	count    int64      // of outcomes so far
-	success  int64      // the latest success, 0 for none
-	failures [2]failure // the latest failures of two messages, the later one first
-	problem  string     // why the topic's messages do not move, "" if they do
-}
-
-type failure struct {
-	at int64
-	id int64
-}
-
-// succeeded notes that messages of a topic are safe.
-func (o *Outbox) succeeded(topic string) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	t := o.topic(topic)
-	t.count++
-	t.success = t.count
-}
-
-// failed notes that the transport refused a message.
-func (o *Outbox) failed(topic string, id int64) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	t := o.topic(topic)
-	t.count++
-	if t.failures[0].id != id {
-		t.failures[1] = t.failures[0]
-	}
-	t.failures[0] = failure{t.count, id}
-}
-
-// othersSucceed reports whether the latest outcome of another message of the topic is a success.
-func (o *Outbox) othersSucceed(topic string, id int64) bool {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	t := o.topic(topic)
-	other := t.failures[0]
-	if other.id == id {
-		other = t.failures[1]
-	}
-	return t.success > other.at
-}
-
-// topic returns the outcomes of a topic. The caller holds o.mu.
-func (o *Outbox) topic(name string) *topicOutcomes {
-	t := o.topics[name]
-	if t == nil {
-		t = &topicOutcomes{}
-		if o.topics == nil {
-			o.topics = make(map[string]*topicOutcomes)
-		}
-		o.topics[name] = t
-	}
-	return t
-}
-
-// note keeps why the messages of a topic do not move, nil if they do.
-func (o *Outbox) note(topic string, away error) {
-	text := ""
-	if away != nil {
-		text = away.Error()
-	}
-	o.mu.Lock()
-	t := o.topic(topic)
-	was := t.problem
-	t.problem = text
-	o.mu.Unlock()
-	logger := o.transport.store.cfg.Logger
-	switch {
-	case was == "" && text != "":
-		logger.Warn("leat: sql: the outbox does not move; trying again", "outbox", o.Group(), "topic", topic, "err", away)
-	case was != "" && text == "":
-		logger.Info("leat: sql: the outbox moves again", "outbox", o.Group(), "topic", topic)
-	}
 }
 
 // bundle is what one claim took. Of a key it never publishes a message while another in front of it is
@@ -260,7 +181,7 @@ func (b *bundle) judge(ctx context.Context) (away bool) {
 	}
 	for topic, t := range b.topics {
 		for _, r := range t.refused {
-			if t.succeeded || len(t.refused) == 1 && len(t.untried) == 0 && !connectionLost(r.err) && b.outbox.othersSucceed(topic, r.d.id) {
+			if t.succeeded || len(t.refused) == 1 && len(t.untried) == 0 && !connectionLost(r.err) && b.outbox.outcomes.othersSucceed(topic, r.d.id) {
 				b.refused(ctx, r.d, r.err)
 				continue
 			}
@@ -275,22 +196,24 @@ func (b *bundle) judge(ctx context.Context) (away bool) {
 			_ = d.GiveBack(wait)
 		}
 		away = away || t.away != nil
-		b.outbox.note(topic, t.away)
+		b.outbox.outcomes.note(topic, t.away)
 	}
 	return away && !moved
 }
 
-// topic returns what became of a topic. The caller holds b.mu.
-func (b *bundle) topic(name string) *bundleTopic {
+// update lets f change what became of a topic.
+func (b *bundle) update(name string, f func(*bundleTopic)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	t := b.topics[name]
 	if t == nil {
 		t = &bundleTopic{}
 		b.topics[name] = t
 	}
-	return t
+	f(t)
 }
 
-// wave is what can be published now, by topic: of a key its first messages of one topic. The rest comes
+// wave returns what can be published now, by topic: of a key its first messages of one topic. The rest comes
 // after it.
 func (b *bundle) wave(batch []*delivery) (now map[string][]*delivery, rest []*delivery) {
 	now = make(map[string][]*delivery)
@@ -344,43 +267,36 @@ func (b *bundle) send(ctx context.Context, topic string, batch []*delivery) {
 	}
 }
 
-// giveBackAll has messages go back at the end, without a try counted.
+// giveBackAll gives messages back at the end, without a try counted.
 func (b *bundle) giveBackAll(topic string, batch []*delivery, err error) {
-	b.mu.Lock()
-	t := b.topic(topic)
-	t.away, t.untried = fmt.Errorf("publish %s: %w", topic, err), append(t.untried, batch...)
-	b.mu.Unlock()
+	b.update(topic, func(t *bundleTopic) {
+		t.away, t.untried = fmt.Errorf("publish %s: %w", topic, err), append(t.untried, batch...)
+	})
 	for _, d := range batch {
 		b.hold(d)
 	}
 }
 
 func (b *bundle) succeeded(topic string) {
-	b.outbox.succeeded(topic)
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.topic(topic).succeeded = true
+	b.outbox.outcomes.succeeded(topic)
+	b.update(topic, func(t *bundleTopic) { t.succeeded = true })
 }
 
 // refuse keeps a message that the transport refused for the judgement.
 func (b *bundle) refuse(topic string, d *delivery, err error) {
 	b.hold(d)
-	b.outbox.failed(topic, d.id)
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	t := b.topic(topic)
-	t.refused = append(t.refused, refusal{d, err})
+	b.outbox.outcomes.failed(topic, d.id)
+	b.update(topic, func(t *bundleTopic) { t.refused = append(t.refused, refusal{d, err}) })
 }
 
 // hopeless returns the last error of a topic of which enough messages were refused, and none was taken.
-func (b *bundle) hopeless(topic string) error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	t := b.topic(topic)
-	if t.succeeded || len(t.refused) < b.probes {
-		return nil
-	}
-	return t.refused[len(t.refused)-1].err
+func (b *bundle) hopeless(topic string) (err error) {
+	b.update(topic, func(t *bundleTopic) {
+		if n := len(t.refused); !t.succeeded && n >= b.probes {
+			err = t.refused[n-1].err
+		}
+	})
+	return err
 }
 
 // ackSafe acks what is safe, and returns the rest.
@@ -405,7 +321,7 @@ func ackSafe(batch []*delivery, err error) (rest []*delivery) {
 		batch = safe
 	}
 	for _, d := range batch {
-		_ = d.Ack() // it fails only where the feed is closed, and then it comes again
+		_ = d.Ack() // it fails only if the feed is closed, and then it is redelivered
 	}
 	return rest
 }
@@ -414,11 +330,11 @@ func ackSafe(batch []*delivery, err error) (rest []*delivery) {
 // waits for it, but not for one that is set aside. Its attempts also count relays that died; the first
 // refusal is never the last.
 func (b *bundle) refused(ctx context.Context, d *delivery, err error) {
-	logger, attempt := b.feed.store.cfg.Logger, d.delivery.Attempt
+	logger, attempt := b.feed.core.cfg.Logger, d.delivery.Attempt
 	retry := b.outbox.cfg.Retry
 	first := d.delivery.FailedSince.IsZero()
 	if tries := len(retry.Delays); attempt <= tries || first && tries > 0 {
-		logger.Warn("leat: sql: the transport refuses a message of the outbox; trying again",
+		logger.Warn("leat: sql: outbox message refused",
 			"outbox", b.outbox.Group(), "message_id", driver.MessageID(d.delivery.Message), "attempt", attempt, "err", err)
 		if first {
 			d.delivery.FailedSince = time.Now()
@@ -426,7 +342,7 @@ func (b *bundle) refused(ctx context.Context, d *delivery, err error) {
 		_ = d.Redeliver(retry.Spread(retry.Delays[min(attempt, tries)-1]))
 		return
 	}
-	logger.Error("leat: sql: the transport refuses a message of the outbox; it is in the poison queue",
+	logger.Error("leat: sql: outbox message poisoned",
 		"outbox", b.outbox.Group(), "message_id", driver.MessageID(d.delivery.Message), "attempt", attempt, "err", err)
 	if err := d.Poison(ctx, driver.NewFault(&d.delivery, err)); err != nil {
 		_ = d.Redeliver(longestRelayWait)
@@ -471,7 +387,7 @@ func messagesOf(batch []*delivery) []*message.Message {
 }
 
 // nextBundle waits for messages and takes all that one claim took: what stands behind a message in its
-// lane is in no other.
+// key queue is in no other.
 func (f *feed) nextBundle(ctx context.Context) ([]*delivery, error) {
 	f.waiting.Add(1)
 	f.poke()

@@ -5,13 +5,13 @@ import (
 	stdsql "database/sql"
 	"database/sql/driver"
 	"errors"
-	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/leatbus/leat/transports/internal/backoff"
 )
 
 const (
@@ -20,92 +20,8 @@ const (
 	recycleTimeout = time.Second
 )
 
-// backoff is the wait before the next try: growing, and jittered, so that those who failed together
-// do not come back together. The zero backoff is ready.
-type backoff struct{ last time.Duration }
-
-func (b *backoff) next() time.Duration {
-	b.last = min(max(2*b.last, firstBackoff), longestBackoff)
-	return b.last/2 + rand.N(b.last/2)
-}
-
-func (b *backoff) reset() { b.last = 0 }
-
-// sleep waits, and reports whether it was not interrupted.
-func sleep(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}
-
-// retry runs f until it succeeds, fails for good, or ctx is done.
-func (s *store) retry(ctx context.Context, f func(ctx context.Context) error) error {
-	var wait backoff
-	for {
-		err := f(ctx)
-		if err == nil {
-			s.link.works()
-			return nil
-		}
-		if ctx.Err() != nil {
-			return contextError(ctx, err)
-		}
-		if !s.temporary(err) {
-			return s.explain(err)
-		}
-		if !sleep(ctx, wait.next()) {
-			return contextError(ctx, err)
-		}
-	}
-}
-
-// retryAlways runs f until it succeeds or ctx is done: for what must be done some time.
-func (s *store) retryAlways(ctx context.Context, f func(ctx context.Context) error, report func(error)) error {
-	var wait backoff
-	for {
-		err := f(ctx)
-		if err == nil {
-			s.link.works()
-			return nil
-		}
-		if ctx.Err() != nil {
-			return err
-		}
-		s.temporary(err)
-		pause := wait.next()
-		if pause > longestBackoff/4 {
-			report(err)
-		}
-		if !sleep(ctx, pause) {
-			return err
-		}
-	}
-}
-
-// temporary reports whether trying again makes sense, and lets go of connections that will not work.
-func (s *store) temporary(err error) bool {
-	if connectionLost(err) {
-		s.link.fails(err)
-	}
-	if s.readOnly(err) {
-		s.db.recycle() // they lead to a server that is no longer the primary
-	}
-	return s.retryable(err)
-}
-
-// explain adds what to do about an error whose text does not say it.
-func (s *store) explain(err error) error {
-	switch code := postgresCode(err); {
-	case s.name != Postgres:
-	case code == "26000", code == "42P05":
-		return fmt.Errorf("%w; behind pgbouncer in transaction mode, set default_query_exec_mode=exec, an option of the URL", err)
-	}
-	return err
+func newBackoff() backoff.Backoff {
+	return backoff.Backoff{First: firstBackoff, Longest: longestBackoff}
 }
 
 // contextError says that ctx is over, and what the database last said.

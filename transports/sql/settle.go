@@ -10,17 +10,18 @@ import (
 	"time"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/internal/backoff"
 )
 
 // delivery is one message that the feed's consumer has taken: the [driver.Settler] of its hand-over.
 type delivery struct {
-	delivery driver.Delivery
-	feed     *feed
-	id       int64
-	state    int         // ready, or head of a lane
-	lane     int64       // its lane
-	behind   []*delivery // what is handed out with it, to a relay
-	headers  []byte
+	delivery    driver.Delivery
+	settlements *settlements
+	id          int64
+	state       state       // ready, or head of its key's queue
+	keyQueue    int64       // that queue
+	behind      []*delivery // what is handed out with it, to a relay
+	headers     []byte
 
 	history driver.History // as it was taken
 	settled atomic.Bool
@@ -45,8 +46,8 @@ func (d *delivery) settle(s settlement) error {
 	if !d.settled.CompareAndSwap(false, true) {
 		return fmt.Errorf("sql: message %s: %w", d.delivery.Message.UUID, errSettled)
 	}
-	d.feed.finished.Add(1)
-	return d.feed.settlements.add(s)
+	d.settlements.finished.Add(1)
+	return d.settlements.add(s)
 }
 
 // Poison moves the message in one statement and waits for its commit, within ctx.
@@ -54,57 +55,39 @@ func (d *delivery) Poison(ctx context.Context, fault driver.Fault) error {
 	if !d.settled.CompareAndSwap(false, true) {
 		return fmt.Errorf("sql: message %s: %w", d.delivery.Message.UUID, errSettled)
 	}
-	if err := d.poison(ctx, fault); err != nil {
+	if err := d.settlements.poison(ctx, d, fault); err != nil {
 		d.settled.Store(false)
-		return d.feed.transport.failure(fmt.Sprintf("poison message %s of group %q", d.delivery.Message.UUID, d.feed.group.name), err)
-	}
-	d.feed.settlements.untrack(d)
-	d.hintLane(settlement{ack: true})
-	if d.feed.group.order != driver.Unordered {
-		d.feed.hint()
+		return failure(fmt.Sprintf("poison message %s of group %q", d.delivery.Message.UUID, d.delivery.Group), err)
 	}
 	return nil
-}
-
-func (d *delivery) poison(ctx context.Context, fault driver.Fault) error {
-	headers, err := decodeHeaders(d.headers) // the handler may have changed those of the message
-	if headers == nil {
-		return err
-	}
-	fault.Record(headers)
-	ctx, cancel := d.feed.transport.while(ctx)
-	defer cancel()
-	return d.feed.store.retry(ctx, func(ctx context.Context) error {
-		return d.feed.store.poison(ctx, d.feed.group, d.feed.owner, d.id, encodeHeaders(headers))
-	})
-}
-
-// hintLane tells the feed where there may be something to take, now that the head of a lane is settled.
-func (d *delivery) hintLane(x settlement) {
-	switch {
-	case d.state != stateLaneHead || d.feed.group.order != driver.OrderedByKey:
-	case x.ack:
-		d.feed.lanes.settle(d.lane)
-	default:
-		d.feed.lanes.wait(d.id, time.Now().Add(x.after))
-	}
 }
 
 // settlement is how a delivery ended.
 type settlement struct {
 	d     *delivery
 	ack   bool
-	after time.Duration // else when it comes again
+	after time.Duration // else when it is redelivered
 	cost  int           // what is taken back of the attempt that was counted when it was taken
 }
 
-// settlements carries out how deliveries ended. While some are carried out, the next gather.
+// settlements carries out how a feed's deliveries ended. While some are carried out, the next gather.
+//
+// turn is held while the fetcher takes messages, and while some are given back: else a message that was given back
+// could be taken again while it is still known here. mu is taken within it, and never held during a statement.
 type settlements struct {
-	feed    *feed
-	running sync.WaitGroup
-	signal  chan struct{}
-	ctx     context.Context
-	cancel  context.CancelFunc
+	core     *core
+	consumer *consumer
+	running  sync.WaitGroup
+	signal   chan struct{}
+	ctx      context.Context
+	cancel   context.CancelFunc
+	turn     sync.Mutex
+
+	// For the fetcher.
+	finished atomic.Int64 // deliveries settled so far
+	back     atomic.Bool  // messages came back to the group
+	dueAt    atomic.Int64 // when a message is redelivered that was delayed here, in Unix nanoseconds; 0 for none
+	keys     keyHints     // in groups that are ordered by key
 
 	mu      sync.Mutex
 	pending []settlement
@@ -114,11 +97,10 @@ type settlements struct {
 	closed  bool
 }
 
-func (s *settlements) init(f *feed) {
-	s.feed = f
-	s.signal = make(chan struct{}, 1)
-	s.known = make(map[int64]*delivery)
+func newSettlements(shared *core, of *consumer) *settlements {
+	s := &settlements{core: shared, consumer: of, signal: make(chan struct{}, 1), known: make(map[int64]*delivery)}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
+	return s
 }
 
 // track enters a delivery, and reports whether its message was not in hand already.
@@ -132,20 +114,18 @@ func (s *settlements) track(d *delivery) bool {
 	return true
 }
 
-func (s *settlements) untrack(d *delivery) {
+// drop forgets deliveries; their messages may have been taken again meanwhile.
+func (s *settlements) drop(all ...*delivery) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.drop(d)
-}
-
-// drop forgets a delivery; its message may have been taken again meanwhile. The caller holds s.mu.
-func (s *settlements) drop(d *delivery) {
-	if s.known[d.id] == d {
-		delete(s.known, d.id)
+	for _, d := range all {
+		if s.known[d.id] == d {
+			delete(s.known, d.id)
+		}
 	}
 }
 
-// out is how many messages are taken and not settled.
+// out returns how many messages are taken and not settled.
 func (s *settlements) out() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -178,11 +158,11 @@ func (s *settlements) add(settled settlement) error {
 }
 
 const (
-	// gather is how long settlements wait for more where they come quickly: it saves commits, and
+	// flushInterval is how long settlements wait for more if they come quickly: it saves commits, and
 	// delays nobody.
-	gather = 2 * time.Millisecond
-	// quickly is how many must have come together before that is worth while.
-	quickly = 8
+	flushInterval = 2 * time.Millisecond
+	// minBatch is how many must have come together before that is worth while.
+	minBatch = 8
 )
 
 func (s *settlements) run() {
@@ -194,8 +174,8 @@ func (s *settlements) run() {
 			return
 		}
 		for {
-			if last >= quickly && s.feed.group.order == driver.Unordered && !s.awaited() {
-				sleep(s.ctx, gather)
+			if last >= minBatch && s.consumer.group.order == driver.Unordered && !s.awaited() {
+				backoff.Sleep(s.ctx, flushInterval)
 			}
 			batch := s.take()
 			if last = len(batch); last == 0 {
@@ -232,55 +212,104 @@ func (s *settlements) awaited() bool {
 // carryOut tries until it succeeds or the feed ends.
 func (s *settlements) carryOut(batch []settlement) {
 	again := slices.ContainsFunc(batch, func(x settlement) bool { return !x.ack })
-	err := s.feed.store.retryAlways(s.ctx, func(ctx context.Context) error {
-		ctx, cancel := context.WithTimeout(ctx, statementTimeout)
-		defer cancel()
-		if again {
-			s.feed.turn.Lock()
-			defer s.feed.turn.Unlock()
-		}
-		err := s.write(ctx, batch)
-		if err == nil {
-			s.dropAll(batch)
-		}
-		return err
-	}, func(err error) {
-		s.feed.store.cfg.Logger.Warn("leat: sql: settle; trying again", "group", s.feed.group.name, "messages", len(batch), "err", err)
+	err := s.core.retryAlways(s.ctx, func(ctx context.Context) error { return s.try(ctx, batch, again) }, func(err error) {
+		s.core.cfg.Logger.Warn("leat: sql: settle failed", "group", s.consumer.group.name, "messages", len(batch), "err", err)
 	})
 	if err != nil {
 		return
 	}
 	for _, x := range batch {
 		if x.after > 0 {
-			s.feed.delayed(x.after)
+			s.delayed(x.after)
 		}
-		x.d.hintLane(x)
+		s.hintKey(x)
 	}
 	if again {
-		s.feed.back.Store(true)
+		s.back.Store(true)
 	}
-	if again || s.feed.group.order != driver.Unordered {
-		s.feed.transport.waker.group(s.feed.group.name)
-	}
-}
-
-func (s *settlements) dropAll(batch []settlement) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, x := range batch {
-		s.drop(x.d)
+	if again || s.consumer.group.order != driver.Unordered {
+		s.core.waker.group(s.consumer.group.name)
 	}
 }
 
-// write is idempotent: a message that is not this consumer's any more is left alone.
+// try carries out a batch once; again says that some of its messages are given back.
+func (s *settlements) try(ctx context.Context, batch []settlement, again bool) error {
+	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	defer cancel()
+	if again {
+		s.turn.Lock()
+		defer s.turn.Unlock()
+	}
+	if err := s.write(ctx, batch); err != nil {
+		return err
+	}
+	done := make([]*delivery, len(batch))
+	for i, x := range batch {
+		done[i] = x.d
+	}
+	s.drop(done...)
+	return nil
+}
+
+// delayed notes that a message is redelivered then.
+func (s *settlements) delayed(after time.Duration) {
+	at := time.Now().Add(after).UnixNano()
+	for {
+		known := s.dueAt.Load()
+		if known != 0 && known <= at {
+			return
+		}
+		if s.dueAt.CompareAndSwap(known, at) {
+			s.consumer.poke()
+			return
+		}
+	}
+}
+
+// hintKey tells the fetcher where there may be something to take, now that the head of a key's queue is settled.
+func (s *settlements) hintKey(x settlement) {
+	switch {
+	case x.d.state != stateKeyHead || s.consumer.group.order != driver.OrderedByKey:
+	case x.ack:
+		s.keys.settle(x.d.keyQueue)
+	default:
+		s.keys.wait(x.d.id, time.Now().Add(x.after))
+	}
+}
+
+// poison moves a message to the poison queue, and lets go of it. Headers that can't be read stay as they are, and
+// are the fault themselves.
+func (s *settlements) poison(ctx context.Context, d *delivery, fault driver.Fault) error {
+	kept := d.headers
+	if headers, err := decodeHeaders(d.headers); err == nil { // the handler may have changed those of the message
+		fault.Record(headers)
+		kept = s.core.encodeHeaders(headers)
+	}
+	ctx, cancel := s.core.while(ctx)
+	defer cancel()
+	err := s.core.retry(ctx, func(ctx context.Context) error {
+		return s.core.poison.set(ctx, s.consumer.group, s.consumer.id, d.id, kept)
+	})
+	if err != nil {
+		return err
+	}
+	s.drop(d)
+	s.hintKey(settlement{d: d, ack: true})
+	if s.consumer.group.order != driver.Unordered {
+		s.consumer.hint()
+	}
+	return nil
+}
+
+// write may be repeated: a message that is not this consumer's any more is left alone.
 func (s *settlements) write(ctx context.Context, batch []settlement) error {
 	var acked []int64
 	if err := s.noteFailures(ctx, batch); err != nil {
 		return err
 	}
-	var put [2][]int64               // by cost
-	later := make(map[int][]delayed) // by state
-	st, owner := s.feed.store, s.feed.owner
+	var put [2][]int64 // by cost
+	later := make(map[state][]delayed)
+	cl, owner := s.core.claims, s.consumer.id
 	for _, x := range batch {
 		switch {
 		case x.ack:
@@ -291,19 +320,19 @@ func (s *settlements) write(ctx context.Context, batch []settlement) error {
 			later[x.d.state] = append(later[x.d.state], delayed{x.d.id, x.after, x.d.delivery.Attempt - x.cost})
 		}
 	}
-	for state, some := range later {
-		if err := st.delay(ctx, st.quick, owner, state, some); err != nil {
+	for was, some := range later {
+		if err := cl.delay(ctx, cl.relaxed, owner, was, some); err != nil {
 			return err
 		}
 	}
 	if len(acked) > 0 {
-		if err := st.ack(ctx, st.quick, owner, acked); err != nil {
+		if err := cl.ack(ctx, cl.relaxed, owner, acked); err != nil {
 			return err
 		}
 	}
 	for cost, ids := range put {
 		if len(ids) > 0 {
-			if err := st.put(ctx, st.quick, owner, ids, cost); err != nil {
+			if err := cl.put(ctx, cl.relaxed, owner, ids, cost); err != nil {
 				return err
 			}
 		}
@@ -322,12 +351,12 @@ func (s *settlements) noteFailures(ctx context.Context, batch []settlement) erro
 		}
 		headers, err := decodeHeaders(x.d.headers)
 		if err != nil {
-			continue // unreadable, and reported when it was taken
+			continue // it was never handed out
 		}
 		driver.SetHistory(headers, now.History)
-		all = append(all, rewritten{x.d.id, encodeHeaders(headers)})
+		all = append(all, rewritten{x.d.id, s.core.encodeHeaders(headers)})
 	}
-	return s.feed.store.rewrite(ctx, s.feed.store.quick, s.feed.owner, all)
+	return s.core.claims.rewrite(ctx, s.core.relaxed, s.consumer.id, all)
 }
 
 // flush waits until everything is carried out that was settled.

@@ -56,7 +56,7 @@ UPDATE {messages} SET owner = ?, attempt = attempt + 1 WHERE id IN (
 		SELECT id, sum(size) OVER (ORDER BY id) - size AS before FROM (
 			SELECT id, length(payload) + length(headers) AS size
 			FROM {messages} INDEXED BY {queue}
-			WHERE group_id = ? AND state = 0 AND pos = 0 AND id >= ? AND owner NOT IN ({live})
+			WHERE group_id = ? AND state = {ready} AND pos = 0 AND id >= ? AND owner NOT IN ({live})
 			ORDER BY id LIMIT ?
 		)
 	) WHERE before < ?
@@ -64,10 +64,10 @@ UPDATE {messages} SET owner = ?, attempt = attempt + 1 WHERE id IN (
 
 const headsSQLite = `
 WITH RECURSIVE walk(pos) AS (
-	SELECT min(pos) FROM {messages} WHERE group_id = ? AND state = 4 AND pos > ?
+	SELECT min(pos) FROM {messages} WHERE group_id = ? AND state = {keyed} AND pos > ?
 	UNION ALL
-	SELECT (SELECT min(m.pos) FROM {messages} m WHERE m.group_id = ? AND m.state = 4 AND m.pos > walk.pos)
+	SELECT (SELECT min(m.pos) FROM {messages} m WHERE m.group_id = ? AND m.state = {keyed} AND m.pos > walk.pos)
 	FROM walk WHERE walk.pos IS NOT NULL
 )
-SELECT keys.pos, (SELECT min(m.id) FROM {messages} m WHERE m.group_id = ? AND m.state = 4 AND m.pos = keys.pos)
+SELECT keys.pos, (SELECT min(m.id) FROM {messages} m WHERE m.group_id = ? AND m.state = {keyed} AND m.pos = keys.pos)
 FROM (SELECT pos FROM walk WHERE pos IS NOT NULL LIMIT ?) keys`

@@ -1,7 +1,6 @@
 package sql
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -15,23 +14,6 @@ type sqliteFile struct {
 }
 
 var errFileGone = errors.New("was deleted or replaced while it was open, and what is written into it is lost; restart the service")
-
-// findFile remembers the file, if there is one.
-func (s *store) findFile(ctx context.Context) error {
-	if s.name != SQLite {
-		return nil
-	}
-	paths, err := collect(ctx, s.db, func(r rows, path *string) error { return r.Scan(path) },
-		`SELECT file FROM pragma_database_list WHERE name = 'main'`)
-	if err != nil || len(paths) == 0 || paths[0] == "" {
-		return err // "" is a database in memory
-	}
-	info, err := os.Stat(paths[0])
-	if err == nil {
-		s.file = &sqliteFile{paths[0], info}
-	}
-	return err
-}
 
 // gone returns an error if the file is no longer at its place.
 func (f *sqliteFile) gone() error {

@@ -4,32 +4,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"sync"
-	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/ids"
+	"github.com/leatbus/leat/transports/internal/tail"
 )
 
 // A tail is a group of its own for as long as somebody looks: the database copies to it what it copies
 // to every group. It is read and deleted at once, however slow the reader of the copies is, and what a
 // dead process leaves behind is cleared away by any other.
-
-const (
-	// tailPrefix begins the names of such groups, which Groups and Topics don't show.
-	tailPrefix = "leat-tail."
-	// tailBuffer is how many copies wait for a slow reader; what comes then is left out.
-	tailBuffer = 1000
-	// tailAbandoned is how long a tail may be without its consumer before it is taken for dead.
-	tailAbandoned = time.Minute
-	// tailForgotten is when its last row goes: no transaction of somebody's that has seen it is still open.
-	tailForgotten = time.Hour
-)
-
-func isTail(group string) bool { return strings.HasPrefix(group, tailPrefix) }
 
 // Tail makes a group for the copies, and takes it away at the end.
 func (t *Transport) Tail(ctx context.Context, pattern string, fn func(topic string, msg *message.Message) error) error {
@@ -41,7 +27,7 @@ func (t *Transport) Tail(ctx context.Context, pattern string, fn func(topic stri
 	if err != nil {
 		return err
 	}
-	copies := make(chan *driver.Delivery, tailBuffer)
+	copies := tail.New()
 	reading, stop := context.WithCancel(ctx)
 	var reader sync.WaitGroup
 	reader.Go(func() { readTail(reading, feed, copies) })
@@ -50,30 +36,23 @@ func (t *Transport) Tail(ctx context.Context, pattern string, fn func(topic stri
 		reader.Wait()
 		t.endTail(ctx, group, feed)
 	}()
-	for d := range copies {
-		if err := fn(d.Topic, d.Message); err != nil {
-			return err
-		}
+	err = copies.Read(ctx, fn)
+	if errors.Is(err, driver.ErrClosed) && ctx.Err() != nil {
+		return context.Cause(ctx) // it has ended the reader, too
 	}
-	if ctx.Err() == nil {
-		return driver.ErrClosed
-	}
-	return context.Cause(ctx)
+	return err
 }
 
 // readTail takes everything, at once, and keeps what there is room for.
-func readTail(ctx context.Context, feed driver.Receiver, copies chan<- *driver.Delivery) {
-	defer close(copies)
+func readTail(ctx context.Context, feed driver.Receiver, copies *tail.Buffer) {
+	defer copies.Close()
 	for {
 		d, err := feed.Next(ctx)
 		if err != nil {
 			return
 		}
 		_ = d.Settler.Ack() // if it is not carried out, the group's end does it
-		select {
-		case copies <- d:
-		default:
-		}
+		copies.Add(d.Topic, d.Message)
 	}
 }
 
@@ -82,48 +61,11 @@ func (t *Transport) endTail(ctx context.Context, group string, feed driver.Recei
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), statementTimeout)
 	defer cancel()
 	err := feed.Close(ctx)
-	g, ok, findErr := t.store.findGroup(ctx, group)
+	g, ok, findErr := t.groups.find(ctx, group)
 	if ok {
-		err = errors.Join(err, t.store.silence(ctx, g.id))
+		err = errors.Join(err, t.groups.silence(ctx, g.id))
 	}
-	if err = errors.Join(err, findErr); err != nil && !t.isClosed() {
-		t.store.cfg.Logger.Warn("leat: sql: end of a tail; it is cleared away later", "err", err)
+	if err = errors.Join(err, findErr); err != nil && !t.leases.isClosed() {
+		t.cfg.Logger.Warn("leat: sql: tail not cleared away", "err", err)
 	}
-}
-
-// silence takes a group's subscriptions and messages away. It needs no more rights than a service has.
-func (s *store) silence(ctx context.Context, id int64) error {
-	if _, err := s.db.exec(ctx, s.sql(`UPDATE {subscriptions} SET pattern = '', depth = 0, matches = '' WHERE group_id = ? AND pattern <> ''`), id); err != nil {
-		return err
-	}
-	_, err := s.db.exec(ctx, s.sql(`DELETE FROM {messages} WHERE group_id = ?`), id)
-	return err
-}
-
-// cleanTails clears away what tails have left behind whose process died.
-func (s *store) cleanTails(ctx context.Context) error {
-	type row struct {
-		id  int64
-		old bool
-	}
-	all, err := collect(ctx, s.db, func(r rows, x *row) error { return r.Scan(&x.id, &x.old) }, s.sql(`
-		SELECT id, created_at < {now} - ? FROM {groups} WHERE name LIKE '`+tailPrefix+`%' AND created_at < {now} - ?
-		AND id NOT IN (SELECT group_id FROM {consumers} WHERE expires_at > {now})`),
-		tailForgotten.Microseconds(), tailAbandoned.Microseconds())
-	for _, x := range all {
-		if err := s.silence(ctx, x.id); err != nil {
-			return err
-		}
-		if !x.old {
-			continue
-		}
-		for _, table := range []string{
-			`DELETE FROM {subscriptions} WHERE group_id = ?`, `DELETE FROM {turns} WHERE group_id = ?`, `DELETE FROM {groups} WHERE id = ?`,
-		} {
-			if _, err := s.db.exec(ctx, s.sql(table), x.id); err != nil {
-				return nil //nolint:nilerr // a user without the right leaves three rows that do nothing
-			}
-		}
-	}
-	return err
 }

@@ -32,15 +32,15 @@ func (c *tripCounter) TraceBatchQuery(context.Context, *pgx.Conn, pgx.TraceBatch
 func (c *tripCounter) TraceBatchEnd(context.Context, *pgx.Conn, pgx.TraceBatchEndData)     {}
 
 // pgxStore has a schema of its own.
-func pgxStore(t *testing.T) (*store, *tripCounter) {
+func pgxStore(t *testing.T) (*database, *tripCounter) {
 	db, cfg, trips := pgxSchema(t)
-	s, err := newStore(db, cfg)
+	s, err := newDatabase(db, cfg)
 	require.NoError(t, err)
-	require.NoError(t, s.prepare(t.Context()))
+	require.NoError(t, schema{s}.prepare(t.Context()))
 	return s, trips
 }
 
-func pgxSchema(t *testing.T) (*pgxDatabase, Config, *tripCounter) {
+func pgxSchema(t *testing.T) (*pgxPool, Config, *tripCounter) {
 	ctx := t.Context()
 	cfg, err := pgxpool.ParseConfig(testenv.Postgres(t))
 	require.NoError(t, err)
@@ -56,7 +56,7 @@ func pgxSchema(t *testing.T) (*pgxDatabase, Config, *tripCounter) {
 		require.NoError(t, err)
 		pool.Close()
 	})
-	return &pgxDatabase{pool: pool}, Config{Dialect: Postgres, Schema: schema}, trips
+	return &pgxPool{pool: pool}, Config{Dialect: Postgres, Schema: schema}, trips
 }
 
 // TestTopicsShareACommit: publishers of different topics who come together are inserted in one round trip,
@@ -65,7 +65,7 @@ func TestTopicsShareACommit(t *testing.T) {
 	ctx := t.Context()
 	s, trips := pgxStore(t)
 	for group, topics := range map[string][]string{"shop.ledger": {"order.paid.v1"}, "shop.audit": {"order.>"}} {
-		_, err := s.subscribe(ctx, driver.Subscription{Group: group, Topics: topics, Concurrency: 1}, 1+int64(len(topics[0])), "here")
+		_, err := newCore(s).groups.subscribe(ctx, driver.Subscription{Group: group, Topics: topics, Concurrency: 1}, 1+int64(len(topics[0])))
 		require.NoError(t, err)
 	}
 	batches := func(uuids ...string) (all []batch) {
@@ -81,14 +81,14 @@ func TestTopicsShareACommit(t *testing.T) {
 	}
 	for range 2 { // the first time, statements are prepared
 		trips.n.Store(0)
-		inserted, err := s.insertAll(ctx, batches("a", "b", "c"))
+		inserted, err := publisher{s}.insertAll(ctx, batches("a", "b", "c"))
 		require.NoError(t, err)
 		require.Equal(t, []int64{4, 2, 0}, inserted)
 		require.EqualValues(t, 1, trips.n.Load())
 	}
-	_, err := s.insertAll(ctx, batches("a", "b", "a NUL\x00"))
+	_, err := publisher{s}.insertAll(ctx, batches("a", "b", "a NUL\x00"))
 	require.Equal(t, "22021", postgresCode(err))
-	n, _, err := number(ctx, s.db, s.sql(`SELECT count(*) FROM {messages}`))
+	n, _, err := number(ctx, s.pool, s.sql(`SELECT count(*) FROM {messages}`))
 	require.NoError(t, err)
 	require.EqualValues(t, 12, n)
 }

@@ -5,10 +5,12 @@ import (
 	stdsql "database/sql"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/leatbus/leat/bus/driver"
@@ -17,25 +19,19 @@ import (
 
 // Transport is a [driver.Transport] over a database. Its methods may be called concurrently.
 type Transport struct {
-	store    *store
-	place    string // this process, for operators
-	waker    *waker
-	combiner *combiner
+	*core
+	commits *groupCommit
 
 	unroutable atomic.Int64
 
-	ctx    context.Context // ends with ErrClosed when the transport closes
-	cancel context.CancelCauseFunc
-	work   sync.WaitGroup // the goroutines that end with ctx
-
-	mu        sync.Mutex
-	feeds     map[*feed]struct{} // those with a lease
-	closed    bool
 	closeOnce sync.Once
 	closeErr  error
 }
 
-var _ driver.Transport = (*Transport)(nil)
+var (
+	_ driver.Transport   = (*Transport)(nil)
+	_ driver.TxPublisher = (*Transport)(nil)
+)
 
 // New makes a transport over a pool of database/sql, which stays the caller's. It sees to the tables
 // first, as [Config.Migrate] says, and waits for the database as long as ctx allows. The transport keeps no
@@ -46,48 +42,33 @@ func New(ctx context.Context, db *stdsql.DB, cfg Config) (*Transport, error) {
 	if cfg.Dialect == SQLite {
 		tx = nil // it knows one level, which is the highest
 	}
-	return open(ctx, &stdDatabase{db: db, tx: tx}, cfg)
+	return open(ctx, &stdPool{db: db, tx: tx}, cfg)
 }
 
-// NewPgx is [New] over a pgx pool. Besides the pool's connections it has one of its own, on which it
+// NewPgx does what [New] does over a pgx pool. Besides the pool's connections it has one of its own, on which it
 // listens.
 func NewPgx(ctx context.Context, pool *pgxpool.Pool, cfg Config) (*Transport, error) {
 	cfg.Dialect = Postgres
-	return open(ctx, &pgxDatabase{pool: pool}, cfg)
+	return open(ctx, &pgxPool{pool: pool}, cfg)
 }
 
-func newStore(db database, cfg Config) (*store, error) {
-	cfg = cfg.withDefaults()
-	if err := cfg.validate(); err != nil {
-		return nil, err
-	}
-	statements, err := newStatements(cfg)
-	if err != nil {
-		return nil, err
-	}
-	_, isPgx := db.(*pgxDatabase)
-	return &store{statements: statements, db: db, quick: relaxed(db), link: new(link), arrays: isPgx}, nil
-}
-
-func open(ctx context.Context, db database, cfg Config) (*Transport, error) {
-	s, err := newStore(db, cfg)
+func open(ctx context.Context, over pool, cfg Config) (*Transport, error) {
+	d, err := newDatabase(over, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("sql: %w", err)
 	}
-	if err := s.prepare(ctx); err != nil {
+	if err := (schema{d}).prepare(ctx); err != nil {
 		return nil, fmt.Errorf("sql: open: %w", err)
 	}
-	t := &Transport{store: s, place: thisProcess(), feeds: make(map[*feed]struct{})}
-	t.ctx, t.cancel = context.WithCancelCause(context.Background())
-	t.combiner = newCombiner(t, s.committers)
-	t.waker = newWaker(t)
+	t := &Transport{core: newCore(d)}
+	t.commits = newGroupCommit(t.lifetime, t.publisher, d.committers)
 	t.waker.start()
-	t.work.Go(t.renewLeases)
-	t.work.Go(t.cleanUp)
+	t.work.Go(t.leases.keep)
+	t.work.Go(retention{t.core}.run)
 	return t, nil
 }
 
-// Capabilities is everything.
+// Capabilities returns everything.
 func (t *Transport) Capabilities() driver.Capabilities {
 	return driver.Capabilities{Durable: true, Delay: true, Patterns: true, ByKey: true, Strict: true, Poison: true, Park: true}
 }
@@ -110,25 +91,25 @@ func (t *Transport) Subscribe(ctx context.Context, s driver.Subscription) (drive
 
 // join registers a consumer of the group.
 func (t *Transport) join(ctx context.Context, s driver.Subscription) (*feed, error) {
-	if t.isClosed() {
+	if t.leases.isClosed() {
 		return nil, driver.ErrClosed
 	}
 	ctx, cancel := t.while(ctx)
 	defer cancel()
-	beside := intx.Is(ctx) && t.store.name == SQLite
+	beside := intx.Is(ctx) && t.name == SQLite
 	if beside {
 		ctx, cancel = context.WithTimeout(ctx, besideTx)
 		defer cancel()
 	}
-	owner := newConsumerID()
-	g, err := t.store.subscribe(ctx, s, owner, t.place)
+	id := newConsumerID()
+	g, err := t.groups.subscribe(ctx, s, id)
 	if beside && errors.Is(err, context.DeadlineExceeded) {
 		err = errBesideTx
 	}
 	if err != nil {
-		return nil, t.failure(fmt.Sprintf("subscribe group %q", s.Group), err)
+		return nil, failure(fmt.Sprintf("subscribe group %q", s.Group), err)
 	}
-	return newFeed(t, g, s, owner), nil
+	return newFeed(t.core, newConsumer(id, g), s), nil
 }
 
 // besideTx is how long a subscription waits for the right to write while a transaction of its caller's is
@@ -139,30 +120,95 @@ var errBesideTx = errors.New("SQLite has one writer, which is the open transacti
 
 // begin makes the feed take messages, woken by those of some topics.
 func (t *Transport) begin(f *feed, topics []string) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.closed {
+	return t.leases.add(f.consumer, f, func() {
+		t.waker.add(f.consumer, topics)
+		f.start()
+	})
+}
+
+// Publish inserts the messages for every group that wants them, in one transaction: all are there
+// when it returns nil, none when it returns another error, but for one case. Where the connection
+// breaks while the database commits, nobody can tell; Publish tries again, so that messages may be
+// there twice. It blocks as long as the database is away and ctx allows.
+func (t *Transport) Publish(ctx context.Context, topic string, msgs ...*message.Message) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if t.leases.isClosed() {
 		return driver.ErrClosed
 	}
-	t.feeds[f] = struct{}{}
-	t.waker.add(f, topics)
-	f.start()
+	if len(msgs) == 0 {
+		return nil
+	}
+	if err := driver.ValidateTopic(topic); err != nil {
+		return fmt.Errorf("sql: %w", err)
+	}
+	rows, err := t.publications(msgs)
+	if err != nil {
+		return fmt.Errorf("sql: publish %s: %w", topic, err)
+	}
+	inserted, err := t.insert(ctx, topic, rows)
+	if err == nil {
+		err = t.file.gone()
+	}
+	if err != nil {
+		return failure(fmt.Sprintf("publish %s: %d messages are not safe", topic, len(msgs)), err)
+	}
+	if inserted == 0 {
+		t.unroutable.Add(int64(len(msgs)))
+		return &driver.UnroutableError{Topics: slices.Repeat([]string{topic}, len(msgs)), Strict: t.cfg.Unroutable == UnroutableError}
+	}
+	t.waker.published(topic)
 	return nil
 }
 
+// insert returns how many rows were made, 0 where no group wants the topic.
+func (t *Transport) insert(ctx context.Context, topic string, rows []publication) (inserted int64, err error) {
+	if len(rows) < maxInsert {
+		return t.commits.insert(ctx, batch{topic, rows})
+	}
+	ctx, cancel := t.while(ctx)
+	defer cancel()
+	err = t.retry(ctx, func(ctx context.Context) error {
+		counts, err := t.publisher.insertAll(ctx, []batch{{topic, rows}})
+		if err == nil {
+			inserted = counts[0]
+		}
+		return err
+	})
+	return inserted, err
+}
+
+// PublishTx inserts the messages for every group that wants them, in the user's transaction. Consumers
+// get them after its commit, within milliseconds in this process.
+func (t *Transport) PublishTx(ctx context.Context, tx any, topic string, msgs ...*message.Message) error {
+	if t.leases.isClosed() {
+		return driver.ErrClosed
+	}
+	inserted, err := t.publisher.insertTx(ctx, tx, topic, msgs, func(b batch, arrays bool) (string, []any) {
+		return t.publisher.insertSome(b, arrays, t.inOpenTx(t.publisher.wantedHere(topic)))
+	})
+	if err == nil && inserted == 0 {
+		err = t.publisher.nobody(ctx, tx, topic, len(msgs))
+	}
+	if err != nil {
+		return fmt.Errorf("sql: publish %s in transaction: %w", topic, err)
+	}
+	t.waker.published(topic)
+	return nil
+}
+
+// PoisonQueue returns the poison queue of a group.
+func (t *Transport) PoisonQueue(group string) driver.PoisonQueue {
+	return &poisonQueue{core: t.core, group: group}
+}
+
 // Close stops the feeds, gives back what they hold, carries out what is settled and ends the leases.
-// It waits for that as long as ctx allows; what it could not give back comes again when the lease
+// It waits for that as long as ctx allows; what it could not give back is redelivered when the lease
 // has run out.
 func (t *Transport) Close(ctx context.Context) error {
 	t.closeOnce.Do(func() {
-		t.mu.Lock()
-		t.closed = true
-		var feeds []*feed
-		for f := range t.feeds {
-			feeds = append(feeds, f)
-		}
-		t.mu.Unlock()
-
+		feeds := t.leases.close()
 		var errs []error
 		for _, f := range feeds {
 			errs = append(errs, f.Close(ctx))
@@ -187,7 +233,7 @@ func (t *Transport) release(ctx context.Context) error {
 	go func() {
 		defer close(released)
 		t.work.Wait()
-		t.store.db.close()
+		t.pool.close()
 	}()
 	select {
 	case <-released:
@@ -201,87 +247,3 @@ func (t *Transport) release(ctx context.Context) error {
 		return fmt.Errorf("sql: close the connections: %w", context.Cause(ctx))
 	}
 }
-
-func (t *Transport) isClosed() bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.closed
-}
-
-// while is ctx as long as the transport is open.
-func (t *Transport) while(ctx context.Context) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	stop := context.AfterFunc(t.ctx, func() { cancel(driver.ErrClosed) })
-	return ctx, func() {
-		stop()
-		cancel(nil)
-	}
-}
-
-// failure is an error for the caller of what failed.
-func (t *Transport) failure(what string, err error) error {
-	if errors.Is(err, driver.ErrClosed) {
-		return driver.ErrClosed
-	}
-	return fmt.Errorf("sql: %s: %w", what, err)
-}
-
-// renewLeases keeps the feeds' leases. Where the database is away, it tries more often.
-func (t *Transport) renewLeases() {
-	interval := t.store.cfg.Lease / 3
-	wait := interval
-	for sleep(t.ctx, wait) {
-		t.mu.Lock()
-		feeds := make([]*feed, 0, len(t.feeds))
-		for f := range t.feeds {
-			feeds = append(feeds, f)
-		}
-		t.mu.Unlock()
-		wait = interval
-		if len(feeds) == 0 {
-			continue
-		}
-		ctx, cancel := context.WithTimeout(t.ctx, min(statementTimeout, interval/2))
-		err := t.store.renew(ctx, t.store.quick, feeds, t.place)
-		cancel()
-		if err != nil && t.ctx.Err() == nil {
-			err = t.renewAside(feeds, err)
-		}
-		if err != nil && t.ctx.Err() == nil {
-			t.store.temporary(err)
-			t.store.cfg.Logger.Warn("leat: sql: renew leases", "err", err)
-			wait = min(interval, longestBackoff)
-		} else if err == nil {
-			t.store.link.works()
-		}
-	}
-}
-
-// renewAside renews leases on a connection of its own if all of the pool's are in use: by handlers, perhaps, that
-// work on the messages which would go to others. It returns failed if that is not the reason.
-func (t *Transport) renewAside(feeds []*feed, failed error) error {
-	pool, ok := t.store.db.(exhaustible)
-	if !ok || t.store.name == SQLite || !pool.exhausted() { // its one connection is in use while anything is done
-		return failed
-	}
-	t.store.cfg.Logger.Warn("leat: sql: pool exhausted", "err", failed,
-		"hint", "give the pool a connection for each handler that holds one, and three more; in a transaction, publish by InTx")
-	ctx, cancel := context.WithTimeout(t.ctx, statementTimeout)
-	defer cancel()
-	return pool.aside(ctx, failed, func(ex executor) error { return t.store.renew(ctx, ex, feeds, t.place) })
-}
-
-// forget ends a feed's lease.
-func (t *Transport) forget(ctx context.Context, f *feed) error {
-	t.mu.Lock()
-	_, there := t.feeds[f]
-	delete(t.feeds, f)
-	t.mu.Unlock()
-	if !there {
-		return nil
-	}
-	return t.store.retry(ctx, func(ctx context.Context) error { return t.store.leave(ctx, f.owner) })
-}
-
-// statementTimeout is for a network that swallows packets.
-const statementTimeout = 15 * time.Second

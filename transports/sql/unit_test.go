@@ -9,7 +9,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/go-sql-driver/mysql"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/require"
@@ -17,45 +16,12 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-func TestHeadersComeBackExactly(t *testing.T) {
-	for _, headers := range []message.Metadata{
-		{},
-		{"": ""},
-		{"a": "b", "c": ""},
-		{"k=e\\y\n": "v=a\\n\nlue\\"},
-		{"\x00\xff": "\x00\xfe\n"},
-		{"名前": "値", "\\n": "\\\\n"},
-	} {
-		decoded, err := decodeHeaders(encodeHeaders(headers))
-		require.NoError(t, err)
-		require.Equal(t, headers, decoded)
-	}
-	decoded, err := decodeHeaders(nil)
-	require.NoError(t, err)
-	require.NotNil(t, decoded)
-	for _, broken := range []string{"a", "a=b", "a\n", "\\"} {
-		_, err := decodeHeaders([]byte(broken))
-		require.Error(t, err, broken)
-	}
-}
-
-func FuzzHeaders(f *testing.F) {
-	f.Add("key", "value")
-	f.Add("=\\\n", "\\n=")
-	f.Fuzz(func(t *testing.T, key, value string) {
-		headers := message.Metadata{key: value, key + "x": value + "="}
-		decoded, err := decodeHeaders(encodeHeaders(headers))
-		require.NoError(t, err)
-		require.Equal(t, headers, decoded)
-	})
-}
-
 // TestPatternsAreMatchedAsTheBusDoes compares the database's idea of a pattern with [driver.MatchTopic].
 func TestPatternsAreMatchedAsTheBusDoes(t *testing.T) {
 	db, s := newTestStore(t)
 	patterns := []string{">", "*", "a", "A", "a.*", "*.b", "a.>", "*.b.>", "a.*.c", "*.*.*", "a_b.*", "a%.c", "[a].*", "a|b.>", "?.b", "a.b.c.>"}
 	for i, p := range patterns {
-		st := s.store(p)
+		st := s.row(p)
 		_, err := db.exec(context.Background(), s.sql(`INSERT INTO {subscriptions} (pattern, group_id, depth, matches, created_at) VALUES (?, ?, ?, ?, 0)`),
 			st.pattern, i+1, st.depth, st.matches)
 		require.NoError(t, err)
@@ -87,14 +53,35 @@ func TestPatternsAreMatchedAsTheBusDoes(t *testing.T) {
 }
 
 // newTestStore is empty tables in a file.
-func newTestStore(t *testing.T) (database, *store) {
+func newTestStore(t *testing.T) (pool, *database) {
 	db, err := source{url: mustParse(t, "sqlite://"+t.TempDir()+"/test.db"), cfg: Config{Dialect: SQLite}}.connect()
 	require.NoError(t, err)
 	t.Cleanup(db.close)
-	s, err := newStore(db, Config{Dialect: SQLite})
+	s, err := newDatabase(db, Config{Dialect: SQLite})
 	require.NoError(t, err)
-	require.NoError(t, s.migrate(context.Background()))
+	require.NoError(t, schema{s}.migrate(context.Background(), SchemaVersion))
 	return db, s
+}
+
+// TestOutbox_statsReadTheIndexAlone: the messages that wait in an outbox may be many, and each may be large.
+func TestOutbox_statsReadTheIndexAlone(t *testing.T) {
+	db, s := newTestStore(t)
+	plan, err := collect(t.Context(), db, func(r rows, text *string) error { var n int; return r.Scan(&n, &n, &n, text) },
+		s.sql(`EXPLAIN QUERY PLAN `+pendingQuery), 1)
+	require.NoError(t, err)
+	require.Contains(t, strings.Join(plan, "\n"), "SEARCH leat_messages USING COVERING INDEX")
+}
+
+// TestStates_haveTheSameNamesInTheTable as in statements.
+func TestStates_haveTheSameNamesInTheTable(t *testing.T) {
+	for _, name := range []Dialect{Postgres, MySQL, SQLite} {
+		script, err := MigrationSQL(Config{Dialect: name}, 0)
+		require.NoError(t, err)
+		for n, state := range stateNames {
+			require.Contains(t, script, fmt.Sprintf("(%d, '%s', '", n, state), name)
+		}
+		require.NotContains(t, script, fmt.Sprintf("(%d, '", len(stateNames)), name)
+	}
 }
 
 func TestWhatIsTriedAgain(t *testing.T) {

@@ -16,7 +16,7 @@ import (
 // leaves the group's lock to the others after a while. MySQL's own time for that is eight hours.
 func TestVanished_theGroupGoesOn(t *testing.T) {
 	eachStore(t, func(t *testing.T, transport *Transport) {
-		s := transport.store
+		s := transport
 		if s.name != MySQL {
 			t.Skip("PostgreSQL bounds it for each claim, SQLite has no network")
 		}
@@ -24,26 +24,26 @@ func TestVanished_theGroupGoesOn(t *testing.T) {
 		feed, err := transport.Subscribe(ctx, driver.Subscription{Group: "shop.ledger", Topics: []string{"order.paid.v1"}, Concurrency: 1})
 		require.NoError(t, err)
 		require.NoError(t, feed.Close(ctx))
-		g, _, err := s.findGroup(ctx, "shop.ledger")
+		g, _, err := s.groups.find(ctx, "shop.ledger")
 		require.NoError(t, err)
 		var database string
-		require.NoError(t, s.db.(*stdDatabase).db.QueryRowContext(ctx, "SELECT DATABASE()").Scan(&database))
+		require.NoError(t, s.pool.(*stdPool).db.QueryRowContext(ctx, "SELECT DATABASE()").Scan(&database))
 		u := mustParse(t, testenv.MySQL(t))
 		u.Path = "/" + database
 		gone, err := source{url: u, connections: 2, silence: time.Second, cfg: s.cfg}.connectMySQL()
 		require.NoError(t, err)
 		defer gone.close()
 		err = gone.inTx(ctx, func(tx executor) error {
-			require.NoError(t, s.lockTurn(ctx, tx, g))
+			require.NoError(t, s.groups.lock(ctx, tx, g))
 			waiting, cancel := context.WithTimeout(ctx, 40*time.Second) // less than InnoDB waits for a lock
 			defer cancel()
-			other := s.db.inTx(waiting, func(tx executor) error { return s.lockTurn(waiting, tx, g) })
+			other := s.pool.inTx(waiting, func(tx executor) error { return s.groups.lock(waiting, tx, g) })
 			require.NoError(t, other, "the others wait for it")
 			return nil
 		})
 		require.True(t, s.retryable(err), "the transaction is still there: %v", err)
 
-		_, bounded, err := number(ctx, s.db, `SELECT 1 FROM DUAL WHERE @@wait_timeout <= `+strconv.Itoa(int(mysqlSilence.Seconds())))
+		_, bounded, err := number(ctx, s.pool, `SELECT 1 FROM DUAL WHERE @@wait_timeout <= `+strconv.Itoa(int(mysqlSilence.Seconds())))
 		require.NoError(t, err)
 		require.True(t, bounded, "the transport's own connections have no limit")
 	})

@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/internal/backoff"
 )
 
 // waker tells feeds that there may be something for them. It hears of messages in three ways: from
@@ -25,16 +26,17 @@ import (
 // one lock, to the disk and back. So it is sent afterwards, by itself and for many at once: it writes
 // nothing, so that it holds the lock for a moment only. Where no other process consumes there is none.
 type waker struct {
-	transport *Transport
-	id        string // tells this process's notifications
-	channel   string
-	topics    driver.TopicTable[*feed]
-	looking   sync.Once
+	*lifetime
+	consumers
+	id      string // tells this process's notifications
+	channel string
+	topics  driver.TopicTable[*consumer]
+	looking sync.Once
 
 	receives atomic.Bool // notifications arrive
 
 	mu     sync.Mutex
-	feeds  map[*feed]struct{}
+	feeds  map[*consumer]struct{}
 	news   map[string]struct{} // topics to notify others of
 	notify chan struct{}       // nil where nobody listens
 }
@@ -50,47 +52,51 @@ const (
 	pollListening = 250 * time.Millisecond
 	// pingTopic is in a process's notification to itself.
 	pingTopic = "leat.ping"
+	// longestPoll is the longest time between two looks of a feed that was woken, and of the waker for the
+	// groups of all feeds. A feed that has found nothing for some looks leaves it to the waker, and looks only
+	// every idlePoll.
+	longestPoll = time.Second
+	idlePoll    = 30 * time.Second
 	// askOthers is how long the answer holds whether there is anybody to notify. Who has just come looks by
 	// himself meanwhile.
 	askOthers = time.Second
 )
 
-func newWaker(t *Transport) *waker {
+func newWaker(life *lifetime, all consumers) *waker {
 	h := fnv.New64a()
-	_, _ = h.Write([]byte(t.store.table("messages"))) // never fails
+	_, _ = h.Write([]byte(all.table("messages"))) // never fails
 	return &waker{
-		transport: t,
+		lifetime:  life,
+		consumers: all,
 		id:        fmt.Sprintf("%x", newConsumerID()),
 		channel:   fmt.Sprintf("leat_%x", h.Sum64()),
-		feeds:     make(map[*feed]struct{}),
+		feeds:     make(map[*consumer]struct{}),
 		news:      make(map[string]struct{}),
 	}
 }
 
 func (w *waker) start() {
-	t := w.transport
-	if _, ok := t.store.db.(*pgxDatabase); ok {
+	if _, ok := w.pool.(*pgxPool); ok {
 		w.notify = make(chan struct{}, 1)
-		t.work.Go(w.sendNotifications)
+		w.work.Go(w.sendNotifications)
 	}
 }
 
 // add makes the wake look out for a feed, from the first one on. The transport is open.
-func (w *waker) add(f *feed, patterns []string) {
-	t := w.transport
+func (w *waker) add(f *consumer, patterns []string) {
 	w.mu.Lock()
 	w.feeds[f] = struct{}{}
 	w.mu.Unlock()
 	w.topics.Set(f, patterns...)
 	w.looking.Do(func() {
-		t.work.Go(w.look)
-		if db, ok := t.store.db.(*pgxDatabase); ok {
-			t.work.Go(func() { w.listen(db) })
+		w.work.Go(w.look)
+		if db, ok := w.pool.(*pgxPool); ok {
+			w.work.Go(func() { w.listen(db) })
 		}
 	})
 }
 
-func (w *waker) remove(f *feed) {
+func (w *waker) remove(f *consumer) {
 	w.mu.Lock()
 	delete(w.feeds, f)
 	w.mu.Unlock()
@@ -116,7 +122,7 @@ func (w *waker) group(name string) {
 	}
 }
 
-// published is called after the commit.
+// published wakes the consumers of a topic, here and elsewhere, after the commit.
 func (w *waker) published(topic string) {
 	for _, f := range w.topics.Match(topic) {
 		f.hint()
@@ -131,30 +137,29 @@ func (w *waker) published(topic string) {
 }
 
 func (w *waker) sendNotifications() {
-	t := w.transport
 	var others bool
 	var asked time.Time
 	for {
 		select {
 		case <-w.notify:
-		case <-t.ctx.Done():
+		case <-w.ctx.Done():
 			return
 		}
 		text := w.notification()
-		ctx, cancel := context.WithTimeout(t.ctx, statementTimeout)
+		ctx, cancel := context.WithTimeout(w.ctx, statementTimeout)
 		var err error
 		if time.Since(asked) > askOthers {
 			others, err = w.others(ctx)
 			asked = time.Now()
 		}
 		if err == nil && others {
-			_, err = t.store.db.exec(ctx, t.store.sql(`SELECT pg_notify(?, ?)`), w.channel, text)
+			_, err = w.pool.exec(ctx, w.sql(`SELECT pg_notify(?, ?)`), w.channel, text)
 		}
 		cancel()
 		if err != nil {
-			t.store.temporary(err) // others look by themselves
+			w.temporary(err) // others look by themselves
 		}
-		if !sleep(t.ctx, notifyEvery) {
+		if !backoff.Sleep(w.ctx, notifyEvery) {
 			return
 		}
 	}
@@ -162,7 +167,7 @@ func (w *waker) sendNotifications() {
 
 // others reports whether another process consumes anything.
 func (w *waker) others(ctx context.Context) (bool, error) {
-	ids, err := numbers(ctx, w.transport.store.db, w.transport.store.sql(`SELECT id FROM {consumers} WHERE expires_at > {now}`))
+	ids, err := w.living(ctx)
 	if err != nil {
 		return true, err
 	}
@@ -170,7 +175,7 @@ func (w *waker) others(ctx context.Context) (bool, error) {
 	defer w.mu.Unlock()
 	own := make(map[int64]bool, len(w.feeds))
 	for f := range w.feeds {
-		own[f.owner] = true
+		own[f.id] = true
 	}
 	return slices.ContainsFunc(ids, func(id int64) bool { return !own[id] }), nil
 }
@@ -207,21 +212,20 @@ func (w *waker) notified(text string) {
 	}
 }
 
-// listen has a connection of its own, which is made anew when it breaks.
-func (w *waker) listen(db *pgxDatabase) {
-	t := w.transport
-	var wait backoff
-	for t.ctx.Err() == nil {
-		err := w.listenOnce(db, wait.reset)
-		if t.ctx.Err() != nil || !sleep(t.ctx, wait.next()) {
+// listen receives notifications on a connection of its own, and connects again when it breaks.
+func (w *waker) listen(db *pgxPool) {
+	wait := newBackoff()
+	for w.ctx.Err() == nil {
+		err := w.listenOnce(db, wait.Reset)
+		if w.ctx.Err() != nil || !backoff.Sleep(w.ctx, wait.Next()) {
 			return
 		}
-		t.store.cfg.Logger.Debug("leat: sql: listen; connecting again", "err", err)
+		w.cfg.Logger.Debug("leat: sql: listen connection lost", "err", err)
 	}
 }
 
-func (w *waker) listenOnce(db *pgxDatabase, connected func()) error {
-	ctx := w.transport.ctx
+func (w *waker) listenOnce(db *pgxPool, connected func()) error {
+	ctx := w.ctx
 	conn, err := pgx.ConnectConfig(ctx, db.pool.Config().ConnConfig)
 	if err != nil {
 		return err
@@ -237,7 +241,7 @@ func (w *waker) listenOnce(db *pgxDatabase, connected func()) error {
 	connected()
 	defer w.receives.Store(false)
 	w.all() // for what was published meanwhile
-	w.transport.work.Go(w.ping)
+	w.work.Go(w.ping)
 	for {
 		n, err := conn.WaitForNotification(ctx)
 		if err != nil {
@@ -250,10 +254,9 @@ func (w *waker) listenOnce(db *pgxDatabase, connected func()) error {
 // ping has the process notify itself, which shows that notifications arrive. It goes out on another connection, as
 // those of others do: a pooler may bring back one's own.
 func (w *waker) ping() {
-	t := w.transport
-	ctx, cancel := context.WithTimeout(t.ctx, statementTimeout)
+	ctx, cancel := context.WithTimeout(w.ctx, statementTimeout)
 	defer cancel()
-	_, _ = t.store.db.exec(ctx, t.store.sql(`SELECT pg_notify(?, ?)`), w.channel, w.id+"\n"+pingTopic) // else it looks more often
+	_, _ = w.pool.exec(ctx, w.sql(`SELECT pg_notify(?, ?)`), w.channel, w.id+"\n"+pingTopic) // else it looks more often
 }
 
 // look wakes feeds in whose groups something is there. One query serves all feeds of the process: often for
@@ -261,29 +264,26 @@ func (w *waker) ping() {
 //
 // A row is new until it has been read for half a second: ids are given out before they are committed.
 func (w *waker) look() {
-	t := w.transport
 	var rows newRows
 	scouted := time.Now()
-	for sleep(t.ctx, w.pause()) {
-		w.mu.Lock()
-		idle := len(w.feeds) == 0
-		w.mu.Unlock()
-		if idle {
+	for backoff.Sleep(w.ctx, w.pause()) {
+		consumed := w.consumed()
+		if len(consumed) == 0 {
 			continue
 		}
-		ctx, cancel := context.WithTimeout(t.ctx, statementTimeout)
-		groups, all, err := rows.read(ctx, t.store)
+		ctx, cancel := context.WithTimeout(w.ctx, statementTimeout)
+		groups, all, err := rows.read(ctx, w.database)
 		if now := time.Now(); err == nil && now.Sub(scouted) > longestPoll {
 			scouted = now
 			var more []int64
-			more, err = t.store.scout(ctx, t.consumed())
+			more, err = w.scout(ctx, consumed)
 			groups = append(groups, more...)
 		}
 		cancel()
 		switch {
 		case err != nil:
-			t.store.temporary(err)
-			sleep(t.ctx, longestBackoff/2)
+			w.temporary(err)
+			backoff.Sleep(w.ctx, longestBackoff/2)
 		case all:
 			w.all()
 		default:
@@ -292,13 +292,23 @@ func (w *waker) look() {
 	}
 }
 
+// consumed returns the ids of the groups of the feeds.
+func (w *waker) consumed() (ids []int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for f := range w.feeds {
+		ids = append(ids, f.group.id)
+	}
+	return ids
+}
+
 // pause returns how long it is until the next look: less often where notifications arrive. Behind a pooler
 // they may never do.
 func (w *waker) pause() time.Duration {
 	if w.receives.Load() {
-		return max(w.transport.store.cfg.Poll, pollListening)
+		return max(w.cfg.Poll, pollListening)
 	}
-	return w.transport.store.cfg.Poll
+	return w.cfg.Poll
 }
 
 // groups wakes the feeds of some groups.
@@ -317,21 +327,20 @@ func (w *waker) groups(ids []int64) {
 
 // newRows remembers how far the rows of all groups were read.
 type newRows struct {
-	newest        int64
-	older, recent int64
-	turned        time.Time
+	newest int64
+	seen   watermark
 }
 
 // newRowsLimit is how many new rows are told apart. If there are more, all feeds are woken.
 const newRowsLimit = 1000
 
 // read returns the groups of new rows; all, if they are too many to say.
-func (r *newRows) read(ctx context.Context, s *store) (groups []int64, all bool, err error) {
-	newest, found, err := r.ask(ctx, s)
+func (r *newRows) read(ctx context.Context, d *database) (groups []int64, all bool, err error) {
+	newest, found, err := r.ask(ctx, d)
 	if err != nil {
 		return nil, false, err
 	}
-	all = r.turned.IsZero() || newest-r.older > 10*newRowsLimit
+	all = r.seen.turned.IsZero() || newest-r.seen.older > 10*newRowsLimit
 	total := int64(0)
 	for _, x := range found {
 		groups = append(groups, x.group)
@@ -339,11 +348,10 @@ func (r *newRows) read(ctx context.Context, s *store) (groups []int64, all bool,
 	}
 	all = all || total >= newRowsLimit
 	r.newest = newest
-	if now := time.Now(); all || now.Sub(r.turned) > time.Second/2 {
-		r.older, r.recent, r.turned = r.recent, newest, now
-		if all {
-			r.older = newest
-		}
+	if all {
+		r.seen.reset(time.Now(), newest)
+	} else {
+		r.seen.advance(time.Now(), newest)
 	}
 	return groups, all, nil
 }
@@ -355,14 +363,14 @@ const newRowsByGroup = `SELECT group_id, count(*) AS n FROM (SELECT group_id FRO
 
 // ask reads how far ids were given out, and what rows are new. On PostgreSQL both is one query; elsewhere
 // the second is asked only if the first says that there may be any.
-func (r *newRows) ask(ctx context.Context, s *store) (newest int64, found []rowsOf, err error) {
-	if s.name == Postgres {
+func (r *newRows) ask(ctx context.Context, d *database) (newest int64, found []rowsOf, err error) {
+	if d.name == Postgres {
 		type row struct {
 			newest   int64
 			group, n stdsql.NullInt64
 		}
-		all, err := collect(ctx, s.db, func(r rows, x *row) error { return r.Scan(&x.newest, &x.group, &x.n) },
-			s.sql(`SELECT s.last_value, n.group_id, n.n FROM {messages_id_seq} s LEFT JOIN (`+newRowsByGroup+`) n ON true`), r.older, newRowsLimit)
+		all, err := collect(ctx, d.pool, func(r rows, x *row) error { return r.Scan(&x.newest, &x.group, &x.n) },
+			d.sql(`SELECT s.last_value, n.group_id, n.n FROM {messages_id_seq} s LEFT JOIN (`+newRowsByGroup+`) n ON true`), r.seen.older, newRowsLimit)
 		for _, x := range all {
 			newest = x.newest
 			if x.group.Valid {
@@ -371,29 +379,22 @@ func (r *newRows) ask(ctx context.Context, s *store) (newest int64, found []rows
 		}
 		return newest, found, err
 	}
-	newest, err = s.newest(ctx)
+	newest, err = d.newest(ctx)
 	newest = max(newest, r.newest) // it falls when rows are deleted
-	if err != nil || newest == r.newest && newest == r.older || newest-r.older > 10*newRowsLimit {
+	if err != nil || newest == r.newest && newest == r.seen.older || newest-r.seen.older > 10*newRowsLimit {
 		return newest, nil, err
 	}
-	found, err = collect(ctx, s.db, func(r rows, x *rowsOf) error { return r.Scan(&x.group, &x.n) }, s.sql(newRowsByGroup), r.older, newRowsLimit)
+	found, err = collect(ctx, d.pool, func(r rows, x *rowsOf) error { return r.Scan(&x.group, &x.n) }, d.sql(newRowsByGroup), r.seen.older, newRowsLimit)
 	return newest, found, err
 }
 
-// scout returns those of the groups that have a message that can be taken, is due, or waits in a lane.
-func (s *store) scout(ctx context.Context, groups []group) ([]int64, error) {
-	if len(groups) == 0 {
-		return nil, nil
-	}
-	ids := make([]int64, len(groups))
-	for i, g := range groups {
-		ids[i] = g.id
-	}
-	query, args := s.withIDs(`SELECT g.id FROM {groups} g WHERE (
-		EXISTS (SELECT 1 FROM {messages} m WHERE m.group_id = g.id AND m.state = 0
+// scout returns those of the groups that have a message that can be taken, is due, or waits in a key queue.
+func (w *waker) scout(ctx context.Context, ids []int64) ([]int64, error) {
+	query, args := w.withIDs(`SELECT g.id FROM {groups} g WHERE (
+		EXISTS (SELECT 1 FROM {messages} m WHERE m.group_id = g.id AND m.state = {ready}
 			AND (m.owner = 0 OR m.owner NOT IN (SELECT c.id FROM {consumers} c WHERE c.group_id = g.id AND c.expires_at > {now})))
-		OR EXISTS (SELECT 1 FROM {messages} m WHERE m.group_id = g.id AND m.state = 1 AND m.pos <= {now})
-		OR EXISTS (SELECT 1 FROM {messages} m WHERE m.group_id = g.id AND m.state IN (4, 5))
+		OR EXISTS (SELECT 1 FROM {messages} m WHERE m.group_id = g.id AND m.state = {delayed} AND m.pos <= {now})
+		OR EXISTS (SELECT 1 FROM {messages} m WHERE m.group_id = g.id AND m.state IN ({keyed}, {keyhead}))
 	) AND g.id {in}`, ids)
-	return numbers(ctx, s.db, query, args...)
+	return numbers(ctx, w.pool, query, args...)
 }

@@ -59,6 +59,7 @@ func Run(t *testing.T, h Harness) {
 		{"10 close drains and is final", testClose},
 		{"11 poisoned messages can be worked with", testPoison},
 		{"11 poisoned messages can be changed and added", testPut},
+		{"11 poisoned messages can be walked through", testWalk},
 		{"12 mistakes are clear errors at start", testMistakes},
 		{"operators see what is there", testInspect},
 	} {

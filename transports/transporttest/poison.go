@@ -205,12 +205,13 @@ func testRecord(w *world, transport driver.Transport) {
 	require.Equal(w, 4, d.Failures, "given back at once")
 	require.True(w, failed.Add(time.Second).Equal(d.WaitingSince))
 	untouched(d.Message)
-	d.Failures, d.WaitingSince = 0, time.Time{}
+	d.Failures, d.WaitingSince, d.DueAgain = 0, time.Time{}, failed.Add(time.Hour)
 	require.NoError(w, d.Settler.GiveBack(50*time.Millisecond))
 	d = w.next(feed)
 	require.True(w, failed.Equal(d.FailedSince), "given back: %s is not %s", d.FailedSince, failed)
 	require.Zero(w, d.Failures, "a count of zero is known, too")
 	require.Zero(w, d.WaitingSince, "it waits no more")
+	require.True(w, failed.Add(time.Hour).Equal(d.DueAgain), "it was snoozed until then")
 	untouched(d.Message)
 	d.Message.Metadata["by the handler"] = "is not kept"
 	require.NoError(w, d.Settler.Poison(w.ctx, driver.NewFault(d, panicked())))

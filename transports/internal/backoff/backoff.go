@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// A Backoff is the pause before the next try: First, doubled with each try up to Longest, and half as much more or less by
+// A Backoff is the pause before the next try: First, doubled with each try up to Longest, and up to half of that less by
 // chance, so that processes that failed together do not come back together. It belongs to one goroutine.
 type Backoff struct {
 	First, Longest time.Duration
@@ -17,7 +17,7 @@ type Backoff struct {
 // Next returns the pause before the next try.
 func (b *Backoff) Next() time.Duration {
 	b.last = min(max(2*b.last, b.First), b.Longest)
-	return b.last/2 + rand.N(b.last)
+	return b.last/2 + rand.N(b.last/2+1)
 }
 
 // Wait pauses before the next try. It returns false if ctx is done first.
@@ -26,8 +26,8 @@ func (b *Backoff) Wait(ctx context.Context) bool { return Sleep(ctx, b.Next()) }
 // Reset makes the next pause the first again.
 func (b *Backoff) Reset() { b.last = 0 }
 
-// Last returns the pause that the last Next was around, 0 if there was none.
-func (b *Backoff) Last() time.Duration { return b.last }
+// AtLongest reports whether the pause has stopped growing.
+func (b *Backoff) AtLongest() bool { return b.last >= b.Longest }
 
 // Sleep pauses for d. It returns false if ctx is done first.
 func Sleep(ctx context.Context, d time.Duration) bool {

@@ -1,0 +1,62 @@
+package amqp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+const (
+	// lockSuffix ends the name of the queue that is a lock.
+	lockSuffix = ".poison.lock"
+	// lockPause is how often a lock is asked for that somebody else has.
+	lockPause = 25 * time.Millisecond
+)
+
+// lock takes the broker's lock: a queue that only this connection may use, and that goes away with
+// the connection. A user without the right to make queues works without.
+func (t *Transport) lock(ctx context.Context, conn *amqp.Connection, name string) (unlock func(), err error) {
+	if t.cfg.Declare == DeclareNothing {
+		return func() {}, nil
+	}
+	const transient, ours = false, true
+	for {
+		ch, err := conn.Channel()
+		if err != nil {
+			return nil, err
+		}
+		_, err = ch.QueueDeclare(name, transient, autoDelete, ours, noWait, nil)
+		if err == nil {
+			return func() {
+				_, _ = ch.QueueDelete(name, false, false, noWait) // else the connection's end does it
+				closeQuietly(ch)
+			}, nil
+		}
+		closeQuietly(ch)
+		if !isCode(err, amqp.ResourceLocked) {
+			return nil, err
+		}
+		if err := sleep(ctx, lockPause); err != nil {
+			return nil, fmt.Errorf("another process looks into it: %w", err)
+		}
+	}
+}
+
+func isCode(err error, code int) bool {
+	var refused *amqp.Error
+	return errors.As(err, &refused) && refused.Code == code
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}

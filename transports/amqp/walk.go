@@ -1,0 +1,112 @@
+package amqp
+
+import (
+	"context"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/leatbus/leat/bus/driver"
+)
+
+// walkPatience is how long the caller of Walk may take over what it was given before others may use the queue.
+const walkPatience = time.Second
+
+// A walk is one call of Walk. It reads ahead of fn, and gives the queue back when fn is slow. What was read before is
+// passed over then, so a walk remembers the id of each message that it has read.
+type walk struct {
+	q      *poisonQueue
+	latest revisions
+	shown  map[string]bool // ids that were shown before the queue was given back
+	batch  chan []driver.PoisonedMessage
+	held   []driver.PoisonedMessage // what fn was too slow for
+}
+
+// Walk reads the queue once. A message whose change was interrupted may be shown twice.
+func (q *poisonQueue) Walk(ctx context.Context, fn func(driver.PoisonedMessage) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	w := &walk{q: q, latest: make(revisions), shown: make(map[string]bool), batch: make(chan []driver.PoisonedMessage)}
+	var failed error
+	go func() {
+		defer close(w.batch)
+		failed = w.run(ctx)
+	}()
+	var err error
+	for batch := range w.batch {
+		for i := 0; i < len(batch) && err == nil; i++ {
+			err = fn(batch[i])
+		}
+		if err != nil {
+			cancel() // and wait until what was read is back
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return failed
+}
+
+// run reads until all was given to fn.
+func (w *walk) run(ctx context.Context) error {
+	for {
+		if err := w.q.guard(ctx, "walk", w.read); err != nil || w.held == nil {
+			return err
+		}
+		select {
+		case w.batch <- w.held:
+			w.held = nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// read reads until the end, or until fn is slow.
+func (w *walk) read(ctx context.Context) error {
+	return w.q.browse(ctx, func(b *browser) error {
+		seen := make(map[string]int)
+		var void []*amqp.Delivery
+		clear(w.latest)
+		err := b.walkStrides(func(all []*amqp.Delivery) (bool, error) {
+			batch := make([]driver.PoisonedMessage, 0, len(all))
+			for _, d := range all {
+				id := idOf(d, seen)
+				if old := w.latest.enter(id, d); old != nil {
+					void = append(void, old)
+				}
+				if !w.shown[id] {
+					batch = append(batch, shown(id, d))
+				}
+			}
+			return w.show(ctx, batch)
+		})
+		if err != nil {
+			return err
+		}
+		if w.held != nil {
+			for id := range w.latest {
+				w.shown[id] = true
+			}
+		}
+		return b.take(void...)
+	})
+}
+
+// show gives messages to fn. More is false when it is slow.
+func (w *walk) show(ctx context.Context, batch []driver.PoisonedMessage) (more bool, err error) {
+	if len(batch) == 0 {
+		return true, nil
+	}
+	timer := time.NewTimer(walkPatience)
+	defer timer.Stop()
+	select {
+	case w.batch <- batch:
+		return true, nil
+	case <-timer.C:
+		w.held = batch
+		return false, nil
+	case <-ctx.Done():
+		return false, context.Cause(ctx)
+	}
+}

@@ -1,0 +1,156 @@
+package sql
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/leatbus/leat/bus/driver"
+)
+
+// Diagnose reaches the database and checks its version, the tables and the user's rights on them. It
+// changes nothing.
+func (t *Transport) Diagnose(ctx context.Context) []driver.Finding {
+	findings, ok := doctor{t.database}.checkTables(ctx)
+	if !ok {
+		return findings // what follows would only say so again
+	}
+	findings = append(findings, doctor{t.database}.checkRights(ctx, busTables())...)
+	if t.name == Postgres {
+		findings = append(findings, doctor{t.database}.checkSequences(ctx)...)
+	}
+	return findings
+}
+
+// DiagnoseInbox does what [Transport.Diagnose] does for an [Inbox], which needs less.
+func (t *Transport) DiagnoseInbox(ctx context.Context) []driver.Finding {
+	s := doctor{t.database}
+	findings, ok := s.checkTables(ctx)
+	if !ok {
+		return findings
+	}
+	findings = append(findings, s.checkRights(ctx, inboxTables())...)
+	if findings[len(findings)-1].Err != nil {
+		return findings
+	}
+	f := driver.Finding{Check: "inbox " + s.cfg.Prefix + "inbox", Text: "no message recorded"}
+	type row struct{ oldest, newest int64 }
+	all, err := collect(ctx, s.pool, func(r rows, x *row) error { return r.Scan(&x.oldest, &x.newest) }, s.sql(`
+		SELECT {now} - oldest, {now} - newest
+		FROM (SELECT (SELECT min(seen_at) FROM {inbox}) AS oldest, (SELECT max(seen_at) FROM {inbox}) AS newest) seen WHERE oldest IS NOT NULL`))
+	switch {
+	case err != nil:
+		f.Err, f.Text, f.Fix = err, "", "see to the database"
+	case len(all) > 0:
+		age := func(micros int64) time.Duration {
+			return max(time.Duration(micros)*time.Microsecond, 0).Round(time.Second)
+		}
+		f.Text = fmt.Sprintf("remembers messages of the last %s; the last was handled %s ago", age(all[0].oldest), age(all[0].newest))
+	}
+	return append(findings, f)
+}
+
+// doctor checks for operators.
+type doctor struct{ *database }
+
+// checkTables reaches the database; ok is false where there is no need to go on.
+func (d doctor) checkTables(ctx context.Context) (findings []driver.Finding, ok bool) {
+	server := driver.Finding{Check: "reach the database", Fix: "start the database, or correct the URL's host, port, user and password"}
+	versions, err := collect(ctx, d.pool, func(r rows, v *string) error { return r.Scan(v) }, d.sql(d.askVersion()))
+	if err != nil {
+		server.Err = err
+		return []driver.Finding{server}, false
+	}
+	server.Text, server.Fix = strings.Join(versions, ""), ""
+
+	tables := driver.Finding{Check: "tables " + d.cfg.Prefix + "*"}
+	version, err := schema(d).version(ctx, d.pool)
+	switch {
+	case err != nil:
+		tables.Err, tables.Fix = err, "let the user read them"
+	case version < MinSchemaVersion:
+		tables.Err = &SchemaError{Found: version, Want: MinSchemaVersion, Prefix: d.cfg.Prefix}
+		tables.Fix = "run leat migrate up"
+	case version < SchemaVersion:
+		tables.Text = fmt.Sprintf("version %d; once no process of an older release runs, run leat migrate up, which leads to version %d", version, SchemaVersion)
+	default:
+		tables.Text = fmt.Sprintf("version %d", version)
+	}
+	return []driver.Finding{server, tables}, tables.Err == nil
+}
+
+func (d doctor) askVersion() string {
+	switch d.name {
+	case Postgres:
+		return `SELECT 'PostgreSQL ' || current_setting('server_version')`
+	case SQLite:
+		return `SELECT 'SQLite ' || sqlite_version()`
+	default:
+		return `SELECT CASE WHEN version() LIKE '%MariaDB%' THEN version() ELSE concat('MySQL ', version()) END`
+	}
+}
+
+// use is what a service does to a table.
+type use struct{ name, column, columns, values, rights string }
+
+func busTables() []use {
+	return []use{
+		{"messages", "state", "group_id, state, pos, lane, first_at, topic, uuid, headers, payload", "id, 0, 0, 0, 0, '', '', '', ''", "SELECT INSERT UPDATE DELETE"},
+		{"holds", "created_at", "message_id, group_id, pos, created_at", "message_id, 0, 0, 0", "SELECT INSERT UPDATE DELETE"},
+		{"consumers", "expires_at", "id, expires_at, group_id, ordering, place", "id, 0, 0, 0, ''", "SELECT INSERT UPDATE DELETE"},
+		{"groups", "created_at", "name, ordering, created_at", "'', 0, 0", "SELECT INSERT UPDATE"},
+		{"subscriptions", "created_at", "pattern, group_id, depth, matches, created_at", "'', 0, 0, '', 0", "SELECT INSERT UPDATE"},
+		{"turns", "created_at", "group_id, created_at", "group_id, 0", "SELECT INSERT UPDATE"},
+	}
+}
+
+func inboxTables() []use {
+	return []use{{"inbox", "seen_at", "seen_at, group_name, message_id", "0, '', ''", "SELECT INSERT DELETE"}}
+}
+
+// checkRights tries on every table what a service does to it, with statements that concern no row.
+func (d doctor) checkRights(ctx context.Context, tables []use) (findings []driver.Finding) {
+	for _, table := range tables {
+		f := driver.Finding{Check: "rights on " + d.cfg.Prefix + table.name}
+		var missing []string
+		for right := range strings.FieldsSeq(table.rights) {
+			name := "{" + table.name + "}"
+			query := map[string]string{
+				"SELECT": "SELECT count(*) FROM " + name + " WHERE 1 = 0",
+				"INSERT": "INSERT INTO " + name + " (" + table.columns + ") SELECT " + table.values + " FROM " + name + " WHERE 1 = 0",
+				"UPDATE": "UPDATE " + name + " SET " + table.column + " = " + table.column + " WHERE 1 = 0",
+				"DELETE": "DELETE FROM " + name + " WHERE 1 = 0",
+			}[right]
+			if _, err := d.pool.exec(ctx, d.complete(query)); err != nil {
+				missing = append(missing, right)
+				f.Err = err
+			}
+		}
+		if f.Err != nil {
+			f.Fix = fmt.Sprintf("GRANT %s ON %s TO the service's user", strings.Join(missing, ", "), d.table(table.name))
+		} else {
+			f.Text = strings.ReplaceAll(table.rights, " ", ", ")
+		}
+		findings = append(findings, f)
+	}
+	return findings
+}
+
+// checkSequences checks the rights on the sequences by which PostgreSQL gives out ids.
+func (d doctor) checkSequences(ctx context.Context) (findings []driver.Finding) {
+	for _, name := range []string{"messages_id_seq", "groups_id_seq"} {
+		f := driver.Finding{Check: "rights on " + d.cfg.Prefix + name, Text: "USAGE, SELECT"}
+		may, _, err := number(ctx, d.pool, d.sql(`SELECT (has_sequence_privilege(?::text, 'USAGE') AND has_sequence_privilege(?::text, 'SELECT'))::int`),
+			d.table(name), d.table(name))
+		if err == nil && may == 0 {
+			err = fmt.Errorf("the user may not use %s", d.table(name))
+		}
+		if err != nil {
+			f.Err, f.Text = err, ""
+			f.Fix = fmt.Sprintf("GRANT USAGE, SELECT ON %s TO the service's user", d.table(name))
+		}
+		findings = append(findings, f)
+	}
+	return findings
+}

@@ -1,0 +1,366 @@
+package sql
+
+import (
+	"context"
+	"math/rand/v2"
+	"time"
+
+	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/internal/backoff"
+)
+
+// fetcher is the goroutine that takes messages from the database.
+type fetcher struct {
+	*feed
+	prefetch   int             // how many to take beyond the calls that wait
+	fetched    time.Time       // when the last were taken
+	took       time.Time       // when the last were taken; unlike fetched never zero
+	number     int             // how many they were
+	before     int64           // how many deliveries were finished then
+	during     int64           // how many of them since the fetch before
+	full       bool            // the last claim got all it asked for
+	seen       uint64          // the hints before the last claim
+	empty      bool            // it found less than it asked for
+	wait       backoff.Backoff // until the database is asked again without a hint
+	nextPoll   time.Time
+	sure       bool // everything taken is known
+	low        lowest
+	walk       keyWalk // where the last walk over the key queues ended
+	rounds     keyRounds
+	due        time.Time // when a delayed message is due; zero for none
+	keyDue     time.Time // when a message is due that holds back its key queue; zero for none
+	lookDue    time.Time // when to look for delayed messages of other processes
+	reconciler reconciler
+}
+
+const (
+	// keepUp is the time in which handlers must have worked off a fetch for the next to be larger,
+	// fallBehind the one after which it is smaller, and giveUp the one after which a buffer from
+	// which nobody takes goes back to the group.
+	keepUp     = 50 * time.Millisecond
+	fallBehind = 200 * time.Millisecond
+	giveUp     = 300 * time.Millisecond
+)
+
+func newFetcher(f *feed) *fetcher {
+	return &fetcher{feed: f, sure: true, walk: newKeyWalk(), reconciler: newReconciler(f.core.groups, f.group)}
+}
+
+// start begins to take messages for the feed, and to carry out how they are settled.
+func (f *feed) start() {
+	f.fetching.Go(newFetcher(f).run)
+	f.settlements.running.Go(f.settlements.run)
+}
+
+func (f *fetcher) run() {
+	defer f.leave()
+	for f.ctx.Err() == nil {
+		want := f.demand()
+		if want == 0 {
+			f.rest()
+			continue
+		}
+		if !f.worthwhile() {
+			f.pause()
+			continue
+		}
+		if err := f.fetch(want); err != nil {
+			f.trouble(err)
+		}
+	}
+}
+
+// leave gives back what the last claim took, if its answer was lost.
+func (f *fetcher) leave() {
+	ctx, cancel := context.WithTimeout(f.talking, statementTimeout)
+	defer cancel()
+	if err := f.settleDoubts(ctx); err != nil && f.talking.Err() == nil {
+		f.core.cfg.Logger.Warn("leat: sql: messages not given back", "group", f.group.name, "err", err)
+	}
+}
+
+// demand returns how many messages to take now: as many as are waited for, and beyond them as many as
+// were handled in about the time of one fetch.
+func (f *fetcher) demand() int {
+	if f.bundle > 0 {
+		if len(f.buffer) > 0 || f.waiting.Load() == 0 {
+			return 0
+		}
+		return f.bundle
+	}
+	held := len(f.buffer)
+	between := int(f.pushed.Load()-f.handed.Load()) - held // out of the buffer, and its caller still counts as waiting
+	want := max(int(f.waiting.Load())-max(between, 0), 0)
+	if f.group.order != driver.OrderedStrictly {
+		f.adapt(held, want)
+		want += f.prefetch
+	} else if f.settlements.out() > 0 {
+		return 0
+	}
+	if held*2 > want || want == 0 {
+		return 0
+	}
+	return min(want, f.cap()) - held
+}
+
+// adapt learns from how long the last fetch lasted. It is more than halfway through it that it is
+// asked; but only what was handled counts, as workers may take many and finish none.
+func (f *fetcher) adapt(held, want int) {
+	if f.fetched.IsZero() || held*2 > f.prefetch {
+		return
+	}
+	lasted := time.Since(f.fetched)
+	handled := int(f.settlements.finished.Load() - f.before)
+	switch {
+	case lasted > fallBehind:
+		f.prefetch /= 2
+	case lasted < keepUp && f.full && (handled > 0 && 2*handled >= f.number || f.starving(held, want)):
+		f.prefetch = min(max(2*f.prefetch, 2*int(f.waiting.Load()), 4), f.core.cfg.Prefetch)
+	case lasted < keepUp:
+		return // too early to tell
+	}
+	f.fetched = time.Time{}
+}
+
+// starving reports whether workers wait although messages were handled quickly during the last fetch. Then they
+// stand in two halves, one of which handles while the other's messages are fetched, so that no fetch ever sees any
+// of its own messages handled.
+func (f *fetcher) starving(held, want int) bool {
+	return held == 0 && want > 0 && 2*f.during >= int64(f.number)
+}
+
+// worthwhile reports whether a claim may find something: the last one did, something happened since,
+// or it is time to look.
+func (f *fetcher) worthwhile() bool {
+	now := time.Now()
+	if local := f.settlements.dueAt.Swap(0); local != 0 {
+		f.dueIn(time.Duration(local - now.UnixNano()))
+	}
+	return !f.empty || f.hints.Load() != f.seen || !now.Before(f.nextPoll) || f.isDue(now) || f.isKeyDue(now)
+}
+
+func (f *fetcher) isDue(now time.Time) bool {
+	return !f.due.IsZero() && !now.Before(f.due)
+}
+
+// isKeyDue reports whether a message that holds back its key queue is due.
+func (f *fetcher) isKeyDue(now time.Time) bool {
+	return !f.keyDue.IsZero() && !now.Before(f.keyDue)
+}
+
+// rest waits until something is wanted. A buffer that nobody takes from goes back to the group: its
+// other consumers may be free.
+func (f *fetcher) rest() {
+	handed := f.handed.Load()
+	timer := time.NewTimer(giveUp)
+	defer timer.Stop()
+	select {
+	case <-f.signal:
+	case <-f.ctx.Done():
+	case <-timer.C:
+		if len(f.buffer) > 0 && handed == f.handed.Load() {
+			f.prefetch = 0
+			f.giveBackBuffer()
+		}
+	}
+}
+
+// pause waits until something may be there.
+func (f *fetcher) pause() {
+	until := f.nextPoll
+	for _, due := range []time.Time{f.due, f.keyDue} {
+		if !due.IsZero() && due.Before(until) {
+			until = due
+		}
+	}
+	timer := time.NewTimer(time.Until(until))
+	defer timer.Stop()
+	select {
+	case <-f.signal:
+	case <-f.ctx.Done():
+	case <-timer.C:
+	}
+}
+
+// fetch takes up to want messages.
+func (f *fetcher) fetch(want int) error {
+	ctx, cancel := context.WithTimeout(f.talking, statementTimeout)
+	defer cancel()
+	hinted := f.hints.Load() != f.seen
+	f.seen = f.hints.Load()
+	if f.settlements.back.Swap(false) {
+		f.low.begin()
+	}
+	if err := f.settleDoubts(ctx); err != nil {
+		return err
+	}
+	if err := f.promoteDue(ctx, hinted); err != nil {
+		return err
+	}
+	f.settlements.turn.Lock()
+	defer f.settlements.turn.Unlock()
+	f.sure = false // until the database has answered
+	taken, err := f.claim(ctx, want)
+	if err != nil {
+		return err
+	}
+	f.core.link.works()
+	f.sure = true
+	f.full = len(taken) >= want
+	f.empty = !f.full && !f.rounds.goOn(time.Now()) && !f.settlements.keys.left()
+	now, finished := time.Now(), f.settlements.finished.Load()
+	f.during = 0
+	if now.Sub(f.took) < keepUp {
+		f.during = finished - f.before
+	}
+	f.fetched, f.took, f.number, f.before = now, now, len(taken), finished
+	f.deliver(taken)
+	if len(taken) > 0 || hinted {
+		f.wait.Reset()
+	}
+	f.schedule()
+	return nil
+}
+
+// schedule sets when to look again without a hint: soon after something was there, as what was
+// inserted before may be committed later, and then ever more seldom.
+func (f *fetcher) schedule() {
+	wait := min(f.wait.Next(), longestPoll)
+	if f.wait.AtLongest() {
+		wait = idlePoll/2 + rand.N(idlePoll/2)
+	}
+	f.nextPoll = time.Now().Add(wait)
+}
+
+func (f *fetcher) claim(ctx context.Context, want int) ([]record, error) {
+	c := claim{
+		group: f.group, owner: f.consumer.id, limit: want, bytes: f.core.cfg.PrefetchBytes, alone: f.alone,
+	}
+	var taken []record
+	if f.group.order != driver.OrderedStrictly {
+		began := time.Now()
+		c.from = f.low.from(began)
+		ready, err := f.core.claims.ready(ctx, c)
+		if err != nil {
+			return nil, err
+		}
+		f.low.taken(began, c.from, ready, len(ready) < want)
+		taken = ready
+	}
+	if f.group.order == driver.Unordered || len(taken) == want {
+		return taken, nil
+	}
+	if f.group.order == driver.OrderedStrictly {
+		want = 1
+	}
+	c.limit = want - len(taken)
+	found, err := f.claimKeys(ctx, keyClaim{claim: c, walk: f.walk, runs: f.bundle > 0})
+	if err != nil {
+		f.deliver(taken) // these are known
+		return nil, err
+	}
+	return append(taken, found...), nil
+}
+
+// claimKeys claims from the key queues, where the feed's hints lead and where the walk goes on.
+func (f *fetcher) claimKeys(ctx context.Context, c keyClaim) ([]record, error) {
+	began := time.Now()
+	c.orphans = began.Sub(f.rounds.orphans) > longestPoll
+	byKey := f.group.order == driver.OrderedByKey
+	if byKey {
+		if err := f.rounds.open(ctx, f.core.database); err != nil {
+			return nil, err
+		}
+		c.fresh, c.brief = f.rounds.fresh(began)
+		c.queues, c.due = f.settlements.keys.take(began)
+		c.busy, c.hints = f.rounds.busy, began.Sub(f.rounds.walked) < walkEvery
+	}
+	found, err := f.core.keyQueues.claim(ctx, c)
+	if err != nil || found.left {
+		f.settlements.keys.restore(c.queues, c.due)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if c.orphans {
+		f.rounds.orphans = began
+	}
+	f.walk = found.walk
+	f.rounds.claimed(began, found)
+	f.keyDue = time.Time{}
+	for _, head := range found.waiting {
+		if byKey {
+			f.settlements.keys.wait(head.id, head.at)
+		} else if f.keyDue.IsZero() || head.at.Before(f.keyDue) {
+			f.keyDue = head.at
+		}
+	}
+	if byKey {
+		f.keyDue = f.settlements.keys.next()
+	}
+	return found.taken, nil
+}
+
+// promoteDue makes delayed messages ready. What this process delays it knows of; for what others
+// do it looks when something was published, and now and then.
+func (f *fetcher) promoteDue(ctx context.Context, hinted bool) error {
+	now := time.Now()
+	if !f.isDue(now) && now.Before(f.lookDue) && !hinted {
+		return nil
+	}
+	if f.isDue(now) {
+		f.low.begin()
+	}
+	f.due = time.Time{}
+	wait, ok, err := f.core.claims.promote(ctx, f.group)
+	if err != nil {
+		return err
+	}
+	if ok {
+		f.dueIn(wait)
+	}
+	f.lookDue = now.Add(longestPoll / 2)
+	return f.reconciler.run(ctx)
+}
+
+// dueIn notes when a delayed message is due.
+func (f *fetcher) dueIn(wait time.Duration) {
+	at := time.Now().Add(max(wait, 0))
+	if f.due.IsZero() || at.Before(f.due) {
+		f.due = at
+	}
+}
+
+// settleDoubts gives back what a claim took whose answer was lost: the database says that it is this
+// feed's, and the feed has never seen it.
+func (f *fetcher) settleDoubts(ctx context.Context) error {
+	if f.sure {
+		return nil
+	}
+	ids, err := f.core.claims.owned(ctx, f.group, f.consumer.id)
+	if err != nil {
+		return err
+	}
+	if ids = f.settlements.unknown(ids); len(ids) > 0 {
+		err = f.core.claims.put(ctx, f.core.pool, f.consumer.id, ids, 1)
+	}
+	f.sure = err == nil
+	return err
+}
+
+// trouble waits before the next try.
+func (f *fetcher) trouble(err error) {
+	if f.ctx.Err() != nil {
+		return
+	}
+	f.prefetch = 0 // what was too much for a statement timeout is less next time
+	f.empty = false
+	wait := f.wait.Next()
+	if !f.core.temporary(err) {
+		wait = longestBackoff
+	}
+	if wait > longestBackoff/4 { // a conflict or two with others is nobody's business
+		f.core.cfg.Logger.Warn("leat: sql: fetch failed", "group", f.group.name, "err", err)
+	}
+	backoff.Sleep(f.ctx, wait)
+}

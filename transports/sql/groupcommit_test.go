@@ -1,0 +1,181 @@
+package sql
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/internal/backoff"
+)
+
+// slowPool takes some time for each statement, and counts them.
+type slowPool struct {
+	pool
+	took       time.Duration
+	mu         sync.Mutex
+	statements int
+}
+
+func (d *slowPool) exec(ctx context.Context, _ string, _ ...any) (int64, error) {
+	d.mu.Lock()
+	d.statements++
+	took := d.took
+	d.mu.Unlock()
+	if !backoff.Sleep(ctx, took) {
+		return 0, ctx.Err()
+	}
+	return 1, nil
+}
+
+func (d *slowPool) takes(took time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.took = took
+}
+
+// combining runs f with a groupCommit over the database, and closes its transport.
+func combining(t *testing.T, db pool, f func(t *testing.T, c *groupCommit)) {
+	synctest.Test(t, func(t *testing.T) {
+		s, err := newDatabase(db, Config{Dialect: Postgres})
+		require.NoError(t, err)
+		life := newLifetime()
+		c := newGroupCommit(life, publisher{s}, 3)
+		f(t, c)
+		life.cancel(driver.ErrClosed)
+		life.work.Wait()
+		_, err = c.insert(context.Background(), oneMessage())
+		require.ErrorIs(t, err, driver.ErrClosed)
+	})
+}
+
+func oneMessage() batch { return batch{"order.paid.v1", []publication{{uuid: "m"}}} }
+
+// TestPublishersMeetInOneCommit: publishers whom a commit releases, and who go on at once, are all in the
+// next. Else they would stay in two halves, of which each waits for the other's commit.
+func TestPublishersMeetInOneCommit(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // so that those who are ready run in turn
+	const publishers, each = 8, 50
+	statements := func(publishers int) (n int) {
+		db := &slowPool{took: time.Millisecond}
+		combining(t, db, func(t *testing.T, c *groupCommit) {
+			var wg sync.WaitGroup
+			for range publishers {
+				wg.Go(func() {
+					for range each {
+						n, err := c.insert(context.Background(), oneMessage())
+						if err != nil || n != 1 {
+							t.Errorf("%d rows: %v", n, err)
+						}
+					}
+				})
+			}
+			wg.Wait()
+			n = db.statements
+		})
+		return n
+	}
+	require.Equal(t, each, statements(1))
+	require.Less(t, statements(publishers), each*3/2)
+}
+
+// TestAPublisherThatGivesUpLeavesTheOthers: who commits by himself has the time that his context gives him.
+// Those who have gathered meanwhile are committed all the same, whoever of them has gone.
+func TestAPublisherThatGivesUpLeavesTheOthers(t *testing.T) {
+	db := &slowPool{took: time.Hour}
+	combining(t, db, func(t *testing.T, c *groupCommit) {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		patient := make(chan error, 1)
+		go func() {
+			time.Sleep(time.Millisecond) // the other one is under way
+			_, err := c.insert(context.Background(), oneMessage())
+			patient <- err
+		}()
+		impatient := make(chan error, 1)
+		go func() {
+			time.Sleep(time.Millisecond)
+			ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
+			defer cancel()
+			_, err := c.insert(ctx, oneMessage())
+			impatient <- err
+		}()
+		began := time.Now()
+		time.AfterFunc(time.Second/2, func() { db.takes(time.Millisecond) })
+		_, err := c.insert(ctx, oneMessage())
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.Equal(t, time.Second, time.Since(began))
+		require.ErrorIs(t, <-impatient, context.DeadlineExceeded)
+		require.NoError(t, <-patient)
+		require.Equal(t, 2, db.statements)
+	})
+}
+
+// stubbornPool takes its time for statements with one message, and then cancels them.
+type stubbornPool struct {
+	pool
+	took time.Duration
+}
+
+func (d *stubbornPool) exec(ctx context.Context, _ string, args ...any) (int64, error) {
+	if !strings.Contains(fmt.Sprint(args...), "large") {
+		backoff.Sleep(ctx, time.Millisecond)
+		return 1, ctx.Err()
+	}
+	if !backoff.Sleep(ctx, d.took) {
+		return 0, ctx.Err()
+	}
+	return 0, &pgconn.PgError{Code: "57014"}
+}
+
+// TestGroupCommit_aStatementThatNeverSucceedsHoldsUpNobody, whether it comes first, or meets others in a commit.
+func TestGroupCommit_aStatementThatNeverSucceedsHoldsUpNobody(t *testing.T) {
+	for _, took := range []time.Duration{150 * time.Millisecond, 20 * time.Second} { // by the server, by the client
+		for _, first := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s first %t", took, first), func(t *testing.T) {
+				combining(t, &stubbornPool{took: took}, func(t *testing.T, c *groupCommit) {
+					ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+					defer cancel()
+					var wg sync.WaitGroup
+					publish := func(uuid string) {
+						wg.Go(func() {
+							began := time.Now()
+							_, err := c.insert(ctx, batch{"order.paid.v1", []publication{{uuid: uuid}}})
+							if uuid == "large" {
+								assert.ErrorIs(t, err, context.DeadlineExceeded)
+								return
+							}
+							assert.NoError(t, err)
+							assert.Less(t, time.Since(began), statementTimeout+3*time.Second, "it waits for the other")
+						})
+						synctest.Wait()
+					}
+					if !first {
+						publish("small")
+					}
+					publish("large")
+					for range 5 {
+						publish("small")
+					}
+					time.Sleep(40 * time.Second)
+					for range 5 {
+						began := time.Now()
+						_, err := c.insert(ctx, oneMessage())
+						require.NoError(t, err)
+						require.Less(t, time.Since(began), time.Second)
+					}
+					wg.Wait()
+				})
+			})
+		}
+	}
+}

@@ -1,0 +1,152 @@
+package sql
+
+import (
+	"container/heap"
+	"math"
+	"sync"
+	"time"
+)
+
+// A claim from the key queues of a group walks from one to the next. Thousands of them may wait for a redelivery,
+// so that a walk over all takes seconds. keyHints say where a feed's next claim may find something all the
+// same: in key queues of which the feed has settled a message, and at messages that are due by now. They are only
+// hints: a claim checks what it takes, and the walk finds what no hint names.
+type keyHints struct {
+	mu      sync.Mutex
+	settled map[int64]struct{} // key queues
+	waiting waitingHeads
+	dueAt   map[int64]time.Time // of the messages in waiting
+}
+
+const (
+	// maxSettledKeys and maxWaitingHeads bound the memory that hints take.
+	maxSettledKeys  = 4096
+	maxWaitingHeads = 1 << 18
+	// hintsAtOnce is how many hints of a kind one claim follows.
+	hintsAtOnce = 128
+)
+
+// waitingHead is the first message of a key queue, which waits for its redelivery.
+type waitingHead struct {
+	id int64
+	at time.Time
+}
+
+// waitingHeads is a heap by the time at which they are due.
+type waitingHeads []waitingHead
+
+func (h waitingHeads) Len() int           { return len(h) }
+func (h waitingHeads) Less(i, j int) bool { return h[i].at.Before(h[j].at) }
+func (h waitingHeads) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
+func (h *waitingHeads) Push(x any)        { *h = append(*h, x.(waitingHead)) } //nolint:forcetypeassert // heap.Push gets nothing else
+
+func (h *waitingHeads) Pop() any {
+	last := (*h)[len(*h)-1]
+	*h = (*h)[:len(*h)-1]
+	return last
+}
+
+// settle notes that a key queue may have a message that can be taken.
+func (l *keyHints) settle(queue int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.settled == nil {
+		l.settled = make(map[int64]struct{})
+	}
+	if len(l.settled) < maxSettledKeys {
+		l.settled[queue] = struct{}{}
+	}
+}
+
+// wait notes that a message can be taken at that time.
+func (l *keyHints) wait(id int64, at time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.dueAt == nil {
+		l.dueAt = make(map[int64]time.Time)
+	}
+	known, there := l.dueAt[id]
+	if there && !at.Before(known) && at.Sub(known) < time.Second || len(l.waiting) >= maxWaitingHeads {
+		return
+	}
+	l.dueAt[id] = at
+	heap.Push(&l.waiting, waitingHead{id, at})
+}
+
+// take removes the hints that the next claim follows.
+func (l *keyHints) take(now time.Time) (queues, due []int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for queue := range l.settled {
+		if len(queues) == hintsAtOnce {
+			break
+		}
+		queues = append(queues, queue)
+		delete(l.settled, queue)
+	}
+	for len(due) < hintsAtOnce && len(l.waiting) > 0 && !l.waiting[0].at.After(now) {
+		head := heap.Pop(&l.waiting).(waitingHead) //nolint:forcetypeassert // nothing else is in it
+		if at, there := l.dueAt[head.id]; there && at.Equal(head.at) {
+			delete(l.dueAt, head.id)
+			due = append(due, head.id)
+		}
+	}
+	return queues, due
+}
+
+// restore puts hints back that a claim took and did not follow.
+func (l *keyHints) restore(queues, due []int64) {
+	for _, queue := range queues {
+		l.settle(queue)
+	}
+	for _, id := range due {
+		l.wait(id, time.Now())
+	}
+}
+
+// next returns when the next message is due, zero if none waits.
+func (l *keyHints) next() time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.waiting) == 0 {
+		return time.Time{}
+	}
+	return l.waiting[0].at
+}
+
+// left reports whether there are key queues that a claim has not looked at yet.
+func (l *keyHints) left() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.settled) > 0
+}
+
+// keyWalk is how far the walk over a group's key queues has come. The walks of some claims make a round, so that
+// every key queue gets its turn.
+type keyWalk struct {
+	after   int64 // the walk goes on behind this key queue
+	start   int64 // the round began behind this one
+	wrapped bool  // the round has come to the last key queue and gone on from the first
+}
+
+// noKeyQueue is before every key queue.
+const noKeyQueue = math.MinInt64
+
+func newKeyWalk() keyWalk { return keyWalk{after: noKeyQueue, start: noKeyQueue} }
+
+// step goes on to a key queue, or to the end of all, and reports whether that completes the round.
+func (w *keyWalk) step(last int64, end bool) (round bool) {
+	switch {
+	case !end:
+		w.after = last
+		round = w.wrapped && last >= w.start
+	case w.wrapped || w.start == noKeyQueue:
+		w.after, round = noKeyQueue, true
+	default:
+		w.after, w.wrapped = noKeyQueue, true
+	}
+	if round {
+		w.start, w.wrapped = w.after, false
+	}
+	return round
+}

@@ -1,0 +1,80 @@
+package sql
+
+import (
+	"context"
+	"time"
+)
+
+// keyRounds decides how soon the walk over the key queues of a group goes on that finds nothing, and which rows
+// are new to it. A group is crowded if more of its key queues wait than one claim looks at. Then claims follow
+// one another until the walk has come round, which may take seconds; meanwhile each of them also looks at new
+// rows. Between two rounds of a crowded group, claims look at new rows and where hints lead.
+type keyRounds struct {
+	opened  bool
+	crowded bool
+	claims  int           // of the round so far
+	spent   time.Duration // on them
+	next    time.Time     // when the next round may begin
+	seen    watermark
+	more    bool      // there are new rows that were not read yet
+	busy    bool      // the last claim took something
+	orphans time.Time // when what dead consumers had taken was last put back
+	walked  time.Time // when the last claim was that did not only follow hints
+}
+
+// walkEvery is how long claims may follow hints alone that lead to enough messages. Else keys of which this feed
+// has settled nothing would get no turn.
+const walkEvery = 20 * time.Millisecond
+
+// open remembers which rows are there already.
+func (l *keyRounds) open(ctx context.Context, d *database) (err error) {
+	if l.opened {
+		return nil
+	}
+	newest, err := d.newest(ctx)
+	if err != nil {
+		return err
+	}
+	l.seen.reset(time.Now(), max(newest, 1))
+	l.opened = true
+	return nil
+}
+
+// fresh returns the id behind which rows are new, 0 if the walk finds everything soon, and whether the walk is
+// to be short.
+func (l *keyRounds) fresh(now time.Time) (id int64, brief bool) {
+	if !l.crowded {
+		return 0, false
+	}
+	return l.seen.older, now.Before(l.next)
+}
+
+func (l *keyRounds) claimed(began time.Time, found keysFound) {
+	l.more, l.busy = found.more, len(found.taken) > 0
+	if found.walked {
+		l.walked = began
+	}
+	switch {
+	case found.newest == 0:
+	case found.more: // there are too many to read any of them twice
+		l.seen.reset(began, found.newest)
+	default:
+		l.seen.advance(began, found.newest)
+	}
+	l.spent += time.Since(began)
+	switch {
+	case !found.round:
+		l.claims++
+		l.crowded = l.crowded || found.crowded
+		return
+	case l.claims == 0:
+		l.crowded = false
+	}
+	l.next = time.Now().Add(max(time.Second, 4*l.spent))
+	l.claims, l.spent = 0, 0
+}
+
+// goOn reports whether a claim that found less than it wanted is to be followed by another at once.
+func (l *keyRounds) goOn(now time.Time) bool {
+	return l.crowded && (l.more || !now.Before(l.next))
+}

@@ -1,0 +1,124 @@
+package sql
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"sync"
+
+	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/internal/backoff"
+)
+
+// holder is a feed that has a lease.
+type holder interface {
+	Close(ctx context.Context) error
+	end(ctx context.Context) error // gives back what is out, and ends the lease
+}
+
+// leases are those of a transport's feeds. Its lock is held while a feed begins, and never during a statement.
+type leases struct {
+	*lifetime
+	consumers
+
+	mu      sync.Mutex
+	holders map[*consumer]holder
+	closed  bool
+}
+
+func newLeases(life *lifetime, all consumers) *leases {
+	return &leases{lifetime: life, consumers: all, holders: make(map[*consumer]holder)}
+}
+
+// add enters the lease of a feed and lets it begin, unless the transport is closed.
+func (l *leases) add(c *consumer, h holder, begin func()) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return driver.ErrClosed
+	}
+	l.holders[c] = h
+	begin()
+	return nil
+}
+
+// close returns the feeds that there are; no other will come.
+func (l *leases) close() []holder {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closed = true
+	return slices.Collect(maps.Values(l.holders))
+}
+
+func (l *leases) isClosed() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.closed
+}
+
+func (l *leases) all() []*consumer {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Collect(maps.Keys(l.holders))
+}
+
+// groups returns the groups with a lease, each once.
+func (l *leases) groups() []group {
+	byID := make(map[int64]group)
+	for _, c := range l.all() {
+		byID[c.group.id] = c.group
+	}
+	return slices.Collect(maps.Values(byID))
+}
+
+// end ends a lease.
+func (l *leases) end(ctx context.Context, c *consumer) error {
+	l.mu.Lock()
+	_, there := l.holders[c]
+	delete(l.holders, c)
+	l.mu.Unlock()
+	if !there {
+		return nil
+	}
+	return l.retry(ctx, func(ctx context.Context) error { return l.leave(ctx, c.id) })
+}
+
+// keep renews the leases until the transport closes, and more often if the database is away.
+func (l *leases) keep() {
+	interval := l.cfg.Lease / 3
+	wait := interval
+	for backoff.Sleep(l.ctx, wait) {
+		all := l.all()
+		wait = interval
+		if len(all) == 0 {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(l.ctx, min(statementTimeout, interval/2))
+		err := l.renew(ctx, l.relaxed, all)
+		cancel()
+		if err != nil && l.ctx.Err() == nil {
+			err = l.renewAside(all, err)
+		}
+		if err != nil && l.ctx.Err() == nil {
+			l.temporary(err)
+			l.cfg.Logger.Warn("leat: sql: leases not renewed", "err", err)
+			wait = min(interval, longestBackoff)
+		} else if err == nil {
+			l.link.works()
+		}
+	}
+}
+
+// renewAside renews leases on a connection of its own if all of the pool's are in use: by handlers, perhaps, that
+// work on the messages which would go to others. It returns failed if that is not the reason.
+func (l *leases) renewAside(all []*consumer, failed error) error {
+	crowded, ok := l.pool.(exhaustible)
+	if !ok || l.name == SQLite || !crowded.exhausted() { // its one connection is in use while anything is done
+		return failed
+	}
+	l.cfg.Logger.Warn("leat: sql: pool exhausted", "err", failed,
+		"hint", "give the pool a connection for each handler that holds one, and three more; in a transaction, publish by InTx")
+	ctx, cancel := context.WithTimeout(l.ctx, statementTimeout)
+	defer cancel()
+	return crowded.aside(ctx, failed, func(ex executor) error { return l.renew(ctx, ex, all) })
+}

@@ -1,0 +1,42 @@
+package sql
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/leatbus/leat/bus/driver"
+)
+
+// lifetime is how long a transport works. Its context ends with [driver.ErrClosed] when the transport closes,
+// and its goroutines end with the context.
+type lifetime struct {
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	work   sync.WaitGroup
+}
+
+func newLifetime() *lifetime {
+	l := &lifetime{}
+	l.ctx, l.cancel = context.WithCancelCause(context.Background())
+	return l
+}
+
+// while returns ctx, which also ends with the lifetime.
+func (l *lifetime) while(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(l.ctx, func() { cancel(driver.ErrClosed) })
+	return ctx, func() {
+		stop()
+		cancel(nil)
+	}
+}
+
+// failure returns the error for the caller of what failed.
+func failure(what string, err error) error {
+	if errors.Is(err, driver.ErrClosed) {
+		return driver.ErrClosed
+	}
+	return fmt.Errorf("sql: %s: %w", what, err)
+}

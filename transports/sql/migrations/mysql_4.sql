@@ -1,0 +1,16 @@
+-- What the numbers in {messages}.state mean, for operators: no program reads it. From this version on, headers are
+-- written as JSON.
+CREATE TABLE IF NOT EXISTS {states} (
+	state   SMALLINT     NOT NULL PRIMARY KEY,
+	name    VARCHAR(20)  NOT NULL,
+	meaning VARCHAR(255) NOT NULL
+) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4;
+
+REPLACE INTO {states} (state, name, meaning) VALUES
+	(0, 'ready', 'waits for a consumer, or is out if owner is one that lives'),
+	(1, 'delayed', 'waits until pos, in microseconds since 1970'),
+	(2, 'poisoned', 'is in the poison queue since pos'),
+	(3, 'handled', 'was handled at pos, and is kept for a while'),
+	(4, 'keyed', 'waits in the queue of its key'),
+	(5, 'keyhead', 'is out, and the queue of its key stands still'),
+	(6, 'parked', 'waits behind a poisoned message of its key');

@@ -1,0 +1,189 @@
+package sql
+
+import (
+	"context"
+	stdsql "database/sql"
+	"database/sql/driver"
+)
+
+// executor runs statements, on a pool or in a transaction.
+type executor interface {
+	exec(ctx context.Context, query string, args ...any) (affected int64, err error)
+	query(ctx context.Context, query string, args ...any) (rows, error)
+}
+
+// database is a pool of connections. Its methods may be called concurrently.
+type pool interface {
+	executor
+	// inTx runs f in a transaction at READ COMMITTED (SQLite: as the only writer).
+	inTx(ctx context.Context, f func(executor) error) error
+	// recycle closes idle connections, so that the next statement looks for the server anew.
+	recycle()
+	close()
+}
+
+// statement is a query with its arguments.
+type statement struct {
+	query string
+	args  []any
+}
+
+// pipeliner is a database that runs some statements in one round trip, all or none.
+type pipeliner interface {
+	pipeline(ctx context.Context, statements []statement) (affected []int64, err error)
+}
+
+// relaxer is a database that can commit without waiting for the disk. What is committed so outlives
+// the process, but not always the machine.
+type relaxer interface {
+	relaxed() pool
+}
+
+// exhaustible is a pool whose connections may all be in use.
+type exhaustible interface {
+	exhausted() bool
+	// aside runs f on a connection beyond the pool's, or returns failed if none can be made.
+	aside(ctx context.Context, failed error, f func(executor) error) error
+}
+
+// relaxed returns the pool for what may be done twice: claims and acks.
+func relaxed(db pool) pool {
+	if r, ok := db.(relaxer); ok {
+		return r.relaxed()
+	}
+	return db
+}
+
+// rows is what *sql.Rows and pgx.Rows have in common.
+type rows interface {
+	Next() bool
+	Scan(dest ...any) error
+	Err() error
+	Close()
+}
+
+// collect reads all rows.
+func collect[T any](ctx context.Context, ex executor, scan func(rows, *T) error, query string, args ...any) ([]T, error) {
+	r, err := ex.query(ctx, query, args...)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	var all []T
+	for r.Next() {
+		var v T
+		if err := scan(r, &v); err != nil {
+			return nil, err
+		}
+		all = append(all, v)
+	}
+	return all, r.Err()
+}
+
+// numbers reads rows of one integer.
+func numbers(ctx context.Context, ex executor, query string, args ...any) ([]int64, error) {
+	return collect(ctx, ex, func(r rows, n *int64) error { return r.Scan(n) }, query, args...)
+}
+
+// number reads one integer; ok is false where there is no row, or a NULL.
+func number(ctx context.Context, ex executor, query string, args ...any) (n int64, ok bool, err error) {
+	all, err := collect(ctx, ex, func(r rows, n *stdsql.NullInt64) error { return r.Scan(n) }, query, args...)
+	if err != nil || len(all) == 0 {
+		return 0, false, err
+	}
+	return all[0].Int64, all[0].Valid, nil
+}
+
+// stdPool is a *sql.DB.
+type stdPool struct {
+	db    *stdsql.DB
+	owned bool
+	tx    *stdsql.TxOptions
+}
+
+func (d *stdPool) exec(ctx context.Context, query string, args ...any) (int64, error) {
+	return stdExec(ctx, d.db, query, args)
+}
+
+func (d *stdPool) query(ctx context.Context, query string, args ...any) (rows, error) {
+	return stdQuery(ctx, d.db, query, args)
+}
+
+func (d *stdPool) inTx(ctx context.Context, f func(executor) error) error {
+	tx, err := d.db.BeginTx(ctx, d.tx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tx.Rollback() }() // does nothing after Commit
+	if err := f(stdExecutor{tx}); err != nil {
+		return err
+	}
+	return tx.Commit()
+}
+
+func (d *stdPool) exhausted() bool {
+	stats := d.db.Stats()
+	return stats.MaxOpenConnections > 0 && stats.InUse >= stats.MaxOpenConnections
+}
+
+// aside fails: database/sql does not tell the pool's address.
+func (d *stdPool) aside(_ context.Context, failed error, _ func(executor) error) error {
+	return failed
+}
+
+// recycle tells the pool that its idle connections are bad, one by one: the limits of a pool that
+// is the user's are not ours to change.
+func (d *stdPool) recycle() {
+	ctx, cancel := context.WithTimeout(context.Background(), recycleTimeout)
+	defer cancel()
+	for range d.db.Stats().Idle {
+		conn, err := d.db.Conn(ctx)
+		if err != nil {
+			return
+		}
+		_ = conn.Raw(func(any) error { return driver.ErrBadConn })
+		_ = conn.Close()
+	}
+}
+
+func (d *stdPool) close() {
+	if d.owned {
+		_ = d.db.Close()
+	}
+}
+
+// stdQueryer is what *sql.DB, *sql.Conn and *sql.Tx have in common.
+type stdQueryer interface {
+	ExecContext(ctx context.Context, query string, args ...any) (stdsql.Result, error)
+	QueryContext(ctx context.Context, query string, args ...any) (*stdsql.Rows, error)
+}
+
+type stdExecutor struct{ q stdQueryer }
+
+func (e stdExecutor) exec(ctx context.Context, query string, args ...any) (int64, error) {
+	return stdExec(ctx, e.q, query, args)
+}
+
+func (e stdExecutor) query(ctx context.Context, query string, args ...any) (rows, error) {
+	return stdQuery(ctx, e.q, query, args)
+}
+
+func stdExec(ctx context.Context, q stdQueryer, query string, args []any) (int64, error) {
+	result, err := q.ExecContext(ctx, query, args...)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+func stdQuery(ctx context.Context, q stdQueryer, query string, args []any) (rows, error) {
+	r, err := q.QueryContext(ctx, query, args...) //nolint:rowserrcheck // collect does
+	if err != nil {
+		return nil, err
+	}
+	return stdRows{r}, nil
+}
+
+type stdRows struct{ *stdsql.Rows }
+
+func (r stdRows) Close() { _ = r.Rows.Close() }

@@ -1,0 +1,159 @@
+package sql
+
+import (
+	"context"
+	"slices"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/leatbus/leat/bus/driver"
+)
+
+// What one statement inserts at most: servers bound the size and the number of arguments.
+const (
+	maxInsert      = 400
+	maxInsertBytes = 4 << 20
+)
+
+func (s *statements) publications(msgs []*message.Message) ([]publication, error) {
+	rows := make([]publication, len(msgs))
+	for i, msg := range msgs {
+		var err error
+		if rows[i], err = s.newPublication(msg); err != nil {
+			return nil, err
+		}
+	}
+	return rows, nil
+}
+
+// publisher inserts messages.
+type publisher struct{ *database }
+
+// batch is messages of one topic.
+type batch struct {
+	topic string
+	rows  []publication
+}
+
+// insertAll inserts all batches or none, and returns the number of rows for each.
+func (p publisher) insertAll(ctx context.Context, batches []batch) (inserted []int64, err error) {
+	var chunks []batch
+	var of []int // the batch of each chunk
+	for n, b := range batches {
+		for _, c := range b.chunks() {
+			chunks, of = append(chunks, c), append(of, n)
+		}
+	}
+	affected, err := p.insertChunks(ctx, chunks, len(chunks) == len(batches))
+	if err != nil {
+		return nil, err
+	}
+	inserted = make([]int64, len(batches))
+	for i, n := range of {
+		inserted[n] += affected[i]
+	}
+	return inserted, nil
+}
+
+// insertChunks inserts all or none: in one round trip where they are small and the driver can.
+func (p publisher) insertChunks(ctx context.Context, chunks []batch, small bool) (affected []int64, err error) {
+	statements := make([]statement, len(chunks))
+	for i, c := range chunks {
+		statements[i].query, statements[i].args = p.insertSome(c, p.arrays, p.wanted(c.topic))
+	}
+	affected = make([]int64, len(chunks))
+	if len(statements) == 1 {
+		affected[0], err = p.pool.exec(ctx, statements[0].query, statements[0].args...)
+		return affected, err
+	}
+	if db, ok := p.pool.(pipeliner); ok && small {
+		return db.pipeline(ctx, statements)
+	}
+	return affected, p.pool.inTx(ctx, func(tx executor) error {
+		for i, st := range statements {
+			if affected[i], err = tx.exec(ctx, st.query, st.args...); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// chunks cuts a batch into what one statement takes. One message always fits.
+func (b batch) chunks() (all []batch) {
+	start, size := 0, 0
+	for i, row := range b.rows {
+		bytes := len(row.payload) + len(row.headers)
+		if i > start && (i-start == maxInsert || size+bytes > maxInsertBytes) {
+			all = append(all, batch{b.topic, b.rows[start:i]})
+			start, size = i, 0
+		}
+		size += bytes
+	}
+	return append(all, batch{b.topic, b.rows[start:]})
+}
+
+// wantedHere does what wanted does, in these tables and not in others of the same names.
+func (p publisher) wantedHere(topic string) routeFilter {
+	return func(args []any) (string, []any) {
+		where, args := p.route(topic, args)
+		return where + insertHere, append(args, p.born)
+	}
+}
+
+// nobody returns why nothing was inserted.
+func (p publisher) nobody(ctx context.Context, tx any, topic string, n int) error {
+	ex, _, err := p.userTx(tx)
+	if err != nil {
+		return err
+	}
+	_, here, err := number(ctx, ex, p.sql(`SELECT version FROM {migrations} WHERE version = 1 AND applied_at = ?`), p.born)
+	if err != nil {
+		return p.txError(err)
+	}
+	if !here {
+		return errElsewhere
+	}
+	if err := p.rolledBack(ctx, ex); err != nil {
+		return err
+	}
+	return &driver.UnroutableError{Topics: slices.Repeat([]string{topic}, n), Strict: p.cfg.Unroutable == UnroutableError}
+}
+
+// insertTx inserts messages in the user's transaction, by the statements that insert makes. It returns how
+// many rows were made.
+func (p publisher) insertTx(ctx context.Context, tx any, topic string, msgs []*message.Message,
+	insert func(b batch, arrays bool) (query string, args []any),
+) (inserted int64, err error) {
+	if err := p.file.gone(); err != nil {
+		return 0, err
+	}
+	ex, arrays, err := p.userTx(tx)
+	if err != nil {
+		return 0, err
+	}
+	if err := driver.ValidateTopic(topic); err != nil {
+		return 0, err
+	}
+	rows, err := p.publications(msgs)
+	if err != nil {
+		return 0, err
+	}
+	for _, c := range (batch{topic, rows}).chunks() {
+		query, args := insert(c, arrays)
+		n, err := ex.exec(ctx, query, args...)
+		if err != nil {
+			return 0, p.txError(err)
+		}
+		inserted += n
+	}
+	return inserted, nil
+}
+
+// insertSome returns the insert of a batch, in a form that the transaction's driver takes.
+func (p publisher) insertSome(b batch, arrays bool, to routeFilter) (query string, args []any) {
+	if arrays {
+		return p.insertArrays(b.topic, b.rows, to)
+	}
+	return p.insert(b.topic, b.rows, to)
+}

@@ -1,0 +1,19 @@
+package sql
+
+// record is a message as it is read.
+type record struct {
+	id      int64
+	state   state
+	attempt int
+	firstAt int64
+	topic   string
+	uuid    string
+	headers []byte
+	payload []byte
+}
+
+const messageColumns = "id, state, attempt, first_at, topic, uuid, headers, payload"
+
+func scanRecord(r rows, m *record) error {
+	return r.Scan(&m.id, &m.state, &m.attempt, &m.firstAt, &m.topic, &m.uuid, &m.headers, &m.payload)
+}

@@ -1,0 +1,93 @@
+package sql
+
+import (
+	"context"
+	"time"
+
+	"github.com/leatbus/leat/transports/internal/backoff"
+)
+
+const (
+	// cleanEvery is how often a transport clears away what is too old, and more often where
+	// messages are kept for less.
+	cleanEvery = 30 * time.Second
+	// cleanAtOnce is how many messages one statement deletes.
+	cleanAtOnce = 1000
+)
+
+// retention deletes handled and poisoned messages whose time is over, and leases of the dead. It touches
+// messages only of groups that this process consumes: the tables may be shared, and another service may keep
+// its own for longer.
+type retention struct{ *core }
+
+func (r retention) run() {
+	for backoff.Sleep(r.ctx, r.cfg.cleanEvery()) {
+		ctx, cancel := context.WithTimeout(r.ctx, cleanEvery)
+		err := r.clean(ctx, r.leases.groups())
+		cancel()
+		if err != nil && r.ctx.Err() == nil {
+			r.temporary(err)
+			r.cfg.Logger.Warn("leat: sql: clean up failed", "err", err)
+		}
+	}
+}
+
+func (c Config) cleanEvery() time.Duration {
+	every := cleanEvery
+	for _, keep := range []time.Duration{c.KeepHandled, c.KeepPoisoned} {
+		if keep > 0 {
+			every = min(every, max(keep, time.Second))
+		}
+	}
+	return every
+}
+
+func (r retention) clean(ctx context.Context, groups []group) error {
+	if err := r.file.gone(); err != nil {
+		return err
+	}
+	if err := r.leases.bury(ctx); err != nil {
+		return err
+	}
+	if err := r.groups.cleanTails(ctx); err != nil {
+		return err
+	}
+	err := r.cleanState(ctx, groups, stateHandled, r.cfg.KeepHandled, func(ids []int64, _ group) error {
+		query, args := r.withIDs(`DELETE FROM {messages} WHERE state = {handled} AND id {in}`, ids)
+		_, err := r.relaxed.exec(ctx, query, args...)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return r.cleanState(ctx, groups, statePoisoned, r.cfg.KeepPoisoned, func(ids []int64, g group) error {
+		return r.groups.locked(ctx, r.relaxed, g, func(tx lockedGroup) error {
+			_, _, err := r.poison.drop(ctx, tx, ids)
+			return err
+		})
+	})
+}
+
+// cleanState calls remove with messages of the groups in that state for longer than they are kept, some at
+// a time.
+func (r retention) cleanState(ctx context.Context, groups []group, in state, keep time.Duration, remove func([]int64, group) error) error {
+	if keep == 0 {
+		return nil
+	}
+	for _, g := range groups {
+		for n := cleanAtOnce; n == cleanAtOnce; {
+			ids, err := numbers(ctx, r.pool, r.sql(`SELECT id FROM {messages} WHERE group_id = ? AND state = ? AND pos < {now} - ? ORDER BY pos LIMIT ?`),
+				g.id, int(in), keep.Microseconds(), cleanAtOnce)
+			if err != nil {
+				return err
+			}
+			if n = len(ids); n == 0 {
+				break
+			}
+			if err := remove(ids, g); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

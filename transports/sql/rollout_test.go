@@ -1,0 +1,234 @@
+package sql_test
+
+import (
+	stdsql "database/sql"
+	"fmt"
+	"maps"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/sql"
+)
+
+// makeVersion3 makes the tables as the release before JSON headers made them.
+func (s system) makeVersion3(t testing.TB, db *stdsql.DB) {
+	script, err := sql.MigrationSQL(s.cfg, 0)
+	require.NoError(t, err)
+	for statement := range strings.SplitSeq(script, ";\n\n") {
+		if strings.Contains(statement, "leat_states") {
+			return
+		}
+		run(t, db, statement)
+	}
+}
+
+// insert puts a message into a group's queue, with headers as another program may have written them.
+func (s system) insert(t testing.TB, db *stdsql.DB, group string, state, queue int, uuid string, headers []byte) {
+	arg := func(n int) string {
+		if s.cfg.Dialect == sql.Postgres {
+			return fmt.Sprintf("$%d", n)
+		}
+		return "?"
+	}
+	run(t, db, fmt.Sprintf(`INSERT INTO %s (group_id, state, pos, lane, first_at, topic, uuid, headers, payload)
+		SELECT id, %d, %d, %d, 0, 'order.paid.v1', '%s', %s, '{}' FROM %s WHERE name = '%s'`,
+		s.table("messages"), state, queue, queue, uuid, arg(1), s.table("groups"), group), headers)
+}
+
+// headersOf returns the column.
+func (s system) headersOf(t testing.TB, db *stdsql.DB, uuid string) (headers string) {
+	var text []byte
+	row := db.QueryRowContext(t.Context(), fmt.Sprintf("SELECT headers FROM %s WHERE uuid = '%s'", s.table("messages"), uuid))
+	require.NoError(t, row.Scan(&text))
+	return string(text)
+}
+
+// TestHeaders_areWrittenAsTheTablesAreOld: processes of the release before, which know lines only, run beside new ones
+// until leat migrate up. Processes that were started before that and after it read what the others write.
+func TestHeaders_areWrittenAsTheTablesAreOld(t *testing.T) {
+	eachSystem(t, func(t *testing.T, s system) {
+		ctx, db := testContext(t), s.db(t)
+		s.makeVersion3(t, db)
+		first := s.start(t)
+		version, err := sql.MigrationStatus(ctx, db, s.cfg)
+		require.NoError(t, err)
+		require.Equal(t, 3, version, "opening goes no further than it must")
+		firstFeed, err := first.Subscribe(ctx, subscription("shop.ledger", 1, "order.paid.v1"))
+		require.NoError(t, err)
+
+		headers := message.Metadata{"a=b": "é\n\\", "bytes": "\x00\xff", driver.HeaderPartitionKey: "key"}
+		s.insert(t, db, "shop.ledger", 0, 0, "old", []byte("a\\=b=é\\n\\\\\nbytes=\x00\xff\nce_partitionkey=key\n"))
+		d := next(t, firstFeed, patience)
+		require.Equal(t, headers, d.Message.Metadata)
+		require.NoError(t, d.Settler.GiveBack(0))
+
+		publish := func(transport driver.Transport, uuid string) string {
+			msg := message.NewMessage(uuid, nil)
+			msg.Metadata = maps.Clone(headers)
+			require.NoError(t, transport.Publish(ctx, "order.paid.v1", msg))
+			return s.headersOf(t, db, uuid)
+		}
+		require.True(t, strings.HasSuffix(publish(first, "by first"), "\n"))
+		d = next(t, firstFeed, patience)
+		for d.Message.UUID != "old" {
+			require.NoError(t, d.Settler.GiveBack(0))
+			d = next(t, firstFeed, patience)
+		}
+		require.NoError(t, d.Settler.Poison(ctx, driver.Fault{Text: "test"}))
+		require.True(t, strings.HasSuffix(s.headersOf(t, db, "old"), "\n"))
+
+		require.NoError(t, sql.Migrate(ctx, db, s.cfg))
+		second := s.start(t)
+		require.True(t, strings.HasSuffix(publish(first, "by first later"), "\n"), "until it is restarted")
+		require.True(t, strings.HasPrefix(publish(second, "by second"), "{"))
+		list, err := second.PoisonQueue("shop.ledger").List(ctx, "", 10)
+		require.NoError(t, err)
+		require.Len(t, list, 1)
+		require.Equal(t, "test", list[0].Fault.Text)
+		_, err = second.PoisonQueue("shop.ledger").Replay(ctx, list[0].ID)
+		require.NoError(t, err)
+		require.True(t, strings.HasPrefix(s.headersOf(t, db, "old"), "{"))
+
+		seen := make(map[string]bool)
+		for range 4 {
+			d := next(t, firstFeed, patience)
+			require.Equal(t, headers, d.Message.Metadata, d.Message.UUID)
+			seen[d.Message.UUID] = true
+			require.NoError(t, d.Settler.GiveBack(time.Hour))
+		}
+		require.Len(t, seen, 4)
+		require.NoError(t, firstFeed.Close(ctx))
+		run(t, db, fmt.Sprintf("UPDATE %s SET pos = 0", s.table("messages"))) // an hour later
+		secondFeed, err := second.Subscribe(ctx, subscription("shop.ledger", 1, "order.paid.v1"))
+		require.NoError(t, err)
+		for range 4 {
+			d := next(t, secondFeed, patience)
+			require.Equal(t, headers, d.Message.Metadata, d.Message.UUID)
+			require.NoError(t, d.Settler.Ack())
+		}
+	})
+}
+
+// TestHeaders_canBeQueriedByOperators as the documentation says.
+func TestHeaders_canBeQueriedByOperators(t *testing.T) {
+	eachSystem(t, func(t *testing.T, s system) {
+		ctx, db := testContext(t), s.db(t)
+		transport := s.start(t)
+		feed, err := transport.Subscribe(ctx, subscription("shop.ledger", 1, "order.paid.v1"))
+		require.NoError(t, err)
+		require.NoError(t, feed.Close(ctx))
+		msg := message.NewMessage("m", nil)
+		msg.Metadata = message.Metadata{driver.HeaderPartitionKey: "Ünï \"key\"\n", "bytes": "\x00"}
+		require.NoError(t, transport.Publish(ctx, "order.paid.v1", msg))
+		query := map[sql.Dialect]string{
+			sql.Postgres: `SELECT convert_from(headers, 'UTF8')::jsonb ->> 'ce_partitionkey' FROM `,
+			sql.MySQL:    `SELECT JSON_UNQUOTE(JSON_EXTRACT(CONVERT(headers USING utf8mb4), '$.ce_partitionkey')) FROM `,
+			sql.SQLite:   `SELECT json_extract(CAST(headers AS TEXT), '$.ce_partitionkey') FROM `,
+		}[s.cfg.Dialect]
+		var key string
+		require.NoError(t, db.QueryRowContext(ctx, query+s.table("messages")).Scan(&key))
+		require.Equal(t, "Ünï \"key\"\n", key)
+		var name string
+		require.NoError(t, db.QueryRowContext(ctx, fmt.Sprintf("SELECT s.name FROM %s m JOIN %s s ON s.state = m.state", s.table("messages"), s.table("states"))).Scan(&name))
+		require.Equal(t, "ready", name)
+	})
+}
+
+// TestHostileHeaders_endInThePoisonQueue with the reason, whatever stands in the column, and stop nobody.
+func TestHostileHeaders_endInThePoisonQueue(t *testing.T) {
+	hostile := map[string]string{ // and what the reason says
+		`{"a":`:                               "string",
+		`{"a":1}`:                             "string",
+		`[]`:                                  "object",
+		`{"a":"b","a":"c"}`:                   "twice",
+		"{\"a\":\"\xff\"}":                    "UTF-8",
+		`{"a":"base64:!"}`:                    "base64",
+		"no key\n":                            "key=value",
+		strings.Repeat(`{"a":`, 1<<18):        "string",
+		`{"a":"` + strings.Repeat("b", 1<<20): "no end",
+	}
+	eachSystem(t, func(t *testing.T, s system) {
+		for _, order := range []driver.Order{driver.Unordered, driver.OrderedByKey} {
+			ctx, db := testContext(t), s.db(t)
+			transport := s.start(t)
+			sub := subscription(fmt.Sprintf("shop.ledger%d", order), 4, "order.paid.v1")
+			sub.Order, sub.Park = order, order == driver.OrderedByKey
+			feed, err := transport.Subscribe(ctx, sub)
+			require.NoError(t, err)
+			state, n := 0, 0
+			if sub.Park {
+				state = 4
+			}
+			for headers := range hostile {
+				n++
+				s.insert(t, db, sub.Group, state, n*state, "hostile", []byte(headers))
+				s.insert(t, db, sub.Group, state, n*state, "good", []byte(`{}`)) // of the same key
+			}
+			s.insert(t, db, sub.Group, state, 99*state, "good", []byte(`{}`))
+			queue := transport.PoisonQueue(sub.Group)
+			waitPoisoned := func() (list []driver.PoisonedMessage) {
+				require.Eventually(t, func() bool {
+					list, err = queue.List(ctx, "", 100)
+					return err != nil || len(list) == n
+				}, patience, 10*time.Millisecond)
+				require.NoError(t, err)
+				return list
+			}
+			good := func(n int) {
+				for range n {
+					d := next(t, feed, patience)
+					require.Equal(t, "good", d.Message.UUID)
+					require.NoError(t, d.Settler.Ack())
+				}
+			}
+			if sub.Park {
+				good(1)
+			} else {
+				good(n + 1)
+			}
+			var ids []string
+			for _, m := range waitPoisoned() {
+				require.Equal(t, "order.paid.v1", m.Topic())
+				require.Equal(t, sub.Group, m.Fault.Group)
+				require.Less(t, len(m.Fault.Text), 1<<10)
+				ids = append(ids, m.ID)
+			}
+			var texts []string
+			for _, id := range ids {
+				m, err := queue.Get(ctx, id)
+				require.NoError(t, err)
+				texts = append(texts, m.Fault.Text)
+			}
+			for _, reason := range hostile {
+				require.Contains(t, strings.Join(texts, "\n"), reason)
+			}
+			replayed, err := queue.Replay(ctx, ids...)
+			require.NoError(t, err)
+			require.Equal(t, n, replayed)
+			ids = nil
+			for _, m := range waitPoisoned() { // again
+				ids = append(ids, m.ID)
+			}
+			mended, err := queue.Get(ctx, ids[0])
+			require.NoError(t, err)
+			mended.Message = message.NewMessage("good", nil)
+			mended.Message.Metadata = message.Metadata{driver.HeaderFaultTopic: "order.paid.v1"}
+			require.NoError(t, queue.Put(ctx, mended))
+			_, err = queue.Replay(ctx, ids[0])
+			require.NoError(t, err)
+			dropped, err := queue.Drop(ctx, ids[1:]...)
+			require.NoError(t, err)
+			require.Equal(t, n-1, dropped)
+			if sub.Park {
+				good(n + 1)
+			} else {
+				good(1)
+			}
+		}
+	})
+}
