@@ -44,7 +44,7 @@ func (c *timeoutContext) Done() <-chan struct{} {
 	defer c.mu.Unlock()
 	if c.timed == nil {
 		cause := fmt.Errorf("the context has no deadline, and the publish timeout of %s is over: %w", c.timeout, context.DeadlineExceeded)
-		c.timed, c.cancel = context.WithDeadlineCause(c.Context, c.begun.Add(c.timeout), cause) //nolint:gosec // stop calls it
+		c.timed, c.cancel = context.WithDeadlineCause(c.Context, c.begun.Add(c.timeout), cause)
 	}
 	return c.timed.Done()
 }

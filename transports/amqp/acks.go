@@ -113,13 +113,6 @@ func (a *acks) hurry() {
 	}
 }
 
-// isOver reports whether the channel is gone.
-func (a *acks) isOver() bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.ended
-}
-
 func (a *acks) tick() {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -8,8 +8,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/leatbus/leat/bus/driver"
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/leatbus/leat/bus/driver"
 )
 
 // The broker alone moves delayed messages, and no plugin is needed: a message waits in a queue with a time to live and
@@ -63,7 +64,7 @@ const (
 // units is a delay in units, rounded up: nothing is early.
 func units(after time.Duration) uint64 {
 	after = min(max(after, 0), maxDelay)
-	return uint64((after + delayUnit - 1) / delayUnit) //nolint:gosec // not negative
+	return uint64((after + delayUnit - 1) / delayUnit)
 }
 
 func digitHeader(n int) string { return fmt.Sprintf("%s%02d", headerDelay, n) }

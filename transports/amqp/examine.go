@@ -97,45 +97,12 @@ func (e *examination) events() {
 func (e *examination) group(g surveyed) {
 	check, info := "group "+g.name, e.info(g)
 	t := e.topologyOf(g)
-	s := driver.Subscription{Group: g.name, Topics: g.topics, Known: g.topics}
-	if g.ordered {
-		s.Order = driver.OrderedByKey
-	}
-	wanted := map[string]amqp.Table{poisonName(g.name): t.plainArgs()}
-	for _, q := range g.queues {
-		wanted[q.Name] = t.queueArgs(s)
-		if retry := retryName(q.Name, delayUnit); !g.ordered { // a strictly ordered group has none
-			wanted[retry] = retryArgs(t.cfg.QueueType, retry, q.Name)
-		}
-		for _, name := range e.retries[q.Name] {
-			wanted[name] = retryArgs(t.cfg.QueueType, name, q.Name)
-		}
-	}
-	if g.ordered {
-		wanted[heldName(g.name)] = t.plainArgs()
-		wanted[leadName(g.name)] = leadArgs(t.cfg.QueueType)
-	}
 	good := true
 	fault := func(fix, format string, args ...any) {
 		good = false
 		e.wrong(check, fix, format, args...)
 	}
-	for _, name := range slices.Sorted(maps.Keys(wanted)) {
-		q, there := e.queues[name]
-		if !there {
-			fault("start a process of the group anew: it makes it", "queue %q is not there", name)
-			continue
-		}
-		if differs := foreign(q, wanted[name]); differs != "" {
-			fault("delete the queue when it is empty; a process of the group makes it again as it is wanted", "queue %q has foreign arguments: %s", name, differs)
-		}
-		if retry := retryInfix + delayText(delayUnit); strings.HasSuffix(name, retry) {
-			key, exit := strings.TrimSuffix(name, retry), t.redelivering().exit()
-			if !e.bound[apiBinding{Source: exit, To: name, Kind: "queue", Key: key}] {
-				fault("start a process of the group anew: it makes it", "queue %q is not bound to exchange %q: long delays end in %q", name, exit, t.redelivering().undelivered())
-			}
-		}
-	}
+	e.queuesOf(g, t, fault)
 	held := e.queues[heldName(g.name)].all()
 	switch {
 	case len(g.topics) == 0:
@@ -158,6 +125,50 @@ func (e *examination) group(g surveyed) {
 		}
 		e.ok(check, "%s", describe(known{note: note{Order: order}}, info))
 	}
+}
+
+// queuesOf looks at the queues that a group should have.
+func (e *examination) queuesOf(g surveyed, t *topology, fault func(fix, format string, args ...any)) {
+	wanted := e.wantedQueues(g, t)
+	for _, name := range slices.Sorted(maps.Keys(wanted)) {
+		q, there := e.queues[name]
+		if !there {
+			fault("start a process of the group anew: it makes it", "queue %q is not there", name)
+			continue
+		}
+		if differs := foreign(q, wanted[name]); differs != "" {
+			fault("delete the queue when it is empty; a process of the group makes it again as it is wanted", "queue %q has foreign arguments: %s", name, differs)
+		}
+		if retry := retryInfix + delayText(delayUnit); strings.HasSuffix(name, retry) {
+			key, exit := strings.TrimSuffix(name, retry), t.redelivering().exit()
+			if !e.bound[apiBinding{Source: exit, To: name, Kind: "queue", Key: key}] {
+				fault("start a process of the group anew: it makes it", "queue %q is not bound to exchange %q: long delays end in %q", name, exit, t.redelivering().undelivered())
+			}
+		}
+	}
+}
+
+// wantedQueues returns the queues that a group should have, with their arguments.
+func (e *examination) wantedQueues(g surveyed, t *topology) map[string]amqp.Table {
+	s := driver.Subscription{Group: g.name, Topics: g.topics, Known: g.topics}
+	if g.ordered {
+		s.Order = driver.OrderedByKey
+	}
+	wanted := map[string]amqp.Table{poisonName(g.name): t.plainArgs()}
+	for _, q := range g.queues {
+		wanted[q.Name] = t.queueArgs(s)
+		if retry := retryName(q.Name, delayUnit); !g.ordered { // a strictly ordered group has none
+			wanted[retry] = retryArgs(t.cfg.QueueType, retry, q.Name)
+		}
+		for _, name := range e.retries[q.Name] {
+			wanted[name] = retryArgs(t.cfg.QueueType, name, q.Name)
+		}
+	}
+	if g.ordered {
+		wanted[heldName(g.name)] = t.plainArgs()
+		wanted[leadName(g.name)] = leadArgs(t.cfg.QueueType)
+	}
+	return wanted
 }
 
 // topologyOf is that by which a group was made.

@@ -58,10 +58,10 @@ func TestDelays_idleProcessGetsNoByte(t *testing.T) {
 		}
 		for i := range 3 * n {
 			d := next(t, ledger)
-			switch {
-			case d.Attempt == 1:
+			switch d.Attempt {
+			case 1:
 				require.NoError(t, d.Settler.Redeliver(2*time.Second)) // of the policy
-			case d.Attempt == 2:
+			case 2:
 				require.NoError(t, d.Settler.Redeliver(3*time.Second)) // not of the policy
 			default:
 				ack(t, d)

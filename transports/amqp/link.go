@@ -197,13 +197,6 @@ func (l *link) frame() int {
 	return l.frameSize
 }
 
-// connected says whether there is a connection, be it a blocked one.
-func (l *link) connected() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.conn != nil
-}
-
 // state is why nothing can be sent now; nil when it can.
 func (l *link) state() error {
 	l.mu.Lock()

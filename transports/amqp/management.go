@@ -58,7 +58,7 @@ func newManagement(c Config) (*management, error) {
 		if c.UseTLS {
 			scheme, port = "https", managementPortTLS
 		}
-		for _, host := range strings.Split(c.Host, ",") {
+		for host := range strings.SplitSeq(c.Host, ",") {
 			name, _, _ := net.SplitHostPort(host)
 			m.bases = append(m.bases, &url.URL{Scheme: scheme, Host: net.JoinHostPort(name, port)})
 		}
@@ -132,7 +132,7 @@ func (m *management) get(ctx context.Context, tag, path string, query url.Values
 			return m.failure(fixReach, "no such address")
 		}
 		request.SetBasicAuth(m.user, m.password)
-		response, err := m.client.Do(request)
+		response, err := m.client.Do(request) //nolint:bodyclose // answer closes it
 		if err != nil {
 			if wrapped, ok := errors.AsType[*url.Error](err); ok {
 				err = wrapped.Err // without the URL
