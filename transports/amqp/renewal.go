@@ -3,6 +3,7 @@ package amqp
 import (
 	"context"
 	"strconv"
+	"sync"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -24,6 +25,8 @@ const (
 	pilotRounds = 64
 	// pilotPatience is how long a pilot may take to be back in its queue.
 	pilotPatience = 500 * time.Millisecond
+	// pilotTimeout bounds all deliveries of a pilot.
+	pilotTimeout = 10 * time.Second
 	// pilotLife is when the broker deletes a pilot by itself, after its process was killed.
 	pilotLife = time.Minute
 )
@@ -39,25 +42,35 @@ func (b *browser) mustRenew() bool {
 
 // outlives reports whether a message of the queue was seen to outlive so many deliveries just now. False means that
 // this is not known.
-func (b *browser) outlives(deliveredTimes int) bool {
-	id := ids.New()
-	pilot := &outgoing{key: b.queue, msg: amqp.Publishing{
-		MessageId: id, DeliveryMode: amqp.Persistent, Expiration: strconv.FormatInt(pilotLife.Milliseconds(), 10), Headers: amqp.Table{headerPilot: true},
-	}}
-	if b.send(pilot) != nil {
-		return false
-	}
-	for {
-		before, done := b.deliverPilot(id, deliveredTimes)
-		if done {
-			return true
+func (b *browser) outlives(deliveredTimes int) (outlived bool) {
+	ctx, cancel := context.WithTimeout(b.ctx, pilotTimeout)
+	defer cancel()
+	sent := false
+	err := b.onOwnConnection(ctx, "pilot", func(own *browser) error {
+		if err := own.open(); err != nil {
+			return err
 		}
-		if before < 0 { // it may be in the queue still
-			b.before++
-			b.gone++
-			return false
+		defer func() { own.close() }()
+		id := ids.New()
+		pilot := &outgoing{key: own.queue, msg: amqp.Publishing{
+			MessageId: id, DeliveryMode: amqp.Persistent, Expiration: strconv.FormatInt(pilotLife.Milliseconds(), 10), Headers: amqp.Table{headerPilot: true},
+		}}
+		sent = true // perhaps, also if there is an error
+		if err := own.send(pilot); err != nil {
+			return err
 		}
+		for {
+			before, done := own.deliverPilot(id, deliveredTimes)
+			if outlived = done; done || before < 0 {
+				return nil
+			}
+		}
+	})
+	if sent && !outlived { // it may be in the queue still
+		b.before++
+		b.gone++
 	}
+	return outlived && err == nil
 }
 
 // deliverPilot has the pilot delivered once more. It returns how often it was before, -1 when it does not come,
@@ -103,16 +116,35 @@ func withoutPilots(all []*amqp.Delivery) (messages, pilots []*amqp.Delivery) {
 	return messages, pilots
 }
 
-// renew writes what was visited anew, behind the others, and takes the old ones then. It has a connection
-// of its own, and gives up when the broker accepts no messages: it would stop reading from that connection.
+// renew writes what was visited anew, behind the others, and takes the old ones then.
 func (b *browser) renew(ctx context.Context) error {
+	return b.onOwnConnection(ctx, "renew", func(again *browser) error {
+		if err := again.open(); err != nil {
+			return err
+		}
+		defer func() { again.close() }()
+		// Behind what was visited, something may have been fetched.
+		if err := again.rewrite(b.visited - b.removed + stride); err != nil {
+			return err
+		}
+		again.removed, again.taken = 0, nil // for each there is another
+		return again.requeue()              // some of the new ones have come, too: the next look must not miss them
+	})
+}
+
+// onOwnConnection calls do with a browser of the same queue that has a connection of its own, and is not open yet. It
+// closes that connection when the broker accepts no messages, or when ctx is done: a broker that accepts none stops
+// reading from a connection that has published, and answers nothing there.
+func (b *browser) onOwnConnection(ctx context.Context, role string, do func(*browser) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	conn, wire, err := b.t.cfg.dial(ctx, "renew")
+	conn, wire, err := b.t.cfg.dial(ctx, role)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = conn.CloseDeadline(time.Now().Add(lastWords)) }()
+	hangUp := sync.OnceFunc(func() { _ = conn.CloseDeadline(time.Now().Add(lastWords)) })
+	defer hangUp()
+	defer context.AfterFunc(ctx, hangUp)()
 	blocked := conn.NotifyBlocked(make(chan amqp.Blocking, 1))
 	go func() {
 		for b := range blocked { // until the connection is closed
@@ -121,17 +153,7 @@ func (b *browser) renew(ctx context.Context) error {
 			}
 		}
 	}()
-	again := &browser{ctx: ctx, t: b.t, conn: conn, wire: wire, queue: b.queue, group: b.group}
-	if err := again.open(); err != nil {
-		return err
-	}
-	defer func() { again.close() }()
-	// Behind what was visited, something may have been fetched.
-	if err := again.rewrite(b.visited - b.removed + stride); err != nil {
-		return err
-	}
-	again.removed, again.taken = 0, nil // for each there is another
-	return again.requeue()              // some of the new ones have come, too: the next look must not miss them
+	return do(&browser{ctx: ctx, t: b.t, conn: conn, wire: wire, queue: b.queue, group: b.group})
 }
 
 // rewrite publishes the first n messages of the queue, or a few more, to it and takes them then.
