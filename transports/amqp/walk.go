@@ -22,7 +22,7 @@ type walk struct {
 	held   []driver.PoisonedMessage // what fn was too slow for
 }
 
-// Walk reads the queue once. A message whose change was interrupted may be shown twice.
+// Walk reads the queue once, and shows each message once. One whose change was interrupted may be shown as it was before.
 func (q *poisonQueue) Walk(ctx context.Context, fn func(driver.PoisonedMessage) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -69,13 +69,20 @@ func (w *walk) read(ctx context.Context) error {
 		var void []*amqp.Delivery
 		clear(w.latest)
 		err := b.walkStrides(func(all []*amqp.Delivery) (bool, error) {
-			batch := make([]driver.PoisonedMessage, 0, len(all))
+			batch, at := make([]driver.PoisonedMessage, 0, len(all)), make(map[string]int)
 			for _, d := range all {
 				id := idOf(d, seen)
-				if old := w.latest.enter(id, d); old != nil {
+				_, read := w.latest[id]
+				old := w.latest.enter(id, d)
+				if old != nil {
 					void = append(void, old)
 				}
-				if !w.shown[id] {
+				i, here := at[id]
+				switch {
+				case here && old.DeliveryTag != d.DeliveryTag: // a change was interrupted, and this is the later of two
+					batch[i] = shown(id, d)
+				case !here && !read && !w.shown[id]:
+					at[id] = len(batch)
 					batch = append(batch, shown(id, d))
 				}
 			}
