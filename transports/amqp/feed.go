@@ -57,6 +57,7 @@ type feed struct {
 	lanes   map[string]keyLane  // key → what waits behind its head
 	behind  int                 // how many those are
 	held    map[*item]heldTimer // redeliveries that wait here
+	twins   map[uint64]bool     // see repeats
 	unseen  map[string]int      // message id → deliveries that a lost connection took back unseen
 	out     int                 // handed out or being given back, and not settled
 
@@ -82,7 +83,7 @@ type heldTimer struct {
 func newFeed(t *Transport, s driver.Subscription) *feed {
 	f := &feed{
 		t: t, sub: s, queues: t.topology.queues(s), released: make(chan struct{}),
-		lanes: make(map[string]keyLane), held: make(map[*item]heldTimer), unseen: make(map[string]int),
+		lanes: make(map[string]keyLane), held: make(map[*item]heldTimer), unseen: make(map[string]int), twins: make(map[uint64]bool),
 	}
 	f.prefetch = t.cfg.PrefetchCount
 	switch {

@@ -151,6 +151,7 @@ func (f *feed) connect() (*session, error) {
 		return nil, err
 	}
 	s := &session{feed: f, ch: ch, wide: make(chan struct{}, 1), lost: make(chan error, 1), idle: make(chan struct{})}
+	s.repeats.twins = f.twins
 	s.settled = sync.OnceFunc(func() { close(s.idle) })
 	s.gone = ch.NotifyClose(make(chan *amqp.Error, 1))
 	s.cancelled = ch.NotifyCancel(make(chan string, len(f.queues)+1))
@@ -224,9 +225,10 @@ func (s *session) judge(it *item) {
 // invariants of held. One consumer gets everything, and what was with a consumer before comes first. So nothing
 // comes as redelivered after the first that does not, and nothing before it comes twice.
 type repeats struct {
-	fresh    bool           // a message has come that was never delivered before
-	counts   map[uint64]int // how often those were delivered that came before it, by their fingerprints
-	requeued int            // messages that this session has put back
+	fresh    bool            // a message has come that was never delivered before
+	counts   map[uint64]int  // how often those were delivered that came before it, by their fingerprints
+	requeued int             // messages that this session has put back
+	twins    map[uint64]bool // the feed's: those that made an earlier session begin anew
 }
 
 // again reports whether the message had been sent before.
@@ -250,7 +252,11 @@ func (r *repeats) again(d *amqp.Delivery) bool {
 	}
 	before, twice := r.counts[original]
 	r.counts[original] = max(before, n)
-	return twice && n > before // a publisher may have sent it twice, too
+	if !twice || n <= before || r.twins[original] {
+		return false // a publisher may have sent it twice, too; so may a process that was killed
+	}
+	r.twins[original] = true // if it comes so again, there are two of it, and beginning anew would never end
+	return true
 }
 
 func (s *session) isOver() bool { return s.over.Load() }
