@@ -332,7 +332,7 @@ func (w *worker) next() bool {
 	return w.take(d, nil)
 }
 
-// refused reports whether the worker goes on after the receiver returned no message.
+// refused reports whether the worker continues after the receiver returned no message.
 func (w *worker) refused(ctx context.Context, err error) bool {
 	switch {
 	case w.run.intake.Err() != nil:

@@ -93,7 +93,7 @@ type Failure struct {
 
 func (f Failure) before(m *Message) bool { return f.Since.Before(m.Started) }
 
-// Verdict is what follows a failed try. The zero Verdict is that the retry policy goes on.
+// Verdict is what follows a failed try. The zero Verdict lets the retry policy continue.
 type Verdict struct {
 	Spared bool          // the try does not count, and the message is redelivered
 	After  time.Duration // until then

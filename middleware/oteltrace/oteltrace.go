@@ -14,7 +14,7 @@
 // of its own and links to the message's. What stands for several messages — a relayed bundle, the function of
 // handlers.Batch — links to all of them.
 //
-// A message whose trace is not sampled gets no spans; its context goes on.
+// A message whose trace is not sampled gets no spans; its context is passed on.
 package oteltrace
 
 import (
