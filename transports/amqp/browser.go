@@ -64,19 +64,26 @@ type browser struct {
 }
 
 // open opens a channel, which the end of ctx closes, so that nobody waits for an answer any more.
-func (b *browser) open() (err error) {
-	if b.ch, err = b.conn.Channel(); err != nil {
+func (b *browser) open() error {
+	ch, err := b.conn.Channel()
+	if err != nil {
 		return err
 	}
+	b.ch = ch
 	b.arrived, b.lost, b.closed = make(chan amqp.Delivery), make(chan struct{}, 1), make(chan struct{})
 	b.closeOnDone()
 	return nil
 }
 
+// close closes the channel, so that what was read is put back. It does nothing where none is open.
 func (b *browser) close() {
+	if b.ch == nil {
+		return
+	}
 	b.ignoreDone()
 	closeQuietly(b.ch)
 	close(b.closed)
+	b.ch = nil
 }
 
 // closeOnDone has the end of ctx close the channel.
