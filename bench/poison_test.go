@@ -14,7 +14,7 @@ import (
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/bus/driver"
-	"github.com/leatbus/leat/internal/operator"
+	"github.com/leatbus/leat/internal/admin"
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports"
 )
@@ -36,9 +36,9 @@ func BenchmarkPoisonClasses(b *testing.B) {
 		bury(b, queue)
 		var first time.Duration
 		for b.Loop() {
-			var classes operator.Classes
+			var classes admin.Classes
 			began, begun := time.Now(), false
-			require.NoError(b, operator.Each(b.Context(), queue, operator.Filter{}, func(m driver.PoisonedMessage) error {
+			require.NoError(b, admin.Each(b.Context(), queue, admin.Filter{}, func(m driver.PoisonedMessage) error {
 				if !begun {
 					begun = true
 					first += time.Since(began)
@@ -59,7 +59,7 @@ func BenchmarkPoisonReplay(b *testing.B) {
 		for range b.N {
 			ids := bury(b, queue)
 			began := time.Now()
-			moved, err := operator.Move{IDs: ids, Act: queue.Replay}.Run(b.Context())
+			moved, err := admin.Move{IDs: ids, Act: queue.Replay}.Run(b.Context())
 			took += time.Since(began)
 			require.NoError(b, err)
 			require.Equal(b, dead, moved.Done)
@@ -79,7 +79,7 @@ func bury(b *testing.B, queue driver.PoisonQueue) (ids []string) {
 		msgs[i].Message = msg
 	}
 	require.NoError(b, queue.Put(b.Context(), msgs...))
-	require.NoError(b, operator.Each(b.Context(), queue, operator.Filter{}, func(m driver.PoisonedMessage) error {
+	require.NoError(b, admin.Each(b.Context(), queue, admin.Filter{}, func(m driver.PoisonedMessage) error {
 		ids = append(ids, m.ID)
 		return nil
 	}))

@@ -21,8 +21,8 @@ import (
 type Delivery struct {
 	driver.Delivery
 
-	// Rehearsal is set if the handler is only tried; nil otherwise.
-	Rehearsal *Rehearsal
+	// DryRun is set if the handler is only tried; nil otherwise.
+	DryRun *DryRun
 
 	// Try is the number of the current try over all deliveries, from 1. The retry step counts it.
 	Try int

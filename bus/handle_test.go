@@ -126,7 +126,7 @@ func TestHandleRefuses(t *testing.T) {
 		handle(t, b, "ledger", ok)
 		err := b.Handle(handler("ledger", ok))
 		require.ErrorContains(t, err, `handler "ledger" is registered twice`)
-		require.ErrorContains(t, err, "handlers.Routes", "it names the cure")
+		require.ErrorContains(t, err, "handlers.Routes", "it names the fix")
 		require.Len(t, b.Handlers(), 1)
 	})
 	t.Run("after Run", func(t *testing.T) {

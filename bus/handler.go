@@ -34,7 +34,7 @@ type Handler struct {
 	Breaker     *BreakerPolicy // nil means the bus's
 	Dedup       DedupMode      // what to do when the dedup store is away
 	Stack       Stack          // in place of the bus's; nil means the bus's
-	Undoable    bool           // all its effects but publishing are in a transaction that a [Rehearsal] rolls back
+	Undoable    bool           // all its effects but publishing are in a transaction that a [DryRun] rolls back
 }
 
 // defaultConcurrency is how many deliveries of a group are handled at once.

@@ -63,7 +63,7 @@ func (t InTx) PublishMessages(ctx context.Context, msgs ...*message.Message) err
 }
 
 func (t InTx) publish(ctx context.Context, requireRoute bool, msgs []*message.Message) error {
-	if rehearsed(ctx, msgs) {
+	if keptInDryRun(ctx, msgs) {
 		return nil
 	}
 	if err := t.mayPublish(ctx, requireRoute, msgs); err != nil {

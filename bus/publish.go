@@ -92,7 +92,7 @@ func (b *Bus) publishRuns(ctx context.Context, requireRoute bool, msgs []*messag
 	if err := b.mayPublish(ctx, msgs); err != nil {
 		return fmt.Errorf("bus: publish: %w", err)
 	}
-	if rehearsed(ctx, msgs) {
+	if keptInDryRun(ctx, msgs) {
 		return nil
 	}
 	ctx, cancel := b.bounded(ctx)

@@ -4,7 +4,7 @@ import (
 	"context"
 	"sync/atomic"
 
-	"github.com/leatbus/leat/internal/tally"
+	"github.com/leatbus/leat/internal/waitcounter"
 )
 
 // Stats is what a bus knows of its messages since it was made.
@@ -84,8 +84,8 @@ func (b *Bus) Idle(ctx context.Context) error {
 type ledger struct {
 	published   atomic.Uint64
 	unrouted    atomic.Uint64
-	outstanding tally.Tally // outcomes that are still missing
-	inStack     tally.Tally // deliveries
+	outstanding waitcounter.Counter // outcomes that are still missing
+	inStack     waitcounter.Counter // deliveries
 }
 
 // expect adds n messages to what the groups will get.

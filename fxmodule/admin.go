@@ -9,7 +9,7 @@ import (
 	"go.uber.org/fx"
 
 	"github.com/leatbus/leat/bus"
-	"github.com/leatbus/leat/internal/operator"
+	"github.com/leatbus/leat/internal/admin"
 	"github.com/leatbus/leat/middleware"
 )
 
@@ -21,8 +21,8 @@ type AdminParams struct {
 	Config    Config
 	Bus       *bus.Bus
 	Stack     middleware.Stack
-	Idle      *operator.Idle `optional:"true"`
-	Logger    *slog.Logger   `optional:"true"`
+	Idle      *admin.Idle  `optional:"true"`
+	Logger    *slog.Logger `optional:"true"`
 }
 
 // RunAdmin opens the admin endpoint where the configuration has an address for it. It is there from when
@@ -31,17 +31,17 @@ func RunAdmin(p AdminParams) error {
 	if p.Config.Admin == "" || p.Idle != nil {
 		return nil
 	}
-	admin := operator.Admin{
+	endpoint := admin.Endpoint{
 		Addr: p.Config.Admin, Token: p.Config.AdminToken, Cert: p.Config.AdminCert, Key: p.Config.AdminKey, Bus: p.Bus,
-		Rehearser: operator.NewRehearser(p.Bus, p.Stack), Logger: cmp.Or(p.Logger, slog.Default()),
+		DryRunner: admin.NewLocalDryRunner(p.Bus, p.Stack), Logger: cmp.Or(p.Logger, slog.Default()),
 	}
-	if err := admin.Validate(); err != nil {
+	if err := endpoint.Validate(); err != nil {
 		return fmt.Errorf("fxmodule: %sADMIN: %w", Prefix, err)
 	}
-	var server *operator.AdminServer
+	var server *admin.Server
 	p.Lifecycle.Append(fx.StartStopHook(
 		func(ctx context.Context) (err error) {
-			server, err = admin.Start(ctx)
+			server, err = endpoint.Start(ctx)
 			return err
 		},
 		func(ctx context.Context) error { return server.Stop(ctx) },

@@ -19,8 +19,8 @@
 // publishing ends when the handlers do. The drain keeps within the application's stop timeout. If the
 // bus fails after the start, the application is shut down with exit code 1.
 //
-// Operators: with LEAT_ADMIN the application answers leat's verbs over HTTP; see [Config]. With the
-// package verbs below this one, its own binary has them.
+// Operators: with LEAT_ADMIN the application answers leat's commands over HTTP; see [Config]. With the
+// package cli below this one, its own binary has them.
 //
 // The state of the groups and the transport is shown by [HealthHandler], which answers an orchestrator's probes, and as
 // metrics if the application provides a prometheus.Registerer:

@@ -13,7 +13,7 @@ import (
 	"go.uber.org/fx"
 
 	"github.com/leatbus/leat/bus"
-	"github.com/leatbus/leat/internal/operator"
+	"github.com/leatbus/leat/internal/admin"
 	"github.com/leatbus/leat/middleware"
 	"github.com/leatbus/leat/middleware/redisstore"
 	"github.com/leatbus/leat/transports"
@@ -82,7 +82,7 @@ type BusParams struct {
 	Transport         bus.Transport  `optional:"true"` // the application's, in place of URL
 	Outbox            bus.Outbox     `optional:"true"` // the application's, in place of OutboxURL
 	Codec             bus.Codec      `optional:"true"` // the application's, in place of JSON
-	Idle              *operator.Idle `optional:"true"` // the application is there for a verb alone
+	Idle              *admin.Idle    `optional:"true"` // the application is there for a command alone
 	Observers         []bus.Observer `group:"leat.observers"`
 	Transports        []addOn        `group:"leat.transports"`
 }
@@ -151,9 +151,9 @@ type RunParams struct {
 	Lifecycle  fx.Lifecycle
 	Shutdowner fx.Shutdowner
 	Bus        *bus.Bus
-	Idle       *operator.Idle `optional:"true"`
-	Handlers   []bus.Handler  `group:"leat.handlers"`
-	Logger     *slog.Logger   `optional:"true"`
+	Idle       *admin.Idle   `optional:"true"`
+	Handlers   []bus.Handler `group:"leat.handlers"`
+	Logger     *slog.Logger  `optional:"true"`
 }
 
 // Run registers the handlers and hooks the bus's run into the application's life.

@@ -22,7 +22,7 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/fxmodule"
 	"github.com/leatbus/leat/handlers"
-	"github.com/leatbus/leat/internal/operator"
+	"github.com/leatbus/leat/internal/admin"
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/middleware"
 	"github.com/leatbus/leat/middleware/prommetrics"
@@ -385,7 +385,7 @@ func TestTheAdminEndpointGoesWithTheApplication(t *testing.T) {
 		fxmodule.Handle("x", func(context.Context, orderPlaced) error { return nil }))
 	app.RequireStart()
 	require.Contains(t, log.String(), "url=unix://"+path)
-	client, err := operator.Dial(t.Context(), &url.URL{Scheme: "unix", Path: path}, "")
+	client, err := admin.Dial(t.Context(), &url.URL{Scheme: "unix", Path: path}, "")
 	require.NoError(t, err)
 	groups, err := client.Groups(t.Context())
 	require.NoError(t, err)

@@ -118,5 +118,5 @@ func HandleTx[TX any, T bus.Event](name string, fn func(context.Context, TX, T) 
 type inboxParams[TX any] struct {
 	fx.In
 
-	Inbox handlers.Inbox[TX] `optional:"true"` // so that its absence has an error with a cure
+	Inbox handlers.Inbox[TX] `optional:"true"` // so that its absence has an error with a fix
 }

@@ -23,9 +23,9 @@ type Inbox[TX any] interface {
 
 var errNoIdentity = errors.New("inbox: the message has neither an id nor a dedup key, so nothing tells it from others")
 
-var errRehearsal = errors.New("rolled back, because this is a rehearsal")
+var errDryRun = errors.New("rolled back, because this is a dry run")
 
-// Tx makes a handler of a function that works in a transaction of the inbox's database. In a [bus.Rehearsal] the
+// Tx makes a handler of a function that works in a transaction of the inbox's database. In a [bus.DryRun] the
 // transaction is rolled back.
 func Tx[TX any, T bus.Event](name string, inbox Inbox[TX], fn func(context.Context, TX, T) error, opts ...Option) bus.Handler {
 	require(name, fn != nil)
@@ -38,11 +38,11 @@ func Tx[TX any, T bus.Event](name string, inbox Inbox[TX], fn func(context.Conte
 				return nil, bus.Permanent(errNoIdentity)
 			}
 			var failed error // of the function; else it is the database that does not work
-			tried := false   // it succeeded in a rehearsal, and is rolled back
+			tried := false   // it succeeded in a dry run, and is rolled back
 			seen, err := inbox.Once(ctx, d.Group, id, func(ctx context.Context, tx TX) error {
 				failed = fn(ctx, tx, e)
-				if tried = failed == nil && d.Rehearsal != nil; tried {
-					return errRehearsal
+				if tried = failed == nil && d.DryRun != nil; tried {
+					return errDryRun
 				}
 				return failed
 			})

@@ -33,7 +33,7 @@ import (
 //  11. Poisoned messages can be listed, shown, changed, added, replayed to their own group and dropped,
 //     without disturbing others.
 //  12. A misspelt option, a name that is too long, a conflict with what is there: each is a clear error
-//     at start, with the cure in it.
+//     at start, with the fix in it.
 //
 // All methods may be called concurrently.
 type Transport interface {

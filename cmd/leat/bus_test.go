@@ -18,7 +18,7 @@ import (
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/bus/driver"
-	"github.com/leatbus/leat/internal/operator"
+	"github.com/leatbus/leat/internal/admin"
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports"
 )
@@ -137,7 +137,7 @@ func serve(t *testing.T, atEnd func(func()), address string) *service {
 func (s *service) admin(atEnd func(func()), at, token string) (address string) {
 	b, err := bus.New(s.transport, bus.Config{Service: s.name})
 	require.NoError(s.t, err)
-	server, err := operator.Admin{Addr: at, Token: token, Bus: b, Logger: slog.New(slog.DiscardHandler)}.Start(patience(s.t))
+	server, err := admin.Endpoint{Addr: at, Token: token, Bus: b, Logger: slog.New(slog.DiscardHandler)}.Start(patience(s.t))
 	require.NoError(s.t, err)
 	atEnd(func() { require.NoError(s.t, server.Stop(patience(s.t))) })
 	return server.URL()

@@ -12,13 +12,13 @@
 //	leat topics           shows the topics that groups ask for
 //	leat publish          publishes CloudEvents from a file, or one from its flags
 //	leat tail             shows copies of what is published from now on
-//	leat doctor           checks what the message system, the outbox and the inbox need, and says the cures
+//	leat doctor           checks what the message system, the outbox and the inbox need, and says the fixes
 //	leat migrate          makes the tables of a database that is to be a bus, or brings them up to date
 //
 // The flag --url or the variable LEAT_URL names the message system as it does for a service. A service whose
 // transport is in memory is reached by its admin endpoint: unix:///run/shop/leat.sock where the service has
 // LEAT_ADMIN=/run/shop/leat.sock, and https://host:port or, on the same machine, http://127.0.0.1:7070, with the token in
-// LEAT_ADMIN_TOKEN. A service's own binary may have the same verbs; see package fxmodule/verbs.
+// LEAT_ADMIN_TOKEN. A service's own binary may have the same commands; see package fxmodule/cli.
 //
 // An outbox is a group of its own database, <service>.outbox: what the message system never takes is its
 // poison. It is reached by that database's URL, as in leat poison ls --url "$LEAT_OUTBOX_URL", and shown among
@@ -27,7 +27,7 @@
 //
 // A replay moves a message to its group and takes it out of the poison queue when it is safe there. One
 // that is interrupted, even by kill -9, is run again for what is left: no message is lost, and dedup knows
-// those that were in both places. With --dry-run it only counts.
+// those that were in both places. With --count it only counts.
 //
 // Lists are tables for people and, with --json, JSON lines with stable fields for scripts; unknown counts
 // are null. A poisoned message has the fields id, group, topic, event_id, source, type, version, key, class,
@@ -48,14 +48,14 @@ import (
 	"syscall"
 
 	"github.com/leatbus/leat/bus"
-	"github.com/leatbus/leat/internal/verbs"
+	"github.com/leatbus/leat/internal/cli"
 	"github.com/leatbus/leat/transports/sql"
 	_ "github.com/leatbus/leat/transports/sqlite"
 )
 
-// commands are the verbs, each in a file of its own.
+// commands are the commands, each in a file of its own.
 type commands struct {
-	verbs.Verbs `embed:""`
+	cli.Commands `embed:""`
 
 	Migrate migrate `cmd:"" help:"See to the tables of a database that is a bus."`
 
@@ -77,7 +77,7 @@ func main() {
 // run returns the exit status.
 func run(ctx context.Context, args []string) int {
 	var c commands
-	e := &verbs.Env{Program: "leat", Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, OpenDatabase: sql.Open}
+	e := &cli.Env{Program: "leat", Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, OpenDatabase: sql.Open}
 	e.Open = func(ctx context.Context) (bus.Transport, error) { return c.Target.open(ctx, e) }
-	return verbs.Run(ctx, &c, e, description, args, &c.Target)
+	return cli.Run(ctx, &c, e, description, args, &c.Target)
 }

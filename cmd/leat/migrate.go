@@ -11,12 +11,12 @@ import (
 	"strings"
 	"time"
 
+	"github.com/leatbus/leat/internal/cli"
 	"github.com/leatbus/leat/internal/urlopt"
-	"github.com/leatbus/leat/internal/verbs"
 	"github.com/leatbus/leat/transports/sql"
 )
 
-// migrate is the verbs for tables.
+// migrate is the commands for tables.
 type migrate struct {
 	Up     migrateUp     `cmd:"" help:"Make the tables, or bring them up to date. Any number may do so at once."`
 	Status migrateStatus `cmd:"" help:"Say which version the tables have. Fails where leat needs a newer one."`
@@ -28,7 +28,7 @@ type migrateUp struct {
 }
 
 // Run makes the tables.
-func (c *migrateUp) Run(ctx context.Context, e *verbs.Env, at *target) error {
+func (c *migrateUp) Run(ctx context.Context, e *cli.Env, at *target) error {
 	db, err := at.openTables()
 	if err != nil {
 		return err
@@ -47,7 +47,7 @@ type migrateStatus struct {
 }
 
 // Run says what is there.
-func (c *migrateStatus) Run(ctx context.Context, e *verbs.Env, at *target) error {
+func (c *migrateStatus) Run(ctx context.Context, e *cli.Env, at *target) error {
 	db, err := at.openTablesBy(sql.OpenExistingDB)
 	if err != nil {
 		return err
@@ -63,9 +63,9 @@ type migratePrint struct {
 }
 
 // Run prints statements. It connects to nothing.
-func (c *migratePrint) Run(e *verbs.Env, at *target) error {
+func (c *migratePrint) Run(e *cli.Env, at *target) error {
 	if c.From < 0 || c.From > sql.SchemaVersion {
-		return &verbs.UsageError{Err: fmt.Errorf("--from=%d: there are versions 0 to %d", c.From, sql.SchemaVersion)}
+		return &cli.UsageError{Err: fmt.Errorf("--from=%d: there are versions 0 to %d", c.From, sql.SchemaVersion)}
 	}
 	db, err := at.openTables()
 	if err != nil {
@@ -95,14 +95,14 @@ func (t *target) openTablesBy(open func(*url.URL) (*stdsql.DB, sql.Config, error
 		return nil, err
 	}
 	if !slices.Contains(sql.Schemes(), u.Scheme) {
-		return nil, &verbs.UsageError{Err: fmt.Errorf("%s:// has no tables; this is for %s", u.Scheme, strings.Join(sql.Schemes(), ", "))}
+		return nil, &cli.UsageError{Err: fmt.Errorf("%s:// has no tables; this is for %s", u.Scheme, strings.Join(sql.Schemes(), ", "))}
 	}
 	db, cfg, err := open(u)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("%s: there are none, and no such file; %w", place(u, cfg), errOutOfDate)
 	}
 	if err != nil {
-		return nil, &verbs.UsageError{Err: err}
+		return nil, &cli.UsageError{Err: err}
 	}
 	return &tables{DB: db, cfg: cfg, where: place(u, cfg)}, nil
 }
@@ -118,7 +118,7 @@ func place(u *url.URL, cfg sql.Config) string {
 var errOutOfDate = errors.New("run leat migrate up")
 
 // report says which version there is.
-func (t *tables) report(ctx context.Context, e *verbs.Env) error {
+func (t *tables) report(ctx context.Context, e *cli.Env) error {
 	version, err := sql.MigrationStatus(ctx, t.DB, t.cfg)
 	if err != nil {
 		return t.explain(err, 0)

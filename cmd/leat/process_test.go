@@ -250,7 +250,7 @@ func TestAUserWithoutTheRightsIsToldWhichAreMissing(t *testing.T) {
 	out, _, status = result("doctor")
 	require.Equal(t, 1, status)
 	require.Contains(t, out, "WRONG  rights on leat_messages: ")
-	require.Contains(t, out, "cure: GRANT INSERT, UPDATE, DELETE ON ")
+	require.Contains(t, out, "fix: GRANT INSERT, UPDATE, DELETE ON ")
 	require.Equal(t, 3, poisoned(t, address, group))
 }
 

@@ -9,16 +9,16 @@ import (
 	"strings"
 
 	"github.com/leatbus/leat/bus"
-	"github.com/leatbus/leat/internal/operator"
+	"github.com/leatbus/leat/internal/admin"
+	"github.com/leatbus/leat/internal/cli"
 	"github.com/leatbus/leat/internal/urlopt"
-	"github.com/leatbus/leat/internal/verbs"
 	"github.com/leatbus/leat/transports"
 	"github.com/leatbus/leat/transports/amqp"
 	"github.com/leatbus/leat/transports/memory"
 	"github.com/leatbus/leat/transports/sql"
 )
 
-// target is the message system that a verb works on.
+// target is the message system that a command works on.
 type target struct {
 	URL        string `name:"url" env:"LEAT_URL" placeholder:"URL" help:"The message system, as services name it; unix:///path is a service's admin endpoint, as is https://host:port."`
 	AdminToken string `name:"admin-token" env:"LEAT_ADMIN_TOKEN" placeholder:"TOKEN" help:"The token of the admin endpoint. The variable is the better place."`
@@ -35,22 +35,22 @@ var (
 // parse reads the URL.
 func (t *target) parse() (*url.URL, error) {
 	if t.URL == "" {
-		return nil, &verbs.UsageError{Err: errNoURL}
+		return nil, &cli.UsageError{Err: errNoURL}
 	}
 	u, err := urlopt.Parse(t.URL)
 	switch {
 	case err != nil && strings.Contains(t.URL, "://"):
-		return nil, &verbs.UsageError{Err: err}
+		return nil, &cli.UsageError{Err: err}
 	case err != nil || !strings.Contains(t.URL, "://") && u.Scheme != string(sql.SQLite):
-		return nil, &verbs.UsageError{Err: errNoScheme}
+		return nil, &cli.UsageError{Err: errNoScheme}
 	case u.Fragment != "":
-		return nil, &verbs.UsageError{Err: errFragment}
+		return nil, &cli.UsageError{Err: errFragment}
 	}
 	return u, nil
 }
 
 // open opens the message system, and makes nothing in it: that is for services and for leat migrate.
-func (t *target) open(ctx context.Context, e *verbs.Env) (bus.Transport, error) {
+func (t *target) open(ctx context.Context, e *cli.Env) (bus.Transport, error) {
 	u, err := t.parse()
 	if err != nil {
 		return nil, err
@@ -58,7 +58,7 @@ func (t *target) open(ctx context.Context, e *verbs.Env) (bus.Transport, error) 
 	e.Where = urlopt.Show(u)
 	switch {
 	case u.Scheme == memory.Scheme:
-		return nil, &verbs.UsageError{Err: errMemory}
+		return nil, &cli.UsageError{Err: errMemory}
 	case slices.Contains(sql.Schemes(), u.Scheme):
 		q := u.Query()
 		if !q.Has("migrate") {
@@ -71,11 +71,11 @@ func (t *target) open(ctx context.Context, e *verbs.Env) (bus.Transport, error) 
 	mux.Register(openAMQP, amqp.Scheme, amqp.SchemeTLS)
 	if !slices.Contains(mux.Schemes(), u.Scheme) {
 		_, err := mux.Open(ctx, u.Scheme+"://") // says which there are
-		return nil, &verbs.UsageError{Err: trimmed(err)}
+		return nil, &cli.UsageError{Err: trimmed(err)}
 	}
 	transport, err := mux.Open(ctx, u.String())
 	if cause := errors.Unwrap(err); cause != nil {
-		err = cause // the verb says where, and without the options
+		err = cause // the command says where, and without the options
 	}
 	return transport, err
 }
@@ -96,7 +96,7 @@ func openAMQP(ctx context.Context, u *url.URL) (bus.Transport, error) {
 
 // dial reaches the admin endpoint of a service.
 func (t *target) dial(ctx context.Context, u *url.URL) (bus.Transport, error) {
-	return operator.Dial(ctx, u, t.AdminToken)
+	return admin.Dial(ctx, u, t.AdminToken)
 }
 
 // trimmed returns an error without the name of the package that it came from.

@@ -4,7 +4,7 @@
 //
 //	url := testenv.Redis(t)
 //
-// and is skipped, with the cure in the message, where there is none. Command
+// and is skipped, with the fix in the message, where there is none. Command
 // testservices finds or starts the servers, and requires them, so that a skip there is
 // a failure. [Proxy] stands between a client and its server and breaks the
 // connection in the ways networks do.

@@ -44,10 +44,10 @@ func serviceURL(t testing.TB, service, variable string) string {
 	if url := os.Getenv(variable); url != "" {
 		return url
 	}
-	const cure = "set %s or run: go run ./internal/check"
+	const fix = "set %s or run: go run ./internal/check"
 	if required := strings.Split(os.Getenv("LEAT_TEST_REQUIRE"), ","); slices.Contains(required, service) {
-		t.Fatalf("LEAT_TEST_REQUIRE names "+service+", but it has no URL; "+cure, variable)
+		t.Fatalf("LEAT_TEST_REQUIRE names "+service+", but it has no URL; "+fix, variable)
 	}
-	t.Skipf("no "+service+" to test with; "+cure, variable)
+	t.Skipf("no "+service+" to test with; "+fix, variable)
 	return ""
 }

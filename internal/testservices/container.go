@@ -117,8 +117,8 @@ func (c *containers) close() error {
 	return errors.Join(err, os.Remove(c.file))
 }
 
-// cures tells what stops containers that are left up.
-func (c *containers) cures() []string {
+// stopCommands returns the commands that stop containers that are left up.
+func (c *containers) stopCommands() []string {
 	if c.compose == nil {
 		return nil
 	}

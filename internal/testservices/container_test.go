@@ -26,7 +26,7 @@ func TestContainersAreStartedFoundAndTakenDown(t *testing.T) {
 	require.Equal(t, "b://127.0.0.1:40002/", answers[1].url)
 	require.Equal(t, "podman", answers[0].how)
 	require.FileExists(t, c.file)
-	require.Equal(t, []string{"podman compose -p p -f " + c.file + " down --volumes; rm " + c.file}, c.cures())
+	require.Equal(t, []string{"podman compose -p p -f " + c.file + " down --volumes; rm " + c.file}, c.stopCommands())
 
 	require.NoError(t, c.close())
 	require.NoFileExists(t, c.file)

@@ -52,7 +52,7 @@ func (s *session) run(signals <-chan os.Signal, args []string) int {
 
 	found, err := resolve(ctx, opts.services, s.ground.steps(opts.private), func(a answer) { report(s.stderr, a) })
 	if err == nil && opts.keep {
-		defer func() { exports(s.stdout, found, s.ground.cures()) }()
+		defer func() { exports(s.stdout, found, s.ground.stopCommands()) }()
 	} else {
 		defer s.close()
 	}
@@ -147,4 +147,6 @@ func (g *ground) steps(private bool) []step {
 
 func (g *ground) close() error { return errors.Join(g.containers.close(), g.yard.close()) }
 
-func (g *ground) cures() []string { return append(g.containers.cures(), g.yard.cures()...) }
+func (g *ground) stopCommands() []string {
+	return append(g.containers.stopCommands(), g.yard.stopCommands()...)
+}

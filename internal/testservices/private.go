@@ -110,8 +110,8 @@ func (y *yard) close() error {
 	return os.RemoveAll(y.root)
 }
 
-// cures tells what stops servers that are left up.
-func (y *yard) cures() []string {
+// stopCommands returns the commands that stop servers that are left up.
+func (y *yard) stopCommands() []string {
 	y.mu.Lock()
 	defer y.mu.Unlock()
 	if y.root == "" {

@@ -36,11 +36,11 @@ func shortVersion(version string) string {
 }
 
 // exports prints shell lines that bring the services into the caller's shell.
-func exports(w io.Writer, found []answer, cures []string) {
+func exports(w io.Writer, found []answer, stops []string) {
 	for _, a := range found {
 		fmt.Fprintf(w, "export %s='%s'\n", a.service.variable, strings.ReplaceAll(a.url, "'", `'\''`))
 	}
-	for _, cure := range cures {
-		fmt.Fprintf(w, "# to stop: %s\n", cure)
+	for _, stop := range stops {
+		fmt.Fprintf(w, "# to stop: %s\n", stop)
 	}
 }

@@ -127,7 +127,7 @@ func greet(ctx context.Context, s service, address string) (version string, err 
 	return s.handshake(ctx, address)
 }
 
-// missingError says which services could not be had, what was tried, and cures.
+// missingError says which services could not be had, what was tried, and what to do.
 type missingError struct {
 	services []service
 	refusals map[string][]error

@@ -230,7 +230,7 @@ func TestNewRefusesClientsThatIgnoreDeadlines(t *testing.T) {
 		redis.NewRing(&redis.RingOptions{Addrs: map[string]string{"a": "127.0.0.1:1"}}),
 	} {
 		if _, err := redisstore.New(client); err == nil || !strings.Contains(err.Error(), "ContextTimeoutEnabled") {
-			t.Errorf("New(%T): %v; want an error with the cure", client, err)
+			t.Errorf("New(%T): %v; want an error with the fix", client, err)
 		}
 		if err := client.Close(); err != nil {
 			t.Error(err)

@@ -13,7 +13,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/leatbus/leat/bus/driver"
-	"github.com/leatbus/leat/internal/tally"
+	"github.com/leatbus/leat/internal/waitcounter"
 )
 
 // Transport is a [driver.Transport] on RabbitMQ.
@@ -32,8 +32,8 @@ type Transport struct {
 
 	ctx    context.Context // what goes on in the background; ends when Close gives up waiting
 	cancel context.CancelFunc
-	active tally.Tally    // publishes, deliveries that are out, redeliveries on their way
-	work   sync.WaitGroup // goroutines: feeds, what goes on in the background
+	active waitcounter.Counter // publishes, deliveries that are out, redeliveries on their way
+	work   sync.WaitGroup      // goroutines: feeds, what goes on in the background
 
 	mu       sync.Mutex
 	open     []*feed

@@ -10,7 +10,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/leatbus/leat/bus/driver"
-	"github.com/leatbus/leat/internal/tally"
+	"github.com/leatbus/leat/internal/waitcounter"
 	"github.com/leatbus/leat/transports/internal/delayqueue"
 	"github.com/leatbus/leat/transports/internal/ring"
 	"github.com/leatbus/leat/transports/internal/waiting"
@@ -52,7 +52,7 @@ type group struct {
 	name   string
 	number int
 	cfg    Config
-	busy   *tally.Tally // messages that are neither settled nor parked, over all groups
+	busy   *waitcounter.Counter // messages that are neither settled nor parked, over all groups
 
 	mu         sync.Mutex
 	topics     []string
@@ -72,7 +72,7 @@ type group struct {
 	poison     poisonStore
 }
 
-func newGroup(name string, number int, cfg Config, busy *tally.Tally) *group {
+func newGroup(name string, number int, cfg Config, busy *waitcounter.Counter) *group {
 	g := &group{name: name, number: number, cfg: cfg, busy: busy, onPark: make(map[*receiver]func(*message.Message))}
 	g.keys.init(g.enter, g.setParked)
 	g.delayed = delayqueue.New(&g.mu, g.enter)

@@ -14,8 +14,8 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/leatbus/leat/bus/driver"
-	"github.com/leatbus/leat/internal/tally"
 	"github.com/leatbus/leat/internal/urlopt"
+	"github.com/leatbus/leat/internal/waitcounter"
 )
 
 // Scheme is the URL scheme.
@@ -45,7 +45,7 @@ type Transport struct {
 	cfg   Config
 	err   error // what is wrong with cfg
 	table driver.TopicTable[*group]
-	busy  tally.Tally // messages that are not settled, over all groups
+	busy  waitcounter.Counter // messages that are not settled, over all groups
 
 	unroutable atomic.Int64
 	tickets    atomic.Uint64 // of publishers that had to wait

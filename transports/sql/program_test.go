@@ -8,7 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestAProgramThatIsRequiredAndLackingFails, and is a skip otherwise, with the cure.
+// TestAProgramThatIsRequiredAndLackingFails, and is a skip otherwise, with the fix.
 func TestAProgramThatIsRequiredAndLackingFails(t *testing.T) {
 	for required, want := range map[string]verdict{"redis,postgres": {failed: true}, "redis": {skipped: true}, "": {skipped: true}} {
 		t.Setenv("LEAT_TEST_REQUIRE", required)

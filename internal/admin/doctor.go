@@ -1,0 +1,73 @@
+package admin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/leatbus/leat/bus/driver"
+)
+
+// Diagnose returns what the transport finds out about itself, and what its groups tell.
+func Diagnose(ctx context.Context, inspector driver.Inspector) []driver.Finding {
+	findings := inspector.Diagnose(ctx)
+	for _, f := range findings {
+		if f.Err != nil {
+			return findings
+		}
+	}
+	groups, err := inspector.Groups(ctx)
+	if err != nil {
+		return append(findings, driver.Finding{Check: "groups", Err: err, Fix: "see what the transport says above"})
+	}
+	for _, g := range groups {
+		findings = append(findings, diagnoseGroup(g))
+	}
+	return findings
+}
+
+// DiagnoseOutbox does what [Diagnose] does for the database of an outbox, and checks nothing else.
+func DiagnoseOutbox(ctx context.Context, inspector driver.Inspector) []driver.Finding {
+	findings := inspector.Diagnose(ctx)
+	groups, err := inspector.Groups(ctx)
+	if err != nil {
+		return findings // they say why
+	}
+	there := false
+	for _, g := range groups {
+		if IsOutbox(g) {
+			there = true
+			findings = append(findings, diagnoseOutbox(g))
+		}
+	}
+	if !there {
+		findings = append(findings, driver.Finding{
+			Check: "outbox", Err: errors.New("no service has an outbox in these tables"),
+			Fix: "start the service with this URL as LEAT_OUTBOX_URL, or correct the URL's database, schema and prefix",
+		})
+	}
+	return findings
+}
+
+func diagnoseGroup(g driver.GroupInfo) driver.Finding {
+	if IsOutbox(g) {
+		return diagnoseOutbox(g)
+	}
+	f := driver.Finding{
+		Check: "group " + g.Name,
+		Text:  fmt.Sprintf("%s consumers, %s waiting, %s poisoned", Count(g.Consumers), Count(g.Waiting), Count(g.Poisoned)),
+	}
+	if g.Consumers == 0 && g.Waiting > 0 {
+		f.Err = fmt.Errorf("%d messages wait, and nobody consumes", g.Waiting)
+		f.Fix = "start the service that has the group; if there is none any more, its messages wait for ever"
+	}
+	return f
+}
+
+// Count returns a number, or ? for one that is unknown.
+func Count(n int) string {
+	if n == driver.Unknown {
+		return "?"
+	}
+	return fmt.Sprint(n)
+}

@@ -1,0 +1,240 @@
+package admin
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// minToken is the least length of a token. 16 characters of hexadecimal digits are 64 bits.
+const minToken = 16
+
+// Limits of connections.
+const (
+	headerTimeout  = 10 * time.Second // also of a TLS handshake
+	idleTimeout    = time.Minute
+	maxHeaderBytes = 64 << 10
+)
+
+const (
+	exampleSocket = "/run/shop/leat.sock"
+	longEnough    = "16 or more random characters, as from openssl rand -hex 16"
+)
+
+// Validate returns an error if the endpoint may not be opened with this configuration.
+func (a Endpoint) Validate() error {
+	if a.Token != "" && len(a.Token) < minToken {
+		return fmt.Errorf("the admin token is too short; set LEAT_ADMIN_TOKEN to %s", longEnough)
+	}
+	if (a.Cert == "") != (a.Key == "") {
+		return errors.New("LEAT_ADMIN_CERT and LEAT_ADMIN_KEY go together; set both, or none")
+	}
+	path, isSocket, err := socketPath(a.Addr)
+	if err != nil {
+		return err
+	}
+	if isSocket {
+		if a.Cert != "" {
+			return fmt.Errorf("admin address %q is a unix socket, which has no TLS; unset LEAT_ADMIN_CERT and LEAT_ADMIN_KEY", path)
+		}
+		return nil
+	}
+	host, port, err := net.SplitHostPort(a.Addr)
+	if err != nil || port == "" {
+		return fmt.Errorf("admin address %q: write the path of a unix socket, like %s, or host:port, like 127.0.0.1:7070", a.Addr, exampleSocket)
+	}
+	if a.Token == "" {
+		return fmt.Errorf("admin address %q is open to every user of this machine; listen on a unix socket, like %s, or set LEAT_ADMIN_TOKEN to %s",
+			a.Addr, exampleSocket, longEnough)
+	}
+	if a.Cert == "" && host != "localhost" && !isLoopback(host) { // what localhost means is known when it listens
+		return a.needsTLS()
+	}
+	return nil
+}
+
+func (a Endpoint) needsTLS() error {
+	return fmt.Errorf("admin address %q can be reached from other machines; set LEAT_ADMIN_CERT and LEAT_ADMIN_KEY to the PEM files of a certificate and its key, "+
+		"or listen on 127.0.0.1 or on a unix socket, like %s", a.Addr, exampleSocket)
+}
+
+// socketPath returns the path of an address that is a unix socket.
+func socketPath(addr string) (path string, isSocket bool, _ error) {
+	path, isSocket = strings.CutPrefix(addr, "unix:")
+	if isSocket {
+		path = strings.TrimPrefix(path, "//")
+	}
+	switch {
+	case filepath.IsAbs(path):
+		return filepath.Clean(path), true, nil
+	case isSocket:
+		return "", true, fmt.Errorf("admin address %q: write the socket's path from the root on, like unix:%s", addr, exampleSocket)
+	}
+	return "", false, nil
+}
+
+// isLoopback reports whether a host is a loopback address. A name is none: what it means is for others to say.
+func isLoopback(host string) bool {
+	ip, err := netip.ParseAddr(host)
+	return err == nil && ip.IsLoopback()
+}
+
+// hostname returns the host of a Host header, without port and brackets.
+func hostname(hostport string) string {
+	if host, _, err := net.SplitHostPort(hostport); err == nil {
+		return host
+	}
+	return strings.Trim(hostport, "[]")
+}
+
+// A Server serves an [Endpoint] until Stop.
+type Server struct {
+	server  *http.Server
+	url     string
+	release func() // removes the socket
+	cancel  context.CancelFunc
+	ended   chan error
+}
+
+// Start listens and serves until Stop.
+func (a Endpoint) Start(ctx context.Context) (*Server, error) {
+	if err := a.Validate(); err != nil {
+		return nil, err
+	}
+	listener, url, release, err := a.listen(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("admin endpoint: %w", err)
+	}
+	s := a.serve(ctx, listener, url, release)
+	a.Logger.Info("leat: admin endpoint", "url", url)
+	return s, nil
+}
+
+// listen opens the address. Its last result is called when the endpoint closes.
+func (a Endpoint) listen(ctx context.Context) (_ net.Listener, url string, release func(), _ error) {
+	if path, isSocket, _ := socketPath(a.Addr); isSocket {
+		listener, release, err := listenSocket(ctx, path)
+		return listener, "unix://" + filepath.ToSlash(path), release, err
+	}
+	release = func() {}
+	var certificate tls.Certificate
+	if a.Cert != "" {
+		var err error
+		if certificate, err = tls.LoadX509KeyPair(a.Cert, a.Key); err != nil {
+			return nil, "", nil, fmt.Errorf("the certificate of LEAT_ADMIN_CERT and the key of LEAT_ADMIN_KEY: %w", err)
+		}
+	}
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", a.Addr)
+	if err != nil {
+		return nil, "", nil, err
+	}
+	if a.Cert != "" {
+		config := &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}}
+		return tls.NewListener(listener, config), "https://" + listener.Addr().String(), release, nil
+	}
+	if address, ok := listener.Addr().(*net.TCPAddr); !ok || !address.IP.IsLoopback() { // a name may resolve to anything
+		return nil, "", nil, errors.Join(a.needsTLS(), listener.Close())
+	}
+	return listener, "http://" + listener.Addr().String(), release, nil
+}
+
+// listenSocket opens a unix socket that only the user of this process may connect to. The socket is made in a directory
+// that nobody else can enter, and moved to its path when its mode is set: at no time can others connect.
+func listenSocket(ctx context.Context, path string) (_ net.Listener, release func(), err error) {
+	if err := checkStale(ctx, path); err != nil {
+		return nil, nil, err
+	}
+	private, err := os.MkdirTemp(filepath.Dir(path), ".")
+	if err != nil {
+		return nil, nil, fmt.Errorf("the directory of the socket %s must exist and be writable: %w", path, err)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(private)) }()
+	at := filepath.Join(private, "s")
+	listener, err := new(net.ListenConfig).Listen(ctx, "unix", at)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%w (a path of a unix socket has about 100 bytes at most)", err)
+	}
+	listener.(*net.UnixListener).SetUnlinkOnClose(false)
+	var made os.FileInfo
+	if err = os.Chmod(at, 0o600); err == nil {
+		if made, err = os.Stat(at); err == nil {
+			err = os.Rename(at, path)
+		}
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, listener.Close())
+	}
+	return listener, func() {
+		if there, err := os.Lstat(path); err == nil && os.SameFile(made, there) {
+			_ = os.Remove(path)
+		}
+	}, nil
+}
+
+// checkStale returns nil if nothing is at the path but a socket of a process that has ended.
+func checkStale(ctx context.Context, path string) error {
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case info.Mode().Type() != fs.ModeSocket:
+		return fmt.Errorf("%s exists and is no socket; choose another path", path)
+	}
+	connection, err := new(net.Dialer).DialContext(ctx, "unix", path)
+	switch {
+	case err == nil:
+		_ = connection.Close()
+		return fmt.Errorf("another process listens on %s; stop it, or choose another path", path)
+	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, fs.ErrNotExist):
+		return nil
+	}
+	return err
+}
+
+// serve serves on the listener until Stop.
+func (a Endpoint) serve(ctx context.Context, listener net.Listener, url string, release func()) *Server {
+	serving, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	s := &Server{
+		server: &http.Server{
+			Handler:           a.Handler(),
+			ReadHeaderTimeout: headerTimeout,
+			IdleTimeout:       idleTimeout,
+			MaxHeaderBytes:    maxHeaderBytes,
+			BaseContext:       func(net.Listener) context.Context { return serving },
+			ErrorLog:          slog.NewLogLogger(a.Logger.Handler(), slog.LevelWarn),
+		},
+		url:     url,
+		release: release,
+		cancel:  cancel,
+		ended:   make(chan error, 1),
+	}
+	go func() { s.ended <- s.server.Serve(listener) }()
+	return s
+}
+
+// URL returns the address of the endpoint, as [Dial] takes it.
+func (s *Server) URL() string { return s.url }
+
+// Stop ends requests and closes the endpoint.
+func (s *Server) Stop(ctx context.Context) error {
+	s.cancel()
+	s.release()
+	err := s.server.Shutdown(ctx)
+	if served := <-s.ended; !errors.Is(served, http.ErrServerClosed) {
+		err = errors.Join(err, served)
+	}
+	return err
+}

@@ -1,0 +1,123 @@
+package admin
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/leatbus/leat/bus/driver"
+)
+
+// WithOutbox returns a bus's transport with its outbox, if it has one, as one more group: what was set aside
+// there is shown, replayed to the relay and dropped like any other poisoned message.
+func WithOutbox(t driver.Transport, outbox driver.Outbox) driver.Transport {
+	o, ok := outbox.(poisoningOutbox)
+	if !ok {
+		return t
+	}
+	with := withOutbox{t, o}
+	if inspector, ok := t.(driver.Inspector); ok {
+		return &inspectedOutbox{with, inspector}
+	}
+	return &with
+}
+
+// poisoningOutbox is an outbox that shows what it has set aside, as transports/sql's does.
+type poisoningOutbox interface {
+	driver.Outbox
+	PoisonQueue() driver.PoisonQueue
+}
+
+type withOutbox struct {
+	driver.Transport
+	outbox poisoningOutbox
+}
+
+func (t *withOutbox) PoisonQueue(group string) driver.PoisonQueue {
+	if group == t.outbox.Group() {
+		return t.outbox.PoisonQueue()
+	}
+	return t.Transport.PoisonQueue(group)
+}
+
+type inspectedOutbox struct {
+	withOutbox
+	driver.Inspector
+}
+
+// Groups returns the transport's and the outbox, by name. A transport on the outbox's own tables knows it.
+func (t *inspectedOutbox) Groups(ctx context.Context) ([]driver.GroupInfo, error) {
+	all, err := t.Inspector.Groups(ctx)
+	if err != nil {
+		return nil, err
+	}
+	at, there := slices.BinarySearchFunc(all, t.outbox.Group(), func(g driver.GroupInfo, name string) int { return strings.Compare(g.Name, name) })
+	if there {
+		return all, nil
+	}
+	g, err := outboxGroup(ctx, t.outbox)
+	return slices.Insert(all, at, g), err
+}
+
+// Diagnose also tells of the outbox.
+func (t *inspectedOutbox) Diagnose(ctx context.Context) []driver.Finding {
+	findings := t.Inspector.Diagnose(ctx)
+	g, err := outboxGroup(ctx, t.outbox)
+	if err != nil {
+		return append(findings, driver.Finding{Check: "outbox " + t.outbox.Group(), Err: err, Fix: "see to the outbox's database"})
+	}
+	return append(findings, diagnoseOutbox(g))
+}
+
+func outboxGroup(ctx context.Context, o poisoningOutbox) (g driver.GroupInfo, err error) {
+	stats, err := o.Stats(ctx)
+	if err != nil {
+		return g, err
+	}
+	g = driver.GroupInfo{
+		Name: o.Group(), Waiting: stats.Pending,
+		Delayed: driver.Unknown, Parked: driver.Unknown, InFlight: driver.Unknown, Consumers: driver.Unknown,
+	}
+	if stats.Pending > 0 {
+		g.Oldest = time.Now().Add(-stats.OldestAge)
+	}
+	g.Poisoned, err = o.PoisonQueue().Len(ctx)
+	return g, err
+}
+
+// outboxSuffix ends the name of an outbox, <service>.outbox.
+const outboxSuffix = ".outbox"
+
+// IsOutbox reports whether a group of a database is an outbox: nobody but InTx publishes to it.
+func IsOutbox(g driver.GroupInfo) bool {
+	return strings.HasSuffix(g.Name, outboxSuffix) && len(g.Topics) == 0
+}
+
+// outboxPatience is how long a committed event may wait before it counts as stuck: relays take
+// milliseconds.
+const outboxPatience = 5 * time.Minute
+
+// diagnoseOutbox says whether events leave an outbox.
+func diagnoseOutbox(g driver.GroupInfo) driver.Finding {
+	pending := g.Waiting + max(g.Delayed, 0) + max(g.InFlight, 0) + max(g.Parked, 0)
+	f := driver.Finding{
+		Check: "outbox " + g.Name,
+		Text:  fmt.Sprintf("%d pending, %s relaying, %s set aside", pending, Count(g.Consumers), Count(g.Poisoned)),
+	}
+	var age time.Duration
+	if pending > 0 && !g.Oldest.IsZero() {
+		age = time.Since(g.Oldest).Round(time.Second)
+		f.Text += fmt.Sprintf(", the oldest for %s", age)
+	}
+	switch {
+	case pending > 0 && g.Consumers == 0:
+		f.Err = fmt.Errorf("%d pending, the oldest for %s, and no relay runs", pending, age)
+		f.Fix = "start the service whose outbox this is; any of its instances relays"
+	case age > outboxPatience:
+		f.Err = fmt.Errorf("%d pending, the oldest for %s", pending, age)
+		f.Fix = "see whether the transport is away or refuses them: it is in the service's health and log"
+	}
+	return f
+}

@@ -1,0 +1,246 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/internal/admin"
+	"github.com/leatbus/leat/internal/urlopt"
+)
+
+// poison is the commands for poison queues.
+type poison struct {
+	Ls     poisonLs     `cmd:"" help:"List poisoned messages."`
+	Stats  poisonStats  `cmd:"" help:"Count them by class of error."`
+	Show   poisonShow   `cmd:"" help:"Show one: why it failed, its headers, its payload."`
+	Replay poisonReplay `cmd:"" help:"Hand them to their own group again."`
+	Rm     poisonRm     `cmd:"" help:"Delete them for good."`
+	Edit   poisonEdit   `cmd:"" help:"Change the payload or the headers of one."`
+	Export poisonExport `cmd:"" help:"Write them as JSON lines, byte for byte."`
+	Import poisonImport `cmd:"" help:"Put exported ones into a poison queue."`
+}
+
+// filter is the flags by which messages are chosen.
+type filter struct {
+	Group   []string `placeholder:"GROUP" help:"Only of this group; may be given again."`
+	Topic   string   `placeholder:"PATTERN" help:"Only of this topic, or of topics of this pattern."`
+	Type    string   `placeholder:"TYPE" help:"Only events of this type, with or without its version."`
+	Version int      `placeholder:"N" help:"Only this version of the event."`
+	Class   string   `placeholder:"CLASS" help:"Only what failed with this class of error, as stats shows it."`
+	Text    string   `placeholder:"TEXT" help:"Only with this text in the error or the payload."`
+	Since   string   `placeholder:"TIME" help:"Only poisoned since: 2h ago, or 2006-01-02T15:04:05Z."`
+	Until   string   `placeholder:"TIME" help:"Only poisoned before."`
+	Key     string   `placeholder:"KEY" help:"Only of this partition key."`
+	ID      []string `name:"id" placeholder:"ID" help:"Only this one: its place in the queue, or the event's id; may be given again."`
+}
+
+func (f filter) filter(now time.Time) (admin.Filter, error) {
+	if f.Topic != "" {
+		if err := driver.ValidatePattern(f.Topic); err != nil {
+			return admin.Filter{}, usage("--topic: %w", err)
+		}
+	}
+	since, err := moment("--since", f.Since, now)
+	if err != nil {
+		return admin.Filter{}, err
+	}
+	until, err := moment("--until", f.Until, now)
+	if err != nil {
+		return admin.Filter{}, err
+	}
+	return admin.Filter{
+		Topic: f.Topic, Type: f.Type, Version: f.Version, Class: f.Class, Text: f.Text,
+		Since: since, Until: until, Key: f.Key, IDs: f.ID,
+	}, nil
+}
+
+// moment reads a time, or how long ago one was.
+func moment(flag, text string, now time.Time) (time.Time, error) {
+	if text == "" {
+		return time.Time{}, nil
+	}
+	if d, err := time.ParseDuration(strings.TrimSuffix(text, " ago")); err == nil {
+		return now.Add(-d), nil
+	}
+	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05", time.DateTime, time.DateOnly} {
+		if t, err := time.ParseInLocation(layout, text, time.Local); err == nil {
+			return t, nil
+		}
+	}
+	return time.Time{}, usage("%s=%q: write how long ago, like 90m, or a time, like 2006-01-02T15:04:05Z", flag, text)
+}
+
+// chosen is the poisoned messages of one group that the flags choose.
+type chosen struct {
+	group string
+	queue driver.PoisonQueue
+	ids   []string
+	seen  int // messages, chosen or not
+}
+
+// queues returns the poison queues that the flags name: all that hold something, where they name none.
+func (f filter) queues(ctx context.Context, s *session) ([]chosen, error) {
+	if queues := f.named(ctx, s); queues != nil {
+		return queues, nil
+	}
+	groups, err := s.groups(ctx, f.Group...)
+	if errors.Is(err, errNoInspector) && len(f.Group) > 0 {
+		for _, name := range f.Group { // whatever its name
+			groups = append(groups, driver.GroupInfo{Name: name, Poisoned: driver.Unknown})
+		}
+		err = nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var queues []chosen
+	for _, g := range groups {
+		if g.Poisoned != 0 || len(f.Group) > 0 {
+			queues = append(queues, chosen{group: g.Name, queue: s.PoisonQueue(g.Name)})
+		}
+	}
+	return queues, nil
+}
+
+// named returns the poison queues of the groups that the flags name, if all of them hold something. Then nothing else
+// needs to know the groups.
+func (f filter) named(ctx context.Context, s *session) (queues []chosen) {
+	ctx, cancel := s.soon(ctx)
+	defer cancel()
+	for _, name := range f.Group {
+		queue := s.PoisonQueue(name)
+		if n, err := queue.Len(ctx); err != nil || n == 0 {
+			return nil
+		}
+		queues = append(queues, chosen{group: name, queue: queue})
+	}
+	return queues
+}
+
+// each calls visit with every message that the flags choose, group by group.
+func (f filter) each(ctx context.Context, s *session, visit func(queue *chosen, m driver.PoisonedMessage) error) ([]chosen, error) {
+	matching, err := f.filter(time.Now())
+	if err != nil {
+		return nil, err
+	}
+	queues, err := f.queues(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	var there hints
+	n := 0
+	for i := range queues {
+		err := admin.Each(ctx, queues[i].queue, admin.Filter{}, func(m driver.PoisonedMessage) error {
+			queues[i].seen++
+			if !matching.Match(m) {
+				there.add(m)
+				return nil
+			}
+			n++
+			return visit(&queues[i], m)
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	if n == 0 {
+		err = there.mistake(f)
+	}
+	return queues, err
+}
+
+// hints are what a flag that chooses nothing may have meant.
+type hints struct{ classes, types, topics []string }
+
+func (h *hints) add(m driver.PoisonedMessage) {
+	note := func(known *[]string, value string) {
+		if !slices.Contains(*known, value) && len(*known) < maxHints {
+			*known = append(*known, value)
+		}
+	}
+	note(&h.classes, m.Fault.Class)
+	note(&h.topics, m.Topic())
+	if r := admin.Summary("", m); r.Type != "" {
+		note(&h.types, r.Type)
+	}
+}
+
+// maxHints bounds what is remembered of a queue.
+const maxHints = 1000
+
+// mistake returns what may be wrong with flags that choose nothing.
+func (h *hints) mistake(f filter) error {
+	for _, flag := range []struct {
+		what, value string
+		known       []string
+	}{{"class", f.Class, h.classes}, {"type", f.Type, h.types}, {"topic", f.Topic, h.topics}} {
+		if near := urlopt.Nearest(flag.value, flag.known); near != "" && near != flag.value {
+			return usage("there is nothing of %s %q. Did you mean %s?", flag.what, flag.value, near)
+		}
+	}
+	return nil
+}
+
+// nothing tells the user that the flags choose no message, and whether it is for them.
+func (e *Env) nothing(queues []chosen) {
+	seen := 0
+	for _, q := range queues {
+		seen += q.seen
+	}
+	if seen == 0 {
+		fmt.Fprintln(e.Stderr, "no poisoned messages")
+	} else {
+		fmt.Fprintf(e.Stderr, "none of %s has what the flags ask for\n", strings.Replace(messages(seen), "message", "poisoned message", 1))
+	}
+}
+
+// choose returns the places of the chosen messages, counted by class.
+func (f filter) choose(ctx context.Context, s *session) (queues []chosen, classes *admin.Classes, n int, err error) {
+	classes = new(admin.Classes)
+	queues, err = f.each(ctx, s, func(queue *chosen, m driver.PoisonedMessage) error {
+		queue.ids = append(queue.ids, m.ID)
+		classes.Add(queue.group, m)
+		n++
+		return nil
+	})
+	if err == nil && n == 0 {
+		s.nothing(queues)
+	}
+	return queues, classes, n, err
+}
+
+var errNoSuch = errors.New("no poisoned message has the id")
+
+// one finds the message with this id, in whatever group.
+func (f filter) one(ctx context.Context, s *session, id string) (queue chosen, m driver.PoisonedMessage, err error) {
+	f.ID = []string{id}
+	found := 0
+	_, err = f.each(ctx, s, func(q *chosen, candidate driver.PoisonedMessage) error {
+		found++
+		queue, m = *q, candidate
+		return nil
+	})
+	switch {
+	case err != nil:
+		return queue, m, err
+	case found == 0:
+		return queue, m, fmt.Errorf("%w %q; %s poison ls shows them", errNoSuch, id, s.Program)
+	case found > 1:
+		return queue, m, usage("%d poisoned messages have the id %q; name one by its group and its place in the queue", found, id)
+	}
+	return queue, m, nil
+}
+
+// writeClasses shows counts by class.
+func (e *Env) writeClasses(classes []admin.Class) error {
+	t := newTable(e.Stdout, "GROUP", "COUNT", "CLASS", "TYPES", "OLDEST", "NEWEST", "LAST ERROR")
+	for _, c := range classes {
+		t.row(c.Group, c.Count, c.Class, strings.Join(c.Types, ", "), ago(c.Oldest), ago(c.Newest), short(c.Sample, errorWidth))
+	}
+	return t.flush()
+}

@@ -1,0 +1,114 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+
+	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/internal/admin"
+)
+
+type poisonImport struct {
+	connect `embed:""`
+
+	Group string `placeholder:"GROUP" help:"Into this group's queue, in place of the one that the records name."`
+	File  string `arg:"" help:"What export wrote; - is the standard input."`
+}
+
+// importAtOnce is how many messages one call writes.
+const importAtOnce = 500
+
+// Run puts the records into poison queues. Those that are there already it leaves out, so it may be run
+// again after a failure.
+func (c *poisonImport) Run(ctx context.Context, e *Env) error {
+	records, err := c.read(e)
+	if err != nil {
+		return err
+	}
+	byGroup := make(map[string][]driver.PoisonedMessage)
+	for i, r := range records {
+		m, err := r.Message()
+		if err != nil {
+			return usage("%s: record %d: %w", c.File, i+1, err)
+		}
+		group := cmp.Or(c.Group, r.Group)
+		if group == "" {
+			return usage("%s: record %d names no group; say it with --group", c.File, i+1)
+		}
+		m.ID = ""
+		byGroup[group] = append(byGroup[group], m)
+	}
+	return c.with(ctx, e, func(s *session) error {
+		imported, there := 0, 0
+		for group, msgs := range byGroup {
+			queues, err := named(group).queues(ctx, s)
+			if err != nil {
+				return err
+			}
+			fresh, err := without(ctx, queues[0].queue, msgs)
+			if err != nil {
+				return err
+			}
+			there += len(msgs) - len(fresh)
+			for some := range slices.Chunk(fresh, importAtOnce) {
+				if err := queues[0].queue.Put(ctx, some...); err != nil {
+					return fmt.Errorf("imported %s; run it again to go on: %w", messages(imported), err)
+				}
+				imported += len(some)
+			}
+		}
+		text := ""
+		if there > 0 {
+			text = fmt.Sprintf("; %d were there already", there)
+		}
+		_, err := fmt.Fprintf(s.Stdout, "imported %s%s\n", messages(imported), text)
+		return err
+	})
+}
+
+func (c *poisonImport) read(e *Env) (records []admin.Record, err error) {
+	in := e.Stdin
+	if c.File != "-" {
+		file, err := os.Open(c.File)
+		if err != nil {
+			return nil, &UsageError{err}
+		}
+		defer func() { _ = file.Close() }()
+		in = file
+	}
+	for decoder := json.NewDecoder(in); ; {
+		var r admin.Record
+		err := decoder.Decode(&r)
+		if errors.Is(err, io.EOF) {
+			return records, nil
+		}
+		if err != nil {
+			return nil, usage("%s: record %d: %w", c.File, len(records)+1, err)
+		}
+		records = append(records, r)
+	}
+}
+
+// sameness is what two records of one poisoning have in common.
+type sameness struct{ source, id, at string }
+
+func samenessOf(m driver.PoisonedMessage) sameness {
+	h := m.Message.Metadata
+	return sameness{h[driver.HeaderSource], driver.MessageID(m.Message), h[driver.HeaderFaultAt]}
+}
+
+// without leaves out the messages that are in the queue.
+func without(ctx context.Context, queue driver.PoisonQueue, msgs []driver.PoisonedMessage) ([]driver.PoisonedMessage, error) {
+	there := make(map[sameness]bool)
+	err := admin.Each(ctx, queue, admin.Filter{}, func(m driver.PoisonedMessage) error {
+		there[samenessOf(m)] = true
+		return nil
+	})
+	return slices.DeleteFunc(msgs, func(m driver.PoisonedMessage) bool { return there[samenessOf(m)] }), err
+}

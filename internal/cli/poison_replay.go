@@ -1,0 +1,136 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/leatbus/leat/internal/admin"
+)
+
+// bulk is the flags of commands that take many messages out of poison queues.
+type bulk struct {
+	connect `embed:""`
+	output  `embed:""`
+	filter  `embed:""`
+
+	All   bool `help:"All that the other flags choose, of every group: say so where no group and no id is named."`
+	Count bool `help:"Only count them, by class of error."`
+	Rate  int  `placeholder:"N" help:"At most so many a second."`
+}
+
+// result is the line of a bulk command's --json, one for each group.
+type result struct {
+	Group   string `json:"group"`
+	Chosen  int    `json:"chosen"`
+	Done    int    `json:"done"`
+	Gone    int    `json:"gone"`              // somebody else was quicker
+	Counted bool   `json:"counted,omitempty"` // nothing was done
+}
+
+// deed is what a bulk command does, in words.
+type deed struct{ does, did, would string }
+
+func (b bulk) validate() error {
+	switch {
+	case len(b.Group) == 0 && len(b.ID) == 0 && !b.All:
+		return usage("name a group with --group, a message with --id, or say --all for every group")
+	case b.Rate < 0:
+		return usage("--rate=%d: it is a number of messages a second", b.Rate)
+	}
+	return nil
+}
+
+// count counts what would be moved.
+func (b bulk) count(s *session, queues []chosen, classes *admin.Classes, n int, d deed) error {
+	if b.JSON {
+		for _, q := range queues {
+			if err := s.line(result{Group: q.group, Chosen: len(q.ids), Counted: true}); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if n > 0 {
+		if err := s.writeClasses(classes.List()); err != nil {
+			return err
+		}
+	}
+	_, err := fmt.Fprintf(s.Stdout, "would %s %s\n", d.would, messages(n))
+	return err
+}
+
+// run moves what was chosen. It may be run again for what is left.
+func (b bulk) run(ctx context.Context, s *session, queues []chosen, n int, d deed, act func(chosen) admin.Move) error {
+	bar, total, began := s.progress(d.does, n), admin.Moved{}, time.Now()
+	for _, q := range queues {
+		if len(q.ids) == 0 {
+			continue
+		}
+		move, before := act(q), total.Done
+		move.IDs, move.Rate = q.ids, b.Rate
+		move.Progress = func(done int) { bar.show(before + done) }
+		moved, err := move.Run(ctx)
+		total.Done += moved.Done
+		total.Gone += moved.Gone
+		if b.JSON {
+			if err := s.line(result{Group: q.group, Chosen: len(q.ids), Done: moved.Done, Gone: moved.Gone}); err != nil {
+				return err
+			}
+		}
+		if err != nil {
+			bar.end()
+			if ctx.Err() != nil {
+				err = errInterrupted
+			}
+			return fmt.Errorf("%s %d of %s, the rest is where it was; run it again to go on: %w", d.did, total.Done, messages(n), err)
+		}
+	}
+	bar.end()
+	if b.JSON {
+		return nil
+	}
+	_, err := fmt.Fprintf(s.Stdout, "%s %s%s\n", d.did, messages(total.Done), aside(total, n, time.Since(began)))
+	return err
+}
+
+// aside returns what is worth saying beside the number.
+func aside(total admin.Moved, n int, took time.Duration) string {
+	text := ""
+	if n >= 1000 {
+		text = fmt.Sprintf(" in %s, %.0f/s", took.Round(time.Millisecond), float64(total.Done)/max(took.Seconds(), 0.001))
+	}
+	if total.Gone > 0 {
+		text += fmt.Sprintf("; %d were gone already", total.Gone)
+	}
+	return text
+}
+
+type poisonReplay struct {
+	bulk    `embed:""`
+	consent `embed:""`
+
+	DryRun  bool `aliases:"what-if" help:"Move nothing: run this program's own handlers with the messages, undo it, and say how many would succeed."`
+	NoStart bool `help:"With --dry-run, don't run the program's start hooks."`
+}
+
+// Run replays them.
+func (c *poisonReplay) Run(ctx context.Context, e *Env) error {
+	if err := c.validate(); err != nil {
+		return err
+	}
+	if c.DryRun {
+		return c.dryRun(ctx, e)
+	}
+	replay := deed{does: "replaying", did: "replayed", would: "replay"}
+	return c.with(ctx, e, func(s *session) error {
+		queues, classes, n, err := c.choose(ctx, s)
+		switch {
+		case err != nil:
+			return err
+		case c.Count:
+			return c.count(s, queues, classes, n, replay)
+		}
+		return c.run(ctx, s, queues, n, replay, func(q chosen) admin.Move { return admin.Move{Act: q.queue.Replay} })
+	})
+}

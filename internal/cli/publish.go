@@ -1,0 +1,145 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
+)
+
+type publish struct {
+	connect `embed:""`
+
+	Type        string `placeholder:"TYPE" help:"Publish one event of this type, like order.paid.v1, with --data."`
+	Data        string `placeholder:"DATA" help:"Its payload; @file reads a file, @- the standard input."`
+	ContentType string `placeholder:"TYPE" help:"What the data is, where it is no JSON."`
+	ID          string `name:"id" help:"Its id. One that was used before is a duplicate."`
+	Source      string `default:"leat" help:"Its source."`
+	Subject     string `help:"What it is about."`
+	Key         string `help:"Its partition key."`
+
+	File string `arg:"" optional:"" help:"CloudEvents in JSON, one or many; - is the standard input."`
+}
+
+// Run publishes, and says what.
+func (c *publish) Run(ctx context.Context, e *Env) error {
+	msgs, err := c.read(e)
+	if err != nil {
+		return err
+	}
+	return c.with(ctx, e, func(s *session) error {
+		for i, msg := range msgs {
+			if err := s.publish(ctx, msg); err != nil {
+				return fmt.Errorf("message %d of %d, %s: %w", i+1, len(msgs), driver.MessageID(msg), err)
+			}
+		}
+		_, err := fmt.Fprintf(e.Stdout, "published %s\n", messages(len(msgs)))
+		return err
+	})
+}
+
+func (s *session) publish(ctx context.Context, msg *message.Message) error {
+	ctx, cancel := s.soon(ctx)
+	defer cancel()
+	err := s.Publish(ctx, driver.TopicOf(msg), msg)
+	if errors.Is(err, driver.ErrUnroutable) {
+		return fmt.Errorf("no group wants %s, so it went nowhere; %s topics shows what groups ask for", driver.TopicOf(msg), s.Program)
+	}
+	return err
+}
+
+func (c *publish) read(e *Env) ([]*message.Message, error) {
+	switch {
+	case c.Type != "" && c.File != "":
+		return nil, usage("give a file or --type, not both")
+	case c.Type != "":
+		msg, err := c.event(e)
+		return []*message.Message{msg}, err
+	case c.File == "":
+		return nil, usage("give a file with CloudEvents, - for the standard input, or --type and --data")
+	}
+	in := e.Stdin
+	if c.File != "-" {
+		file, err := os.Open(c.File)
+		if err != nil {
+			return nil, &UsageError{err}
+		}
+		defer func() { _ = file.Close() }()
+		in = file
+	}
+	var msgs []*message.Message
+	for decoder := json.NewDecoder(in); ; {
+		var event json.RawMessage
+		err := decoder.Decode(&event)
+		if errors.Is(err, io.EOF) {
+			return msgs, nil
+		}
+		if err != nil {
+			return nil, usage("%s: event %d: %w", c.File, len(msgs)+1, err)
+		}
+		msg, err := bus.ParseCloudEvent(event)
+		if err == nil {
+			err = driver.ValidateTopic(driver.TopicOf(msg))
+		}
+		if err != nil {
+			return nil, usage("%s: event %d: %w", c.File, len(msgs)+1, err)
+		}
+		msgs = append(msgs, msg)
+	}
+}
+
+// event makes one of the flags.
+func (c *publish) event(e *Env) (*message.Message, error) {
+	if err := driver.ValidateTopic(c.Type); err != nil {
+		return nil, &UsageError{err}
+	}
+	data, err := e.value(c.Data)
+	if err != nil {
+		return nil, err
+	}
+	if c.ContentType == "" && len(data) > 0 && !json.Valid(data) {
+		return nil, usage("--data is no JSON; say what it is with --content-type")
+	}
+	id := c.ID
+	if id == "" {
+		id = bus.NewID()
+	}
+	msg := message.NewMessage(id, data)
+	for name, value := range map[string]string{
+		driver.HeaderID:           id,
+		driver.HeaderType:         c.Type,
+		driver.HeaderSource:       c.Source,
+		driver.HeaderTime:         time.Now().UTC().Format(time.RFC3339Nano),
+		driver.HeaderSubject:      c.Subject,
+		driver.HeaderPartitionKey: c.Key,
+		driver.HeaderContentType:  c.ContentType,
+	} {
+		if value != "" {
+			msg.Metadata[name] = value
+		}
+	}
+	return msg, nil
+}
+
+// value returns a flag's text, or the file that it names with an @.
+func (e *Env) value(text string) ([]byte, error) {
+	if len(text) == 0 || text[0] != '@' {
+		return []byte(text), nil
+	}
+	if text == "@-" {
+		return io.ReadAll(e.Stdin)
+	}
+	data, err := os.ReadFile(text[1:])
+	if err != nil {
+		return nil, &UsageError{err}
+	}
+	return data, nil
+}

@@ -1,0 +1,75 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
+)
+
+type tail struct {
+	connect `embed:""`
+
+	JSON    bool   `name:"json" help:"Write CloudEvents, one a line, as leat publish takes them."`
+	Number  int    `short:"n" help:"Stop after so many messages."`
+	Pattern string `arg:"" optional:"" default:">" help:"A topic, or a pattern like order.* or order.>."`
+}
+
+var errEnough = errors.New("that were enough")
+
+// Run shows copies until it is interrupted.
+func (c *tail) Run(ctx context.Context, e *Env) error {
+	if err := driver.ValidatePattern(c.Pattern); err != nil {
+		return &UsageError{err}
+	}
+	return c.with(ctx, e, func(s *session) error {
+		inspector, err := s.inspector()
+		if err != nil {
+			return err
+		}
+		seen := 0
+		err = inspector.Tail(ctx, c.Pattern, func(topic string, msg *message.Message) error {
+			if err := c.write(e, topic, msg); err != nil {
+				return err
+			}
+			if seen++; seen == c.Number {
+				return errEnough
+			}
+			return nil
+		})
+		if errors.Is(err, errEnough) || errors.Is(err, context.Canceled) {
+			err = nil // that is how it ends
+		}
+		return err
+	})
+}
+
+func (c *tail) write(e *Env, topic string, msg *message.Message) error {
+	if c.JSON {
+		if msg.Metadata[driver.HeaderType] == "" {
+			msg.Metadata[driver.HeaderType] = topic
+		}
+		if msg.Metadata[driver.HeaderSource] == "" {
+			msg.Metadata[driver.HeaderSource] = "unknown"
+		}
+		event, err := bus.FormatCloudEvent(msg)
+		if err != nil { // what a foreign producer wrote must not end the tail
+			_, err = fmt.Fprintf(e.Stderr, "left out: %s\n", printable(err.Error()))
+			return err
+		}
+		_, err = raw(e.Stdout).Write(append(event, '\n'))
+		return err
+	}
+	at := driver.MessageTime(msg)
+	if at.IsZero() {
+		at = time.Now()
+	}
+	_, err := fmt.Fprintf(e.Stdout, "%s  %s  %s  %s\n", at.Local().Format("15:04:05.000"), printable(topic), printable(driver.MessageID(msg)),
+		printable(short(string(msg.Payload), 200)))
+	return err
+}
