@@ -80,9 +80,11 @@ func (r *retrier) crashed(d *bus.Delivery) error {
 	if crashes <= r.policy.CrashLimit {
 		return nil
 	}
-	return bus.Permanent(fmt.Errorf("delivery %d after %d failures, and the limit is %d crashes and lost connections: "+
-		"the message seems to end its process, and is not tried again", d.Attempt, d.Failures, r.policy.CrashLimit))
+	return bus.Permanent(fmt.Errorf("delivery %d after %d failures, and the limit is %d crashes and lost connections: %w",
+		d.Attempt, d.Failures, r.policy.CrashLimit, errCrashes))
 }
+
+var errCrashes = errors.New("the message seems to end its process, and is not tried again")
 
 // again returns nil when the next try is due, and otherwise what the delivery ends with.
 func (r *retrier) again(ctx context.Context, d *bus.Delivery, err error) error {

@@ -16,7 +16,7 @@ import (
 // takes these away again.
 const (
 	HeaderFaultError    = "leat_fault_error"     // one line, at most 1 KiB
-	HeaderFaultClass    = "leat_fault_class"     // the Go type of the innermost error, see [ErrorClass]
+	HeaderFaultClass    = "leat_fault_class"     // see [ErrorClass]
 	HeaderFaultChain    = "leat_fault_chain"     // all errors of the chain, see [ErrorChain]
 	HeaderFaultTrace    = "leat_fault_trace_id"  // of the message's traceparent
 	HeaderFaultAttempts = "leat_fault_attempts"  // deliveries, this one included

@@ -153,7 +153,7 @@ func TestDryRun_leavesEverythingAsItIs(t *testing.T) {
 			before := w.snapshot()
 			out, status := w.shop("poison", "replay", "--dry-run", "--json", "--group", w.group("ledger"))
 			require.Equal(t, 0, status, out)
-			require.Equal(t, strings.ReplaceAll(`{"group":"SVC.ledger","class":"*errors.errorString","count":3,"would_succeed":1,"would_publish":1,`+
+			require.Equal(t, strings.ReplaceAll(`{"group":"SVC.ledger","class":"card declined","count":3,"would_succeed":1,"would_publish":1,`+
 				`"now_fails_with":["*cli_test.outOfStockError","*json.SyntaxError"],"sample":"decode order.paid.v1: invalid character 'x' looking for beginning of value"}`+"\n",
 				"SVC", w.service), out)
 			out, status = w.shop("poison", "replay", "--dry-run", "--group", w.group("mail"))

@@ -114,7 +114,7 @@ func TestWhatCantBeTakenApart(t *testing.T) {
 	h := handlers.Func("mail", func(context.Context, orderPaid) error { return nil }, handlers.Stack(plain{}))
 	require.NoError(t, b.Handle(h))
 	_, err := admin.NewLocalDryRunner(b, middleware.Stack{}).DryRun(t.Context(), "shop.mail", nil)
-	require.ErrorContains(t, err, "a stack of its own (operator_test.plain), which can't be taken apart")
+	require.ErrorContains(t, err, "a stack of its own (admin_test.plain), which can't be taken apart")
 }
 
 type plain struct{}

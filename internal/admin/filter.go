@@ -15,7 +15,7 @@ type Filter struct {
 	Topic   string // a topic or pattern
 	Type    string // an event's name, with .v and the version or without
 	Version int
-	Class   string // of the error, exactly, but for * in front
+	Class   string // of the error, as stats shows it; the * in front of a type may be left out
 	Text    string // in the error or in the payload, in any case of letters
 	Since   time.Time
 	Until   time.Time

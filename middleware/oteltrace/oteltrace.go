@@ -361,7 +361,7 @@ func identity(msg *message.Message) []attribute.KeyValue {
 
 // failed says in a span why it failed. The description comes from messages, perhaps, and is bounded.
 func failed(span trace.Span, err error) {
-	span.SetAttributes(semconv.ErrorTypeKey.String(driver.OneLine(driver.ErrorClass(err), driver.MaxClassBytes)))
+	span.SetAttributes(semconv.ErrorTypeKey.String(driver.OneLine(driver.ErrorType(err), driver.MaxClassBytes)))
 	span.SetStatus(codes.Error, driver.OneLine(err.Error(), driver.MaxErrorBytes))
 }
 
