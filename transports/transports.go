@@ -1,6 +1,7 @@
 package transports
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"maps"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -76,13 +78,33 @@ func parse(rawURL string) (*url.URL, error) {
 		return nil, fmt.Errorf("transports: %w", err)
 	case u.Scheme == "":
 		return nil, errors.New("transports: the URL has no scheme; a URL begins like memory:// or amqp://")
+	case isPort(u.Opaque): // localhost:5672
+		return nil, fmt.Errorf("transports: the URL has no scheme before its host and port; write %s:// before them", schemeOfPort(u.Opaque))
 	}
 	return u, nil
 }
 
+func isPort(opaque string) bool {
+	port, _, _ := strings.Cut(opaque, "/")
+	_, err := strconv.ParseUint(port, 10, 16)
+	return err == nil
+}
+
+// schemeOfPort returns what most probably listens on a port.
+func schemeOfPort(opaque string) string {
+	port, _, _ := strings.Cut(opaque, "/")
+	return cmp.Or(map[string]string{"5432": "postgres", "3306": "mysql", "5671": "amqps"}[port], "amqp")
+}
+
+// otherNames are what people call the schemes.
+var otherNames = map[string]string{
+	"rabbit": "amqp", "rabbitmq": "amqp", "pg": "postgres", "pgx": "postgres", "psql": "postgres",
+	"sqlite3": "sqlite", "file": "sqlite", "mem": "memory", "inmemory": "memory", "gochannel": "memory",
+}
+
 func (m *Mux) unknown(scheme string) error {
 	hint := ""
-	if near := urlopt.Nearest(scheme, m.Schemes()); near != "" {
+	if near := cmp.Or(otherNames[scheme], urlopt.Nearest(scheme, m.Schemes())); near != "" {
 		hint = fmt.Sprintf(" Did you mean %s://?", near)
 	}
 	return fmt.Errorf("transports: no transport for %q; there are %s.%s", scheme+"://", strings.Join(m.Schemes(), ", "), hint)

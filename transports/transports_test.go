@@ -61,7 +61,9 @@ func TestMistakesInTheURLAreClearAndShowNoPassword(t *testing.T) {
 	for rawURL, want := range map[string]string{
 		"memroy://":                    "Did you mean memory://?",
 		"kafka://localhost":            `no transport for "kafka://"; there are amqp, amqps, mariadb, memory,`,
-		"localhost:5672":               `no transport for "localhost://"`,
+		"localhost:5672":               "the URL has no scheme before its host and port; write amqp:// before them",
+		"db:5432/shop":                 "the URL has no scheme before its host and port; write postgres:// before them",
+		"rabbit://localhost":           "Did you mean amqp://?",
 		"":                             "the URL has no scheme",
 		"memory://?qeue=7":             `Did you mean "queue"?`,
 		"memory://host/path":           "write memory://",

@@ -9,6 +9,7 @@
 //	leat poison export    writes them as JSON lines, byte for byte
 //	leat poison import    puts exported ones into a poison queue
 //	leat groups           shows the groups: what waits, is delayed, in flight and poisoned, and who consumes
+//	leat top              shows them again and again
 //	leat topics           shows the topics that groups ask for
 //	leat publish          publishes CloudEvents from a file, or one from its flags
 //	leat tail             shows copies of what is published from now on
@@ -45,7 +46,10 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
+
+	kongcompletion "github.com/jotaen/kong-completion"
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/internal/cli"
@@ -57,12 +61,13 @@ import (
 type commands struct {
 	cli.Commands `embed:""`
 
-	Migrate migrate `cmd:"" help:"See to the tables of a database that is a bus."`
+	Migrate    migrate                   `cmd:"" help:"See to the tables of a database that is a bus."`
+	Completion kongcompletion.Completion `cmd:"" help:"Print what a shell needs to complete these commands: bash, zsh or fish."`
 
 	Target target `embed:""`
 }
 
-const description = `Look after a bus beside the programs that use it.
+const description = `Look after a bus beside the programs that use it. With --version alone, print the version.
 
 The exit status is 0 when all is well, 1 when something failed, and 2 when the command line or the URL is wrong.`
 
@@ -77,7 +82,15 @@ func main() {
 // run returns the exit status.
 func run(ctx context.Context, args []string) int {
 	var c commands
-	e := &cli.Env{Program: "leat", Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, OpenDatabase: sql.Open}
+	e := &cli.Env{Program: "leat", Version: version(), Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, OpenDatabase: sql.Open}
 	e.Open = func(ctx context.Context) (bus.Transport, error) { return c.Target.open(ctx, e) }
 	return cli.Run(ctx, &c, e, description, args, &c.Target)
+}
+
+// version returns the version of the module that the program was built from.
+func version() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "(devel)"
 }

@@ -8,7 +8,7 @@
 //	}
 //
 // The program runs as it does with fxmodule.Main, unless it has arguments: the first must be one of the commands poison,
-// groups, topics, publish, tail and doctor, or --help. Then it does what leat does with that command, on the message
+// groups, topics, publish, tail, top and doctor, or --help. Then it does what leat does with that command, on the message
 // system that the service is configured for, and consumes nothing: constructors run, and start hooks don't,
 // but for a dry run.
 //
@@ -61,7 +61,7 @@ func Main(options ...fx.Option) {
 }
 
 // names returns the commands' first words.
-func names() []string { return []string{"poison", "groups", "topics", "publish", "tail", "doctor"} }
+func names() []string { return []string{"poison", "groups", "topics", "publish", "tail", "top", "doctor"} }
 
 const description = `Look after the service's bus. Without one of these commands, the service runs.
 

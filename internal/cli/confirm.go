@@ -2,7 +2,9 @@ package cli
 
 import (
 	"bufio"
+	"context"
 	"fmt"
+	"io"
 	"strings"
 )
 
@@ -15,7 +17,7 @@ type consent struct {
 type Confirm func(question string) error
 
 // confirm asks on a terminal. Where nobody can be asked, the flag must say it.
-func (c consent) confirm(e *Env) Confirm {
+func (c consent) confirm(ctx context.Context, e *Env) Confirm {
 	return func(question string) error {
 		if c.Yes {
 			return nil
@@ -24,7 +26,7 @@ func (c consent) confirm(e *Env) Confirm {
 			return usage("%s Say --yes where nobody can be asked", question)
 		}
 		fmt.Fprintf(e.Stderr, "%s [y/N] ", question)
-		answer, err := bufio.NewReader(e.Stdin).ReadString('\n')
+		answer, err := readLine(ctx, e.Stdin)
 		if err != nil && answer == "" {
 			return fmt.Errorf("no answer: %w", err)
 		}
@@ -34,5 +36,24 @@ func (c consent) confirm(e *Env) Confirm {
 		default:
 			return usage("not confirmed; nothing was done")
 		}
+	}
+}
+
+// readLine returns a line, or an error when ctx ends before there is one. Then the read goes on, until the process ends.
+func readLine(ctx context.Context, from io.Reader) (string, error) {
+	type result struct {
+		line string
+		err  error
+	}
+	read := make(chan result, 1)
+	go func() {
+		line, err := bufio.NewReader(from).ReadString('\n')
+		read <- result{line, err}
+	}()
+	select {
+	case r := <-read:
+		return r.line, r.err
+	case <-ctx.Done():
+		return "", errInterrupted
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/jedib0t/go-pretty/v6/text"
+
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/admin"
 	"github.com/leatbus/leat/internal/urlopt"
@@ -130,9 +132,9 @@ func (c *doctor) write(e *Env, f driver.Finding) error {
 		return e.line(line)
 	}
 	if line.OK {
-		_, err := fmt.Fprintf(e.Stdout, "ok     %s: %s\n", printable(line.Check), printable(line.Text))
+		_, err := fmt.Fprintf(raw(e.Stdout), "%s     %s: %s\n", e.colored("ok", text.FgGreen), printable(line.Check), printable(line.Text))
 		return err
 	}
-	_, err := fmt.Fprintf(e.Stdout, "WRONG  %s: %s\n       fix: %s\n", printable(line.Check), printable(line.Error), printable(line.Fix))
+	_, err := fmt.Fprintf(raw(e.Stdout), "%s  %s: %s\n       fix: %s\n", e.colored("WRONG", text.FgRed), printable(line.Check), printable(line.Error), printable(line.Fix))
 	return err
 }

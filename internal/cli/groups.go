@@ -28,9 +28,9 @@ func (c *groups) Run(ctx context.Context, e *Env) error {
 			}
 			return nil
 		}
-		t := newTable(s.Stdout, "GROUP", "WAITING", "DELAYED", "PARKED", "IN FLIGHT", "POISONED", "CONSUMERS", "OLDEST")
+		t := newTable(s.Stdout, groupColumns()...)
 		for _, g := range all {
-			t.row(g.Name, shown(g.Waiting), shown(g.Delayed), shown(g.Parked), shown(g.InFlight), shown(g.Poisoned), shown(g.Consumers), ago(admin.DescribeGroup(g).Oldest))
+			t.row(groupCells(g)...)
 		}
 		return t.flush()
 	})

@@ -3,10 +3,9 @@ package cli
 import (
 	"encoding/json"
 	"fmt"
-	"io"
-	"strings"
-	"text/tabwriter"
 	"time"
+
+	"github.com/dustin/go-humanize"
 
 	"github.com/leatbus/leat/internal/admin"
 )
@@ -21,36 +20,6 @@ func (e *Env) line(result any) error {
 	encoder := json.NewEncoder(raw(e.Stdout))
 	encoder.SetEscapeHTML(false)
 	return encoder.Encode(result)
-}
-
-// table is aligned columns.
-type table struct{ w *tabwriter.Writer }
-
-func newTable(w io.Writer, header ...any) table {
-	t := table{tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)}
-	t.row(header...)
-	return t
-}
-
-func (t table) row(cells ...any) {
-	texts := make([]string, len(cells))
-	for i, cell := range cells {
-		texts[i] = printable(fmt.Sprint(cell))
-	}
-	fmt.Fprintln(t.w, strings.Join(texts, "\t"))
-}
-
-func (t table) flush() error { return t.w.Flush() }
-
-// errorWidth is how much of an error a table shows, in its last column: the cause is often at the end.
-const errorWidth = 120
-
-// short cuts a text for a table.
-func short(text string, runes int) string {
-	if r := []rune(text); len(r) > runes {
-		return string(r[:runes-1]) + "…"
-	}
-	return text
 }
 
 // ago returns how long ago something was.
@@ -78,5 +47,5 @@ func messages(n int) string {
 	if n == 1 {
 		return "1 message"
 	}
-	return fmt.Sprintf("%d messages", n)
+	return humanize.Comma(int64(n)) + " messages"
 }

@@ -218,9 +218,15 @@ var errNoSuch = errors.New("no poisoned message has the id")
 
 // one finds the message with this id, in whatever group.
 func (f filter) one(ctx context.Context, s *session, id string) (queue chosen, m driver.PoisonedMessage, err error) {
-	f.ID = []string{id}
-	found := 0
+	found, exact := 0, false
 	_, err = f.each(ctx, s, func(q *chosen, candidate driver.PoisonedMessage) error {
+		is := id == candidate.ID || id == driver.MessageID(candidate.Message)
+		if !is && (exact || !isShortFor(id, candidate.ID) && !isShortFor(id, driver.MessageID(candidate.Message))) {
+			return nil
+		}
+		if is && !exact {
+			found, exact = 0, true
+		}
 		found++
 		queue, m = *q, candidate
 		return nil
@@ -236,9 +242,19 @@ func (f filter) one(ctx context.Context, s *session, id string) (queue chosen, m
 	return queue, m, nil
 }
 
+// minShortID is how many characters of an id must be given.
+const minShortID = 6
+
+// isShortFor reports whether a text is the end of an id, as tables on narrow terminals show it.
+func isShortFor(s, id string) bool {
+	s = strings.TrimPrefix(s, "…")
+	return len(s) >= minShortID && strings.HasSuffix(id, s)
+}
+
 // writeClasses shows counts by class.
 func (e *Env) writeClasses(classes []admin.Class) error {
-	t := newTable(e.Stdout, "GROUP", "COUNT", "CLASS", "TYPES", "OLDEST", "NEWEST", "LAST ERROR")
+	t := newTable(e.Stdout, column{"GROUP", phrase}, column{name: "COUNT"}, column{name: "CLASS"}, column{"TYPES", phrase}, column{name: "OLDEST"},
+		column{name: "NEWEST"}, column{"LAST ERROR", prose})
 	for _, c := range classes {
 		t.row(c.Group, c.Count, c.Class, strings.Join(c.Types, ", "), ago(c.Oldest), ago(c.Newest), short(c.Sample, errorWidth))
 	}

@@ -79,7 +79,7 @@ func (c *poisonReplay) agreeTo(ctx context.Context, s *session, runner admin.Dry
 		return nil
 	}
 	fmt.Fprintf(s.Stderr, "What %s does outside of its context and of handlers.Tx happens, and can't be undone.\n", strings.Join(lasting, ", "))
-	return c.confirm(s.Env)("Go on?")
+	return c.confirm(ctx, s.Env)("Go on?")
 }
 
 // try reads the messages again and tries them, some at once.
@@ -151,7 +151,8 @@ func (c *poisonReplay) tell(s *session, prospects []*prospect, n int) error {
 		return nil
 	}
 	succeed, published := 0, 0
-	t := newTable(s.Stdout, "GROUP", "CLASS", "COUNT", "WOULD SUCCEED", "NOW FAILS WITH", "LAST ERROR")
+	t := newTable(s.Stdout, column{"GROUP", phrase}, column{"CLASS", phrase}, column{name: "COUNT"}, column{name: "WOULD SUCCEED"},
+		column{"NOW FAILS WITH", phrase}, column{"LAST ERROR", prose})
 	for _, p := range prospects {
 		t.row(p.Group, p.Class, p.Count, p.Succeed, strings.Join(p.Now, ", "), short(p.Sample, errorWidth))
 		succeed += p.Succeed

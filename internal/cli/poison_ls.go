@@ -14,7 +14,7 @@ type poisonLs struct {
 	output  `embed:""`
 	filter  `embed:""`
 
-	Limit int `default:"100" help:"Show so many at most; 0 shows all. JSON has no limit but one that is given."`
+	Limit *int `placeholder:"N" help:"Show so many at most; 0 shows all. A table has 100 if no other limit is given, JSON all."`
 }
 
 // Run lists them, a line each.
@@ -23,10 +23,12 @@ func (c *poisonLs) Run(ctx context.Context, e *Env) error {
 		if c.JSON {
 			return c.lines(ctx, s)
 		}
-		t := newTable(s.Stdout, "ID", "GROUP", "EVENT", "TYPE", "AGE", "ATTEMPTS", "CLASS", "ERROR")
+		limit := c.limit(tableLimit)
+		t := newTable(s.Stdout, column{"ID", id}, column{"GROUP", phrase}, column{"EVENT", id}, column{"TYPE", phrase}, column{name: "AGE"},
+			column{name: "ATTEMPTS"}, column{"CLASS", phrase}, column{"ERROR", prose})
 		n := 0
 		queues, err := c.each(ctx, s, func(queue *chosen, m driver.PoisonedMessage) error {
-			if n++; c.Limit > 0 && n > c.Limit {
+			if n++; limit > 0 && n > limit {
 				return nil
 			}
 			r := admin.Summary(queue.group, m)
@@ -43,17 +45,17 @@ func (c *poisonLs) Run(ctx context.Context, e *Env) error {
 		if err := t.flush(); err != nil {
 			return err
 		}
-		if c.Limit > 0 && n > c.Limit {
-			_, err = fmt.Fprintf(s.Stderr, "and %d more; --limit 0 shows all\n", n-c.Limit)
+		if limit > 0 && n > limit {
+			_, err = fmt.Fprintf(s.Stderr, "and %d more; --limit 0 shows all\n", n-limit)
 		}
 		return err
 	})
 }
 
 func (c *poisonLs) lines(ctx context.Context, s *session) error {
-	n := 0
+	n, limit := 0, c.limit(0)
 	_, err := c.each(ctx, s, func(queue *chosen, m driver.PoisonedMessage) error {
-		if n++; c.Limit > 0 && c.Limit != defaultLimit && n > c.Limit {
+		if n++; limit > 0 && n > limit {
 			return errEnough
 		}
 		return s.line(admin.Summary(queue.group, m))
@@ -64,8 +66,15 @@ func (c *poisonLs) lines(ctx context.Context, s *session) error {
 	return err
 }
 
-// defaultLimit is that of the table, which somebody reads.
-const defaultLimit = 100
+// tableLimit is the limit of a table if none is given: somebody reads it.
+const tableLimit = 100
+
+func (c *poisonLs) limit(unless int) int {
+	if c.Limit == nil {
+		return unless
+	}
+	return *c.Limit
+}
 
 // versioned returns a record's type with its version.
 func versioned(r admin.Record) string {

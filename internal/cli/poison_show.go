@@ -22,7 +22,7 @@ type poisonShow struct {
 
 	Group   string `placeholder:"GROUP" help:"Its group, where more than one has it."`
 	Payload bool   `help:"Write nothing but the payload, byte for byte."`
-	ID      string `arg:"" name:"id" help:"Its place in the queue, or the event's id."`
+	ID      string `arg:"" name:"id" help:"Its place in the queue, or the event's id, or the last 6 characters of it or more."`
 }
 
 // Run shows it.

@@ -41,7 +41,11 @@ func (c *publish) Run(ctx context.Context, e *Env) error {
 				return fmt.Errorf("message %d of %d, %s: %w", i+1, len(msgs), driver.MessageID(msg), err)
 			}
 		}
-		_, err := fmt.Fprintf(e.Stdout, "published %s\n", messages(len(msgs)))
+		which := ""
+		if len(msgs) == 1 {
+			which = ", id " + printable(driver.MessageID(msgs[0]))
+		}
+		_, err := fmt.Fprintf(e.Stdout, "published %s%s\n", messages(len(msgs)), which)
 		return err
 	})
 }

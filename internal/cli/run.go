@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"io"
 	"net/url"
-	"os"
 	"regexp"
+	"slices"
 
 	"github.com/alecthomas/kong"
-	"github.com/mattn/go-isatty"
+	kongcompletion "github.com/jotaen/kong-completion"
 
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/admin"
@@ -29,12 +29,14 @@ type Commands struct {
 	Topics  topics  `cmd:"" help:"Show the topics that groups ask for."`
 	Publish publish `cmd:"" help:"Publish CloudEvents."`
 	Tail    tail    `cmd:"" help:"Show what is published from now on. It takes nothing from anybody."`
+	Top     top     `cmd:"" help:"Show the groups again and again."`
 	Doctor  doctor  `cmd:"" help:"Check what the message system needs, and say the fixes."`
 }
 
 // Env is what commands work with.
 type Env struct {
 	Program        string // how the user calls it
+	Version        string // of the program, which is nothing but these commands; "" for a service's own binary
 	Where          string // the message system, without its secrets
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
@@ -70,10 +72,21 @@ func Run(ctx context.Context, grammar any, e *Env, description string, args []st
 	if err != nil {
 		panic(err) // the grammar is wrong
 	}
+	if e.Version != "" && slices.Equal(args, []string{"--version"}) {
+		fmt.Fprintln(e.Stdout, e.Program, e.Version)
+		return 0
+	}
 	if len(args) == 0 {
 		args = []string{"--help"}
 	}
+	if e.Version != "" {
+		kongcompletion.Register(parser)
+	}
 	parsed, err := parser.Parse(args)
+	if group, ok := withoutCommand(err); ok {
+		_ = group.PrintUsage(false)
+		return ExitUsage
+	}
 	if err != nil {
 		fmt.Fprintf(e.Stderr, "%s: %s\n%s --help shows what there is.\n", e.Program, redactArgument(err.Error()), e.Program)
 		return ExitUsage
@@ -94,6 +107,16 @@ func Run(ctx context.Context, grammar any, e *Env, description string, args []st
 	return status
 }
 
+// withoutCommand reports whether the arguments name a group of commands, such as poison, and none of its commands.
+func withoutCommand(err error) (group *kong.Context, ok bool) {
+	wrong, ok := errors.AsType[*kong.ParseError](err)
+	if !ok || len(wrong.Context.Args) == 0 {
+		return nil, false
+	}
+	node := wrong.Context.Selected()
+	return wrong.Context, node != nil && len(node.Children) > 0 && wrong.Context.Args[len(wrong.Context.Args)-1] == node.Name
+}
+
 // redactURL takes the user part out of URLs in a text. leat's own errors show none; this is for those of others.
 func redactURL(text string) string {
 	return regexp.MustCompile(`://\S*@`).ReplaceAllString(text, "://…@")
@@ -104,13 +127,4 @@ func redactURL(text string) string {
 func redactArgument(text string) string {
 	text = regexp.MustCompile(`://.*@`).ReplaceAllString(text, "://…@")
 	return regexp.MustCompile(`(://[^\s?#]*)[?#]\S*`).ReplaceAllString(text, "$1?…")
-}
-
-// isTerminal reports whether somebody sits at the other end.
-func isTerminal(stream any) bool {
-	if w, ok := stream.(io.Writer); ok {
-		stream = raw(w)
-	}
-	file, ok := stream.(*os.File)
-	return ok && isatty.IsTerminal(file.Fd())
 }

@@ -33,7 +33,7 @@ func (c *topics) Run(ctx context.Context, e *Env) error {
 			}
 			return nil
 		}
-		table := newTable(s.Stdout, "TOPIC", "GROUPS")
+		table := newTable(s.Stdout, column{"TOPIC", phrase}, column{"GROUPS", prose})
 		for _, t := range all {
 			table.row(t.Topic, strings.Join(t.Groups, ", "))
 		}

@@ -1,0 +1,179 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/jedib0t/go-pretty/v6/table"
+	"github.com/jedib0t/go-pretty/v6/text"
+	"golang.org/x/term"
+)
+
+// A column of a table has a name and a rule for terminals that are too narrow for the whole table.
+type column struct {
+	name   string
+	narrow narrowing
+}
+
+// narrowing is how a column becomes narrower. The order of the constants is the order in which it happens.
+type narrowing int
+
+const (
+	whole  narrowing = iota // it does not
+	prose                   // is cut at the end
+	id                      // is shortened to its end, which is what tells ids of about the same time apart
+	phrase                  // is cut at the end, but only when nothing else is left
+)
+
+const (
+	minProse  = 24
+	minPhrase = 12
+	idEnd     = 8 // characters of a shortened id
+)
+
+// tableWriter writes rows in aligned columns. On a terminal it fits the terminal's width.
+type tableWriter struct {
+	out     io.Writer
+	columns []column
+	rows    []table.Row
+}
+
+func newTable(out io.Writer, columns ...column) *tableWriter {
+	return &tableWriter{out: out, columns: columns}
+}
+
+func (t *tableWriter) row(cells ...any) {
+	row := make(table.Row, len(cells))
+	for i, cell := range cells {
+		row[i] = printable(fmt.Sprint(cell))
+	}
+	t.rows = append(t.rows, row)
+}
+
+// plain is a style without borders: two spaces between columns.
+func plain() table.Style {
+	return table.Style{
+		Name: "plain", Box: table.BoxStyle{PaddingRight: "  ", UnfinishedRow: "…"},
+		Format: table.FormatOptions{Header: text.FormatDefault}, Options: table.OptionsNoBordersAndSeparators,
+	}
+}
+
+func (t *tableWriter) flush() error {
+	width, _ := terminalWidth(t.out)
+	_, err := io.WriteString(raw(t.out), t.render(width, isTerminal(t.out))+"\n")
+	return err
+}
+
+// render returns the table for a terminal of so many columns; 0 has no limit.
+func (t *tableWriter) render(width int, colored bool) string {
+	t.fit(width)
+	w := table.NewWriter()
+	style := plain()
+	if colored {
+		style.Color.Header = text.Colors{text.Bold}
+	}
+	w.SetStyle(style)
+	header := make(table.Row, len(t.columns))
+	for i, c := range t.columns {
+		header[i] = c.name
+	}
+	w.AppendHeader(header)
+	w.AppendRows(t.rows)
+	w.SuppressTrailingSpaces()
+	return w.Render()
+}
+
+// fit makes columns narrower until the table is not wider than a terminal, or nothing is left to cut.
+func (t *tableWriter) fit(width int) {
+	for _, rule := range []narrowing{prose, id, phrase} {
+		for i, c := range t.columns {
+			over := t.width() - width
+			if width <= 0 || over <= 0 {
+				return
+			}
+			if c.narrow != rule {
+				continue
+			}
+			t.narrow(i, over)
+		}
+	}
+}
+
+func (t *tableWriter) narrow(i, over int) {
+	most := t.columnWidth(i) - over
+	for _, row := range t.rows {
+		cell := row[i].(string)
+		switch t.columns[i].narrow {
+		case id:
+			row[i] = shortID(cell)
+		case prose:
+			row[i] = short(cell, max(most, minProse))
+		case phrase:
+			row[i] = short(cell, max(most, minPhrase))
+		}
+	}
+}
+
+func (t *tableWriter) width() int {
+	const padding = 2
+	width := -padding
+	for i := range t.columns {
+		width += t.columnWidth(i) + padding
+	}
+	return width
+}
+
+func (t *tableWriter) columnWidth(i int) int {
+	width := text.StringWidthWithoutEscSequences(t.columns[i].name)
+	for _, row := range t.rows {
+		width = max(width, text.StringWidthWithoutEscSequences(row[i].(string)))
+	}
+	return width
+}
+
+// errorWidth is how much of an error a table shows, in its last column: the cause is often at the end.
+const errorWidth = 120
+
+// short cuts a text for a table.
+func short(s string, runes int) string {
+	if r := []rune(s); len(r) > runes {
+		return string(r[:runes-1]) + "…"
+	}
+	return s
+}
+
+// shortID returns the end of an id. Where an id is asked for, it stands for the whole; see [isShortFor].
+func shortID(s string) string {
+	if r := []rune(s); len(r) > idEnd+1 {
+		return "…" + string(r[len(r)-idEnd:])
+	}
+	return s
+}
+
+// terminalWidth returns how many columns a terminal has; ok is false if the writer is none.
+func terminalWidth(w io.Writer) (width int, ok bool) {
+	file, isFile := raw(w).(*os.File)
+	if !isFile {
+		return 0, false
+	}
+	width, _, err := term.GetSize(int(file.Fd())) //nolint:gosec // a file descriptor is small
+	return width, err == nil
+}
+
+// isTerminal reports whether somebody sits at the other end.
+func isTerminal(stream any) bool {
+	if w, ok := stream.(io.Writer); ok {
+		stream = raw(w)
+	}
+	file, ok := stream.(*os.File)
+	return ok && term.IsTerminal(int(file.Fd())) //nolint:gosec // a file descriptor is small
+}
+
+// colored returns a text in a colour if it goes to a terminal that has colours; NO_COLOR turns them off.
+func (e *Env) colored(s string, color text.Color) string {
+	if !isTerminal(e.Stdout) {
+		return s
+	}
+	return color.Sprint(s)
+}
