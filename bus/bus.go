@@ -5,12 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"path"
-	"path/filepath"
-	"runtime/debug"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -23,8 +18,9 @@ import (
 // Config is how a bus works. The zero Config does: JSON, the default slog logger, no stack.
 type Config struct {
 	// Service names the service. It begins every group name, so that two services with a handler of
-	// the same name never take each other's messages, and is the CloudEvents source. "" means the
-	// last element of the main module's path.
+	// the same name never take each other's messages, and is the CloudEvents source. "" means the last element of the
+	// main module's path, plus a hyphen and the last element of the main package's path if that is another one:
+	// cmd/orders of a module orders is orders, and its cmd/worker is orders-worker.
 	Service string
 	// Stack wraps every handler. nil means none: a handler's errors are redelivered with a growing
 	// delay, for ever. Services use middleware.Standard.
@@ -53,6 +49,8 @@ type Config struct {
 	Breaker BreakerPolicy
 	// DrainTimeout is how long handlers may go on after the bus was told to stop. 0 means 20 s.
 	DrainTimeout time.Duration
+
+	unnamed bool // Service is the default
 }
 
 const (
@@ -144,7 +142,7 @@ func New(t Transport, cfg Config) (*Bus, error) {
 
 func (c Config) withDefaults() (Config, error) {
 	if c.Service == "" {
-		c.Service = DefaultService()
+		c.Service, c.unnamed = DefaultService(), true
 	}
 	if err := driver.ValidateName(c.Service, driver.MaxGroupBytes/2-len(".")); err != nil {
 		return c, fmt.Errorf("bus: service %q: %w", c.Service, err)
@@ -181,27 +179,8 @@ func (c Config) withDefaults() (Config, error) {
 	return c, nil
 }
 
-// DefaultService returns the name of a service that sets none: the last element of the main module's
-// path, without a major version.
-func DefaultService() string {
-	name := ""
-	if info, ok := debug.ReadBuildInfo(); ok {
-		name = info.Main.Path
-		if base := path.Base(name); len(base) > 1 && base[0] == 'v' && strings.Trim(base[1:], "0123456789") == "" {
-			name = path.Dir(name)
-		}
-		name = path.Base(name)
-	}
-	if name == "" || name == "." || name == "/" {
-		name = strings.TrimSuffix(filepath.Base(os.Args[0]), ".test")
-	}
-	return strings.Map(func(r rune) rune {
-		if driver.ValidateName("a"+string(r), 8) != nil {
-			return '-'
-		}
-		return r
-	}, strings.TrimLeft(name, "._-"))
-}
+// DefaultService returns the name of a service that sets none; see [Config].
+func DefaultService() string { return driver.DefaultService() }
 
 // Handle registers a handler. It fails where the handler can't work, its name is taken, the stack
 // does not fit it, or the transport lacks what it asks for. Handle must be called before [Bus.Run].
@@ -388,6 +367,9 @@ func (b *Bus) subscribe(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("bus: subscribe: %w", context.Cause(ctx))
 	}
+	if err := b.checkService(ctx); err != nil {
+		return fmt.Errorf("bus: %w", err)
+	}
 	for {
 		g := b.withoutReceiver()
 		if g == nil {
@@ -404,6 +386,21 @@ func (b *Bus) subscribe(ctx context.Context) error {
 		g.receiver = receiver
 		b.mu.Unlock()
 	}
+}
+
+// checkService refuses the default name if groups of an earlier default name would be left behind.
+func (b *Bus) checkService(ctx context.Context) error {
+	finder, ok := b.transport.(driver.GroupFinder)
+	if !ok || !b.cfg.unnamed {
+		return nil
+	}
+	b.mu.Lock()
+	var names []string
+	for _, g := range b.groups {
+		names = append(names, g.handler.Name)
+	}
+	b.mu.Unlock()
+	return driver.CheckDefaultService(ctx, finder, names...)
 }
 
 // withoutReceiver returns the next group to subscribe, nil when all of them are.

@@ -27,7 +27,7 @@ const testPrefix = Prefix + "TEST_"
 type Config struct {
 	// URL names the transport: LEAT_URL.
 	URL string `env:"URL" envDefault:"memory://"`
-	// Service begins every group's name: LEAT_SERVICE. Empty means the main module's name.
+	// Service begins every group's name: LEAT_SERVICE. Empty means [bus.DefaultService].
 	Service string `env:"SERVICE"`
 	// OutboxURL is the service's own database, PostgreSQL, MySQL or SQLite, in whose transactions
 	// bus.InTx publishes: LEAT_OUTBOX_URL. Empty means no outbox, unless [Outbox] gives one; a

@@ -100,11 +100,15 @@ func OpenOutbox(ctx context.Context, u *url.URL, cfg OutboxConfig) (*Outbox, err
 }
 
 func newOutbox(ctx context.Context, t *Transport, cfg OutboxConfig) (*Outbox, error) {
+	unnamed := cfg.Service == ""
 	cfg = cfg.withDefaults()
 	o := &Outbox{cfg: cfg, transport: t, outcomes: newOutcomes(t.cfg.Logger.With("outbox", cfg.group()))}
 	err := cfg.validate()
 	if err == nil {
 		err = driver.Subscription{Group: o.Group(), Topics: []string{">"}, Concurrency: 1}.Validate()
+	}
+	if err == nil && unnamed {
+		err = driver.CheckDefaultService(ctx, t, outboxHandler)
 	}
 	if err == nil {
 		err = t.retry(ctx, o.prepare)

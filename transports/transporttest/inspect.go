@@ -27,6 +27,19 @@ func testInspect(t *testing.T, h Harness) {
 	mail.Topics = []string{w.topic("order.*.*")}
 	w.subscribe(transport, mail)
 
+	t.Run("a group that was subscribed exists", func(*testing.T) {
+		finder, ok := inspector.(driver.GroupFinder)
+		require.True(w, ok || !transport.Capabilities().Durable, "a durable transport is a driver.GroupFinder")
+		for group, want := range map[string]bool{w.group("ledger"): true, w.group("nobody"): false} {
+			if !ok {
+				break
+			}
+			found, err := finder.HasGroup(w.ctx, group)
+			require.NoError(w, err)
+			require.Equal(w, want, found, group)
+		}
+	})
+
 	t.Run("groups", func(*testing.T) {
 		w.publish(transport, paid, ids("m", 4)...)
 		w.publish(transport, placed, "p")

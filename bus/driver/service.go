@@ -1,0 +1,100 @@
+package driver
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+)
+
+// GroupFinder is a [Transport] that knows whether a group exists. It is optional; every durable transport of leat is one.
+type GroupFinder interface {
+	// HasGroup reports whether a group of this name was ever subscribed and is still there. It makes nothing. It blocks
+	// until the message system answers or ctx is done, and may be called concurrently.
+	HasGroup(ctx context.Context, name string) (bool, error)
+}
+
+// DefaultService returns the name of a service that sets none: the last element of the main module's path, without a
+// major version, plus a hyphen and the last element of the main package's path if that is another one. The binaries of
+// github.com/acme/orders/cmd/orders and …/cmd/worker are orders and orders-worker.
+func DefaultService() string {
+	name, program := defaultService()
+	if program != "" {
+		name += "-" + program
+	}
+	return name
+}
+
+// defaultService returns the two parts of the default name.
+func defaultService() (module, program string) {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return asName(executable()), ""
+	}
+	return serviceOf(info.Main.Path, info.Path)
+}
+
+func serviceOf(modulePath, packagePath string) (module, program string) {
+	module = lastElement(modulePath)
+	if module == "" {
+		return asName(executable()), ""
+	}
+	switch program = lastElement(packagePath); {
+	case program == module, packagePath == modulePath, !strings.HasPrefix(packagePath, modulePath+"/"), strings.HasSuffix(program, ".test"):
+		return asName(module), "" // go run file.go has a package that is in no module
+	}
+	return asName(module), asName(program)
+}
+
+func executable() string { return strings.TrimSuffix(filepath.Base(os.Args[0]), ".test") }
+
+// lastElement returns the last element of an import path that is not a major version, "" if there is none.
+func lastElement(importPath string) string {
+	base := path.Base(importPath)
+	if len(base) > 1 && base[0] == 'v' && strings.Trim(base[1:], "0123456789") == "" {
+		base = path.Base(path.Dir(importPath))
+	}
+	if base == "." || base == "/" {
+		return ""
+	}
+	return base
+}
+
+// asName replaces what a name can't have by hyphens.
+func asName(text string) string {
+	return strings.Map(func(r rune) rune {
+		if ValidateName("a"+string(r), 8) != nil {
+			return '-'
+		}
+		return r
+	}, strings.TrimLeft(text, "._-"))
+}
+
+// CheckDefaultService returns an error if a message system has one of the groups, such as "mail" of the service, under the
+// default name that leat gave to services before it knew their main packages: under the new name, what waits there
+// would not be handled any more. It is for a service that has the default name.
+func CheckDefaultService(ctx context.Context, finder GroupFinder, groups ...string) error {
+	former, program := defaultService()
+	if program == "" {
+		return nil
+	}
+	return checkDefaultService(ctx, finder, former, former+"-"+program, groups...)
+}
+
+func checkDefaultService(ctx context.Context, finder GroupFinder, former, service string, groups ...string) error {
+	for _, group := range groups {
+		found, err := finder.HasGroup(ctx, former+"."+group)
+		if err != nil {
+			return fmt.Errorf("look for group %q: %w", former+"."+group, err)
+		}
+		if found {
+			return fmt.Errorf("this program's default service name is %q, and there is a group %q of the default name of earlier versions: "+
+				"set the service's name (LEAT_SERVICE or Config.Service) to %q if the group is this program's, or to %q if it is another's",
+				service, former+"."+group, former, service)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,52 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestDefaultService_namesTheProgram(t *testing.T) {
+	for _, c := range []struct{ module, pkg, service, program string }{
+		{"github.com/acme/orders", "github.com/acme/orders", "orders", ""},
+		{"github.com/acme/orders", "github.com/acme/orders/cmd/orders", "orders", ""},
+		{"github.com/acme/orders", "github.com/acme/orders/cmd/worker", "orders", "worker"},
+		{"github.com/acme/orders/v3", "github.com/acme/orders/v3", "orders", ""},
+		{"github.com/acme/orders/v3", "github.com/acme/orders/v3/cmd/worker", "orders", "worker"},
+		{"github.com/acme/orders", "github.com/acme/orders/worker/v2", "orders", "worker"},
+		{"github.com/acme/orders", "command-line-arguments", "orders", ""},
+		{"github.com/acme/orders", "github.com/acme/orders/cmd/worker.test", "orders", ""},
+		{"orders", "orders/cmd/my worker", "orders", "my-worker"},
+		{"github.com/acme/.orders", "github.com/acme/.orders", "orders", ""},
+	} {
+		service, program := serviceOf(c.module, c.pkg)
+		require.Equal(t, []string{c.service, c.program}, []string{service, program}, c)
+	}
+	service, _ := serviceOf("", "command-line-arguments")
+	require.Equal(t, "driver", service, "the executable's name, where there is no module")
+}
+
+// has is a message system with one group.
+type has string
+
+func (h has) HasGroup(_ context.Context, name string) (bool, error) {
+	if h == "" {
+		return false, errors.New("away")
+	}
+	return name == string(h), nil
+}
+
+func TestCheckDefaultService_findsGroupsThatWouldBeLeftBehind(t *testing.T) {
+	check := func(finder GroupFinder) error {
+		return checkDefaultService(t.Context(), finder, "orders", "orders-worker", "mail", "ledger")
+	}
+	require.NoError(t, check(has("billing.mail")))
+	require.NoError(t, check(has("orders-worker.mail")))
+	require.EqualError(t, check(has("orders.ledger")), `this program's default service name is "orders-worker", and there is a group `+
+		`"orders.ledger" of the default name of earlier versions: set the service's name (LEAT_SERVICE or Config.Service) to "orders" `+
+		`if the group is this program's, or to "orders-worker" if it is another's`)
+	require.EqualError(t, check(has("")), `look for group "orders.mail": away`)
+	require.NoError(t, CheckDefaultService(t.Context(), has("")), "a test has the default name of before")
+}
