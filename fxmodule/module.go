@@ -13,6 +13,7 @@ import (
 	"go.uber.org/fx"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/admin"
 	"github.com/leatbus/leat/middleware"
 	"github.com/leatbus/leat/middleware/redisstore"
@@ -62,6 +63,9 @@ func dedupStore(p StackParams) (middleware.Store, error) {
 	if p.Store != nil || p.Config.RedisURL == "" {
 		return p.Store, nil
 	}
+	if p.Logger != nil {
+		redisstore.SetLogger(p.Logger)
+	}
 	store, err := redisstore.Open(p.Config.RedisURL)
 	if err != nil {
 		return nil, fmt.Errorf("fxmodule: %sREDIS_URL: %w", Prefix, err)
@@ -100,7 +104,7 @@ func NewBus(p BusParams) (*bus.Bus, error) {
 	for _, t := range p.Transports {
 		mux.Register(t.open, t.schemes...)
 	}
-	ctx := context.Background()
+	ctx := driver.WithLogger(context.Background(), p.Logger)
 	if p.Config.ConnectTimeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, p.Config.ConnectTimeout)

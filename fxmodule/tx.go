@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/url"
 	"reflect"
 
 	"go.uber.org/fx"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/handlers"
 	"github.com/leatbus/leat/internal/urlopt"
 	"github.com/leatbus/leat/transports/sql"
@@ -84,15 +86,23 @@ func Inbox[TX any](constructor any) fx.Option {
 // handlers get a *sql.Tx.
 func InboxFromURL() fx.Option { return Inbox[*stdsql.Tx](openInbox) }
 
-func openInbox(c Config) (*sql.Inbox[*stdsql.Tx], error) {
-	u, err := databaseURL("INBOX_URL", c.InboxURL)
+// inboxURLParams is what an inbox of its own connections is made of.
+type inboxURLParams struct {
+	fx.In
+
+	Config Config
+	Logger *slog.Logger `optional:"true"`
+}
+
+func openInbox(p inboxURLParams) (*sql.Inbox[*stdsql.Tx], error) {
+	u, err := databaseURL("INBOX_URL", p.Config.InboxURL)
 	if err != nil {
 		return nil, err
 	}
-	ctx := context.Background()
-	if c.ConnectTimeout > 0 {
+	ctx := driver.WithLogger(context.Background(), p.Logger)
+	if p.Config.ConnectTimeout > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, c.ConnectTimeout)
+		ctx, cancel = context.WithTimeout(ctx, p.Config.ConnectTimeout)
 		defer cancel()
 	}
 	i, err := sql.OpenInbox(ctx, u, sql.InboxConfig{})

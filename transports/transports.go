@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"maps"
 	"net/url"
 	"slices"
@@ -60,7 +59,7 @@ func (m *Mux) Open(ctx context.Context, rawURL string) (driver.Transport, error)
 		return nil, m.unknown(u.Scheme)
 	}
 	notice := time.AfterFunc(openNotice, func() {
-		slog.Warn("leat: the message system does not answer yet; waiting for it", "url", urlopt.Show(u))
+		driver.LoggerFrom(ctx).Warn("leat: the message system does not answer yet; waiting for it", "url", urlopt.Show(u))
 	})
 	defer notice.Stop()
 	t, err := open(ctx, u)

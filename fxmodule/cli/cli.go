@@ -61,7 +61,9 @@ func Main(options ...fx.Option) {
 }
 
 // names returns the commands' first words.
-func names() []string { return []string{"poison", "groups", "topics", "publish", "tail", "top", "doctor"} }
+func names() []string {
+	return []string{"poison", "groups", "topics", "publish", "tail", "top", "doctor"}
+}
 
 const description = `Look after the service's bus. Without one of these commands, the service runs.
 

@@ -105,7 +105,7 @@ type Config struct {
 	ConnectionName string
 	Heartbeat      time.Duration
 	DialTimeout    time.Duration // one try, TLS and login included
-	ConnectTimeout time.Duration // the first connection, all tries included
+	ConnectTimeout time.Duration // the first connection, all tries included; 0 means 15 s, unless the context has a deadline
 	Logger         *slog.Logger  // connections lost and found; slog.Default where nil
 
 	Management string // URL of the management API, for operators; by default on the port 15672 of Host, or 15671 with TLS
@@ -173,7 +173,6 @@ func (c Config) withDefaults() (Config, error) {
 	c.ConnectionName = cmp.Or(c.ConnectionName, program)
 	c.Heartbeat = cmp.Or(c.Heartbeat, defaultHeartbeat)
 	c.DialTimeout = cmp.Or(c.DialTimeout, defaultDialTimeout)
-	c.ConnectTimeout = cmp.Or(c.ConnectTimeout, defaultConnectTimeout)
 	c.UseTLS = c.UseTLS || c.TLSConfig != nil || c.CACert != "" || c.Cert != ""
 	c.Host = withPorts(c.Host, c.UseTLS)
 	c.ownKey = newOwnKey()

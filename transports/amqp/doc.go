@@ -18,7 +18,7 @@
 //	name             program name  the connection's name in the broker's own lists
 //	heartbeat        10s           how often a silent connection is checked; at least 1s
 //	dial_timeout     5s            for one try to connect, TLS and login included
-//	connect_timeout  15s           for the first connection, all tries included
+//	connect_timeout  15s           for the first connection, all tries included; LEAT_CONNECT_TIMEOUT replaces the default
 //	auth             plain         plain: user and password; external: the client certificate
 //	cacert           system's      file with the authorities (PEM) that may have signed the broker's certificate
 //	cert, key        none          files with the client's certificate and private key (PEM)

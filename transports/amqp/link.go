@@ -11,6 +11,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/internal/backoff"
 )
 
 // link is one connection to the broker for the life of a transport: made anew whenever it is lost.
@@ -48,7 +49,7 @@ func (l *link) isSick() bool {
 func openLink(ctx context.Context, cfg Config, role string) (*link, error) {
 	l := &link{cfg: cfg, role: role, changed: make(chan struct{}), done: make(chan struct{}), turn: make(chan struct{}, 1)}
 	l.ctx, l.cancel = context.WithCancelCause(context.Background())
-	ctx, cancel := context.WithTimeout(ctx, cfg.ConnectTimeout)
+	ctx, cancel := backoff.Bound(ctx, cfg.ConnectTimeout, defaultConnectTimeout)
 	defer cancel()
 
 	pause := newBackoff()

@@ -50,6 +50,7 @@ func Open(ctx context.Context, u *url.URL) (driver.Transport, error) {
 	if err != nil {
 		return nil, fmt.Errorf("amqp: %w", err)
 	}
+	cfg.Logger = driver.LoggerFrom(ctx)
 	t, err := New(ctx, cfg)
 	if err != nil {
 		return nil, err

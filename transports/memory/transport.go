@@ -65,7 +65,7 @@ var (
 )
 
 // Open makes a transport from its URL. Every call makes another one: they share nothing.
-func Open(_ context.Context, u *url.URL) (driver.Transport, error) {
+func Open(ctx context.Context, u *url.URL) (driver.Transport, error) {
 	if u.Host != "" || (u.Path != "" && u.Path != "/") || u.User != nil {
 		return nil, errors.New("memory: the URL has a host or a path; write memory://")
 	}
@@ -76,6 +76,7 @@ func Open(_ context.Context, u *url.URL) (driver.Transport, error) {
 		Queue:        o.Int("queue", 0, 0),
 		PoisonBytes:  o.Int("poison", defaultPoisonBytes, 0),
 		StrictRoutes: o.Choice("unroutable", "report", "report", "error") == "error",
+		Logger:       driver.LoggerFrom(ctx),
 	}
 	if err := o.Err(); err != nil {
 		return nil, fmt.Errorf("memory: %w", err)

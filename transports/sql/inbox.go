@@ -121,7 +121,8 @@ func OpenInbox(ctx context.Context, u *url.URL, cfg InboxConfig) (*Inbox[*stdsql
 		return nil, err
 	}
 	cfg.Tables = tables
-	ctx, cancel := context.WithTimeout(ctx, defaultWait)
+	cfg.Tables.Logger = driver.LoggerFrom(ctx)
+	ctx, cancel := backoff.Bound(ctx, 0, defaultWait)
 	defer cancel()
 	i, err := NewInbox(ctx, db, cfg)
 	if err != nil {

@@ -21,6 +21,7 @@ import (
 
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/urlopt"
+	"github.com/leatbus/leat/transports/internal/backoff"
 )
 
 // Schemes returns the URL schemes.
@@ -35,11 +36,12 @@ func Open(ctx context.Context, u *url.URL) (driver.Transport, error) {
 		return nil, fmt.Errorf("sql: %w", err)
 	}
 	source.silence = mysqlSilence
+	source.cfg.Logger = driver.LoggerFrom(ctx)
 	db, err := source.connect()
 	if err != nil {
 		return nil, fmt.Errorf("sql: %w", err)
 	}
-	waiting, cancel := context.WithTimeout(ctx, source.wait)
+	waiting, cancel := backoff.Bound(ctx, source.wait, defaultWait)
 	defer cancel()
 	t, err := open(waiting, db, source.cfg)
 	if err != nil {
@@ -130,7 +132,7 @@ func parse(u *url.URL) (source, error) {
 	s.cfg.Poll = o.Duration("poll", defaultPoll)
 	s.cfg.KeepHandled = o.Duration("keep_handled", 0)
 	s.cfg.KeepPoisoned = o.Duration("keep_poisoned", 0)
-	s.wait = o.Duration("wait", defaultWait)
+	s.wait = o.Duration("wait", 0)
 	if s.cfg.Dialect != SQLite {
 		o.RequireHost(u)
 		s.connections = o.Int("connections", defaultConnections, 2)

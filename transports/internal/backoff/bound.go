@@ -1,0 +1,18 @@
+package backoff
+
+import (
+	"context"
+	"time"
+)
+
+// Bound returns ctx with a timeout for a first connection: the transport's own if that is not 0, and otherwise, if ctx has
+// no deadline either, the default.
+func Bound(ctx context.Context, own, unless time.Duration) (context.Context, context.CancelFunc) {
+	if own == 0 {
+		if _, bounded := ctx.Deadline(); bounded {
+			return context.WithCancel(ctx)
+		}
+		own = unless
+	}
+	return context.WithTimeout(ctx, own)
+}
