@@ -77,7 +77,8 @@ type Bus struct {
 	subscribing chan struct{} // holds a token while nobody subscribes
 	subscribed  atomic.Bool   // every group has its receiver
 
-	unrouted loggedNames
+	unrouted  loggedNames
+	keyParked chan struct{} // has a token if a message was poisoned that stops its key
 
 	observerPanics atomic.Uint64
 
@@ -125,6 +126,7 @@ func New(t Transport, cfg Config) (*Bus, error) {
 		closed:    make(chan struct{}),
 
 		subscribing: make(chan struct{}, 1),
+		keyParked:   make(chan struct{}, 1),
 	}
 	b.drainCtx, b.cutDrain = context.WithCancel(context.Background()) //nolint:gosec // those who drain end it
 	b.subscribing <- struct{}{}

@@ -55,6 +55,7 @@ func (b *Bus) run(ctx context.Context) error {
 	}
 	r := newRun(ctx, b)
 	r.start()
+	defer b.startWatchingParked(ctx)()
 	b.sayRunning()
 	close(b.running)
 
@@ -555,8 +556,11 @@ func (g *group) finish(d *Delivery, err error) {
 		g.counts.settled.Add(1)
 		g.bus.ledger.outstanding.Add(-1)
 	}
-	if outcome == Discarded {
+	switch outcome {
+	case Discarded:
 		g.logOther(d, err)
+	case Poisoned:
+		g.warnParked(d)
 	}
 }
 

@@ -333,7 +333,7 @@ func TestABacklogOfNothingButBadMessagesIsPoisonedAtLast(t *testing.T) {
 				o.idle()
 				require.Len(t, o.poisoned("ledger"), n)
 				time.Sleep(4 * time.Hour)
-				require.Equal(t, bus.Running, o.health().State, "nothing is left to be paused for")
+				require.NotContains(t, o.health().Degraded, "circuit breaker", "nothing is left to be paused for")
 				require.Equal(t, 1, o.breakers.count(bus.BreakerClosed))
 			})
 		})

@@ -1,0 +1,97 @@
+package bus
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/leatbus/leat/bus/driver"
+)
+
+// A poisoned message of a group that parks stops its key: the later ones of the key wait until somebody replays or drops
+// it. Operators must see that, so it is a warning in the log once per key, and a part of the group's health, "parked",
+// until the group's poison queue is empty. The queue is asked, not counted here: other processes of the group poison
+// messages, too, and operators replay them from anywhere.
+
+const (
+	partParked    = "parked"
+	parkedEvery   = time.Minute
+	parkedTimeout = 10 * time.Second // of one question
+)
+
+// parkingGroups returns the groups in which a poisoned message stops its key.
+func (b *Bus) parkingGroups() (all []*group) {
+	if !b.transport.Capabilities().Poison {
+		return nil
+	}
+	for _, g := range b.groups { // no group comes after Run
+		if g.handler.parks() {
+			all = append(all, g)
+		}
+	}
+	return all
+}
+
+// startWatchingParked keeps the part "parked" of the groups' health until stop is called, which waits for the end of it.
+func (b *Bus) startWatchingParked(ctx context.Context) (stop func()) {
+	groups := b.parkingGroups()
+	if len(groups) == 0 {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		b.watchParked(ctx, groups)
+	}()
+	return func() {
+		cancel()
+		<-ended
+	}
+}
+
+// watchParked keeps the part "parked" of the groups' health until ctx is done.
+func (b *Bus) watchParked(ctx context.Context, groups []*group) {
+	ticker := time.NewTicker(parkedEvery)
+	defer ticker.Stop()
+	for {
+		for _, g := range groups {
+			g.checkParked(ctx)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		case <-b.keyParked:
+		}
+	}
+}
+
+// checkParked asks the poison queue. If that does not answer, the health stays as it is: other parts say why.
+func (g *group) checkParked(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, parkedTimeout)
+	defer cancel()
+	n, err := g.bus.transport.PoisonQueue(g.name).Len(ctx)
+	if err != nil {
+		return
+	}
+	var reason error
+	if n > 0 {
+		reason = fmt.Errorf("the later messages of the keys of %d poisoned ones wait until those are replayed or dropped: leat poison ls --group %s", n, g.name)
+	}
+	g.health.set(partParked, reason)
+}
+
+// warnParked says that a poisoned message stops its key.
+func (g *group) warnParked(d *Delivery) {
+	if !g.handler.parks() {
+		return
+	}
+	g.bus.cfg.Logger.Warn("leat: key parked: its later messages wait until this one is replayed or dropped", "group", g.name,
+		"key", driver.OneLine(driver.PartitionKey(d.Message), driver.MaxClassBytes), "message_id", d.breaker.ID,
+		"fix", "leat poison show "+d.breaker.ID+" --group "+g.name)
+	select {
+	case g.bus.keyParked <- struct{}{}:
+	default:
+	}
+}
