@@ -25,12 +25,20 @@ func with(h bus.Handler, opts []Option) bus.Handler {
 // Concurrency sets how many deliveries the group handles at once in this process. The default is 10.
 func Concurrency(n int) Option { return func(h *bus.Handler) { h.Concurrency = n } }
 
-// OrderedByKey handles the messages of one partition key one after the other, in the order in which
-// they were published; keys run beside each other. Behind a poisoned message its key waits; see [WithoutParking].
+// OrderedByKey handles the messages of one partition key one after the other, in the order in which they were
+// published. Keys run beside each other, and messages without a key are not ordered. A message that waits for its
+// next try holds back its own key.
+//
+// By default a poisoned message does so, too: the later messages of its key are parked until an operator replays or
+// drops it. The handler has asked for order, so a message must not be handled as if the one before it had been. A key
+// that waits loses nothing, and is seen in the metrics, by "leat groups" and in the poison queue; a state that was
+// made without one of its messages may be wrong, and nobody sees it. If each message is complete by itself, such as
+// the newest price, add [WithoutParking].
 func OrderedByKey() Option { return func(h *bus.Handler) { h.Order = bus.OrderedByKey } }
 
-// OrderedStrictly handles one message at a time, across all processes of the service. A poisoned
-// message stops it until an operator replays or drops that one; see [WithoutParking].
+// OrderedStrictly handles one message at a time, across all processes of the service: all messages are of one key. A
+// poisoned message stops the group until an operator replays or drops it, for the reason that [OrderedByKey] gives;
+// see [WithoutParking].
 func OrderedStrictly() Option { return func(h *bus.Handler) { h.Order = bus.OrderedStrictly } }
 
 // WithoutParking lets the later messages of a key go on when one was poisoned. Without this option, an ordered

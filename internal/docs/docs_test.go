@@ -4,6 +4,7 @@ package docs_test
 import (
 	"bytes"
 	"context"
+	"go/format"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -55,29 +56,115 @@ func TestEveryCommandAndProgramRuns(t *testing.T) {
 	if testing.Short() {
 		t.Skip("compiles and runs programs")
 	}
+	bin := t.TempDir()
 	done := make(map[string]bool) // translations repeat them
+	once := func(scope, what string) bool {
+		first := !done[scope+what]
+		done[scope+what] = true
+		return first
+	}
+	for _, name := range documents(t) {
+		text, err := os.ReadFile(filepath.Join(root, name))
+		require.NoError(t, err)
+		p := page{bin: bin, dir: t.TempDir(), env: withoutLeat(os.Environ())}
+		for _, match := range fence.FindAllStringSubmatch(string(text), -1) {
+			kind, body, prints := match[1], match[2], match[3]
+			if kind == "sh" {
+				p.export(t, body)
+				continue
+			}
+			scope := ""
+			if p.exports { // the same command is another one on another page
+				scope = filepath.Base(name)
+			}
+			if !once(scope, body) {
+				continue
+			}
+			switch kind {
+			case "console":
+				for _, c := range commands(body) {
+					if p.exports || once("", shorten(c.line)) { // where there is a state, a command may be there twice
+						t.Run(name+" "+c.line, func(t *testing.T) { p.runCommand(t, c) })
+					}
+				}
+			case "go":
+				t.Run(name+" program that prints "+prints, func(t *testing.T) { p.runProgram(t, body, prints) })
+			case "go test":
+				t.Run(name+" test", func(t *testing.T) { runTest(t, body) })
+			case "yaml":
+				require.YAMLEq(t, body, body, name) // it is valid
+			}
+		}
+	}
+}
+
+// page is what the commands and programs of one document share.
+type page struct {
+	bin string   // has the command leat, all pages' in common
+	dir string   // stands for /tmp
+	env []string // without leat's variables but those that the page exports
+
+	exports bool
+}
+
+// export takes the variables of a block of "export NAME=value" lines.
+func (p *page) export(t *testing.T, body string) {
+	p.exports = true
+	for line := range strings.Lines(body) {
+		variables, ok := strings.CutPrefix(strings.TrimSpace(line), "export ")
+		require.True(t, ok, "a block of sh has only exports, not %q", line)
+		p.env = append(p.env, strings.Fields(p.local(variables))...)
+	}
+}
+
+// local puts the page's own directory in the place of /tmp, where another run may have left something.
+func (p *page) local(text string) string { return strings.ReplaceAll(text, "/tmp/", p.dir+"/") }
+
+// command is a line of a console block, with what it prints.
+type command struct {
+	line   string
+	prints []string
+}
+
+// commands returns the commands of a console block. The lines behind one are what it prints, "…" standing for anything.
+func commands(body string) (all []command) {
+	for line := range strings.SplitSeq(strings.TrimSuffix(body, "\n"), "\n") {
+		if c, ok := strings.CutPrefix(line, "$ "); ok {
+			all = append(all, command{line: c})
+		} else if n := len(all); n > 0 {
+			all[n-1].prints = append(all[n-1].prints, line)
+		}
+	}
+	return all
+}
+
+// pattern matches a line of output, whatever its columns are wide.
+func pattern(line string) string {
+	quoted := strings.ReplaceAll(regexp.QuoteMeta(line), "…", ".*")
+	return strings.Join(strings.Fields(quoted), `\s+`)
+}
+
+// leat builds the command, if it is not there yet.
+func (p *page) leat(t *testing.T) {
+	binary := filepath.Join(p.bin, "leat")
+	if _, err := os.Stat(binary); err == nil {
+		return
+	}
+	build := exec.CommandContext(t.Context(), "go", "build", "-o", binary, "./cmd/leat")
+	build.Dir = root
+	out, err := build.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+}
+
+func TestTheProgramsAreFormatted(t *testing.T) {
 	for _, name := range documents(t) {
 		text, err := os.ReadFile(filepath.Join(root, name))
 		require.NoError(t, err)
 		for _, match := range fence.FindAllStringSubmatch(string(text), -1) {
-			kind, body, prints := match[1], match[2], match[3]
-			if done[body] {
-				continue
-			}
-			done[body] = true
-			switch kind {
-			case "console":
-				for line := range strings.SplitSeq(body, "\n") {
-					command, ok := strings.CutPrefix(line, "$ ")
-					if short := shorten(command); ok && !done[short] {
-						done[short] = true
-						t.Run(name+" "+command, func(t *testing.T) { runCommand(t, command) })
-					}
-				}
-			case "go":
-				t.Run(name+" program that prints "+prints, func(t *testing.T) { runProgram(t, body, prints) })
-			case "go test":
-				t.Run(name+" test", func(t *testing.T) { runTest(t, body) })
+			if kind, body := match[1], match[2]; kind == "go" || kind == "go test" {
+				formatted, err := format.Source([]byte(body))
+				require.NoError(t, err, name)
+				require.Equal(t, string(formatted), body, name)
 			}
 		}
 	}
@@ -116,22 +203,29 @@ func anchors(markdown string) (found []string) {
 	return found
 }
 
-func runCommand(t *testing.T, command string) {
-	if why, ok := covered[command]; ok {
+func (p *page) runCommand(t *testing.T, c command) {
+	if why, ok := covered[c.line]; ok {
 		t.Skip(why)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "sh", "-c", shorten(command))
+	cmd := exec.CommandContext(ctx, "sh", "-c", p.local(shorten(c.line)))
 	cmd.Dir = root
-	measures := benchmark.MatchString(command)
-	if measures && !strings.Contains(command, "internal/testservices") {
+	measures := benchmark.MatchString(c.line)
+	switch {
+	case p.exports:
+		p.leat(t)
+		cmd.Env = append(slices.Clone(p.env), "PATH="+p.bin+string(os.PathListSeparator)+os.Getenv("PATH"))
+	case measures && !strings.Contains(c.line, "internal/testservices"):
 		cmd.Env = withoutLeat(os.Environ()) // a reader has no services
 	}
 	out, err := cmd.CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	if measures {
 		require.Regexp(t, `(?m)^Benchmark`, string(out), "it prints no figures")
+	}
+	for _, line := range c.prints {
+		require.Regexp(t, `(?m)^\s*`+pattern(line)+`\s*$`, string(out))
 	}
 }
 
@@ -164,8 +258,9 @@ import (
 func init() { signal.Notify(make(chan os.Signal, 1), os.Interrupt) }
 `
 
-// runProgram builds a program, waits until it prints what it should, and stops it like Ctrl-C does.
-func runProgram(t *testing.T, source, prints string) {
+// runProgram builds a program, waits until it has printed all that it should, in any order and separated by " | ", and stops
+// it like Ctrl-C does.
+func (p *page) runProgram(t *testing.T, source, prints string) {
 	require.NotEmpty(t, prints, "say in a comment behind the program what it prints")
 	dir := t.TempDir()
 	file, early, binary := filepath.Join(dir, "main.go"), filepath.Join(dir, "listening.go"), filepath.Join(dir, "program")
@@ -179,8 +274,8 @@ func runProgram(t *testing.T, source, prints string) {
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, binary)
-	cmd.Env = append(withoutLeat(os.Environ()), "LEAT_URL=memory://")
-	seen := &watcher{want: prints, found: make(chan struct{})}
+	cmd.Env = append([]string{"LEAT_URL=memory://"}, p.env...)
+	seen := &watcher{want: strings.Split(prints, " | "), found: make(chan struct{})}
 	cmd.Stdout, cmd.Stderr = seen, seen
 	require.NoError(t, cmd.Start())
 	select {
@@ -194,7 +289,7 @@ func runProgram(t *testing.T, source, prints string) {
 func runTest(t *testing.T, source string) {
 	file := filepath.Join(t.TempDir(), "shop_test.go")
 	require.NoError(t, os.WriteFile(file, []byte(source), 0o600))
-	cmd := exec.CommandContext(t.Context(), "go", "test", file)
+	cmd := exec.CommandContext(t.Context(), "go", "test", "-bench", ".", "-benchtime", "1x", file)
 	cmd.Dir = root
 	out, err := cmd.CombinedOutput()
 	require.NoError(t, err, "%s", out)
@@ -209,9 +304,9 @@ func withoutLeat(environ []string) (kept []string) {
 	return kept
 }
 
-// watcher sees when a text has been written. exec writes from one goroutine at a time.
+// watcher sees when some texts have been written. exec writes from one goroutine at a time.
 type watcher struct {
-	want  string
+	want  []string
 	found chan struct{}
 	buf   bytes.Buffer
 	done  bool
@@ -219,7 +314,8 @@ type watcher struct {
 
 func (w *watcher) Write(p []byte) (int, error) {
 	n, err := w.buf.Write(p)
-	if !w.done && strings.Contains(w.buf.String(), w.want) {
+	missing := func(text string) bool { return !strings.Contains(w.buf.String(), text) }
+	if !w.done && !slices.ContainsFunc(w.want, missing) {
 		w.done = true
 		close(w.found)
 	}
