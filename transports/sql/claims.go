@@ -227,7 +227,11 @@ func (cl claims) promote(ctx context.Context, g group) (wait time.Duration, ok b
 		}
 		if len(due) > 0 {
 			query, args := cl.withIDs(`UPDATE {messages} SET `+g.place()+` WHERE state = {delayed} AND id {in}`, due)
-			if _, err := cl.pool.exec(ctx, query, args...); err != nil {
+			err := cl.returning(ctx, g, func(ex executor) error {
+				_, err := ex.exec(ctx, query, args...)
+				return err
+			})
+			if err != nil {
 				return 0, false, err
 			}
 		}

@@ -26,10 +26,11 @@ func dialectOf(name Dialect) (dialect, error) {
 // statements completes statements for one set of tables. It may be used concurrently.
 type statements struct {
 	dialect
-	cfg   Config
-	names *strings.Replacer
-	json  bool     // headers are written as JSON; set before the statements are used
-	done  sync.Map // statement as written → statement as sent
+	cfg     Config
+	names   *strings.Replacer
+	json    bool     // headers are written as JSON; set before the statements are used, as bounded is
+	bounded bool     // look-ups in key queues may have lower bounds
+	done    sync.Map // statement as written → statement as sent
 }
 
 func newStatements(cfg Config) (*statements, error) {
