@@ -23,7 +23,7 @@ func TestCheck_leavesOutWhatCannotBeHadUnlessInCI(t *testing.T) {
 	}{
 		"with a compiler": {
 			compilerHere: true, install: true,
-			wantRan: []string{"testservices -optional -- sh -c go -C . test -race " + plainSQLite + " -timeout 40m ./... && go -C sub test -race " + plainSQLite + " -timeout 40m ./..."},
+			wantRan: []string{"testservices -optional -- sh -c go -C . test -race -timeout 40m ./... && go -C sub test -race -timeout 40m ./..."},
 			wantOut: "check: the tests passed, with the race detector\n",
 		},
 		"without one": {
@@ -37,7 +37,7 @@ func TestCheck_leavesOutWhatCannotBeHadUnlessInCI(t *testing.T) {
 			wantRan: []string{
 				"apt-get -q update",
 				"env DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends gcc libc6-dev",
-				"testservices -- sh -c go -C . test -race " + plainSQLite + " -timeout 40m ./... && go -C sub test -race " + plainSQLite + " -timeout 40m ./...",
+				"testservices -- sh -c go -C . test -race -timeout 40m ./... && go -C sub test -race -timeout 40m ./...",
 			},
 			wantOut: "check: the tests passed, with the race detector\n",
 		},
