@@ -177,6 +177,7 @@ func (f *feed) newDelivery(m *record) (*delivery, error) {
 	}
 	d := &delivery{settlements: f.settlements, id: m.id, state: m.state}
 	d.history = driver.TakeHistory(headers)
+	driver.DropPrivate(headers) // somebody else has written the row
 	d.headers = m.headers
 	if m.state == stateKeyHead {
 		d.keyQueue = keyQueueOf(&message.Message{Metadata: headers})

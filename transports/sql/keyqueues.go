@@ -320,9 +320,9 @@ func (k keyQueues) freeHeads(ctx context.Context, tx lockedGroup, c keyClaim, he
 	}
 	var query string
 	if k.name == Postgres {
-		query, args = k.sql(`SELECT m.id, m.due_at - {now}, m.pos, `+held+freeHeadsPostgres), append(args, ids, c.lows.of(queues))
+		query, args = k.sql(`SELECT m.id, CASE WHEN m.due_at > 0 THEN m.due_at ELSE 0 END - {now}, m.pos, `+held+freeHeadsPostgres), append(args, ids, c.lows.of(queues))
 	} else {
-		query, args = k.withIDs(`SELECT m.id, m.due_at - {now}, m.pos, `+held+freeHeads, ids, args...)
+		query, args = k.withIDs(`SELECT m.id, CASE WHEN m.due_at > 0 THEN m.due_at ELSE 0 END - {now}, m.pos, `+held+freeHeads, ids, args...)
 	}
 	began := time.Now()
 	all, err := collect(ctx, tx, func(r rows, h *head) error { return r.Scan(&h.id, &h.wait, &h.queue, &h.held) }, query, args...)

@@ -81,7 +81,7 @@ WITH free AS MATERIALIZED (
 ), fits AS (
 	SELECT place, sum(size) OVER (ORDER BY id) - size AS before FROM free
 )
-UPDATE {messages} SET owner = ?, attempt = attempt + 1
+UPDATE {messages} SET owner = ?, attempt = {more}
 WHERE ctid = ANY (ARRAY(SELECT place FROM fits WHERE before < ?))
 AND (SELECT set_config('synchronous_commit', 'off', true)) IS NOT NULL
 RETURNING ` + messageColumns
