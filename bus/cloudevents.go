@@ -162,7 +162,7 @@ func eventData(attributes map[string]json.RawMessage, contentType string) ([]byt
 }
 
 // headerTypes names the extensions of a CloudEvent that were booleans or integers, as headers are texts.
-const headerTypes = ownPrefix + "ce_types"
+const headerTypes = driver.HeaderTypes
 
 // FormatCloudEvent writes a message as a CloudEvents 1.0 event in structured JSON format, on one line.
 // Headers that are no CloudEvents attributes are left out, and so are empty ones that the specification does not require.

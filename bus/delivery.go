@@ -27,13 +27,14 @@ type Delivery struct {
 	// Try is the number of the current try over all deliveries, from 1. The retry step counts it.
 	Try int
 
-	group   *group           // nil under a stock Watermill router
-	handed  *driver.Delivery // what the transport handed out; it reads the History there
-	ctx     deliveryContext  // its message's, made with it: one allocation less for each
-	moved   atomic.Int64     // when its last try failed, in Unix nanoseconds; 0 for none
-	breaker breaker.Message  // what the breaker knows of it; its ID goes into logs and Health, as steps may change the headers
-	givenUp bool             // the retry policy has no try left
-	waited  time.Duration    // between its tries
+	group   *group                   // nil under a stock Watermill router
+	handed  *driver.Delivery         // what the transport handed out; it reads the History there
+	ctx     deliveryContext          // its message's, made with it: one allocation less for each
+	moved   atomic.Int64             // when its last try failed, in Unix nanoseconds; 0 for none
+	breaker breaker.Message          // what the breaker knows of it; its ID goes into logs and Health, as steps may change the headers
+	givenUp bool                     // the retry policy has no try left
+	retries func(error) *RetryPolicy // the retry step's; nil if none has begun
+	waited  time.Duration            // between its tries
 	outcome Outcome
 	cause   error        // what a poisoned message failed with
 	settled atomic.Int32 // one of the states below
@@ -318,6 +319,10 @@ func (d *Delivery) DedupFailed() {
 		d.group.counts.dedupFaults.Add(1)
 	}
 }
+
+// RetriedBy names the policies of the retry step that has begun, for a handler that ends its goroutine, which no step
+// sees: policyFor returns the one for an error, nil if there is no further try. The retry step calls it.
+func (d *Delivery) RetriedBy(policyFor func(error) *RetryPolicy) { d.retries = policyFor }
 
 // GivenUp reports whether the retry policy has no try left for what [Delivery.Failed] was last told of.
 func (d *Delivery) GivenUp() bool { return d.givenUp }

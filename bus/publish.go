@@ -82,6 +82,9 @@ func (b *Bus) adopt(msgs []*message.Message) error {
 		if err := driver.ValidateTopic(driver.TopicOf(msg)); err != nil {
 			return fmt.Errorf("message %s: its %s: %w", driver.MessageID(msg), driver.HeaderType, err)
 		}
+		if err := driver.RefusePrivate(msg); err != nil {
+			return err
+		}
 		msg.Metadata[driver.HeaderInstance] = b.encoder.Instance
 	}
 	return nil

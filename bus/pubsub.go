@@ -38,6 +38,11 @@ func (p publisher) Publish(topic string, msgs ...*message.Message) error {
 	if len(msgs) == 0 {
 		return nil
 	}
+	for _, msg := range msgs {
+		if err := driver.RefusePrivate(msg); err != nil {
+			return fmt.Errorf("bus: publish %s: %w", topic, err)
+		}
+	}
 	return p.transport.Publish(msgs[0].Context(), topic, msgs...)
 }
 
@@ -127,6 +132,7 @@ func (s *subscriber) forward(ctx context.Context, receiver driver.Receiver, out 
 	}
 	msg := message.NewMessage(d.Message.UUID, d.Message.Payload)
 	msg.Metadata = d.Message.Metadata
+	driver.DropPrivate(msg.Metadata)
 	settler := d.Settler
 	d.Message, d.Settler = msg, nil                                  // who has the message settles it with Ack and Nack, and no other way
 	msgCtx, cancel := context.WithCancel(context.WithoutCancel(ctx)) // it outlives ctx; see finish

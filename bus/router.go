@@ -591,6 +591,13 @@ func (g *group) decide(d *Delivery, err error) (Outcome, error) {
 	case decided: // by a step that is not leat's
 		after = r.After
 		end = d.fail(r.Err, nextTry{after: after, asked: true})
+	case d.retries != nil:
+		policy := d.retries(err)
+		if policy == nil {
+			d.givenUp, end = true, err
+			break
+		}
+		after, _, end = d.Failed(err, *policy)
 	case g.handler.Retry != nil:
 		after, _, end = d.Failed(err, *g.handler.Retry)
 	case g.stacked:

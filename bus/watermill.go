@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -165,6 +166,9 @@ func (f *watermillReceiver) forward(topic string, msgs <-chan *message.Message) 
 		if msg.Metadata == nil {
 			msg.Metadata = message.Metadata{}
 		}
+		if !strings.HasSuffix(topic, poisonSuffix) { // where Poison writes them
+			driver.DropPrivate(msg.Metadata)
+		}
 		id := driver.MessageID(msg)
 		last := f.transport.nacked.of(f.group, id)
 		d := &driver.Delivery{
@@ -241,11 +245,14 @@ func (s *watermillSettler) Poison(ctx context.Context, fault driver.Fault) error
 	dead := s.delivery.Message.Copy()
 	fault.Set(dead.Metadata)
 	dead.SetContext(ctx)
-	if err := s.receiver.transport.Publisher.Publish(s.receiver.group+".poison", dead); err != nil {
+	if err := s.receiver.transport.Publisher.Publish(s.receiver.group+poisonSuffix, dead); err != nil {
 		return err
 	}
 	return s.Ack()
 }
+
+// poisonSuffix ends the topic to which a group's messages are poisoned.
+const poisonSuffix = ".poison"
 
 // unsupportedPoisonQueue is the poison queue of a transport that has none to look into.
 type unsupportedPoisonQueue struct{}

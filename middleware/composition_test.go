@@ -514,6 +514,36 @@ func TestAHandlerThatAlwaysEndsItsGoroutineIsPoisonedInTheEnd(t *testing.T) {
 	})
 }
 
+// TestGoexit_hasThePolicyOfTheStack where the handler has none of its own.
+func TestGoexit_hasThePolicyOfTheStack(t *testing.T) {
+	policy := bus.RetryPolicy{Delays: []time.Duration{time.Second, 2 * time.Second}}
+	goexit := func(err error) bool { return errors.Is(err, bus.ErrGoexit) }
+	for name, c := range map[string]struct {
+		rules []bus.RetryRule
+		tries int
+	}{
+		"the step's policy": {nil, 3},
+		"a rule's":          {[]bus.RetryRule{{Match: goexit, Policy: &bus.RetryPolicy{Delays: []time.Duration{time.Second}}}}, 2},
+		"none":              {[]bus.RetryRule{{Match: goexit}}, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := newDiary()
+				stack := middleware.NewStack(middleware.Use("poison", middleware.Poison(middleware.PoisonConfig{})), middleware.Use("retry", middleware.Retry(policy, c.rules...)))
+				s := serve(t, newBus(t, nil, stack), rawHandler("ledger", func(ctx context.Context, _ *message.Message) error {
+					d.note(ctx)
+					runtime.Goexit()
+					return nil
+				}))
+				s.publish("id-1")
+				s.idle()
+				require.Len(t, d.all(), c.tries)
+				require.Len(t, s.poisoned("ledger"), 1)
+			})
+		})
+	}
+}
+
 func TestWhatAFailedHandlerProducedIsNotPublished(t *testing.T) {
 	for name, fail := range map[string]func() error{
 		"failed for good": func() error { return bus.Permanent(errHandler) },

@@ -25,6 +25,7 @@ import (
 // begin.
 func Retry(policy bus.RetryPolicy, rules ...bus.RetryRule) message.HandlerMiddleware {
 	r := newRetrier(policy, rules)
+	policyFor := r.policyFor
 	return func(next message.HandlerFunc) message.HandlerFunc {
 		return func(msg *message.Message) ([]*message.Message, error) {
 			d := bus.Attach(msg)
@@ -34,6 +35,7 @@ func Retry(policy bus.RetryPolicy, rules ...bus.RetryRule) message.HandlerMiddle
 			if err := r.crashed(d); err != nil {
 				return nil, err
 			}
+			d.RetriedBy(policyFor)
 			for {
 				d.Try = d.Failures + 1
 				produced, err := next(msg)

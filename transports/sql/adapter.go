@@ -57,6 +57,11 @@ func (a SchemaAdapter) InsertQuery(topic string, msgs message.Messages) (wsql.Qu
 	if len(msgs) > maxInsert {
 		return wsql.Query{}, fmt.Errorf("sql: publish %s: %d messages; publish at most %d at once", topic, len(msgs), maxInsert)
 	}
+	for _, msg := range msgs {
+		if err := driver.RefusePrivate(msg); err != nil {
+			return wsql.Query{}, fmt.Errorf("sql: publish %s: %w", topic, err)
+		}
+	}
 	rows, err := a.statements.publications(msgs)
 	if err != nil {
 		return wsql.Query{}, fmt.Errorf("sql: publish %s: %w", topic, err)

@@ -95,10 +95,10 @@ func (cl claims) lockAndTake(ctx context.Context, c claim, order []int64, query 
 // take makes messages the owner's that the transaction has locked, and reads them.
 func (cl claims) take(ctx context.Context, tx executor, ids []int64, to state, owner int64) ([]record, error) {
 	if cl.name != MySQL {
-		query, args := cl.withIDs(`UPDATE {messages} SET state = ?, owner = ?, attempt = attempt + 1 WHERE id {in}`, ids, to, owner)
+		query, args := cl.withIDs(`UPDATE {messages} SET state = ?, owner = ?, attempt = {more} WHERE id {in}`, ids, to, owner)
 		return collect(ctx, tx, scanRecord, query+` RETURNING `+messageColumns, args...)
 	}
-	query, args := cl.withIDs(`UPDATE {messages} SET state = ?, owner = ?, attempt = attempt + 1 WHERE id {in}`, ids, to, owner)
+	query, args := cl.withIDs(`UPDATE {messages} SET state = ?, owner = ?, attempt = {more} WHERE id {in}`, ids, to, owner)
 	if _, err := tx.exec(ctx, query, args...); err != nil {
 		return nil, err
 	}
@@ -215,7 +215,7 @@ func (cl claims) promote(ctx context.Context, g group) (wait time.Duration, ok b
 	type waiter struct{ id, wait int64 }
 	for limit, done := 1, 0; ; limit = 500 {
 		waiting, err := collect(ctx, cl.pool, func(r rows, m *waiter) error { return r.Scan(&m.id, &m.wait) },
-			cl.sql(`SELECT id, pos - {now} FROM {messages} WHERE group_id = ? AND state = {delayed} ORDER BY pos LIMIT ?`), g.id, limit)
+			cl.sql(`SELECT id, CASE WHEN pos > 0 THEN pos ELSE 0 END - {now} FROM {messages} WHERE group_id = ? AND state = {delayed} ORDER BY pos LIMIT ?`), g.id, limit)
 		if err != nil || len(waiting) == 0 {
 			return 0, false, err
 		}
@@ -227,7 +227,11 @@ func (cl claims) promote(ctx context.Context, g group) (wait time.Duration, ok b
 		}
 		if len(due) > 0 {
 			query, args := cl.withIDs(`UPDATE {messages} SET `+g.place()+` WHERE state = {delayed} AND id {in}`, due)
-			if _, err := cl.pool.exec(ctx, query, args...); err != nil {
+			err := cl.returning(ctx, g, func(ex executor) error {
+				_, err := ex.exec(ctx, query, args...)
+				return err
+			})
+			if err != nil {
 				return 0, false, err
 			}
 		}

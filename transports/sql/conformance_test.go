@@ -12,6 +12,7 @@ import (
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/sql"
 	"github.com/leatbus/leat/transports/transporttest"
 )
 
@@ -47,6 +48,7 @@ func TestWatermillSuite(t *testing.T) {
 				GuaranteedOrder:                     false, // with competing consumers
 				GuaranteedOrderWithSingleSubscriber: true,
 				Persistent:                          true,
+				ForceShort:                          s.cfg.Dialect == sql.SQLite, // the size proves nothing of one process
 			}, func(t *testing.T) (message.Publisher, message.Subscriber) { return open(t, "test") }, open)
 		})
 	})

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/internal/backoff"
 )
 
@@ -45,6 +46,29 @@ func (d *database) newest(ctx context.Context) (int64, error) {
 	}
 	n, _, err := number(ctx, d.pool, d.sql(query))
 	return n, err
+}
+
+// noteReturns notes that messages come back to the group's key queues but from a consumer's hands; [keyLows] says what
+// for. It is called in the same transaction, and locks the group until that is committed.
+func (d *database) noteReturns(ctx context.Context, tx executor, g group) error {
+	if d.name != Postgres || g.order == driver.Unordered {
+		return nil
+	}
+	_, err := tx.exec(ctx, d.sql(`UPDATE {turns} SET created_at = created_at + 1 WHERE group_id = ?`), g.id)
+	return err
+}
+
+// returning runs f, which makes messages come back to the group's key queues, and notes that if it matters.
+func (d *database) returning(ctx context.Context, g group, f func(executor) error) error {
+	if d.name != Postgres || g.order == driver.Unordered {
+		return f(d.pool)
+	}
+	return d.pool.inTx(ctx, func(tx executor) error {
+		if err := d.noteReturns(ctx, tx, g); err != nil {
+			return err
+		}
+		return f(tx)
+	})
 }
 
 // retry runs f until it succeeds, fails for good, or ctx is done.

@@ -10,6 +10,7 @@ import (
 //	?          an argument
 //	{in}       a list of ids; always the statement's last argument
 //	{now}      the database's clock, in microseconds since 1970. Only this clock counts
+//	{more}     one more attempt
 //	{live}     the ids of the group's consumers whose lease has not run out; takes the group
 //	{messages} and so on: the tables
 //	{ready} and so on: the states

@@ -39,6 +39,7 @@ func TestServerIsRestarted(t *testing.T) {
 				server.stop(t, how)
 				server.start(t)
 			},
+			OnlyRestart: true,
 		})
 	}
 	t.Run("postgres", func(t *testing.T) { restarted(t, newPrivatePostgres(t), syscall.SIGQUIT) })

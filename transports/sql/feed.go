@@ -161,11 +161,11 @@ const refuseAgain = 30 * time.Second
 
 // refuse poisons a message that can't be handed out.
 func (f *feed) refuse(d *delivery, err error) {
-	f.core.cfg.Logger.Error("leat: sql: message poisoned", "group", f.group.name, "id", d.id, "err", err)
+	f.core.cfg.Logger.Error("leat: sql: message poisoned", "group", f.group.name, "id", d.id, "error", err)
 	ctx, cancel := context.WithTimeout(f.talking, statementTimeout)
 	defer cancel()
 	if err := d.Poison(ctx, driver.NewFault(&d.delivery, err)); err != nil {
-		f.core.cfg.Logger.Error("leat: sql: poison queue unreachable", "group", f.group.name, "id", d.id, "err", err)
+		f.core.cfg.Logger.Error("leat: sql: poison queue unreachable", "group", f.group.name, "id", d.id, "error", err)
 		_ = d.Redeliver(refuseAgain) // it fails only if the feed is closed, and then the message goes back
 	}
 }
@@ -177,6 +177,7 @@ func (f *feed) newDelivery(m *record) (*delivery, error) {
 	}
 	d := &delivery{settlements: f.settlements, id: m.id, state: m.state}
 	d.history = driver.TakeHistory(headers)
+	driver.DropPrivate(headers) // somebody else has written the row
 	d.headers = m.headers
 	if m.state == stateKeyHead {
 		d.keyQueue = keyQueueOf(&message.Message{Metadata: headers})

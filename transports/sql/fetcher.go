@@ -25,6 +25,7 @@ type fetcher struct {
 	nextPoll   time.Time
 	sure       bool // everything taken is known
 	low        lowest
+	lows       *keyLows
 	walk       keyWalk // where the last walk over the key queues ended
 	rounds     keyRounds
 	due        time.Time // when a delayed message is due; zero for none
@@ -43,7 +44,7 @@ const (
 )
 
 func newFetcher(f *feed) *fetcher {
-	return &fetcher{feed: f, sure: true, walk: newKeyWalk(), reconciler: newReconciler(f.core.groups, f.group)}
+	return &fetcher{feed: f, sure: true, lows: &keyLows{database: f.core.database}, walk: newKeyWalk(), reconciler: newReconciler(f.core.groups, f.group)}
 }
 
 // start begins to take messages for the feed, and to carry out how they are settled.
@@ -75,7 +76,7 @@ func (f *fetcher) leave() {
 	ctx, cancel := context.WithTimeout(f.talking, statementTimeout)
 	defer cancel()
 	if err := f.settleDoubts(ctx); err != nil && f.talking.Err() == nil {
-		f.core.cfg.Logger.Warn("leat: sql: messages not given back", "group", f.group.name, "err", err)
+		f.core.cfg.Logger.Warn("leat: sql: messages not given back", "group", f.group.name, "error", err)
 	}
 }
 
@@ -136,7 +137,7 @@ func (f *fetcher) worthwhile() bool {
 	if local := f.settlements.dueAt.Swap(0); local != 0 {
 		f.dueIn(time.Duration(local - now.UnixNano()))
 	}
-	return !f.empty || f.hints.Load() != f.seen || !now.Before(f.nextPoll) || f.isDue(now) || f.isKeyDue(now)
+	return !f.empty || f.hints.Load() != f.seen || !now.Before(f.nextPoll) || f.isDue(now) || f.isKeyDue(now) || f.isWalkDue(now)
 }
 
 func (f *fetcher) isDue(now time.Time) bool {
@@ -146,6 +147,12 @@ func (f *fetcher) isDue(now time.Time) bool {
 // isKeyDue reports whether a message that holds back its key queue is due.
 func (f *fetcher) isKeyDue(now time.Time) bool {
 	return !f.keyDue.IsZero() && !now.Before(f.keyDue)
+}
+
+// isWalkDue reports whether it is time for a walk over the key queues that claims have left out.
+func (f *fetcher) isWalkDue(now time.Time) bool {
+	due := f.rounds.walkDue()
+	return !due.IsZero() && !now.Before(due)
 }
 
 // rest waits until something is wanted. A buffer that nobody takes from goes back to the group: its
@@ -168,7 +175,7 @@ func (f *fetcher) rest() {
 // pause waits until something may be there.
 func (f *fetcher) pause() {
 	until := f.nextPoll
-	for _, due := range []time.Time{f.due, f.keyDue} {
+	for _, due := range []time.Time{f.due, f.keyDue, f.rounds.walkDue()} {
 		if !due.IsZero() && due.Before(until) {
 			until = due
 		}
@@ -254,8 +261,9 @@ func (f *fetcher) claim(ctx context.Context, want int) ([]record, error) {
 		want = 1
 	}
 	c.limit = want - len(taken)
-	found, err := f.claimKeys(ctx, keyClaim{claim: c, walk: f.walk, runs: f.bundle > 0})
+	found, err := f.claimKeys(ctx, keyClaim{claim: c, lows: f.lows, walk: f.walk, runs: f.bundle > 0})
 	if err != nil {
+		f.lows.forget()
 		f.deliver(taken) // these are known
 		return nil, err
 	}
@@ -264,33 +272,47 @@ func (f *fetcher) claim(ctx context.Context, want int) ([]record, error) {
 
 // claimKeys claims from the key queues, where the feed's hints lead and where the walk goes on.
 func (f *fetcher) claimKeys(ctx context.Context, c keyClaim) ([]record, error) {
+	if err := f.lows.begin(ctx); err != nil {
+		return nil, err
+	}
 	began := time.Now()
-	c.orphans = began.Sub(f.rounds.orphans) > longestPoll
+	c.orphans = began.Sub(f.rounds.orphans) > max(longestPoll, 10*f.rounds.orphan)
 	byKey := f.group.order == driver.OrderedByKey
+	if !byKey { // there is one queue
+		c.queues, c.noWalk = []int64{0}, true
+		c.busy = f.lows.slow()
+	}
 	if byKey {
 		if err := f.rounds.open(ctx, f.core.database); err != nil {
 			return nil, err
 		}
 		c.fresh, c.brief = f.rounds.fresh(began)
 		c.queues, c.due = f.settlements.keys.take(began)
-		c.busy, c.hints = f.rounds.busy, began.Sub(f.rounds.walked) < walkEvery
+		c.busy, c.hints = f.rounds.busy || f.rounds.litter, began.Sub(f.rounds.walked) < walkEvery
+		c.noWalk = f.rounds.noWalk(began)
 	}
 	found, err := f.core.keyQueues.claim(ctx, c)
-	if err != nil || found.left {
+	if byKey && (err != nil || found.left) {
 		f.settlements.keys.restore(c.queues, c.due)
 	}
 	if err != nil {
 		return nil, err
 	}
 	if c.orphans {
-		f.rounds.orphans = began
+		f.rounds.orphans, f.rounds.orphan = began, found.orphans
 	}
+	f.lows.took(found.looking)
 	f.walk = found.walk
-	f.rounds.claimed(began, found)
+	if byKey {
+		f.rounds.claimed(began, found)
+		if found.walked {
+			f.rounds.littered(f.lows.walksOver(found.walking))
+		}
+	}
 	f.keyDue = time.Time{}
 	for _, head := range found.waiting {
 		if byKey {
-			f.settlements.keys.wait(head.id, head.at)
+			f.settlements.keys.wait(head.keyHead, head.at)
 		} else if f.keyDue.IsZero() || head.at.Before(f.keyDue) {
 			f.keyDue = head.at
 		}
@@ -360,7 +382,7 @@ func (f *fetcher) trouble(err error) {
 		wait = longestBackoff
 	}
 	if wait > longestBackoff/4 { // a conflict or two with others is nobody's business
-		f.core.cfg.Logger.Warn("leat: sql: fetch failed", "group", f.group.name, "err", err)
+		f.core.cfg.Logger.Warn("leat: sql: fetch failed", "group", f.group.name, "error", err)
 	}
 	backoff.Sleep(f.ctx, wait)
 }

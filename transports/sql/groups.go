@@ -115,15 +115,19 @@ func (gs groups) join(ctx context.Context, tx lockedGroup, sub driver.Subscripti
 		if _, err := tx.exec(ctx, gs.sql(`UPDATE {groups} SET ordering = ? WHERE id = ?`), int(order), g.id); err != nil {
 			return err
 		}
-		if _, err := gs.rearrange(ctx, tx, g); err != nil {
+		if err := gs.noteReturns(ctx, tx, g); err != nil {
+			return err
+		}
+		if _, err := gs.rearrange(ctx, tx, g, func(f func(executor) error) error { return f(tx) }); err != nil {
 			return err
 		}
 	}
 	return gs.consumers.register(ctx, tx, g, owner)
 }
 
-// rearrange puts messages where the group's order wants them, and returns how many were elsewhere.
-func (gs groups) rearrange(ctx context.Context, ex executor, g group) (moved int, err error) {
+// rearrange puts messages where the group's order wants them, and returns how many were elsewhere. It changes them
+// within change, some at a time.
+func (gs groups) rearrange(ctx context.Context, ex executor, g group, change func(func(executor) error) error) (moved int, err error) {
 	for _, misplaced := range g.misplaced() {
 		ids, err := numbers(ctx, ex, gs.sql(`SELECT id FROM {messages} WHERE group_id = ? AND `+misplaced+` AND owner NOT IN ({live})`), g.id, g.id)
 		if err != nil {
@@ -131,7 +135,11 @@ func (gs groups) rearrange(ctx context.Context, ex executor, g group) (moved int
 		}
 		for some := range slices.Chunk(ids, 1000) {
 			query, args := gs.withIDs(`UPDATE {messages} SET `+g.place()+` WHERE `+misplaced+` AND id {in}`, some)
-			if _, err = ex.exec(ctx, query, args...); err != nil {
+			err := change(func(ex executor) error {
+				_, err := ex.exec(ctx, query, args...)
+				return err
+			})
+			if err != nil {
 				return moved, err
 			}
 			moved += len(some)

@@ -74,8 +74,11 @@ func (h holds) release(ctx context.Context, tx lockedGroup, ids []int64) error {
 		return err
 	}
 	query, args = h.withIDs(unparkReleased+` AND m.pos {in}`, queues, tx.group.id)
-	_, err = tx.exec(ctx, query, args...)
-	return err
+	n, err := tx.exec(ctx, query, args...)
+	if err != nil || n == 0 {
+		return err
+	}
+	return h.noteReturns(ctx, tx, tx.group)
 }
 
 const unparkReleased = `
@@ -84,13 +87,16 @@ const unparkReleased = `
 
 // unpark puts back what nothing holds back any more: all, where the group does not park. Besides when
 // that changes, it runs now and then, for what consumers left behind that did not agree.
-func (h holds) unpark(ctx context.Context, ex executor, g group) error {
+func (h holds) unpark(ctx context.Context, tx executor, g group) error {
 	query := unparkReleased
 	if !g.park {
 		query = `UPDATE {messages} SET ` + g.place() + ` WHERE group_id = ? AND state = {parked}`
 	}
-	_, err := ex.exec(ctx, h.sql(query), g.id)
-	return err
+	n, err := tx.exec(ctx, h.sql(query), g.id)
+	if err != nil || n == 0 {
+		return err
+	}
+	return h.noteReturns(ctx, tx, g)
 }
 
 // adjust makes the holds fit what the group asks for.

@@ -249,7 +249,7 @@ func (i *Inbox[TX]) cleanUp() {
 		cancel()
 		if err != nil && i.ctx.Err() == nil {
 			i.database.temporary(err)
-			i.database.cfg.Logger.Warn("leat: sql: clean up of the inbox failed", "err", err)
+			i.database.cfg.Logger.Warn("leat: sql: clean up of the inbox failed", "error", err)
 		}
 	}
 }

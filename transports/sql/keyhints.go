@@ -28,7 +28,7 @@ const (
 
 // waitingHead is the first message of a key queue, which waits for its redelivery.
 type waitingHead struct {
-	id int64
+	keyHead
 	at time.Time
 }
 
@@ -59,22 +59,22 @@ func (l *keyHints) settle(queue int64) {
 }
 
 // wait notes that a message can be taken at that time.
-func (l *keyHints) wait(id int64, at time.Time) {
+func (l *keyHints) wait(h keyHead, at time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.dueAt == nil {
 		l.dueAt = make(map[int64]time.Time)
 	}
-	known, there := l.dueAt[id]
+	known, there := l.dueAt[h.id]
 	if there && !at.Before(known) && at.Sub(known) < time.Second || len(l.waiting) >= maxWaitingHeads {
 		return
 	}
-	l.dueAt[id] = at
-	heap.Push(&l.waiting, waitingHead{id, at})
+	l.dueAt[h.id] = at
+	heap.Push(&l.waiting, waitingHead{h, at})
 }
 
 // take removes the hints that the next claim follows.
-func (l *keyHints) take(now time.Time) (queues, due []int64) {
+func (l *keyHints) take(now time.Time) (queues []int64, due []keyHead) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for queue := range l.settled {
@@ -88,19 +88,19 @@ func (l *keyHints) take(now time.Time) (queues, due []int64) {
 		head := heap.Pop(&l.waiting).(waitingHead) //nolint:forcetypeassert // nothing else is in it
 		if at, there := l.dueAt[head.id]; there && at.Equal(head.at) {
 			delete(l.dueAt, head.id)
-			due = append(due, head.id)
+			due = append(due, head.keyHead)
 		}
 	}
 	return queues, due
 }
 
 // restore puts hints back that a claim took and did not follow.
-func (l *keyHints) restore(queues, due []int64) {
+func (l *keyHints) restore(queues []int64, due []keyHead) {
 	for _, queue := range queues {
 		l.settle(queue)
 	}
-	for _, id := range due {
-		l.wait(id, time.Now())
+	for _, h := range due {
+		l.wait(h, time.Now())
 	}
 }
 

@@ -9,17 +9,25 @@ import (
 // are new to it. A group is crowded if more of its key queues wait than one claim looks at. Then claims follow
 // one another until the walk has come round, which may take seconds; meanwhile each of them also looks at new
 // rows. Between two rounds of a crowded group, claims look at new rows and where hints lead.
+//
+// A group is littered if the walk takes long because it goes over deleted rows, which stay in PostgreSQL's index as
+// long as somebody's snapshot may see them. Then there is a walk now and then only, and claims look at new rows and
+// where hints lead otherwise.
 type keyRounds struct {
 	opened  bool
 	crowded bool
+	litter  bool
+	slow    int           // walks in a row
+	owed    bool          // claims have left the walk out
 	claims  int           // of the round so far
 	spent   time.Duration // on them
 	next    time.Time     // when the next round may begin
 	seen    watermark
-	more    bool      // there are new rows that were not read yet
-	busy    bool      // the last claim took something
-	orphans time.Time // when what dead consumers had taken was last put back
-	walked  time.Time // when the last claim was that did not only follow hints
+	more    bool          // there are new rows that were not read yet
+	busy    bool          // the last claim took something
+	orphans time.Time     // when what dead consumers had taken was last put back
+	walked  time.Time     // when the last claim was that did not only follow hints
+	orphan  time.Duration // what that took
 }
 
 // walkEvery is how long claims may follow hints alone that lead to enough messages. Else keys of which this feed
@@ -43,14 +51,41 @@ func (l *keyRounds) open(ctx context.Context, d *database) (err error) {
 // fresh returns the id behind which rows are new, 0 if the walk finds everything soon, and whether the walk is
 // to be short.
 func (l *keyRounds) fresh(now time.Time) (id int64, brief bool) {
-	if !l.crowded {
+	if !l.crowded && !l.litter {
 		return 0, false
 	}
 	return l.seen.older, now.Before(l.next)
 }
 
+// noWalk reports whether the next claim is to leave the walk out.
+func (l *keyRounds) noWalk(now time.Time) bool {
+	return l.litter && now.Before(l.next)
+}
+
+// walkDue returns when the walk is due that claims have left out, zero for none.
+func (l *keyRounds) walkDue() time.Time {
+	if !l.owed {
+		return time.Time{}
+	}
+	return l.next
+}
+
+// littered notes whether a walk was slow for what it found. The next claim takes everything for old that is there.
+func (l *keyRounds) littered(slow bool) {
+	l.slow++
+	if !slow {
+		l.slow = 0
+	}
+	was := l.litter
+	l.litter = l.slow >= slowInARow || was && slow
+	if l.litter && !was {
+		l.opened = false
+	}
+}
+
 func (l *keyRounds) claimed(began time.Time, found keysFound) {
 	l.more, l.busy = found.more, len(found.taken) > 0
+	l.owed = l.litter && !found.walked
 	if found.walked {
 		l.walked = began
 	}
@@ -61,20 +96,28 @@ func (l *keyRounds) claimed(began time.Time, found keysFound) {
 	default:
 		l.seen.advance(began, found.newest)
 	}
+	if l.litter && !found.walked {
+		return
+	}
 	l.spent += time.Since(began)
 	switch {
-	case !found.round:
+	case found.round && l.claims == 0:
+		l.crowded = false
+	case found.round, l.litter && !found.crowded:
+	default:
 		l.claims++
 		l.crowded = l.crowded || found.crowded
 		return
-	case l.claims == 0:
-		l.crowded = false
 	}
-	l.next = time.Now().Add(max(time.Second, 4*l.spent))
+	share := time.Duration(4)
+	if l.litter {
+		share = 10
+	}
+	l.next = time.Now().Add(max(time.Second, share*l.spent))
 	l.claims, l.spent = 0, 0
 }
 
 // goOn reports whether a claim that found less than it wanted is to be followed by another at once.
 func (l *keyRounds) goOn(now time.Time) bool {
-	return l.crowded && (l.more || !now.Before(l.next))
+	return (l.crowded || l.litter) && l.more || l.crowded && !now.Before(l.next)
 }

@@ -17,13 +17,13 @@ const runsFrom = 64
 
 // Each key queue is read by the index, in its order.
 const (
-	runPostgres = `(SELECT id, pos, due_at - {now} AS wait FROM {messages}
+	runPostgres = `(SELECT id, pos, CASE WHEN due_at > 0 THEN due_at ELSE 0 END - {now} AS wait FROM {messages}
 	WHERE (group_id, state, pos, id) >= (?::integer, {keyed}::smallint, ?::bigint, 0::bigint)
 	AND (group_id, state, pos, id) <= (?::integer, {keyed}::smallint, ?::bigint, 9223372036854775807)
 	ORDER BY group_id, state, pos, id LIMIT %d)`
-	runMySQL = `(SELECT id, pos, due_at - {now} AS wait FROM {messages} FORCE INDEX ({queue})
+	runMySQL = `(SELECT id, pos, CASE WHEN due_at > 0 THEN due_at ELSE 0 END - {now} AS wait FROM {messages} FORCE INDEX ({queue})
 	WHERE group_id = ? AND state = {keyed} AND pos = ? ORDER BY id LIMIT %d)`
-	runSQLite = `SELECT * FROM (SELECT id, pos, due_at - {now} AS wait FROM {messages} INDEXED BY {queue}
+	runSQLite = `SELECT * FROM (SELECT id, pos, CASE WHEN due_at > 0 THEN due_at ELSE 0 END - {now} AS wait FROM {messages} INDEXED BY {queue}
 	WHERE group_id = ? AND state = {keyed} AND pos = ? ORDER BY id LIMIT %d)`
 )
 

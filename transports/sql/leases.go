@@ -101,7 +101,7 @@ func (l *leases) keep() {
 		}
 		if err != nil && l.ctx.Err() == nil {
 			l.temporary(err)
-			l.cfg.Logger.Warn("leat: sql: leases not renewed", "err", err)
+			l.cfg.Logger.Warn("leat: sql: leases not renewed", "error", err)
 			wait = min(interval, longestBackoff)
 		} else if err == nil {
 			l.link.works()
@@ -116,7 +116,7 @@ func (l *leases) renewAside(all []*consumer, failed error) error {
 	if !ok || l.name == SQLite || !crowded.exhausted() { // its one connection is in use while anything is done
 		return failed
 	}
-	l.cfg.Logger.Warn("leat: sql: pool exhausted", "err", failed,
+	l.cfg.Logger.Warn("leat: sql: pool exhausted", "error", failed,
 		"hint", "give the pool a connection for each handler that holds one, and three more; in a transaction, publish by InTx")
 	ctx, cancel := context.WithTimeout(l.ctx, statementTimeout)
 	defer cancel()

@@ -7,11 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"io/fs"
 	"os"
 	"strings"
 )
 
-// One file for each version and dialect, with the tables' names in braces. A file that has been
+// One file for each version, and for each dialect where they differ, with the tables' names in braces. A file that has been
 // released never changes; what comes later is a new file.
 //
 //go:embed migrations/*.sql
@@ -19,15 +20,19 @@ var migrations embed.FS
 
 // SchemaVersion is the newest version of the tables that this program knows: [Migrate] leads to it, and new tables
 // have it.
-const SchemaVersion = 4
+const SchemaVersion = 5
 
 // MinSchemaVersion is the oldest version of the tables that this program works with. Opening with [MigrateAuto] leads
 // older tables to it and no further: what came later is not understood by processes of the release before this one,
 // which may be running while this one is rolled out.
 const MinSchemaVersion = 3
 
-// versionJSON is the first version in which headers are written as JSON.
-const versionJSON = 4
+const (
+	// versionJSON is the first version in which headers are written as JSON.
+	versionJSON = 4
+	// versionReturns is the first version in which every process notes what comes back to key queues.
+	versionReturns = 5
+)
 
 // SchemaError says that the tables are not what the program needs.
 type SchemaError struct {
@@ -106,6 +111,9 @@ func (s *statements) migration(from, to int) (all []string) {
 	}
 	for version := from + 1; version <= to; version++ {
 		script, err := migrations.ReadFile(fmt.Sprintf("migrations/%s_%d.sql", s.name, version))
+		if errors.Is(err, fs.ErrNotExist) {
+			script, err = migrations.ReadFile(fmt.Sprintf("migrations/all_%d.sql", version))
+		}
 		if err != nil {
 			panic(err) // the file is part of the program
 		}
@@ -252,7 +260,7 @@ func (s schema) prepareTables(ctx context.Context) error {
 		if err == nil && version < MinSchemaVersion {
 			err = &SchemaError{Found: version, Want: MinSchemaVersion, Prefix: s.cfg.Prefix}
 		}
-		s.json = version >= versionJSON
+		s.json, s.bounded = version >= versionJSON, version >= versionReturns && s.name == Postgres
 		return err
 	})
 }

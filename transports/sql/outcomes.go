@@ -84,7 +84,7 @@ func (o *outcomes) note(topic string, away error) {
 	was := o.change(topic, func(t *topicOutcomes) { t.problem = text }).problem
 	switch {
 	case was == "" && text != "":
-		o.logger.Warn("leat: sql: outbox blocked", "topic", topic, "err", away)
+		o.logger.Warn("leat: sql: outbox blocked", "topic", topic, "error", away)
 	case was != "" && text == "":
 		o.logger.Info("leat: sql: outbox resumed", "topic", topic)
 	}

@@ -71,6 +71,9 @@ func (p poison) replay(ctx context.Context, tx lockedGroup, ids []int64) (found 
 	if n, err = tx.exec(ctx, query, args...); err != nil {
 		return nil, 0, err
 	}
+	if err := p.noteReturns(ctx, tx, g); err != nil {
+		return nil, 0, err
+	}
 	return found, n, p.holds.release(ctx, tx, found)
 }
 

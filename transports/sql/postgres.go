@@ -81,7 +81,7 @@ WITH free AS MATERIALIZED (
 ), fits AS (
 	SELECT place, sum(size) OVER (ORDER BY id) - size AS before FROM free
 )
-UPDATE {messages} SET owner = ?, attempt = attempt + 1
+UPDATE {messages} SET owner = ?, attempt = {more}
 WHERE ctid = ANY (ARRAY(SELECT place FROM fits WHERE before < ?))
 AND (SELECT set_config('synchronous_commit', 'off', true)) IS NOT NULL
 RETURNING ` + messageColumns
@@ -96,6 +96,20 @@ WITH RECURSIVE walk(pos) AS (
 )
 SELECT keys.pos, (SELECT m.id FROM {messages} m WHERE m.group_id = ? AND m.state = {keyed} AND m.pos = keys.pos ORDER BY m.pos, m.id LIMIT 1)
 FROM (SELECT pos FROM walk WHERE pos IS NOT NULL LIMIT ?) keys`
+
+// headsOfPostgres and freeHeadsPostgres begin each look-up at its lower bound. A scalar subquery stays what it is;
+// of EXISTS the planner may make a join that reads all key queues.
+const (
+	headsOfPostgres = `
+SELECT l.pos, (SELECT m.id FROM {messages} m WHERE m.group_id = ? AND m.state = {keyed} AND m.pos = l.pos AND m.id >= l.low ORDER BY m.pos, m.id LIMIT 1)
+FROM unnest(?::bigint[], ?::bigint[]) AS l(pos, low)`
+	freeHeadsPostgres = `
+FROM unnest(?::bigint[], ?::bigint[]) AS l(id, low) JOIN {messages} m ON m.id = l.id WHERE m.state = {keyed}
+AND (SELECT t.id FROM {messages} t WHERE t.group_id = m.group_id AND t.state = {keyhead} AND t.pos = m.pos AND t.id >= l.low
+	ORDER BY t.pos, t.id LIMIT 1) IS NULL
+AND (SELECT t.id FROM {messages} t WHERE t.group_id = m.group_id AND t.state = {keyed} AND t.pos = m.pos AND t.id >= l.low AND t.id < m.id
+	ORDER BY t.pos, t.id LIMIT 1) IS NULL`
+)
 
 // insertPostgres takes any number of messages with a constant number of arguments.
 const insertPostgresRows = `unnest(?::text[], ?::bytea[], ?::bytea[], ?::bigint[], ?::bigint[])

@@ -39,11 +39,14 @@ func (r *reconciler) run(ctx context.Context) error {
 		return nil
 	}
 	r.unpark = now.Add(reconcileEvery) // after an error, too
-	if err := r.groups.holds.unpark(ctx, r.groups.pool, r.group); err != nil {
+	err := r.groups.pool.inTx(ctx, func(tx executor) error { return r.groups.holds.unpark(ctx, tx, r.group) })
+	if err != nil {
 		return err
 	}
 	if !now.Before(r.rearrange) {
-		moved, err := r.groups.rearrange(ctx, r.groups.pool, r.group)
+		moved, err := r.groups.rearrange(ctx, r.groups.pool, r.group, func(f func(executor) error) error {
+			return r.groups.returning(ctx, r.group, f)
+		})
 		if err != nil {
 			return err
 		}

@@ -39,6 +39,8 @@ func (d *askedPool) query(_ context.Context, query string, _ ...any) (rows, erro
 	return &idRows{ids: d.ids}, nil
 }
 
+func (d *askedPool) inTx(_ context.Context, f func(executor) error) error { return f(d) }
+
 // idRows are rows of one number.
 type idRows struct {
 	ids []int64
@@ -104,7 +106,7 @@ func TestMessagesAreMovedToWhereTheOrderWantsThem(t *testing.T) {
 			_, err = db.exec(ctx, s.sql(`UPDATE {messages} SET `+g.place()))
 			require.NoError(t, err)
 			g.order = to
-			_, err = groups{database: s}.rearrange(ctx, db, g)
+			_, err = groups{database: s}.rearrange(ctx, db, g, func(f func(executor) error) error { return f(db) })
 			require.NoError(t, err)
 			wrong, err := numbers(ctx, db, s.sql(`SELECT id FROM {messages} EXCEPT SELECT id FROM {messages} WHERE (state, pos) = (`+placeValues(g)+`)`))
 			require.NoError(t, err)

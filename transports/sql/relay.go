@@ -335,7 +335,7 @@ func (b *bundle) refused(ctx context.Context, d *delivery, err error) {
 	first := d.delivery.FailedSince.IsZero()
 	if tries := len(retry.Delays); attempt <= tries || first && tries > 0 {
 		logger.Warn("leat: sql: outbox message refused",
-			"outbox", b.outbox.Group(), "message_id", driver.MessageID(d.delivery.Message), "attempt", attempt, "err", err)
+			"outbox", b.outbox.Group(), "message_id", driver.MessageID(d.delivery.Message), "attempt", attempt, "error", err)
 		if first {
 			d.delivery.FailedSince = time.Now()
 		}
@@ -343,7 +343,7 @@ func (b *bundle) refused(ctx context.Context, d *delivery, err error) {
 		return
 	}
 	logger.Error("leat: sql: outbox message poisoned",
-		"outbox", b.outbox.Group(), "message_id", driver.MessageID(d.delivery.Message), "attempt", attempt, "err", err)
+		"outbox", b.outbox.Group(), "message_id", driver.MessageID(d.delivery.Message), "attempt", attempt, "error", err)
 	if err := d.Poison(ctx, driver.NewFault(&d.delivery, err)); err != nil {
 		_ = d.Redeliver(longestRelayWait)
 	}

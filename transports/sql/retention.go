@@ -27,7 +27,7 @@ func (r retention) run() {
 		cancel()
 		if err != nil && r.ctx.Err() == nil {
 			r.temporary(err)
-			r.cfg.Logger.Warn("leat: sql: clean up failed", "err", err)
+			r.cfg.Logger.Warn("leat: sql: clean up failed", "error", err)
 		}
 	}
 }

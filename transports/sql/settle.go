@@ -213,7 +213,7 @@ func (s *settlements) awaited() bool {
 func (s *settlements) carryOut(batch []settlement) {
 	again := slices.ContainsFunc(batch, func(x settlement) bool { return !x.ack })
 	err := s.core.retryAlways(s.ctx, func(ctx context.Context) error { return s.try(ctx, batch, again) }, func(err error) {
-		s.core.cfg.Logger.Warn("leat: sql: settle failed", "group", s.consumer.group.name, "messages", len(batch), "err", err)
+		s.core.cfg.Logger.Warn("leat: sql: settle failed", "group", s.consumer.group.name, "messages", len(batch), "error", err)
 	})
 	if err != nil {
 		return
@@ -273,7 +273,7 @@ func (s *settlements) hintKey(x settlement) {
 	case x.ack:
 		s.keys.settle(x.d.keyQueue)
 	default:
-		s.keys.wait(x.d.id, time.Now().Add(x.after))
+		s.keys.wait(keyHead{x.d.keyQueue, x.d.id}, time.Now().Add(x.after))
 	}
 }
 

@@ -51,7 +51,7 @@ func sqliteRetryable(err error) bool {
 }
 
 const claimSQLite = `
-UPDATE {messages} SET owner = ?, attempt = attempt + 1 WHERE id IN (
+UPDATE {messages} SET owner = ?, attempt = {more} WHERE id IN (
 	SELECT id FROM (
 		SELECT id, sum(size) OVER (ORDER BY id) - size AS before FROM (
 			SELECT id, length(payload) + length(headers) AS size

@@ -26,11 +26,16 @@ func dialectOf(name Dialect) (dialect, error) {
 // statements completes statements for one set of tables. It may be used concurrently.
 type statements struct {
 	dialect
-	cfg   Config
-	names *strings.Replacer
-	json  bool     // headers are written as JSON; set before the statements are used
-	done  sync.Map // statement as written → statement as sent
+	cfg     Config
+	names   *strings.Replacer
+	json    bool     // headers are written as JSON; set before the statements are used, as bounded is
+	bounded bool     // look-ups in key queues may have lower bounds
+	done    sync.Map // statement as written → statement as sent
 }
+
+// moreAttempts counts an attempt. Numbers in a row may be anybody's: one that overflows would make every claim of the group
+// fail. Times are compared with 0 before they are subtracted from, for the same reason.
+const moreAttempts = "CASE WHEN attempt < 2000000000 THEN attempt + 1 ELSE attempt END"
 
 func newStatements(cfg Config) (*statements, error) {
 	d, err := dialectOf(cfg.Dialect)
@@ -38,7 +43,7 @@ func newStatements(cfg Config) (*statements, error) {
 		return nil, err
 	}
 	s := &statements{dialect: d, cfg: cfg}
-	pairs := append(statePairs(), "{now}", d.now, "{queue}", d.quote(cfg.Prefix+"messages_queue"))
+	pairs := append(statePairs(), "{now}", d.now, "{more}", moreAttempts, "{queue}", d.quote(cfg.Prefix+"messages_queue"))
 	for _, table := range []string{"groups", "subscriptions", "consumers", "turns", "messages", "holds", "inbox", "states", "migrations", "messages_id_seq"} {
 		pairs = append(pairs, "{"+table+"}", s.table(table))
 	}

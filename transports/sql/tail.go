@@ -66,6 +66,6 @@ func (t *Transport) endTail(ctx context.Context, group string, feed driver.Recei
 		err = errors.Join(err, t.groups.silence(ctx, g.id))
 	}
 	if err = errors.Join(err, findErr); err != nil && !t.leases.isClosed() {
-		t.cfg.Logger.Warn("leat: sql: tail not cleared away", "err", err)
+		t.cfg.Logger.Warn("leat: sql: tail not cleared away", "error", err)
 	}
 }

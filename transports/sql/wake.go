@@ -220,7 +220,7 @@ func (w *waker) listen(db *pgxPool) {
 		if w.ctx.Err() != nil || !backoff.Sleep(w.ctx, wait.Next()) {
 			return
 		}
-		w.cfg.Logger.Debug("leat: sql: listen connection lost", "err", err)
+		w.cfg.Logger.Debug("leat: sql: listen connection lost", "error", err)
 	}
 }
 

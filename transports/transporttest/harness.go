@@ -6,6 +6,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -35,6 +36,8 @@ type Harness struct {
 	// Patience is how long the suite waits for what must happen; 0 means five minutes. The machine may be
 	// busy, its disk slow, and a restart of the message system takes its time.
 	Patience time.Duration
+	// OnlyRestart limits the suite to the promises for which it needs Restart, where the others are tested without it.
+	OnlyRestart bool
 }
 
 // Run tests every promise.
@@ -63,6 +66,9 @@ func Run(t *testing.T, h Harness) {
 		{"12 mistakes are clear errors at start", testMistakes},
 		{"operators see what is there", testInspect},
 	} {
+		if h.OnlyRestart && !strings.HasPrefix(promise.name, "04") && !strings.HasPrefix(promise.name, "09") {
+			continue
+		}
 		t.Run(promise.name, func(t *testing.T) { promise.test(t, h) })
 	}
 }

@@ -1,0 +1,272 @@
+package sql
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus/driver"
+)
+
+// litter leaves n deleted rows of one key queue, or of as many, in the index, as messages do that were handled.
+func litter(t *testing.T, s *database, g group, n int, queue string) {
+	for _, query := range []string{
+		`INSERT INTO {messages} (group_id, state, pos, lane, first_at, topic, uuid, headers, payload)
+			SELECT ?, 4, ` + queue + `, ` + queue + `, 0, 'litter', 'm', '', '' FROM generate_series(1, ` + fmt.Sprint(n) + `) AS m(n)`,
+		`UPDATE {messages} SET state = 5 WHERE group_id = ? AND topic = 'litter'`,
+		`DELETE FROM {messages} WHERE group_id = ? AND topic = 'litter'`,
+	} {
+		_, err := s.pool.exec(t.Context(), s.sql(query), g.id)
+		require.NoError(t, err)
+	}
+}
+
+// holdSnapshot begins a transaction that sees what is deleted from now on.
+func holdSnapshot(t *testing.T, s *database) {
+	tx, err := s.pool.(*pgxPool).pool.BeginTx(t.Context(), pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = tx.Rollback(context.Background()) })
+	var n int
+	require.NoError(t, tx.QueryRow(t.Context(), s.sql(`SELECT count(*) FROM {messages}`)).Scan(&n))
+}
+
+// buffers runs a statement, and returns how many blocks it has read.
+func buffers(t *testing.T, s *database, query string, args ...any) int {
+	var text []byte
+	require.NoError(t, s.pool.(*pgxPool).pool.QueryRow(t.Context(), "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) "+query, args...).Scan(&text))
+	var plans []struct {
+		Plan struct {
+			Hit  int `json:"Shared Hit Blocks"`
+			Read int `json:"Shared Read Blocks"`
+		}
+	}
+	require.NoError(t, json.Unmarshal(text, &plans))
+	return plans[0].Plan.Hit + plans[0].Plan.Read
+}
+
+// keyedFeed is a feed of an ordered group, whose fetcher does not run.
+func keyedFeed(t *testing.T, s *database, order driver.Order) (*core, *fetcher) {
+	c := newCore(s)
+	t.Cleanup(func() { c.cancel(driver.ErrClosed) })
+	sub := driver.Subscription{Group: "shop.ledger", Topics: []string{"order.paid.v1"}, Concurrency: 1, Order: order, Park: true}
+	id := newConsumerID()
+	g, err := c.groups.subscribe(t.Context(), sub, id)
+	require.NoError(t, err)
+	return c, newFetcher(newFeed(c, newConsumer(id, g), sub))
+}
+
+// insertKeyed inserts one message, over the pool or in a transaction.
+func insertKeyed(t *testing.T, ex executor, s *database, g group, queue int64) (id int64) {
+	ids, err := numbers(t.Context(), ex, s.sql(`INSERT INTO {messages} (group_id, state, pos, lane, first_at, topic, uuid, headers, payload)
+		VALUES (?, {keyed}, ?, ?, {now}, 'order.paid.v1', 'm', '', '') RETURNING id`), g.id, queue, queue)
+	require.NoError(t, err)
+	return ids[0]
+}
+
+// TestKeyLows_lookUpsDoNotWalkOverDeletedRows: somebody's snapshot keeps them in the index. Without lower bounds a claim
+// takes time in proportion to what was handled since.
+func TestKeyLows_lookUpsDoNotWalkOverDeletedRows(t *testing.T) {
+	t.Parallel()
+	for _, order := range []driver.Order{driver.OrderedByKey, driver.OrderedStrictly} {
+		t.Run(order.String(), func(t *testing.T) {
+			ctx := t.Context()
+			s, _ := pgxStore(t)
+			holdSnapshot(t, s)
+			c, f := keyedFeed(t, s, order)
+			queue := int64(0)
+			if order == driver.OrderedByKey {
+				queue = 7
+			}
+			litter(t, s, f.group, 20_000, fmt.Sprint(queue))
+			for n := 0; n < 5 || !f.lows.slow() || f.lows.settled == 0; n++ { // as messages are published and handled
+				require.Less(t, n, 1000, "the look-ups are not taken for slow")
+				id := insertKeyed(t, s.pool, s, f.group, queue)
+				f.settlements.keys.settle(queue)
+				taken, err := f.claimKeys(ctx, keyClaim{claim: claim{group: f.group, owner: f.consumer.id, limit: 1, bytes: 1 << 20}, lows: f.lows, walk: f.walk})
+				require.NoError(t, err)
+				require.Len(t, taken, 1)
+				require.Equal(t, id, taken[0].id)
+				require.NoError(t, c.claims.ack(ctx, s.pool, f.consumer.id, []int64{id}))
+			}
+			id := insertKeyed(t, s.pool, s, f.group, queue)
+			_, err := f.claimKeys(ctx, keyClaim{claim: claim{group: f.group, owner: 1, limit: 0, bytes: 1}, lows: f.lows, walk: f.walk})
+			require.NoError(t, err)
+			for _, low := range []int64{0, f.lows.of([]int64{queue})[0]} {
+				first := buffers(t, s, s.sql(headsOfPostgres), f.group.id, []int64{queue}, []int64{low})
+				free := buffers(t, s, s.sql(`SELECT m.id`+freeHeadsPostgres), []int64{id}, []int64{low})
+				t.Logf("from %d: %d and %d blocks", low, first, free)
+				if low > 0 {
+					require.Less(t, max(first, free), 50)
+				} else {
+					require.Greater(t, min(first, free), 500)
+				}
+			}
+		})
+	}
+}
+
+// TestKeyRounds_walksOverDeletedRowsSeldom: a group of whose many keys each has a message or two is littered with key
+// queues that have none any more.
+func TestKeyRounds_walksOverDeletedRowsSeldom(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	s, _ := pgxStore(t)
+	holdSnapshot(t, s)
+	c, f := keyedFeed(t, s, driver.OrderedByKey)
+	litter(t, s, f.group, 20_000, "m.n")
+	began, walks, claims := time.Now(), 0, 0
+	for queue := int64(1); !f.rounds.litter || claims < 200; queue++ {
+		require.Less(t, queue, int64(1000), "the walk is not taken for slow")
+		id := insertKeyed(t, s.pool, s, f.group, -queue)
+		if f.rounds.litter {
+			claims++
+		}
+		noWalk := f.rounds.litter && f.rounds.noWalk(time.Now())
+		for taken := 0; taken == 0; { // the first claim takes for old what is there
+			found, err := f.claimKeys(ctx, keyClaim{claim: claim{group: f.group, owner: f.consumer.id, limit: 1, bytes: 1 << 20}, lows: f.lows, walk: f.walk})
+			require.NoError(t, err)
+			taken = len(found)
+		}
+		if f.rounds.litter && !noWalk {
+			walks++
+		}
+		require.NoError(t, c.claims.ack(ctx, s.pool, f.consumer.id, []int64{id}))
+	}
+	require.LessOrEqual(t, walks, 2+int(time.Since(began)/time.Second), "of %d claims", claims)
+}
+
+// TestKeyLows_keepTheOrder plays a random history of one group's consumers, publishers and operators, in which every
+// look-up begins at its lower bound. Whatever a consumer takes is the first of its key, and none else of it is out.
+func TestKeyLows_keepTheOrder(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	s, _ := pgxStore(t)
+	const keys = 4
+	var feeds []*fetcher
+	var c *core
+	for range 3 {
+		var f *fetcher
+		c, f = keyedFeed(t, s, driver.OrderedByKey)
+		f.lows.until = time.Now().Add(time.Hour)
+		feeds = append(feeds, f)
+	}
+	g := feeds[0].group
+	seed := rand.Uint64()
+	random := rand.New(rand.NewPCG(seed, 0))
+	defer func() {
+		if t.Failed() {
+			t.Logf("seed %d", seed)
+		}
+	}()
+	var late []pgx.Tx
+	t.Cleanup(func() {
+		for _, tx := range late {
+			_ = tx.Rollback(context.Background())
+		}
+	})
+	taken := make(map[int64]*fetcher)
+	out := func() (id int64, f *fetcher) {
+		for id, f = range taken {
+			delete(taken, id)
+			return id, f
+		}
+		return 0, nil
+	}
+	bounded := 0
+	for range 1500 {
+		f := feeds[random.IntN(len(feeds))]
+		queue := 1 + random.Int64N(keys)
+		what := random.IntN(12)
+		if what >= 4 && what <= 8 && random.IntN(5) > 0 { // what comes back makes the feeds forget their bounds
+			what = 11
+		}
+		switch what {
+		case 0, 1:
+			insertKeyed(t, s.pool, s, g, queue)
+		case 2: // is committed later than others with larger ids
+			tx, err := s.pool.(*pgxPool).pool.Begin(ctx)
+			require.NoError(t, err)
+			insertKeyed(t, pgxExecutor{tx}, s, g, queue)
+			if late = append(late, tx); len(late) > 2 {
+				require.NoError(t, late[0].Commit(ctx))
+				late = late[1:]
+			}
+		case 3:
+			if len(late) > 0 {
+				require.NoError(t, late[0].Commit(ctx))
+				late = late[1:]
+			}
+		case 4:
+			_, err := s.pool.exec(ctx, s.sql(`UPDATE {messages} SET state = {delayed}, pos = 0 WHERE id = ?`), insertKeyed(t, s.pool, s, g, queue))
+			require.NoError(t, err)
+		case 5:
+			_, _, err := c.claims.promote(ctx, g)
+			require.NoError(t, err)
+		case 6:
+			if id, f := out(); f != nil {
+				require.NoError(t, c.poison.set(ctx, g, f.consumer.id, id, []byte("{}")))
+			}
+		case 7:
+			ids, err := numbers(ctx, s.pool, s.sql(`SELECT id FROM {messages} WHERE state = {poisoned} ORDER BY id`))
+			require.NoError(t, err)
+			if len(ids) > 0 {
+				require.NoError(t, c.groups.locked(ctx, s.pool, g, func(tx lockedGroup) error {
+					_, _, err := c.poison.replay(ctx, tx, ids[random.IntN(len(ids)):][:1])
+					return err
+				}))
+			}
+		case 8:
+			require.NoError(t, c.groups.locked(ctx, s.pool, g, func(tx lockedGroup) error { return c.holds.park(ctx, tx, []int64{1, 2, 3, 4}) }))
+		case 9:
+			if id, f := out(); f != nil {
+				require.NoError(t, c.claims.put(ctx, s.pool, f.consumer.id, []int64{id}, 0))
+			}
+		default:
+			for len(taken) > random.IntN(keys) {
+				id, f := out()
+				require.NoError(t, c.claims.ack(ctx, s.pool, f.consumer.id, []int64{id}))
+			}
+			f.lows.asked = time.Time{} // no pause
+			for q := range int64(keys) {
+				f.settlements.keys.settle(1 + q)
+			}
+			if f.lows.low[queue] > 0 {
+				bounded++
+			}
+			found, err := f.claimKeys(ctx, keyClaim{claim: claim{group: g, owner: f.consumer.id, limit: 2, bytes: 1 << 20}, lows: f.lows, walk: f.walk})
+			require.NoError(t, err)
+			for _, m := range found {
+				taken[m.id] = f
+			}
+			type row struct {
+				id, pos int64
+				state   state
+			}
+			all, err := collect(ctx, s.pool, func(r rows, x *row) error { return r.Scan(&x.id, &x.pos, &x.state) },
+				s.sql(`SELECT id, pos, state FROM {messages} WHERE state IN ({keyed}, {keyhead}) ORDER BY id`))
+			require.NoError(t, err)
+			for _, m := range found {
+				var before []row
+				for _, x := range all {
+					if x.id == m.id {
+						before = nil
+						for _, y := range all {
+							if y.pos == x.pos && y.id != x.id && (y.id < x.id || y.state == stateKeyHead) {
+								before = append(before, y)
+							}
+						}
+					}
+				}
+				require.Empty(t, before, "message %d is not the only one", m.id)
+			}
+		}
+	}
+	t.Logf("%d claims with lower bounds", bounded)
+	require.Greater(t, bounded, 100)
+}
