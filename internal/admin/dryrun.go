@@ -13,7 +13,7 @@ import (
 	"github.com/leatbus/leat/middleware"
 )
 
-// DryRunner tries dead messages with a service's own handlers, and undoes it: transactions of handlers.Tx
+// LocalDryRunner tries poisoned messages with a service's own handlers, and undoes it: transactions of handlers.Tx
 // are rolled back, and what is published with the handler's context is held back. Nothing is claimed,
 // retried, counted or poisoned. Its methods may be called concurrently.
 type LocalDryRunner struct {

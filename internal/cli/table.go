@@ -60,8 +60,7 @@ func plain() table.Style {
 }
 
 func (t *tableWriter) flush() error {
-	width, _ := terminalWidth(t.out)
-	_, err := io.WriteString(raw(t.out), t.render(width, isTerminal(t.out))+"\n")
+	_, err := io.WriteString(raw(t.out), t.render(terminalWidth(t.out), isTerminal(t.out))+"\n")
 	return err
 }
 
@@ -151,14 +150,17 @@ func shortID(s string) string {
 	return s
 }
 
-// terminalWidth returns how many columns a terminal has; ok is false if the writer is none.
-func terminalWidth(w io.Writer) (width int, ok bool) {
-	file, isFile := raw(w).(*os.File)
-	if !isFile {
-		return 0, false
+// terminalWidth returns how many columns a terminal has, and 0 if the writer is none.
+func terminalWidth(w io.Writer) int {
+	file, ok := raw(w).(*os.File)
+	if !ok {
+		return 0
 	}
-	width, _, err := term.GetSize(int(file.Fd())) //nolint:gosec // a file descriptor is small
-	return width, err == nil
+	width, _, err := term.GetSize(int(file.Fd()))
+	if err != nil {
+		return 0
+	}
+	return width
 }
 
 // isTerminal reports whether somebody sits at the other end.
@@ -167,7 +169,7 @@ func isTerminal(stream any) bool {
 		stream = raw(w)
 	}
 	file, ok := stream.(*os.File)
-	return ok && term.IsTerminal(int(file.Fd())) //nolint:gosec // a file descriptor is small
+	return ok && term.IsTerminal(int(file.Fd()))
 }
 
 // colored returns a text in a colour if it goes to a terminal that has colours; NO_COLOR turns them off.

@@ -33,10 +33,9 @@ func (c *top) Run(ctx context.Context, e *Env) error {
 			if err != nil {
 				return err
 			}
-			width, _ := terminalWidth(s.Stdout)
-			const home, clear = "\x1b[H", "\x1b[J"
-			fmt.Fprintf(raw(s.Stdout), "%s%s%s  every %s, Ctrl-C ends\n\n%s\n", home, clear, printable(s.Where), c.Every,
-				topTable(s, groups, before, c.Every).render(width, true))
+			const home, erase = "\x1b[H", "\x1b[J"
+			fmt.Fprintf(raw(s.Stdout), "%s%s%s  every %s, Ctrl-C ends\n\n%s\n", home, erase, printable(s.Where), c.Every,
+				topTable(s, groups, before, c.Every).render(terminalWidth(s.Stdout), true))
 			before = groups
 			select {
 			case <-ctx.Done():
