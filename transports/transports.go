@@ -95,15 +95,17 @@ func schemeOfPort(opaque string) string {
 	return cmp.Or(map[string]string{"5432": "postgres", "3306": "mysql", "5671": "amqps"}[port], "amqp")
 }
 
-// otherNames are what people call the schemes.
-var otherNames = map[string]string{
-	"rabbit": "amqp", "rabbitmq": "amqp", "pg": "postgres", "pgx": "postgres", "psql": "postgres",
-	"sqlite3": "sqlite", "file": "sqlite", "mem": "memory", "inmemory": "memory", "gochannel": "memory",
+// otherName returns the scheme that people mean by another name, "" if there is none.
+func otherName(scheme string) string {
+	return map[string]string{
+		"rabbit": "amqp", "rabbitmq": "amqp", "pg": "postgres", "pgx": "postgres", "psql": "postgres",
+		"sqlite3": "sqlite", "file": "sqlite", "mem": "memory", "inmemory": "memory", "gochannel": "memory",
+	}[scheme]
 }
 
 func (m *Mux) unknown(scheme string) error {
 	hint := ""
-	if near := cmp.Or(otherNames[scheme], urlopt.Nearest(scheme, m.Schemes())); near != "" {
+	if near := cmp.Or(otherName(scheme), urlopt.Nearest(scheme, m.Schemes())); near != "" {
 		hint = fmt.Sprintf(" Did you mean %s://?", near)
 	}
 	return fmt.Errorf("transports: no transport for %q; there are %s.%s", scheme+"://", strings.Join(m.Schemes(), ", "), hint)

@@ -109,11 +109,11 @@ func (l *keyRounds) claimed(began time.Time, found keysFound) {
 		l.crowded = l.crowded || found.crowded
 		return
 	}
-	share := time.Duration(4)
+	share := 4
 	if l.litter {
 		share = 10
 	}
-	l.next = time.Now().Add(max(time.Second, share*l.spent))
+	l.next = time.Now().Add(max(time.Second, time.Duration(share)*l.spent))
 	l.claims, l.spent = 0, 0
 }
 
