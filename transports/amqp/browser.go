@@ -83,7 +83,7 @@ func (b *browser) close() {
 	b.ignoreDone()
 	closeQuietly(b.ch)
 	close(b.closed)
-	b.ch = nil
+	b.ch, b.lane = nil, nil
 }
 
 // closeOnDone has the end of ctx close the channel.

@@ -128,3 +128,15 @@ func CopyForTest(d *amqp.Delivery, queue string, attempts, failures int) amqp.Pu
 
 // TableSizeForTest is how many bytes leat takes a header table for.
 func TableSizeForTest(h amqp.Table) int { return tableSize(h) }
+
+// LoseConnectionsForTest ends the transport's connections, as a network does. They are closed when it returns.
+func (t *Transport) LoseConnectionsForTest() {
+	for _, l := range t.links() {
+		l.mu.Lock()
+		conn := l.conn
+		l.mu.Unlock()
+		if conn != nil {
+			_ = conn.CloseDeadline(time.Now())
+		}
+	}
+}
