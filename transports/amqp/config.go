@@ -111,7 +111,8 @@ type Config struct {
 	Management string // URL of the management API, for operators; by default on the port 15672 of Host, or 15671 with TLS
 	Operator   bool   // for operators' tools: declares nothing at start, and asks the management API; services do neither
 
-	managementMost int64 // bytes of one answer; for tests
+	managementMost int64         // bytes of one answer; for tests
+	migrateEvery   time.Duration // for tests
 
 	ownKey []byte // marks the messages that this transport publishes
 }

@@ -18,6 +18,9 @@ var StandsStill = standsStill
 // SmallAnswers lets the management API answer no more than 1 MiB at once.
 func SmallAnswers(c *Config) { c.managementMost = 1 << 20 }
 
+// MigrateOften looks at the queues of older versions more often.
+func MigrateOften(c *Config) { c.migrateEvery = 100 * time.Millisecond }
+
 // QueuesForTest are the queues that tests clean up.
 func (t *Transport) QueuesForTest() []string {
 	_, groups := t.topology.remembered()

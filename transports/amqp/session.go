@@ -57,13 +57,10 @@ type session struct {
 func (f *feed) run() {
 	defer f.release()
 	pause := newBackoff()
-	for again := false; f.intake.Err() == nil; again = true {
+	for f.intake.Err() == nil {
 		began := time.Now()
 		s, err := f.connectAlone()
 		if err == nil {
-			if again {
-				f.t.registry.announce(f.sub) // it was forgotten if the queue was gone for a while
-			}
 			err = s.serve()
 			f.purge(s)
 		}
