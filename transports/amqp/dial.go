@@ -95,6 +95,7 @@ func (c Config) open(ctx context.Context, host, role string) (*amqp.Connection, 
 	ear := &ear{Conn: socket}
 	frames := newFrameReader(ear)
 	wire := newCoalescer(frames)
+	wire.meter = frames.meter
 	giveUp := context.AfterFunc(ctx, func() { _ = socket.Close() })
 	conn, err := amqp.Open(wire, amqp.Config{
 		SASL:       c.sasl(),

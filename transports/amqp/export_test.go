@@ -143,3 +143,18 @@ func (t *Transport) LoseConnectionsForTest() {
 		}
 	}
 }
+
+// BytesForTest returns how many bytes of a group's messages are fetched and not settled, the most that there were, and how
+// many messages are fetched ahead.
+func (t *Transport) BytesForTest(group string) (held, peak, prefetch int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, f := range t.open {
+		if f.sub.Group == group {
+			f.bytes.mu.Lock()
+			defer f.bytes.mu.Unlock()
+			return f.bytes.held, f.bytes.peak, f.bytes.inUse
+		}
+	}
+	return 0, 0, 0
+}

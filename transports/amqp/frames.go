@@ -13,6 +13,7 @@ import (
 // A frame of AMQP 0-9-1 is a header of seven bytes (type, channel, size of the payload), the payload and an end byte.
 const (
 	frameHead    = 7
+	frameMethod  = 1
 	frameProps   = 2                 // the type of a frame with a message's size and properties
 	propsTable   = 2 + 2 + 8 + 2     // where the properties begin in such a frame: class, weight, size, flags
 	flagType     = 0x8000            // content-type comes first,
@@ -23,6 +24,7 @@ const (
 	mostDepth    = 32                // of tables in each other that amqp091-go reads
 	mostFields   = 8192              // of one table or array that it reads
 	mostReason   = 200               // bytes
+	mostMethod   = 4 << 10           // bytes of a method that is looked at
 	headerTooBig = "leat-unreadable" // why a message's headers are left out; they are lost
 )
 
@@ -36,10 +38,12 @@ type frameReader struct {
 	left int    // bytes of a frame that is passed on as it is
 	out  []byte // of one that was looked at
 	most atomic.Int64
+
+	meter *meter
 }
 
 func newFrameReader(conn net.Conn) *frameReader {
-	r := &frameReader{Conn: conn, in: bufio.NewReaderSize(conn, readAhead)}
+	r := &frameReader{Conn: conn, in: bufio.NewReaderSize(conn, readAhead), meter: newMeter()}
 	r.most.Store(frameMax)
 	return r
 }
@@ -77,6 +81,12 @@ func (r *frameReader) Read(p []byte) (n int, err error) {
 	return n, nil
 }
 
+// Close ends a reader that waits, too.
+func (r *frameReader) Close() error {
+	r.meter.close()
+	return r.Conn.Close()
+}
+
 // next begins a frame. With soon, it does nothing if it would block.
 func (r *frameReader) next(soon bool) error {
 	head, err := r.in.Peek(frameHead)
@@ -85,16 +95,37 @@ func (r *frameReader) next(soon bool) error {
 	}
 	size := int(binary.BigEndian.Uint32(head[3:]))
 	whole := frameHead + size + 1
-	if head[0] != frameProps || size > mostProps {
+	channel := binary.BigEndian.Uint16(head[1:])
+	switch {
+	case head[0] == frameMethod && size <= mostMethod:
+		if soon && r.in.Buffered() < whole {
+			return nil
+		}
+		method, err := r.in.Peek(whole)
+		if err != nil {
+			return err
+		}
+		r.meter.reads(channel, method[frameHead:whole-1])
 		r.left = whole
 		return nil
-	}
-	if soon && r.in.Buffered() < whole {
+	case head[0] != frameProps || size > mostProps:
+		r.left = whole
 		return nil
+	case soon && r.in.Buffered() < whole:
+		return nil
+	}
+	if b := r.meter.due(channel); b != nil {
+		if soon && b.full() {
+			return nil // first what is here
+		}
+		b.wait(r.meter.closed)
 	}
 	frame := make([]byte, whole)
 	if _, err := io.ReadFull(r.in, frame); err != nil {
 		return err
+	}
+	if size >= propsTable {
+		r.meter.message(channel, int(min(binary.BigEndian.Uint64(frame[frameHead+4:]), 1<<40))) //nolint:gosec // bounded
 	}
 	r.out = readable(frame, int(r.most.Load()))
 	return nil
