@@ -442,6 +442,9 @@ func (g *group) build() (err error) {
 // message for done: produced events are part of the effect.
 func (g *group) publishProduced(fn message.HandlerFunc) message.HandlerFunc {
 	return func(msg *message.Message) ([]*message.Message, error) {
+		if d := driver.DeliveryFrom(msg.Context()); d != nil && d.Unreadable != nil { // there is no step poison
+			return nil, Permanent(d.Unreadable)
+		}
 		produced, err := fn(msg)
 		if err != nil || len(produced) == 0 {
 			return nil, err

@@ -31,11 +31,14 @@ func Poison(cfg PoisonConfig) message.HandlerMiddleware {
 	return func(next message.HandlerFunc) message.HandlerFunc {
 		next = Recover(next)
 		return func(msg *message.Message) ([]*message.Message, error) {
+			d := bus.Attach(msg)
+			if d.Unreadable != nil {
+				return nil, cfg.poison(d, msg, d.Unreadable)
+			}
 			produced, err := next(msg)
 			if err == nil {
 				return produced, nil
 			}
-			d := bus.Attach(msg)
 			if _, again := errors.AsType[*bus.Redelivery](err); again || bus.IsDiscard(err) || d.Interrupted() {
 				return nil, err
 			}

@@ -22,6 +22,10 @@ type Delivery struct {
 	// have no jitter.
 	FixedDelays bool
 
+	// Unreadable says why the message's headers could not be read; they are lost then. The bus poisons such a message with
+	// this error and does not call its handler. It is nil for all other messages.
+	Unreadable error
+
 	// History travels with the message from delivery to delivery.
 	History
 }

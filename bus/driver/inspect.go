@@ -11,7 +11,8 @@ import (
 // durable transport of leat is. Nothing here takes a message from a group or changes one. All methods
 // may be called concurrently, while groups consume, and from a process that has no group.
 type Inspector interface {
-	// Groups are all groups that the message system knows, by name.
+	// Groups returns all groups that the message system knows, by name. In a process that has subscribed to groups it may
+	// return those alone, if others can only be had from something that services do not ask.
 	Groups(ctx context.Context) ([]GroupInfo, error)
 	// Topics are the topics and patterns that some group asks for, by name.
 	Topics(ctx context.Context) ([]TopicInfo, error)

@@ -34,7 +34,7 @@ func systems() map[string]func(t *testing.T) (bus func() string) {
 	}
 	queues := func(kind string) func(*testing.T) func() string {
 		return func(t *testing.T) func() string {
-			at := withOption(t, testenv.RabbitMQ(t), "queue", kind)
+			at := withOption(t, testenv.RabbitMQVhost(t), "queue", kind)
 			return func() string { return withOption(t, at, "exchange", unique()) }
 		}
 	}

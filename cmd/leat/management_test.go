@@ -11,7 +11,7 @@ import (
 	"github.com/leatbus/leat/internal/testenv"
 )
 
-// An operator is told why RabbitMQ's management API does not answer, and what to do, and gets what is known without it.
+// An operator is told why RabbitMQ's management API does not answer, and what to do.
 func TestManagement_saysWhyItDoesNotAnswer(t *testing.T) {
 	broker := withOption(t, testenv.RabbitMQ(t), "exchange", unique())
 	service := serve(t, t.Cleanup, broker)

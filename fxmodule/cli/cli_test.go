@@ -123,7 +123,9 @@ func systems() map[string]func(t *testing.T) string {
 	return map[string]func(t *testing.T) string{
 		"postgres": onPostgres,
 		"sqlite":   func(t *testing.T) string { return "sqlite://" + filepath.Join(t.TempDir(), "bus.db") },
-		"rabbitmq": func(t *testing.T) string { return prefixed(t, testenv.RabbitMQ(t), "exchange") + "&queue=classic" },
+		"rabbitmq": func(t *testing.T) string {
+			return prefixed(t, testenv.ManagedRabbitMQ(t), "exchange") + "&queue=classic"
+		},
 	}
 }
 

@@ -77,6 +77,10 @@ func (s *session) explain(err error) error {
 	case errors.Is(err, context.Canceled):
 		return fmt.Errorf("%s: %w", s.Where, errInterrupted)
 	}
+	var knows interface{ Fix() string }
+	if errors.As(err, &knows) {
+		return fmt.Errorf("%s: %w; %s", s.Where, err, knows.Fix())
+	}
 	return fmt.Errorf("%s: %w; %s doctor looks for the cause", s.Where, err, s.Program)
 }
 

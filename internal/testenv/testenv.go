@@ -1,10 +1,19 @@
 package testenv
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/url"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
 // Redis returns the URL of a Redis the test may use, like
@@ -21,6 +30,73 @@ func Redis(t testing.TB) string {
 func RabbitMQ(t testing.TB) string {
 	t.Helper()
 	return serviceURL(t, "rabbitmq", "LEAT_TEST_RABBITMQ_URL")
+}
+
+// ManagedRabbitMQ returns the URL of a RabbitMQ with a management API, which the URL's option management names. Without
+// one it skips the test.
+func ManagedRabbitMQ(t testing.TB) string {
+	t.Helper()
+	u := managed(t)
+	if err := manage(u, http.MethodGet, "/api/whoami", ""); err != nil {
+		t.Skipf("no management API (%v); enable the broker's plugin rabbitmq_management, or run: go run ./internal/check", err)
+	}
+	return u.String()
+}
+
+// RabbitMQVhost is ManagedRabbitMQ with a virtual host of the test's own: no other test's queues are there.
+func RabbitMQVhost(t testing.TB) string {
+	t.Helper()
+	u, err := url.Parse(ManagedRabbitMQ(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := "leat" + strconv.FormatUint(rand.Uint64(), 16)
+	rights := "/api/permissions/" + name + "/" + url.PathEscape(u.User.Username())
+	err = errors.Join(manage(u, http.MethodPut, "/api/vhosts/"+name, "{}"), manage(u, http.MethodPut, rights, `{"configure":".*","write":".*","read":".*"}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := manage(u, http.MethodDelete, "/api/vhosts/"+name, ""); err != nil {
+			t.Error(err)
+		}
+	})
+	own := *u
+	own.Path = "/" + name
+	return own.String()
+}
+
+// managed is the broker's URL with the option management.
+func managed(t testing.TB) *url.URL {
+	u, err := url.Parse(RabbitMQ(t))
+	if err != nil {
+		t.Fatal("LEAT_TEST_RABBITMQ_URL is no URL")
+	}
+	if !u.Query().Has("management") {
+		u.RawQuery = "management=http://" + net.JoinHostPort(u.Hostname(), "15672")
+	}
+	return u
+}
+
+// manage calls the management API of a broker.
+func manage(broker *url.URL, method, path, body string) error {
+	request, err := http.NewRequestWithContext(context.Background(), method, broker.Query().Get("management")+path, strings.NewReader(body))
+	if err != nil {
+		return errors.New("the option management is no URL")
+	}
+	password, _ := broker.User.Password()
+	request.SetBasicAuth(broker.User.Username(), password)
+	request.Header.Set("Content-Type", "application/json")
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: time.Minute}
+	response, err := client.Do(request)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = response.Body.Close() }()
+	if response.StatusCode >= http.StatusBadRequest {
+		return fmt.Errorf("%s %s: %s", method, path, response.Status)
+	}
+	return nil
 }
 
 // Postgres returns the URL of a PostgreSQL the test may use, like

@@ -95,6 +95,12 @@ func (c *containers) find(ctx context.Context, s service) (url, version string, 
 		return "", "", err
 	}
 	url = s.at(strings.TrimSpace(address))
+	if s.api != "" {
+		if address, err = c.command(ctx, "port", s.name, s.api); err != nil {
+			return "", "", err
+		}
+		url += "?management=http://" + strings.TrimSpace(address)
+	}
 	err = poll(ctx, func(ctx context.Context) error {
 		version, err = greet(ctx, s, url)
 		return err

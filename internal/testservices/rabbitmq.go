@@ -2,8 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
+	"net/http"
+	"net/url"
 	"strconv"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -17,7 +20,9 @@ func rabbitmqService() service {
 		account:   "rabbitmq",
 		programs:  []string{"epmd", "rabbitmq-server"},
 		debian:    "rabbitmq-server",
+		api:       "15672",
 		handshake: greetRabbitMQ,
+		complete:  hasManagement,
 		start:     startRabbitMQ,
 	}
 }
@@ -37,6 +42,32 @@ func greetRabbitMQ(ctx context.Context, url string) (version string, err error) 
 	return version, nil
 }
 
+// hasManagement looks for the management API beside a broker, which tests of what operators see need.
+func hasManagement(ctx context.Context, address string) error {
+	u, err := url.Parse(address)
+	if err != nil {
+		return errors.New("no URL")
+	}
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
+	api := "http://" + net.JoinHostPort(u.Hostname(), "15672")
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, api+"/api/whoami", nil)
+	if err != nil {
+		return err
+	}
+	password, _ := u.User.Password()
+	request.SetBasicAuth(u.User.Username(), password)
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return fmt.Errorf("it has no management API (rabbitmq-plugins enable rabbitmq_management): %w", err)
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return fmt.Errorf("its management API answers %s", response.Status)
+	}
+	return nil
+}
+
 // dialWithin ends the connection with the context, so that a server which
 // accepts and then says nothing is given up in time.
 func dialWithin(ctx context.Context) func(network, address string) (net.Conn, error) {
@@ -54,11 +85,20 @@ func dialWithin(ctx context.Context) func(network, address string) (net.Conn, er
 // node name, not the cookie, not the configuration, and not epmd, Erlang's
 // name server, which a node would otherwise start as a daemon that outlives it.
 func startRabbitMQ(ctx context.Context, box *sandbox) (string, error) {
-	ports, err := freePorts(3)
+	ports, err := freePorts(4)
 	if err != nil {
 		return "", err
 	}
 	port, distribution, epmd := strconv.Itoa(ports[0]), strconv.Itoa(ports[1]), strconv.Itoa(ports[2])
+	management := strconv.Itoa(ports[3])
+	for name, text := range map[string]string{
+		"rabbitmq.conf":   "management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = " + management + "\ncollect_statistics_interval = 100\n",
+		"enabled_plugins": "[rabbitmq_management].",
+	} {
+		if _, err := box.write(name, text); err != nil {
+			return "", err
+		}
+	}
 	if err := box.launch("epmd", "-address", "127.0.0.1", "-port", epmd); err != nil {
 		return "", err
 	}
@@ -74,7 +114,7 @@ func startRabbitMQ(ctx context.Context, box *sandbox) (string, error) {
 		"ERL_EPMD_PORT="+epmd,
 		"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=-kernel inet_dist_use_interface {127,0,0,1}",
 		"RABBITMQ_CONF_ENV_FILE="+box.path("no-rabbitmq-env.conf"),
-		"RABBITMQ_CONFIG_FILE="+box.path("no-rabbitmq"),
+		"RABBITMQ_CONFIG_FILE="+box.path("rabbitmq.conf"),
 		"RABBITMQ_CONFIG_FILES="+box.path("no-conf.d"),
 		"RABBITMQ_ADVANCED_CONFIG_FILE="+box.path("no-advanced"),
 		"RABBITMQ_ENABLED_PLUGINS_FILE="+box.path("enabled_plugins"),
@@ -84,7 +124,7 @@ func startRabbitMQ(ctx context.Context, box *sandbox) (string, error) {
 		"RABBITMQ_PID_FILE="+box.path("pid"),
 	)
 	err = box.launch("rabbitmq-server")
-	return "amqp://guest:guest@127.0.0.1:" + port + "/", err
+	return "amqp://guest:guest@127.0.0.1:" + port + "/?management=http://127.0.0.1:" + management, err
 }
 
 func awaitPort(ctx context.Context, address string) error {

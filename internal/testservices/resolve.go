@@ -112,6 +112,9 @@ func fromStandardPort(ctx context.Context, wanted []service) ([]answer, error) {
 		var refusal error
 		for _, address := range s.standard {
 			version, err := greet(ctx, s, address)
+			if err == nil && s.complete != nil {
+				err = s.complete(ctx, address)
+			}
 			if err == nil {
 				return answer{url: address, version: version, how: "standard port"}, nil
 			}

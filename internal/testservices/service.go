@@ -16,9 +16,13 @@ type service struct {
 	account  string   // who runs a private one when root runs the program
 	programs []string // what a private one needs; "a|b" means either
 	debian   string   // the package that has these programs
+	api      string   // port of its HTTP API, which its URL names as the option management; "" if it has none
 
 	// handshake logs in at the URL and tells the server's version.
 	handshake func(ctx context.Context, url string) (version string, err error)
+	// complete says what a server lacks that the tests need; nil means nothing. It is not asked about servers that the
+	// environment names.
+	complete func(ctx context.Context, url string) error
 	// start launches a private server and tells its URL. It need not wait
 	// until the server answers.
 	start func(ctx context.Context, box *sandbox) (url string, err error)

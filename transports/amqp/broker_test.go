@@ -131,7 +131,7 @@ func newBrokers(t testing.TB, n int) []*broker {
 		plugins := "[]."
 		if n == 1 {
 			plugins, b.http = "[rabbitmq_management].", testenv.FreePort(t)
-			config = "management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = " + b.http + "\ncollect_statistics_interval = 500\n"
+			config = "management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = " + b.http + "\ncollect_statistics_interval = 100\n"
 		}
 		for name, text := range map[string]string{"rabbitmq.conf": config, "enabled_plugins": plugins} {
 			require.NoError(t, os.WriteFile(path(name), []byte(text), 0o600))

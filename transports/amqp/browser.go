@@ -28,7 +28,7 @@ const (
 	settleBeside = 2 * time.Second // others' consumers
 )
 
-// A browser reads a queue that nobody consumes, a poison queue or the registry, from front to end, without acking. Its
+// A browser reads a queue that nobody consumes, a poison queue, from front to end, without acking. Its
 // owner takes some of the messages out; the others are back in their places when the browser is closed. It is not for
 // concurrent use. At most one browser, of all processes, has a queue open; see lock.
 //
@@ -83,7 +83,7 @@ func (b *browser) close() {
 	b.ignoreDone()
 	closeQuietly(b.ch)
 	close(b.closed)
-	b.ch = nil
+	b.ch, b.lane = nil, nil
 }
 
 // closeOnDone has the end of ctx close the channel.
@@ -129,7 +129,7 @@ func (t *Transport) browse(b *browser, lock string, do func(*browser) error) err
 	}
 	if err == nil && renew && outer.Err() == nil {
 		if err := b.renew(outer); err != nil && outer.Err() == nil {
-			t.cfg.Logger.Warn("leat: amqp: queue not renewed; a policy with a low delivery-limit may delete from it", "queue", b.queue, "err", err)
+			t.cfg.Logger.Warn("leat: amqp: queue not renewed; a policy with a low delivery-limit may delete from it", "queue", b.queue, "error", err)
 		}
 	}
 	return err

@@ -19,6 +19,7 @@ const (
 // publish of amqp091-go, which hold their locks while they write; whoever may wait asks room first.
 type coalescer struct {
 	net.Conn
+	meter   *meter // nil: none
 	mu      sync.Mutex
 	more    *sync.Cond
 	pending []byte
@@ -45,6 +46,9 @@ func (c *coalescer) Write(p []byte) (int, error) {
 	}
 	if c.closing {
 		return 0, net.ErrClosed
+	}
+	if c.meter != nil {
+		c.meter.writes(p)
 	}
 	c.pending = append(c.pending, p...)
 	c.more.Signal()

@@ -75,6 +75,8 @@ const (
 	defaultDialTimeout    = 5 * time.Second
 	defaultConnectTimeout = 15 * time.Second
 
+	defaultPrefetchBytes = 16 << 20
+
 	maxHeartbeat = 18 * time.Hour // AMQP counts seconds in 16 bits
 )
 
@@ -99,6 +101,7 @@ type Config struct {
 	Topology      Topology
 	Declare       Declare
 	PrefetchCount int // 0: by the group's concurrency
+	PrefetchBytes int // of messages that an unordered group has fetched and not settled; one always fits. 0: 16 MiB
 	Unroutable    Unroutable
 
 	AppID          string
@@ -111,7 +114,8 @@ type Config struct {
 	Management string // URL of the management API, for operators; by default on the port 15672 of Host, or 15671 with TLS
 	Operator   bool   // for operators' tools: declares nothing at start, and asks the management API; services do neither
 
-	managementMost int64 // bytes of one answer; for tests
+	managementMost int64         // bytes of one answer; for tests
+	migrateEvery   time.Duration // for tests
 
 	ownKey []byte // marks the messages that this transport publishes
 }
@@ -171,6 +175,7 @@ func (c Config) withDefaults() (Config, error) {
 	c.Unroutable = cmp.Or(c.Unroutable, ReportUnroutable)
 	c.AppID = cmp.Or(c.AppID, program)
 	c.ConnectionName = cmp.Or(c.ConnectionName, program)
+	c.PrefetchBytes = cmp.Or(c.PrefetchBytes, defaultPrefetchBytes)
 	c.Heartbeat = cmp.Or(c.Heartbeat, defaultHeartbeat)
 	c.DialTimeout = cmp.Or(c.DialTimeout, defaultDialTimeout)
 	c.UseTLS = c.UseTLS || c.TLSConfig != nil || c.CACert != "" || c.Cert != ""
@@ -196,6 +201,8 @@ func (c Config) validate() error {
 		return fmt.Errorf("heartbeat is %s; it is between 1s and %s", c.Heartbeat, maxHeartbeat)
 	case c.PrefetchCount < 0 || c.PrefetchCount > maxPrefetch:
 		return fmt.Errorf("prefetch is %d; it is between 1 and %d", c.PrefetchCount, maxPrefetch)
+	case c.PrefetchBytes < 0:
+		return fmt.Errorf("PrefetchBytes is %d; it is at least 1", c.PrefetchBytes)
 	case c.Management != "":
 		_, err := parseManagement(c.Management)
 		return err

@@ -29,11 +29,11 @@ type diagnosis struct {
 }
 
 // Diagnose connects anew and checks what a service needs: the login, the broker's version, that it accepts
-// messages, the user's rights, the exchange, the queues for delays, the registry, and of each group the
+// messages, the user's rights, the exchange, the queues for delays, and of each group of this process the
 // queues and their arguments. A check of a right to make something makes what leat makes at start anyway,
 // with declare=false nothing; a publish is taken back before the broker routes it; no message of a group
-// is taken. An operator's tool ([Config].Operator) makes nothing, and learns what it can from the management API: also
-// bindings, policies and alarms. Messages that wait in poison queues, or with nobody to consume them, are told and are no error.
+// is taken. In a process without groups it makes nothing, and learns what it can from the management API: all groups,
+// bindings, policies and alarms. Messages that wait in poison queues are told and are no error.
 func (t *Transport) Diagnose(ctx context.Context) []driver.Finding {
 	d := new(diagnosis)
 	reached := driver.Finding{
@@ -45,7 +45,7 @@ func (t *Transport) Diagnose(ctx context.Context) []driver.Finding {
 		reached.Text, reached.Fix = i.where(), ""
 		d.findings = append(d.findings, reached, i.version())
 		d.findings = append(d.findings, t.accepts(ctx))
-		if t.cfg.Operator {
+		if !t.serves() {
 			version, _ := i.conn.Properties["version"].(string)
 			found, missing := t.examine(ctx, version)
 			if missing == nil {
@@ -54,7 +54,7 @@ func (t *Transport) Diagnose(ctx context.Context) []driver.Finding {
 			}
 			d.findings = append(d.findings, d.withoutManagement(missing))
 		}
-		for _, check := range []func() error{d.exchange, d.delays, d.registry} {
+		for _, check := range []func() error{d.exchange, d.delays, d.groups} {
 			if err := check(); err != nil {
 				return err
 			}
@@ -78,13 +78,12 @@ func (d *diagnosis) withoutManagement(missing error) driver.Finding {
 		f.Err, f.Fix = missing, fixOf(missing)
 		return f
 	}
-	f.Text = fmt.Sprintf("bindings, arguments, policies and alarms are not checked, and groups are those that the registry knows: %s; to have them checked, %s",
-		missing, fixOf(missing))
+	f.Text = fmt.Sprintf("groups, bindings, policies and alarms are not checked: %s; to have them checked, %s", missing, fixOf(missing))
 	return f
 }
 
 // passive reports whether the checks make nothing, not even what a service makes at start.
-func (d *diagnosis) passive() bool { return d.t.cfg.Operator || d.t.cfg.Declare == DeclareNothing }
+func (d *diagnosis) passive() bool { return !d.t.serves() || d.t.cfg.Declare == DeclareNothing }
 
 // add notes a check's end. The error is the finding's, unless the connection went with it.
 func (d *diagnosis) add(f driver.Finding, err error, cure string) error {
@@ -95,7 +94,7 @@ func (d *diagnosis) add(f driver.Finding, err error, cure string) error {
 		if conflict, ok := errors.AsType[*ConflictError](err); ok {
 			cure = conflict.cure()
 		}
-		if d.t.cfg.Operator && isCode(err, amqp.NotFound) {
+		if !d.t.serves() && isCode(err, amqp.NotFound) {
 			err, cure = errors.New("it is not there"), fixStart
 		}
 		f.Err, f.Text, f.Fix = err, "", cure
@@ -305,80 +304,49 @@ func (d *diagnosis) oldDelays() error {
 	return d.add(f, nil, "")
 }
 
-// registry reads the registry, and goes on with the groups in it.
-func (d *diagnosis) registry() error {
-	f := driver.Finding{Check: "registry of groups " + registryPrefix + "*"}
-	groups, err := d.groups()
-	f.Text = fmt.Sprintf("%d groups are known", len(groups))
-	if err := d.add(f, err, "let the user read it, and let one process that may configure it subscribe to any group"); err != nil {
-		return err
-	}
-	unattended := 0
-	for _, k := range groups {
-		info, there, err := d.count(k)
-		if err != nil {
-			return err
-		}
-		if !there {
-			continue
-		}
-		if info.Consumers == 0 {
-			unattended++
-		}
-		if err := d.group(k, info); err != nil {
+// groups checks the groups of this process.
+func (d *diagnosis) groups() error {
+	for _, s := range d.t.topology.subscriptions() {
+		if err := d.group(s); err != nil {
 			return err
 		}
 	}
-	text := "the broker does not tell them; a process that consumes a group makes its bindings again every 30 seconds"
-	if unattended > 0 {
-		text += fmt.Sprintf("; %d groups have none", unattended)
-	}
-	return d.add(driver.Finding{Check: "bindings of topics", Text: text}, nil, "")
+	return nil
 }
 
 // group checks one group.
-func (d *diagnosis) group(k known, info driver.GroupInfo) error {
-	f := driver.Finding{Check: "group " + k.Group, Text: describe(k, info)}
+func (d *diagnosis) group(s driver.Subscription) error {
+	info, there, err := d.count(s)
+	if err != nil || !there { // the consumer makes it, or says why it can't
+		return err
+	}
+	f := driver.Finding{Check: "group " + s.Group, Text: describe(s.Order.String(), info)}
 	if !d.passive() {
-		if err := d.conflictWith(k); err != nil {
+		if err := d.conflictWith(s); err != nil {
 			return d.add(f, err, "")
 		}
 	}
-	for _, queue := range d.queuesOf(k) {
-		if d.t.cfg.Operator {
-			break // it is the services' users who must read
-		}
+	for _, queue := range d.t.topology.queues(s) {
 		if err := d.mayRead(queue); err != nil {
 			return d.add(f, err, "let the user read the group's queues, or leave them to another service's user")
 		}
 	}
-	for _, delay := range k.delays {
-		queue := k.Group + retryInfix + delay
-		q, there, err := d.queue(queue)
-		if err != nil {
-			return err
-		}
-		if there {
-			f.Text += fmt.Sprintf(", queue %s with %d messages is of a delay that the retry policy of the version that came last does not have: "+
-				"delete it when it is empty and no other version runs", queue, q.Messages)
-		}
-	}
-	held, _, err := d.queue(heldName(k.Group))
+	held, _, err := d.queue(heldName(s.Group))
 	switch {
 	case err != nil:
 		return err
 	case held.Messages == 0 || held.Consumers > 0:
-	case k.Order == driver.Unordered.String():
+	case s.Order == driver.Unordered:
 		return d.add(f, fmt.Errorf("%d messages from a time when the group was ordered are in %s, and nobody consumes them",
-			held.Messages, heldName(k.Group)), "start a process of the group: it moves them to the group's queue")
+			held.Messages, heldName(s.Group)), "start a process of the group: it moves them to the group's queue")
 	case info.Consumers > 0:
-		return d.add(f, fmt.Errorf("%d messages are in %s, and no process of the group leads", held.Messages, heldName(k.Group)),
+		return d.add(f, fmt.Errorf("%d messages are in %s, and no process of the group leads", held.Messages, heldName(s.Group)),
 			"look again in a minute, when one has taken over; else see what the log of the group's processes says")
 	default:
 		f.Text += fmt.Sprintf(", %d more are held for later or parked", held.Messages)
 	}
 	if d.passive() { // else a consumer makes them
-		for _, queue := range d.t.topology.noted(k.note).own(k.subscription()) {
+		for _, queue := range d.t.topology.own(s) {
 			_, there, err := d.queue(queue)
 			if err != nil {
 				return err
@@ -391,14 +359,10 @@ func (d *diagnosis) group(k known, info driver.GroupInfo) error {
 	return d.add(f, nil, "")
 }
 
-func describe(k known, info driver.GroupInfo) string {
-	parts := []string{"it is " + k.Order, fmt.Sprintf("%d messages are ready", info.Waiting), fmt.Sprintf("%d processes consume", info.Consumers)}
+func describe(order string, info driver.GroupInfo) string {
+	parts := []string{"it is " + order, fmt.Sprintf("%d messages are ready", info.Waiting), fmt.Sprintf("%d processes consume", info.Consumers)}
 	if info.Poisoned > 0 {
 		parts = append(parts, fmt.Sprintf("%d are poisoned: look at them, and replay or drop them", info.Poisoned))
-	}
-	if len(k.earlier) > 0 {
-		parts = append(parts, fmt.Sprintf("%s may still be bound, which the version that came last does not ask for: unbind when no other runs",
-			strings.Join(k.earlier, ", ")))
 	}
 	return strings.Join(parts, ", ")
 }

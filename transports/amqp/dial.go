@@ -93,7 +93,9 @@ func (c Config) open(ctx context.Context, host, role string) (*amqp.Connection, 
 		socket = secure
 	}
 	ear := &ear{Conn: socket}
-	wire := newCoalescer(ear)
+	frames := newFrameReader(ear)
+	wire := newCoalescer(frames)
+	wire.meter = frames.meter
 	giveUp := context.AfterFunc(ctx, func() { _ = socket.Close() })
 	conn, err := amqp.Open(wire, amqp.Config{
 		SASL:       c.sasl(),
@@ -110,6 +112,7 @@ func (c Config) open(ctx context.Context, host, role string) (*amqp.Connection, 
 		_ = wire.Close()
 		return nil, nil, cmp.Or(ear.refusal(), err)
 	}
+	frames.negotiated(conn.Config.FrameSize)
 	return conn, wire, nil
 }
 

@@ -134,11 +134,11 @@
 // refuse a policy. These limits delete messages that leat has promised to keep:
 //
 //   - delivery-limit: to look at messages counts as a delivery, and so does to hold them. leat writes a message of
-//     <group>.poison, <group>.held and leat.groups.* anew before it was delivered four times, or, if it has just seen that
+//     <group>.poison and <group>.held anew before it was delivered four times, or, if it has just seen that
 //     the queue spares one that was delivered more often, before that often. So a limit of 10 or more deletes nothing
 //     of these, with some room for crashes in between; a lower one may. A group's own queue hands
 //     what the limit throws out to <group>.poison, but with topology=watermill.
-//   - message-ttl and expires: what is in <group>.poison, <group>.held, <group>.retry.*, leat.delay.* and leat.groups.* when
+//   - message-ttl and expires: what is in <group>.poison, <group>.held, <group>.retry.* and leat.delay.* when
 //     its time is over is deleted, or comes early. A queue that nobody consumes counts as unused, so that expires deletes it
 //     with its messages. There is nothing that leat can do about it.
 //   - max-length and max-length-bytes: the oldest messages of those queues are deleted when new ones come, or with
@@ -175,7 +175,7 @@
 //
 //	configure  ^$
 //	write      ^(events|leat\.delay\.quorum\.publish\.in\.events|leat\.delay\.quorum\.redeliver\.in|amq\.default)$
-//	read       ^(shop\..*|leat\.groups\.quorum)$
+//	read       ^shop\..*$
 //
 // and one that only publishes
 //
@@ -202,20 +202,16 @@
 // of an ordered group counts as parked if it has a poisoned message, else as delayed. Nothing is declared, consumed or held
 // for any of this ([Config].Operator). How a cluster handles partitions the API does not tell.
 //
-// What follows is for a service's own admin endpoint, and for the command where the API does not answer, which it says.
+// Without the API, leat groups, leat topics and poison verbs that name no group fail and say how to get it. Poison verbs
+// that name their group, leat publish and leat tail need AMQP alone.
 //
-// AMQP can't list queues, and the management plugin may be absent. So each group leaves a note — its
-// name, topics and order, no message of anybody's — in a queue, leat.groups.quorum or leat.groups.classic
-// after the type of its own queues, when it is subscribed and when its consumer has to come again.
-// Whoever asks for the groups reads the notes under a lock, puts them back, and takes away those that say
-// nothing new and those of groups that are gone. Nobody consumes that queue, and nothing else depends on
-// it: deleted, it fills again as services start. Who makes it by hand, for users without the right to,
-// gives it x-queue-type, x-max-length 10000 and, if it is a quorum queue, x-delivery-limit 1073741824.
-// Those users leave notes and read them without the lock, so that two who read at once may miss some.
+// Services never ask the API. A service's own admin endpoint and its metrics show the groups of its process, and ask the
+// broker for their queues over a connection of their own. The broker tells how many messages of a group are ready, not how
+// many wait for a time or are handed out, and to look at the oldest would count as an attempt; of an ordered group's
+// processes it may count only the one that leads.
 //
-// The broker tells how many messages of a group are ready, not how many wait for a time or are handed
-// out, and to look at the oldest would count as an attempt; of an ordered group's processes it may count only the
-// one that leads. An inspection has a connection of its own.
+// Earlier versions left a note of each group in the queues leat.groups.quorum and leat.groups.classic. They are not read
+// any more. Delete them when no process of such a version runs; leat doctor shows them.
 //
 // Health tells of the connections: connected, blocked, reconnects, unroutable messages. A bus shows what is
 // wrong with them in the health of its groups, and middleware/prommetrics as the metrics leat_transport_*.

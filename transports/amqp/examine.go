@@ -58,6 +58,7 @@ func (t *Transport) examine(ctx context.Context, version string) (findings []dri
 		e.group(g)
 	}
 	e.orphans(groups)
+	e.oldRegistries()
 	e.policies()
 	e.singleActive()
 	e.nodes()
@@ -123,8 +124,25 @@ func (e *examination) group(g surveyed) {
 		if g.ordered {
 			order = "ordered"
 		}
-		e.ok(check, "%s", describe(known{note: note{Order: order}}, info))
+		text := describe(order, info)
+		if delays := e.delaysOf(g); len(delays) > 0 {
+			text += ", delays with queues are " + strings.Join(delays, ", ") + ": delete the queue of one that its retry policy has no more, when it is empty"
+		}
+		e.ok(check, "%s", text)
 	}
+}
+
+// delaysOf returns the delays that have queues, but for the one that all delays of a group end in.
+func (e *examination) delaysOf(g surveyed) (delays []string) {
+	for _, q := range g.queues {
+		for _, name := range e.retries[q.Name] {
+			if delay := strings.TrimPrefix(name, q.Name+retryInfix); delay != delayText(delayUnit) {
+				delays = append(delays, delay)
+			}
+		}
+	}
+	slices.Sort(delays)
+	return delays
 }
 
 // queuesOf looks at the queues that a group should have.
@@ -173,12 +191,11 @@ func (e *examination) wantedQueues(g surveyed, t *topology) map[string]amqp.Tabl
 
 // topologyOf is that by which a group was made.
 func (e *examination) topologyOf(g surveyed) *topology {
-	cfg := *e.topology.cfg
-	cfg.QueueType = QueueType(e.queues[poisonName(g.name)].Type)
-	if cfg.QueueType == "" && !e.topology.watermill() {
-		cfg.QueueType = QueueType(g.queues[0].Type)
+	queueType := QueueType(e.queues[poisonName(g.name)].Type)
+	if queueType == "" && !e.topology.watermill() {
+		queueType = QueueType(g.queues[0].Type)
 	}
-	return &topology{cfg: &cfg}
+	return e.topology.forQueues(queueType)
 }
 
 // retryArgs are those of the queue of a delay; nil where its name has none.
@@ -221,9 +238,7 @@ func (e *examination) delays(groups []surveyed) {
 		types[e.topologyOf(g).cfg.QueueType] = true
 	}
 	for _, queueType := range []QueueType{Quorum, Classic} {
-		cfg := *e.topology.cfg
-		cfg.QueueType = queueType
-		t := &topology{cfg: &cfg}
+		t := e.topology.forQueues(queueType)
 		if types[queueType] || e.anyOf(t.redelivering()) {
 			e.way(t.redelivering())
 		}
@@ -320,6 +335,15 @@ func (e *examination) orphans(groups []surveyed) {
 	for _, group := range slices.Sorted(maps.Keys(left)) {
 		e.wrong("group "+group, "start a process of the group: it makes the queue, and they go on; if the group is retired, delete these queues",
 			"its queue is not there, and messages are left: %s", some(left[group]))
+	}
+}
+
+// oldRegistries looks for the queues by which older versions know each other's groups.
+func (e *examination) oldRegistries() {
+	for _, name := range slices.Sorted(maps.Keys(e.queues)) {
+		if strings.HasPrefix(name, oldRegistryPrefix) {
+			e.ok("queue "+name, "older versions list each other's groups in it, and this one does not need it: delete it when none of them runs")
+		}
 	}
 }
 

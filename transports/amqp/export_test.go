@@ -18,6 +18,9 @@ var StandsStill = standsStill
 // SmallAnswers lets the management API answer no more than 1 MiB at once.
 func SmallAnswers(c *Config) { c.managementMost = 1 << 20 }
 
+// MigrateOften looks at the queues of older versions more often.
+func MigrateOften(c *Config) { c.migrateEvery = 100 * time.Millisecond }
+
 // QueuesForTest are the queues that tests clean up.
 func (t *Transport) QueuesForTest() []string {
 	_, groups := t.topology.remembered()
@@ -128,3 +131,30 @@ func CopyForTest(d *amqp.Delivery, queue string, attempts, failures int) amqp.Pu
 
 // TableSizeForTest is how many bytes leat takes a header table for.
 func TableSizeForTest(h amqp.Table) int { return tableSize(h) }
+
+// LoseConnectionsForTest ends the transport's connections, as a network does. They are closed when it returns.
+func (t *Transport) LoseConnectionsForTest() {
+	for _, l := range t.links() {
+		l.mu.Lock()
+		conn := l.conn
+		l.mu.Unlock()
+		if conn != nil {
+			_ = conn.CloseDeadline(time.Now())
+		}
+	}
+}
+
+// BytesForTest returns how many bytes of a group's messages are fetched and not settled, the most that there were, and how
+// many messages are fetched ahead.
+func (t *Transport) BytesForTest(group string) (held, peak, prefetch int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, f := range t.open {
+		if f.sub.Group == group {
+			f.bytes.mu.Lock()
+			defer f.bytes.mu.Unlock()
+			return f.bytes.held, f.bytes.peak, f.bytes.inUse
+		}
+	}
+	return 0, 0, 0
+}

@@ -66,7 +66,8 @@ type feed struct {
 	suspectOut bool // one of them may crash the process, and is alone for that
 
 	own      *link // see isolate; guarded by the transport's mu
-	failures int   // of operations of this group over which the broker ended the connection; run's alone
+	bytes    *byteBudget
+	failures int // of operations of this group over which the broker ended the connection; run's alone
 }
 
 // keyLane is a key of which messages are here, or held on the broker.
@@ -85,7 +86,7 @@ func newFeed(t *Transport, s driver.Subscription) *feed {
 		t: t, sub: s, queues: t.topology.queues(s), released: make(chan struct{}),
 		lanes: make(map[string]keyLane), held: make(map[*item]heldTimer), unseen: make(map[string]int), twins: make(map[uint64]bool),
 	}
-	f.prefetch = t.cfg.PrefetchCount
+	f.prefetch, f.bytes = t.cfg.PrefetchCount, newByteBudget(t.cfg.PrefetchBytes)
 	switch {
 	case s.Order == driver.OrderedStrictly:
 		f.prefetch = 1 // one at a time, and nothing is counted as delivered that was not

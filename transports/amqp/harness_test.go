@@ -27,7 +27,7 @@ const patience = 2 * time.Minute
 // TestConformanceClassic runs on the broker that tests share; TestConformanceQuorum on one that it
 // may restart.
 func TestConformanceClassic(t *testing.T) {
-	transporttest.Run(t, harness(testenv.RabbitMQ(t), "queue=classic"))
+	transporttest.Run(t, harness(testenv.ManagedRabbitMQ(t), "queue=classic"))
 }
 
 func harness(broker, options string) transporttest.Harness {
@@ -48,7 +48,7 @@ func openURL(ctx context.Context, raw string) (driver.Transport, error) {
 }
 
 // open makes a transport that logs to the test, and deletes the queues of its groups at the end.
-func open(t testing.TB, raw string) *amqp.Transport {
+func open(t testing.TB, raw string, changes ...func(*amqp.Config)) *amqp.Transport {
 	t.Helper()
 	u, err := url.Parse(raw)
 	require.NoError(t, err)
@@ -59,6 +59,9 @@ func open(t testing.TB, raw string) *amqp.Transport {
 		cfg.Logger = slog.New(slog.NewTextHandler(t.Output(), nil))
 	}
 	cfg.ConnectTimeout = cmp.Or(cfg.ConnectTimeout, patience)
+	for _, change := range changes {
+		change(&cfg)
+	}
 	transport, err := amqp.New(t.Context(), cfg)
 	require.NoError(t, err)
 	t.Cleanup(func() { cleanUp(t, raw, transport.QueuesForTest()) })

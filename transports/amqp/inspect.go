@@ -53,95 +53,85 @@ func (t *Transport) inspectWith(ctx context.Context, do func(*inspection) error)
 	return do(&inspection{ctx: ctx, t: t, wire: wire, prober: prober{conn: conn}})
 }
 
-// known is a group as the registry and this process know it.
-type known struct {
-	note             // the newest
-	earlier []string // topics that were asked for before and are still bound, as far as leat knows
-	delays  []string // delays that the retry policy had before, and whose queues are still there
-}
-
-func (k known) topics() []string {
-	return slices.Sorted(slices.Values(slices.Concat(k.Topics, k.earlier)))
-}
-
-// Groups are the groups of this exchange, or with topology=watermill those of leat processes with that
-// topology; the queues of plain Watermill services can't be found. An operator's tool ([Config].Operator) asks the
-// management API, whose counts are some seconds old. Services, and a tool where the API does not answer, go by the
-// registry; see registry.go: a group is known from a moment after its Subscribe on. The broker does not tell what waits for a time and what is handed out,
-// and its oldest message could only be seen by taking it, which counts as an attempt: these are unknown.
-// With declare=false it is an error if nobody has made the registry; the groups subscribed here come with it.
+// Groups returns the groups of this exchange, or with topology=watermill those of leat processes with that topology;
+// queues of plain Watermill services can't be found. In a process that has subscribed to groups it returns these, and
+// asks the broker for their queues over AMQP: it does not tell what waits for a time and what is handed out, and so
+// these are [driver.Unknown]. In any other process Groups asks the management API, whose counts are some seconds old;
+// without it the error is a [*ManagementError], which says how to get it.
 func (t *Transport) Groups(ctx context.Context) ([]driver.GroupInfo, error) {
 	var all []driver.GroupInfo
-	s, missing := t.survey(ctx)
-	if s != nil && missing == nil {
+	if !t.serves() {
+		s, err := t.survey(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("amqp: groups: %w", err)
+		}
 		for _, g := range s.groups() {
 			all = append(all, s.info(g))
 		}
 		return all, nil
 	}
 	err := t.inspect(ctx, "groups", func(i *inspection) error {
-		groups, unknown := i.groupsWithout(missing)
-		for _, k := range groups {
-			info, ok, err := i.count(k)
+		for _, s := range t.topology.subscriptions() {
+			info, there, err := i.count(s)
 			if err != nil {
 				return err
 			}
-			if ok {
+			if there {
 				all = append(all, info)
 			}
 		}
-		return unknown
+		return nil
 	})
 	return all, err
 }
 
-// Topics are what the groups of [Transport.Groups] are bound to, as far as leat knows.
+// Topics returns what the groups of [Transport.Groups] are bound to; those of this process, what they ask for.
 func (t *Transport) Topics(ctx context.Context) ([]driver.TopicInfo, error) {
 	byTopic := make(map[string][]string)
-	s, missing := t.survey(ctx)
-	var err error
-	if s != nil && missing == nil {
+	if t.serves() {
+		for _, s := range t.topology.subscriptions() {
+			for _, topic := range t.topology.topics(s) {
+				byTopic[topic] = append(byTopic[topic], s.Group)
+			}
+		}
+	} else {
+		s, err := t.survey(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("amqp: topics: %w", err)
+		}
 		for _, g := range s.groups() {
 			for _, topic := range g.topics {
 				byTopic[topic] = append(byTopic[topic], g.name)
 			}
 		}
-	} else {
-		err = t.inspect(ctx, "topics", func(i *inspection) error {
-			groups, unknown := i.groupsWithout(missing)
-			for _, k := range groups {
-				for _, topic := range k.topics() {
-					byTopic[topic] = append(byTopic[topic], k.Group)
-				}
-			}
-			return unknown
-		})
 	}
 	all := make([]driver.TopicInfo, 0, len(byTopic))
 	for _, topic := range slices.Sorted(maps.Keys(byTopic)) {
 		all = append(all, driver.TopicInfo{Topic: topic, Groups: byTopic[topic]})
 	}
-	return all, err
+	return all, nil
 }
 
-var errNoRegistry = errors.New("the queue by which groups are known is not there, and declare=false: " +
-	"let one process that may make queues subscribe to any group, or make it; its arguments are in the package's documentation")
+// serves reports whether this process has groups. Services never ask the management API.
+func (t *Transport) serves() bool { return !t.cfg.Operator && len(t.topology.subscriptions()) > 0 }
 
-// groupsWithout are those that the registry knows, where the management API is missing, if it is.
-func (i *inspection) groupsWithout(missing error) ([]known, error) {
-	groups, unknown := i.groups()
-	switch {
-	case missing == nil:
-		return groups, unknown
-	case len(groups) == 0 && (unknown == nil || errors.Is(unknown, errNoRegistry)):
-		return nil, missing
+// subscriptions returns those of this process's groups, sorted by name.
+func (t *topology) subscriptions() []driver.Subscription {
+	_, all := t.remembered()
+	slices.SortFunc(all, func(a, b driver.Subscription) int { return cmp.Compare(a.Group, b.Group) })
+	return all
+}
+
+// topics returns what a group asks for, sorted.
+func (t *topology) topics(s driver.Subscription) []string {
+	topics := s.Topics
+	if t.watermill() {
+		topics = s.Known
 	}
-	i.t.cfg.Logger.Warn("leat: amqp: groups are those that have left a note of themselves, because the management API does not answer",
-		"err", missing, "fix", fixOf(missing))
-	return groups, unknown
+	return slices.Compact(slices.Sorted(slices.Values(topics)))
 }
 
-// fixOf is what to do about an error of the management API.
+// fixOf returns what to do about an error of the management API.
 func fixOf(err error) string {
 	if failed, ok := errors.AsType[*ManagementError](err); ok {
 		return failed.fix
@@ -149,72 +139,10 @@ func fixOf(err error) string {
 	return "try again"
 }
 
-// groups are sorted by name. The error says why some may be missing.
-func (i *inspection) groups() (all []known, err error) {
-	notes := make(map[groupKey][]note)
-	registries := 0
-	for _, queues := range []QueueType{Quorum, Classic} {
-		_, ok, err := i.queue(registryName(queues))
-		if err != nil {
-			return nil, err
-		}
-		if !ok {
-			continue
-		}
-		registries++
-		read, err := i.t.registry.read(&browser{ctx: i.ctx, conn: i.conn, wire: i.wire}, queues)
-		if err != nil {
-			return nil, err
-		}
-		for key, list := range read {
-			notes[key] = append(notes[key], list...)
-		}
-	}
-	if registries == 0 && i.t.cfg.Declare == DeclareNothing {
-		err = errNoRegistry
-	}
-	_, own := i.t.topology.remembered()
-	for _, s := range own {
-		n := i.t.topology.noteOf(s)
-		key := groupKey{n.Group, n.Exchange}
-		notes[key] = append([]note{n}, notes[key]...)
-	}
-	exchange := i.t.topology.noteOf(driver.Subscription{}).Exchange
-	for key, list := range notes {
-		if key.exchange == exchange {
-			all = append(all, knownBy(list))
-		}
-	}
-	slices.SortFunc(all, func(a, b known) int { return cmp.Compare(a.Group, b.Group) })
-	return all, err
-}
-
-// knownBy joins the notes of one group, the newest first.
-func knownBy(notes []note) known {
-	k := known{note: notes[0]}
-	for _, older := range notes[1:] {
-		k.delays = append(k.delays, without(older.Delays, slices.Concat(k.Delays, k.delays))...)
-		for _, topic := range older.Topics {
-			if !slices.Contains(k.Topics, topic) && !slices.Contains(k.earlier, topic) {
-				k.earlier = append(k.earlier, topic)
-			}
-		}
-	}
-	slices.Sort(k.earlier)
-	return k
-}
-
-// queuesOf are the group's queues: more than one with topology=watermill.
-func (i *inspection) queuesOf(k known) []string {
-	s := k.subscription()
-	s.Topics, s.Known = k.topics(), k.topics()
-	return i.t.topology.noted(k.note).queues(s)
-}
-
-// count asks for the group's queues; ok is false where it has none.
-func (i *inspection) count(k known) (info driver.GroupInfo, ok bool, err error) {
-	info = driver.GroupInfo{Name: k.Group, Topics: k.topics(), Delayed: driver.Unknown, InFlight: driver.Unknown}
-	for _, name := range i.queuesOf(k) {
+// count asks for the group's queues; ok is false if it has none.
+func (i *inspection) count(s driver.Subscription) (info driver.GroupInfo, ok bool, err error) {
+	info = driver.GroupInfo{Name: s.Group, Topics: i.t.topology.topics(s), Delayed: driver.Unknown, InFlight: driver.Unknown}
+	for _, name := range i.t.topology.queues(s) {
 		q, there, err := i.queue(name)
 		if err != nil {
 			return info, false, err
@@ -223,15 +151,15 @@ func (i *inspection) count(k known) (info driver.GroupInfo, ok bool, err error) 
 		info.Waiting += q.Messages
 		info.Consumers = max(info.Consumers, q.Consumers)
 	}
-	if k.Order != driver.Unordered.String() {
+	if s.Order != driver.Unordered {
 		info.Parked = driver.Unknown
-		lead, _, err := i.queue(leadName(k.Group)) // only the leader consumes the group's queue
+		lead, _, err := i.queue(leadName(s.Group)) // only the leader consumes the group's queue
 		if err != nil {
 			return info, false, err
 		}
 		info.Consumers = lead.Consumers
 	}
-	poisoned, _, err := i.queue(poisonName(k.Group))
+	poisoned, _, err := i.queue(poisonName(s.Group))
 	if err != nil {
 		return info, false, err
 	}
@@ -241,14 +169,13 @@ func (i *inspection) count(k known) (info driver.GroupInfo, ok bool, err error) 
 
 // conflictWith compares the arguments of the group's queues with those that it asks for. It makes
 // nothing: only what is there is declared again.
-func (i *inspection) conflictWith(k known) error {
-	topology := i.t.topology.noted(k.note)
-	for _, name := range i.queuesOf(k) {
+func (i *inspection) conflictWith(s driver.Subscription) error {
+	for _, name := range i.t.topology.queues(s) {
 		_, there, err := i.queue(name)
 		if err == nil && there {
 			err = i.do(func(ch *amqp.Channel) error {
 				d := &declarer{ch: ch}
-				d.queue(name, topology.queueArgs(k.subscription()))
+				d.queue(name, i.t.topology.queueArgs(s))
 				return d.err
 			})
 		}
@@ -257,4 +184,39 @@ func (i *inspection) conflictWith(k known) error {
 		}
 	}
 	return nil
+}
+
+// A prober asks for one queue after the other: the broker closes the channel over each that is not there.
+type prober struct {
+	conn *amqp.Connection
+	ch   *amqp.Channel
+}
+
+// do calls what with an open channel.
+func (p *prober) do(what func(*amqp.Channel) error) (err error) {
+	if p.ch == nil || p.ch.IsClosed() {
+		if p.ch, err = p.conn.Channel(); err != nil {
+			return err
+		}
+	}
+	return what(p.ch)
+}
+
+// queue returns the queue's counts; ok is false if there is none of that name.
+func (p *prober) queue(name string) (q amqp.Queue, ok bool, err error) {
+	err = p.do(func(ch *amqp.Channel) error {
+		q, err = ch.QueueDeclarePassive(name, durable, autoDelete, exclusive, noWait, nil)
+		return err
+	})
+	if isCode(err, amqp.NotFound) {
+		return q, false, nil
+	}
+	return q, err == nil, err
+}
+
+// close closes the channel, if there is one.
+func (p *prober) close() {
+	if p.ch != nil {
+		closeQuietly(p.ch)
+	}
 }

@@ -18,173 +18,103 @@ import (
 	"github.com/leatbus/leat/transports/amqp"
 )
 
-func TestGroupsAreKnownToEveryProcess(t *testing.T) {
+// A service counts its own groups over AMQP, with and without a management API.
+func TestGroups_ofAServiceAreItsOwn(t *testing.T) {
 	broker := testenv.RabbitMQ(t)
-	for _, options := range []string{"queue=quorum", "queue=classic"} {
+	for _, options := range []string{"queue=quorum", "queue=classic", "topology=watermill"} {
 		t.Run(options, func(t *testing.T) {
 			raw := withOptions(broker, options)
-			service, operator := open(t, raw), open(t, broker) // of another type of queues, in one of the cases
-			group, topic, pattern := unique("ledger"), unique("order.paid.v1"), unique("order.>")
-			sub := driver.Subscription{Group: group, Topics: []string{topic, pattern}, Concurrency: 1}
-			feed := subscribe(t, service, sub)
+			service, other := open(t, raw), open(t, raw)
+			group, topic := unique("ledger"), unique("order.paid.v1")
+			feed := subscribe(t, service, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+			subscribe(t, other, driver.Subscription{Group: unique("mail"), Topics: []string{topic}, Concurrency: 1})
+			t.Cleanup(func() { deleteExchange(t, broker, topic) })
 			publish(t, service, topic, "bad", "a", "b", "c")
-			d := next(t, feed)
-			require.NoError(t, d.Settler.Poison(t.Context(), driver.NewFault(d, errors.New("broken"))))
-
-			var info driver.GroupInfo
-			eventually(t, "the group is known", func() bool {
-				info = groupOf(t, operator, group)
-				return info.Name != "" && info.Poisoned == 1 && info.Consumers == 1
+			poison(t, next(t, feed))
+			eventually(t, "the counts are true", func() bool {
+				info := groupOf(t, service, group)
+				return info.Poisoned == 1 && info.Consumers == 1 && info.InFlight == driver.Unknown && info.Delayed == driver.Unknown
 			})
-			require.ElementsMatch(t, []string{topic, pattern}, info.Topics)
-			require.Equal(t, driver.Unknown, info.InFlight)
-			require.Equal(t, []string{group}, topicsOf(t, operator)[topic])
-			require.Equal(t, []string{group}, topicsOf(t, operator)[pattern])
-
-			closeAll(t, service)
-			eventually(t, "its messages wait", func() bool {
-				info = groupOf(t, operator, group)
-				return info.Waiting == 3 && info.Consumers == 0
-			})
-			heir := open(t, raw)
-			feed = subscribe(t, heir, sub)
-			for range 3 {
-				d := next(t, feed)
-				require.LessOrEqual(t, d.Attempt, 2, "looking at a group takes nothing out; its consumer's end counts once")
-				ack(t, d)
-			}
-			closeAll(t, heir, operator)
+			groups, err := service.Groups(t.Context())
+			require.NoError(t, err)
+			require.Len(t, groups, 1)
+			require.Equal(t, []string{topic}, groups[0].Topics)
+			require.Equal(t, map[string][]string{topic: {group}}, topicsOf(t, service))
+			deleteQueue(t, raw, service.QueuesForTest()[0])
+			require.NotPanics(t, func() { groupOf(t, service, group) })
+			closeAll(t, service, other)
 		})
 	}
 }
 
-func TestTheLeaderOfAnOrderedGroupIsCounted(t *testing.T) {
-	broker := testenv.RabbitMQ(t)
-	service, operator := open(t, broker), open(t, broker)
+func TestGroups_theLeaderOfAnOrderedOneIsCounted(t *testing.T) {
+	service := open(t, testenv.RabbitMQ(t))
 	group := unique("ledger")
 	feed := subscribe(t, service, driver.Subscription{Group: group, Topics: []string{unique("order.paid.v1")}, Concurrency: 1, Order: driver.OrderedByKey})
-	eventually(t, "the group is known", func() bool { return groupOf(t, operator, group).Name != "" })
-	require.Zero(t, groupOf(t, operator, group).Consumers)
+	require.Zero(t, groupOf(t, service, group).Consumers)
 	ctx, stop := context.WithCancel(t.Context())
 	var consuming sync.WaitGroup
 	consuming.Go(func() { _, _ = feed.Next(ctx) })
-	eventually(t, "it is counted", func() bool { return groupOf(t, operator, group).Consumers == 1 })
-	require.Equal(t, driver.Unknown, groupOf(t, operator, group).Parked)
+	eventually(t, "it is counted", func() bool { return groupOf(t, service, group).Consumers == 1 })
+	require.Equal(t, driver.Unknown, groupOf(t, service, group).Parked)
 	stop()
 	consuming.Wait()
-	closeAll(t, service, operator)
+	closeAll(t, service)
 }
 
-func TestAGroupIsKnownWithTheTopicsOfAllItsVersions(t *testing.T) {
+// An operator's commands need the API to find groups, and say how to get it; those that name a group do not.
+func TestGroups_needTheAPI(t *testing.T) {
 	broker := testenv.RabbitMQ(t)
-	before, after, operator := open(t, broker), open(t, broker), open(t, broker)
-	group, kept, gone, added := unique("ledger"), unique("kept.v1"), unique("gone.v1"), unique("added.v1")
-	subscribe(t, before, driver.Subscription{Group: group, Topics: []string{kept, gone}, Concurrency: 1})
-	eventually(t, "the group is known", func() bool { return groupOf(t, operator, group).Name != "" })
-	subscribe(t, after, driver.Subscription{Group: group, Topics: []string{kept, added}, Concurrency: 1})
-	closeAll(t, before, after)
-	require.ElementsMatch(t, []string{kept, gone, added}, groupOf(t, operator, group).Topics, "what was bound stays bound")
-	f := findingOf(t, operator.Diagnose(t.Context()), "group "+group)
-	require.NoError(t, f.Err)
-	require.Contains(t, f.Text, gone+" may still be bound")
-	closeAll(t, operator)
-}
-
-// The doctor names queues of delays that the retry policy had before, as long as they are there.
-func TestDiagnose_namesRetryQueuesOfFormerDelays(t *testing.T) {
-	broker := testenv.RabbitMQ(t)
-	before, after, operator := open(t, broker), open(t, broker), open(t, broker)
-	sub := driver.Subscription{Group: unique("ledger"), Topics: []string{unique("order.paid.v1")}, Concurrency: 1}
-	sub.Delays = []time.Duration{5 * time.Second, 90 * time.Minute}
-	subscribe(t, before, sub)
-	eventually(t, "the group is known", func() bool { return groupOf(t, operator, sub.Group).Name != "" })
-	require.NotContains(t, findingOf(t, operator.Diagnose(t.Context()), "group "+sub.Group).Text, ".retry.")
-	sub.Delays = []time.Duration{5 * time.Second, time.Minute}
-	subscribe(t, after, sub)
-	closeAll(t, before, after)
-	for range 2 {
-		f := findingOf(t, operator.Diagnose(t.Context()), "group "+sub.Group)
-		require.NoError(t, f.Err)
-		require.Contains(t, f.Text, "queue "+sub.Group+".retry.1h30m with 0 messages is of a delay that the retry policy")
-		require.NotContains(t, f.Text, ".retry.5s")
-	}
-	deleteQueue(t, broker, sub.Group+".retry.1h30m")
-	require.NotContains(t, findingOf(t, operator.Diagnose(t.Context()), "group "+sub.Group).Text, ".retry.")
-	closeAll(t, operator)
-}
-
-// A note that can't be a group's keeps nobody from seeing the others.
-func TestGroups_areSeenBesideANoteThatIsNone(t *testing.T) {
-	broker := testenv.RabbitMQ(t)
-	service, operator := open(t, broker), open(t, broker)
-	group := unique("ledger")
-	subscribe(t, service, driver.Subscription{Group: group, Topics: []string{unique("order.paid.v1")}, Concurrency: 1})
-	eventually(t, "the group is known", func() bool { return groupOf(t, operator, group).Name != "" })
-	withBroker(t, broker, func(ch *rabbit.Channel) {
-		for _, note := range []string{
-			`{"group":"` + strings.Repeat("x", 300) + `","topics":["a"],"order":"unordered","exchange":"events"}`,
-			`{"group":"g","topics":["` + strings.Repeat("y", 300) + `"],"order":"unordered","exchange":"events"}`, `[]`, `no json`,
-		} {
-			require.NoError(t, ch.PublishWithContext(t.Context(), "", "leat.groups.quorum", true, false, rabbit.Publishing{Body: []byte(note)}))
-		}
-	})
-	for range 2 {
-		require.Equal(t, group, groupOf(t, operator, group).Name)
-		require.NoError(t, findingOf(t, operator.Diagnose(t.Context()), "group "+group).Err)
-	}
-	closeAll(t, service, operator)
-}
-
-func TestAGroupThatIsDeletedIsForgottenUntilItComesAgain(t *testing.T) {
-	broker := testenv.RabbitMQ(t)
-	service, operator := open(t, broker), open(t, broker)
+	service := open(t, broker)
 	group, topic := unique("ledger"), unique("order.paid.v1")
 	feed := subscribe(t, service, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
-	eventually(t, "the group is known", func() bool { return groupOf(t, operator, group).Name != "" })
-	deleteQueue(t, broker, group)
-	require.Empty(t, groupOf(t, operator, group).Name)
-	publishNobodyWants(t, service, topic)
-
-	waiting, stop := context.WithCancel(t.Context())
-	ended := make(chan struct{})
-	go func() { // consuming makes the queue
-		defer close(ended)
-		_, _ = feed.Next(waiting)
-	}()
-	eventually(t, "it is made by the consumer", func() bool { return groupOf(t, service, group).Consumers == 1 })
-	deleteQueue(t, broker, group)
-	eventually(t, "it is known again to others", func() bool { return groupOf(t, operator, group).Consumers == 1 })
-	stop()
-	<-ended
-	closeAll(t, service, operator)
+	publish(t, service, topic, "bad")
+	poison(t, next(t, feed))
+	tool, _ := operator(t, withOptions(bare(broker), "management=http://127.0.0.1:1"))
+	_, err := tool.Groups(t.Context())
+	failed, ok := errors.AsType[*amqp.ManagementError](err)
+	require.True(t, ok, err)
+	require.Contains(t, failed.Fix(), "rabbitmq-plugins enable rabbitmq_management")
+	require.Contains(t, failed.Fix(), "set_user_tags")
+	_, err = tool.Topics(t.Context())
+	require.ErrorAs(t, err, &failed)
+	list, err := tool.PoisonQueue(group).List(t.Context(), "", 10)
+	require.NoError(t, err)
+	require.Len(t, list, 1)
+	_, err = tool.PoisonQueue(group).Replay(t.Context(), list[0].ID)
+	require.NoError(t, err)
+	require.Equal(t, "bad", take(t, feed))
+	closeAll(t, service)
 }
 
-func TestTheRegistryStaysShort(t *testing.T) {
-	b := ownBroker(t)
-	operator := open(t, b.url())
-	group := unique("ledger")
-	for i := range 40 {
-		service := open(t, b.url())
-		subscribe(t, service, driver.Subscription{Group: group, Topics: []string{"same.v1"}, Concurrency: 1})
-		subscribe(t, service, driver.Subscription{Group: fmt.Sprintf("%s-%d", group, i), Topics: []string{"same.v1"}, Concurrency: 1})
-		closeAll(t, service)
-		if i < 39 {
-			deleteQueue(t, b.url(), fmt.Sprintf("%s-%d", group, i))
-		}
-	}
-	require.GreaterOrEqual(t, depth(t, b.url(), "leat.groups.quorum"), 80, "every start leaves its notes")
-	require.Equal(t, group, groupOf(t, operator, group).Name)
-	mine := 0
-	groups, err := operator.Groups(t.Context())
-	require.NoError(t, err)
-	for _, g := range groups {
-		if strings.HasPrefix(g.Name, group) {
-			mine++
-		}
-	}
-	require.Equal(t, 2, mine)
-	eventually(t, "one note is left for each group", func() bool { return depth(t, b.url(), "leat.groups.quorum") <= len(groups)+1 })
-	closeAll(t, operator)
+// An older version's list of groups is left as it is, and the doctor says when it can go.
+func TestDiagnose_namesTheQueuesOfOlderVersions(t *testing.T) {
+	b, vhost, raw := managed(t)
+	withBroker(t, raw, func(ch *rabbit.Channel) {
+		_, err := ch.QueueDeclare("leat.groups.quorum", true, false, false, false, rabbit.Table{"x-queue-type": "quorum", "x-max-length": 10000})
+		require.NoError(t, err)
+	})
+	service := open(t, raw)
+	sub := driver.Subscription{Group: "shop.ledger", Topics: []string{"order.paid.v1"}, Concurrency: 1, Delays: []time.Duration{5 * time.Second}}
+	subscribe(t, service, sub)
+	sub.Delays = []time.Duration{time.Minute}
+	tool, _ := operator(t, raw)
+	closeAll(t, service)
+	service = open(t, raw)
+	subscribe(t, service, sub)
+	require.Contains(t, findingOf(t, tool.Diagnose(t.Context()), "queue leat.groups.quorum").Text, "delete it when none of them runs")
+	feed := subscribe(t, service, sub)
+	var consuming sync.WaitGroup
+	ctx, stop := context.WithCancel(t.Context())
+	consuming.Go(func() { _, _ = feed.Next(ctx) })
+	eventually(t, "the delays are named", func() bool {
+		f := findingOf(t, tool.Diagnose(t.Context()), "group "+sub.Group)
+		return strings.Contains(f.Text, "delays with queues are 1m0s, 5s") || strings.Contains(f.Text, "delays with queues are 1m, 5s")
+	})
+	stop()
+	consuming.Wait()
+	require.Contains(t, b.names(t, "queues", vhost), "leat.groups.quorum")
+	closeAll(t, service)
 }
 
 func TestATailIsACopyAndStealsNothing(t *testing.T) {
@@ -312,7 +242,7 @@ func TestDiagnoseNamesWhatIsWrongAndTheCure(t *testing.T) {
 	defer b.ctl(t, "set_vm_memory_high_watermark", "0.4")
 	f = findingOf(t, transport.Diagnose(t.Context()), "publish")
 	require.ErrorContains(t, f.Err, "low on memory")
-	require.NotEmpty(t, findingOf(t, transport.Diagnose(t.Context()), "registry of groups leat.groups.*").Text, "the rest is checked all the same")
+	require.NotEmpty(t, findingOf(t, transport.Diagnose(t.Context()), "group "+group).Err, "the rest is checked all the same")
 	b.ctl(t, "set_vm_memory_high_watermark", "0.4")
 	closeAll(t, transport)
 }
@@ -329,19 +259,12 @@ func TestAUserWithoutRightsGetsClearAnswers(t *testing.T) {
 	declaring := open(t, b.url()+vhost)
 	restricted := open(t, "amqp://"+vhost+":secret@"+b.addr()+"/"+vhost+"?declare=false")
 
-	_, err := restricted.Groups(t.Context())
-	require.ErrorContains(t, err, "the queue by which groups are known is not there, and declare=false")
-	f := findingOf(t, restricted.Diagnose(t.Context()), "registry of groups leat.groups.*")
-	require.ErrorContains(t, f.Err, "declare=false")
-	require.NotEmpty(t, f.Fix)
 	require.ErrorContains(t, restricted.Tail(t.Context(), "order.>", nil), "no right to make a queue")
 
-	group := unique("ledger")
-	subscribe(t, declaring, driver.Subscription{Group: group, Topics: []string{"order.paid.v1"}, Concurrency: 1})
-	eventually(t, "the group is known", func() bool {
-		groups, err := restricted.Groups(t.Context())
-		return err == nil && len(groups) == 1 && groups[0].Name == group
-	})
+	sub := driver.Subscription{Group: unique("ledger"), Topics: []string{"order.paid.v1"}, Concurrency: 1}
+	subscribe(t, declaring, sub)
+	require.NotEmpty(t, declaring.Diagnose(t.Context())) // makes what is shared
+	subscribe(t, restricted, sub)
 	for _, f := range restricted.Diagnose(t.Context()) {
 		require.NoError(t, f.Err, f.Check)
 	}
@@ -350,21 +273,18 @@ func TestAUserWithoutRightsGetsClearAnswers(t *testing.T) {
 	findings := restricted.Diagnose(t.Context())
 	require.ErrorContains(t, findingOf(t, findings, "publish").Err, "ACCESS_REFUSED")
 	require.Contains(t, findingOf(t, findings, "publish").Fix, "amq.default")
-	require.ErrorContains(t, findingOf(t, findings, "group "+group).Err, "may not read queue")
+	require.ErrorContains(t, findingOf(t, findings, "group "+sub.Group).Err, "may not read queue")
 	for _, f := range findings {
 		require.NotContains(t, fmt.Sprint(f), "secret@")
 	}
 	closeAll(t, declaring, restricted)
 }
 
-func TestGroupsOfAWatermillTopologyAreShown(t *testing.T) {
-	broker := withOptions(testenv.RabbitMQ(t), "topology=watermill")
+func TestGroups_ofAWatermillTopologyAreShown(t *testing.T) {
+	_, _, raw := managed(t)
+	broker := withOptions(raw, "topology=watermill")
 	service, operator := open(t, broker), open(t, broker)
 	group, paid, placed := unique("ledger"), unique("order.paid.v1"), unique("order.placed.v1")
-	t.Cleanup(func() {
-		deleteExchange(t, broker, paid)
-		deleteExchange(t, broker, placed)
-	})
 	subscribe(t, service, driver.Subscription{Group: group, Topics: []string{paid, placed}, Concurrency: 1})
 	publish(t, service, paid, "a")
 	publish(t, service, placed, "b")
@@ -373,16 +293,11 @@ func TestGroupsOfAWatermillTopologyAreShown(t *testing.T) {
 		return len(info.Topics) == 2 && info.Waiting == 2
 	})
 	require.Equal(t, []string{group}, topicsOf(t, operator)[placed])
-	leat := open(t, testenv.RabbitMQ(t))
+	leat := open(t, raw)
 	require.Empty(t, groupOf(t, leat, group).Name, "it does not hang on the exchange")
 	require.ErrorIs(t, tailOnce(t, service, operator, paid), errEnough)
 	prefix, _, _ := strings.Cut(paid, ".")
 	require.ErrorIs(t, operator.Tail(t.Context(), prefix+".unknown.>", nil), driver.ErrUnsupported)
-	for _, f := range operator.Diagnose(t.Context()) {
-		if strings.HasSuffix(f.Check, group) {
-			require.NoError(t, f.Err)
-		}
-	}
 	closeAll(t, service, operator, leat)
 }
 

@@ -59,6 +59,7 @@ func (it *item) handOut() *driver.Delivery {
 	d.History = it.history
 	d.Settler = it
 	d.FixedDelays = it.key == ""
+	d.Unreadable = unreadable(it.raw)
 	return d
 }
 

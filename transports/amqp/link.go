@@ -106,7 +106,7 @@ func (l *link) watch(conn *amqp.Connection, wire *coalescer) {
 					l.sickUntil = time.Now().Add(sickFor)
 				}
 			})
-			l.cfg.Logger.Warn("leat: amqp: connection lost", "role", l.role, "err", lost(reason))
+			l.cfg.Logger.Warn("leat: amqp: connection lost", "role", l.role, "error", lost(reason))
 			return
 		case <-l.ctx.Done():
 			_ = conn.CloseDeadline(l.deadline()) // lost already, or lost now
@@ -146,7 +146,7 @@ func (l *link) redial() (*amqp.Connection, *coalescer) {
 		l.set(func() { l.lastErr = err })
 		if l.ctx.Err() == nil && time.Since(told) > tellEvery {
 			told = time.Now()
-			l.cfg.Logger.Warn("leat: amqp: not connected", "role", l.role, "err", err)
+			l.cfg.Logger.Warn("leat: amqp: not connected", "role", l.role, "error", err)
 		}
 	}
 	return nil, nil

@@ -400,12 +400,12 @@ func (m *management) survey(ctx context.Context, t *topology) (*survey, error) {
 	return s, err
 }
 
-// survey asks the API for an operator's tool. Where the API does not answer the error says why; the survey is nil as well where
-// it is not to be asked. It leaves some of the caller's time for what else can be done.
+// survey asks the API, for operators. It leaves some of the caller's time for what else can be done.
 func (t *Transport) survey(ctx context.Context) (*survey, error) {
-	if !t.cfg.Operator {
-		return nil, nil //nolint:nilnil // a service does not ask
+	if !t.enter() {
+		return nil, driver.ErrClosed
 	}
+	t.active.Add(-1) // Close need not wait
 	m, err := newManagement(t.cfg)
 	if err != nil {
 		return nil, &ManagementError{Where: "https", Reason: err.Error(), fix: "correct the URL's TLS options"}
@@ -454,9 +454,12 @@ func (t *Transport) complete(ctx context.Context, s *survey) error {
 	})
 }
 
+// oldRegistryPrefix begins the names of the queues in which groups of older versions leave a note of themselves.
+const oldRegistryPrefix = "leat.groups."
+
 // isOurs reports whether a queue has the looks of one that leat made.
 func isOurs(q apiQueue) bool {
-	return isGroupQueue(q) || groupOfOwn(q.Name) != "" || strings.HasPrefix(q.Name, delayPrefix) || strings.HasPrefix(q.Name, registryPrefix)
+	return isGroupQueue(q) || groupOfOwn(q.Name) != "" || strings.HasPrefix(q.Name, delayPrefix) || strings.HasPrefix(q.Name, oldRegistryPrefix)
 }
 
 // isGroupQueue reports whether a queue is a group's: what it throws out goes to the poison queue of its name.

@@ -43,10 +43,10 @@ func (t *Transport) migrate() {
 			for {
 				for _, queueType := range []QueueType{Quorum, Classic} {
 					if err := t.emptyNear(queueType); err != nil && t.ctx.Err() == nil {
-						t.cfg.Logger.Warn("leat: amqp: delayed messages of an older version not moved; tried again soon", "err", err)
+						t.cfg.Logger.Warn("leat: amqp: delayed messages of an older version not moved; tried again soon", "error", err)
 					}
 				}
-				if sleep(t.ctx, migrateEvery) != nil {
+				if sleep(t.ctx, cmp.Or(t.cfg.migrateEvery, migrateEvery)) != nil {
 					return
 				}
 			}
@@ -130,7 +130,7 @@ func (t *Transport) sendDue(s *sieve, queueType QueueType, due []*amqp.Delivery)
 		case o.refused != nil, o.unroutable && o.exchange == "":
 			aside := oldDelayName(queueType, "undelivered")
 			t.cfg.Logger.Error("leat: amqp: delayed message put aside", "exchange", o.exchange, "key", o.key, "kept_in", aside,
-				"message_id", o.msg.MessageId, "err", o.refused)
+				"message_id", o.msg.MessageId, "error", o.refused)
 			o.msg.Headers[headerDelayTo], o.msg.Headers[headerKey] = o.exchange, o.key
 			kept := &outgoing{key: aside, msg: o.msg}
 			if err := t.publisher.send(t.ctx, []*outgoing{kept}); err != nil {

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/amqp"
 )
 
 // oldLayout makes the queues and exchanges for delays as they were before the broker alone moved delays.
@@ -78,11 +79,11 @@ func TestUpgrade_losesNoDelayedMessage(t *testing.T) {
 				}))
 			}
 			publish("soon", "", prefix+"near", time.Second, rabbit.Table{"leat-delay-to": "events", "leat-key": topic})
-			publish("soon again", "", prefix+"near", 18*time.Second, rabbit.Table{
+			publish("soon again", "", prefix+"near", 6*time.Second, rabbit.Table{
 				"leat-delay-to": "", "leat-key": group, "leat-attempt": int32(3), "leat-topic": topic,
 			})
-			publish("later", prefix+"19", topic, 20*time.Second, rabbit.Table{"leat-delay-to": "events", "leat-delay-00": true})
-			publish("later again", prefix+"19", group, 28*time.Second, rabbit.Table{
+			publish("later", prefix+"19", topic, 7*time.Second, rabbit.Table{"leat-delay-to": "events", "leat-delay-00": true})
+			publish("later again", prefix+"19", group, 14*time.Second, rabbit.Table{
 				"leat-delay-to": "", "leat-delay-00": true, "leat-delay-01": true, "leat-attempt": int32(5), "leat-topic": topic,
 			})
 			publish("astray", "", prefix+"near", 0, rabbit.Table{"leat-delay-to": "no.such.exchange", "leat-key": topic})
@@ -101,7 +102,7 @@ func TestUpgrade_losesNoDelayedMessage(t *testing.T) {
 			for range 153 {
 				<-held
 			}
-			transport := open(t, raw)
+			transport := open(t, raw, amqp.MigrateOften)
 			feed := subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
 			require.Contains(t, findingOf(t, transport.Diagnose(t.Context()), "queues for delays of an older version").Text, "1 consumers")
 			require.NoError(t, old.Close()) // the last one ends

@@ -426,7 +426,7 @@ func fresh(d *amqp.Delivery) amqp.Publishing {
 		switch {
 		case strings.HasPrefix(name, faultPrefix),
 			name == headerAttempt, name == headerCrashes, name == headerPoisonID, name == headerPoisonRev, name == headerQueue,
-			name == driver.HeaderInstance, name == headerOwn:
+			name == driver.HeaderInstance, name == headerOwn, name == headerTooBig:
 			delete(p.Headers, name)
 		}
 	}

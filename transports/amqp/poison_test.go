@@ -19,11 +19,11 @@ import (
 	"github.com/leatbus/leat/internal/testenv"
 )
 
-func TestAPoisonQueueOfTenThousand(t *testing.T) {
+func TestPoisonQueue_ofThousands(t *testing.T) {
 	broker := testenv.RabbitMQ(t)
 	transport, other := open(t, broker), open(t, broker)
 	group, topic := unique("ledger"), unique("order.paid.v1")
-	const n = 10_000
+	const n = 2500 // more than two strides
 	feed := subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
 	fillPoison(t, transport, feed, topic, n)
 

@@ -99,7 +99,7 @@ func (p *publisher) run() {
 			p.set(nil, nil)
 			p.sound = ln.refusal() != nil && !isCode(ln.err, amqp.NotFound) // nothing is missing
 			if ln.err != nil {
-				p.link.cfg.Logger.Warn("leat: amqp: publishing channel closed", "err", ln.err)
+				p.link.cfg.Logger.Warn("leat: amqp: publishing channel closed", "error", ln.err)
 				pause.Wait(p.ctx) // never in a hot loop
 			}
 		case <-p.ctx.Done():

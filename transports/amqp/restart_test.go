@@ -13,11 +13,11 @@ import (
 // at the next; on the shared broker, without restarts, where there is no program to start one's own.
 func TestConformanceQuorum(t *testing.T) {
 	if testing.Short() {
-		transporttest.Run(t, harness(testenv.RabbitMQ(t), ""))
+		transporttest.Run(t, harness(testenv.ManagedRabbitMQ(t), ""))
 		return
 	}
 	b := ownBroker(t)
-	h := harness(b.url(), "")
+	h := harness(b.url(), "management="+b.management())
 	ends := []func(*broker, testing.TB){(*broker).kill, (*broker).stop}
 	h.Restart = func(t testing.TB) {
 		ends[0](b, t)

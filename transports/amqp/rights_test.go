@@ -28,7 +28,7 @@ func TestRights_consumersThatMakeNothing(t *testing.T) {
 	b.ctl(t, "add_user", service, "secret")
 	t.Cleanup(func() { b.ctl(t, "delete_user", service) })
 	b.ctl(t, "set_permissions", service, "^$", `^(events|leat\.delay\.quorum\.publish\.in\.events|leat\.delay\.quorum\.redeliver\.in|amq\.default)$`,
-		`^(`+service+`\..*|leat\.groups\.quorum)$`)
+		`^(`+service+`\..*)$`)
 	u, err := url.Parse(b.url())
 	require.NoError(t, err)
 	u.User = url.UserPassword(service, "secret")

@@ -29,6 +29,7 @@ const (
 type session struct {
 	feed *feed
 	ch   *amqp.Channel
+	wire *coalescer
 	acks *acks
 
 	gone      chan *amqp.Error // the channel was closed
@@ -57,13 +58,10 @@ type session struct {
 func (f *feed) run() {
 	defer f.release()
 	pause := newBackoff()
-	for again := false; f.intake.Err() == nil; again = true {
+	for f.intake.Err() == nil {
 		began := time.Now()
 		s, err := f.connectAlone()
 		if err == nil {
-			if again {
-				f.t.registry.announce(f.sub) // it was forgotten if the queue was gone for a while
-			}
 			err = s.serve()
 			f.purge(s)
 		}
@@ -150,7 +148,7 @@ func (f *feed) connect() (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &session{feed: f, ch: ch, wide: make(chan struct{}, 1), lost: make(chan error, 1), idle: make(chan struct{})}
+	s := &session{feed: f, ch: ch, wire: wire, wide: make(chan struct{}, 1), lost: make(chan error, 1), idle: make(chan struct{})}
 	s.repeats.twins = f.twins
 	s.settled = sync.OnceFunc(func() { close(s.idle) })
 	s.gone = ch.NotifyClose(make(chan *amqp.Error, 1))
@@ -188,6 +186,10 @@ func (s *session) firstPrefetch() int {
 func (s *session) consume(prefetch int) error {
 	const size, global = 0, false
 	const autoAck, noLocal = false, false
+	bounded := s.feed.sub.Order == driver.Unordered // an ordered group must always fetch the same number
+	if bounded {
+		prefetch = s.feed.bytes.fit(prefetch)
+	}
 	if err := s.ch.Qos(prefetch, size, global); err != nil {
 		return err
 	}
@@ -195,6 +197,9 @@ func (s *session) consume(prefetch int) error {
 	for _, queue := range s.feed.queues {
 		s.consumers++
 		tag := s.feed.sub.Group + "-" + strconv.Itoa(s.consumers)
+		if bounded {
+			s.wire.meter.watch(tag, s.feed.bytes)
+		}
 		deliveries, err := s.ch.Consume(queue, tag, autoAck, exclusive, noLocal, noWait, nil)
 		if err != nil {
 			return err
@@ -278,6 +283,13 @@ func (s *session) serve() error {
 			if err := s.refocus(s.feed.prefetch); err != nil {
 				return err
 			}
+		case <-s.feed.bytes.changed:
+			if s.careful.Load() {
+				continue
+			}
+			if err := s.refocus(s.feed.prefetch); err != nil {
+				return err
+			}
 		case <-assert.C:
 			if err := s.feed.t.topology.subscribe(s.ch, s.feed.sub); err != nil {
 				s.feed.blame(err)
@@ -289,7 +301,7 @@ func (s *session) serve() error {
 	}
 }
 
-// refocus replaces the consumers by ones that fetch more. Acks are held meanwhile.
+// refocus replaces the consumers by ones that fetch another number. Acks that are held are sent then.
 func (s *session) refocus(prefetch int) error {
 	defer s.acks.goOn()
 	if err := s.cancel(); err != nil {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -38,7 +37,7 @@ func (t *Transport) Tail(ctx context.Context, pattern string, fn func(topic stri
 		case !tl.began, errors.Is(err, driver.ErrClosed):
 			return err
 		}
-		t.cfg.Logger.Warn("leat: amqp: tail is interrupted", "pattern", pattern, "err", err)
+		t.cfg.Logger.Warn("leat: amqp: tail is interrupted", "pattern", pattern, "error", err)
 		if !pause.Wait(ctx) {
 			return context.Cause(ctx)
 		}
@@ -117,16 +116,14 @@ func (tl *tail) exchanges(i *inspection) ([]string, error) {
 	if driver.ValidateTopic(tl.pattern) == nil {
 		return []string{tl.pattern}, nil
 	}
-	groups, err := i.groups()
+	topics, err := i.t.Topics(i.ctx)
 	if err != nil {
 		return nil, err
 	}
 	var matching []string
-	for _, k := range groups {
-		for _, topic := range k.topics() {
-			if driver.MatchTopic(tl.pattern, topic) && !slices.Contains(matching, topic) {
-				matching = append(matching, topic)
-			}
+	for _, t := range topics {
+		if driver.MatchTopic(tl.pattern, t.Topic) {
+			matching = append(matching, t.Topic)
 		}
 	}
 	if matching == nil {

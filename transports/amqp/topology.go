@@ -37,6 +37,13 @@ func newTopology(cfg *Config) *topology {
 	return t
 }
 
+// forQueues returns the same names for another type of queues.
+func (t *topology) forQueues(queueType QueueType) *topology {
+	cfg := *t.cfg
+	cfg.QueueType = queueType
+	return &topology{cfg: &cfg}
+}
+
 func (t *topology) watermill() bool { return t.cfg.Topology == TopologyWatermill }
 
 // address is where a topic's messages are published.
@@ -167,7 +174,7 @@ func (t *topology) repair(ctx context.Context, conn *amqp.Connection) error {
 		case conn.IsClosed(), ctx.Err() != nil:
 			lost = err
 		default:
-			t.cfg.Logger.Error("leat: amqp: not declared", "err", err)
+			t.cfg.Logger.Error("leat: amqp: not declared", "error", err)
 		}
 	}
 	if !t.cfg.Operator {

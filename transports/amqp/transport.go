@@ -25,7 +25,6 @@ type Transport struct {
 	ordered    *link   // opened for the first ordered group; guarded by mu
 	extra      []*link // of groups with a connection of their own; guarded by mu
 	publisher  *publisher
-	registry   *registry
 	unroutable atomic.Int64
 	poison     poisonLocks
 	migration  sync.Once
@@ -82,7 +81,6 @@ func New(ctx context.Context, cfg Config) (*Transport, error) {
 		return nil, fmt.Errorf("amqp: %w", err)
 	}
 	t.publisher = newPublisher(t.publishing, t.topology.repair)
-	t.registry = newRegistry(t)
 	t.work.Go(t.assertDelays)
 	return t, nil
 }
@@ -93,7 +91,7 @@ func (t *Transport) assertDelays() {
 		for _, way := range t.topology.ways() {
 			err := withChannel(t.ctx, t.consuming, func(ch *amqp.Channel) error { return way.declare(t.ctx, t.topology.declarer(ch)) })
 			if err != nil && t.ctx.Err() == nil {
-				t.cfg.Logger.Error("leat: amqp: the queues for delays can't be declared", "err", err)
+				t.cfg.Logger.Error("leat: amqp: the queues for delays can't be declared", "error", err)
 			}
 		}
 	}
@@ -289,7 +287,6 @@ func (t *Transport) prepare(ctx context.Context, s driver.Subscription) error {
 		return err
 	}
 	t.migrate()
-	t.registry.announce(s)
 	return nil
 }
 
@@ -380,7 +377,6 @@ func (t *Transport) Close(ctx context.Context) error {
 	if waitErr := t.active.Wait(ctx); waitErr != nil {
 		err = errors.Join(err, fmt.Errorf("amqp: close: not everything was settled and confirmed; it comes again: %w", waitErr))
 	}
-	t.registry.close(ctx)
 	t.cancel()
 	for _, f := range feeds {
 		f.abandon()

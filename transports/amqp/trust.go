@@ -51,6 +51,7 @@ func distrust(d *amqp.Delivery) {
 	for name := range d.Headers {
 		switch {
 		case name == headerExtra, name == headerVersion, name == headerOwn: // these travel with what is published
+		case name == headerTooBig: // who writes it has only this message poisoned
 		case strings.HasPrefix(name, privatePrefix), strings.HasPrefix(name, faultPrefix), name == headerLeftOut:
 			delete(d.Headers, name)
 		}

@@ -52,6 +52,22 @@ func unmarshal(msg *message.Message, d *amqp.Delivery, ownKey []byte) {
 	}
 }
 
+// unreadable returns why the message's headers could not be read, nil if they could.
+func unreadable(d *amqp.Delivery) error {
+	reason, ok := d.Headers[headerTooBig].(string)
+	if !ok {
+		return nil
+	}
+	return &UnreadableError{Reason: driver.OneLine(reason, mostReason)}
+}
+
+// UnreadableError says that the headers of a message are lost: a producer has written headers that can't be read.
+type UnreadableError struct{ Reason string }
+
+func (e *UnreadableError) Error() string {
+	return "the message's headers can't be read, and are left out: " + e.Reason
+}
+
 // headerName is a wire header's name in leat, "" for one that is not the message's own.
 func headerName(wire string) string {
 	for _, prefix := range []string{wirePrefix, wirePrefixAlternate} {

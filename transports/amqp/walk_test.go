@@ -1,6 +1,7 @@
 package amqp_test
 
 import (
+	"context"
 	"fmt"
 	"testing"
 	"time"
@@ -63,4 +64,45 @@ func TestWalk_showsEachOnceAndRewritesNothing(t *testing.T) {
 		return err
 	})
 	closeAll(t, transport, other)
+}
+
+// A connection that is lost in the middle ends a walk and nothing else, however the walk is to end: what it had read is
+// back, and the next walk shows it.
+func TestWalk_endsWithItsConnection(t *testing.T) {
+	transport := open(t, withOptions(testenv.RabbitMQ(t), "queue=quorum"))
+	group, topic := unique("ledger"), unique("order.paid.v1")
+	subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+	const n = 300 // more than the first stride, so that the browser is in the middle
+	msgs := make([]driver.PoisonedMessage, n)
+	for i := range msgs {
+		msgs[i].Message = message.NewMessage(fmt.Sprintf("m-%05d", i), []byte("{}"))
+		driver.Fault{Topic: topic, Group: group}.Set(msgs[i].Message.Metadata)
+	}
+	poison := transport.PoisonQueue(group)
+	require.NoError(t, poison.Put(t.Context(), msgs...))
+	ids := make([]string, 0, n)
+	walk := func(ctx context.Context, visit func() error) error {
+		return poison.(driver.PoisonWalker).Walk(ctx, func(m driver.PoisonedMessage) error {
+			ids = append(ids, m.ID)
+			return visit()
+		})
+	}
+	for name, end := range map[string]func(stop func()) error{
+		"by itself":          func(func()) error { return nil },
+		"by its context":     func(stop func()) error { stop(); return nil },
+		"by its caller":      func(func()) error { return errEnough },
+		"by both of the two": func(stop func()) error { stop(); return errEnough },
+	} {
+		ctx, stop := context.WithCancel(t.Context())
+		err := walk(ctx, func() error {
+			transport.LoseConnectionsForTest()
+			return end(stop)
+		})
+		stop()
+		require.Error(t, err, name)
+		ids = ids[:0]
+		require.NoError(t, walk(t.Context(), func() error { return nil }), name)
+		require.Len(t, ids, n, name)
+	}
+	closeAll(t, transport)
 }
