@@ -363,20 +363,11 @@ func (d *diagnosis) group(k known, info driver.GroupInfo) error {
 				"delete it when it is empty and no other version runs", queue, q.Messages)
 		}
 	}
-	held, _, err := d.queue(heldName(k.Group))
-	switch {
-	case err != nil:
-		return err
-	case held.Messages == 0 || held.Consumers > 0:
-	case k.Order == driver.Unordered.String():
-		return d.add(f, fmt.Errorf("%d messages from a time when the group was ordered are in %s, and nobody consumes them",
-			held.Messages, heldName(k.Group)), "start a process of the group: it moves them to the group's queue")
-	case info.Consumers > 0:
-		return d.add(f, fmt.Errorf("%d messages are in %s, and no process of the group leads", held.Messages, heldName(k.Group)),
-			"look again in a minute, when one has taken over; else see what the log of the group's processes says")
-	default:
-		f.Text += fmt.Sprintf(", %d more are held for later or parked", held.Messages)
+	text, err := d.parked(k)
+	if err != nil {
+		return d.add(f, err, "start a process of the group: it moves them to the group's queue")
 	}
+	f.Text += text
 	if d.passive() { // else a consumer makes them
 		for _, queue := range d.t.topology.noted(k.note).own(k.subscription()) {
 			_, there, err := d.queue(queue)
@@ -389,6 +380,36 @@ func (d *diagnosis) group(k known, info driver.GroupInfo) error {
 		}
 	}
 	return d.add(f, nil, "")
+}
+
+// parked says what is parked in the group. It is an error if nobody will read it.
+func (d *diagnosis) parked(k known) (text string, err error) {
+	n := 0
+	for _, name := range append(parkedNames(k.Group), heldName(k.Group)) {
+		q, _, err := d.queue(name)
+		if err != nil {
+			return "", err
+		}
+		n += q.Messages
+	}
+	switch {
+	case n == 0:
+	case k.Order == driver.Unordered.String():
+		return "", fmt.Errorf("%d messages from a time when the group was ordered are parked, and nobody consumes them", n)
+	default:
+		text = fmt.Sprintf(", %d more are parked", n)
+	}
+	_, former, err := d.queue(leadName(k.Group))
+	if former {
+		text += formerQueues(k.Group)
+	}
+	return text, err
+}
+
+// formerQueues says what is to become of the queues of an ordered group that only an earlier version has.
+func formerQueues(group string) string {
+	return fmt.Sprintf(", queues %s and %s are of an earlier version: delete them when no process of it runs, and the first is empty",
+		heldName(group), leadName(group))
 }
 
 func describe(k known, info driver.GroupInfo) string {

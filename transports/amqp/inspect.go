@@ -224,12 +224,13 @@ func (i *inspection) count(k known) (info driver.GroupInfo, ok bool, err error) 
 		info.Consumers = max(info.Consumers, q.Consumers)
 	}
 	if k.Order != driver.Unordered.String() {
-		info.Parked = driver.Unknown
-		lead, _, err := i.queue(leadName(k.Group)) // only the leader consumes the group's queue
-		if err != nil {
-			return info, false, err
+		for _, name := range parkedNames(k.Group) {
+			parked, _, err := i.queue(name)
+			if err != nil {
+				return info, false, err
+			}
+			info.Parked += parked.Messages
 		}
-		info.Consumers = lead.Consumers
 	}
 	poisoned, _, err := i.queue(poisonName(k.Group))
 	if err != nil {

@@ -69,7 +69,7 @@ func TestTheLeaderOfAnOrderedGroupIsCounted(t *testing.T) {
 	var consuming sync.WaitGroup
 	consuming.Go(func() { _, _ = feed.Next(ctx) })
 	eventually(t, "it is counted", func() bool { return groupOf(t, operator, group).Consumers == 1 })
-	require.Equal(t, driver.Unknown, groupOf(t, operator, group).Parked)
+	require.Zero(t, groupOf(t, operator, group).Parked)
 	stop()
 	consuming.Wait()
 	closeAll(t, service, operator)

@@ -169,6 +169,8 @@ func TestDiagnose_findsWhatIsBroken(t *testing.T) {
 	publishKeyed(t, service, "mail.v1", "k/1")
 	poison(t, next(t, feed))
 	poison(t, next(t, mail))
+	publishKeyed(t, service, "mail.v1", "k/2")
+	eventually(t, "it is parked", func() bool { return service.HeldForTest() == 2 })
 	eventually(t, "a sound broker is found sound", func() bool {
 		for _, f := range tool.Diagnose(t.Context()) {
 			if f.Err != nil {
@@ -200,14 +202,15 @@ func TestDiagnose_findsWhatIsBroken(t *testing.T) {
 		t.Errorf("%s is not found in:\n%s", name, strings.Join(seen, "\n"))
 	}
 	check("nobody consumes", "group shop.ledger", "no process consumes it, and 1 messages wait", "start the service")
-	check("nobody leads", "group shop.mail", ` messages are in "shop.mail.held", parked or until their time, and no process leads`, "takes the lead")
+	check("nobody leads", "group shop.mail", "messages are parked, and no process leads", "takes the lead")
 	for _, p := range []struct{ name, definition, pattern, fault string }{
-		{"ttl", `{"message-ttl":600000000}`, `^shop\.mail\.held$`, "message-ttl 600000000 applies to shop.mail.held: deletes messages that are older than"},
+		{"ttl", `{"message-ttl":600000000}`, `^shop\.mail\.poison$`, "message-ttl 600000000 applies to shop.mail.poison: deletes messages that are older than"},
+		{"ttl", `{"message-ttl":600000000}`, `^shop\.mail\.parked.*$`, "applies to shop.mail.parked.1a, shop.mail.parked.1b: moves messages to shop.mail.poison before they are handled"},
 		{"ttl", `{"message-ttl":600000000}`, `^shop\.mail$`, "applies to shop.mail: moves messages to shop.mail.poison before they are handled"},
 		{"length", `{"max-length":1000}`, `^shop\.ledger\.poison$`, "max-length 1000 applies to shop.ledger.poison: deletes messages beyond it"},
-		{"limit", `{"delivery-limit":3}`, `^shop\..*$`, "delivery-limit 3 applies to shop.ledger.poison, shop.mail.held, shop.mail.lead, shop.mail.poison: deletes"},
+		{"limit", `{"delivery-limit":3}`, `^shop\..*$`, "delivery-limit 3 applies to shop.ledger.poison, shop.mail.poison: deletes"},
 		{"unused", `{"expires":600000000}`, `^shop\.ledger\.retry.*$`, "expires 600000000 applies to shop.ledger.retry.1s, shop.ledger.retry.5s: deletes the queue"},
-		{"dead", `{"dead-letter-exchange":"amq.topic"}`, `^shop\.mail\.held$`, "dead-letter-exchange amq.topic applies to shop.mail.held: sends what"},
+		{"dead", `{"dead-letter-exchange":"amq.topic"}`, `^shop\.mail\.poison$`, "dead-letter-exchange amq.topic applies to shop.mail.poison: sends what"},
 	} {
 		remove := b.policy(t, "policies", vhost, p.name, p.pattern, p.definition)
 		check(p.name+" "+p.pattern, "policy "+p.name, p.fault, "let its pattern spare leat's queues")
@@ -233,8 +236,8 @@ func TestDiagnose_findsWhatIsBroken(t *testing.T) {
 		require.NoError(t, err)
 		check("foreign arguments", "group shop.ledger", `queue "shop.ledger.retry.5s" has foreign arguments`, "delete the queue when it is empty")
 		check("which they are", "group shop.ledger", `x-message-ttl is 99, and 5000 is wanted`, "")
-		remove("shop.mail.lead")
-		check("a missing queue", "group shop.mail", `queue "shop.mail.lead" is not there`, "anew")
+		remove("shop.mail.keys")
+		check("a missing queue", "group shop.mail", `queue "shop.mail.keys" is not there`, "anew")
 		remove("shop.ledger")
 		check("messages without their group's queue", "group shop.ledger", "its queue is not there, and messages are left: 1 in shop.ledger.poison", "start a process")
 		remove("leat.delay.quorum.redeliver.07")

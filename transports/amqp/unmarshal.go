@@ -17,7 +17,7 @@ import (
 func unmarshal(msg *message.Message, d *amqp.Delivery, ownKey []byte) {
 	h := make(message.Metadata, len(d.Headers)+1)
 	for name, field := range d.Headers {
-		if name := headerName(name); name != "" {
+		if name := plainName(name); name != "" {
 			h[fieldName(name)] = fieldText(field)
 		}
 	}
@@ -52,8 +52,8 @@ func unmarshal(msg *message.Message, d *amqp.Delivery, ownKey []byte) {
 	}
 }
 
-// headerName is a wire header's name in leat, "" for one that is not the message's own.
-func headerName(wire string) string {
+// plainName is a wire header's name in leat, "" for one that is not the message's own.
+func plainName(wire string) string {
 	for _, prefix := range []string{wirePrefix, wirePrefixAlternate} {
 		if attribute, ok := strings.CutPrefix(wire, prefix); ok && attribute != "" {
 			if plainAttribute(attribute) {

@@ -153,8 +153,8 @@
 //	StepDown    log the reason and end the session.
 //	Report      log it, and report it in the health of the group, until it is withdrawn.
 //
-// To stop in good order: Machine.Stop; let workers settle what they have; wait until Settled, for a limited time; make
-// sure that the broker has the acks; end the session.
+// To stop in good order: Machine.Stop; let workers settle what they have; wait until Settled, for a limited time;
+// Machine.Leave; make sure that the broker has the acks; end the session.
 //
 // If the process stood still for longer than 1.5 heartbeats (a timer of 200 ms shows it; look at each hand-out), call
 // Stalled.
