@@ -26,6 +26,12 @@ type Delivery struct {
 	// this error and does not call its handler. It is nil for all other messages.
 	Unreadable error
 
+	// Fence is a fencing number in an ordered group. It grows with each change of the group's consumer, also when a consumer
+	// does not know yet that another one has taken its place. An effect that is made only if no higher number has been seen
+	// where it happens can't be made late by a consumer that was replaced. It is 0 in a group without an order, and if the
+	// transport has none.
+	Fence uint64
+
 	// History travels with the message from delivery to delivery.
 	History
 }

@@ -7,24 +7,22 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// A group that was ordered may have left messages in the queue of held ones. When it is not ordered any more,
-// nobody consumes that queue.
-
-// adoptHeld moves messages that a group held, when it was ordered, to the group's queue, each at its time. Stones
-// and other notes are dropped: their messages are in the poison queue. What can't be moved stays.
+// adoptHeld moves messages that were parked in a group, when it was ordered, to the group's queue, and those that an
+// earlier version held. Control messages are dropped. What can't be moved stays.
 func (f *feed) adoptHeld(conn *amqp.Connection) {
 	if f.t.topology.watermill() {
 		return
 	}
 	p := prober{conn: conn}
 	defer p.close()
-	q, there, err := p.queue(heldName(f.sub.Group))
-	if err == nil && there && q.Messages > 0 && q.Consumers == 0 {
-		err = p.do(func(ch *amqp.Channel) error { return f.adoptFrom(ch, q) })
-	}
-	if err != nil && f.intake.Err() == nil {
-		f.t.cfg.Logger.Warn("leat: amqp: messages of a group that was ordered not moved", "group", f.sub.Group,
-			"queue", heldName(f.sub.Group), "err", err)
+	for _, queue := range append(parkedNames(f.sub.Group), heldName(f.sub.Group)) {
+		q, there, err := p.queue(queue)
+		if err == nil && there && q.Messages > 0 && q.Consumers == 0 {
+			err = p.do(func(ch *amqp.Channel) error { return f.adoptFrom(ch, q) })
+		}
+		if err != nil && f.open.Err() == nil {
+			f.t.cfg.Logger.Warn("leat: amqp: messages of a group that was ordered not moved", "group", f.sub.Group, "queue", queue, "err", err)
+		}
 	}
 }
 
@@ -48,12 +46,12 @@ func (f *feed) adoptFrom(ch *amqp.Channel, q amqp.Queue) error {
 		var out []*outgoing
 		for _, d := range window {
 			distrust(d)
-			if d.Headers[headerHeldNote] == nil {
+			if d.Headers[headerHeldNote] == nil && d.Headers[headerNote] == nil {
 				out = append(out, f.adopted(d))
 			}
 		}
 		moved += len(out)
-		if err := f.t.publisher.send(f.intake, out); err != nil {
+		if err := f.t.publisher.send(f.open, out); err != nil {
 			return err
 		}
 		for _, o := range out {
@@ -76,6 +74,9 @@ func (f *feed) adoptFrom(ch *amqp.Channel, q amqp.Queue) error {
 
 func (f *feed) adopted(d *amqp.Delivery) *outgoing {
 	o := &outgoing{key: f.queues[0], msg: copyOf(d, "")}
+	for _, name := range []string{headerHead, headerSeq, headerStamp, headerRepeat} {
+		delete(o.msg.Headers, name)
+	}
 	if micros, ok := d.Headers[headerHeldUntil].(int64); ok {
 		if wait := time.Until(time.UnixMicro(micros)); wait > 0 {
 			o, _ = f.t.topology.redelivery(f.sub, o.key, wait, o.msg)

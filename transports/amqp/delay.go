@@ -236,9 +236,6 @@ func isRetryName(name string) bool {
 
 // retryDelays are the delays for which a group has queues, in order.
 func (t *topology) retryDelays(s driver.Subscription) []time.Duration {
-	if s.Order == driver.OrderedStrictly {
-		return nil // everything has a key, and waits among the held messages
-	}
 	delays := []time.Duration{delayUnit}
 	if t.watermill() {
 		return delays // else each topic's queue would have all of them

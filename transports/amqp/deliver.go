@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 
@@ -51,23 +50,20 @@ func (t *Transport) repair(ctx context.Context) error {
 	}
 }
 
-// toPoison puts a copy into the group's poison queue, with the fault in its headers, and its place among
-// the held messages where it has one. Where the headers do not fit a frame, the stack stays out, and then foreign
-// ones.
-func (t *Transport) toPoison(ctx context.Context, it *item, fault driver.Fault, place amqp.Table) error {
-	p := it.copy(it.attempts)
+// poisoned makes a copy for the group's poison queue, with the fault in its headers. A replay goes to the queue given. If
+// the headers do not fit a frame, the stack stays out, and then foreign ones.
+func (r *received) poisoned(fault driver.Fault, queue string, frame int) *outgoing {
+	p := r.copy(r.attempts)
 	noted := make(message.Metadata)
 	fault.Record(noted)
 	setText(p.Headers, noted)
-	frame := t.publishing.frame()
 	if tableSize(p.Headers) > frame-min(8<<10, frame/4) {
 		delete(p.Headers, driver.HeaderFaultStack)
 	}
-	maps.Copy(p.Headers, place)
 	p.Headers[headerPoisonID] = ids.New()
-	p.Headers[headerQueue] = it.queue
+	p.Headers[headerQueue] = queue
 	fit(&p, frame-brokersRoom)
-	return t.deliver(ctx, &outgoing{key: poisonName(it.feed.sub.Group), msg: p})
+	return &outgoing{key: poisonName(r.group), msg: p}
 }
 
 // brokersRoom is how much of a frame is left to what the broker writes beside a message's headers.

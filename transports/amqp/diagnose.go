@@ -331,20 +331,11 @@ func (d *diagnosis) group(s driver.Subscription) error {
 			return d.add(f, err, "let the user read the group's queues, or leave them to another service's user")
 		}
 	}
-	held, _, err := d.queue(heldName(s.Group))
-	switch {
-	case err != nil:
-		return err
-	case held.Messages == 0 || held.Consumers > 0:
-	case s.Order == driver.Unordered:
-		return d.add(f, fmt.Errorf("%d messages from a time when the group was ordered are in %s, and nobody consumes them",
-			held.Messages, heldName(s.Group)), "start a process of the group: it moves them to the group's queue")
-	case info.Consumers > 0:
-		return d.add(f, fmt.Errorf("%d messages are in %s, and no process of the group leads", held.Messages, heldName(s.Group)),
-			"look again in a minute, when one has taken over; else see what the log of the group's processes says")
-	default:
-		f.Text += fmt.Sprintf(", %d more are held for later or parked", held.Messages)
+	text, err := d.parked(s)
+	if err != nil {
+		return d.add(f, err, "start a process of the group: it moves them to the group's queue")
 	}
+	f.Text += text
 	if d.passive() { // else a consumer makes them
 		for _, queue := range d.t.topology.own(s) {
 			_, there, err := d.queue(queue)
@@ -357,6 +348,36 @@ func (d *diagnosis) group(s driver.Subscription) error {
 		}
 	}
 	return d.add(f, nil, "")
+}
+
+// parked says what is parked in the group. It is an error if nobody will read it.
+func (d *diagnosis) parked(s driver.Subscription) (text string, err error) {
+	n := 0
+	for _, name := range append(parkedNames(s.Group), heldName(s.Group)) {
+		q, _, err := d.queue(name)
+		if err != nil {
+			return "", err
+		}
+		n += q.Messages
+	}
+	switch {
+	case n == 0:
+	case s.Order == driver.Unordered:
+		return "", fmt.Errorf("%d messages from a time when the group was ordered are parked, and nobody consumes them", n)
+	default:
+		text = fmt.Sprintf(", %d more are parked", n)
+	}
+	_, former, err := d.queue(leadName(s.Group))
+	if former {
+		text += formerQueues(s.Group)
+	}
+	return text, err
+}
+
+// formerQueues says what is to become of the queues of an ordered group that only an earlier version has.
+func formerQueues(group string) string {
+	return fmt.Sprintf(", queues %s and %s are of an earlier version: delete them when no process of it runs, and the first is empty",
+		heldName(group), leadName(group))
 }
 
 func describe(order string, info driver.GroupInfo) string {

@@ -29,7 +29,7 @@
 //
 // There is one durable topic exchange; a message's routing key is its topic. Each group has a durable
 // queue of its name, bound to the group's topics, and the queues <group>.poison and <group>.retry.*; an ordered
-// group also has <group>.held and, with x-single-active-consumer, <group>.lead. A topic that a group no
+// group also has <group>.keys, <group>.parked.1a and <group>.parked.1b. A topic that a group no
 // longer asks for stays bound until somebody unbinds it: another version of the service may still
 // run.
 //
@@ -81,35 +81,45 @@
 //
 // # Order
 //
-// One process consumes an ordered group, the others wait to take over. A quorum queue keeps the order of
-// what it takes back from a lost consumer as long as all consumers of the group fetch the same number
-// ahead; a change of prefetch can cost a few messages their place once.
+// One process consumes an ordered group, the others wait to take over: its queue has x-single-active-consumer, and the
+// active consumer leads. A queue keeps the order of what it takes back from a lost consumer as long as all consumers of the
+// group fetch the same number ahead; a change of prefetch can cost a few messages their place once. Each process has a
+// connection for each ordered group, over which it also publishes what follows: while the broker is out of memory or disk,
+// ordered groups wait.
 //
-// Such a group has two more queues. In <group>.held waits what can't go on: a message whose next try is
-// later than in 100 ms, with its time and its attempts, the place of a poisoned message, and what came
-// behind either. So a delay outlives the process and the broker, and a key that waits holds back itself
-// only, however much is behind it; the process remembers about a hundred bytes of each held message, and
-// 16 MiB of bodies. Who leads is settled by <group>.lead. A shorter delay is waited for in the process; a crash
-// forgets that one and its attempt, not the message, and a close neither. A key whose message is being handled, and does not
-// wait, counts against prefetch with what is behind it. See held.go for how it works.
+// Such a group has three more queues:
 //
-// The leader makes sure every few seconds that the broker still takes it for that, and hands out messages only
-// within one and a half heartbeats after it last did: a process that was stopped for longer hands out nothing until
-// it knows that it still leads. What a handler already has when its process stops can't be called back: while
-// another process leads, the old handler may go on for a moment. Where that matters, give its effects a condition
-// of their own, such as a version number in the database.
+//   - <group>.keys is a log. It says for which keys something is delayed, poisoned or parked. It is a few hundred bytes for
+//     each such key, and is written anew when another process takes the lead.
+//   - <group>.parked.1a and <group>.parked.1b have what came behind a delayed or poisoned message of its key. Nobody consumes
+//     them, and what is there costs no memory of any process. When a key is released, the leader reads one of them from
+//     front to end, hands out what is of released keys, and moves the rest to the other one. That takes about 0.1 ms for each
+//     message that is parked in the group.
+//
+// A delay of up to two seconds is waited for in the process. A crash forgets it and its attempt, not the message; a close
+// forgets neither. A longer one is a delay as above, whose message comes back through the group's queue, behind what was
+// published before, and is handed out first of its key. So do replays, and a drop is heeded when the group has come to it. At
+// most 100,000 keys can wait so; beyond that the group stops consuming, and logs it. A key whose message is being handled,
+// and does not wait, counts against prefetch with what is behind it.
+//
+// Every process sends a message to the group's queue every few seconds, a tick, and the leader keeps the last one unacked. So
+// a leader knows that the broker still takes it for that; if nothing arrives for a while, or something that it holds is
+// delivered again, it ends its connection and begins anew. A process that was stopped for longer than one and a half
+// heartbeats hands out nothing until it knows that it still leads. What a handler already has when its process stops can't be
+// called back: while another process leads, the old handler may go on for a moment. Where that matters, compare
+// [driver.Delivery].Fence, which grows with each change of the leader, in the place where the effect happens.
 //
 // A process that crashes may leave a message in two places. Which is known by the message's id and body,
 // so those without an id may come twice; and a message that may have been handed out when the process
 // crashed counts one attempt more.
 //
-// Parked messages ([bus.Subscription]) wait in the same queue. A poisoned message tells of its place in a
-// header, and its replay or its drop lets the key go on, from any process. A key whose poisoned message was
-// taken away by other means, such as a purge of the poison queue, stays parked; a subscription that does
-// not park lets everything go. How many are parked is unknown.
+// A key whose poisoned message was taken away by other means than leat, such as a purge of the poison queue, stays parked; a
+// subscription that does not park lets everything go.
 //
-// Ordered groups share a third connection, over which held messages are published as well: while the
-// broker is out of memory, it is theirs that waits.
+// Versions before kept such groups with <group>.held and <group>.lead. A process of this version leads only when no process
+// of those does, and takes over what they held, which is in its memory meanwhile. Going back is not possible while
+// something is delayed, poisoned or parked. When no process of the version before runs, and <group>.held is empty, delete both.
+// The next version does not look for them.
 //
 // # Changing the order of a group
 //
@@ -120,12 +130,11 @@
 //     its publishers get an UnroutableError.
 //  2. Let the group work until "leat groups" shows that nothing waits for it.
 //  3. Stop all processes of the group.
-//  4. Delete its queue: rabbitmqctl delete_queue <group>. Leave <group>.poison, <group>.held and <group>.retry.*. With
-//     queue=classic, wait before until those are empty.
-//  5. Start the new version. If the group is not ordered any more, it moves what is in <group>.held, delayed or parked,
-//     to the group's queue. Poisoned messages can be replayed before and after.
-//  6. If the group is not ordered any more, delete <group>.held and <group>.lead when "leat doctor" shows no
-//     fault of the group.
+//  4. Delete its queue: rabbitmqctl delete_queue <group>. Leave <group>.poison, <group>.parked.* and
+//     <group>.retry.*. With queue=classic, wait before until those are empty.
+//  5. Start the new version. If the group is not ordered any more, it moves what is parked to the group's queue. Poisoned messages can be replayed before and after.
+//  6. If the group is not ordered any more, delete <group>.parked.* and <group>.keys when "leat doctor" shows
+//     no fault of the group.
 //
 // # Policies
 //
@@ -133,20 +142,20 @@
 // pattern matches them, and a limit of a policy that is lower than that of the queue wins. A client can neither see nor
 // refuse a policy. These limits delete messages that leat has promised to keep:
 //
-//   - delivery-limit: to look at messages counts as a delivery, and so does to hold them. leat writes a message of
-//     <group>.poison and <group>.held anew before it was delivered four times, or, if it has just seen that
-//     the queue spares one that was delivered more often, before that often. So a limit of 10 or more deletes nothing
-//     of these, with some room for crashes in between; a lower one may. A group's own queue hands
-//     what the limit throws out to <group>.poison, but with topology=watermill.
-//   - message-ttl and expires: what is in <group>.poison, <group>.held, <group>.retry.* and leat.delay.* when
-//     its time is over is deleted, or comes early. A queue that nobody consumes counts as unused, so that expires deletes it
+//   - delivery-limit: to look at messages counts as a delivery. leat writes a message of <group>.poison anew
+//     before it was delivered four times, or, if it has just seen that the queue spares one that was delivered more often,
+//     before that often. So a limit of 10 or more deletes nothing
+//     of these, with some room for crashes in between; a lower one may. A group's own queue, <group>.keys and
+//     <group>.parked.* hand what the limit throws out to <group>.poison, but with topology=watermill.
+//   - message-ttl and expires: what is in <group>.poison, <group>.retry.* and leat.delay.* when its time is over is
+//     deleted, or comes early; what is parked goes to <group>.poison, and its order is lost. A queue that nobody consumes counts as unused, so that expires deletes it
 //     with its messages. There is nothing that leat can do about it.
 //   - max-length and max-length-bytes: the oldest messages of those queues are deleted when new ones come, or with
 //     overflow=reject-publish the new ones are refused, and stay where they were.
 //
 // So a pattern of a policy with one of these should spare leat's queues:
 //
-//	rabbitmqctl set_policy limits '^(?!leat\.)(?!.*\.(poison|held|lead|retry\..*)$)' '{"delivery-limit":20}' --apply-to queues
+//	rabbitmqctl set_policy limits '^(?!leat\.)(?!.*\.(poison|keys|parked\..*|retry\..*)$)' '{"delivery-limit":20}' --apply-to queues
 //
 // A policy without such limits, for instance with queue-leader-locator, may match any of them. When a look into
 // a poison queue finds that fewer messages came back than were read, it returns an error that says how many.
@@ -198,8 +207,8 @@
 // arguments, policies, alarms and nodes. It is looked for at http://host:15672, or https://host:15671 with amqps, with the
 // user and password of the URL. If it is elsewhere, or has a user of its own, say management=http://user:password%40host:15672
 // (%40 is the @). The certificate files are used for https as well. The user needs the tag management; monitoring to
-// see alarms and nodes; administrator, before RabbitMQ 4, to see feature flags. Counts are some seconds old. What is held
-// of an ordered group counts as parked if it has a poisoned message, else as delayed. Nothing is declared, consumed or held
+// see alarms and nodes; administrator, before RabbitMQ 4, to see feature flags. Counts are some seconds old.
+// Nothing is declared, consumed or held
 // for any of this ([Config].Operator). How a cluster handles partitions the API does not tell.
 //
 // Without the API, leat groups, leat topics and poison verbs that name no group fail and say how to get it. Poison verbs

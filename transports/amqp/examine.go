@@ -104,16 +104,16 @@ func (e *examination) group(g surveyed) {
 		e.wrong(check, fix, format, args...)
 	}
 	e.queuesOf(g, t, fault)
-	held := e.queues[heldName(g.name)].all()
+	held, parked := e.queues[heldName(g.name)].all(), e.parked(g.name)
 	switch {
 	case len(g.topics) == 0:
 		fault("start a process of the group anew: it binds it to its topics; if the group is retired, delete its queues",
 			"queue %q is not bound to exchange %q: the group gets nothing", g.name, t.cfg.ExchangeName)
-	case g.ordered && held > 0 && info.Consumers == 0:
-		fault("start a process of the group: it takes the lead", "%d messages are in %q, parked or until their time, and no process leads", held, heldName(g.name))
-	case !g.ordered && held > 0 && e.queues[heldName(g.name)].consumers() == 0:
+	case g.ordered && held+parked > 0 && info.Consumers == 0:
+		fault("start a process of the group: it takes the lead", "%d messages are parked, and no process leads", held+parked)
+	case !g.ordered && held+parked > 0:
 		fault("start a process of the group: it moves them to the group's queue",
-			"%d messages from a time when the group was ordered are in %q, and nobody consumes them", held, heldName(g.name))
+			"%d messages from a time when the group was ordered are parked, and nobody consumes them", held+parked)
 	}
 	if info.Consumers == 0 {
 		fault("start the service that has the group; if it is retired, unbind the queue, or delete the group's queues when nobody wants their messages",
@@ -127,6 +127,9 @@ func (e *examination) group(g surveyed) {
 		text := describe(order, info)
 		if delays := e.delaysOf(g); len(delays) > 0 {
 			text += ", delays with queues are " + strings.Join(delays, ", ") + ": delete the queue of one that its retry policy has no more, when it is empty"
+		}
+		if _, former := e.queues[leadName(g.name)]; former {
+			text += formerQueues(g.name)
 		}
 		e.ok(check, "%s", text)
 	}
@@ -175,16 +178,16 @@ func (e *examination) wantedQueues(g surveyed, t *topology) map[string]amqp.Tabl
 	wanted := map[string]amqp.Table{poisonName(g.name): t.plainArgs()}
 	for _, q := range g.queues {
 		wanted[q.Name] = t.queueArgs(s)
-		if retry := retryName(q.Name, delayUnit); !g.ordered { // a strictly ordered group has none
-			wanted[retry] = retryArgs(t.cfg.QueueType, retry, q.Name)
-		}
+		retry := retryName(q.Name, delayUnit)
+		wanted[retry] = retryArgs(t.cfg.QueueType, retry, q.Name)
 		for _, name := range e.retries[q.Name] {
 			wanted[name] = retryArgs(t.cfg.QueueType, name, q.Name)
 		}
 	}
 	if g.ordered {
-		wanted[heldName(g.name)] = t.plainArgs()
-		wanted[leadName(g.name)] = leadArgs(t.cfg.QueueType)
+		for _, name := range append(parkedNames(g.name), keysName(g.name)) {
+			wanted[name] = t.thrownOutTo(poisonName(g.name))
+		}
 	}
 	return wanted
 }
@@ -348,7 +351,7 @@ func (e *examination) oldRegistries() {
 }
 
 // sparesOurs is an example of a pattern for policies.
-const sparesOurs = `'^(?!leat\.)(?!.*\.(poison|held|lead|retry\..*)$)'`
+const sparesOurs = `'^(?!leat\.)(?!.*\.(poison|keys|parked\..*|retry\..*)$)'`
 
 // safeLimit is the lowest delivery limit that deletes nothing from a queue whose messages leat writes anew in time.
 const safeLimit = 10
@@ -393,13 +396,11 @@ func policyOf(q apiQueue) string {
 
 // does says what a key of a policy does to a queue, "" where it does no harm.
 func (e *examination) does(q apiQueue, key string, value any) string {
-	group, whose := "", groupOfOwn(q.Name)
-	if whose == "" && !strings.HasPrefix(q.Name, "leat.") {
-		group = q.Name
-	}
 	out := "deletes messages"
-	if group != "" && isGroupQueue(q) {
-		out = "moves messages to " + poisonName(group) + " before they are handled"
+	poison := q.text("x-dead-letter-routing-key")
+	kept := strings.HasSuffix(poison, poisonSuffix)
+	if kept {
+		out = "moves messages to " + poison + " before they are handled"
 	}
 	timed := q.Arguments["x-message-ttl"] != nil
 	switch key {
@@ -420,12 +421,12 @@ func (e *examination) does(q apiQueue, key string, value any) string {
 		return out + " beyond it, the oldest first"
 	case "delivery-limit":
 		limit, err := strconv.Atoi(fmt.Sprint(value))
-		if group != "" && isGroupQueue(q) || timed || strings.HasSuffix(q.Name, ".unwanted") || err == nil && (limit < 0 || limit >= safeLimit) {
+		if kept || timed || strings.HasSuffix(q.Name, ".unwanted") || err == nil && (limit < 0 || limit >= safeLimit) {
 			return ""
 		}
-		return fmt.Sprintf("deletes messages that were looked at or held so often; a limit of %d or more is safe", safeLimit)
+		return fmt.Sprintf("deletes messages that were looked at so often; a limit of %d or more is safe", safeLimit)
 	case "dead-letter-exchange", "dead-letter-routing-key":
-		if q.Arguments["x-"+key] != nil || group != "" && isGroupQueue(q) {
+		if q.Arguments["x-"+key] != nil || kept {
 			return "" // arguments come first
 		}
 		if q.text("x-dead-letter-exchange") != "" {

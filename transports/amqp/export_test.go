@@ -31,65 +31,52 @@ func (t *Transport) QueuesForTest() []string {
 	return queues
 }
 
-// HeldForTest is how many held messages the transport's groups know of, all written down.
+// HeldForTest is how many messages of the transport's ordered groups are delayed, poisoned or parked elsewhere, once all
+// that was written is confirmed.
 func (t *Transport) HeldForTest() (n int) {
-	t.mu.Lock()
-	feeds := t.open
-	t.mu.Unlock()
-	for _, f := range feeds {
+	for _, f := range t.orderedForTest() {
 		f.mu.Lock()
-		if f.session != nil && f.session.held != nil {
-			for _, k := range f.session.held.keys {
-				for _, e := range k.entries {
-					if e.tag != 0 {
-						n++
-					}
-				}
-			}
+		if s := f.session; s != nil && s.machine != nil && s.machine.Settled() {
+			stats := s.machine.Stats()
+			n += stats.Delayed + stats.Poisoned + stats.Parked
 		}
 		f.mu.Unlock()
 	}
 	return n
 }
 
-// TickForTest is what time does to held messages.
-func (t *Transport) TickForTest() {
-	for _, h := range t.heldForTest() {
-		h.tick()
-		if err := h.checkToken(); err != nil {
-			h.fail(err)
-		}
-	}
-}
-
-// heldForTest are the held messages of all sessions that ordered groups have now.
-func (t *Transport) heldForTest() (all []*held) {
+func (t *Transport) orderedForTest() (all []*orderedFeed) {
 	t.mu.Lock()
-	feeds := t.open
-	t.mu.Unlock()
-	for _, f := range feeds {
-		f.mu.Lock()
-		if f.session != nil && f.session.held != nil {
-			all = append(all, f.session.held)
+	defer t.mu.Unlock()
+	for _, s := range t.open {
+		if f, ok := s.(*orderedFeed); ok {
+			all = append(all, f)
 		}
-		f.mu.Unlock()
 	}
 	return all
 }
 
-// LoseLeadForTest has the broker give the tokens of the transport's ordered groups to other processes.
+// LoseLeadForTest has the broker make another process the active consumer of the transport's ordered groups.
 func (t *Transport) LoseLeadForTest() {
-	for _, h := range t.heldForTest() {
-		_ = h.ch.Cancel(leadTag, noWait)
+	for _, f := range t.orderedForTest() {
+		f.mu.Lock()
+		s := f.session
+		f.mu.Unlock()
+		_ = s.group.ch.Cancel(s.group.tag, noWait)
 	}
 }
 
-// StandsByForTest reports whether all groups have a session in which they lead or stand by.
+// StandsByForTest reports whether all ordered groups have a session in which they lead or stand by.
 func (t *Transport) StandsByForTest() bool {
-	t.mu.Lock()
-	n := len(t.open)
-	t.mu.Unlock()
-	return len(t.heldForTest()) == n
+	for _, f := range t.orderedForTest() {
+		f.mu.Lock()
+		begun := f.session != nil && f.session.group != nil
+		f.mu.Unlock()
+		if !begun {
+			return false
+		}
+	}
+	return true
 }
 
 // Decoded is what leat reads from the headers of a message that anybody may have written.
@@ -123,7 +110,7 @@ func DecodeForTest(d *amqp.Delivery, queue string) (x Decoded) {
 
 // CopyForTest is the copy with which a message is redelivered that has so many attempts and failures.
 func CopyForTest(d *amqp.Delivery, queue string, attempts, failures int) amqp.Publishing {
-	it := &item{feed: &feed{t: &Transport{}}, raw: d, queue: queue}
+	it := &received{t: &Transport{}, raw: d, queue: queue}
 	it.unpack()
 	it.history = driver.History{FailedSince: time.Unix(1, 0), Failures: failures}
 	return it.copy(attempts)
@@ -149,8 +136,8 @@ func (t *Transport) LoseConnectionsForTest() {
 func (t *Transport) BytesForTest(group string) (held, peak, prefetch int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for _, f := range t.open {
-		if f.sub.Group == group {
+	for _, s := range t.open {
+		if f, ok := s.(*feed); ok && f.sub.Group == group {
 			f.bytes.mu.Lock()
 			defer f.bytes.mu.Unlock()
 			return f.bytes.held, f.bytes.peak, f.bytes.inUse

@@ -3,46 +3,31 @@ package amqp
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
-	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/internal/ids"
+	"github.com/leatbus/leat/transports/internal/ordered"
 )
 
-// A message that an operator adds to the poison queue of an ordered group gets a place and a stone there,
-// like one that was poisoned. The group's leader gives places, and the operator's process is not that. So it
-// takes places that lie so far ahead that no leader has come to them: two messages in one place would be
-// revisions of each other. The leader goes on from there. It drops the stone where the group does not park.
-
-// ahead is how far beyond the present time such a place is: longer than any two clocks differ.
-const ahead = time.Hour
-
-// stones gives messages that are added their places, and returns what holds these in the group.
-func (q *poisonQueue) stones(ctx context.Context, added []*outgoing, msgs []driver.PoisonedMessage) (stones []*outgoing, err error) {
+// blocks gives messages that are added to the poison queue of an ordered group names, and returns control messages by which
+// the group holds back their keys until they come back. A group that does not park does not heed them.
+func (q *poisonQueue) blocks(ctx context.Context, added []*outgoing, msgs []driver.PoisonedMessage) (blocks []*outgoing, err error) {
 	order, err := q.t.orderOf(ctx, q.group)
 	if err != nil || order == driver.Unordered {
 		return nil, err
 	}
-	at := time.Now().Add(ahead).UnixMicro() + rand.N(time.Second.Microseconds()) // another process may add some, too
 	for i, o := range added {
-		key := strictKey
-		if order == driver.OrderedByKey {
-			key = shortKey(driver.PartitionKey(msgs[i].Message))
-		}
-		if key == "" {
+		partitionKey := driver.PartitionKey(msgs[i].Message)
+		if orderKey(order, partitionKey) == "" {
 			continue
 		}
-		p := place{key: key, at: at + int64(i)}
-		p.set(o.msg.Headers)
-		h := amqp.Table{headerHeldNote: noteStone}
-		p.set(h)
-		stones = append(stones, &outgoing{key: heldName(q.group), msg: amqp.Publishing{
-			DeliveryMode: amqp.Persistent, MessageId: o.msg.MessageId, Headers: h,
-		}})
+		head := "op-" + ids.New()
+		o.msg.Headers[headerHead] = head
+		blocks = append(blocks, controlMessage(q.group, ordered.ControlBlock, head, partitionKey, ordered.Name{}))
 	}
-	return stones, nil
+	return blocks, nil
 }
 
 // orderOf returns a group's order: that of this process's own group, else what the group's queue shows of it.
@@ -54,7 +39,7 @@ func (t *Transport) orderOf(ctx context.Context, group string) (order driver.Ord
 		return driver.Unordered, nil
 	}
 	err = t.inspect(ctx, "order", func(i *inspection) error {
-		_, ordered, err := i.queue(heldName(group))
+		_, ordered, err := i.queue(keysName(group))
 		if err != nil || !ordered {
 			return err
 		}

@@ -152,12 +152,13 @@ func (i *inspection) count(s driver.Subscription) (info driver.GroupInfo, ok boo
 		info.Consumers = max(info.Consumers, q.Consumers)
 	}
 	if s.Order != driver.Unordered {
-		info.Parked = driver.Unknown
-		lead, _, err := i.queue(leadName(s.Group)) // only the leader consumes the group's queue
-		if err != nil {
-			return info, false, err
+		for _, name := range parkedNames(s.Group) {
+			parked, _, err := i.queue(name)
+			if err != nil {
+				return info, false, err
+			}
+			info.Parked += parked.Messages
 		}
-		info.Consumers = lead.Consumers
 	}
 	poisoned, _, err := i.queue(poisonName(s.Group))
 	if err != nil {

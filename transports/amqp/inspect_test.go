@@ -56,7 +56,7 @@ func TestGroups_theLeaderOfAnOrderedOneIsCounted(t *testing.T) {
 	var consuming sync.WaitGroup
 	consuming.Go(func() { _, _ = feed.Next(ctx) })
 	eventually(t, "it is counted", func() bool { return groupOf(t, service, group).Consumers == 1 })
-	require.Equal(t, driver.Unknown, groupOf(t, service, group).Parked)
+	require.Zero(t, groupOf(t, service, group).Parked)
 	stop()
 	consuming.Wait()
 	closeAll(t, service)

@@ -469,10 +469,13 @@ func isGroupQueue(q apiQueue) bool {
 
 // groupOfOwn returns the group, or its queue with topology=watermill, that a queue beside it belongs to.
 func groupOfOwn(name string) string {
-	for _, suffix := range []string{poisonSuffix, heldSuffix, leadSuffix} {
+	for _, suffix := range []string{poisonSuffix, keysSuffix, heldSuffix, leadSuffix} {
 		if group, ok := strings.CutSuffix(name, suffix); ok {
 			return group
 		}
+	}
+	if parkedPattern.MatchString(name) {
+		return name[:strings.LastIndex(name, parkedInfix)]
 	}
 	if isRetryName(name) {
 		return name[:strings.LastIndex(name, retryInfix)]
@@ -553,8 +556,7 @@ func patternOf(key string) string {
 	return key
 }
 
-// info counts. What an ordered group holds waits for a time, or behind a poisoned message if it has one, which has a
-// place there itself.
+// info counts. An ordered group's leader has one message unacked that is not the application's.
 func (s *survey) info(g surveyed) driver.GroupInfo {
 	info := driver.GroupInfo{Name: g.name, Topics: g.topics}
 	for _, q := range g.queues {
@@ -565,15 +567,20 @@ func (s *survey) info(g surveyed) driver.GroupInfo {
 			info.Delayed += s.queues[retry].all()
 		}
 	}
-	info.Poisoned = s.queues[poisonName(g.name)].all()
-	held := s.queues[heldName(g.name)].all()
 	if g.ordered {
-		info.Consumers = s.queues[leadName(g.name)].consumers() // only the leader consumes the group's queue
+		info.InFlight = max(info.InFlight-1, 0)
 	}
-	if info.Poisoned > 0 {
-		info.Parked = max(held-info.Poisoned, 0)
-	} else {
-		info.Delayed += held
-	}
+	info.Poisoned = s.queues[poisonName(g.name)].all()
+	info.Parked = s.parked(g.name)
 	return info
+}
+
+// parked counts what is parked in a group.
+func (s *survey) parked(group string) (n int) {
+	for name, q := range s.queues {
+		if strings.HasPrefix(name, group+parkedInfix) && groupOfOwn(name) == group {
+			n += q.all()
+		}
+	}
+	return n
 }

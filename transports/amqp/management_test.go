@@ -168,6 +168,8 @@ func TestDiagnose_findsWhatIsBroken(t *testing.T) {
 	publishKeyed(t, service, "mail.v1", "k/1")
 	poison(t, next(t, feed))
 	poison(t, next(t, mail))
+	publishKeyed(t, service, "mail.v1", "k/2")
+	eventually(t, "it is parked", func() bool { return service.HeldForTest() == 2 })
 	eventually(t, "a sound broker is found sound", func() bool {
 		for _, f := range tool.Diagnose(t.Context()) {
 			if f.Err != nil {
@@ -199,7 +201,7 @@ func TestDiagnose_findsWhatIsBroken(t *testing.T) {
 		t.Errorf("%s is not found in:\n%s", name, strings.Join(seen, "\n"))
 	}
 	check("nobody consumes", "group shop.ledger", "no process consumes it, and 1 messages wait", "start the service")
-	check("nobody leads", "group shop.mail", ` messages are in "shop.mail.held", parked or until their time, and no process leads`, "takes the lead")
+	check("nobody leads", "group shop.mail", "messages are parked, and no process leads", "takes the lead")
 	// Quorum queues tell their policies every five seconds, and so policies are looked for together.
 	type fault struct{ policy, text string }
 	for _, round := range []struct {
@@ -207,21 +209,20 @@ func TestDiagnose_findsWhatIsBroken(t *testing.T) {
 		faults   []fault
 	}{
 		{[]struct{ kind, name, pattern, definition string }{
-			{"policies", "held", `^shop\.mail\.held$`, `{"message-ttl":600000000,"dead-letter-exchange":"amq.topic"}`},
+			{"policies", "parked", `^shop\.mail\.parked.*$`, `{"message-ttl":600000000}`},
 			{"policies", "ttl", `^shop\.mail$`, `{"message-ttl":600000000}`},
 			{"policies", "length", `^shop\.ledger\.poison$`, `{"max-length":1000}`},
 			{"policies", "unused", `^shop\.ledger\.retry.*$`, `{"expires":600000000}`},
 			{"operator-policies", "op", `^shop\.mail\.poison$`, `{"max-length":5}`},
 		}, []fault{
-			{"held", "message-ttl 600000000 applies to shop.mail.held: deletes messages that are older than"},
-			{"held", "dead-letter-exchange amq.topic applies to shop.mail.held: sends what"},
+			{"parked", "applies to shop.mail.parked.1a, shop.mail.parked.1b: moves messages to shop.mail.poison before they are handled"},
 			{"ttl", "applies to shop.mail: moves messages to shop.mail.poison before they are handled"},
 			{"length", "max-length 1000 applies to shop.ledger.poison: deletes messages beyond it"},
 			{"unused", "expires 600000000 applies to shop.ledger.retry.1s, shop.ledger.retry.5s: deletes the queue"},
 			{"op (operator policy)", "max-length 5 applies to shop.mail.poison"},
 		}},
 		{[]struct{ kind, name, pattern, definition string }{{"policies", "limit", `^shop\..*$`, `{"delivery-limit":3}`}}, []fault{
-			{"limit", "delivery-limit 3 applies to shop.ledger.poison, shop.mail.held, shop.mail.lead, shop.mail.poison: deletes"},
+			{"limit", "delivery-limit 3 applies to shop.ledger.poison, shop.mail.poison: deletes"},
 		}},
 	} {
 		var remove []func()
@@ -251,8 +252,8 @@ func TestDiagnose_findsWhatIsBroken(t *testing.T) {
 		require.NoError(t, err)
 		check("foreign arguments", "group shop.ledger", `queue "shop.ledger.retry.5s" has foreign arguments`, "delete the queue when it is empty")
 		check("which they are", "group shop.ledger", `x-message-ttl is 99, and 5000 is wanted`, "")
-		remove("shop.mail.lead")
-		check("a missing queue", "group shop.mail", `queue "shop.mail.lead" is not there`, "anew")
+		remove("shop.mail.keys")
+		check("a missing queue", "group shop.mail", `queue "shop.mail.keys" is not there`, "anew")
 		remove("shop.ledger")
 		check("messages without their group's queue", "group shop.ledger", "its queue is not there, and messages are left: 1 in shop.ledger.poison", "start a process")
 		remove("leat.delay.quorum.redeliver.07")

@@ -9,8 +9,12 @@ const maxNameBytes = 255
 // poisonSuffix ends the name of a group's poison queue.
 const poisonSuffix = ".poison"
 
-// heldSuffix and leadSuffix end the names of an ordered group's further queues; see held.
+// An ordered group has a log of the keys that wait, and pairs of queues for parked messages; see orderedwire.go.
 const (
+	keysSuffix  = ".keys"
+	parkedInfix = ".parked."
+
+	// heldSuffix and leadSuffix end the names of queues that an earlier version had; see adopt.go.
 	heldSuffix = ".held"
 	leadSuffix = ".lead"
 )
@@ -36,6 +40,15 @@ const (
 
 	headerDelay = "leat-delay-" // + digit: the message passes through that level of the delays
 
+	// Those of the messages of an ordered group; see the package ordered.
+	headerHead   = "leat-head"   // the name under which the message was sent away
+	headerSeq    = "leat-seq"    // the place of a parked message
+	headerStamp  = "leat-stamp"  // the pass that has moved it
+	headerName   = "leat-name"   // of a control message
+	headerNote   = "leat-note"   // what a control message is for
+	headerRepeat = "leat-repeat" // a parked message was delivered before
+
+	// Those of an earlier version; see adopt.go.
 	headerHeld      = "leat-held-"      // what they begin with that tell of a held message
 	headerHeldKey   = "leat-held-key"   // its key
 	headerHeldPlace = "leat-held-place" // its place among the messages of its key

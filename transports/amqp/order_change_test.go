@@ -48,7 +48,7 @@ func TestOrderChange_unorderedGroupGetsWhatWasHeld(t *testing.T) {
 			}
 			return said.Check != ""
 		})
-		require.ErrorContains(t, said.Err, group+".held")
+		require.ErrorContains(t, said.Err, "are parked")
 		require.NotEmpty(t, said.Fix)
 		got := map[string]bool{}
 		for len(got) < 2 {
@@ -73,7 +73,9 @@ func TestOrderChange_unorderedGroupGetsWhatWasHeld(t *testing.T) {
 				require.Equal(t, "k/1", take(t, feed))
 			}
 		}
-		deleteQueue(t, raw, group+".held")
+		for _, name := range []string{".parked.1a", ".parked.1b", ".keys"} {
+			deleteQueue(t, raw, group+name)
+		}
 		for _, p := range all {
 			if driver.MessageID(p.Message) == "i/1" {
 				n, err := queue.Drop(t.Context(), p.ID)

@@ -17,12 +17,6 @@ type place struct {
 	rev int
 }
 
-func (p place) set(headers amqp.Table) {
-	headers[headerHeldKey] = p.key
-	headers[headerHeldPlace] = p.at
-	headers[headerHeldRev] = int64(p.rev)
-}
-
 // maxPlace leaves room for the places behind it. They are microseconds since 1970.
 const maxPlace = 1 << 60
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/ids"
+	"github.com/leatbus/leat/transports/internal/ordered"
 )
 
 const (
@@ -200,8 +201,8 @@ func (q *poisonQueue) Put(ctx context.Context, msgs ...driver.PoisonedMessage) e
 			o := changed[ids[i]]
 			o.msg.Headers[headerQueue], o.msg.Timestamp = d.Headers[headerQueue], d.Timestamp
 			o.msg.Headers[headerPoisonRev] = revisionOf(d) + 1
-			if p, ok := placeOf(d); ok {
-				p.set(o.msg.Headers)
+			if head := headOf(d); head != "" {
+				o.msg.Headers[headerHead] = head
 			}
 			err := b.finish(func() error {
 				if err := b.send(o); err != nil {
@@ -221,7 +222,7 @@ func (q *poisonQueue) Put(ctx context.Context, msgs ...driver.PoisonedMessage) e
 	}
 	return errors.Join(err, q.guard(ctx, "write", func(ctx context.Context) error {
 		q.pages = nil
-		stones, err := q.stones(ctx, added, fresh)
+		blocks, err := q.blocks(ctx, added, fresh)
 		if err != nil {
 			return err
 		}
@@ -233,7 +234,7 @@ func (q *poisonQueue) Put(ctx context.Context, msgs ...driver.PoisonedMessage) e
 				return fmt.Errorf("queue %q is not there; start the group's service once, which makes it", o.key)
 			}
 		}
-		return q.t.publisher.send(ctx, stones) // a message is in the poison queue before its stone is in its place
+		return q.t.publisher.send(ctx, blocks) // a message is in the poison queue before the group knows of it
 	}))
 }
 
@@ -353,41 +354,16 @@ func (q *poisonQueue) guard(ctx context.Context, what string, do func(context.Co
 	return nil
 }
 
-// places reports whether the group is ordered now, if messages of the window have places from a time when it was.
-func (b *browser) places(window []*amqp.Delivery) (bool, error) {
-	if !slices.ContainsFunc(window, hasPlace) {
-		return false, nil
-	}
-	order, err := b.t.orderOf(b.ctx, b.group)
-	return order != driver.Unordered, err
-}
-
-func hasPlace(d *amqp.Delivery) bool {
-	_, ok := placeOf(d)
-	return ok
-}
-
-// replay publishes messages to the group's own queue, or if the group is ordered to their places among those of
-// their keys that wait behind them, over the channel by which they are then taken, and returns those that are safe
-// there.
+// replay publishes messages to the group's own queue, over the channel by which they are then taken, and returns those
+// that are safe there. In an ordered group they come before all of their keys, by the names that they have.
 func (b *browser) replay(window []*amqp.Delivery) (safe []*amqp.Delivery, err error) {
-	places, err := b.places(window)
-	if err != nil {
-		return nil, err
-	}
 	out := make([]*outgoing, len(window))
 	for i, d := range window {
 		target, _ := d.Headers[headerQueue].(string)
-		if target == "" {
+		if target == "" || headOf(d) != "" { // an earlier version named the queue that a message was held in
 			target = b.group
 		}
 		out[i] = &outgoing{key: target, msg: fresh(d)}
-		if p, ok := placeOf(d); ok && places {
-			out[i].key = heldName(b.group)
-			out[i].msg.Headers[headerTopic], _ = d.Headers[headerTopic].(string)
-			p.rev++
-			p.set(out[i].msg.Headers)
-		}
 	}
 	err = b.send(out...)
 	for i, o := range out {
@@ -398,20 +374,19 @@ func (b *browser) replay(window []*amqp.Delivery) (safe []*amqp.Delivery, err er
 	return safe, err
 }
 
-// release lets the keys of messages go on without them.
+// release lets the keys of messages go on without them, if the group is ordered.
 func (b *browser) release(window []*amqp.Delivery) error {
-	places, err := b.places(window)
-	if err != nil || !places {
+	if !slices.ContainsFunc(window, func(d *amqp.Delivery) bool { return headOf(d) != "" }) {
+		return nil
+	}
+	order, err := b.t.orderOf(b.ctx, b.group)
+	if err != nil || order == driver.Unordered {
 		return err
 	}
 	var out []*outgoing
 	for _, d := range window {
-		if p, ok := placeOf(d); ok {
-			h := amqp.Table{headerHeldNote: noteSkip}
-			p.set(h)
-			out = append(out, &outgoing{key: heldName(b.group), msg: amqp.Publishing{
-				DeliveryMode: amqp.Persistent, MessageId: ids.New(), Headers: h,
-			}})
+		if head := headOf(d); head != "" {
+			out = append(out, controlMessage(b.group, ordered.ControlDrop, head, "", ordered.Name{}))
 		}
 	}
 	return b.send(out...)
@@ -422,6 +397,9 @@ func (b *browser) release(window []*amqp.Delivery) error {
 func fresh(d *amqp.Delivery) amqp.Publishing {
 	topic, _ := d.Headers[headerTopic].(string)
 	p := copyOf(d, topic)
+	if head := headOf(d); head != "" {
+		p.Headers[headerHead] = head
+	}
 	for name := range p.Headers {
 		switch {
 		case strings.HasPrefix(name, faultPrefix),

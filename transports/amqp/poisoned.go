@@ -41,7 +41,7 @@ func shown(id string, d *amqp.Delivery) driver.PoisonedMessage {
 	msg := new(message.Message)
 	unmarshal(msg, d, nil)
 	shown := driver.PoisonedMessage{ID: id, Message: msg, Fault: driver.FaultOf(msg.Metadata)}
-	if _, parks := placeOf(d); parks {
+	if headOf(d) != "" {
 		shown.Parked = driver.Unknown
 	}
 	return shown

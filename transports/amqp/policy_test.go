@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	rabbit "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
@@ -93,10 +92,6 @@ func TestPolicy_deliveryLimitSparesWhatWaits(t *testing.T) {
 	const held = 5 + 3
 	there := func() bool { return transport.HeldForTest() == held }
 	eventually(t, "they are held", there)
-	for range 24 {
-		transport.TickForTest()
-		eventually(t, "they are held again", there)
-	}
 	queue := transport.PoisonQueue(group)
 	all, err := queue.List(t.Context(), "", 10)
 	require.NoError(t, err)
@@ -111,42 +106,6 @@ func TestPolicy_deliveryLimitSparesWhatWaits(t *testing.T) {
 		require.Equal(t, fmt.Sprint(last[key]), number)
 	}
 	closeAll(t, transport)
-}
-
-// A time to live that has deleted the token of a leader does not keep the next process from leading.
-func TestPolicy_messageTTLSparesTheLead(t *testing.T) {
-	b := ownBroker(t)
-	policy(t, b, `\.lead$`, `{"message-ttl":1}`)
-	bothQueues(t, withOptions(b.url(), "heartbeat=2s"), func(t *testing.T, raw string) {
-		topic, group := unique("order.paid.v1"), unique("ledger")
-		sub := driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 4, Order: driver.OrderedByKey}
-		first, second := open(t, raw), open(t, raw)
-		feed := subscribe(t, first, sub)
-		publishKeyed(t, first, topic, "a/1")
-		require.Equal(t, "a/1", take(t, feed))
-		other := subscribe(t, second, sub)
-		come := make(chan string)
-		go func() {
-			d, err := other.Next(t.Context())
-			if err == nil {
-				_ = d.Settler.Ack()
-				come <- driver.MessageID(d.Message)
-			}
-			close(come)
-		}()
-		eventually(t, "the other stands by", second.StandsByForTest)
-		withBroker(t, raw, func(ch *rabbit.Channel) {
-			eventually(t, "its own token is gone", func() bool {
-				q, err := ch.QueueDeclarePassive(group+".lead", true, false, false, false, nil)
-				require.NoError(t, err)
-				return q.Messages == 0
-			})
-			closeAll(t, first)
-			publishKeyed(t, second, topic, "a/2")
-			require.Equal(t, "a/2", <-come)
-		})
-		closeAll(t, second)
-	})
 }
 
 // A look that loses messages says so.

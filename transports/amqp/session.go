@@ -11,8 +11,6 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
-
-	"github.com/leatbus/leat/bus/driver"
 )
 
 const (
@@ -45,10 +43,6 @@ type session struct {
 	// crashes, and the count of the others stays true.
 	careful atomic.Bool
 	wide    chan struct{} // may fetch more
-	begun   bool          // a message has come; guarded by the feed's mu
-	repeats repeats       // guarded by the feed's mu
-	held    *held         // in an ordered group
-	lost    chan error    // what an ordered group needs beside the channel is gone
 	idle    chan struct{} // closed when nothing is out, after the feed was closed
 	settled func()
 	drained bool
@@ -58,7 +52,7 @@ type session struct {
 func (f *feed) run() {
 	defer f.release()
 	pause := newBackoff()
-	for f.intake.Err() == nil {
+	for f.open.Err() == nil {
 		began := time.Now()
 		s, err := f.connectAlone()
 		if err == nil {
@@ -69,11 +63,11 @@ func (f *feed) run() {
 		if time.Since(began) > soundSession {
 			pause.Reset()
 		}
-		if f.intake.Err() != nil {
+		if f.open.Err() != nil {
 			return
 		}
 		f.t.cfg.Logger.Warn("leat: amqp: consuming is interrupted", "group", f.sub.Group, "err", err)
-		pause.Wait(f.intake)
+		pause.Wait(f.open)
 	}
 }
 
@@ -92,8 +86,8 @@ func (f *feed) connectAlone() (*session, error) {
 		select {
 		case l.turn <- struct{}{}:
 			defer func() { <-l.turn }()
-		case <-f.intake.Done():
-			return nil, context.Cause(f.intake)
+		case <-f.open.Done():
+			return nil, context.Cause(f.open)
 		}
 	}
 	s, err := f.connect()
@@ -110,7 +104,7 @@ func (f *feed) blame(err error) {
 
 // isolate gives a group a connection of its own that has ended the shared one too often.
 func (f *feed) isolate() {
-	if f.failures < sickFailures || f.intake.Err() != nil {
+	if f.failures < sickFailures || f.open.Err() != nil {
 		return
 	}
 	f.failures = 0
@@ -120,7 +114,7 @@ func (f *feed) isolate() {
 	if isolated {
 		return
 	}
-	l, err := openLink(f.intake, f.t.cfg, "group "+f.sub.Group)
+	l, err := openLink(f.open, f.t.cfg, "group "+f.sub.Group)
 	if err != nil {
 		return // next time
 	}
@@ -134,13 +128,13 @@ func (f *feed) isolate() {
 	}
 	f.t.mu.Unlock()
 	if closed {
-		l.close(f.intake)
+		l.close(f.open)
 	}
 }
 
 // connect opens a channel, makes what is missing and begins to consume.
 func (f *feed) connect() (*session, error) {
-	conn, wire, err := f.link().connection(f.intake)
+	conn, wire, err := f.link().connection(f.open)
 	if err != nil {
 		return nil, err
 	}
@@ -148,22 +142,17 @@ func (f *feed) connect() (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &session{feed: f, ch: ch, wire: wire, wide: make(chan struct{}, 1), lost: make(chan error, 1), idle: make(chan struct{})}
-	s.repeats.twins = f.twins
+	s := &session{feed: f, ch: ch, wire: wire, wide: make(chan struct{}, 1), idle: make(chan struct{})}
 	s.settled = sync.OnceFunc(func() { close(s.idle) })
 	s.gone = ch.NotifyClose(make(chan *amqp.Error, 1))
 	s.cancelled = ch.NotifyCancel(make(chan string, len(f.queues)+1))
 	s.acks = newAcks(ch, 1, 0)
-	s.careful.Store(f.sub.Order == driver.Unordered && f.prefetch > 1)
+	s.careful.Store(f.prefetch > 1)
 
 	f.mu.Lock()
 	f.session = s
 	f.mu.Unlock()
-	switch err = f.t.topology.subscribe(ch, f.sub); {
-	case err != nil:
-	case f.sub.Order != driver.Unordered:
-		err = openHeld(s, conn, wire)
-	default:
+	if err = f.t.topology.subscribe(ch, f.sub); err == nil {
 		f.adoptHeld(conn)
 		err = s.consume(s.firstPrefetch())
 	}
@@ -186,10 +175,7 @@ func (s *session) firstPrefetch() int {
 func (s *session) consume(prefetch int) error {
 	const size, global = 0, false
 	const autoAck, noLocal = false, false
-	bounded := s.feed.sub.Order == driver.Unordered // an ordered group must always fetch the same number
-	if bounded {
-		prefetch = s.feed.bytes.fit(prefetch)
-	}
+	prefetch = s.feed.bytes.fit(prefetch)
 	if err := s.ch.Qos(prefetch, size, global); err != nil {
 		return err
 	}
@@ -197,9 +183,7 @@ func (s *session) consume(prefetch int) error {
 	for _, queue := range s.feed.queues {
 		s.consumers++
 		tag := s.feed.sub.Group + "-" + strconv.Itoa(s.consumers)
-		if bounded {
-			s.wire.meter.watch(tag, s.feed.bytes)
-		}
+		s.wire.meter.watch(tag, s.feed.bytes)
 		deliveries, err := s.ch.Consume(queue, tag, autoAck, exclusive, noLocal, noWait, nil)
 		if err != nil {
 			return err
@@ -216,52 +200,12 @@ func (s *session) consume(prefetch int) error {
 	return nil
 }
 
-// judge decides after the first message whether more can be fetched at once. Not in an ordered group:
-// a quorum queue keeps the order of what it takes back only while its consumers always fetch the same
-// number.
+// judge decides after the first message whether more can be fetched at once.
 func (s *session) judge(it *item) {
 	if !it.suspect() && s.careful.CompareAndSwap(true, false) {
 		s.acks.hold()
 		s.wide <- struct{}{}
 	}
-}
-
-// repeats finds out in an ordered group whether the broker has sent something twice over one channel; see the
-// invariants of held. One consumer gets everything, and what was with a consumer before comes first. So nothing
-// comes as redelivered after the first that does not, and nothing before it comes twice.
-type repeats struct {
-	fresh    bool            // a message has come that was never delivered before
-	counts   map[uint64]int  // how often those were delivered that came before it, by their fingerprints
-	requeued int             // messages that this session has put back
-	twins    map[uint64]bool // the feed's: those that made an earlier session begin anew
-}
-
-// again reports whether the message had been sent before.
-func (r *repeats) again(d *amqp.Delivery) bool {
-	switch {
-	case !d.Redelivered:
-		r.fresh, r.counts = true, nil
-		return false
-	case r.requeued > 0:
-		r.requeued--
-		return false
-	case r.fresh:
-		return true
-	}
-	original, n := printOf(d), deliveries(d)
-	if original == 0 {
-		return false
-	}
-	if r.counts == nil {
-		r.counts = make(map[uint64]int)
-	}
-	before, twice := r.counts[original]
-	r.counts[original] = max(before, n)
-	if !twice || n <= before || r.twins[original] {
-		return false // a publisher may have sent it twice, too; so may a process that was killed
-	}
-	r.twins[original] = true // if it comes so again, there are two of it, and beginning anew would never end
-	return true
 }
 
 func (s *session) isOver() bool { return s.over.Load() }
@@ -277,8 +221,6 @@ func (s *session) serve() error {
 			return channelLost(err)
 		case tag := <-s.cancelled:
 			return consumerCancelled(tag)
-		case err := <-s.lost:
-			return err
 		case <-s.wide:
 			if err := s.refocus(s.feed.prefetch); err != nil {
 				return err
@@ -295,7 +237,7 @@ func (s *session) serve() error {
 				s.feed.blame(err)
 				return err
 			}
-		case <-s.feed.intake.Done():
+		case <-s.feed.open.Done():
 			return s.drain()
 		}
 	}
@@ -334,8 +276,8 @@ func (s *session) cancel() error {
 // stays until the rest is settled.
 //
 // What is not settled when the channel is closed goes back to its place in a quorum queue; what is
-// nacked, or had its consumer cancelled, to the end. So where the place matters, the consumer stays
-// until everything that is out is settled; nor can the next one take over before.
+// nacked, or had its consumer cancelled, to the end. So with one worker, which promises the order of arrival, the
+// consumer stays until everything that is out is settled; nor can the next one take over before.
 func (s *session) drain() error {
 	s.feed.t.active.Add(1) // Close waits for the last acks too
 	s.drained = true
@@ -345,9 +287,6 @@ func (s *session) drain() error {
 		s.feed.release()
 		if err := s.awaitIdle(); err != nil {
 			return err
-		}
-		if s.held != nil {
-			return s.held.farewell()
 		}
 		return s.rest()
 	}
@@ -369,26 +308,6 @@ func (s *session) drain() error {
 }
 
 // A channel keeps acks of quorum queues back while 32 wait for the disk, and forgets them when it is closed.
-
-// acked returns when the broker has carried out the acks of an ordered group: it answers behind them to a
-// consumer that only stands in line.
-func (s *session) acked() error {
-	const autoAck, noLocal = false, false
-	s.acks.hurry()
-	if s.feed.t.cfg.QueueType == Classic {
-		return nil
-	}
-	for _, queue := range s.feed.queues {
-		tag := s.feed.sub.Group + "-last"
-		if _, err := s.ch.Consume(queue, tag, autoAck, exclusive, noLocal, noWait, nil); err != nil {
-			return err
-		}
-		if err := s.ch.Cancel(tag, noWait); err != nil {
-			return err
-		}
-	}
-	return nil
-}
 
 // rest gives the broker time to carry out many acks, where another consumer would be served.
 func (s *session) rest() error {
@@ -439,18 +358,14 @@ func (s *session) close() {
 	s.over.Store(true)
 	s.acks.end()
 	closeQuietly(s.ch)
-	if s.held != nil {
-		s.held.end() // after it: what this process took from the group's queue is back when another leads
-	}
 	s.pumps.Wait()
 	if s.drained {
 		s.feed.t.active.Add(-1)
 	}
 }
 
-// keepsPlace reports whether the order of the queue is to be kept when a consumer ends: where order is
-// asked for, or there is one worker.
-func (f *feed) keepsPlace() bool { return f.sub.Order != driver.Unordered || f.sub.Concurrency == 1 }
+// keepsPlace reports whether the order of the queue is to be kept when a consumer ends.
+func (f *feed) keepsPlace() bool { return f.sub.Concurrency == 1 }
 
 // giveBack returns what was never handed out. The broker would count each as delivered, which it
 // was not; so it is published again, at the end of the queue. Where place matters more than the
@@ -467,18 +382,11 @@ func (f *feed) giveBack() {
 		back[it] = 0
 	}
 	f.ready = nil
-	clear(f.lanes)
-	f.behind = 0
 	moves := make(map[*item]time.Duration)
 	for it, after := range back {
-		if f.keepsPlace() && !it.counted && (it.key != "" || after <= 0) {
-			continue
-		}
-		f.takeOut()
-		if it.key == "" {
+		if !f.keepsPlace() || it.counted || after > 0 {
+			f.takeOut()
 			moves[it] = after
-		} else {
-			it.session.held.keep(it, it.attempts, after)
 		}
 	}
 	f.mu.Unlock()

@@ -4,6 +4,7 @@ package amqp_test
 
 import (
 	"context"
+	"errors"
 	"syscall"
 	"testing"
 	"time"
@@ -15,31 +16,34 @@ import (
 	"github.com/leatbus/leat/internal/testenv"
 )
 
-// A new leader hands out nothing before the queue of held messages has noticed the end of the last one: what
-// that one had would come behind what is new.
-func TestALeaderWaitsForTheEndOfTheLast(t *testing.T) {
+// A new leader hands out nothing before the last one has given back what is parked: what that one had would come behind
+// what is new.
+func TestLeader_waitsForTheEndOfTheLast(t *testing.T) {
 	t.Parallel()
 	bothQueues(t, testenv.RabbitMQ(t), func(t *testing.T, raw string) {
 		topic, group := unique("order.paid.v1"), unique("ledger")
-		sub := driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 4, Order: driver.OrderedByKey}
+		sub := driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 4, Order: driver.OrderedByKey, Park: true}
 		first := open(t, raw)
 		feed := subscribe(t, first, sub)
 		publishKeyed(t, first, topic, "a/1", "a/2")
-		require.NoError(t, next(t, feed).Settler.Redeliver(2*time.Second))
+		d := next(t, feed)
+		require.NoError(t, d.Settler.Poison(t.Context(), driver.NewFault(d, errors.New("bad"))))
 		eventually(t, "both are held", func() bool { return first.HeldForTest() == 2 })
 		closeAll(t, first)
 
 		withBroker(t, raw, func(ch *rabbit.Channel) { // as the last leader, whose end was not noticed yet
-			require.NoError(t, ch.Qos(3, 0, false))
-			held, err := ch.Consume(group+".held", "", false, false, false, false, nil)
+			parked, err := ch.Consume(group+".parked.1a", "", false, false, false, false, nil)
 			require.NoError(t, err)
-			for range 3 { // with the note that it ended in peace
-				<-held
-			}
+			<-parked
 			second := open(t, raw)
 			feed = subscribe(t, second, sub)
+			queue := second.PoisonQueue(group)
+			all, err := queue.List(t.Context(), "", 10)
+			require.NoError(t, err)
+			_, err = queue.Replay(t.Context(), all[0].ID)
+			require.NoError(t, err)
 			publishKeyed(t, second, topic, "a/3")
-			ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 			defer cancel()
 			_, err = feed.Next(ctx)
 			require.ErrorIs(t, err, context.DeadlineExceeded, "it came too early")
@@ -52,8 +56,8 @@ func TestALeaderWaitsForTheEndOfTheLast(t *testing.T) {
 	})
 }
 
-// A leader to whom the broker gives no token any more stands by, and another one goes on.
-func TestLeader_standsByWhenItsTokenDoesNotReturn(t *testing.T) {
+// A leader to whom the broker gives nothing any more stands by, and another one goes on.
+func TestLeader_standsByWhenItsTicksDoNotReturn(t *testing.T) {
 	t.Parallel()
 	bothQueues(t, withOptions(testenv.RabbitMQ(t), "heartbeat=2s"), func(t *testing.T, raw string) {
 		topic, group := unique("order.paid.v1"), unique("ledger")
@@ -66,7 +70,7 @@ func TestLeader_standsByWhenItsTokenDoesNotReturn(t *testing.T) {
 			if driver.MessageID(d.Message) == "a/1" {
 				ack(t, d)
 			} else {
-				require.NoError(t, d.Settler.Redeliver(2*time.Second))
+				require.NoError(t, d.Settler.Redeliver(3*time.Second))
 			}
 		}
 		eventually(t, "both are held", func() bool { return first.HeldForTest() == 2 })

@@ -74,7 +74,7 @@ func leadName(group string) string   { return group + leadSuffix }
 func (t *topology) own(s driver.Subscription) []string {
 	names := []string{poisonName(s.Group)}
 	if s.Order != driver.Unordered {
-		names = append(names, heldName(s.Group), leadName(s.Group))
+		names = append(append(names, keysName(s.Group)), parkedNames(s.Group)...)
 	}
 	for _, queue := range t.queues(s) {
 		for _, delay := range t.retryDelays(s) {
@@ -260,13 +260,19 @@ func (t *topology) subscribe(ch *amqp.Channel, s driver.Subscription) error {
 func (t *topology) declareGroup(d *declarer, s driver.Subscription) {
 	d.queue(poisonName(s.Group), t.plainArgs())
 	if s.Order != driver.Unordered {
-		d.queue(heldName(s.Group), t.plainArgs())
-		d.queue(leadName(s.Group), leadArgs(t.cfg.QueueType))
+		for _, name := range append(parkedNames(s.Group), keysName(s.Group)) {
+			d.queue(name, t.thrownOutTo(poisonName(s.Group)))
+		}
 	}
 	for _, queue := range t.queues(s) {
 		d.queue(queue, t.queueArgs(s))
 	}
 	t.declareRetries(d, s)
+	t.bindGroup(d, s)
+}
+
+// bindGroup binds a group's queues to its topics.
+func (t *topology) bindGroup(d *declarer, s driver.Subscription) {
 	if t.watermill() {
 		for i, topic := range s.Known {
 			t.declareTopic(d, topic)
@@ -295,19 +301,19 @@ func (t *topology) queueArgs(s driver.Subscription) amqp.Table {
 	if t.watermill() {
 		return nil // a queue of the same name that a plain Watermill service declares has none
 	}
-	args := t.plainArgs()
-	// What the broker itself throws out, by a policy with a limit or a time to live, is not lost.
-	args["x-dead-letter-exchange"] = ""
-	args["x-dead-letter-routing-key"] = poisonName(s.Group)
+	args := t.thrownOutTo(poisonName(s.Group))
 	if s.Order != driver.Unordered {
 		args["x-single-active-consumer"] = true
 	}
 	return args
 }
 
-func leadArgs(queueType QueueType) amqp.Table {
-	args := plainArgs(queueType)
-	args["x-single-active-consumer"] = true
+// thrownOutTo are the arguments of a queue that loses nothing which the broker itself throws out, by a policy with a limit
+// or a time to live.
+func (t *topology) thrownOutTo(queue string) amqp.Table {
+	args := t.plainArgs()
+	args["x-dead-letter-exchange"] = ""
+	args["x-dead-letter-routing-key"] = queue
 	return args
 }
 

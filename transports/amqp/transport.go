@@ -22,7 +22,6 @@ type Transport struct {
 	topology   *topology
 	publishing *link
 	consuming  *link
-	ordered    *link   // opened for the first ordered group; guarded by mu
 	extra      []*link // of groups with a connection of their own; guarded by mu
 	publisher  *publisher
 	unroutable atomic.Int64
@@ -35,7 +34,7 @@ type Transport struct {
 	work   sync.WaitGroup      // goroutines: feeds, what goes on in the background
 
 	mu       sync.Mutex
-	open     []*feed
+	open     []subscription
 	closed   bool
 	finished chan struct{} // closed at the end of Close
 }
@@ -238,6 +237,13 @@ func (t *Transport) report(topic string, out []*outgoing) error {
 	return &driver.UnroutableError{Topics: topics, Strict: t.cfg.Unroutable == RefuseUnroutable}
 }
 
+// subscription is what the transport does with a [driver.Receiver] when it is closed.
+type subscription interface {
+	driver.Receiver
+	shut()    // stops taking in
+	abandon() // gives up waiting for what is out
+}
+
 // Subscribe declares the group's queues and binds them, or with declare=false checks that they are
 // there. It waits for a lost connection as long as ctx allows.
 func (t *Transport) Subscribe(ctx context.Context, s driver.Subscription) (driver.Receiver, error) {
@@ -254,7 +260,12 @@ func (t *Transport) Subscribe(ctx context.Context, s driver.Subscription) (drive
 	if err := t.prepare(ctx, s); err != nil {
 		return nil, fmt.Errorf("amqp: subscribe group %q: %w", s.Group, err)
 	}
-	f := newFeed(t, s)
+	var f subscription
+	if s.Order == driver.Unordered {
+		f = newFeed(t, s)
+	} else {
+		f = newOrderedFeed(t, s)
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
@@ -272,11 +283,6 @@ func (t *Transport) prepare(ctx context.Context, s driver.Subscription) error {
 	if err := t.topology.adopt(s); err != nil {
 		return err
 	}
-	if s.Order != driver.Unordered {
-		if err := t.openOrdered(ctx); err != nil {
-			return err
-		}
-	}
 	err := withChannel(ctx, t.consuming, func(ch *amqp.Channel) error {
 		if err := t.topology.declareDelays(ctx, ch); err != nil {
 			return err
@@ -290,39 +296,8 @@ func (t *Transport) prepare(ctx context.Context, s driver.Subscription) error {
 	return nil
 }
 
-// openOrdered makes the connection of ordered groups, which publish over it as well: the broker stops
-// reading from such a one when it runs out of memory, and the acks of other groups must pass meanwhile.
-func (t *Transport) openOrdered(ctx context.Context) error {
-	if t.ordering() != nil {
-		return nil
-	}
-	l, err := openLink(ctx, t.cfg, "ordered")
-	if err != nil {
-		return err
-	}
-	t.mu.Lock()
-	first := t.ordered == nil && !t.closed
-	if first {
-		t.ordered = l
-	}
-	t.mu.Unlock()
-	if !first {
-		l.close(ctx)
-	}
-	return nil
-}
-
-func (t *Transport) ordering() *link {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.ordered
-}
-
 func (t *Transport) links() []*link {
 	links := []*link{t.publishing, t.consuming}
-	if l := t.ordering(); l != nil {
-		links = append(links, l)
-	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return append(links, t.extra...)

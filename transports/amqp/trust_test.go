@@ -29,7 +29,8 @@ func forged(group, victim, topic string) rabbit.Table {
 		driver.HeaderFaultError: "forged", driver.HeaderFaultStack: "forged", driver.HeaderFaultTrace: "forged", driver.HeaderInstance: "i-1", "leat_left_out": "forged",
 		"leat-own": strings.Repeat("0", 32), "amqp_user_id": "admin",
 		"leat-extra": `{"amqp_user_id":"YWRtaW4=","leat_instance":"aS0x","leat_fault_error":"Zm9yZ2Vk","plain":"eA==","CC":"eA=="}`,
-		"plain":      "theirs",
+		"leat-head":  "1-1", "leat-seq": "1-1", "leat-stamp": "1-1", "leat-name": "1-1", "leat-note": "drop", "leat-repeat": true,
+		"plain": "theirs",
 	}
 }
 

@@ -17,7 +17,7 @@ import (
 func unmarshal(msg *message.Message, d *amqp.Delivery, ownKey []byte) {
 	h := make(message.Metadata, len(d.Headers)+1)
 	for name, field := range d.Headers {
-		if name := headerName(name); name != "" {
+		if name := plainName(name); name != "" {
 			h[fieldName(name)] = fieldText(field)
 		}
 	}
@@ -68,8 +68,8 @@ func (e *UnreadableError) Error() string {
 	return "the message's headers can't be read, and are left out: " + e.Reason
 }
 
-// headerName is a wire header's name in leat, "" for one that is not the message's own.
-func headerName(wire string) string {
+// plainName is a wire header's name in leat, "" for one that is not the message's own.
+func plainName(wire string) string {
 	for _, prefix := range []string{wirePrefix, wirePrefixAlternate} {
 		if attribute, ok := strings.CutPrefix(wire, prefix); ok && attribute != "" {
 			if plainAttribute(attribute) {

@@ -28,6 +28,7 @@ func (g *group) deliver(it *item) *driver.Delivery {
 	d.Topic = it.topic
 	d.Group = g.name
 	d.Attempt = it.attempts + 1
+	d.Fence = it.fence
 	d.FirstSeen = it.since
 	d.History = it.history
 	d.Settler = h

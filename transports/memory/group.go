@@ -31,6 +31,7 @@ type item struct {
 	seq       int       // ascending in the order of publishing; a replay keeps it
 	head      bool      // it is the head of its key
 	parked    bool      // it waits behind a poisoned message
+	fence     uint64    // of its last delivery
 	untracked bool      // the bus that published it does not wait for its outcome any more
 }
 
@@ -59,6 +60,7 @@ type group struct {
 	order      driver.Order
 	park       bool
 	receivers  int
+	joined     uint64 // receivers so far
 	onPark     map[*receiver]func(*message.Message)
 	closed     bool
 	seq        int // the last one given
@@ -93,6 +95,7 @@ func (g *group) join(s driver.Subscription) error {
 			"so give one of them another name", s.Group, g.topics, g.order, s.Topics, s.Order)
 	}
 	g.receivers++
+	g.joined++
 	g.topics, g.order = slices.Clone(s.Topics), s.Order
 	if g.cfg.Queue > 0 {
 		for i := range g.capacities {
@@ -172,6 +175,9 @@ func (g *group) take() (*item, bool) {
 	it, ok := g.ready.PopFront()
 	if ok {
 		g.out++
+		if g.order != driver.Unordered {
+			it.fence = g.joined
+		}
 	}
 	return it, ok
 }

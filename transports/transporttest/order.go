@@ -99,6 +99,8 @@ func testOrder(t *testing.T, h Harness) {
 		require.Equal(t, []string{"a/2"}, w.collect(feed, 1))
 	})
 
+	t.Run("a change of consumer raises the fencing number", func(t *testing.T) { testFence(t, h) })
+
 	t.Run("strictly, one at a time over all consumers", func(t *testing.T) {
 		w := newWorld(t, h)
 		first := w.open()
@@ -123,6 +125,32 @@ func testOrder(t *testing.T, h Harness) {
 		w.eventually("all arrive", func() bool { return lanes.total() == len(published) })
 		require.Equal(t, published, lanes.order[""])
 	})
+}
+
+// testFence is the fencing number of promise 7.
+func testFence(t *testing.T, h Harness) {
+	w := newWorld(t, h)
+	first := w.open()
+	skipUnlessByKey(t, first)
+	topic, sub := w.topic("order.paid.v1"), w.byKey(2)
+	feed := w.subscribe(first, sub)
+	require.NoError(t, first.Publish(w.ctx, topic, withKey(newMessage(topic, "a/1"), "a")))
+	d := w.next(feed)
+	if d.Fence == 0 {
+		t.Skip("this transport has no fencing numbers yet")
+	}
+	w.ack(d)
+	for i := range 3 {
+		require.NoError(t, feed.Close(w.ctx))
+		feed = w.subscribe(w.another(first), sub)
+		id := fmt.Sprintf("a/%d", i+2)
+		require.NoError(t, first.Publish(w.ctx, topic, withKey(newMessage(topic, id), "a")))
+		next := w.next(feed)
+		require.Equal(t, id, driver.MessageID(next.Message))
+		require.Greater(t, next.Fence, d.Fence, "another consumer has a higher number")
+		w.ack(next)
+		d = next
+	}
 }
 
 func skipUnlessByKey(t *testing.T, transport driver.Transport) {

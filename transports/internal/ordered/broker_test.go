@@ -131,6 +131,15 @@ func (q *queue) takeBack(c *consumer) {
 	q.giveBack(back)
 }
 
+// giveBackOne returns one message to its place.
+func (q *queue) giveBackOne(tag Tag, s *session) {
+	if u, ok := q.out[tag]; ok && u.consumer.session == s {
+		delete(q.out, tag)
+		u.consumer.unacked--
+		q.giveBack([]queued{u.queued})
+	}
+}
+
 // loseAcks undoes the last acks.
 func (q *queue) loseAcks(n int) {
 	n = min(n, len(q.acked))

@@ -120,10 +120,8 @@
 //  3. Every Config.Tick, publish a tick to g with a unique id, while the session does not lead.
 //  4. At the first delivery from g, consume g.keys exclusively with unlimited prefetch; if that is refused, try again
 //     every 50 ms or so, and end the session after 30 s. Then NewTakeover; pass it the deliveries of g so far, in order,
-//     and each later one, and each message of g.keys. Carry out its effects. Recover is basic.recover with requeue on
-//     g's channel; call Recovered at recover-ok, before any delivery that follows it. (A client library that passes
-//     replies and deliveries on separately can't tell what precedes recover-ok. Pass on all that it yields afterwards:
-//     something precedes it only if the broker has taken back during the takeover, at that moment.) Remember the tags
+//     and each later one, and each message of g.keys. Carry out its effects. Return is
+//     basic.nack with requeue of that one message; the next delivery has another tag. Remember the tags
 //     of what is read from g.keys while Compacts is false.
 //  5. When the takeover is Ready: declare all pairs passively. If one has a consumer, wait, up to 30 s. The counts are
 //     those of messages. Declare g passively, and pass on all that has arrived before that returns: then all that the
@@ -155,8 +153,8 @@
 //	StepDown    log the reason and end the session.
 //	Report      log it, and report it in the health of the group, until it is withdrawn.
 //
-// To stop in good order: Machine.Stop; let workers settle what they have; wait until Settled, for a limited time; make
-// sure that the broker has the acks; end the session.
+// To stop in good order: Machine.Stop; let workers settle what they have; wait until Settled, for a limited time;
+// Machine.Leave; make sure that the broker has the acks; end the session.
 //
 // If the process stood still for longer than 1.5 heartbeats (a timer of 200 ms shows it; look at each hand-out), call
 // Stalled.

@@ -98,8 +98,8 @@ type Send struct {
 	Head    string
 }
 
-// Recover gives all deliveries of the group's queue back to their places. See [Takeover.Recovered].
-type Recover struct{}
+// Return gives the last delivery of the group's queue back to its place. It is delivered again under another tag.
+type Return struct{ Tag Tag }
 
 // Write publishes a record to the log.
 type Write struct {
@@ -135,7 +135,7 @@ func (Send) effect()      {}
 func (Write) effect()     {}
 func (StartPass) effect() {}
 func (EndPass) effect()   {}
-func (Recover) effect()   {}
+func (Return) effect()    {}
 func (Renew) effect()     {}
 func (StepDown) effect()  {}
 func (Report) effect()    {}

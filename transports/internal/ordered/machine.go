@@ -234,8 +234,8 @@ func (m *Machine) Failed(now time.Time, tag Tag, after time.Duration) {
 	it := m.take(now, tag, false)
 	switch {
 	case it == nil:
-	case after > m.config.Short:
-		m.depart(it, ToDelay, now.Add(after))
+	case after > m.config.Short, m.stopping:
+		m.depart(it, ToDelay, now.Add(max(after, 0)))
 	default:
 		m.wait(it, now.Add(max(after, 0)))
 	}
@@ -354,11 +354,30 @@ func earlier(a, b time.Time) time.Time {
 	return a
 }
 
-// Stop hands nothing out any more and begins no pass. What workers have can still be settled.
+// Stop hands nothing out any more and begins no pass. What workers have can still be settled. What waits here for its
+// time is sent away: only this process knows of that.
 func (m *Machine) Stop(now time.Time) {
 	m.now = now
 	m.stopping = true
 	m.releaseGuard()
+	waiting := m.waiting
+	m.waiting = nil
+	for _, it := range waiting {
+		if it.stuck {
+			m.waiting = append(m.waiting, it)
+		} else {
+			m.depart(it, ToDelay, it.due)
+		}
+	}
+}
+
+// Leave acks the last tick of a session that has stopped. It is the last that the session does before its connection is
+// closed: who leads has something unacked.
+func (m *Machine) Leave() {
+	if m.stopping && m.leader.tick != 0 {
+		m.emit(Ack{m.leader.tick})
+		m.leader.tick = 0
+	}
 }
 
 // Settled reports whether all publishings are confirmed and all fences have returned. If no worker has a message either,

@@ -379,13 +379,24 @@ func TestTakeover_makesRoomForItsProof(t *testing.T) {
 	effects := over.Effects()
 	require.NoError(t, over.Read(now, effects[0].(Write).Record.Encode()))
 	effects = over.Effects()
-	require.Contains(t, effects, Effect(Recover{}))
-	over.Arrived(now, &Message{Tag: 100})
-	require.Empty(t, over.Effects())
-	over.Recovered()
+	require.Contains(t, effects, Effect(Return{Tag(config.Prefetch)}))
+	require.Len(t, over.first, config.Prefetch-1)
 	over.Arrived(now, &Message{Tag: 101, Redelivered: true})
 	require.IsType(t, Write{}, over.Effects()[0])
-	require.Len(t, over.first, 1)
+	require.Len(t, over.first, config.Prefetch)
+}
+
+func TestTakeover_stepsDownIfSomethingElseIsRedelivered(t *testing.T) {
+	now := time.Unix(100, 0)
+	config := testConfig()
+	over := NewTakeover(config, NewMemory(), "me", now)
+	require.NoError(t, over.Read(now, over.Effects()[0].(Write).Record.Encode()))
+	for tag := range config.Prefetch {
+		over.Arrived(now, &Message{Tag: Tag(tag + 1), Print: uint64(tag + 1)})
+	}
+	over.Effects()
+	over.Arrived(now, &Message{Tag: 101, Print: 1, Redelivered: true}) // of all that the broker has taken back, the first
+	require.IsType(t, StepDown{}, over.Effects()[0])
 }
 
 func TestTakeover_claimsAgainWhenAnotherWasFaster(t *testing.T) {

@@ -300,11 +300,8 @@ func (s *session) effects() {
 				s.w.b.log.publish(&body{record: r})
 				s.confirm(e.Op)
 			})
-		case Recover:
-			s.send(s.w.b.group, func() {
-				s.w.b.group.takeBack(s.consumer)
-				s.inbox = append(s.inbox, s.t.Recovered)
-			})
+		case Return:
+			s.send(s.w.b.group, func() { s.w.b.group.giveBackOne(e.Tag, s) })
 		case Renew:
 			s.stop()
 			return

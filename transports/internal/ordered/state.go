@@ -76,7 +76,7 @@ func (s *State) pairCount() (n int) {
 var errTooManyKeys = errors.New("ordered: the log knows too many keys")
 
 // Apply adds a record of the log, in the log's order. A record of an earlier epoch has no effect: its writer did not
-// X
+// lead any more when it wrote the record, or stopped leading before the log had it.
 func (s *State) Apply(r *Record) error {
 	if r.Epoch < s.epoch {
 		return nil

@@ -13,8 +13,8 @@ import (
 //
 //  1. Consume the log, exclusively, and read up to a first claim, which is always refused.
 //  2. Prove that the queue still delivers to this session: send a fence to it and wait until it arrives. If there is
-//     no room for it, because Prefetch messages are unacked, give all of them back: they go to their places, and are
-//     redelivered at once to whoever is the consumer.
+//     no room for it, because Prefetch messages are unacked, give the last of them back: it goes to its place, and is
+//     redelivered at once to whoever is the consumer. (Not all: some brokers do not keep the order of many.)
 //  3. Claim the next epoch, and read up to that. The claim says which epoch it follows. So it is refused if
 //     another session has claimed one since step 1; then step 2 is next.
 //  4. Write a snapshot.
@@ -24,30 +24,30 @@ import (
 //
 // A Takeover has no clock and is not safe for concurrent use.
 type Takeover struct {
-	config  Config
-	memory  *Memory
-	writer  string
-	state   *State
-	effects []Effect
-	ops     uint64
-	first   []*Message
-	adopted []*Message
-	fence   string // that is awaited
-	fences  int
-	current string // the claim that is awaited
-	claims  int
-	stage   stage
+	config   Config
+	memory   *Memory
+	writer   string
+	state    *State
+	effects  []Effect
+	ops      uint64
+	first    []*Message
+	adopted  []*Message
+	fence    string // that is awaited
+	fences   int
+	returned uint64 // the print of the message that was given back
+	current  string // the claim that is awaited
+	claims   int
+	stage    stage
 }
 
 type stage int
 
 const (
-	probing    stage = iota // the first claim is not read yet
-	proving                 // waits for the fence
-	recovering              // gives back what has arrived
-	recovered               // waits for any delivery
-	claiming                // the claim is not read yet
-	writing                 // the snapshot is not confirmed yet
+	probing   stage = iota // the first claim is not read yet
+	proving                // waits for the fence
+	returning              // waits for the message that was given back
+	claiming               // the claim is not read yet
+	writing                // the snapshot is not confirmed yet
 	ready
 )
 
@@ -59,7 +59,7 @@ func NewTakeover(config Config, memory *Memory, writer string, now time.Time) *T
 	return t
 }
 
-// Effects returns what is to be done, and forgets it: Write, Send and Recover. It is called after each event.
+// Effects returns what is to be done, and forgets it: Write, Send, Return and StepDown. It is called after each event.
 func (t *Takeover) Effects() []Effect {
 	effects := t.effects
 	t.effects = nil
@@ -68,12 +68,11 @@ func (t *Takeover) Effects() []Effect {
 
 // Arrived reports a delivery of the group's queue.
 func (t *Takeover) Arrived(now time.Time, msg *Message) {
-	if t.stage == recovering {
-		return // it was given back as well
-	}
 	t.first = append(t.first, msg)
 	switch {
-	case t.stage == recovered, t.stage == proving && msg.Control == ControlFence && msg.Head == t.fence:
+	case t.stage == returning && (!msg.Redelivered || msg.Print != t.returned):
+		t.effects = append(t.effects, StepDown{"the broker has taken back what this process held"})
+	case t.stage == returning, t.stage == proving && msg.Control == ControlFence && msg.Head == t.fence:
 		t.stage = claiming
 		t.claim(now)
 	case t.stage == proving:
@@ -93,14 +92,10 @@ func (t *Takeover) prove() {
 
 func (t *Takeover) checkRoom() {
 	if len(t.first) >= t.config.Prefetch {
-		t.stage = recovering
-		t.effects = append(t.effects, Recover{})
+		last := t.first[len(t.first)-1]
+		t.first, t.stage, t.returned = t.first[:len(t.first)-1], returning, last.Print
+		t.effects = append(t.effects, Return{last.Tag})
 	}
-}
-
-// Recovered reports that a Recover effect was carried out: what arrives from now on was sent after it.
-func (t *Takeover) Recovered() {
-	t.first, t.stage = nil, recovered
 }
 
 // claim writes a claim. Each has a name of its own, because the broker may send an earlier one again.

@@ -1,0 +1,254 @@
+package amqp
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/leatbus/leat/internal/ids"
+	"github.com/leatbus/leat/transports/internal/ordered"
+)
+
+// How a session takes the lead, and how it reads parked queues.
+
+// orderedLog is the group's log, while a takeover reads it.
+type orderedLog struct {
+	ch    *amqp.Channel
+	read  uint64 // the last delivery tag that the snapshot replaces
+	ready bool
+}
+
+// takeOver reads the group's log until the takeover is ready.
+func (s *orderedSession) takeOver() {
+	ch, deliveries, err := s.consumeLog()
+	if err != nil {
+		s.fail(err)
+		return
+	}
+	f := s.feed
+	f.mu.Lock()
+	if s.over {
+		f.mu.Unlock()
+		return
+	}
+	now := time.Now()
+	s.log = &orderedLog{ch: ch}
+	s.takeover = ordered.NewTakeover(f.config, f.memory, ids.New(), now)
+	for _, msg := range s.early {
+		s.takeover.Arrived(now, msg)
+	}
+	s.early = nil
+	f.act()
+	f.mu.Unlock()
+	for d := range deliveries {
+		s.readLog(&d)
+	}
+}
+
+// consumeLog waits until no other session reads the log.
+func (s *orderedSession) consumeLog() (*amqp.Channel, <-chan amqp.Delivery, error) {
+	const alone, autoAck, noLocal = true, false, false
+	for began := time.Now(); ; {
+		ch, err := s.conn.Channel()
+		if err != nil {
+			return nil, nil, err
+		}
+		deliveries, err := ch.Consume(keysName(s.feed.sub.Group), "log", autoAck, alone, noLocal, noWait, nil)
+		if err == nil {
+			return ch, deliveries, nil
+		}
+		if !isCode(err, amqp.AccessRefused) && !isCode(err, amqp.ResourceLocked) {
+			return nil, nil, err
+		}
+		if time.Since(began) > orderedPatience {
+			return nil, nil, fmt.Errorf("another process still reads the group's log: %w", err)
+		}
+		if err := sleep(s.feed.life, 2*lockPause); err != nil {
+			return nil, nil, err
+		}
+	}
+}
+
+// readLog takes a record in.
+func (s *orderedSession) readLog(d *amqp.Delivery) {
+	f := s.feed
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if s.over || s.takeover == nil {
+		return
+	}
+	if !s.takeover.Compacts() {
+		s.log.read = d.DeliveryTag
+	}
+	err := errors.New("it was not published by leat")
+	if trusted(d) {
+		err = s.takeover.Read(time.Now(), d.Body)
+	}
+	if err != nil {
+		f.t.cfg.Logger.Error("leat: amqp: record skipped in the log of an ordered group", "group", f.sub.Group,
+			"queue", keysName(f.sub.Group), "message_id", d.MessageId, "err", err)
+	}
+	f.act()
+}
+
+// lead begins to lead when nobody reads parked queues any more, and all that the last leader had is here.
+func (s *orderedSession) lead() {
+	if err := s.tryLead(); err != nil {
+		s.fail(err)
+	}
+}
+
+func (s *orderedSession) tryLead() error {
+	f := s.feed
+	f.mu.Lock()
+	pairs := s.takeover.Pairs()
+	f.mu.Unlock()
+	p := prober{conn: s.conn}
+	defer p.close()
+	counts := make(map[ordered.Source]int)
+	for pair := 1; pair <= pairs; pair++ {
+		for side := range ordered.Side(2) {
+			from := ordered.Source{Pair: pair, Side: side}
+			n, err := s.awaitAlone(&p, parkedName(f.sub.Group, from))
+			if err != nil {
+				return err
+			}
+			counts[from] = n
+		}
+	}
+	if err := s.adopt(&p); err != nil {
+		return err
+	}
+	if _, err := s.group.ch.QueueDeclarePassive(f.queue, durable, autoDelete, exclusive, noWait, nil); err != nil {
+		return err
+	}
+	if err := s.awaitArrivals(); err != nil {
+		return err
+	}
+	return s.begins(counts)
+}
+
+// awaitAlone waits until a queue has no consumer, and returns how many messages it has.
+func (s *orderedSession) awaitAlone(p *prober, queue string) (int, error) {
+	for began := time.Now(); ; {
+		q, there, err := p.queue(queue)
+		switch {
+		case err != nil:
+			return 0, err
+		case !there:
+			return 0, &missingQueueError{queue}
+		case q.Consumers == 0:
+			return q.Messages, nil
+		case time.Since(began) > orderedPatience:
+			return 0, fmt.Errorf("somebody else consumes queue %q", queue)
+		}
+		if err := sleep(s.feed.life, lockPause); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// awaitArrivals waits until what the client library has received is taken in.
+func (s *orderedSession) awaitArrivals() error {
+	f := s.feed
+	for before := -1; ; {
+		f.mu.Lock()
+		n := s.arrivals
+		f.mu.Unlock()
+		if n == before {
+			return nil
+		}
+		before = n
+		if err := sleep(f.life, 2*time.Millisecond); err != nil {
+			return err
+		}
+	}
+}
+
+// begins begins to lead. What the log had before the snapshot is not needed any more.
+func (s *orderedSession) begins(counts map[ordered.Source]int) error {
+	const multiple = true
+	f := s.feed
+	f.mu.Lock()
+	log := s.log
+	f.mu.Unlock()
+	if log.read > 0 {
+		if err := log.ch.Ack(log.read, multiple); err != nil {
+			return err
+		}
+	}
+	if err := log.ch.Cancel("log", noWait); err != nil {
+		return err
+	}
+	closeQuietly(log.ch)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if s.over || s.stopping {
+		return nil
+	}
+	s.machine = ordered.New(s.takeover, counts, time.Now())
+	s.takeover, s.log = nil, nil
+	f.t.cfg.Logger.Debug("leat: amqp: this process leads the group", "group", f.sub.Group)
+	f.act()
+	return nil
+}
+
+// passPrefetch is how many parked messages a pass has at once.
+const passPrefetch = 100
+
+// startPass consumes a parked queue.
+func (s *orderedSession) startPass(from ordered.Source) {
+	if err := s.tryPass(from); err != nil {
+		s.fail(err)
+	}
+}
+
+func (s *orderedSession) tryPass(from ordered.Source) error {
+	f := s.feed
+	p := prober{conn: s.conn}
+	defer p.close()
+	queue := parkedName(f.sub.Group, from)
+	if _, err := s.awaitAlone(&p, queue); err != nil {
+		return err
+	}
+	const alone = true
+	c, deliveries, err := s.consume(from, queue, passPrefetch, alone)
+	if err != nil {
+		return err
+	}
+	other := parkedName(f.sub.Group, ordered.Source{Pair: from.Pair, Side: 1 - from.Side})
+	q, there, err := p.queue(other)
+	if err != nil || !there {
+		return errors.Join(err, &missingQueueError{other})
+	}
+	f.mu.Lock()
+	old := s.passes[from]
+	if s.over {
+		f.mu.Unlock()
+		return nil
+	}
+	s.passes[from] = c
+	s.machine.PassStarted(time.Now(), from.Pair, q.Messages == 0)
+	f.act()
+	f.mu.Unlock()
+	if old != nil {
+		old.acks.end()
+		closeQuietly(old.ch)
+	}
+	s.pump(c, deliveries)
+	return nil
+}
+
+// endPass cancels the consumer of a parked queue, and keeps its channel: the broker loses acks of a channel that is
+// closed soon after them.
+func (s *orderedSession) endPass(from ordered.Source) {
+	c := s.passes[from]
+	s.work.Go(func() {
+		c.acks.hurry()
+		if err := c.ch.Cancel(c.tag, noWait); err != nil {
+			s.fail(err)
+		}
+	})
+}
