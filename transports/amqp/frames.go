@@ -125,7 +125,7 @@ func (r *frameReader) next(soon bool) error {
 		return err
 	}
 	if size >= propsTable {
-		r.meter.message(channel, int(min(binary.BigEndian.Uint64(frame[frameHead+4:]), 1<<40))) //nolint:gosec // bounded
+		r.meter.message(channel, int(min(binary.BigEndian.Uint64(frame[frameHead+4:]), 1<<40)))
 	}
 	r.out = readable(frame, int(r.most.Load()))
 	return nil
@@ -150,10 +150,7 @@ func readable(frame []byte, most int) []byte {
 	if flags&flagHeaders == 0 || begin+4 > len(payload) {
 		return frame
 	}
-	end := begin + 4 + int(binary.BigEndian.Uint32(payload[begin:]))
-	if end > len(payload) {
-		end = len(payload)
-	}
+	end := min(begin+4+int(binary.BigEndian.Uint32(payload[begin:])), len(payload))
 	var reason string
 	table := &fields{rest: payload[begin:end]}
 	switch table.table(0); {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"slices"
 	"testing"
 	"testing/iotest"
 
@@ -17,9 +18,8 @@ func propsFrame(table []byte) []byte {
 	payload := make([]byte, propsTable)
 	payload[1] = 60
 	binary.BigEndian.PutUint16(payload[propsTable-2:], flagType|flagHeaders|0x1000)
-	payload = append(append(payload, 4), "text"...)
-	payload = binary.BigEndian.AppendUint32(payload, uint32(len(table)))
-	return rawFrame(frameProps, append(append(payload, table...), 2))
+	length := binary.BigEndian.AppendUint32(nil, uint32(len(table)))
+	return rawFrame(frameProps, slices.Concat(payload, []byte("\x04text"), length, table, []byte{2}))
 }
 
 func rawFrame(kind byte, payload []byte) []byte {

@@ -242,7 +242,7 @@ func TestDiagnoseNamesWhatIsWrongAndTheCure(t *testing.T) {
 	defer b.ctl(t, "set_vm_memory_high_watermark", "0.4")
 	f = findingOf(t, transport.Diagnose(t.Context()), "publish")
 	require.ErrorContains(t, f.Err, "low on memory")
-	require.NotEmpty(t, findingOf(t, transport.Diagnose(t.Context()), "group "+group).Err, "the rest is checked all the same")
+	require.Error(t, findingOf(t, transport.Diagnose(t.Context()), "group "+group).Err, "the rest is checked all the same")
 	b.ctl(t, "set_vm_memory_high_watermark", "0.4")
 	closeAll(t, transport)
 }
@@ -343,9 +343,4 @@ func depth(t testing.TB, broker, queue string) (n int) {
 		n = q.Messages
 	})
 	return n
-}
-
-func publishNobodyWants(t testing.TB, transport *amqp.Transport, topic string) {
-	t.Helper()
-	require.ErrorIs(t, transport.Publish(t.Context(), topic, newMessage(topic, "nobody's")), driver.ErrUnroutable)
 }
