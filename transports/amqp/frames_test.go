@@ -5,8 +5,8 @@ import (
 	"encoding/binary"
 	"io"
 	"net"
-	"strings"
 	"slices"
+	"strings"
 	"testing"
 	"testing/iotest"
 
