@@ -180,7 +180,7 @@ func (o *Outbox) insert(b batch, arrays bool) (query string, args []any) {
 func (o *Outbox) PoisonQueue() driver.PoisonQueue { return o.transport.PoisonQueue(o.Group()) }
 
 // pendingQuery reads the index alone, and one row: ids are given out in the order of first_at.
-const pendingQuery = `SELECT p.n, COALESCE({now} - CASE WHEN m.first_at > 0 THEN m.first_at ELSE 0 END, 0) FROM (
+const pendingQuery = `SELECT p.n, COALESCE({now} - CASE WHEN m.first_at < 0 THEN 0 ELSE m.first_at END, 0) FROM (
 	SELECT count(*) AS n, min(id) AS id FROM {messages} WHERE group_id = ? AND state IN ({ready}, {delayed}, {keyed}, {keyhead})
 ) p LEFT JOIN {messages} m ON m.id = p.id`
 
