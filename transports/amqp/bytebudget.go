@@ -58,7 +58,7 @@ func (b *byteBudget) add(n int) {
 		b.mean = float64(n)
 	}
 	b.mean += (float64(n) - b.mean) / 8
-	if allowed := b.allowed(); 2*allowed <= b.inUse || allowed >= 2*b.inUse {
+	if allowed := b.allowed(); 2*allowed <= b.inUse || allowed >= 2*b.inUse || allowed == b.wish && b.inUse < b.wish {
 		select {
 		case b.changed <- struct{}{}:
 		default:
