@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"slices"
 	"strings"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -27,12 +26,16 @@ func isPrivate(name string) bool {
 // RefusePrivate returns an error if a message to be published has a header that only leat sets, such as its count of
 // failures. It may be called concurrently.
 func RefusePrivate(msg *message.Message) error {
-	for _, name := range slices.Sorted(maps.Keys(msg.Metadata)) {
-		if isPrivate(name) {
-			return fmt.Errorf("message %s: header %q: %w", OneLine(MessageID(msg), MaxClassBytes), OneLine(name, MaxClassBytes), errPrivate)
+	first := "" // so that the error is the same each time
+	for name := range msg.Metadata {
+		if isPrivate(name) && (first == "" || name < first) {
+			first = name
 		}
 	}
-	return nil
+	if first == "" {
+		return nil
+	}
+	return fmt.Errorf("message %s: header %q: %w", OneLine(MessageID(msg), MaxClassBytes), OneLine(first, MaxClassBytes), errPrivate)
 }
 
 // DropPrivate deletes the headers that only leat sets from a message that anybody may have written. Transports call it

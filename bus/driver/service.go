@@ -10,11 +10,11 @@ import (
 	"strings"
 )
 
-// GroupFinder is a [Transport] that knows whether a group exists. It is optional; every durable transport of leat is one.
+// A GroupFinder is a [Transport] that knows whether groups exist. It is optional; every durable transport of leat is one.
 type GroupFinder interface {
-	// HasGroup reports whether a group of this name was ever subscribed and is still there. It makes nothing. It blocks
-	// until the message system answers or ctx is done, and may be called concurrently.
-	HasGroup(ctx context.Context, name string) (bool, error)
+	// FindGroup returns the first of these groups that was ever subscribed and is still there, "" if there is none. It
+	// makes nothing. It blocks until the message system answers or ctx is done, and may be called concurrently.
+	FindGroup(ctx context.Context, names ...string) (string, error)
 }
 
 // DefaultService returns the name of a service that sets none: the last element of the main module's path, without a
@@ -85,16 +85,18 @@ func CheckDefaultService(ctx context.Context, finder GroupFinder, groups ...stri
 }
 
 func checkDefaultService(ctx context.Context, finder GroupFinder, former, service string, groups ...string) error {
-	for _, group := range groups {
-		found, err := finder.HasGroup(ctx, former+"."+group)
-		if err != nil {
-			return fmt.Errorf("look for group %q: %w", former+"."+group, err)
-		}
-		if found {
-			return fmt.Errorf("this program's default service name is %q, and there is a group %q of the default name of earlier versions: "+
-				"set the service's name (LEAT_SERVICE or Config.Service) to %q if the group is this program's, or to %q if it is another's",
-				service, former+"."+group, former, service)
-		}
+	names := make([]string, len(groups))
+	for i, group := range groups {
+		names[i] = former + "." + group
 	}
-	return nil
+	found, err := finder.FindGroup(ctx, names...)
+	switch {
+	case err != nil:
+		return fmt.Errorf("look for groups of the service %q: %w", former, err)
+	case found == "":
+		return nil
+	}
+	return fmt.Errorf("this program's default service name is %q, and there is a group %q of the default name of earlier versions: "+
+		"set the service's name (LEAT_SERVICE or Config.Service) to %q if the group is this program's, or to %q if it is another's",
+		service, found, former, service)
 }

@@ -3,6 +3,7 @@ package driver
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -31,11 +32,14 @@ func TestDefaultService_namesTheProgram(t *testing.T) {
 // has is a message system with one group.
 type has string
 
-func (h has) HasGroup(_ context.Context, name string) (bool, error) {
-	if h == "" {
-		return false, errors.New("away")
+func (h has) FindGroup(_ context.Context, names ...string) (string, error) {
+	switch {
+	case h == "":
+		return "", errors.New("away")
+	case slices.Contains(names, string(h)):
+		return string(h), nil
 	}
-	return name == string(h), nil
+	return "", nil
 }
 
 func TestCheckDefaultService_findsGroupsThatWouldBeLeftBehind(t *testing.T) {
@@ -47,6 +51,6 @@ func TestCheckDefaultService_findsGroupsThatWouldBeLeftBehind(t *testing.T) {
 	require.EqualError(t, check(has("orders.ledger")), `this program's default service name is "orders-worker", and there is a group `+
 		`"orders.ledger" of the default name of earlier versions: set the service's name (LEAT_SERVICE or Config.Service) to "orders" `+
 		`if the group is this program's, or to "orders-worker" if it is another's`)
-	require.EqualError(t, check(has("")), `look for group "orders.mail": away`)
+	require.EqualError(t, check(has("")), `look for groups of the service "orders": away`)
 	require.NoError(t, CheckDefaultService(t.Context(), has("")), "a test has the default name of before")
 }

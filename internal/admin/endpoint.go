@@ -23,8 +23,8 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// Endpoint is the endpoint by which operators reach a service's transport from another process, such as one in
-// memory. It speaks JSON over HTTP:
+// An Endpoint serves a service's transport, such as one in memory, to operators in other processes: JSON over HTTP.
+// Configure it, then call Start, or Handler for a server of your own.
 //
 //	GET  /health                          state of the bus's groups; 503 where one is degraded
 //	GET  /groups, /topics, /doctor        as leat groups, topics and doctor
@@ -37,7 +37,8 @@ import (
 //	GET  /poison/{group}/what-if          {"undoes":true} where a dry run undoes all that the handler does
 //	POST /poison/{group}/what-if          {"ids":[…]} → how each would go, a line each
 //
-// The service's outbox is one of the groups. An error is {"error":"…"} with a status that says whose it is. Records are in the wire form of [Record].
+// The service's outbox is one of the groups. An error is {"error":"…"} with a status that says whose it is. Records are
+// in the wire form of [Record].
 type Endpoint struct {
 	// Addr is where to listen: a unix socket by its path, like /run/shop/leat.sock or unix:/run/shop/leat.sock, or
 	// host:port. TCP needs a token, and an address that other machines reach needs a certificate, too.
@@ -48,7 +49,7 @@ type Endpoint struct {
 	// Cert and Key are PEM files of a TLS certificate, with its chain, and of its key.
 	Cert, Key string
 	Bus       *bus.Bus
-	// DryRunner tries dead messages for what-if; nil where that is not offered.
+	// DryRunner tries poisoned messages; nil if the endpoint offers no dry run.
 	DryRunner *LocalDryRunner
 	Logger    *slog.Logger
 }
@@ -484,7 +485,7 @@ func (a Endpoint) undoes(w http.ResponseWriter, r *http.Request) error {
 }
 
 func errNoDryRunner() error {
-	return &statusError{http.StatusNotImplemented, "this endpoint does not offer what-if; the service's own binary may"}
+	return &statusError{http.StatusNotImplemented, "this endpoint does not offer a dry run; the service's own binary may"}
 }
 
 func (a Endpoint) dryRun(w http.ResponseWriter, r *http.Request) error {

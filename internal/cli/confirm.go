@@ -39,7 +39,7 @@ func (c consent) confirm(ctx context.Context, e *Env) Confirm {
 	}
 }
 
-// readLine returns a line, or an error when ctx ends before there is one. Then the read goes on, until the process ends.
+// readLine returns a line, or an error if ctx ends first. The read then continues until the process ends.
 func readLine(ctx context.Context, from io.Reader) (string, error) {
 	type result struct {
 		line string

@@ -21,7 +21,7 @@ func (f *feed) adoptHeld(conn *amqp.Connection) {
 			err = p.do(func(ch *amqp.Channel) error { return f.adoptFrom(ch, q) })
 		}
 		if err != nil && f.open.Err() == nil {
-			f.t.cfg.Logger.Warn("leat: amqp: messages of a group that was ordered not moved", "group", f.sub.Group, "queue", queue, "err", err)
+			f.t.cfg.Logger.Warn("leat: amqp: messages of a group that was ordered not moved", "group", f.sub.Group, "queue", queue, "error", err)
 		}
 	}
 }

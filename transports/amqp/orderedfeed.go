@@ -132,7 +132,7 @@ func (f *orderedFeed) run() {
 		if f.open.Err() != nil {
 			return
 		}
-		f.t.cfg.Logger.Warn("leat: amqp: consuming is interrupted", "group", f.sub.Group, "err", err)
+		f.t.cfg.Logger.Warn("leat: amqp: consuming is interrupted", "group", f.sub.Group, "error", err)
 		pause.Wait(f.open)
 	}
 }
@@ -167,7 +167,7 @@ func (f *orderedFeed) act() {
 	f.calls.Wake()
 }
 
-// forget takes a message of a session that is over out of the ready ones.
+// forget removes the messages of a session that is over from the ready ones. The caller holds f.mu.
 func (f *orderedFeed) forget(s *orderedSession) {
 	f.ready = slices.DeleteFunc(f.ready, func(it *orderedItem) bool { return it.s == s })
 	if f.session == s {

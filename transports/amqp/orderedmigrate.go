@@ -18,7 +18,7 @@ import (
 // ones. A process of this version leads beside those only while it has a token, and takes over what is held. Neither
 // queue is made any more. When no process of the version before runs, they can be deleted.
 
-// Notes are what was no message in the queue of held ones.
+// Notes in <group>.held that were no messages.
 const (
 	noteStone = "parked" // in the place of a poisoned message
 	noteSkip  = "skip"   // the stone in this place is void

@@ -3,6 +3,8 @@ package amqp
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -285,33 +287,36 @@ func (s *orderedSession) checkStopped() {
 // and forgets them when it is closed. The queue answers behind them to a consumer that only stands in line.
 func (s *orderedSession) finish() error {
 	const autoAck, noLocal = false, false
-	consumers := []*orderedConsumer{s.group}
 	s.feed.mu.Lock()
-	for _, c := range s.passes {
-		consumers = append(consumers, c)
-	}
+	consumers := s.consumers()
 	s.feed.mu.Unlock()
 	recent := 0
 	for _, c := range consumers {
 		c.acks.hurry()
 		recent += c.acks.recent()
 	}
-	switch {
-	case recent == 0 || s.feed.t.cfg.QueueType == Classic:
-	case s.machine == nil:
-	default:
-		tag := s.feed.sub.Group + "-last"
-		if _, err := s.group.ch.Consume(s.feed.queue, tag, autoAck, exclusive, noLocal, noWait, nil); err != nil {
-			return err
-		}
-		if err := s.group.ch.Cancel(tag, noWait); err != nil {
-			return err
-		}
-		if len(consumers) > 1 && recent >= pace {
-			return sleep(s.feed.life, ackMemory)
-		}
+	if recent == 0 || s.feed.t.cfg.QueueType == Classic || s.machine == nil {
+		return s.why
+	}
+	tag := s.feed.sub.Group + "-last"
+	if _, err := s.group.ch.Consume(s.feed.queue, tag, autoAck, exclusive, noLocal, noWait, nil); err != nil {
+		return err
+	}
+	if err := s.group.ch.Cancel(tag, noWait); err != nil {
+		return err
+	}
+	if len(consumers) > 1 && recent >= pace {
+		return sleep(s.feed.life, ackMemory)
 	}
 	return s.why
+}
+
+// consumers returns those of the group's queue and of parked queues. The caller holds the feed's mu.
+func (s *orderedSession) consumers() (all []*orderedConsumer) {
+	if s.group != nil {
+		all = append(all, s.group)
+	}
+	return slices.AppendSeq(all, maps.Values(s.passes))
 }
 
 // end ends what the session knows. Its connection is closed a moment later. The caller holds the feed's mu.
@@ -353,15 +358,10 @@ func (s *orderedSession) close() {
 	if s.deadline != nil {
 		s.deadline.Stop()
 	}
-	consumers := []*orderedConsumer{s.group}
-	for _, c := range s.passes {
-		consumers = append(consumers, c)
-	}
+	consumers := s.consumers()
 	s.feed.mu.Unlock()
 	for _, c := range consumers {
-		if c != nil {
-			c.acks.end()
-		}
+		c.acks.end()
 	}
 	_ = s.conn.CloseDeadline(time.Now().Add(lastWords))
 	s.work.Wait()
@@ -471,10 +471,10 @@ func (s *orderedSession) take(it *orderedItem) {
 	}
 }
 
-// judge takes the broker's count of crashes for what it is worth, once: all that was fetched is counted with the message
-// that crashed the process. A suspect is handed out alone, so that after a crash it is the first to be delivered again. Of
-// all others, no more are believed than it takes to be suspect, or than a header says. A classic queue does not count; there, the first
-// message is sent away once with the count in a header: then judge reports true.
+// judge corrects a message's count of crashes, once. The broker counts a crash for every message that the process had
+// fetched, not only for the one that ended it. A suspect is handed out alone, so after a crash it is the first to be
+// redelivered, and its count is true. The count of any other message is bounded by what makes a suspect, or by its header.
+// A classic queue does not count; judge returns true if the message is to be sent away once with the count in a header.
 func (s *orderedSession) judge(it *orderedItem, first bool) (sendAway bool) {
 	if it.judged {
 		return false

@@ -88,7 +88,7 @@ func (s *orderedSession) readLog(d *amqp.Delivery) {
 	}
 	if err != nil {
 		f.t.cfg.Logger.Error("leat: amqp: record skipped in the log of an ordered group", "group", f.sub.Group,
-			"queue", keysName(f.sub.Group), "message_id", d.MessageId, "err", err)
+			"queue", keysName(f.sub.Group), "message_id", d.MessageId, "error", err)
 	}
 	f.act()
 }
@@ -220,8 +220,11 @@ func (s *orderedSession) tryPass(from ordered.Source) error {
 	}
 	other := parkedName(f.sub.Group, ordered.Source{Pair: from.Pair, Side: 1 - from.Side})
 	q, there, err := p.queue(other)
-	if err != nil || !there {
-		return errors.Join(err, &missingQueueError{other})
+	switch {
+	case err != nil:
+		return err
+	case !there:
+		return &missingQueueError{other}
 	}
 	f.mu.Lock()
 	old := s.passes[from]

@@ -66,7 +66,7 @@ func (f *feed) run() {
 		if f.open.Err() != nil {
 			return
 		}
-		f.t.cfg.Logger.Warn("leat: amqp: consuming is interrupted", "group", f.sub.Group, "err", err)
+		f.t.cfg.Logger.Warn("leat: amqp: consuming is interrupted", "group", f.sub.Group, "error", err)
 		pause.Wait(f.open)
 	}
 }

@@ -56,7 +56,7 @@ func TestLeader_waitsForTheEndOfTheLast(t *testing.T) {
 	})
 }
 
-// A leader to whom the broker gives nothing any more stands by, and another one goes on.
+// A leader that the broker sends nothing steps down, and another process leads.
 func TestLeader_standsByWhenItsTicksDoNotReturn(t *testing.T) {
 	t.Parallel()
 	bothQueues(t, withOptions(testenv.RabbitMQ(t), "heartbeat=2s"), func(t *testing.T, raw string) {

@@ -26,8 +26,8 @@ type keyRounds struct {
 	more    bool          // there are new rows that were not read yet
 	busy    bool          // the last claim took something
 	orphans time.Time     // when what dead consumers had taken was last put back
+	orphan  time.Duration // how long that took
 	walked  time.Time     // when the last claim was that did not only follow hints
-	orphan  time.Duration // what that took
 }
 
 // walkEvery is how long claims may follow hints alone that lead to enough messages. Else keys of which this feed
