@@ -27,8 +27,8 @@ import (
 	"github.com/leatbus/leat/transports/amqp"
 )
 
-// amqpWorld is one RabbitMQ with names of its own, and what stands beside leat: raw amqp091-go as
-// the floor, and Watermill's own AMQP Pub/Sub as the peer.
+// amqpWorld is one RabbitMQ with unique names. leat is compared with raw amqp091-go (the floor) and with
+// Watermill's AMQP Pub/Sub.
 type amqpWorld struct {
 	tb     testing.TB
 	broker string
@@ -84,7 +84,7 @@ func (w *amqpWorld) open() *amqp.Transport {
 	return transport
 }
 
-// group makes a group's queues without consuming.
+// group creates a group's queues without consuming.
 func (w *amqpWorld) group(transport *amqp.Transport, name, topic string) string {
 	group := w.prefix + "." + name
 	_, err := transport.Subscribe(context.Background(), driver.Subscription{Group: group, Topics: []string{topic}, Known: []string{topic}, Concurrency: 1})
@@ -96,7 +96,7 @@ func (w *amqpWorld) group(transport *amqp.Transport, name, topic string) string 
 	return group
 }
 
-// amqpMessage is what the bus would make of an event.
+// amqpMessage returns the message that the bus publishes for an event.
 func amqpMessage(i int) *message.Message {
 	e := newOrder(i)
 	payload, _ := json.Marshal(e)
@@ -108,7 +108,7 @@ func amqpMessage(i int) *message.Message {
 	}}
 }
 
-// rawPublishing is the same message for the floor, marshalled as leat does.
+// rawPublishing returns the same message for the floor, marshaled as by leat.
 func rawPublishing(i int) rabbit.Publishing {
 	msg := amqpMessage(i)
 	h := rabbit.Table{}
@@ -122,8 +122,8 @@ func rawPublishing(i int) rabbit.Publishing {
 // Watermill's publisher with confirmations and a pool of one channel, and of 64.
 func BenchmarkAMQPPublish(b *testing.B) { publishOverAMQP(b, newAMQPWorld(b), 800) }
 
-// BenchmarkAMQPPublishFar is the same where a round trip to the broker takes a millisecond, as it does
-// between machines.
+// BenchmarkAMQPPublishFar does the same with a round trip to the broker of a millisecond, as between
+// machines.
 func BenchmarkAMQPPublishFar(b *testing.B) {
 	u, err := url.Parse(testenv.RabbitMQ(b))
 	require.NoError(b, err)
@@ -131,7 +131,7 @@ func BenchmarkAMQPPublishFar(b *testing.B) {
 	publishOverAMQP(b, newAMQPWorldAt(b, u.String()), 200)
 }
 
-// publishOverAMQP lets the slow ones publish less.
+// publishOverAMQP compares publishers. Slow ones publish fewer messages.
 func publishOverAMQP(b *testing.B, w *amqpWorld, stockN int) {
 	const n, goroutines, slice = 6_400, 64, 100
 	transport := w.open()
@@ -193,7 +193,7 @@ func publishOverAMQP(b *testing.B, w *amqpWorld, stockN int) {
 	r.ratio("leat-slices", "stock-pool1-slices")
 }
 
-// rounds measures several things in turns, so that what disturbs the machine disturbs all of them.
+// rounds measures several functions alternately, so that other load on the machine affects all of them.
 type rounds struct {
 	b       *testing.B
 	between func()
@@ -207,7 +207,7 @@ func newRounds(b *testing.B, between func()) *rounds {
 	return &rounds{b: b, between: between, counts: make(map[string]int), do: make(map[string]func()), rates: make(map[string][]float64)}
 }
 
-// add is something that handles n messages.
+// add adds a function that handles n messages.
 func (r *rounds) add(name string, n int, do func()) {
 	r.names = append(r.names, name)
 	r.counts[name], r.do[name] = n, do
@@ -268,7 +268,7 @@ func (w *amqpWorld) stockPublisher(channels int) message.Publisher {
 	return publisher
 }
 
-// BenchmarkAMQPConsume works off a full queue: leat with its whole standard stack and a concurrency of
+// BenchmarkAMQPConsume consumes a full queue: leat with its whole standard stack and a concurrency of
 // 100, raw with a prefetch of 500, 100 workers and acks for 100 messages at once, and one subscription of
 // Watermill's. The handler does nothing, or takes 5 ms.
 func BenchmarkAMQPConsume(b *testing.B) {
@@ -326,7 +326,7 @@ func (w *amqpWorld) stockConsume(n int, work time.Duration) float64 {
 	return rate
 }
 
-// fill puts messages into a queue, confirmed.
+// fill publishes messages to a queue, with confirmations.
 func (w *amqpWorld) fill(queue string, n int) {
 	ch := w.channel()
 	defer func() { _ = ch.Close() }()
@@ -342,7 +342,7 @@ func (w *amqpWorld) fill(queue string, n int) {
 	}
 }
 
-// warmUp is how many messages pass before the clock starts: leat fetches one before it fetches many.
+// warmUp is the number of messages before the measurement: leat fetches one message before it fetches many.
 func warmUp(n int) int { return n / 20 }
 
 func (w *amqpWorld) rawConsume(n int, work time.Duration) float64 {
@@ -429,8 +429,8 @@ func (w *amqpWorld) leatConsume(n int, work time.Duration) float64 {
 	return rate
 }
 
-// BenchmarkAMQPLatency is from Publish to handler at 1,000 confirmed messages a second each. Both run at
-// the same time: a percentile tells of every moment that something else takes the machine.
+// BenchmarkAMQPLatency measures the time from Publish to the handler at 1,000 confirmed messages per second each. Both run at
+// the same time, so that other load on the machine affects both percentiles.
 func BenchmarkAMQPLatency(b *testing.B) {
 	w := newAMQPWorld(b)
 	var r50, r99 []float64

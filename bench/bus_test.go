@@ -45,7 +45,7 @@ func newOrder(i int) orderPaid {
 	}
 }
 
-// system is one contestant: it publishes, and counts what its handler got.
+// system is one of the compared systems. It publishes, and counts the messages of its handler.
 type system struct {
 	publish func(orderPaid)
 	handled atomic.Int64
@@ -62,7 +62,7 @@ func (s *system) handle(e orderPaid) {
 	}
 }
 
-// newLeat is the whole standard stack with Prometheus metrics on the memory transport.
+// newLeat returns leat with the whole standard stack with Prometheus metrics on the memory transport.
 func newLeat(tb testing.TB) *system { return newLeatWith(tb, bus.BreakerPolicy{}) }
 
 func newLeatWith(tb testing.TB, breaker bus.BreakerPolicy) *system {
@@ -89,7 +89,7 @@ func newLeatWith(tb testing.TB, breaker bus.BreakerPolicy) *system {
 	return s
 }
 
-// newFloor is a channel with JSON on both sides, and nothing else.
+// newFloor returns a channel with JSON on both sides, and nothing else.
 func newFloor(tb testing.TB) *system {
 	s := &system{}
 	payloads := make(chan []byte, 1024)
@@ -118,7 +118,7 @@ func newFloor(tb testing.TB) *system {
 	return s
 }
 
-// newWatermill is Watermill's router over its Go channels with the middleware that corresponds:
+// newWatermill returns Watermill's router over its Go channels with the corresponding middleware:
 // metrics, correlation, poison queue, dedup, retry, timeout, recoverer, JSON.
 func newWatermill(tb testing.TB) *system {
 	s := &system{}
@@ -161,7 +161,7 @@ func newWatermill(tb testing.TB) *system {
 	return s
 }
 
-// inFlight bounds what is published and not handled, for those that don't bound it themselves.
+// inFlight limits the published messages that are not handled, for systems that have no limit.
 const inFlight = 4096
 
 // throughput publishes n events, waits until they are handled, and returns the time for each.
@@ -201,13 +201,13 @@ func (s *system) p99(rate int, during time.Duration) time.Duration {
 	return s.latency[n*99/100]
 }
 
-// BenchmarkPublishToHandler is one event from Publish through the whole stack to a typed handler.
+// BenchmarkPublishToHandler measures one event from Publish through the whole stack to a typed handler.
 func BenchmarkPublishToHandler(b *testing.B) {
 	compare(b, "ns/event", func(s *system) float64 { return float64(s.throughput(10_000)) })
 }
 
-// BenchmarkBreaker is what the circuit breaker costs where nothing fails, from Publish to handler. on/off
-// is the ratio of the rates; which of the two goes first changes from round to round.
+// BenchmarkBreaker measures the cost of the circuit breaker without failures, from Publish to the handler. on/off
+// is the ratio of the rates. The order of the two alternates.
 func BenchmarkBreaker(b *testing.B) {
 	systems := []*system{newLeatWith(b, bus.BreakerPolicy{}), newLeatWith(b, bus.NoBreaker())}
 	var took [2][]float64
@@ -223,7 +223,7 @@ func BenchmarkBreaker(b *testing.B) {
 	b.ReportMetric(median(ratios), "on/off")
 }
 
-// BenchmarkLatencyAt10k is the 99th percentile from Publish to handler at 10,000 events a second.
+// BenchmarkLatencyAt10k measures the 99th percentile from Publish to handler at 10,000 events a second.
 func BenchmarkLatencyAt10k(b *testing.B) {
 	compare(b, "p99-µs", func(s *system) float64 { return float64(s.p99(10_000, time.Second)) / 1e3 })
 }

@@ -8,8 +8,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// distance puts a network between a client and the server at target: each byte arrives so much later,
-// and as many can be under way as one likes. It returns where clients connect.
+// distance simulates a network between a client and the server at target: each byte is delayed by oneWay,
+// without a limit of the bandwidth. It returns the address for clients.
 func distance(tb testing.TB, target string, oneWay time.Duration) (address string) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(tb, err)

@@ -20,7 +20,7 @@ import (
 	"github.com/leatbus/leat/transports/memory"
 )
 
-// BenchmarkObserve measures what metrics and tracing add to a message in memory, from its publish to the end of its handler:
+// BenchmarkObserve measures what metrics, tracing and the counts of a console add to a message in memory, from its publish to the end of its handler:
 // the same messages go over a bus without observers and over one with them, in turns. What is added is
 // the difference of their quickest rounds, which the load of the machine disturbs least.
 func BenchmarkObserve(b *testing.B) {
@@ -37,18 +37,20 @@ func BenchmarkObserve(b *testing.B) {
 		name      string
 		ctx       context.Context
 		observers []bus.Observer
+		begin     func(*bus.Bus)
 	}{
-		{"Nothing", context.Background(), nil},
-		{"Metrics", context.Background(), []bus.Observer{metrics()}},
-		{"MetricsAndTracesNotSampled", ctx, []bus.Observer{metrics(), oteltrace.New(never)}},
-		{"MetricsAndTracesNotSampledWithoutSpan", context.Background(), []bus.Observer{metrics(), oteltrace.New(never)}},
-		{"MetricsAndTracesSampled", context.Background(), []bus.Observer{metrics(), oteltrace.New(sampling(b))}},
+		{"Nothing", context.Background(), nil, nil},
+		{"Durations", context.Background(), nil, func(over *bus.Bus) { over.Durations() }},
+		{"Metrics", context.Background(), []bus.Observer{metrics()}, nil},
+		{"MetricsAndTracesNotSampled", ctx, []bus.Observer{metrics(), oteltrace.New(never)}, nil},
+		{"MetricsAndTracesNotSampledWithoutSpan", context.Background(), []bus.Observer{metrics(), oteltrace.New(never)}, nil},
+		{"MetricsAndTracesSampled", context.Background(), []bus.Observer{metrics(), oteltrace.New(sampling(b))}, nil},
 	} {
-		b.Run(c.name, func(b *testing.B) { observe(c.ctx, b, c.observers) })
+		b.Run(c.name, func(b *testing.B) { observe(c.ctx, b, c.observers, c.begin) })
 	}
 }
 
-// sampling is a provider whose spans are recorded and go nowhere.
+// sampling returns a provider whose spans are recorded and dropped.
 func sampling(b *testing.B) trace.TracerProvider {
 	p := sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(discard{}))
 	b.Cleanup(func() { _ = p.Shutdown(context.Background()) })
@@ -62,9 +64,9 @@ func (discard) OnEnd(sdktrace.ReadOnlySpan)                     {}
 func (discard) Shutdown(context.Context) error                  { return nil }
 func (discard) ForceFlush(context.Context) error                { return nil }
 
-func observe(ctx context.Context, b *testing.B, observers []bus.Observer) {
+func observe(ctx context.Context, b *testing.B, observers []bus.Observer, begin func(*bus.Bus)) {
 	const round = 2000
-	plain, observed := observedBus(b, nil), observedBus(b, observers)
+	plain, observed := observedBus(b, nil, nil), observedBus(b, observers, begin)
 	without, with := math.Inf(1), math.Inf(1)
 	var allocs float64
 	rounds := 0
@@ -82,9 +84,9 @@ func observe(ctx context.Context, b *testing.B, observers []bus.Observer) {
 	b.ReportMetric(0, "ns/op")
 }
 
-// observedBus returns what publishes n messages, one after the other, waits for their handler, and returns how long that
+// observedBus returns a function that publishes n messages, one after the other, waits for their handler, and returns how long that
 // took in nanoseconds, and the allocations.
-func observedBus(b *testing.B, observers []bus.Observer) func(ctx context.Context, n int) (nanoseconds float64, allocs int64) {
+func observedBus(b *testing.B, observers []bus.Observer, begin func(*bus.Bus)) func(ctx context.Context, n int) (nanoseconds float64, allocs int64) {
 	over, err := bus.New(memory.New(memory.Config{}), bus.Config{
 		Service: "bench", Stack: middleware.Standard(middleware.Config{}), Observers: observers,
 	})
@@ -92,6 +94,9 @@ func observedBus(b *testing.B, observers []bus.Observer) func(ctx context.Contex
 	require.NoError(b, over.Handle(handlers.Func("ledger", func(context.Context, orderPaid) error { return nil })))
 	go func() { _ = over.Run(context.Background()) }()
 	<-over.Running()
+	if begin != nil {
+		begin(over)
+	}
 	b.Cleanup(func() { require.NoError(b, over.Close(context.Background())) })
 	return func(ctx context.Context, n int) (float64, int64) {
 		var before, after runtime.MemStats

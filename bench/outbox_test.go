@@ -38,7 +38,7 @@ func (w sqlWorld) outbox(tb testing.TB) *sql.Outbox {
 	return o
 }
 
-// openAlone has an exchange of its own, which nobody else publishes to.
+// openAlone opens a transport with its own exchange.
 func (w *amqpWorld) openAlone() *amqp.Transport {
 	u, err := url.Parse(w.broker)
 	require.NoError(w.tb, err)
@@ -54,7 +54,7 @@ func (w *amqpWorld) openAlone() *amqp.Transport {
 	return t.(*amqp.Transport)
 }
 
-// write commits messages to the outbox, and lets the server settle down.
+// write commits messages to the outbox, and waits until the server is idle.
 func (w sqlWorld) write(tb testing.TB, o *sql.Outbox, msgs []*message.Message) {
 	ctx := context.Background()
 	for chunk := range slices.Chunk(msgs, 1000) {
@@ -63,8 +63,8 @@ func (w sqlWorld) write(tb testing.TB, o *sql.Outbox, msgs []*message.Message) {
 	w.run(tb, "VACUUM ANALYZE "+w.schema+".leat_messages")
 }
 
-// BenchmarkOutboxDrain is how quickly a backlog of committed rows comes to be confirmed by RabbitMQ: in a
-// quorum queue, as one relay moves it, beside Watermill's forwarder over watermill-sql, confirmed too.
+// BenchmarkOutboxDrain measures how fast one relay publishes a backlog of committed rows to a quorum queue of
+// RabbitMQ, with confirmations, compared with Watermill's forwarder over watermill-sql.
 func BenchmarkOutboxDrain(b *testing.B) {
 	drain := func(key func(i int) string) func(b *testing.B) {
 		return func(b *testing.B) {
@@ -100,7 +100,7 @@ func BenchmarkOutboxDrain(b *testing.B) {
 	b.Run("forwarder", drainForwarder)
 }
 
-// forwarded is how many messages the forwarder gets, whose time is for each of them.
+// forwarded is the number of messages for the forwarder, whose time is proportional to it.
 const forwarded = 2000
 
 func drainForwarder(b *testing.B) {
@@ -156,8 +156,8 @@ func (p *countingPublisher) Publish(topic string, msgs ...*message.Message) erro
 	return err
 }
 
-// BenchmarkOutboxLatency is how long a committed event takes to be confirmed by RabbitMQ, and to a handler
-// behind it, at 100 a second.
+// BenchmarkOutboxLatency measures the time from the commit of an event to RabbitMQ's confirmation, and to a
+// handler, at 100 per second.
 func BenchmarkOutboxLatency(b *testing.B) {
 	sw, aw := newSQLWorld(b), newAMQPWorld(b)
 	confirmed := make(chan time.Time, 1)
@@ -194,7 +194,7 @@ func BenchmarkOutboxLatency(b *testing.B) {
 	require.NoError(b, bs.Close(context.Background()))
 }
 
-// watched tells when a message was confirmed.
+// watched records when a message was confirmed.
 type watched struct {
 	driver.Transport
 	confirmed chan time.Time
@@ -206,11 +206,10 @@ func (w watched) Publish(ctx context.Context, topic string, msgs ...*message.Mes
 	return err
 }
 
-// compareTx measures a transaction of the user's with something of ours in it, in alternating rounds, so
-// that what the machine does to one it does to the others: on the disk that is there, and on one whose
-// flush takes a millisecond, as that of a server with a real one does. Between them is the same
-// transaction with a SELECT 1: what a statement more costs that does nothing. It reports the medians, over
-// those of the user's own.
+// compareTx measures a user's transaction with and without a statement of leat, in alternating rounds, so that other
+// load on the machine affects both: on the existing disk, and on one whose flush takes a millisecond, as on a real
+// server. It also measures the transaction with a SELECT 1, the cost of a statement that does nothing. It reports the
+// ratios of the medians to those of the user's transaction.
 func compareTx(b *testing.B, w sqlWorld, own func(pgx.Tx) error, ours func(*pgxpool.Pool)) {
 	ctx := context.Background()
 	for _, disk := range []struct{ name, delay string }{{"this disk", "0"}, {"flush of 1 ms", "1000"}} {
@@ -258,7 +257,7 @@ func compareTx(b *testing.B, w sqlWorld, own func(pgx.Tx) error, ours func(*pgxp
 	}
 }
 
-// BenchmarkOutboxInsert is what an event adds to a transaction of one row.
+// BenchmarkOutboxInsert measures what an event adds to a transaction of one row.
 func BenchmarkOutboxInsert(b *testing.B) {
 	sw := newSQLWorld(b)
 	o := sw.outbox(b)
@@ -280,7 +279,7 @@ func BenchmarkOutboxInsert(b *testing.B) {
 	})
 }
 
-// BenchmarkInbox is a handler's transaction of one update, with the inbox and without.
+// BenchmarkInbox measures a handler's transaction of one update, with and without the inbox.
 func BenchmarkInbox(b *testing.B) {
 	sw := newSQLWorld(b)
 	ctx := context.Background()
@@ -310,14 +309,14 @@ func BenchmarkInbox(b *testing.B) {
 	})
 }
 
-// outboxBus has an outbox whose relay does not run.
+// outboxBus returns a bus with an outbox whose relay does not run.
 func outboxBus(b *testing.B, o driver.Outbox) *bus.Bus {
 	bs, err := bus.New(nowhere{}, bus.Config{Service: "bench", Outbox: o})
 	require.NoError(b, err)
 	return bs
 }
 
-// nowhere is a transport that nobody uses.
+// nowhere is a transport that is not used.
 type nowhere struct{ driver.Transport }
 
 func (nowhere) Capabilities() driver.Capabilities { return driver.Capabilities{Durable: true} }

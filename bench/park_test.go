@@ -18,7 +18,7 @@ import (
 	"github.com/leatbus/leat/transports/memory"
 )
 
-// What one parked key of a thousand costs the others:
+// The cost of one parked key of a thousand for the others:
 //
 //	go test ./bench -run xxx -bench Park -benchtime 5x
 

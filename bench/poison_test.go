@@ -19,8 +19,8 @@ import (
 	"github.com/leatbus/leat/transports"
 )
 
-// What an operator waits for: counting 10,000 poisoned messages by class of error, and replaying them. LEAT_TEST_LONG=1
-// makes it 100,000.
+// The duration of an operator's commands: counting 10,000 poisoned messages by class of error, and replaying them.
+// LEAT_TEST_LONG=1 makes it 100,000.
 //
 //	go test ./bench -run xxx -bench Poison -benchtime 3x
 
@@ -68,7 +68,7 @@ func BenchmarkPoisonReplay(b *testing.B) {
 	})
 }
 
-// bury puts messages of three classes of error into the queue and returns their places.
+// bury writes messages of three classes of error into the queue and returns their ids.
 func bury(b *testing.B, queue driver.PoisonQueue) (ids []string) {
 	classes := []string{"*net.OpError", "*json.SyntaxError", "*errors.errorString"}
 	msgs := make([]driver.PoisonedMessage, dead)

@@ -13,12 +13,12 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// The same as in sql_test.go, as ratios: what is compared alternates, so that a busy machine does to one
-// what it does to the other, and medians are reported.
+// The benchmarks of sql_test.go as ratios: the compared systems alternate, so that other load on the machine
+// affects both, and medians are reported.
 //
 //	go test ./bench -run xxx -bench SQLRatio -benchtime 7x -timeout 30m
 
-// sqlRound measures one of two contestants once, in messages a second.
+// sqlRound measures one of two systems once, in messages per second.
 type sqlRound func(b *testing.B) float64
 
 // alternate reports the medians of both, and of ours/floor in each round.
@@ -39,7 +39,7 @@ func alternate(b *testing.B, ours, floor sqlRound) {
 	b.ReportMetric(0, "ns/op")
 }
 
-// perSecond is how many of n messages a second do makes.
+// perSecond returns the messages per second of do, which handles n.
 func perSecond(n int, do func()) float64 {
 	began := time.Now()
 	do()
@@ -171,7 +171,7 @@ func (w sqlWorld) drain(b *testing.B, n int) float64 {
 	return rate
 }
 
-// shared calls f n times from so many goroutines.
+// shared calls f n times from several goroutines.
 func shared(n, goroutines int, f func()) {
 	done := make(chan struct{})
 	var next atomic.Int64

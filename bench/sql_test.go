@@ -42,7 +42,7 @@ import (
 
 const sqlTopic = "order.paid.v1"
 
-// sqlWorld is a PostgreSQL schema of one benchmark's own.
+// sqlWorld is a PostgreSQL schema for one benchmark.
 type sqlWorld struct {
 	url, schema string
 	pool        *pgxpool.Pool
@@ -108,7 +108,7 @@ func orderMessages(tb testing.TB, n int) []*message.Message {
 	return msgs
 }
 
-// columns is messages as the raw inserts take them.
+// columns returns messages as arguments of the raw inserts.
 func columns(msgs []*message.Message) (uuids []string, headers, payloads [][]byte) {
 	for _, m := range msgs {
 		h, _ := json.Marshal(m.Metadata)
@@ -192,7 +192,7 @@ func drainStock(b *testing.B, db *stdsql.DB, schema wsql.DefaultPostgreSQLSchema
 	require.NoError(b, sub.Close())
 }
 
-// fill makes the group, and n messages that wait in it.
+// fill creates the group with n waiting messages.
 func (w sqlWorld) fill(tb testing.TB, n int) {
 	ctx := context.Background()
 	t := w.open(tb)
@@ -278,7 +278,7 @@ func BenchmarkSQLPublish(b *testing.B) {
 	})
 }
 
-// BenchmarkSQLFile is publish to handler through one SQLite file, each publish on the disk when it returns.
+// BenchmarkSQLFile measures the time from publish to handler with a SQLite file. Each publish waits for the disk.
 func BenchmarkSQLFile(b *testing.B) {
 	u := &url.URL{Scheme: "sqlite", Path: filepath.Join(b.TempDir(), "leat.db")}
 	t, err := sql.Open(context.Background(), u)
@@ -305,7 +305,7 @@ func BenchmarkSQLFile(b *testing.B) {
 	report(b)
 }
 
-// BenchmarkSQLIdle is what groups without messages cost the server. It reads the CPU time of the server's
+// BenchmarkSQLIdle measures the cost of groups without messages for the server. It reads the CPU time of the server's
 // processes, so it needs one on this machine.
 func BenchmarkSQLIdle(t *testing.B) {
 	w := newSQLWorld(t)
@@ -327,7 +327,7 @@ func BenchmarkSQLIdle(t *testing.B) {
 	t.Logf("20 idle groups cost the server %.2f %% of a core", 100*share)
 }
 
-// serverCPU is the CPU time of the application's server processes.
+// serverCPU returns the CPU time of the application's server processes.
 func (w sqlWorld) serverCPU(t testing.TB, application string) (total time.Duration) {
 	rows, err := w.pool.Query(context.Background(), `SELECT pid FROM pg_stat_activity WHERE application_name = $1`, application)
 	require.NoError(t, err)
@@ -362,10 +362,9 @@ func together(b *testing.B, n int, f func()) {
 	wg.Wait()
 }
 
-// BenchmarkSQLLatency is how long a message takes to its handler at 100 messages a second, from before its
-// publish and from its commit, beside what the database does for a bare queue in alternating rounds:
-// what the disk does to one it does to the other. Then the same with a foreign transaction that holds
-// back the server's oldest snapshot.
+// BenchmarkSQLLatency measures the time from the start of the publish, and from its commit, to the handler at 100
+// messages per second, compared with a bare queue in the database. The rounds alternate, so that the disk affects
+// both. Then it does the same while a foreign transaction keeps an old snapshot.
 func BenchmarkSQLLatency(t *testing.B) {
 	w := newSQLWorld(t)
 	handled := make(chan time.Time, 1)
@@ -398,7 +397,7 @@ func BenchmarkSQLLatency(t *testing.B) {
 	require.NoError(t, <-ended)
 }
 
-// latency is what was measured: from before the publish, of the publish, and from the commit.
+// latency has the measured times: from the start of the publish, of the publish, and from the commit.
 type latency struct{ all, publish, commit []time.Duration }
 
 // measure sends n messages, one every 10 ms.
@@ -423,7 +422,7 @@ func (l latency) String() string {
 	return fmt.Sprintf("p50/p99 ms: publish to handler %s, publish %s, commit to handler %s", p(l.all), p(l.publish), p(l.commit))
 }
 
-// floorLatency inserts and notifies in one commit, hears of it on another connection, and deletes there.
+// floorLatency inserts and notifies in one commit, gets the notification on another connection, and deletes there.
 func (w sqlWorld) floorLatency(t testing.TB) func(i int) (committed, arrived time.Time) {
 	w.floorTable(t)
 	ctx, cancel := context.WithCancel(context.Background())

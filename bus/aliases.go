@@ -6,7 +6,6 @@ import "github.com/leatbus/leat/bus/driver"
 type (
 	Transport       = driver.Transport
 	PoisonedMessage = driver.PoisonedMessage
-	Outbox          = driver.Outbox
 	Order           = driver.Order
 	PanicError      = driver.PanicError
 	PublishError    = driver.PublishError

@@ -14,7 +14,7 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// The rules of CloudEvents 1.0 for attributes are here, for [ParseCloudEvent], [FormatCloudEvent] and [WithHeader] alike.
+// This file has the rules of CloudEvents 1.0 for attributes. [ParseCloudEvent], [FormatCloudEvent] and [WithHeader] share them.
 
 func attributeName(name string) bool {
 	for i := range len(name) {
@@ -26,8 +26,7 @@ func attributeName(name string) bool {
 	return name != ""
 }
 
-// attributeOf returns the attribute that a header holds. A header of another kind holds none, and neither does one
-// whose name no attribute can have.
+// attributeOf returns the name of the CloudEvents attribute in a header. ok is false if the header is not an attribute.
 func attributeOf(header string) (name string, ok bool) {
 	if plainAttribute(header) {
 		return header, true
@@ -46,7 +45,7 @@ func optionalAttribute(name string) bool {
 	}
 }
 
-// checkAttributes holds the attributes among the headers against the specification.
+// checkAttributes returns an error if an attribute among the headers is missing or breaks the specification.
 func checkAttributes(h message.Metadata) error {
 	for _, required := range []string{driver.HeaderSpecVersion, driver.HeaderID, driver.HeaderSource, driver.HeaderType} {
 		if h[required] == "" {
@@ -63,7 +62,7 @@ func checkAttributes(h message.Metadata) error {
 	return nil
 }
 
-// checkAttribute holds one attribute against the specification.
+// checkAttribute returns an error if an attribute breaks the specification.
 func checkAttribute(name, value string) error {
 	if err := checkText(value); err != nil {
 		return fmt.Errorf("attribute %s: %w", name, err)
@@ -100,7 +99,8 @@ func checkAttribute(name, value string) error {
 	return nil
 }
 
-// checkText refuses what a CloudEvents string can't have: control characters, noncharacters and invalid UTF-8.
+// checkText returns an error for text that a CloudEvents string can't have: control characters, noncharacters and invalid
+// UTF-8.
 func checkText(s string) error {
 	plain := true
 	for i := range len(s) {
@@ -126,7 +126,7 @@ func checkText(s string) error {
 	return nil
 }
 
-// uriReference reports whether s is a URI reference of RFC 3986, or where that is asked, a URI.
+// uriReference reports whether s is a URI reference as in RFC 3986, or if absolute is true, a URI.
 func uriReference(s string, absolute bool) bool {
 	for i := range len(s) {
 		switch c := s[i]; {
@@ -159,15 +159,15 @@ func bareMediaType(s string) string {
 	return strings.TrimSpace(mediaType)
 }
 
-// isJSON reports whether data of the content type stands in a CloudEvent as JSON; no content type
+// isJSON reports whether the content type is a JSON type, whose data is embedded in a CloudEvent as JSON. No content type
 // means JSON.
 func isJSON(contentType string) bool {
 	mediaType := bareMediaType(contentType)
 	return mediaType == "" || strings.HasSuffix(mediaType, "/json") || strings.HasSuffix(mediaType, "+json")
 }
 
-// checkContentType returns an error if the message says that its payload is of another media type than the codec
-// reads. All JSON types are one; a message without a content type may be anything.
+// checkContentType returns an error if the message has another content type than the codec reads. All JSON types count as the
+// same. A message without a content type is accepted.
 func checkContentType(codec Codec, msg *message.Message) error {
 	have := msg.Metadata[driver.HeaderContentType]
 	if have == "" {
@@ -181,7 +181,7 @@ func checkContentType(codec Codec, msg *message.Message) error {
 		driver.OneLine(have, 64), want)
 }
 
-// checkHeader says why a header can't be set with [WithHeader].
+// checkHeader returns an error if a header can't be set with [WithHeader].
 func checkHeader(key, value string) error {
 	if reservedHeader(key) {
 		return fmt.Errorf("header %q is leat's own; there are options for what can be set", key)

@@ -7,53 +7,53 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/breaker"
 )
 
-// BreakerPolicy configures a group's circuit breaker. It tells an outage of a dependency from a bad message by
-// one question: has another message of the group succeeded in this process since this one first failed? The
-// zero value is the default policy.
+// BreakerPolicy configures a group's circuit breaker, which pauses the group during an outage of a dependency. To tell an
+// outage from a bad message, it checks whether another message of the group has succeeded in this process since this one
+// first failed. The zero value is the default policy.
 //
 // The group pauses in two cases:
 //
-//  1. So many different messages fail, with next to no success between them, and that lasts for Patience
-//     or the next of them would be poisoned. In a strictly ordered group one message is enough.
-//  2. A message that has been failing for over a minute would be poisoned, or redelivered after more than a
-//     minute, and no other message has succeeded since it first failed. A group that parks asks this before
-//     it poisons a message of any age, because a parked key waits for an operator.
+//  1. At least Messages different messages fail, a share of at least Share of the deliveries fails, and this lasts for
+//     Patience or the next failure would poison a message. In a strictly ordered group that parks, one message is enough.
+//  2. A message that has been failing for over a minute would be poisoned, or redelivered after more than a minute, and no
+//     other message has succeeded since it first failed. In a group that parks, Patience takes the place of the first
+//     minute if the message would be poisoned, because a parked key waits for an operator.
 //
-// While the group is paused, what fails is given back at no cost and nothing is poisoned. The group lets single
-// messages through as probes, those that have not failed yet first, and goes on when probes succeed.
+// While the group is paused, a message that fails is given back, its failure does not count, and nothing is poisoned. The
+// group handles single messages as probes, preferably messages that have not failed yet. It resumes after Successes
+// successful probes.
 //
-// A pause spares a message until it has been failing for MaxPause. Then its retry policy goes on, and the
-// message is poisoned when that ends. The time of the first failure travels with the message, so a restart
-// neither shortens nor prolongs this.
+// A pause protects a message until it has been failing for MaxPause. Then its retry policy continues, and the message is
+// poisoned when the policy has no try left. The time of the first failure travels with the message, so a restart does not
+// change this.
 //
-// [Permanent] errors, panics, handlers that end their goroutine, discards, snoozes, waits for a newer version and
-// other redeliveries at no cost do not count. Each process has its own breakers.
+// These do not count as failures: [Permanent] errors, panics, handlers that end their goroutine, discards, snoozes, waits
+// for a newer version, and other redeliveries that do not count. Each process has its own breakers.
 //
-// A policy of few and short tries may poison the first messages of an outage in a group that does not park.
+// In a group that does not park, a retry policy of few and short tries may poison the first messages of an outage.
 type BreakerPolicy struct {
-	// Messages is how many different messages must fail. 0 means 10; with a negative number the group
-	// never pauses.
+	// Messages is how many different messages must fail. 0 means 10; a negative number turns the breaker off.
 	Messages int
-	// Share is how many of the deliveries must fail. 0 means 0.9.
+	// Share is the share of deliveries that must fail, from 0 to 1. 0 means 0.9.
 	Share float64
-	// Patience is how long nearly everything must fail before the group pauses, unless a message is about
-	// to be poisoned. 0 means 5 s; a negative value means none.
+	// Patience is how long the failures must last before the group pauses, unless a message is about to be poisoned. 0
+	// means 5 s; a negative value means no wait.
 	Patience time.Duration
-	// Probe is the wait before the first probe. Each probe that fails doubles it, up to MaxProbe. 0 means
-	// 1 s and 30 s.
+	// Probe is the wait before the first probe. Each failed probe doubles it, up to MaxProbe. 0 means 1 s and 30 s.
 	Probe, MaxProbe time.Duration
-	// MaxPause is how long a message may have been failing and still be spared. 0 means four hours; with a
-	// negative value a pause spares messages for as long as it lasts.
+	// MaxPause is how long a message may have been failing and still be protected by a pause. 0 means four hours; a
+	// negative value means for ever.
 	MaxPause time.Duration
-	// Successes is how many probes must succeed, with no failure between them of a message that had
-	// not failed before. They follow each other at once. 0 means 3.
+	// Successes is how many probes must succeed before the group resumes. They follow each other without a wait. A failure
+	// of a message that had not failed before starts the count again. 0 means 3.
 	Successes int
 }
 
-// NoBreaker returns the policy of a group that never pauses itself.
+// NoBreaker returns the policy that turns the circuit breaker off.
 func NoBreaker() BreakerPolicy { return BreakerPolicy{Messages: -1} }
 
 // WithDefaults returns the policy with every zero field filled in.
@@ -82,7 +82,7 @@ func (p BreakerPolicy) WithDefaults() BreakerPolicy {
 	return p
 }
 
-// Validate says what is wrong with the policy.
+// Validate returns an error if the policy is invalid.
 func (p BreakerPolicy) Validate() error {
 	p = p.WithDefaults()
 	switch {
@@ -97,30 +97,32 @@ func (p BreakerPolicy) Validate() error {
 	}
 }
 
-// BreakerState is what a group's circuit breaker does.
+// BreakerState is the state of a group's circuit breaker.
 type BreakerState string
 
 // States of a circuit breaker.
 const (
 	BreakerClosed   = BreakerState(breaker.Closed)   // messages flow
 	BreakerOpen     = BreakerState(breaker.Open)     // the group is paused
-	BreakerHalfOpen = BreakerState(breaker.HalfOpen) // paused, and a probe is under way
+	BreakerHalfOpen = BreakerState(breaker.HalfOpen) // paused, and a probe is running
+	BreakerHeld     = BreakerState("held")           // an operator has paused the group; see [Bus.SetPaused]
 )
 
-// BreakerChange is a new state of a group's circuit breaker.
+// BreakerChange describes a change of a group's circuit breaker. While an operator has paused the group, its changes are not
+// reported; the state at the end of that pause is.
 type BreakerChange struct {
 	Group string
 	State BreakerState
-	Err   error         // what failed last; nil when it closes
+	Err   error         // the last failure; nil when it closes
 	Wait  time.Duration // until the next probe, when it opens
-	After time.Duration // how long the group was paused, when it closes
+	After time.Duration // how long the group was paused, when it closes or an operator resumes it
 }
 
 // breakerPart is what a group reports as degraded while it is paused.
 const breakerPart = "circuit breaker"
 
-// probeTimeout is how long a probe may take in a handler without a timeout of its own, probeGrace what
-// is added to that. A probe that takes longer passes its turn on.
+// probeTimeout is how long a probe may take if its handler has no longer timeout; probeGrace is added to it. A probe that
+// takes longer counts as failed, and another one follows.
 const probeTimeout, probeGrace = 30 * time.Second, 10 * time.Second
 
 // newBreaker returns the group's circuit breaker.
@@ -143,30 +145,79 @@ func (g *group) newBreaker(p BreakerPolicy) *breaker.Breaker {
 	})
 }
 
-// isBug reports whether the error is a fault of the handler, and no outage.
+// isBug reports whether the error is a bug of the handler rather than an outage.
 func isBug(err error) bool {
 	_, panicked := errors.AsType[*PanicError](err)
 	return panicked || errors.Is(err, ErrGoexit)
 }
 
-// breakerChanged shows a change in the health, the log and to the observers.
+// breakerChanged reports a change to the group's health, the log and the observers.
 func (g *group) breakerChanged(c breaker.Change, spares time.Duration) {
 	logger := g.bus.cfg.Logger
-	g.health.set(breakerPart, pauseReason(c, spares))
+	change := BreakerChange{Group: g.name, State: BreakerState(c.To), Err: c.Err, Wait: c.Wait, After: c.After}
+	if c.From == c.To {
+		g.health.set(operatorPart, operatorReason(c))
+	} else {
+		g.health.set(breakerPart, pauseReason(c, spares))
+	}
 	switch {
-	case c.To == breaker.Closed:
+	case c.From == c.To && c.Held:
+		logger.Warn("leat: group paused by an operator", "group", g.name)
+		change.State = BreakerHeld
+	case c.From == c.To:
+		logger.Info("leat: group resumed by an operator", "group", g.name, "paused", c.After.Round(time.Millisecond), "state", string(c.To))
+	case c.To == breaker.Closed && !c.Held:
 		logger.Info("leat: group resumed", "group", g.name, "paused", c.After.Round(time.Millisecond))
 	case c.From == breaker.Closed:
 		logger.Warn("leat: group paused", "group", g.name, "reason", "nearly everything fails", "error", c.Err, "probe_in", c.Wait)
 	}
-	logger.LogAttrs(context.Background(), slog.LevelDebug, "leat: circuit breaker changed",
-		slog.String("group", g.name), slog.String("state", string(c.To)))
+	if c.From != c.To {
+		logger.LogAttrs(context.Background(), slog.LevelDebug, "leat: circuit breaker changed",
+			slog.String("group", g.name), slog.String("state", string(c.To)))
+	}
+	if c.Held && change.State != BreakerHeld {
+		return
+	}
 	for _, o := range g.bus.cfg.Observers {
-		o.BreakerChanged(BreakerChange{Group: g.name, State: BreakerState(c.To), Err: c.Err, Wait: c.Wait, After: c.After})
+		o.BreakerChanged(change)
 	}
 }
 
-// pauseReason returns what the health shows of a paused group, nil of one that is not.
+// operatorPart is what a group reports as degraded while an operator has paused it.
+const operatorPart = "operator"
+
+// operatorReason returns what the health of a group says that an operator has paused, nil if none has.
+func operatorReason(c breaker.Change) error {
+	if !c.Held {
+		return nil
+	}
+	return fmt.Errorf("paused by an operator since %s; leat groups resume lets it continue", time.Now().Format(time.RFC3339))
+}
+
+// SetPaused pauses a group of this bus, or resumes it, as an operator's leat groups pause does. A paused group takes no message from
+// the transport until it is resumed, or the bus ends; handlers that run go on, and nothing counts as a failure. Other processes of the
+// group continue. Without a durable transport, messages that wait in a paused group are lost when the bus is closed. The circuit
+// breaker neither ends the pause nor probes meanwhile. It does not block, does nothing if the group is in that state already, and
+// returns an error that matches [driver.ErrNotFound] if the bus has no such group. It may be called before Run.
+func (b *Bus) SetPaused(group string, paused bool) error {
+	b.mu.Lock()
+	groups := b.groups
+	b.mu.Unlock()
+	for _, g := range groups {
+		switch {
+		case g.name != group:
+			continue
+		case paused:
+			g.breaker.Hold()
+		default:
+			g.breaker.Release()
+		}
+		return nil
+	}
+	return fmt.Errorf("bus: group %q: %w", group, driver.ErrNotFound)
+}
+
+// pauseReason returns what the health of a paused group says, nil if the group is not paused.
 func pauseReason(c breaker.Change, spares time.Duration) error {
 	if c.To == breaker.Closed {
 		return nil

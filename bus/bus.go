@@ -15,39 +15,38 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// Config is how a bus works. The zero Config does: JSON, the default slog logger, no stack.
+// Config configures a [Bus]. The zero value uses JSON, slog.Default() and no stack.
 type Config struct {
 	// Service names the service. It begins every group name, so that two services with a handler of
 	// the same name never take each other's messages, and is the CloudEvents source. "" means the last element of the
 	// main module's path, plus a hyphen and the last element of the main package's path if that is another one:
 	// cmd/orders of a module orders is orders, and its cmd/worker is orders-worker.
 	Service string
-	// Stack wraps every handler. nil means none: a handler's errors are redelivered with a growing
+	// Stack wraps every handler. nil means none: a message whose handler fails is redelivered with a growing
 	// delay, for ever. Services use middleware.Standard.
 	Stack Stack
 	// Decorators are the publish middleware, outermost first.
 	Decorators []message.PublisherDecorator
-	// Observers see every message published, and with the observe step of the stack every delivery.
+	// Observers observe every published message and, if the stack has the observe step, every delivery.
 	Observers []Observer
 	// Codec encodes and decodes events. nil means [JSON].
 	Codec Codec
 	// VersionField is the field of a JSON payload that may name the version of an event whose type
 	// names none, as a string like "v2"; see [Delivery.Type]. "" means "version", "-" means none.
 	VersionField string
-	// Outbox takes what [Bus.InTx] publishes, where the transport does not publish in transactions
-	// itself. nil means none.
-	Outbox Outbox
+	// Outbox stores the events that [Bus.InTx] publishes, if the transport does not publish in transactions itself. nil means
+	// none.
+	Outbox driver.Outbox
 	// Logger is nil for slog.Default().
 	Logger *slog.Logger
 	// MaxPayload is the largest payload to publish, in bytes. 0 means 16 MiB, which is RabbitMQ 4's
 	// default limit.
 	MaxPayload int
-	// PublishTimeout bounds a Publish whose context has no deadline, outside of handlers. 0 or a negative value means that
-	// nothing does.
+	// PublishTimeout bounds a Publish outside of handlers whose context has no deadline. 0 or a negative value means no bound.
 	PublishTimeout time.Duration
 	// Breaker is the circuit breaker of handlers that have none of their own.
 	Breaker BreakerPolicy
-	// DrainTimeout is how long handlers may go on after the bus was told to stop. 0 means 20 s.
+	// DrainTimeout is how long handlers may run after the bus begins to stop. 0 means 20 s.
 	DrainTimeout time.Duration
 
 	unnamed bool // Service is the default
@@ -60,8 +59,8 @@ const (
 	noVersionField      = "-"
 )
 
-// Bus publishes events to a transport and runs handlers over what comes from it. All methods may be
-// called concurrently.
+// A Bus publishes events to a transport and runs handlers for the messages that the transport delivers. All methods may
+// be called concurrently.
 type Bus struct {
 	cfg       Config
 	transport Transport
@@ -74,7 +73,8 @@ type Bus struct {
 	runCalled bool
 	table     driver.TopicTable[*group]
 
-	subscribing chan struct{} // holds a token while nobody subscribes
+	subscribing chan struct{} // a mutex that a context can interrupt: holds a token while it is unlocked
+	notListed   bool          // a look-up of consumers failed; guarded by subscribing
 	subscribed  atomic.Bool   // every group has its receiver
 
 	unrouted  loggedNames
@@ -82,29 +82,29 @@ type Bus struct {
 
 	observerPanics atomic.Uint64
 
-	running   chan struct{}
-	stopping  chan struct{} // closed when the bus stops taking in
-	stopped   chan struct{} // closed when Run is over
-	cut       atomic.Bool   // the drain timeout has passed
-	stopOnce  sync.Once
-	stop      chan struct{}      // closed by Drain and Close
-	drainCtx  context.Context    // done when the context of a caller of Drain or Close leaves handlers no more time
-	cutDrain  context.CancelFunc // cancels drainCtx
-	runErr    error              // valid once stopped is closed
-	closeOnce sync.Once
-	closing   chan struct{} // closed by Close
-	closed    chan struct{} // closed when Close is over
-	closeErr  error         // valid once closed is closed
+	running       chan struct{}
+	stopping      chan struct{} // closed when the bus takes no more messages
+	stopped       chan struct{} // closed when Run is over
+	drainTimedOut atomic.Bool   // the drain timeout has passed
+	stopOnce      sync.Once
+	stop          chan struct{}      // closed by Drain and Close
+	drainCtx      context.Context    // done when a caller of Drain or Close gives handlers no more time
+	cancelDrain   context.CancelFunc // cancels drainCtx
+	runErr        error              // valid once stopped is closed
+	closeOnce     sync.Once
+	closing       chan struct{} // closed by Close
+	closed        chan struct{} // closed when Close is over
+	closeErr      error         // valid once closed is closed
 
-	_      apart
-	ledger ledger
+	_        cacheLinePad
+	tracking tracking
 }
 
-// apart keeps counters that change with every message out of the cache line of what is only read.
-type apart [64]byte
+// cacheLinePad keeps counters that change with every message out of the cache line of fields that are only read.
+type cacheLinePad [64]byte
 
-// New makes a bus over an open transport. The bus owns the transport, and the outbox, from now on:
-// [Bus.Close] closes them.
+// New returns a bus over an open transport. It does not block. The bus owns the transport and the outbox from now on:
+// [Bus.Close] closes them. New returns an error if the transport is nil or cfg is invalid.
 func New(t Transport, cfg Config) (*Bus, error) {
 	if t == nil {
 		return nil, errors.New("bus: transport is nil; open one with transports.Open")
@@ -128,7 +128,7 @@ func New(t Transport, cfg Config) (*Bus, error) {
 		subscribing: make(chan struct{}, 1),
 		keyParked:   make(chan struct{}, 1),
 	}
-	b.drainCtx, b.cutDrain = context.WithCancel(context.Background()) //nolint:gosec // those who drain end it
+	b.drainCtx, b.cancelDrain = context.WithCancel(context.Background()) //nolint:gosec // limitDrain cancels it
 	b.subscribing <- struct{}{}
 	b.cfg.Observers = make([]Observer, len(cfg.Observers))
 	for i, o := range cfg.Observers {
@@ -138,13 +138,13 @@ func New(t Transport, cfg Config) (*Bus, error) {
 	if err != nil {
 		return nil, err
 	}
-	b.send = announce(b.cfg.Observers, send, false)
+	b.send = withPublishObservers(b.cfg.Observers, send, false)
 	return b, nil
 }
 
 func (c Config) withDefaults() (Config, error) {
 	if c.Service == "" {
-		c.Service, c.unnamed = DefaultService(), true
+		c.Service, c.unnamed = driver.DefaultService(), true
 	}
 	if err := driver.ValidateName(c.Service, driver.MaxGroupBytes/2-len(".")); err != nil {
 		return c, fmt.Errorf("bus: service %q: %w", c.Service, err)
@@ -181,11 +181,9 @@ func (c Config) withDefaults() (Config, error) {
 	return c, nil
 }
 
-// DefaultService returns the name of a service that sets none; see [Config].
-func DefaultService() string { return driver.DefaultService() }
-
-// Handle registers a handler. It fails where the handler can't work, its name is taken, the stack
-// does not fit it, or the transport lacks what it asks for. Handle must be called before [Bus.Run].
+// Handle registers a handler. It does not block, and must be called before [Bus.Run]. It returns an error if the handler is
+// invalid, its name is taken, the stack refuses it, or the bus runs already; [ErrUnsupported] if the transport lacks what
+// the handler needs; and [ErrClosed] after Close.
 func (b *Bus) Handle(h Handler) error {
 	h = h.withDefaults()
 	if err := h.Validate(); err != nil {
@@ -232,26 +230,29 @@ func (b *Bus) Handlers() []Handler {
 	return all
 }
 
-// GroupName returns the group of the handler with this name: <service>.<handler name>.
+// GroupName returns the name of a handler's group: <service>.<handler name>.
 func (b *Bus) GroupName(handler string) string { return b.cfg.Service + "." + handler }
 
 // Transport returns the transport under the bus.
 func (b *Bus) Transport() Transport { return b.transport }
 
-// Encoder returns how the bus encodes events.
+// Encoder returns the bus's encoder.
 func (b *Bus) Encoder() Encoder { return b.encoder }
 
 // Running returns a channel that is closed when every group is subscribed and consumes.
 func (b *Bus) Running() <-chan struct{} { return b.running }
 
-// Drain stops the handlers as the end of Run's context would, waits for Run to return, and returns
-// its error. Handlers may go on until the drain timeout, shortly before ctx's deadline or until ctx is
-// cancelled, whichever is first. If Drain and Close are called several times, the first of their contexts to end
-// counts. What is still out then is given back. If even that takes too long, Drain returns ctx's error. The transport stays
-// open, and Publish works on, unless the transport would lose what nobody handles any more.
+// Drain stops the handlers, as the end of Run's context does. It blocks until Run returns, and returns Run's error.
 //
-// A handler can't drain or close its bus, which would wait for it: with the handler's context, both return
-// an error at once.
+// Handlers may run until one of these comes first: the drain timeout passes, ctx's deadline is about two seconds away, or
+// ctx is cancelled. If Drain and Close are called several times, the first of their contexts to end counts. Deliveries that
+// are not settled by then are given back to the transport. If that takes too long as well, Drain returns ctx's error.
+//
+// The transport stays open and Publish still works. On a transport that is not durable, Publish returns [ErrClosed] outside
+// of handlers, because the message would be lost.
+//
+// A handler can't drain or close its own bus, because both would wait for the handler: they return an error at once if ctx
+// is a handler's.
 func (b *Bus) Drain(ctx context.Context) error {
 	if b.handles(ctx) {
 		return fmt.Errorf("bus: drain: %w", errInHandler)
@@ -267,30 +268,30 @@ func (b *Bus) drain(ctx context.Context) error {
 	b.runCalled = true
 	b.mu.Unlock()
 	if !ran {
-		close(b.stopped) // and Run will refuse
+		close(b.stopped) // Run returns an error from now on
 	}
 	if err := await(ctx, b.stopped); err != nil {
-		return fmt.Errorf("bus: drain: it goes on: %w", err)
+		return fmt.Errorf("bus: drain: not finished: %w", err)
 	}
 	return b.runErr
 }
 
-// limitDrain interrupts the handlers when ctx leaves no more time than the grace after their interruption. The
-// caller must call release when ctx does not count any more.
+// limitDrain interrupts the handlers when ctx is cancelled, or shortly before its deadline: handlers get interruptGrace to
+// return after they are interrupted. The caller must call release when ctx no longer counts.
 func (b *Bus) limitDrain(ctx context.Context) (release func()) {
 	cancel := func() {}
 	if deadline, ok := ctx.Deadline(); ok {
 		ctx, cancel = context.WithDeadline(ctx, deadline.Add(-2*interruptGrace))
 	}
-	stop := context.AfterFunc(ctx, b.cutDrain)
+	stop := context.AfterFunc(ctx, b.cancelDrain)
 	return func() {
 		stop()
 		cancel()
 	}
 }
 
-// await waits until done is closed, or ctx is done. Handlers are interrupted ahead of a deadline, but not ahead of
-// a cancellation; so after one it waits for their grace, too.
+// await blocks until done is closed or ctx is done. Handlers are interrupted before a deadline, but not before a
+// cancellation. So after a cancellation, await also waits for their grace period.
 func await(ctx context.Context, done <-chan struct{}) error {
 	select {
 	case <-done:
@@ -309,8 +310,8 @@ func await(ctx context.Context, done <-chan struct{}) error {
 	}
 }
 
-var errInHandler = errors.New("it was called in a handler of this bus, and would wait for its end; " +
-	"stop the bus from elsewhere, for example by the end of Run's context")
+var errInHandler = errors.New("called in a handler of this bus, so it would wait for itself; " +
+	"stop the bus from outside of handlers, for example by the end of Run's context")
 
 // handles reports whether ctx is the context of one of the bus's handlers.
 func (b *Bus) handles(ctx context.Context) bool {
@@ -318,9 +319,10 @@ func (b *Bus) handles(ctx context.Context) bool {
 	return d != nil && d.group != nil && d.group.bus == b
 }
 
-// Close drains the bus and closes its transport. The error names handlers that would not end, unless
-// Run or Drain has done so before. Later calls wait for the first and return the same, each for as long as its own
-// context allows. Afterwards Publish returns [ErrClosed].
+// Close drains the bus and closes its outbox and transport. It blocks as [Bus.Drain] does. The error names handlers that did
+// not return, unless Run or Drain has returned that error before. Later calls wait for the first one, each until its own
+// context is done, and return the same error. After Close, Publish returns [ErrClosed]. A Publish that is under way finishes
+// first on a durable transport, if the time suffices; else its error is a [*PublishError] that does not match ErrClosed.
 func (b *Bus) Close(ctx context.Context) error {
 	if b.handles(ctx) {
 		return fmt.Errorf("bus: close: %w", errInHandler)
@@ -329,23 +331,44 @@ func (b *Bus) Close(ctx context.Context) error {
 	b.closeOnce.Do(func() { first = true })
 	if first {
 		defer close(b.closed)
-		told := b.state() == Stopped // Run or Drain has returned what went wrong
+		reported := b.state() == Stopped // Run or Drain has returned the error
 		drainErr := b.drain(ctx)
-		if told {
+		if reported {
 			drainErr = nil
 		}
 		close(b.closing)
-		if n := b.backlog(func(_ *group, now, later int) int { return now + later }); n > 0 {
-			b.cfg.Logger.Warn("leat: the transport is not durable, and closing it loses messages that were still waiting", "messages", n)
-		}
+		b.warnLost(ctx)
 		b.closeErr = errors.Join(drainErr, b.closeReceivers(ctx), b.closeOutbox(ctx), b.transport.Close(ctx))
 		return b.closeErr
 	}
 	defer b.limitDrain(ctx)()
 	if err := await(ctx, b.closed); err != nil {
-		return fmt.Errorf("bus: close: it goes on: %w", err)
+		return fmt.Errorf("bus: close: not finished: %w", err)
 	}
 	return b.closeErr
+}
+
+// warnLost counts what is lost when the transport is closed, if it is not durable.
+func (b *Bus) warnLost(ctx context.Context) {
+	if b.durable {
+		return
+	}
+	waiting := b.backlog(func(_ *group, now, later int) int { return now + later })
+	poisoned := 0
+	if b.transport.Capabilities().Poison {
+		b.mu.Lock()
+		groups := b.groups
+		b.mu.Unlock()
+		for _, g := range groups {
+			if n, err := b.transport.PoisonQueue(g.name).Len(ctx); err == nil {
+				poisoned += n
+			}
+		}
+	}
+	if waiting+poisoned > 0 {
+		b.cfg.Logger.Warn("leat: messages lost: the transport is not durable", "waiting", waiting, "poisoned", poisoned,
+			"fix", "a durable transport; see docs/moving.md")
+	}
 }
 
 func (b *Bus) isClosed() bool {
@@ -357,8 +380,7 @@ func (b *Bus) isClosed() bool {
 	}
 }
 
-// subscribe makes sure that every group exists, so that a message published from now on waits for
-// its handler.
+// subscribe subscribes every group that is not subscribed yet. A message published after that waits for its handler.
 func (b *Bus) subscribe(ctx context.Context) error {
 	if b.subscribed.Load() {
 		return nil
@@ -377,7 +399,7 @@ func (b *Bus) subscribe(ctx context.Context) error {
 		if g == nil {
 			return nil
 		}
-		receiver, err := b.transport.Subscribe(ctx, g.subscription()) // may block: b.mu is free meanwhile
+		receiver, err := b.subscribeGroup(ctx, g.subscription()) // may block, so b.mu is not held
 		if err != nil {
 			return fmt.Errorf("bus: subscribe handler %q: %w", g.handler.Name, err)
 		}
@@ -390,7 +412,25 @@ func (b *Bus) subscribe(ctx context.Context) error {
 	}
 }
 
-// checkService refuses the default name if groups of an earlier default name would be left behind.
+// subscribeGroup subscribes a group that no other program uses by mistake.
+func (b *Bus) subscribeGroup(ctx context.Context, s driver.Subscription) (driver.Receiver, error) {
+	// Before it adds its topics to the group, because they stay there.
+	if err := b.checkSharing(ctx, s); err != nil {
+		return nil, err
+	}
+	receiver, err := b.transport.Subscribe(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	// And after it, because two programs may start at the same time. Nothing was delivered yet.
+	if err := b.checkSharing(ctx, s); err != nil {
+		return nil, errors.Join(err, receiver.Close(ctx))
+	}
+	return receiver, nil
+}
+
+// checkService returns an error if the service has its default name and groups exist under the default name of an earlier
+// version: their messages would not be handled any more.
 func (b *Bus) checkService(ctx context.Context) error {
 	finder, ok := b.transport.(driver.GroupFinder)
 	if !ok || !b.cfg.unnamed {
@@ -405,7 +445,7 @@ func (b *Bus) checkService(ctx context.Context) error {
 	return driver.CheckDefaultService(ctx, finder, names...)
 }
 
-// withoutReceiver returns the next group to subscribe, nil when all of them are.
+// withoutReceiver returns the next group to subscribe, nil if all of them are subscribed.
 func (b *Bus) withoutReceiver() *group {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -433,10 +473,10 @@ func (b *Bus) closeReceivers(ctx context.Context) error {
 			receivers = append(receivers, g.receiver)
 		}
 	}
-	b.mu.Unlock() // Health and Stats need it, and a receiver may take its time
+	b.mu.Unlock() // Health and Stats need it, and Close of a receiver may block
 	var errs []error
-	for _, f := range receivers {
-		errs = append(errs, f.Close(ctx))
+	for _, r := range receivers {
+		errs = append(errs, r.Close(ctx))
 	}
 	return errors.Join(errs...)
 }

@@ -2,6 +2,8 @@ package bus_test
 
 import (
 	"context"
+	"errors"
+	"log/slog"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -11,9 +13,10 @@ import (
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/internal/testenv"
 )
 
-// within is a context that ends after d, by its deadline or by a cancellation.
+// within returns a context that ends after d, by its deadline or by a cancellation.
 func within(d time.Duration, cancelled bool) (context.Context, context.CancelFunc) {
 	if !cancelled {
 		return context.WithTimeout(context.Background(), d)
@@ -210,4 +213,24 @@ func TestOrder_hasATextForEveryValue(t *testing.T) {
 	} {
 		require.Equal(t, want, order.String())
 	}
+}
+
+// What a transport that is not durable loses is counted, poison queues included.
+func TestClose_countsWhatIsLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log testenv.Buffer
+		b := newBus(t, bus.Config{Logger: slog.New(slog.NewTextHandler(&log, nil))})
+		handle(t, b, "ledger", func(_ context.Context, msg *message.Message) error {
+			if driver.MessageID(msg) == "bad" {
+				return bus.Permanent(errors.New("no such account"))
+			}
+			return bus.RetryAfter(errors.New("not yet"), time.Hour)
+		})
+		stop := run(t, b)
+		publish(t, b, "bad", "later", "later too")
+		synctest.Wait()
+		require.NoError(t, stop())
+		require.NoError(t, b.Close(t.Context()))
+		require.Contains(t, log.String(), "the transport is not durable\" waiting=2 poisoned=1")
+	})
 }

@@ -16,10 +16,9 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// ParseCloudEvent reads a CloudEvents 1.0 event in structured JSON format, for ingest and bridges:
-// its data becomes the payload, byte for byte, and its attributes the headers. Which extensions were booleans
-// and integers is kept beside them, for [FormatCloudEvent]. The error says which attribute breaks the specification
-// (https://github.com/cloudevents/spec, JSON format 1.0.2).
+// ParseCloudEvent parses a CloudEvents 1.0 event in structured JSON format (https://github.com/cloudevents/spec, JSON format
+// 1.0.2). Its data becomes the payload, byte for byte, and its attributes the headers. A header records which extensions are
+// booleans or integers, for [FormatCloudEvent]. The error names the attribute that breaks the specification.
 func ParseCloudEvent(data []byte) (*message.Message, error) {
 	if !utf8.Valid(data) {
 		return nil, errors.New("not valid UTF-8")
@@ -65,7 +64,7 @@ func ParseCloudEvent(data []byte) (*message.Message, error) {
 	return &message.Message{UUID: h[driver.HeaderID], Metadata: h, Payload: payload}, nil
 }
 
-// onlyOnce refuses members of a JSON object that are there twice: encoding/json takes the last, others the first.
+// onlyOnce returns an error if a JSON object has a member twice: encoding/json takes the last, other parsers the first.
 func onlyOnce(data []byte, distinct int) error {
 	decoder := json.NewDecoder(bytes.NewReader(data))
 	_, _ = decoder.Token() // the object was read before, so nothing fails here
@@ -85,7 +84,7 @@ func onlyOnce(data []byte, distinct int) error {
 	return nil
 }
 
-// setAttribute writes one attribute into the headers, and reports whether it is a string. Null means absent.
+// setAttribute writes one attribute into the headers and reports whether it is a string. Null means absent.
 func setAttribute(h message.Metadata, name string, raw json.RawMessage) (isString bool, err error) {
 	if !attributeName(name) {
 		return false, fmt.Errorf("attribute name %q: use lower-case letters and digits", driver.OneLine(name, 64))
@@ -125,8 +124,7 @@ func setAttribute(h message.Metadata, name string, raw json.RawMessage) (isStrin
 	return isString, nil
 }
 
-// eventData returns the payload: the JSON of data, the text of data where the content type is not JSON,
-// or what data_base64 decodes to.
+// eventData returns the payload: data as JSON, the text of data if the content type is not JSON, or data_base64 decoded.
 func eventData(attributes map[string]json.RawMessage, contentType string) ([]byte, error) {
 	data, hasData := attributes["data"]
 	encoded, hasBase64 := attributes["data_base64"]
@@ -161,13 +159,12 @@ func eventData(attributes map[string]json.RawMessage, contentType string) ([]byt
 	}
 }
 
-// headerTypes names the extensions of a CloudEvent that were booleans or integers, as headers are texts.
+// headerTypes is the header that lists the extensions of a CloudEvent that are booleans or integers: all headers are text.
 const headerTypes = driver.HeaderTypes
 
-// FormatCloudEvent writes a message as a CloudEvents 1.0 event in structured JSON format, on one line.
-// Headers that are no CloudEvents attributes are left out, and so are empty ones that the specification does not require.
-// An attribute that breaks the specification is an error. It is the inverse of [ParseCloudEvent], but for the white
-// space in a JSON payload.
+// FormatCloudEvent formats a message as a CloudEvents 1.0 event in structured JSON format, on one line. It leaves out headers
+// that are not CloudEvents attributes, and empty ones that the specification does not require. It returns an error for an
+// attribute that breaks the specification. It is the inverse of [ParseCloudEvent], except for white space in a JSON payload.
 func FormatCloudEvent(msg *message.Message) ([]byte, error) {
 	event, err := eventAttributes(msg)
 	if err != nil {
@@ -192,7 +189,7 @@ func FormatCloudEvent(msg *message.Message) ([]byte, error) {
 	return bytes.TrimSuffix(text.Bytes(), []byte("\n")), nil
 }
 
-// eventAttributes returns the attributes of a message as they stand in JSON.
+// eventAttributes returns the attributes of a message as JSON values.
 func eventAttributes(msg *message.Message) (map[string]any, error) {
 	h := msg.Metadata
 	for _, required := range []string{driver.HeaderSource, driver.HeaderType} {
@@ -221,7 +218,7 @@ func eventAttributes(msg *message.Message) (map[string]any, error) {
 	return event, nil
 }
 
-// noString reports whether a text is a boolean or a 32-bit integer in JSON.
+// noString reports whether text is a boolean or a 32-bit integer in JSON.
 func noString(text string) bool {
 	if text == "true" || text == "false" {
 		return true

@@ -15,7 +15,7 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// cloudEvent is a valid event's text with members put into it.
+// cloudEvent returns a valid event's text with members put into it.
 func cloudEvent(members string) string {
 	const minimal = `{"specversion":"1.0","id":"e-1","source":"/shop","type":"order.paid.v1"`
 	if members == "" {
@@ -24,7 +24,7 @@ func cloudEvent(members string) string {
 	return minimal + "," + members + "}"
 }
 
-func TestParseCloudEventTakes(t *testing.T) {
+func TestParseCloudEvent_validEvents(t *testing.T) {
 	for name, c := range map[string]struct {
 		text    string
 		headers message.Metadata // beside id, source and type
@@ -83,13 +83,13 @@ func TestParseCloudEventTakes(t *testing.T) {
 	}
 }
 
-func TestALeapSecondIsTheBeginningOfTheNext(t *testing.T) {
+func TestParseCloudEvent_leapSecondIsTheNextSecond(t *testing.T) {
 	msg := message.NewMessage("1", nil)
 	msg.Metadata[driver.HeaderTime] = "2016-12-31t23:59:60.5Z"
 	require.Equal(t, time.Date(2017, 1, 1, 0, 0, 0, 0, time.UTC), driver.MessageTime(msg))
 }
 
-func TestParseCloudEventRefuses(t *testing.T) {
+func TestParseCloudEvent_invalidEvents(t *testing.T) {
 	without := func(attribute string) string {
 		var members map[string]any
 		if err := json.Unmarshal([]byte(cloudEvent(``)), &members); err != nil {
@@ -264,7 +264,7 @@ func TestHeader_takesWhatACloudEventCanHave(t *testing.T) {
 	}
 }
 
-func TestFormatCloudEventKeepsTextAsItIs(t *testing.T) {
+func TestFormatCloudEvent_keepsText(t *testing.T) {
 	msg, err := bus.ParseCloudEvent([]byte(cloudEvent(`"data":{"html":"<b>&\u2028"}`)))
 	require.NoError(t, err)
 	text, err := bus.FormatCloudEvent(msg)
@@ -298,7 +298,7 @@ func FuzzParseCloudEvent(f *testing.F) {
 	})
 }
 
-// compact is JSON without its white space, and anything else as it is.
+// compact returns JSON without its white space, and anything else as it is.
 func compact(payload []byte) string {
 	var b bytes.Buffer
 	if json.Compact(&b, payload) != nil {

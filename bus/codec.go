@@ -11,20 +11,19 @@ import (
 	"unicode/utf8"
 )
 
-// Codec turns events into payloads and back. Its methods may be called concurrently and must not
-// keep the slices or values they are given.
+// A Codec encodes events into payloads and decodes them. Its methods may be called concurrently, and must not keep the slices
+// or values that they get.
 type Codec interface {
-	// ContentType is the media type of what Marshal writes, such as "application/json".
+	// ContentType returns the media type that Marshal writes, such as "application/json".
 	ContentType() string
 	// Marshal encodes an event.
 	Marshal(event any) ([]byte, error)
-	// Unmarshal decodes a payload into the value that event points to. An error means that the
-	// payload will never decode: it is permanent.
+	// Unmarshal decodes a payload into the value that event points to. An error is permanent: the message is poisoned.
 	Unmarshal(payload []byte, event any) error
 }
 
-// JSON is the default [Codec]: encoding/json, with the payloads refused that encoding/json would
-// quietly change or take for a zero value.
+// JSON is the default [Codec]. It uses encoding/json, and returns errors for payloads that encoding/json would silently change
+// or decode into a zero value.
 type JSON struct {
 	// Strict refuses payloads with fields that the event does not have.
 	Strict bool
@@ -33,24 +32,24 @@ type JSON struct {
 // ContentType returns "application/json".
 func (JSON) ContentType() string { return "application/json" }
 
-// Marshal encodes with encoding/json. It refuses strings that are not valid UTF-8, which encoding/json
-// would replace.
+// Marshal encodes event with encoding/json. It returns an error if a string is not valid UTF-8, which encoding/json would
+// replace.
 func (JSON) Marshal(event any) ([]byte, error) {
 	payload, err := json.Marshal(event)
-	// The replacement is escaped, but for U+FFFD itself encoding/json writes no escape.
+	// encoding/json replaces invalid bytes by the escape \ufffd, but writes a valid U+FFFD without an escape.
 	if err == nil && bytes.Contains(payload, []byte(`\ufffd`)) && invalidText(reflect.ValueOf(event)) {
 		return nil, errors.New("it has a string that is not valid UTF-8; encode binary data as []byte")
 	}
 	return payload, err
 }
 
-// invalidText reports whether a value has a string that is not valid UTF-8 among what encoding/json looks at.
+// invalidText reports whether a value has a string that is not valid UTF-8 in a part that encoding/json encodes.
 func invalidText(v reflect.Value) bool {
 	s := textSearch{left: 1_000_000}
 	return s.invalid(v)
 }
 
-// textSearch ends after so many values: what encoding/json does not look at may point at itself.
+// textSearch ends after a number of values: parts that encoding/json does not encode may point at themselves.
 type textSearch struct{ left int }
 
 func (s *textSearch) invalid(v reflect.Value) bool {
@@ -88,9 +87,10 @@ func (s *textSearch) invalid(v reflect.Value) bool {
 	return false
 }
 
-// Unmarshal decodes with encoding/json. It refuses an empty payload, null, invalid UTF-8 and half a surrogate pair
-// (encoding/json would replace both) and, if the codec is Strict, unknown fields. As in encoding/json, the last of
-// several equal keys counts, keys match fields in any case, and a large number in an any loses precision.
+// Unmarshal decodes payload with encoding/json. It returns an error if the payload is empty or null, if it has invalid UTF-8 or
+// half a surrogate pair, which encoding/json would replace, and if the codec is Strict, for unknown fields. As in
+// encoding/json, the last of several equal keys counts, keys match fields in any case, and a large number in an any loses
+// precision.
 func (c JSON) Unmarshal(payload []byte, event any) error {
 	if err := c.decode(payload, event); err != nil {
 		return err
@@ -126,8 +126,8 @@ func (c JSON) decode(payload []byte, event any) error {
 
 var errHalfSurrogate = errors.New(`it has half a surrogate pair, like "\ud800"`)
 
-// halfSurrogate reports whether valid JSON has the escape of a surrogate without its other half. It costs little
-// where nothing is escaped.
+// halfSurrogate reports whether valid JSON has the escape of a surrogate without its other half. It is fast for text without
+// escapes.
 func halfSurrogate(text []byte) bool {
 	for {
 		i := bytes.IndexByte(text, '\\')
@@ -149,7 +149,7 @@ func halfSurrogate(text []byte) bool {
 	}
 }
 
-// escapedRune returns what an escape like \u00e4 at the beginning of the text stands for; -1 if there is none.
+// escapedRune returns the rune of an escape like \u00e4 at the beginning of text, -1 if there is none.
 func escapedRune(text []byte) rune {
 	if len(text) < 6 || text[0] != '\\' || text[1] != 'u' {
 		return -1

@@ -10,7 +10,7 @@ import (
 	"github.com/leatbus/leat/bus"
 )
 
-func TestJSONRefuses(t *testing.T) {
+func TestJSON_rejectsInvalidPayloads(t *testing.T) {
 	for name, c := range map[string]struct {
 		payload string
 		want    string
@@ -48,7 +48,7 @@ func TestJSONRefuses(t *testing.T) {
 	}
 }
 
-func TestJSONReads(t *testing.T) {
+func TestJSON_decodesValidPayloads(t *testing.T) {
 	const payload = `{"order_id":"größer \u003c","cents":9007199254740993}` + "\n"
 	for _, codec := range []bus.Codec{bus.JSON{}, bus.JSON{Strict: true}} {
 		var e orderPaid
@@ -62,7 +62,7 @@ func TestJSONReads(t *testing.T) {
 	}
 }
 
-func TestOnlyStrictJSONRefusesUnknownFields(t *testing.T) {
+func TestStrictJSON_rejectsUnknownFields(t *testing.T) {
 	const payload = `{"order_id":"a","tip":5}`
 	var e orderPaid
 	require.NoError(t, bus.JSON{}.Unmarshal([]byte(payload), &e))

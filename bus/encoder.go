@@ -14,17 +14,17 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// Encoder puts an event into its envelope and encodes it. The zero Encoder writes JSON. It may be
-// used concurrently.
+// An Encoder encodes events into messages with an envelope, and decodes payloads. The zero Encoder uses JSON. It may be used
+// concurrently.
 type Encoder struct {
 	Codec    Codec  // nil means [JSON]
 	Source   string // the CloudEvents source: the service
 	Instance string // the publishing bus; see [HeaderInstance]
 
-	known *knownTypes // nil means that every type is looked at anew
+	known *knownTypes // nil means that every type is validated each time
 }
 
-// knownTypes remembers the wire names of the types that were found valid: a program has few.
+// knownTypes caches the wire names of valid types. It needs no bound: a program has few types.
 type knownTypes struct {
 	mu    sync.RWMutex
 	names map[knownType]string
@@ -35,7 +35,7 @@ type knownType struct {
 	goType reflect.Type
 }
 
-// name returns the type on the wire.
+// name returns the wire name of a type, or an error if the type is invalid.
 func (k *knownTypes) name(t Type, e Event) (string, error) {
 	known := knownType{t, reflect.TypeOf(e)}
 	if k == nil {
@@ -69,7 +69,7 @@ func (k knownType) validate() error {
 // PublishOption changes how one call publishes.
 type PublishOption func(*publication)
 
-// publication is what the options of one call add up to.
+// publication has the options of one call.
 type publication struct {
 	id           string
 	key          string
@@ -77,37 +77,38 @@ type publication struct {
 	delay        time.Duration
 	headers      []header
 	requireRoute bool
-	err          error // what is wrong with the options
+	err          error // the options are invalid
 }
 
 type header struct{ key, value string }
 
-// WithID sets the event's id in place of a new UUIDv7. Publishing the same fact twice under the same id
-// lets consumers see that it is a duplicate. For one event only.
+// WithID sets the event's id in place of a new UUIDv7. If the same fact is published twice under the same id, consumers can
+// detect the duplicate. It is for one event only: [Bus.PublishAll] returns an error if it has more.
 func WithID(id string) PublishOption { return func(p *publication) { p.id = id } }
 
 // WithKey sets the partition key, in place of the event's PartitionKey method.
 func WithKey(key string) PublishOption { return func(p *publication) { p.key = key } }
 
-// WithSubject sets the CloudEvents subject: what the event is about, such as the order's id.
+// WithSubject sets the CloudEvents subject, which names what the event is about, such as the order's id.
 func WithSubject(subject string) PublishOption { return func(p *publication) { p.subject = subject } }
 
-// WithDelay makes every group get the event no earlier than after d.
+// WithDelay delays the event: every group gets it after d at the earliest. Publish returns [ErrUnsupported] if the transport
+// does not support delays.
 func WithDelay(d time.Duration) PublishOption { return func(p *publication) { p.delay = d } }
 
-// WithHeader sets a header of the message, such as the CloudEvents extension "ce_tenant". What leat sets by
-// itself, names beginning with "leat_", and what CloudEvents does not allow in an attribute are refused; so are control
-// characters and invalid UTF-8 in other headers.
+// WithHeader sets a header of the message, such as the CloudEvents extension "ce_tenant". Publish returns an error for headers
+// that leat sets itself, names that begin with "leat_", attributes that CloudEvents does not allow, and values with control
+// characters or invalid UTF-8.
 func WithHeader(key, value string) PublishOption {
 	return func(p *publication) { p.headers = append(p.headers, header{key, value}) }
 }
 
-// RequireRoute makes Publish answer an [*UnroutableError] when no group wants the event, where it
-// would otherwise count and log it.
+// RequireRoute makes Publish return an [*UnroutableError] if no group has subscribed to the event. Without it, Publish counts
+// and logs such an event.
 func RequireRoute() PublishOption { return func(p *publication) { p.requireRoute = true } }
 
 func newPublication(opts []PublishOption) publication {
-	if len(opts) == 0 { // and nothing to allocate
+	if len(opts) == 0 { // nothing escapes to the heap
 		return publication{}
 	}
 	var p publication
@@ -121,8 +122,9 @@ func newPublication(opts []PublishOption) publication {
 	return p
 }
 
-// Encode makes the message for an event. ctx connects it with the message being handled, if there
-// is one: the correlation id and the trace go on, and the handled message is the cause.
+// Encode returns the message for an event. If ctx is a handler's, the message continues the correlation id and the trace of
+// the message being handled, and has its id as the causation id. Encode returns an error if the event, its type or an option
+// is invalid. It does not block, and may be called concurrently.
 func (c Encoder) Encode(ctx context.Context, e Event, opts ...PublishOption) (*message.Message, error) {
 	return c.encode(ctx, e, newPublication(opts))
 }
@@ -180,7 +182,7 @@ func (c Encoder) encode(ctx context.Context, e Event, p publication) (*message.M
 	return msg, nil
 }
 
-// setKeys sets the event's own keys, unless an option says otherwise.
+// setKeys sets the partition key and the dedup key of the event. WithKey goes before the event's method.
 func (p publication) setKeys(h message.Metadata, e Event) {
 	if k, ok := e.(interface{ PartitionKey() string }); ok {
 		setUnlessEmpty(h, driver.HeaderPartitionKey, k.PartitionKey())
@@ -201,8 +203,8 @@ func (p publication) setHeaders(h message.Metadata) error {
 	return nil
 }
 
-// inherit connects new headers with the message being handled. A tracer, which is a [PublishObserver], puts the span of
-// the publish in place of the trace that is inherited.
+// inherit copies correlation and trace from the message being handled. A tracer, which is a [PublishObserver], later replaces
+// the trace by the span of the publish.
 func inherit(ctx context.Context, h message.Metadata) {
 	d := DeliveryFrom(ctx)
 	if d == nil {
@@ -234,8 +236,8 @@ func setUnlessEmpty(h message.Metadata, key, value string) {
 	}
 }
 
-// Decode decodes a message's payload into event, a pointer. It returns an error if the message says that its payload is of
-// another media type than the codec reads.
+// Decode decodes a message's payload into event, a pointer. It returns an error if the payload can't be decoded, or if the
+// message has another content type than the codec reads. It may be called concurrently.
 func (c Encoder) Decode(msg *message.Message, event any) error {
 	codec := c.codec()
 	if err := checkContentType(codec, msg); err != nil {

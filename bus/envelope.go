@@ -27,7 +27,7 @@ func plainAttribute(name string) bool {
 	}
 }
 
-// Envelope is what a message says of itself, beside its payload.
+// Envelope has the CloudEvents attributes of a message, its correlation and its trace.
 type Envelope struct {
 	ID            string
 	Source        string
@@ -35,10 +35,10 @@ type Envelope struct {
 	Time          time.Time
 	Subject       string
 	ContentType   string
-	PartitionKey  string // the subject where the message names no key
+	PartitionKey  string // the subject if the message has no key
 	DedupKey      string
-	CorrelationID string // the ID where the message names none: it began the conversation
-	CausationID   string // ID of the message whose handling published this one
+	CorrelationID string // the ID if the message has none: then it is the first of its conversation
+	CausationID   string // ID of the message whose handler published this one
 	TraceParent   string
 	TraceState    string
 }
@@ -78,9 +78,9 @@ func EnvelopeFrom(ctx context.Context) (e Envelope, ok bool) {
 	return EnvelopeOf(d.Message), true
 }
 
-// Identity returns what tells the message's event from all others: its source and its id, since CloudEvents makes ids unique per
-// source only; or its source, its event's name in any version, and its dedup key. It is empty if the message has neither
-// key nor id.
+// Identity returns a key that identifies the message's event among all events. If the message has a dedup key, that is made
+// of the source, the event's name without its version, and the dedup key; else of the source and the id, because ids are
+// unique per source only. It is empty if the message has neither a dedup key nor an id.
 func (d *Delivery) Identity() string {
 	msg := d.Message
 	source := msg.Metadata[driver.HeaderSource]
@@ -98,15 +98,15 @@ func (d *Delivery) Identity() string {
 	return "id:" + sized(source) + id
 }
 
-// sized writes a string so that what follows it can't be taken for a part of it.
+// sized returns s with its length in front, so that concatenated strings are unambiguous.
 func sized(s string) string { return strconv.Itoa(len(s)) + ":" + s + ":" }
 
-// NewID returns a new UUIDv7: unique, and ordered by time. It may be called concurrently.
+// NewID returns a new UUIDv7, which is unique and ordered by time. It may be called concurrently.
 func NewID() string { return ids.New() }
 
-// ReplyID returns the id of an event that the group makes of the delivery's message: the same at every try and
-// redelivery, so that consumers of the reply see a duplicate. It is a UUIDv5 of the group and the message's Identity,
-// or a new UUIDv7 if the message has none.
+// ReplyID returns an id for an event that the handler publishes in reply to the message. It is the same in each try and
+// redelivery, so that consumers of the reply can detect duplicates: a UUIDv5 of the group and the message's Identity, or a
+// new UUIDv7 if the message has no Identity.
 func (d *Delivery) ReplyID() string {
 	identity := d.Identity()
 	if identity == "" {
@@ -115,5 +115,5 @@ func (d *Delivery) ReplyID() string {
 	return uuid.NewSHA1(uuid.NameSpaceURL, []byte(replyPrefix+sized(d.Group)+identity)).String()
 }
 
-// replyPrefix begins the names of reply ids. It must not change.
+// replyPrefix begins the names from which reply ids are made. It must not change.
 const replyPrefix = "https://github.com/leatbus/leat/reply/"

@@ -14,13 +14,13 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// inHandlerOf is the context of a handler that has got a message with these headers.
+// inHandlerOf returns the context of a handler that has got a message with these headers.
 func inHandlerOf(uuid string, headers message.Metadata) context.Context {
 	d := &bus.Delivery{Delivery: driver.Delivery{Message: &message.Message{UUID: uuid, Metadata: headers}}}
 	return d.NewContext(context.Background())
 }
 
-func TestAnEventGetsItsEnvelope(t *testing.T) {
+func TestEnvelope_isSetOnPublish(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		encoder := bus.Encoder{Source: "shop", Instance: "here"}
 		msg, err := encoder.Encode(t.Context(), &orderShipped{OrderID: "o-1", Parcel: "p-1"})
@@ -40,7 +40,7 @@ func TestAnEventGetsItsEnvelope(t *testing.T) {
 	})
 }
 
-func TestPublishOptionsChangeTheEnvelope(t *testing.T) {
+func TestEnvelope_publishOptionsChangeIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		msg, err := bus.Encoder{}.Encode(t.Context(), &orderShipped{OrderID: "o-1"},
 			bus.WithID("id-1"), bus.WithKey("k-1"), bus.WithSubject("s-1"), bus.WithDelay(time.Hour), bus.WithHeader("tenant", "acme"), bus.WithHeader("ce_tenant", "acme"))
@@ -60,7 +60,7 @@ func TestPublishOptionsChangeTheEnvelope(t *testing.T) {
 	})
 }
 
-func TestEmptyKeysSetNothing(t *testing.T) {
+func TestEnvelope_emptyKeyIsNotSet(t *testing.T) {
 	msg, err := bus.Encoder{}.Encode(t.Context(), orderPaid{}, bus.WithID(""), bus.WithKey(""), bus.WithSubject(""), bus.WithDelay(0))
 	require.NoError(t, err)
 	require.NotEmpty(t, msg.UUID)
@@ -73,13 +73,13 @@ type textCodec struct{ bus.JSON }
 
 func (textCodec) ContentType() string { return "text/x-order" }
 
-func TestAnotherCodecNamesItsContentType(t *testing.T) {
+func TestEnvelope_hasTheCodecsContentType(t *testing.T) {
 	msg, err := bus.Encoder{Codec: textCodec{}}.Encode(t.Context(), orderPaid{})
 	require.NoError(t, err)
 	require.Equal(t, "text/x-order", bus.EnvelopeOf(msg).ContentType)
 }
 
-func TestWhatAHandlerPublishesGoesOnTheConversation(t *testing.T) {
+func TestEnvelope_handlersPublishInTheConversation(t *testing.T) {
 	const parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 	for name, c := range map[string]struct {
 		uuid    string
@@ -119,7 +119,7 @@ func TestWhatAHandlerPublishesGoesOnTheConversation(t *testing.T) {
 	}
 }
 
-func TestEnvelopeOfAForeignMessage(t *testing.T) {
+func TestEnvelope_ofAForeignMessage(t *testing.T) {
 	t.Run("without any header", func(t *testing.T) {
 		e := bus.EnvelopeOf(&message.Message{UUID: "w-1"})
 		require.Equal(t, bus.Envelope{ID: "w-1", CorrelationID: "w-1", ContentType: "application/json"}, e)
@@ -134,7 +134,7 @@ func TestEnvelopeOfAForeignMessage(t *testing.T) {
 	})
 }
 
-func TestEnvelopeFromIsForHandlers(t *testing.T) {
+func TestEnvelopeFrom_isForHandlers(t *testing.T) {
 	_, ok := bus.EnvelopeFrom(t.Context())
 	require.False(t, ok)
 	require.Nil(t, bus.DeliveryFrom(t.Context()))
@@ -203,7 +203,7 @@ type unencodable struct {
 
 func (unencodable) EventType() (string, int) { return "order.odd", 1 }
 
-func TestEncodeRefuses(t *testing.T) {
+func TestEncode_rejectsInvalidEvents(t *testing.T) {
 	var nilPointer *orderShipped
 	for name, c := range map[string]struct {
 		event bus.Event
@@ -234,7 +234,7 @@ type refusing struct{}
 func (refusing) EventType() (string, int) { return "order.refused", 1 }
 func (refusing) Validate() error          { return errors.Join(errBroken) }
 
-func TestWhatLeatSetsByItselfCanNotBeSetAsAHeader(t *testing.T) {
+func TestWithHeader_rejectsLeatsHeaders(t *testing.T) {
 	for _, key := range []string{driver.HeaderID, driver.HeaderType, driver.HeaderInstance, driver.HeaderDeliverAt, driver.HeaderFaultError} {
 		_, err := bus.Encoder{}.Encode(t.Context(), orderPaid{}, bus.WithHeader(key, "forged"))
 		require.ErrorContains(t, err, key)

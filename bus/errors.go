@@ -10,35 +10,34 @@ import (
 )
 
 var (
-	// ErrClosed is returned by every method of a closed bus and of a closed transport.
+	// ErrClosed is returned by every method of a closed bus and of a closed transport. Messages whose publishing fails with it
+	// were not published; if the error has a [*PublishError], that is true of those that it names.
 	ErrClosed = driver.ErrClosed
 
 	// ErrNotFound is returned by a poison queue for a message that is not, or no longer, in it.
 	ErrNotFound = driver.ErrNotFound
 
-	// ErrUnroutable is matched by the error of a publish whose messages reached no group. See [UnroutableError].
+	// ErrUnroutable matches the error of a publish whose messages reached no group. See [UnroutableError].
 	ErrUnroutable = driver.ErrUnroutable
 
 	// ErrUnsupported is returned by a transport that lacks a capability.
 	ErrUnsupported = driver.ErrUnsupported
 
-	// ErrInterrupted is the cancellation cause of a handler's context when the bus stops and the
-	// drain timeout has passed. A delivery that ends with it is given back: it costs no attempt and
-	// is never poisoned.
+	// ErrInterrupted is the cause of the cancellation of a handler's context when the bus stops and the drain timeout has
+	// passed. A delivery that ends with it is given back: it does not count as an attempt, and is never poisoned.
 	ErrInterrupted = errors.New("interrupted by shutdown")
 
-	// ErrGoexit is how a delivery ends whose handler ended its goroutine. It counts as a failure, and like a panic
-	// as a bug, not as an outage.
+	// ErrGoexit is the error of a delivery whose handler ended its goroutine. It counts as a failure. For the circuit breaker
+	// it is a bug, like a panic, and no outage.
 	ErrGoexit = errors.New("handler ended its goroutine (runtime.Goexit, as testing.T.FailNow does)")
 
-	// ErrNoOutbox is what [InTx] answers on a bus that has no outbox and whose transport does not
-	// publish in transactions.
+	// ErrNoOutbox is returned by [InTx] if the bus has no outbox and its transport does not publish in transactions.
 	ErrNoOutbox = errors.New("no outbox: give bus.Config an Outbox over the transaction's database, such as sql.NewOutbox " +
 		"(with fxmodule, LEAT_OUTBOX_URL), or use that database as the transport")
 )
 
-// Permanent marks an error that no further try will mend. The message goes to the poison queue at
-// once. Permanent(nil) is nil.
+// Permanent wraps an error that another try can't fix. The message goes to the poison queue without another try.
+// Permanent(nil) is nil.
 func Permanent(err error) error {
 	if err == nil {
 		return nil
@@ -56,8 +55,9 @@ type permanentError struct{ error }
 
 func (e *permanentError) Unwrap() error { return e.error }
 
-// RetryAfter says how long to wait at least before the next try, as the HTTP header Retry-After does (RFC 9110,
-// section 10.2.3). A longer delay of the retry policy stands. The try counts like any other. RetryAfter(nil, d) is nil.
+// RetryAfter wraps an error so that the next try comes after d at the earliest, as the HTTP header Retry-After asks (RFC
+// 9110, section 10.2.3). If the retry policy has a longer delay, that one applies. The failure counts like any other.
+// RetryAfter(nil, d) is nil.
 func RetryAfter(err error, d time.Duration) error {
 	if err == nil {
 		return nil
@@ -81,13 +81,14 @@ type retryAfterError struct {
 
 func (e *retryAfterError) Unwrap() error { return e.error }
 
-// Snooze asks for the message again after d, at least 100 ms, and costs no attempt: not now, but nothing failed.
+// Snooze returns an error with which a handler asks for the same message after d, at least 100 ms. It is no failure, and
+// does not count as an attempt.
 func Snooze(d time.Duration) error {
 	return &Redelivery{After: d, Uncounted: true}
 }
 
-// Discard acks the message although the handler failed. It is counted as discarded, and nothing
-// keeps a copy. Discard(nil) is nil.
+// Discard wraps an error so that the message is acked although the handler failed. It counts as discarded, and no copy is
+// kept. Discard(nil) is nil.
 func Discard(err error) error {
 	if err == nil {
 		return nil
@@ -105,8 +106,8 @@ type discardError struct{ error }
 
 func (e *discardError) Unwrap() error { return e.error }
 
-// Redelivery is the error with which a step of the stack gives a delivery back to the transport:
-// the message comes again to this group after the delay, and no worker is held meanwhile.
+// Redelivery is the error with which a step of the stack gives a delivery back to the transport. The message is redelivered to
+// this group after the delay. No worker waits for it.
 type Redelivery struct {
 	After     time.Duration
 	Uncounted bool  // the redelivery does not count as an attempt
@@ -122,8 +123,8 @@ func (r *Redelivery) Error() string {
 
 func (r *Redelivery) Unwrap() error { return r.Err }
 
-// NewerVersionError says that a message has a higher version of an event than its handler takes. The version step of
-// the stack gives such a message back until a newer version of the service takes it.
+// NewerVersionError is the error of a message that has a higher version of an event than its handler takes. The version step
+// of the stack gives such a message back until a newer version of the service takes it.
 type NewerVersionError struct {
 	Have  Type
 	Takes []Type
@@ -133,8 +134,8 @@ func (e *NewerVersionError) Error() string {
 	return fmt.Sprintf("%s is newer than what the handler takes: %s (deploy the version of the service that takes it)", e.Have, typeNames(e.Takes))
 }
 
-// OtherEventError says that a message has another event than its handler takes, and only its topic matches the
-// handler's pattern. It is discarded, and logged once for each type.
+// OtherEventError is the error of a message that has another event than its handler takes, although its topic matches the
+// handler's pattern. The message is discarded, and logged once for each type.
 type OtherEventError struct {
 	Have  Type
 	Takes []Type

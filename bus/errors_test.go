@@ -28,7 +28,7 @@ type wrapping struct{ cause error }
 func (e *wrapping) Error() string { return "wrapping: " + e.cause.Error() }
 func (e *wrapping) Unwrap() error { return e.cause }
 
-func TestErrorWrappersKeepTheErrorAndShowThroughOthers(t *testing.T) {
+func TestErrors_wrappersUnwrap(t *testing.T) {
 	for name, c := range map[string]struct {
 		wrap func(error) error
 		is   func(error) bool
@@ -59,7 +59,7 @@ func TestErrorWrappersKeepTheErrorAndShowThroughOthers(t *testing.T) {
 	}
 }
 
-func TestWrappersAreNotTakenForEachOther(t *testing.T) {
+func TestErrors_wrappersDiffer(t *testing.T) {
 	permanent, discard, after, snooze := bus.Permanent(errBroken), bus.Discard(errBroken), bus.RetryAfter(errBroken, 1), bus.Snooze(1)
 	for _, err := range []error{discard, after, snooze} {
 		require.False(t, bus.IsPermanent(err))
@@ -77,7 +77,7 @@ func TestWrappersAreNotTakenForEachOther(t *testing.T) {
 	}
 }
 
-func TestSnoozeCostsNothing(t *testing.T) {
+func TestSnooze_isNotCounted(t *testing.T) {
 	r, ok := errors.AsType[*bus.Redelivery](fmt.Errorf("not now: %w", bus.Snooze(time.Minute)))
 	require.True(t, ok)
 	require.Equal(t, &bus.Redelivery{After: time.Minute, Uncounted: true}, r)
@@ -96,11 +96,11 @@ func TestUnroutableError(t *testing.T) {
 	require.ErrorContains(t, err, "4 published to a.v1, b.v1, c.v1;")
 }
 
-func TestAPanicIsAnErrorOfOneShortLine(t *testing.T) {
+func TestPanicError_isOneShortLine(t *testing.T) {
 	t.Run("its stack stands apart", func(t *testing.T) {
 		err := driver.NewPanicError("boom\n\tgoroutine 1 [running]")
 		require.EqualError(t, err, "panic: boom goroutine 1 [running]")
-		require.Contains(t, err.Stack(), "TestAPanicIsAnErrorOfOneShortLine")
+		require.Contains(t, err.Stack(), "TestPanicError_isOneShortLine")
 	})
 	t.Run("its value, where that is an error, is in the chain", func(t *testing.T) {
 		require.ErrorIs(t, driver.NewPanicError(fmt.Errorf("index: %w", io.EOF)), io.EOF)

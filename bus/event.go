@@ -13,15 +13,14 @@ import (
 //
 //	func (OrderPaid) EventType() (name string, version int) { return "order.paid", 1 }
 //
-// The name and the version are chosen by hand and are part of the wire format: changing one is a
-// breaking change for every consumer. EventType must not depend on the event's fields.
+// The name and the version are part of the wire format: changing one is a breaking change for every consumer. EventType must
+// not depend on the event's fields.
 //
-// An event may have any of these methods too; leat calls them while publishing, and Validate
-// also after decoding:
+// An event may also have any of these methods. They are called on publishing, and Validate also after decoding:
 //
-//	PartitionKey() string // messages of one key keep their order where a handler asks for it
-//	DedupKey() string     // what identifies the fact, where the message id does not
-//	Validate() error      // a failure is permanent: it will not be better the next time
+//	PartitionKey() string // messages of one key keep their order if a handler asks for it
+//	DedupKey() string     // identifies the fact, if the message id does not
+//	Validate() error      // an error is permanent
 type Event interface {
 	EventType() (name string, version int)
 }
@@ -38,7 +37,7 @@ type Type struct {
 // String returns the type on the wire: the CloudEvents type and the topic, such as "order.paid.v2".
 func (t Type) String() string { return t.Name + ".v" + strconv.Itoa(t.Version) }
 
-// Validate says whether the type can stand on the wire.
+// Validate returns an error if the type can't be published.
 func (t Type) Validate() error {
 	if t.Version < 1 {
 		return fmt.Errorf("bus: event type %q has version %d; versions start at 1", t.Name, t.Version)
@@ -58,7 +57,7 @@ func (t Type) Validate() error {
 	return nil
 }
 
-// parseType takes "order.paid.v2" apart. ok is false where the last segment is no version.
+// parseType splits "order.paid.v2" into name and version. ok is false if the last segment is not a version.
 func parseType(s string) (t Type, ok bool) {
 	dot := strings.LastIndexByte(s, '.')
 	if dot <= 0 || dot+2 >= len(s) || s[dot+1] != 'v' {
@@ -86,8 +85,8 @@ func parseVersion(s string) (int, bool) {
 	return n, true
 }
 
-// TypeOf returns the type that events of the Go type T carry. It is meant for registration: it asks a
-// zero T, and where T is a pointer, a new value of what it points to.
+// TypeOf returns the event type of the Go type T. It calls EventType on a zero T, or if T is a pointer, on a pointer to a new
+// zero value. It returns an error if T is an interface or its event type is invalid.
 func TypeOf[T Event]() (Type, error) {
 	goType := reflect.TypeFor[T]()
 	var zero T
@@ -108,8 +107,8 @@ func TypeOf[T Event]() (Type, error) {
 	return t, checkReceivers(t, goType)
 }
 
-// checkReceivers refuses an event type that is used as a value, while only a pointer to it has one of the optional
-// methods: it would never be called, and nobody would notice.
+// checkReceivers returns an error if goType is used as a value, but one of the optional methods has a pointer receiver: the
+// method would never be called.
 func checkReceivers(t Type, goType reflect.Type) error {
 	if goType.Kind() == reflect.Pointer {
 		return nil
@@ -127,7 +126,7 @@ func checkReceivers(t Type, goType reflect.Type) error {
 	return nil
 }
 
-// typeOf asks one event. EventType is the user's code, so a panic in it becomes an error.
+// typeOf calls EventType of one event. A panic in it becomes an error.
 func typeOf(e Event) (t Type, err error) {
 	defer func() {
 		if v := recover(); v != nil {
@@ -138,7 +137,7 @@ func typeOf(e Event) (t Type, err error) {
 	return t, nil
 }
 
-// isNil reports whether e holds nothing: no value, or a nil pointer.
+// isNil reports whether e is nil or holds a nil pointer.
 func isNil(e Event) bool {
 	if e == nil {
 		return true

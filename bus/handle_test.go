@@ -14,7 +14,7 @@ import (
 	"github.com/leatbus/leat/transports/memory"
 )
 
-func TestNewRefuses(t *testing.T) {
+func TestNew_rejectsInvalidConfigs(t *testing.T) {
 	_, err := bus.New(nil, bus.Config{})
 	require.ErrorContains(t, err, "transport is nil; open one with transports.Open")
 	for service, want := range map[string]string{
@@ -68,7 +68,7 @@ func TestHandle_namesKnownTopicsOnlyWhereThereAreNoPatterns(t *testing.T) {
 	}
 }
 
-func TestTheServiceIsNamedAfterTheModule(t *testing.T) {
+func TestNew_serviceDefaultsToTheModule(t *testing.T) {
 	b, err := bus.New(memory.New(memory.Config{}), bus.Config{})
 	require.NoError(t, err)
 	require.NotEqual(t, ".ledger", b.GroupName("ledger"))
@@ -88,7 +88,7 @@ func (refusingStack) Wrap(bus.Handler, message.HandlerFunc) (message.HandlerFunc
 	return nil, errBroken
 }
 
-func TestHandleRefuses(t *testing.T) {
+func TestHandle_rejectsInvalidHandlers(t *testing.T) {
 	for name, c := range map[string]struct {
 		change func(*bus.Handler)
 		want   string
@@ -141,7 +141,7 @@ func TestHandleRefuses(t *testing.T) {
 	})
 }
 
-func TestHandleRefusesWhatTheTransportLacks(t *testing.T) {
+func TestHandle_rejectsUnsupportedFeatures(t *testing.T) {
 	for want, change := range map[string]func(*bus.Handler){
 		"ordering by key":        func(h *bus.Handler) { h.Order = bus.OrderedByKey },
 		"strict ordering":        func(h *bus.Handler) { h.Order = bus.OrderedStrictly },
@@ -157,7 +157,7 @@ func TestHandleRefusesWhatTheTransportLacks(t *testing.T) {
 	}
 }
 
-func TestOrderedHandlersParkUnlessToldOtherwise(t *testing.T) {
+func TestHandle_orderedHandlersParkByDefault(t *testing.T) {
 	for _, c := range []struct {
 		order     bus.Order
 		noParking bool
@@ -183,7 +183,7 @@ func TestOrderedHandlersParkUnlessToldOtherwise(t *testing.T) {
 	}
 }
 
-func TestTheLongestNamesMakeAGroup(t *testing.T) {
+func TestHandle_acceptsTheLongestNames(t *testing.T) {
 	long := strings.Repeat("n", 100)
 	b, err := bus.New(memory.New(memory.Config{}), bus.Config{Service: long[:99]})
 	require.NoError(t, err)
@@ -192,7 +192,7 @@ func TestTheLongestNamesMakeAGroup(t *testing.T) {
 	require.NoError(t, b.Close(t.Context()))
 }
 
-func TestHandlersGetTheirDefaults(t *testing.T) {
+func TestHandle_setsDefaults(t *testing.T) {
 	b := newBus(t, bus.Config{})
 	handle(t, b, "first", ok)
 	handle(t, b, "second", ok, func(h *bus.Handler) { h.Order = bus.OrderedStrictly })

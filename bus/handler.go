@@ -11,28 +11,28 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// Handler is a user's function with its durable name and settings. Package handlers makes it from
-// plain functions; its fields are for those who write a shape of their own.
+// A Handler is a function that handles messages, with its durable name and settings. Package handlers makes handlers from
+// plain functions; set the fields yourself only for another kind of function.
 type Handler struct {
 	// Name is durable: it names the consumer group, and with it queues and dedup keys. Renaming it
 	// makes a new group and leaves the old one's messages behind.
 	Name string
 	// Topics are the topics and patterns that the group subscribes to.
 	Topics []string
-	// Types are the event types that Func takes; empty for a raw handler, which takes all.
+	// Types are the event types that the function takes; empty for a raw handler, which takes all.
 	Types []Type
-	// Bind makes the function that handles messages. It is called once per bus. Messages that the
-	// function returns are published to their ce_type before the delivery is acked.
+	// Bind returns the function that handles messages. It is called once per bus. Messages that the function returns are
+	// published, each to the topic in its ce_type, before the delivery is acked.
 	Bind func(Encoder) message.HandlerFunc
 
 	Concurrency int            // deliveries handled at once; 0 means 10, 1 with OrderedStrictly
-	Order       Order          // the order it asks of the transport
+	Order       Order          // the order in which the group gets messages
 	NoParking   bool           // later messages of a key do not wait behind a poisoned one; see [driver.Subscription]
 	Timeout     time.Duration  // of one try; 0 means the stack's default, negative none
 	Retry       *RetryPolicy   // nil means the stack's default
-	RetryOn     []RetryRule    // policies of some errors; the first that matches counts
+	RetryOn     []RetryRule    // policies for certain errors; the first that matches applies
 	Breaker     *BreakerPolicy // nil means the bus's
-	Dedup       DedupMode      // what to do when the dedup store is away
+	Dedup       DedupMode      // what to do when the dedup store can't be reached
 	Stack       Stack          // in place of the bus's; nil means the bus's
 	Undoable    bool           // all its effects but publishing are in a transaction that a [DryRun] rolls back
 }
@@ -46,16 +46,15 @@ type DedupMode string
 // Dedup modes.
 const (
 	DedupDefault DedupMode = ""       // as the stack is configured: open, unless changed
-	DedupOpen    DedupMode = "open"   // handle; a duplicate may be handled twice
-	DedupClosed  DedupMode = "closed" // wait: the message is redelivered until the store is back
+	DedupOpen    DedupMode = "open"   // handle the message; a duplicate may be handled twice
+	DedupClosed  DedupMode = "closed" // redeliver the message until the store can be reached
 	DedupOff     DedupMode = "off"    // no dedup for this handler
 )
 
-// Stack wraps a handler's function in the steps of the consume path. package middleware has the
-// one that services use.
+// Stack wraps a handler's function in the steps of the consume path. Package middleware has the one that services use.
 type Stack interface {
-	// Wrap is called once per handler, at start. An error is a wrong order of the steps, or a
-	// handler that does not fit them.
+	// Wrap returns next wrapped in the steps. It is called once per handler, by [Bus.Handle]. It returns an error if the
+	// steps are in a wrong order, or can't serve the handler.
 	Wrap(h Handler, next message.HandlerFunc) (message.HandlerFunc, error)
 }
 
@@ -69,7 +68,7 @@ func (h Handler) withDefaults() Handler {
 	return h
 }
 
-// Validate says what is wrong with the handler.
+// Validate returns an error if the handler is invalid.
 func (h Handler) Validate() error {
 	if err := h.validate(); err != nil {
 		return fmt.Errorf("bus: handler %q: %w", h.Name, err)
@@ -130,8 +129,8 @@ func (h Handler) validate() error {
 // parks reports whether the messages of a key wait behind a poisoned one.
 func (h Handler) parks() bool { return h.Order != Unordered && !h.NoParking }
 
-// known returns the exact topics behind the handler's types, older versions included, for transports
-// without patterns; nil if the transport has them, or the handler is bound by pattern alone.
+// known returns the topics of the handler's types, older versions included, for transports that do not support patterns. It
+// returns nil if the transport supports patterns, or if the handler has only patterns.
 func (h Handler) known(c driver.Capabilities) []string {
 	if c.Patterns {
 		return nil

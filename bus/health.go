@@ -17,7 +17,7 @@ type Health struct {
 	Degraded map[string]string `json:"degraded,omitempty"` // part of the group → what is wrong with it
 }
 
-// State is what a group does.
+// State is the state of a group.
 type State string
 
 // States of a group.
@@ -25,15 +25,15 @@ const (
 	Waiting  State = "waiting"  // not consuming yet
 	Running  State = "running"  // consuming
 	Degraded State = "degraded" // consuming, but a part such as the poison queue does not work
-	Draining State = "draining" // not taking in any more
+	Draining State = "draining" // finishing what it has, and taking no more
 	Stopped  State = "stopped"
 )
 
-// partTransport is the part of every group that is the transport's.
+// partTransport is the part under which every group reports a problem of the transport.
 const partTransport = "transport"
 
-// Health returns the state of every group, in the order of registration, and of the outbox. What is wrong
-// with the transport is wrong with each group; see [Bus.TransportHealth]. It does not block.
+// Health returns the state of every group, in the order of registration, and of the outbox. Every group reports a problem of
+// the transport; see [Bus.TransportHealth]. It does not block.
 func (b *Bus) Health() []Health {
 	var broken error
 	if h, ok := b.TransportHealth(); ok {
@@ -71,11 +71,10 @@ func (h *Health) degrade(part, reason string) {
 	h.Degraded[part] = reason
 }
 
-// stuckAfter is how long one try of a delivery may take, beyond its handler's timeout, before the group reports
-// it.
+// stuckAfter is how much longer than its handler's timeout one try may take before the group reports it.
 const stuckAfter = time.Minute
 
-// stuck names a message whose handler does not come back.
+// stuck returns a text that names a message whose handler does not return, "" if there is none.
 func (g *group) stuck() string {
 	limit := max(g.handler.Timeout, 0) + stuckAfter
 	for _, w := range g.workers {
@@ -84,8 +83,8 @@ func (g *group) stuck() string {
 			continue
 		}
 		began := d.breaker.Started
-		if moved := d.moved.Load(); moved != 0 {
-			began = time.Unix(0, moved)
+		if failed := d.lastFailed.Load(); failed != 0 {
+			began = time.Unix(0, failed)
 		}
 		if took := time.Since(began); took > limit {
 			return fmt.Sprintf("message %s has been in the handler for %s", d.breaker.ID, took.Round(time.Second))
@@ -108,25 +107,25 @@ func (b *Bus) state() State {
 	return Waiting
 }
 
-// health is what is wrong with a group, by part. The happy path costs one atomic load.
+// health records the problems of a group by part. A healthy group costs one atomic load.
 type health struct {
 	count atomic.Int32
 	mu    sync.Mutex
 	parts map[string]part
 }
 
-// part is what is wrong with a part of a group.
+// part is the problem of a part of a group.
 type part struct {
 	reason string
-	until  time.Time // when that is over if it is not noted again; zero for never
+	until  time.Time // when the problem expires unless it is set again; zero for never
 }
 
-// set notes a part's reason, nil for none, and reports whether the part's state has changed.
+// set records the problem of a part, nil for none, and reports whether the part's state has changed.
 func (h *health) set(name string, reason error) (changed bool) {
 	return h.setUntil(name, reason, time.Time{})
 }
 
-// setUntil notes a reason that is over at a time, unless it is noted again.
+// setUntil records a problem that expires at a time, unless it is set again.
 func (h *health) setUntil(name string, reason error, until time.Time) (changed bool) {
 	if reason == nil && h.count.Load() == 0 {
 		return false
@@ -161,7 +160,7 @@ func (h *health) snapshot() map[string]string {
 	return reasons
 }
 
-// expire forgets what is over. The caller holds h.mu.
+// expire deletes problems that have expired. The caller holds h.mu.
 func (h *health) expire() {
 	now := time.Now()
 	maps.DeleteFunc(h.parts, func(_ string, p part) bool { return !p.until.IsZero() && now.After(p.until) })

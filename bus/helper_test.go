@@ -123,7 +123,7 @@ func publish(t *testing.T, b *bus.Bus, ids ...string) {
 	}
 }
 
-// newMessage is an encoded event that no bus has made.
+// newMessage returns an encoded event that no bus has made.
 func newMessage(topic, id string) *message.Message {
 	return &message.Message{
 		UUID:     id,

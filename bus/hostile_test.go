@@ -15,39 +15,16 @@ import (
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports/memory"
 )
-
-// changing is the memory transport whose deliveries are changed before they are handed out.
-type changing struct {
-	*memory.Transport
-	change func(*driver.Delivery)
-}
-
-func (c changing) Subscribe(ctx context.Context, s driver.Subscription) (driver.Receiver, error) {
-	feed, err := c.Transport.Subscribe(ctx, s)
-	return changingFeed{feed, c.change}, err
-}
-
-type changingFeed struct {
-	driver.Receiver
-	change func(*driver.Delivery)
-}
-
-func (f changingFeed) Next(ctx context.Context) (*driver.Delivery, error) {
-	d, err := f.Receiver.Next(ctx)
-	if err == nil {
-		f.change(d)
-	}
-	return d, err
-}
 
 // A transport may read an attempt number from a header that anybody can write.
 func TestRouter_survivesAnyAttemptNumber(t *testing.T) {
 	for _, attempt := range []int{math.MinInt64, -1_000_000, -1, 0, 63, 65, math.MaxInt64} {
 		t.Run(fmt.Sprint(attempt), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				b := busOver(t, changing{memory.New(memory.Config{}), func(d *driver.Delivery) { d.Attempt = attempt }}, bus.Config{})
+				b := busOver(t, testenv.Changing{Transport: memory.New(memory.Config{}), Change: func(d *driver.Delivery) { d.Attempt = attempt }}, bus.Config{})
 				var failed, handled atomic.Int64
 				handle(t, b, "h", func(_ context.Context, msg *message.Message) error {
 					if driver.MessageID(msg) == "bad" {
@@ -86,7 +63,7 @@ func TestRouter_survivesAPanicOutsideOfTheHandler(t *testing.T) {
 		var panics atomic.Bool
 		panics.Store(true)
 		var lines log
-		b := busOver(t, changing{memory.New(memory.Config{}), func(d *driver.Delivery) {
+		b := busOver(t, testenv.Changing{Transport: memory.New(memory.Config{}), Change: func(d *driver.Delivery) {
 			d.Settler = panickingSettler{d.Settler, &panics}
 		}}, bus.Config{Logger: warnings(&lines)})
 		var handled atomic.Int64

@@ -22,53 +22,50 @@ const (
 	Handled     Outcome = "handled"     // the handler succeeded
 	Duplicate   Outcome = "duplicate"   // handled before; acked without its handler
 	Poisoned    Outcome = "poisoned"    // in the poison queue, confirmed
-	Discarded   Outcome = "discarded"   // failed, and the handler wanted it dropped
-	Redelivered Outcome = "redelivered" // comes again
-	Interrupted Outcome = "interrupted" // cut short by shutdown; comes again, at no cost
+	Discarded   Outcome = "discarded"   // failed and dropped, as the handler asked
+	Redelivered Outcome = "redelivered" // will be delivered again
+	Interrupted Outcome = "interrupted" // interrupted by shutdown; will be delivered again, and does not count as an attempt
 )
 
 // Terminal reports whether the group is done with the message.
 func (o Outcome) Terminal() bool { return o != Redelivered && o != Interrupted }
 
-// Observer is told what happens to messages: metrics, logs, traces. Its methods are called
-// concurrently, on the path of the message: they must be quick and must not block. They never decide what
-// becomes of a message: a panic is logged once and counted.
+// An Observer observes messages, for metrics, logs and traces. Its methods are called concurrently and synchronously: they
+// must be quick and must not block. They can't change the outcome of a message: a panic is logged once and counted.
 type Observer interface {
-	// Published is called when the transport has answered a Publish.
+	// Published is called after the transport has returned from Publish.
 	Published(ctx context.Context, p Publication)
-	// Started is called before a delivery goes down the stack. What it returns becomes the
-	// context of everything further in.
+	// Started is called before the other steps of the stack. They get the context that it returns.
 	Started(ctx context.Context, d *Delivery) context.Context
 	// Finished is called once per delivery, with its final outcome.
 	Finished(ctx context.Context, d *Delivery, o Observation)
-	// BreakerChanged is called when a group's circuit breaker changes its state; for one group, one change after the
-	// other.
+	// BreakerChanged is called when a group's circuit breaker changes its state. Calls for one group do not overlap.
 	BreakerChanged(c BreakerChange)
 }
 
-// PublishObserver is an [Observer] that is also told when a publish begins, as a tracer must be.
+// A PublishObserver is an [Observer] that also observes the beginning of a publish, as tracers need it.
 type PublishObserver interface {
 	Observer
-	// Publishing is called before messages of one topic go through the publish middleware to the transport, or into an
-	// outbox. It may set their headers. The context it returns is that of everything further in. end is called with the
-	// answer; it may be nil.
+	// Publishing is called before messages of one topic go through the publish middleware to the transport or an outbox. It
+	// may set their headers. The publish middleware and the transport get the context that it returns. end is called with the
+	// result of the publish; it may be nil.
 	//
-	// With relayed, the messages come out of an outbox on their way to the transport. They have been through Publishing,
-	// in another process perhaps, and it must not change them.
+	// relayed is true for messages that an outbox publishes to the transport. Publishing was called for them before,
+	// perhaps in another process, and must not change them now.
 	Publishing(ctx context.Context, topic string, msgs []*message.Message, relayed bool) (inner context.Context, end func(error))
 }
 
-// BatchObserver is an [Observer] that is also told when a handler takes several deliveries at once, as that of handlers.Batch
-// does. Each of them is observed by itself as well.
+// A BatchObserver is an [Observer] that also observes when a handler handles several deliveries at once, as that of
+// handlers.Batch does. Each of the deliveries is observed separately as well.
 type BatchObserver interface {
 	Observer
-	// Batching is called before the handler's function. The context it returns is that of the function. end is called with
-	// what the function returns; it may be nil.
+	// Batching is called before the handler's function, which gets the context that it returns. end is called with the error
+	// that the function returns; it may be nil.
 	Batching(ctx context.Context, ds []*Delivery) (inner context.Context, end func(error))
 }
 
-// Batching tells the observers that a function takes deliveries together, with d among them. The caller passes the context
-// on to the function, and calls end with what it returns.
+// Batching calls the observers before a function handles several deliveries at once; d is one of them. The caller passes the
+// context inner to the function, and calls end with the error that the function returns.
 func (d *Delivery) Batching(ctx context.Context, ds []*Delivery) (inner context.Context, end func(error)) {
 	var ends []func(error)
 	inner = ctx
@@ -76,7 +73,7 @@ func (d *Delivery) Batching(ctx context.Context, ds []*Delivery) (inner context.
 		guarded := o.(*guardedObserver)
 		if b, ok := guarded.observer.(BatchObserver); ok {
 			var e func(error)
-			inner, e = guarded.began(inner, func(ctx context.Context) (context.Context, func(error)) { return b.Batching(ctx, ds) }) //nolint:fatcontext // as many layers as observers
+			inner, e = guarded.guardBegin(inner, func(ctx context.Context) (context.Context, func(error)) { return b.Batching(ctx, ds) }) //nolint:fatcontext // as many layers as observers
 			ends = append(ends, e)
 		}
 	}
@@ -92,8 +89,8 @@ func (d *Delivery) Batching(ctx context.Context, ds []*Delivery) (inner context.
 // sendFunc publishes messages of one topic.
 type sendFunc = func(ctx context.Context, topic string, msgs []*message.Message) error
 
-// announce returns send with the observers around it that are told when a publish begins.
-func announce(observers []Observer, send sendFunc, relayed bool) sendFunc {
+// withPublishObservers returns a sendFunc that calls each PublishObserver around send.
+func withPublishObservers(observers []Observer, send sendFunc, relayed bool) sendFunc {
 	for _, o := range slices.Backward(observers) {
 		guarded := o.(*guardedObserver)
 		p, ok := guarded.observer.(PublishObserver)
@@ -102,7 +99,7 @@ func announce(observers []Observer, send sendFunc, relayed bool) sendFunc {
 		}
 		next := send
 		send = func(ctx context.Context, topic string, msgs []*message.Message) error {
-			inner, end := guarded.began(ctx, func(ctx context.Context) (context.Context, func(error)) {
+			inner, end := guarded.guardBegin(ctx, func(ctx context.Context) (context.Context, func(error)) {
 				return p.Publishing(ctx, topic, msgs, relayed)
 			})
 			if end == nil {
@@ -119,9 +116,9 @@ func announce(observers []Observer, send sendFunc, relayed bool) sendFunc {
 
 var errPublishPanicked = errors.New("a step of the publish middleware, or the transport, panicked")
 
-// GuardObserver returns an observer that passes everything on to o. If o panics, the
-// panic is logged, once, and counted in [Stats], and what o observes goes on as if it had not been called. New
-// guards the observers of a bus; a stock Watermill router needs this for its own.
+// GuardObserver returns an observer that calls o and recovers its panics. The first panic is logged. New guards the observers
+// of a bus in this way, and counts their panics in [Stats]; use GuardObserver for observers under a stock Watermill router. A
+// nil logger means slog.Default().
 func GuardObserver(o Observer, logger *slog.Logger) Observer { return guardObserver(o, logger, nil) }
 
 func guardObserver(o Observer, logger *slog.Logger, panics *atomic.Uint64) *guardedObserver {
@@ -134,7 +131,7 @@ func guardObserver(o Observer, logger *slog.Logger, panics *atomic.Uint64) *guar
 	return &guardedObserver{observer: o, logger: logger, panics: panics}
 }
 
-// guardedObserver keeps an observer's panics from deciding what becomes of a message.
+// guardedObserver recovers the panics of an observer, so that they can't change the outcome of a message.
 type guardedObserver struct {
 	observer Observer
 	logger   *slog.Logger
@@ -147,8 +144,8 @@ func (g *guardedObserver) Published(ctx context.Context, p Publication) {
 	g.observer.Published(ctx, p)
 }
 
-// began calls what begins something. The end that it returns is guarded as well.
-func (g *guardedObserver) began(ctx context.Context, begin func(context.Context) (context.Context, func(error))) (inner context.Context, end func(error)) {
+// guardBegin calls begin and recovers its panics, and those of the function that begin returns.
+func (g *guardedObserver) guardBegin(ctx context.Context, begin func(context.Context) (context.Context, func(error))) (inner context.Context, end func(error)) {
 	inner = ctx
 	defer g.recover()
 	c, e := begin(ctx)
@@ -183,7 +180,7 @@ func (g *guardedObserver) BreakerChanged(c BreakerChange) {
 	g.observer.BreakerChanged(c)
 }
 
-// recover must be deferred itself.
+// recover logs and counts a panic. It must be deferred directly.
 func (g *guardedObserver) recover() {
 	v := recover()
 	if v == nil {
@@ -202,14 +199,14 @@ type Publication struct {
 	Topic    string
 	Messages []*message.Message
 	Took     time.Duration
-	Err      error // nil also where nobody wanted the message, unless that was asked to be an error
-	Unrouted int   // how many reached no group
+	Err      error // an unroutable message is an error only if it was asked to be one
+	Unrouted int   // messages that reached no group
 }
 
-// Observation is the end of one delivery.
+// Observation describes the end of one delivery.
 type Observation struct {
 	Outcome Outcome
-	Took    time.Duration // in the stack, retries in process included
-	Waited  time.Duration // of that: between tries, while the handler did not run
-	Err     error         // why it was not handled; nil for handled and duplicate
+	Took    time.Duration // time in the stack, retries in process included
+	Waited  time.Duration // part of Took between tries, while the handler did not run
+	Err     error         // why the message was not handled; nil for handled and duplicate
 }

@@ -13,39 +13,42 @@ import (
 
 var (
 	errNilTx      = errors.New("the transaction is nil")
-	errRouteLater = errors.New("the option RequireRoute can't be kept by an outbox: which groups want the event shows when it is relayed")
+	errRouteLater = errors.New("the option RequireRoute doesn't work with an outbox: it is not known before the relay publishes the event which groups get it")
 )
 
-// InTx publishes events in a transaction of the service's own database: together with its rows, or not
-// at all.
+// InTx publishes events in a transaction of the service's own database, so that they are published if and only if the
+// transaction commits.
 //
 //	tx, err := db.BeginTx(ctx, nil)
 //	...
 //	err = b.InTx(tx).Publish(ctx, OrderPlaced{...})
 //	...
-//	err = tx.Commit() // now the order and its event are there, or neither
+//	err = tx.Commit() // the order and its event are written, or neither
 //
-// Where the bus's transport is that database, the events are in their groups with the commit. Else
-// they are in the outbox, from where a relay moves them to the transport within milliseconds. tx is a
-// *sql.Tx, what embeds one, or a pgx.Tx. After an error, roll back.
+// If the bus's transport is in that database, the commit puts the events into their groups. Otherwise the commit puts them
+// into the outbox, and a relay moves them to the transport within milliseconds. tx is a *sql.Tx, a struct that embeds one, or
+// a pgx.Tx. After an error, roll back.
 //
-// Events of one partition key keep the order in which their transactions got hold of what they have in
-// common: lock the row that the key stands for, as an UPDATE of it does, before publishing.
+// Two transactions that publish events of one partition key at the same time may commit in any order. To keep the order of
+// such events, lock the row that the key stands for before publishing; an UPDATE of the row does that.
+//
+// An InTx belongs to one goroutine, as its transaction does.
 type InTx struct {
 	bus *Bus
 	tx  any
 }
 
-// InTx returns the bus for the length of a transaction; see [InTx].
+// InTx returns a publisher that publishes in the transaction tx; see [InTx].
 func (b *Bus) InTx(tx any) InTx { return InTx{b, tx} }
 
-// Publish encodes an event and writes it in the transaction. It blocks for one statement. What is
-// published so is not waited for by [Bus.Idle], and observers hear of it when it is on the transport.
+// Publish encodes an event and writes it in the transaction. It blocks for one statement. It returns [ErrNoOutbox] if neither
+// the bus has an outbox nor its transport publishes in transactions, and [ErrClosed] after Close. [Bus.Idle] does not wait for
+// the event. Observers see it when it is safe on the transport.
 func (t InTx) Publish(ctx context.Context, e Event, opts ...PublishOption) error {
 	return t.PublishAll(ctx, []Event{e}, opts...)
 }
 
-// PublishAll writes events in their order, and none if one of them can't be encoded.
+// PublishAll writes events in their order, and none of them if one can't be encoded.
 func (t InTx) PublishAll(ctx context.Context, events []Event, opts ...PublishOption) error {
 	msgs, p, err := t.bus.encodeAll(ctx, events, opts)
 	if err != nil {
@@ -56,20 +59,20 @@ func (t InTx) PublishAll(ctx context.Context, events []Event, opts ...PublishOpt
 
 // PublishMessages writes messages that are encoded already, as [Bus.PublishMessages] publishes them.
 func (t InTx) PublishMessages(ctx context.Context, msgs ...*message.Message) error {
-	if err := t.bus.adopt(msgs); err != nil {
+	if err := t.bus.prepare(msgs); err != nil {
 		return fmt.Errorf("bus: publish in transaction: %w", err)
 	}
 	return t.publish(ctx, false, msgs)
 }
 
 func (t InTx) publish(ctx context.Context, requireRoute bool, msgs []*message.Message) error {
-	if keptInDryRun(ctx, msgs) {
+	if captureDryRun(ctx, msgs) {
 		return nil
 	}
-	if err := t.mayPublish(ctx, requireRoute, msgs); err != nil {
+	if err := t.checkPublish(ctx, requireRoute, msgs); err != nil {
 		return fmt.Errorf("bus: publish in transaction: %w", err)
 	}
-	for _, msg := range msgs { // the transaction may roll back, so the ledger can't expect them
+	for _, msg := range msgs { // the transaction may roll back, so the bus does not track them
 		delete(msg.Metadata, driver.HeaderInstance)
 	}
 	ctx = context.WithValue(ctx, txKey{}, t.tx)
@@ -84,7 +87,7 @@ func (t InTx) publish(ctx context.Context, requireRoute bool, msgs []*message.Me
 	})
 }
 
-func (t InTx) mayPublish(ctx context.Context, requireRoute bool, msgs []*message.Message) error {
+func (t InTx) checkPublish(ctx context.Context, requireRoute bool, msgs []*message.Message) error {
 	b := t.bus
 	switch {
 	case t.tx == nil:
@@ -105,7 +108,7 @@ func (t InTx) mayPublish(ctx context.Context, requireRoute bool, msgs []*message
 	return nil
 }
 
-// txPublisher returns what writes in transactions, nil if nothing does.
+// txPublisher returns the outbox, or else the transport if it publishes in transactions, or else nil.
 func (b *Bus) txPublisher() driver.TxPublisher {
 	if b.cfg.Outbox != nil {
 		return b.cfg.Outbox
@@ -114,35 +117,36 @@ func (b *Bus) txPublisher() driver.TxPublisher {
 	return p
 }
 
-// txKey marks the context of what is published in a transaction: it goes through the same publish
-// middleware as everything else, and comes out at another place.
+// txKey is the key of the transaction in the context of a publish by InTx. Its messages go through the same publish
+// middleware as all others, and transportPublisher writes them in the transaction.
 type txKey struct{}
 
-// handOver is where the publish path ends: the transport, or the caller's transaction.
-type handOver struct{ bus *Bus }
+// transportPublisher is the end of the publish path: it publishes to the transport, or in the caller's transaction.
+type transportPublisher struct{ bus *Bus }
 
-func (h handOver) Publish(ctx context.Context, topic string, msgs ...*message.Message) error {
+func (h transportPublisher) Publish(ctx context.Context, topic string, msgs ...*message.Message) error {
 	if tx := ctx.Value(txKey{}); tx != nil {
 		return h.bus.txPublisher().PublishTx(ctx, tx, topic, msgs...)
 	}
 	return h.bus.transport.Publish(ctx, topic, msgs...)
 }
 
-// relay moves the outbox's messages to the transport until ctx is done. They went through the publish
-// middleware when they were written.
+// relay moves the outbox's messages to the transport until ctx is done. It skips the publish middleware: they went through it
+// when they were written.
 func (b *Bus) relay(ctx context.Context) error {
-	send := announce(b.cfg.Observers, func(ctx context.Context, topic string, msgs []*message.Message) error {
+	send := withPublishObservers(b.cfg.Observers, func(ctx context.Context, topic string, msgs []*message.Message) error {
 		return b.transport.Publish(ctx, topic, msgs...)
 	}, true)
 	return b.cfg.Outbox.Relay(ctx, func(ctx context.Context, topic string, msgs ...*message.Message) error {
-		return b.account(ctx, nil, false, topic, msgs, send)
+		return b.publishTracked(ctx, nil, false, topic, msgs, send)
 	})
 }
 
 // Outbox returns the bus's outbox, nil if it has none.
-func (b *Bus) Outbox() Outbox { return b.cfg.Outbox }
+func (b *Bus) Outbox() driver.Outbox { return b.cfg.Outbox }
 
-// OutboxStats asks the outbox's database what waits in it; [ErrNoOutbox] where there is none.
+// OutboxStats queries the outbox's database for the messages that wait in it. It returns [ErrNoOutbox] if the bus has no
+// outbox.
 func (b *Bus) OutboxStats(ctx context.Context) (driver.OutboxStats, error) {
 	if b.cfg.Outbox == nil {
 		return driver.OutboxStats{}, fmt.Errorf("bus: outbox: %w", ErrNoOutbox)
@@ -150,7 +154,7 @@ func (b *Bus) OutboxStats(ctx context.Context) (driver.OutboxStats, error) {
 	return b.cfg.Outbox.Stats(ctx)
 }
 
-// outboxHealth returns the state of the outbox, which is shown among the groups.
+// outboxHealth returns the state of the outbox, which Health lists like a group.
 func (b *Bus) outboxHealth() Health {
 	h := Health{Group: b.cfg.Outbox.Group(), State: b.state()}
 	if err := b.cfg.Outbox.Problem(); err != nil {

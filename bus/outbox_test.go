@@ -75,7 +75,7 @@ func (o *fakeOutbox) Stats(context.Context) (driver.OutboxStats, error) {
 
 func (o *fakeOutbox) Close(context.Context) error { o.closed = true; return nil }
 
-func TestInTxGoesThroughThePublishPathOnceAndTheRelayPastIt(t *testing.T) {
+func TestInTx_runsPublishMiddlewareOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := newFakeOutbox()
 		decorated := 0
@@ -118,7 +118,7 @@ func TestInTxGoesThroughThePublishPathOnceAndTheRelayPastIt(t *testing.T) {
 	})
 }
 
-func TestARelayThatEndsStopsTheBus(t *testing.T) {
+func TestRelay_endStopsTheBus(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, err := bus.New(memory.New(memory.Config{}), bus.Config{Service: "test", Outbox: newFakeOutbox()})
 		require.NoError(t, err)
@@ -131,7 +131,7 @@ func TestARelayThatEndsStopsTheBus(t *testing.T) {
 	})
 }
 
-func TestInTxNeedsAnOutboxOrATransportOfTransactions(t *testing.T) {
+func TestInTx_needsAnOutboxOrATxPublisher(t *testing.T) {
 	b, err := bus.New(memory.New(memory.Config{}), bus.Config{Service: "test"})
 	require.NoError(t, err)
 	defer func() { require.NoError(t, b.Close(context.Background())) }()

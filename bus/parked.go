@@ -11,12 +11,14 @@ import (
 // A poisoned message of a group that parks stops its key: the later ones of the key wait until somebody replays or drops
 // it. Operators must see that, so it is a warning in the log once per key, and a part of the group's health, "parked",
 // until the group's poison queue is empty. The queue is asked, not counted here: other processes of the group poison
-// messages, too, and operators replay them from anywhere.
+// messages, too, and operators replay them from anywhere. Groups are asked one by one, so that a process with many of them
+// asks no more than two a second.
 
 const (
 	partParked    = "parked"
-	parkedEvery   = time.Minute
-	parkedTimeout = 10 * time.Second // of one question
+	parkedEvery   = time.Minute            // for each group, if that keeps the pace
+	parkedPace    = 500 * time.Millisecond // between two questions, at least
+	parkedTimeout = 10 * time.Second       // of one question
 )
 
 // parkingGroups returns the groups in which a poisoned message stops its key.
@@ -52,17 +54,24 @@ func (b *Bus) startWatchingParked(ctx context.Context) (stop func()) {
 
 // watchParked keeps the part "parked" of the groups' health until ctx is done.
 func (b *Bus) watchParked(ctx context.Context, groups []*group) {
-	ticker := time.NewTicker(parkedEvery)
+	for _, g := range groups {
+		g.checkParked(ctx)
+	}
+	ticker := time.NewTicker(max(parkedEvery/time.Duration(len(groups)), parkedPace))
 	defer ticker.Stop()
-	for {
-		for _, g := range groups {
-			g.checkParked(ctx)
-		}
+	for next := 0; ; {
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
+			groups[next].checkParked(ctx)
+			next = (next + 1) % len(groups)
 		case <-b.keyParked:
+			for _, g := range groups {
+				if g.keyParked.Swap(false) {
+					g.checkParked(ctx)
+				}
+			}
 		}
 	}
 }
@@ -77,7 +86,11 @@ func (g *group) checkParked(ctx context.Context) {
 	}
 	var reason error
 	if n > 0 {
-		reason = fmt.Errorf("the later messages of the keys of %d poisoned ones wait until those are replayed or dropped: leat poison ls --group %s", n, g.name)
+		held := "1 poisoned message holds back the later messages of its key until it is replayed or dropped"
+		if n > 1 {
+			held = fmt.Sprintf("%d poisoned messages hold back the later messages of their keys until they are replayed or dropped", n)
+		}
+		reason = fmt.Errorf("%s: leat poison ls --group %s", held, g.name)
 	}
 	g.health.set(partParked, reason)
 }
@@ -90,6 +103,7 @@ func (g *group) warnParked(d *Delivery) {
 	g.bus.cfg.Logger.Warn("leat: key parked: its later messages wait until this one is replayed or dropped", "group", g.name,
 		"key", driver.OneLine(driver.PartitionKey(d.Message), driver.MaxClassBytes), "message_id", d.breaker.ID,
 		"fix", "leat poison show "+d.breaker.ID+" --group "+g.name)
+	g.keyParked.Store(true)
 	select {
 	case g.bus.keyParked <- struct{}{}:
 	default:

@@ -3,8 +3,10 @@ package bus_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,6 +17,7 @@ import (
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
+	"github.com/leatbus/leat/transports/memory"
 )
 
 // A key that a poisoned message stops is seen: in the log once, and in the group's health until it is released.
@@ -41,15 +44,70 @@ func TestParkedKey_isSeen(t *testing.T) {
 		require.Equal(t, 1, strings.Count(log.String(), "leat: key parked"), log.String())
 		require.Contains(t, log.String(), "key=cup message_id=bad")
 		require.Equal(t, bus.Degraded, b.Health()[0].State)
-		require.Contains(t, b.Health()[0].Degraded["parked"], "1 poisoned ones wait until those are replayed or dropped: leat poison ls --group shop.ledger")
+		require.Equal(t, "1 poisoned message holds back the later messages of its key until it is replayed or dropped: leat poison ls --group shop.ledger", b.Health()[0].Degraded["parked"])
+
+		other := message.NewMessage("bad", nil)
+		other.Metadata = message.Metadata{driver.HeaderType: "order.placed.v1", driver.HeaderPartitionKey: "pot"}
+		require.NoError(t, b.PublishMessages(t.Context(), other))
+		synctest.Wait()
+		require.Equal(t, "2 poisoned messages hold back the later messages of their keys until they are replayed or dropped: leat poison ls --group shop.ledger", b.Health()[0].Degraded["parked"])
 
 		queue := b.Transport().PoisonQueue("shop.ledger")
 		all, err := queue.List(t.Context(), "", 10)
 		require.NoError(t, err)
-		_, err = queue.Drop(t.Context(), all[0].ID)
-		require.NoError(t, err)
+		for _, m := range all {
+			_, err = queue.Drop(t.Context(), m.ID)
+			require.NoError(t, err)
+		}
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		require.Equal(t, bus.Running, b.Health()[0].State)
 	})
+}
+
+// A process with many groups asks for them one by one, for the one at once in which a key was parked.
+func TestParkedKey_isAskedForAtAPace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		asked := &countingPoison{Transport: memory.New(memory.Config{})}
+		b := busOver(t, asked, bus.Config{})
+		const groups = 1000
+		for i := range groups {
+			handle(t, b, fmt.Sprintf("g%d", i), func(context.Context, *message.Message) error {
+				return bus.Permanent(errors.New("broken"))
+			}, topics(fmt.Sprintf("order.v%d", i)), func(h *bus.Handler) { h.Order = bus.OrderedByKey })
+		}
+		run(t, b)
+		synctest.Wait()
+		require.EqualValues(t, groups, asked.counted.Swap(0))
+		time.Sleep(10*time.Minute + 100*time.Millisecond) // between two questions
+		n := asked.counted.Swap(0)
+		require.LessOrEqual(t, n, int64(2*600))
+		require.GreaterOrEqual(t, n, int64(groups), "each is asked within ten minutes")
+
+		msg := message.NewMessage("bad", nil)
+		msg.Metadata = message.Metadata{driver.HeaderType: "order.v7", driver.HeaderPartitionKey: "cup"}
+		require.NoError(t, b.PublishMessages(t.Context(), msg))
+		synctest.Wait()
+		require.EqualValues(t, 1, asked.counted.Load())
+		require.Contains(t, b.Health()[7].Degraded, "parked")
+	})
+}
+
+type countingPoison struct {
+	*memory.Transport
+	counted atomic.Int64
+}
+
+func (c *countingPoison) PoisonQueue(group string) driver.PoisonQueue {
+	return &countedPoison{c.Transport.PoisonQueue(group), c}
+}
+
+type countedPoison struct {
+	driver.PoisonQueue
+	by *countingPoison
+}
+
+func (c *countedPoison) Len(ctx context.Context) (int, error) {
+	c.by.counted.Add(1)
+	return c.PoisonQueue.Len(ctx)
 }

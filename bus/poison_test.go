@@ -17,7 +17,7 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-func TestErrorChainNamesWhatIsAndAsFind(t *testing.T) {
+func TestErrorChain_hasEveryWrappedError(t *testing.T) {
 	busy := errors.New("busy")
 	for want, err := range map[string]error{
 		``:                           nil,
@@ -44,7 +44,7 @@ func TestErrorChainNamesWhatIsAndAsFind(t *testing.T) {
 	require.NotContains(t, driver.ErrorChain(errors.New("two\nlines")), "\n")
 }
 
-func TestTheStackStandsInTheRecordAndNotInWhatTravels(t *testing.T) {
+func TestPoison_stackIsOnlyInTheRecord(t *testing.T) {
 	msg := newMessage(paidTopic, "m-1")
 	msg.Metadata[driver.HeaderTraceParent] = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 	d := &bus.Delivery{Delivery: driver.Delivery{Message: msg, Attempt: 2, History: driver.History{FailedSince: time.Now().Add(-time.Hour)}}}

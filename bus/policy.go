@@ -9,41 +9,35 @@ import (
 	"time"
 )
 
-// RetryPolicy is the delay before each further try of a failing message. Its zero value is the
-// default policy: 50 ms, 250 ms and 1 s in process, then 5 s, 30 s, 5 min and 30 min as
-// redeliveries, each ±10 %, then the poison queue.
+// RetryPolicy configures how often a failing message is tried, and the delays between the tries. The zero value is the
+// default policy: 50 ms, 250 ms and 1 s in process, then 5 s, 30 s, 5 min and 30 min as redeliveries, each ±10 %, then the
+// poison queue.
 type RetryPolicy struct {
-	// Delays is the wait before the second, third, … try. nil means the default; an empty slice
-	// means that there is one try only.
+	// Delays are the delays before the second, third, … try. nil means the default; an empty slice means one try only.
 	Delays []time.Duration
-	// InProcess is the longest delay that is waited for in process, holding the worker; longer ones
-	// go back to the transport as a delayed redelivery, which holds none. 0 means 1 s; a negative
-	// value means that no delay is waited for in process.
+	// InProcess is the longest delay for which the worker waits in process. Longer delays are redeliveries by the transport,
+	// for which no worker waits. 0 means 1 s; a negative value means that workers never wait.
 	InProcess time.Duration
-	// Jitter spreads each delay by up to this share, up and down. 0 means 0.1; a negative value
-	// means none.
+	// Jitter changes each delay at random by up to this share, in both directions. 0 means 0.1; a negative value means none.
 	Jitter float64
-	// CrashLimit is how often a message may be redelivered because nobody settled it (the process was
-	// killed, the connection was lost) before it is poisoned without another try. Such redeliveries cost no
-	// try. 0 means 5.
+	// CrashLimit is how often a message may be redelivered because it was not settled (the process was killed, or the
+	// connection was lost) before it is poisoned without another try. Such redeliveries do not count as tries. 0 means 5.
 	CrashLimit int
 }
 
-// RetryRule is the retry policy of some errors, in place of the handler's. A handler has a list of
-// them, and the first that matches an error counts. What the handler itself asks for, by [Permanent],
-// [Discard] or [Snooze], goes before all rules.
+// RetryRule is the retry policy for certain errors, in place of the handler's. A handler has a list of rules, and the first
+// that matches an error applies. [Permanent], [Discard] and [Snooze] go before all rules.
 //
-// All failures of a message count, over all its deliveries and whatever their errors were: if it fails now with one
-// error and now with another, each policy goes on at the number of failures so far.
+// All failures of a message count together, whatever their errors were: if its errors alternate between two rules, each
+// policy continues at the total number of failures.
 type RetryRule struct {
-	// Match reports whether the rule is for the error. It must look through wrappers, as errors.Is and
-	// errors.As do.
+	// Match reports whether the rule applies to the error. Errors may be wrapped, so use errors.Is and errors.As.
 	Match func(error) bool
-	// Policy is nil where a matching error is permanent, as if it were marked by [Permanent].
+	// Policy is the policy for a matching error. nil means that the error is permanent, as if wrapped by [Permanent].
 	Policy *RetryPolicy
 }
 
-// Validate says what is wrong with the rule.
+// Validate returns an error if the rule is invalid.
 func (r RetryRule) Validate() error {
 	if r.Match == nil {
 		return errors.New("bus: retry rule: it matches no error; give it a Match")
@@ -54,7 +48,7 @@ func (r RetryRule) Validate() error {
 	return r.Policy.Validate()
 }
 
-// OneTry returns the policy without a second try.
+// OneTry returns the policy that never retries.
 func OneTry() RetryPolicy { return RetryPolicy{Delays: []time.Duration{}} }
 
 func defaultDelays() []time.Duration {
@@ -81,7 +75,7 @@ func (p RetryPolicy) WithDefaults() RetryPolicy {
 	return p
 }
 
-// Validate says what is wrong with the policy.
+// Validate returns an error if the policy is invalid.
 func (p RetryPolicy) Validate() error {
 	if i := slices.IndexFunc(p.Delays, func(d time.Duration) bool { return d < 0 }); i >= 0 {
 		return fmt.Errorf("bus: retry policy: delay %d is %s; a delay can't be negative", i+1, p.Delays[i])
@@ -95,12 +89,12 @@ func (p RetryPolicy) Validate() error {
 	return nil
 }
 
-// Tries returns how often the policy lets a message be tried in all.
+// Tries returns the largest number of tries that the policy allows, the first included.
 func (p RetryPolicy) Tries() int { return len(p.WithDefaults().Delays) + 1 }
 
-// FirstTry returns the number of the first try that belongs to the delivery with this attempt number, if
-// all its earlier deliveries ended with redeliveries by this policy. Both count from 1. Attempts beyond the policy
-// belong to its last delivery. It is for messages whose failures were not counted; see [FailuresUnknown].
+// FirstTry returns the number of the first try in the delivery with this attempt number, if all earlier deliveries ended with
+// a redelivery by this policy. Both numbers start at 1. If attempt is higher than the policy allows, the result is that of
+// the last delivery. It is for messages whose failures were not counted; see [driver.FailuresUnknown].
 func (p RetryPolicy) FirstTry(attempt int) int {
 	p = p.WithDefaults()
 	first := 1
@@ -116,7 +110,7 @@ func (p RetryPolicy) FirstTry(attempt int) int {
 	return first
 }
 
-// Spread returns d with the policy's jitter.
+// Spread returns d changed at random by the policy's jitter.
 func (p RetryPolicy) Spread(d time.Duration) time.Duration {
 	jitter := p.WithDefaults().Jitter
 	if jitter <= 0 {
@@ -125,8 +119,8 @@ func (p RetryPolicy) Spread(d time.Duration) time.Duration {
 	return time.Duration(float64(d) * (1 + jitter*(2*rand.Float64()-1)))
 }
 
-// String shows the policy as people read it, "50ms 250ms 1s | 5s 30s ±10%": the bar stands between
-// the delays that are waited for in process and the redeliveries.
+// String returns the policy as text, such as "50ms 250ms 1s | 5s 30s ±10%". The bar separates delays in process from
+// redeliveries.
 func (p RetryPolicy) String() string {
 	p = p.WithDefaults()
 	if len(p.Delays) == 0 {
@@ -148,7 +142,7 @@ func (p RetryPolicy) String() string {
 	return b.String()
 }
 
-// shortDuration returns "5m" for what time.Duration prints as "5m0s".
+// shortDuration formats d like time.Duration, but "5m" in place of "5m0s".
 func shortDuration(d time.Duration) string {
 	s := d.String()
 	if strings.HasSuffix(s, "m0s") {

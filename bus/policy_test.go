@@ -10,7 +10,7 @@ import (
 	"github.com/leatbus/leat/bus"
 )
 
-func TestTheDefaultPolicy(t *testing.T) {
+func TestRetryPolicy_default(t *testing.T) {
 	var p bus.RetryPolicy
 	require.NoError(t, p.Validate())
 	require.Equal(t, 8, p.Tries())
@@ -20,7 +20,7 @@ func TestTheDefaultPolicy(t *testing.T) {
 	}
 }
 
-func TestPoliciesInWords(t *testing.T) {
+func TestRetryPolicy_string(t *testing.T) {
 	for want, p := range map[string]bus.RetryPolicy{
 		"one try":           bus.OneTry(),
 		"1s 1s ±20%":        {Delays: []time.Duration{time.Second, time.Second}, Jitter: 0.2},
@@ -32,13 +32,13 @@ func TestPoliciesInWords(t *testing.T) {
 	}
 }
 
-func TestOneTryIsOneTry(t *testing.T) {
+func TestRetryPolicy_oneTryIsOneTry(t *testing.T) {
 	p := bus.OneTry()
 	require.Equal(t, 1, p.Tries())
 	require.Equal(t, 1, p.FirstTry(7))
 }
 
-func TestPoliciesThatAreRefused(t *testing.T) {
+func TestRetryPolicy_rejectsInvalidPolicies(t *testing.T) {
 	for want, p := range map[string]bus.RetryPolicy{
 		"delay 2 is -1s":    {Delays: []time.Duration{0, -time.Second}},
 		"a share below 1":   {Jitter: 1},
@@ -48,9 +48,9 @@ func TestPoliciesThatAreRefused(t *testing.T) {
 	}
 }
 
-// TestEveryTryOfAPolicyIsMadeOnce plays policies through: each delivery begins at FirstTry and goes on
+// TestRetryPolicy_makesEveryTryOnce plays policies through: each delivery begins at FirstTry and goes on
 // while delays are short.
-func TestEveryTryOfAPolicyIsMadeOnce(t *testing.T) {
+func TestRetryPolicy_makesEveryTryOnce(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	for range 2000 {
 		p := bus.RetryPolicy{Delays: make([]time.Duration, random.IntN(9)), InProcess: []time.Duration{0, -1, time.Minute}[random.IntN(3)]}
@@ -71,7 +71,7 @@ func TestEveryTryOfAPolicyIsMadeOnce(t *testing.T) {
 	}
 }
 
-func TestSpreadStaysWithinTheJitter(t *testing.T) {
+func TestSpread_staysWithinTheJitter(t *testing.T) {
 	const d = 10 * time.Second
 	low, high := d, d
 	for range 10_000 {

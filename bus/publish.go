@@ -13,13 +13,13 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// Publish encodes an event and hands it to the transport. It returns nil when the event is safe
-// there: queued in memory, confirmed by the broker, committed in the database. It blocks while the transport is full or
-// away, for as long as ctx and [Config.PublishTimeout] allow. Inside a handler, pass the handler's context: the
-// correlation and the trace go on.
+// Publish encodes an event and publishes it on the transport. It returns nil when the event is safe there: queued in
+// memory, confirmed by the broker, or committed in the database. It blocks while the transport is full or disconnected, until
+// ctx is done or [Config.PublishTimeout] passes. Inside a handler, pass the handler's context: the event then continues the
+// correlation and the trace of the message being handled.
 //
-// An event that no group wants is counted and logged, and is no error unless [RequireRoute] or the
-// transport's configuration says so.
+// An event that no group has subscribed to is counted and logged. It is an error, an [*UnroutableError], only with
+// [RequireRoute] or if the transport is configured so. After [Bus.Close], Publish returns [ErrClosed].
 func (b *Bus) Publish(ctx context.Context, e Event, opts ...PublishOption) error {
 	p := newPublication(opts)
 	msg, err := b.encoder.encode(ctx, e, p)
@@ -29,10 +29,12 @@ func (b *Bus) Publish(ctx context.Context, e Event, opts ...PublishOption) error
 	return b.publishRuns(ctx, p.requireRoute, []*message.Message{msg})
 }
 
-// PublishAll publishes events in their order, and none if one of them can't be encoded. Runs of
-// events of one type go to the transport together, which is faster than one by one. A [*PublishError]
-// in the error names the messages that are not known to be safe. After another error none is, unless it
-// is an [*UnroutableError]: then all are, and no group wants them.
+// PublishAll publishes events in their order, and none of them if one can't be encoded. Consecutive events of one type are
+// published in one call of the transport, which is faster than one by one. It blocks as [Bus.Publish] does.
+//
+// If the error has a [*PublishError], that one names the messages that are not known to be safe; the others are safe. After
+// an [*UnroutableError] all messages are safe, but no group has subscribed to them. After any other error none of the
+// messages is known to be safe.
 func (b *Bus) PublishAll(ctx context.Context, events []Event, opts ...PublishOption) error {
 	msgs, p, err := b.encodeAll(ctx, events, opts)
 	if err != nil {
@@ -61,17 +63,18 @@ func (b *Bus) encodeAll(ctx context.Context, events []Event, opts []PublishOptio
 	return msgs, p, nil
 }
 
-// PublishMessages publishes messages that are encoded already, such as those [ParseCloudEvent] reads,
-// each to its ce_type. Their headers are kept. The bus owns the messages from now on.
+// PublishMessages publishes messages that are encoded already, such as those that [ParseCloudEvent] returns. The topic of
+// each is its ce_type. Their headers are kept. The bus owns the messages from now on. It blocks, and returns errors, as
+// [Bus.PublishAll] does.
 func (b *Bus) PublishMessages(ctx context.Context, msgs ...*message.Message) error {
-	if err := b.adopt(msgs); err != nil {
+	if err := b.prepare(msgs); err != nil {
 		return fmt.Errorf("bus: publish: %w", err)
 	}
 	return b.publishRuns(ctx, false, msgs)
 }
 
-// adopt makes messages the bus's own.
-func (b *Bus) adopt(msgs []*message.Message) error {
+// prepare validates messages that the bus has not encoded itself, and marks them as published by this bus.
+func (b *Bus) prepare(msgs []*message.Message) error {
 	for i, msg := range msgs {
 		if msg == nil {
 			return fmt.Errorf("message %d of %d: message is nil", i+1, len(msgs))
@@ -90,12 +93,12 @@ func (b *Bus) adopt(msgs []*message.Message) error {
 	return nil
 }
 
-// publishRuns publishes nothing where one of the messages may not be.
+// publishRuns publishes all messages, or none if one of them must not be published.
 func (b *Bus) publishRuns(ctx context.Context, requireRoute bool, msgs []*message.Message) error {
-	if err := b.mayPublish(ctx, msgs); err != nil {
+	if err := b.checkPublish(ctx, msgs); err != nil {
 		return fmt.Errorf("bus: publish: %w", err)
 	}
-	if keptInDryRun(ctx, msgs) {
+	if captureDryRun(ctx, msgs) {
 		return nil
 	}
 	ctx, cancel := b.bounded(ctx)
@@ -118,7 +121,7 @@ func eachRun(msgs []*message.Message, publish func(topic string, run []*message.
 		}
 		if err := publish(topic, msgs[start:end]); err != nil {
 			if start == 0 && end == len(msgs) {
-				return err // it speaks of the whole call
+				return err // it covers the whole call
 			}
 			return runFailed(err, msgs[start:end], msgs[end:])
 		}
@@ -127,7 +130,7 @@ func eachRun(msgs []*message.Message, publish func(topic string, run []*message.
 	return nil
 }
 
-// runFailed adds to the error of a run what was to be published after it.
+// runFailed adds the messages that were to be published after the run to the run's error.
 func runFailed(err error, run, rest []*message.Message) error {
 	failed := slices.Concat(notSafe(err, run), rest)
 	if len(failed) == 0 {
@@ -150,18 +153,18 @@ func (e *runError) Unwrap() error { return e.publish }
 // publishFor publishes through the publish middleware, for the bus's own groups that expect
 // the messages.
 func (b *Bus) publishFor(ctx context.Context, groups []*group, requireRoute bool, topic string, msgs []*message.Message) error {
-	return b.account(ctx, groups, requireRoute, topic, msgs, b.send)
+	return b.publishTracked(ctx, groups, requireRoute, topic, msgs, b.send)
 }
 
-// account sends, and keeps the account of it. It is the one way to the transport.
-func (b *Bus) account(ctx context.Context, groups []*group, requireRoute bool, topic string, msgs []*message.Message,
+// publishTracked calls send, counts the messages, and calls the observers. Everything that the bus publishes goes through it.
+func (b *Bus) publishTracked(ctx context.Context, groups []*group, requireRoute bool, topic string, msgs []*message.Message,
 	send func(context.Context, string, []*message.Message) error,
 ) error {
-	b.ledger.expect(groups, len(msgs))
-	failed := len(msgs) // if a step of the publish middleware panics, too
+	b.tracking.expect(groups, len(msgs))
+	failed := len(msgs) // unless send returns; the publish middleware may panic
 	defer func() {
 		if failed > 0 {
-			b.ledger.expect(groups, -failed)
+			b.tracking.expect(groups, -failed)
 		}
 	}()
 	var began time.Time
@@ -173,14 +176,14 @@ func (b *Bus) account(ctx context.Context, groups []*group, requireRoute bool, t
 	unrouted := 0
 	if u, ok := asUnroutable(err); ok {
 		unrouted = len(u.Topics)
-		b.ledger.unrouted.Add(uint64(unrouted))
+		b.tracking.unrouted.Add(uint64(unrouted))
 		b.warnUnrouted(topic)
 		if !u.Strict && !requireRoute {
 			err = nil
 		}
 	}
 	failed = len(notSafe(err, msgs))
-	b.ledger.published.Add(uint64(len(msgs) - failed)) //nolint:gosec // never more than there are
+	b.tracking.published.Add(uint64(len(msgs) - failed)) //nolint:gosec // never more than there are
 	if err != nil {
 		err = fmt.Errorf("bus: publish %s: %w", topic, err)
 	}
@@ -193,7 +196,7 @@ func (b *Bus) account(ctx context.Context, groups []*group, requireRoute bool, t
 	return err
 }
 
-func (b *Bus) mayPublish(ctx context.Context, msgs []*message.Message) error {
+func (b *Bus) checkPublish(ctx context.Context, msgs []*message.Message) error {
 	if b.isClosed() && DeliveryFrom(ctx) == nil {
 		return ErrClosed
 	}
@@ -218,15 +221,14 @@ func (b *Bus) checkSizes(msgs []*message.Message) error {
 	return nil
 }
 
-// decorate puts the publish middleware around the transport. Watermill's publishers take no context,
-// so it travels with the messages.
+// decorate wraps the transport in the publish middleware. Watermill's publishers take no context, so the messages carry it.
 func (b *Bus) decorate(decorators []message.PublisherDecorator) (func(context.Context, string, []*message.Message) error, error) {
 	if len(decorators) == 0 {
 		return func(ctx context.Context, topic string, msgs []*message.Message) error {
-			return handOver{b}.Publish(ctx, topic, msgs...)
+			return transportPublisher{b}.Publish(ctx, topic, msgs...)
 		}, nil
 	}
-	var publisher message.Publisher = publisher{handOver{b}}
+	var publisher message.Publisher = publisher{transportPublisher{b}}
 	for i, decorate := range slices.Backward(decorators) {
 		if decorate == nil {
 			return nil, fmt.Errorf("bus: publish middleware %d of %d is nil", i+1, len(decorators))
@@ -248,7 +250,7 @@ func (b *Bus) decorate(decorators []message.PublisherDecorator) (func(context.Co
 	}, nil
 }
 
-// notSafe returns the messages that are not known to be safe: all of them, unless the error says which.
+// notSafe returns the messages that are not known to be safe: all of them, unless the error names some.
 func notSafe(err error, msgs []*message.Message) []*message.Message {
 	if err == nil {
 		return nil
@@ -256,7 +258,7 @@ func notSafe(err error, msgs []*message.Message) []*message.Message {
 	if p, ok := errors.AsType[*PublishError](err); ok {
 		return p.Failed
 	}
-	if errors.Is(err, ErrUnroutable) { // safe, though nobody wants them
+	if errors.Is(err, ErrUnroutable) { // safe, but no group has subscribed to them
 		return nil
 	}
 	return msgs
@@ -271,16 +273,16 @@ func asUnroutable(err error) (*UnroutableError, bool) {
 	return u, ok
 }
 
-// maxLoggedNames bounds what is remembered of names that foreign input chooses.
+// maxLoggedNames bounds the memory of loggedNames: foreign producers choose the names.
 const maxLoggedNames = 4096
 
-// loggedNames remembers names that were logged, up to a bound.
+// loggedNames remembers which names were logged, at most maxLoggedNames of them.
 type loggedNames struct {
 	mu   sync.Mutex
 	seen map[string]bool
 }
 
-// first reports whether the name is to be logged: it was not before, and there is room to remember it.
+// first reports whether to log the name: it was not logged before, and there is room to remember it.
 func (l *loggedNames) first(name string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -296,6 +298,6 @@ func (l *loggedNames) first(name string) bool {
 
 func (b *Bus) warnUnrouted(topic string) {
 	if b.unrouted.first(topic) {
-		b.cfg.Logger.Warn("leat: no group wants this topic; its messages are counted as unrouted (said once a topic)", "topic", driver.OneLine(topic, driver.MaxClassBytes))
+		b.cfg.Logger.Warn("leat: no group subscribes to this topic; its messages are counted as unrouted (logged once per topic)", "topic", driver.OneLine(topic, driver.MaxClassBytes))
 	}
 }

@@ -29,7 +29,7 @@ func (s sized) MarshalJSON() ([]byte, error) {
 	return []byte(`"` + strings.Repeat("x", int(s)) + `"`), nil
 }
 
-func TestPublishRefuses(t *testing.T) {
+func TestPublish_rejectsInvalidMessages(t *testing.T) {
 	var nilPointer *orderShipped
 	for name, c := range map[string]struct {
 		publish func(context.Context, *bus.Bus) error
@@ -83,7 +83,7 @@ func TestPublishRefuses(t *testing.T) {
 	}
 }
 
-func TestPublishTakes(t *testing.T) {
+func TestPublish_acceptsValidMessages(t *testing.T) {
 	for name, publish := range map[string]func(context.Context, *bus.Bus) error{
 		"an event":                    func(ctx context.Context, b *bus.Bus) error { return b.Publish(ctx, orderPaid{}) },
 		"a pointer to an event":       func(ctx context.Context, b *bus.Bus) error { return b.Publish(ctx, &orderPaid{}) },
@@ -110,7 +110,7 @@ func TestPublishTakes(t *testing.T) {
 	})
 }
 
-func TestAfterCloseNothingIsPublished(t *testing.T) {
+func TestPublish_failsAfterClose(t *testing.T) {
 	transport := newFaulty()
 	transport.publish = func(context.Context, string, []*message.Message) error {
 		t.Error("the transport was asked")
@@ -124,7 +124,7 @@ func TestAfterCloseNothingIsPublished(t *testing.T) {
 	require.ErrorIs(t, b.PublishMessages(t.Context(), newMessage(paidTopic, "a")), bus.ErrClosed)
 }
 
-func TestATransportWithoutDelaysRefusesThem(t *testing.T) {
+func TestPublish_rejectsUnsupportedDelays(t *testing.T) {
 	transport := newFaulty()
 	transport.caps = &driver.Capabilities{Patterns: true}
 	b := busOver(t, transport, bus.Config{})
@@ -133,7 +133,7 @@ func TestATransportWithoutDelaysRefusesThem(t *testing.T) {
 	require.NoError(t, b.Publish(t.Context(), orderPaid{}))
 }
 
-func TestADelayedEventComesNoEarlier(t *testing.T) {
+func TestPublish_delayedEventIsNotDeliveredEarlier(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBus(t, bus.Config{})
 		began := time.Now()
@@ -149,7 +149,7 @@ func TestADelayedEventComesNoEarlier(t *testing.T) {
 	})
 }
 
-func TestWhatIsPublishedBeforeRunWaits(t *testing.T) {
+func TestPublish_beforeRunWaits(t *testing.T) {
 	b := newBus(t, bus.Config{})
 	handle(t, b, "ledger", ok)
 	publish(t, b, "a", "b")
@@ -159,7 +159,7 @@ func TestWhatIsPublishedBeforeRunWaits(t *testing.T) {
 	require.EqualValues(t, 2, b.Stats().Groups["ledger"].Handled)
 }
 
-func TestPublishAllPublishesAllOrNone(t *testing.T) {
+func TestPublishAll_publishesAllOrNone(t *testing.T) {
 	b := newBus(t, bus.Config{})
 	var seen log
 	handle(t, b, "audit", func(_ context.Context, msg *message.Message) error {
@@ -177,7 +177,7 @@ func TestPublishAllPublishesAllOrNone(t *testing.T) {
 	require.Equal(t, []string{paidTopic, "order.placed.v1", "order.placed.v1", paidTopic}, seen.all(), "in their order")
 }
 
-func TestRunsOfOneTypeGoToTheTransportTogether(t *testing.T) {
+func TestPublishAll_batchesRunsOfOneType(t *testing.T) {
 	transport := newFaulty()
 	var calls []string
 	fail := errors.New("the transport is away")
@@ -265,7 +265,7 @@ func (f *faultyTx) PublishTx(ctx context.Context, _ any, topic string, msgs ...*
 	return f.Publish(ctx, topic, msgs...)
 }
 
-func TestPublishMessagesKeepsTheirHeaders(t *testing.T) {
+func TestPublishMessages_keepsHeaders(t *testing.T) {
 	b := newBus(t, bus.Config{})
 	handle(t, b, "ledger", ok)
 	msg, err := bus.ParseCloudEvent([]byte(cloudEvent(`"tenant":"acme","correlationid":"c-1","data":{"cents": 5}`)))
@@ -279,7 +279,7 @@ func TestPublishMessagesKeepsTheirHeaders(t *testing.T) {
 	require.Equal(t, "e-1", driver.MessageID(d.Message))
 }
 
-func TestWhatNobodyWantsIsCounted(t *testing.T) {
+func TestPublish_countsUnroutableMessages(t *testing.T) {
 	var lines log
 	b := newBus(t, bus.Config{Logger: warnings(&lines)})
 	handle(t, b, "ledger", ok)
@@ -289,11 +289,11 @@ func TestWhatNobodyWantsIsCounted(t *testing.T) {
 	require.EqualValues(t, 3, b.Stats().Published)
 	require.EqualValues(t, 3, b.Stats().Unrouted)
 	require.NoError(t, b.Idle(t.Context()))
-	require.Len(t, lines.all(), 1, "said once a topic: %v", lines.all())
-	require.Contains(t, lines.all()[0], "no group wants this topic")
+	require.Len(t, lines.all(), 1, "logged once per topic: %v", lines.all())
+	require.Contains(t, lines.all()[0], "no group subscribes to this topic")
 }
 
-func TestATransportMayInsistOnRoutes(t *testing.T) {
+func TestPublish_strictTransportRejectsUnroutable(t *testing.T) {
 	transport := newFaulty()
 	transport.publish = func(_ context.Context, topic string, _ []*message.Message) error {
 		return &bus.UnroutableError{Topics: []string{topic}, Strict: true}
@@ -303,7 +303,7 @@ func TestATransportMayInsistOnRoutes(t *testing.T) {
 	require.EqualValues(t, 1, b.Stats().Unrouted)
 }
 
-func TestIdleWaitsForTheRestOfAPartlyPublishedBatch(t *testing.T) {
+func TestIdle_waitsForAPartlyPublishedBatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := busOver(t, memory.New(memory.Config{Queue: 2}), bus.Config{})
 		release := make(chan struct{})
@@ -403,7 +403,7 @@ func (w *witness) Published(_ context.Context, p bus.Publication) {
 func (w *witness) Started(ctx context.Context, _ *bus.Delivery) context.Context { return ctx }
 func (w *witness) Finished(context.Context, *bus.Delivery, bus.Observation)     {}
 
-func TestObserversAreToldOfEachPublish(t *testing.T) {
+func TestObserver_getsEachPublish(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		transport := newFaulty()
 		transport.publish = func(ctx context.Context, topic string, _ []*message.Message) error {

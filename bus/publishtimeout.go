@@ -19,19 +19,20 @@ func (b *Bus) bounded(ctx context.Context) (context.Context, context.CancelFunc)
 	return c, c.stop
 }
 
-// timeoutContext is a context with a timeout whose timer is made when somebody waits for it: most publishes don't.
+// timeoutContext is a context with a timeout. Its timer is created by the first call of Done, because most publishes never
+// wait.
 type timeoutContext struct {
 	context.Context
 	timeout time.Duration
 	begun   time.Time
 
 	mu     sync.Mutex
-	timed  context.Context // nil until somebody waits
+	timed  context.Context // nil before the first call of Done
 	cancel context.CancelFunc
 }
 
-// made returns the context with the timer, nil if it has not been made.
-func (c *timeoutContext) made() context.Context {
+// withTimer returns the context with the timer, nil before the first call of Done.
+func (c *timeoutContext) withTimer() context.Context {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.timed
@@ -50,15 +51,15 @@ func (c *timeoutContext) Done() <-chan struct{} {
 }
 
 func (c *timeoutContext) Err() error {
-	if timed := c.made(); timed != nil {
+	if timed := c.withTimer(); timed != nil {
 		return timed.Err()
 	}
 	return c.Context.Err()
 }
 
-// Value must ask the context with the timer, too: there context.Cause finds the cause.
+// Value calls the context with the timer if there is one, because context.Cause looks for the cause there.
 func (c *timeoutContext) Value(key any) any {
-	if timed := c.made(); timed != nil {
+	if timed := c.withTimer(); timed != nil {
 		return timed.Value(key)
 	}
 	return c.Context.Value(key)

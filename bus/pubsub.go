@@ -11,10 +11,9 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// NewPublisher hands a transport out as a plain Watermill publisher. The context of the first
-// message of a call is the call's. As in Watermill, publishing what no group wants is no error,
-// unless the transport is configured so. The transport may keep the messages: change them no more. Close
-// does nothing: whoever opened the transport closes it.
+// NewPublisher returns a Watermill publisher that publishes to a transport. Publish uses the context of its first message. As
+// in Watermill, it is no error if no group has subscribed to a message, unless the transport is configured so. The transport
+// may keep the messages, so the caller must not change them afterwards. Close does nothing: close the transport instead.
 func NewPublisher(t Transport) message.Publisher { return lenientPublisher{publisher{t}} }
 
 type lenientPublisher struct{ publisher }
@@ -27,7 +26,7 @@ func (p lenientPublisher) Publish(topic string, msgs ...*message.Message) error 
 	return err
 }
 
-// publisher is a transport, as far as it publishes, with a publisher's methods, and all its errors.
+// publisher adapts the Publish method of a transport to message.Publisher. It returns all errors of the transport.
 type publisher struct {
 	transport interface {
 		Publish(ctx context.Context, topic string, msgs ...*message.Message) error
@@ -48,17 +47,15 @@ func (p publisher) Publish(topic string, msgs ...*message.Message) error {
 
 func (p publisher) Close() error { return nil }
 
-// NewSubscriber hands a transport out as a plain Watermill subscriber. Each topic is a group of its
-// own, <group>.<topic>, consumed one message at a time per call of Subscribe, so that further calls
-// and processes compete.
+// NewSubscriber returns a Watermill subscriber that subscribes to a transport. Each topic has its own group, <group>.<topic>.
+// Each call of Subscribe consumes one message at a time; further calls and processes are competing consumers.
 //
-// A nack counts as an attempt. The message is redelivered before all later ones, after 100 ms, twice as long
-// each time up to 10 s; see [NackPause].
+// A nack counts as an attempt. The message is redelivered before all later ones, after a delay that begins at 100 ms and
+// doubles each time, up to 10 s; see [NackPause].
 //
-// When the subscriber is closed or the context of Subscribe ends, no further message is handed out, and
-// one that is handled has 10 s to be acked or nacked with a live context. Then its context is cancelled,
-// and a second later the message is given back. Close waits for that. It closes the subscriber's receivers,
-// not the transport.
+// When the subscriber is closed or the context of Subscribe ends, no further message is delivered. A message that is being
+// handled may be acked or nacked for another 10 s. Then its context is cancelled, and a second later the message is given
+// back. Close blocks until that is done. It does not close the transport.
 func NewSubscriber(t Transport, group string, opts ...SubscriberOption) message.Subscriber {
 	s := &subscriber{transport: t, group: group, longestPause: 10 * time.Second}
 	for _, opt := range opts {
@@ -71,7 +68,7 @@ func NewSubscriber(t Transport, group string, opts ...SubscriberOption) message.
 // SubscriberOption changes what [NewSubscriber] makes.
 type SubscriberOption func(*subscriber)
 
-// NackPause sets the longest time before a nacked message is redelivered, in place of 10 s.
+// NackPause sets the longest delay before a nacked message is redelivered, in place of 10 s.
 func NackPause(longest time.Duration) SubscriberOption {
 	return func(s *subscriber) { s.longestPause = longest }
 }
@@ -85,7 +82,7 @@ type subscriber struct {
 	wg           sync.WaitGroup
 }
 
-// SubscribeInitialize makes the group, so that messages published from now on wait in it.
+// SubscribeInitialize creates the group, so that messages published from now on wait in it.
 func (s *subscriber) SubscribeInitialize(topic string) error {
 	receiver, err := s.receiver(s.ctx, topic)
 	if err != nil {
@@ -124,7 +121,7 @@ func (s *subscriber) receiver(ctx context.Context, topic string) (driver.Receive
 	return s.transport.Subscribe(ctx, sub)
 }
 
-// forward moves one message and waits for its ack.
+// forward delivers one message, blocks until it is acked or nacked, and settles it. It reports whether to continue.
 func (s *subscriber) forward(ctx context.Context, receiver driver.Receiver, out chan<- *message.Message) bool {
 	d, err := receiver.Next(ctx)
 	if err != nil {
@@ -134,7 +131,7 @@ func (s *subscriber) forward(ctx context.Context, receiver driver.Receiver, out 
 	msg.Metadata = d.Message.Metadata
 	driver.DropPrivate(msg.Metadata)
 	settler := d.Settler
-	d.Message, d.Settler = msg, nil                                  // who has the message settles it with Ack and Nack, and no other way
+	d.Message, d.Settler = msg, nil                                  // only Ack and Nack of the message settle it
 	msgCtx, cancel := context.WithCancel(context.WithoutCancel(ctx)) // it outlives ctx; see finish
 	defer cancel()
 	msg.SetContext(&deliveryContext{msgCtx, &Delivery{Delivery: *d}})
@@ -163,11 +160,11 @@ func (s *subscriber) forward(ctx context.Context, receiver driver.Receiver, out 
 	return ctx.Err() == nil
 }
 
-// subscriberGrace is how long a message may be handled after its subscriber was closed.
+// subscriberGrace is how long a message may still be handled after its subscriber was closed.
 const subscriberGrace = 10 * time.Second
 
-// finish lets a message be handled after its subscriber was closed. Then it cancels the message's context
-// and waits a little for the handler to notice.
+// finish gives a message subscriberGrace to be settled after its subscriber was closed. Then it cancels the message's context
+// and waits for interruptGrace.
 func finish(msg *message.Message, cancel context.CancelFunc) {
 	if settledWithin(msg, subscriberGrace) {
 		return
@@ -189,7 +186,7 @@ func settledWithin(msg *message.Message, d time.Duration) bool {
 	}
 }
 
-// pauseAfterNack keeps a nacked message for a while: a delayed redelivery would let later messages pass it.
+// pauseAfterNack waits before a nacked message is redelivered. A delayed redelivery would let later messages overtake it.
 func (s *subscriber) pauseAfterNack(ctx context.Context, attempt int) {
 	timer := time.NewTimer(min(100*time.Millisecond<<min(attempt-1, 20), s.longestPause))
 	defer timer.Stop()

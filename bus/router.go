@@ -20,18 +20,22 @@ import (
 const (
 	// interruptGrace is how long handlers get to notice that their context was cancelled.
 	interruptGrace = time.Second
-	// drainNotice is how long a drain goes on before it says whom it waits for.
+	// drainNotice is how long a drain lasts before the bus logs which handlers it waits for.
 	drainNotice = 3 * time.Second
-	// backlogPoll is how often a draining bus looks whether a transport that would lose its
-	// backlog has worked it off.
+	// backlogPoll is how often a draining bus checks the backlog of a transport that is not durable.
 	backlogPoll = 2 * time.Millisecond
 )
 
-// Run subscribes every handler's group and handles messages until ctx is done; it blocks. Then it
-// drains: it stops taking in, lets handlers finish with a live context, cancels what is left after
-// the drain timeout and gives it back. Where the transport is not durable, what already waits is
-// handled first. Run returns nil after a drain that left nothing behind; an error names the
-// handlers that would not end, or says why a group could not be subscribed. A bus runs once.
+// Run subscribes every handler's group and handles messages. It blocks until ctx is done or [Bus.Drain] or [Bus.Close] is
+// called, and then drains the bus:
+//
+//  1. If the transport is not durable, the messages that wait in it are handled first.
+//  2. The bus takes no more messages. Running handlers may finish with a live context.
+//  3. After the drain timeout, the contexts of the remaining handlers are cancelled with [ErrInterrupted], and their
+//     messages are given back.
+//
+// Run returns nil if every handler returned. Otherwise the error names the handlers that did not return, or says why a
+// group could not be subscribed. It returns [ErrClosed] after Close. A bus runs once.
 func (b *Bus) Run(ctx context.Context) error {
 	b.mu.Lock()
 	switch {
@@ -56,7 +60,7 @@ func (b *Bus) run(ctx context.Context) error {
 	r := newRun(ctx, b)
 	r.start()
 	defer b.startWatchingParked(ctx)()
-	b.sayRunning()
+	b.logStart()
 	close(b.running)
 
 	select {
@@ -73,21 +77,21 @@ func (b *Bus) run(ctx context.Context) error {
 	}
 }
 
-// sayRunning names the transport, which a misspelt variable would leave at its default, and the groups, by
-// which operators find what failed.
-func (b *Bus) sayRunning() {
+// logStart logs the transport, since a misspelt variable leaves it at its default, and the groups, since operators need
+// their names to find failed messages.
+func (b *Bus) logStart() {
 	transport := "unknown"
 	if h, ok := b.TransportHealth(); ok {
 		transport = h.Transport
 	}
-	names := make([]string, len(b.groups)) // no group comes after Run
+	names := make([]string, len(b.groups)) // no group is added after Run
 	for i, g := range b.groups {
 		names[i] = g.name
 	}
 	b.cfg.Logger.Info("leat: running", "transport", transport, "groups", strings.Join(names, ", "))
 }
 
-// subscribeUntilStopped subscribes every group, and gives up when the bus is stopped meanwhile.
+// subscribeUntilStopped subscribes every group. It returns early if the bus is stopped.
 func (b *Bus) subscribeUntilStopped(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -114,16 +118,16 @@ func (b *Bus) isStopping() bool {
 	}
 }
 
-func (b *Bus) interrupted() bool { return b.cut.Load() }
+func (b *Bus) interrupted() bool { return b.drainTimedOut.Load() }
 
-// run is one Run: its workers, and the contexts by which they stop.
+// run holds the workers of one call of Run, and the contexts that stop them.
 type run struct {
-	bus       *Bus
-	wg        sync.WaitGroup
-	intake    context.Context // ends when workers must take no more
-	closeIn   context.CancelFunc
-	handling  context.Context // every handler's; ends when they are interrupted
-	interrupt context.CancelCauseFunc
+	bus        *Bus
+	wg         sync.WaitGroup
+	intake     context.Context // ends when workers must take no more messages
+	stopIntake context.CancelFunc
+	handling   context.Context // every handler's; ends when they are interrupted
+	interrupt  context.CancelCauseFunc
 
 	relaying  sync.WaitGroup // the outbox's relay
 	relayCtx  context.Context
@@ -136,7 +140,7 @@ type run struct {
 
 func newRun(ctx context.Context, b *Bus) *run {
 	r := &run{bus: b, failed: make(chan struct{})}
-	r.intake, r.closeIn = context.WithCancel(context.Background())
+	r.intake, r.stopIntake = context.WithCancel(context.Background())
 	r.handling, r.interrupt = context.WithCancelCause(context.WithoutCancel(ctx))
 	r.relayCtx, r.stopRelay = context.WithCancel(context.WithoutCancel(ctx))
 	return r
@@ -166,7 +170,7 @@ func (r *run) relay() {
 	}
 }
 
-// fail stops the bus for an error that the transport can't recover from.
+// fail stops the bus because of an error from which the transport can't recover.
 func (r *run) fail(group string, err error) {
 	r.failOnce.Do(func() {
 		r.err = fmt.Errorf("bus: group %q: %w", group, err)
@@ -174,12 +178,12 @@ func (r *run) fail(group string, err error) {
 	})
 }
 
-// drain ends a run, in stages.
+// drain ends a run in the stages that Run documents.
 func (r *run) drain() error {
 	defer r.interrupt(nil)
 	defer r.stopBreakers()
 	close(r.bus.stopping)
-	r.stopRelay() // before a transport that is not durable is worked off
+	r.stopRelay() // first, so that it adds nothing to the backlog of a transport that is not durable
 	r.relaying.Wait()
 
 	limit, cancel := r.bus.drainLimit()
@@ -187,11 +191,11 @@ func (r *run) drain() error {
 	if !r.bus.durable {
 		r.workOffBacklog(limit)
 	}
-	r.closeIn()
+	r.stopIntake()
 	if r.wait(limit) {
 		return nil
 	}
-	r.bus.cut.Store(true)
+	r.bus.drainTimedOut.Store(true)
 	r.interrupt(ErrInterrupted)
 	grace, cancel := context.WithTimeout(context.Background(), interruptGrace)
 	defer cancel()
@@ -207,13 +211,14 @@ func (r *run) stopBreakers() {
 	}
 }
 
-// drainLimit ends when handlers have had their time: the drain timeout, or what the callers of Drain and Close allow.
+// drainLimit returns a context that ends when the drain timeout has passed, or earlier if a caller of Drain or Close asks
+// for it.
 func (b *Bus) drainLimit() (context.Context, context.CancelFunc) {
 	return context.WithTimeout(b.drainCtx, b.cfg.DrainTimeout)
 }
 
-// workOffBacklog lets the workers handle what waits in a transport that would lose it. Messages that
-// wait for a later time are not waited for, nor is a group that is paused.
+// workOffBacklog blocks until the workers have handled the messages that wait in a transport that is not durable. It does
+// not wait for messages with a delay, nor for paused groups.
 func (r *run) workOffBacklog(limit context.Context) {
 	for r.bus.backlog(func(g *group, now, _ int) int {
 		if g.breaker.Paused() {
@@ -224,14 +229,15 @@ func (r *run) workOffBacklog(limit context.Context) {
 		select {
 		case <-limit.Done():
 			return
-		case <-r.failed: // the transport hands nothing out any more
+		case <-r.failed: // the transport delivers nothing any more
 			return
 		case <-time.After(backlogPoll):
 		}
 	}
 }
 
-// backlog adds up what waits in transports that would lose it: for now, and for a later time.
+// backlog returns the sum of count over all groups whose transport is not durable. now is the number of messages that could
+// be handled at once, later the number of those that wait for a time.
 func (b *Bus) backlog(count func(g *group, now, later int) int) (n int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -244,7 +250,7 @@ func (b *Bus) backlog(count func(g *group, now, later int) int) (n int) {
 	return n
 }
 
-// wait reports whether every worker ended before the limit.
+// wait blocks until every worker has ended or limit is done, and reports whether every worker has ended.
 func (r *run) wait(limit context.Context) bool {
 	done := make(chan struct{})
 	go func() {
@@ -260,12 +266,12 @@ func (r *run) wait(limit context.Context) bool {
 		case <-limit.Done():
 			return false
 		case <-notice.C:
-			r.bus.cfg.Logger.Warn("leat: draining; still waiting for handlers", "handlers", strings.Join(r.inFlight(), ", "))
+			r.bus.cfg.Logger.Warn("leat: drain is waiting for handlers", "handlers", strings.Join(r.inFlight(), ", "))
 		}
 	}
 }
 
-// inFlight names the handlers that are at work, with their messages.
+// inFlight returns the handlers that are running, with the ids of their messages.
 func (r *run) inFlight() (names []string) {
 	for _, g := range r.bus.groups {
 		for _, w := range g.workers {
@@ -277,7 +283,7 @@ func (r *run) inFlight() (names []string) {
 	return names
 }
 
-// abandon gives back the deliveries of handlers that ignore their context, and names them.
+// abandon gives back the deliveries of handlers that ignore their context, and returns an error that names them.
 func (r *run) abandon() error {
 	stuck := r.inFlight()
 	for _, g := range r.bus.groups {
@@ -290,11 +296,11 @@ func (r *run) abandon() error {
 	if len(stuck) == 0 {
 		return nil
 	}
-	fate := "their messages come again"
+	consequence := "their messages are redelivered"
 	if !r.bus.durable {
-		fate = "their messages are lost with the transport, which is not durable"
+		consequence = "their messages are lost, because the transport is not durable"
 	}
-	return fmt.Errorf("bus: drain: left behind, because they ignore their cancelled context: %s; %s", strings.Join(stuck, ", "), fate)
+	return fmt.Errorf("bus: drain: handlers did not return after their context was cancelled: %s; %s", strings.Join(stuck, ", "), consequence)
 }
 
 // worker handles one delivery of its group at a time.
@@ -305,15 +311,15 @@ type worker struct {
 	current  atomic.Pointer[Delivery]
 }
 
-// profilerLabel names the group in the samples of profiles. Workers wear it all their life, which costs messages nothing.
+// profilerLabel is the label that names the group in profiles. It is set once per worker, so it costs nothing per message.
 const profilerLabel = "leat_group"
 
 func (w *worker) work() {
 	pprof.SetGoroutineLabels(w.handling)
 	done := false
 	defer func() {
-		if !done { // the handler ended its goroutine with runtime.Goexit; the group keeps its workers
-			w.exited()
+		if !done { // the handler ended its goroutine with runtime.Goexit; replace the worker
+			w.handlerExited()
 		}
 	}()
 	for w.next() {
@@ -328,40 +334,41 @@ func (w *worker) next() bool {
 	}
 	d, err := w.group.receiver.Next(in.Context())
 	if err != nil {
-		return w.refused(in.Context(), err)
+		return w.continueAfter(in.Context(), err)
 	}
 	return w.take(d, nil)
 }
 
-// refused reports whether the worker continues after the receiver returned no message.
-func (w *worker) refused(ctx context.Context, err error) bool {
+// continueAfter reports whether the worker continues after the receiver returned err. ctx is the context of that call.
+func (w *worker) continueAfter(ctx context.Context, err error) bool {
 	switch {
 	case w.run.intake.Err() != nil:
 		return false
 	case ctx.Err() != nil: // the group is paused, or there is nothing to probe with
 		return true
-	default: // ErrClosed, too: somebody closed the transport under the bus
+	default: // also ErrClosed: the application has closed the transport itself
 		w.run.fail(w.group.name, err)
 		return false
 	}
 }
 
-// pause waits for the end of the group's pause, or for the turn to probe, which is one message.
+// pause blocks until the group resumes or this worker gets the probe token. With the token it handles one message as a
+// probe. It reports whether the worker continues.
 func (w *worker) pause(in *breaker.Intake) bool {
 	select {
-	case <-in.Over():
+	case <-in.Resumed():
 		return true
 	case <-w.run.intake.Done():
 		return false
-	case <-in.Turn():
+	case <-in.Probe():
 	}
 	b := w.group.breaker
 	b.BeginProbe()
-	ctx, cancel := b.ProbeContext(w.run.intake)
+	ctx, cancel := b.ProbeContext(in.Context())
 	defer cancel()
 	d, err := w.group.receiver.Next(ctx)
 	if err != nil {
-		if !w.refused(ctx, err) {
+		if !w.continueAfter(ctx, err) {
 			return false
 		}
 		b.EndPause(in)
@@ -370,21 +377,21 @@ func (w *worker) pause(in *breaker.Intake) bool {
 	return w.take(d, func(d *Delivery) { b.Probing(in, &d.breaker) })
 }
 
-// take handles a delivery. It calls ready, if that is not nil, before it begins.
-func (w *worker) take(handed *driver.Delivery, ready func(*Delivery)) bool {
-	d := &Delivery{Delivery: *handed, handed: handed}
-	if w.run.bus.interrupted() { // it came too late, and its context is over
+// take handles a delivery, and reports whether the worker continues. It calls ready, unless that is nil, before the handler.
+func (w *worker) take(received *driver.Delivery, ready func(*Delivery)) bool {
+	d := &Delivery{Delivery: *received, received: received}
+	if w.run.bus.interrupted() { // the drain timeout has passed, and the handlers' context is cancelled
 		w.group.giveBack(d)
 		return false
 	}
 	d.breaker.Started = time.Now()
-	// A transport may have these from headers that anybody can write.
+	// The transport may have read these from headers that any producer can write, so they may be out of range.
 	d.Attempt, d.Failures = max(d.Attempt, 1), max(d.Failures, driver.FailuresUnknown)
 	if d.FailedSince.After(d.breaker.Started) {
 		d.FailedSince = d.breaker.Started
 	}
 	id := driver.MessageID(d.Message)
-	d.breaker.ID = id[:min(len(id), driver.MaxClassBytes)] // it goes into logs
+	d.breaker.ID = id[:min(len(id), driver.MaxClassBytes)] // it is logged
 	if ready != nil {
 		ready(d)
 	}
@@ -394,7 +401,7 @@ func (w *worker) take(handed *driver.Delivery, ready func(*Delivery)) bool {
 	return true
 }
 
-func (w *worker) exited() {
+func (w *worker) handlerExited() {
 	if d := w.current.Swap(nil); d != nil {
 		w.group.finish(d, ErrGoexit)
 	}
@@ -410,11 +417,13 @@ type group struct {
 	receiver driver.Receiver
 	workers  []*worker   // while it runs
 	stacked  bool        // it has a stack
-	others   loggedNames // types that it does not take and were logged
+	others   loggedNames // logged types that the handler does not take
 	health   health
 	breaker  *breaker.Breaker
 
-	_      apart
+	keyParked atomic.Bool // a message was poisoned that stops its key, and the poison queue was not asked since
+
+	_      cacheLinePad
 	counts counts
 }
 
@@ -438,11 +447,11 @@ func (g *group) build() (err error) {
 	return err
 }
 
-// publishProduced publishes what the function returns before anything further out can take the
-// message for done: produced events are part of the effect.
+// publishProduced publishes the messages that the function returns. It is the innermost step: produced events are part of the
+// handler's effect, so they must be safe before dedup or the transport marks the message as handled.
 func (g *group) publishProduced(fn message.HandlerFunc) message.HandlerFunc {
 	return func(msg *message.Message) ([]*message.Message, error) {
-		if d := driver.DeliveryFrom(msg.Context()); d != nil && d.Unreadable != nil { // there is no step poison
+		if d := driver.DeliveryFrom(msg.Context()); d != nil && d.Unreadable != nil { // reached without the poison step only
 			return nil, Permanent(d.Unreadable)
 		}
 		produced, err := fn(msg)
@@ -457,6 +466,7 @@ func (g *group) subscription() driver.Subscription {
 	return driver.Subscription{
 		Group:       g.name,
 		Topics:      g.handler.Topics,
+		Program:     driver.Program(),
 		Known:       g.handler.known(g.bus.transport.Capabilities()),
 		Concurrency: g.handler.Concurrency,
 		Order:       g.handler.Order,
@@ -465,8 +475,8 @@ func (g *group) subscription() driver.Subscription {
 	}
 }
 
-// redeliveryDelays returns the delays after which the handler's messages are redelivered by its retry policies: sorted,
-// each once. The stack may have another policy for handlers without one; that only costs its transport some hops.
+// redeliveryDelays returns the delays of redeliveries in the handler's retry policies, sorted and without duplicates. The
+// stack may have another default policy; the transport's delay queues are then only less direct.
 func (h Handler) redeliveryDelays() (all []time.Duration) {
 	policies := []RetryPolicy{{}}
 	if h.Retry != nil {
@@ -489,33 +499,33 @@ func (h Handler) redeliveryDelays() (all []time.Duration) {
 	return slices.Compact(all)
 }
 
-// handle takes one delivery through the stack and settles it.
+// handle passes one delivery through the stack and settles it.
 func (g *group) handle(ctx context.Context, d *Delivery) {
 	d.group = g
 	d.ctx = deliveryContext{ctx, d}
 	d.Message.SetContext(&d.ctx)
 	g.counts.inFlight.Add(1)
-	g.bus.ledger.inStack.Add(1)
+	g.bus.tracking.inStack.Add(1)
 	g.finish(d, g.call(d.Message))
 }
 
-// parked closes the account of a message that waits behind a poisoned one from now on: only an operator
-// knows for how long. The transport takes the bus's name off it.
+// parked ends the in-flight tracking of a message that begins to wait behind a poisoned one: it waits for an operator, so
+// Idle must not wait for it. The transport deletes HeaderInstance from the message afterwards.
 func (g *group) parked(msg *message.Message) {
 	if msg.Metadata[driver.HeaderInstance] == g.bus.encoder.Instance {
 		g.counts.parked.Add(1)
-		g.bus.ledger.outstanding.Add(-1)
+		g.bus.tracking.outstanding.Add(-1)
 	}
 }
 
-// giveBack returns a delivery that is not to be handled, or whose handler is left behind.
+// giveBack gives a delivery back to the transport that is not handled, or whose handler does not return.
 func (g *group) giveBack(d *Delivery) {
 	if err := d.settle(Interrupted, ErrInterrupted); err != nil {
-		g.bus.cfg.Logger.Warn("leat: give back", "group", g.name, "message_id", d.breaker.ID, "error", err)
+		g.bus.cfg.Logger.Warn("leat: give back failed", "group", g.name, "message_id", d.breaker.ID, "error", err)
 	}
 }
 
-// call calls the stack. It is the last resort against panics: the recover step, if the stack has it, sees them first.
+// call calls the stack. It recovers panics that no recover step has recovered.
 func (g *group) call(msg *message.Message) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
@@ -524,17 +534,20 @@ func (g *group) call(msg *message.Message) (err error) {
 		}
 	}()
 	produced, err := g.fn(msg)
-	if err == nil && len(produced) > 0 { // by a step of the stack; the handler's own are published already
+	if err == nil && len(produced) > 0 { // from a step of the stack; those of the handler are published already
 		err = g.bus.PublishMessages(msg.Context(), produced...)
 	}
 	return err
 }
 
-// finish settles a delivery and counts its outcome. Nothing that a message or a handler's error makes panic
-// here ends the process.
+// finish settles a delivery and counts its outcome. It recovers panics, such as those of an error's Error method, so that a
+// message can't end the process.
 func (g *group) finish(d *Delivery, err error) {
+	if h := g.counts.durations.Load(); h != nil {
+		h.add(time.Since(d.breaker.Started) - d.waited)
+	}
 	outcome, settling := Redelivered, true
-	defer g.bus.ledger.inStack.Add(-1)
+	defer g.bus.tracking.inStack.Add(-1)
 	defer func() {
 		if v := recover(); v != nil {
 			g.rescue(d, driver.NewPanicError(v), settling)
@@ -550,14 +563,14 @@ func (g *group) finish(d *Delivery, err error) {
 		outcome, err = g.decide(d, err)
 	}
 	if settleErr := d.settle(outcome, err); settleErr != nil {
-		g.bus.cfg.Logger.Warn("leat: settle; the message may come again",
+		g.bus.cfg.Logger.Warn("leat: settle failed; the message may be redelivered",
 			"group", g.name, "message_id", d.breaker.ID, "outcome", string(outcome), "error", settleErr)
 	}
 	settling = false
-	again := outcome == Duplicate && d.Attempt-1 > d.Failures // it was handled before, and its ack was lost
-	if outcome.Terminal() && d.Own() && !again {
+	handledBefore := outcome == Duplicate && d.Attempt-1 > d.Failures // an earlier delivery counted it already, but its ack was lost
+	if outcome.Terminal() && d.Own() && !handledBefore {
 		g.counts.settled.Add(1)
-		g.bus.ledger.outstanding.Add(-1)
+		g.bus.tracking.outstanding.Add(-1)
 	}
 	switch outcome {
 	case Discarded:
@@ -567,21 +580,21 @@ func (g *group) finish(d *Delivery, err error) {
 	}
 }
 
-// logOther logs an event that the handler does not take, once for each type.
+// logOther logs an event of a type that the handler does not take, once for each type.
 func (g *group) logOther(d *Delivery, err error) {
 	other, ok := errors.AsType[*OtherEventError](err)
 	if !ok {
 		return
 	}
-	if name := driver.OneLine(other.Have.String(), driver.MaxClassBytes); g.others.first(name) { // a foreign producer chooses it
-		g.bus.cfg.Logger.Warn("leat: discarded other events than the handler takes; logged once a type", "group", g.name,
+	if name := driver.OneLine(other.Have.String(), driver.MaxClassBytes); g.others.first(name) { // foreign producers choose the name, so it is bounded
+		g.bus.cfg.Logger.Warn("leat: discarded an event of a type that the handler does not take (logged once per type)", "group", g.name,
 			"type", name, "topic", driver.OneLine(d.Topic, driver.MaxClassBytes), "takes", typeNames(other.Takes))
 	}
 }
 
-// decide turns an error that no step has decided on into a redelivery, or poisons the message. Such an error comes
-// from a step outside of poison, from a handler that has ended its goroutine, or from a stack without the steps retry and
-// poison.
+// decide handles an error that neither the retry step nor the poison step has handled: it returns a redelivery, or poisons
+// the message. Such an error comes from a step outside of poison, from a handler that ended its goroutine, or from a stack
+// without retry and poison steps.
 func (g *group) decide(d *Delivery, err error) (Outcome, error) {
 	var after time.Duration
 	var end error
@@ -591,7 +604,7 @@ func (g *group) decide(d *Delivery, err error) (Outcome, error) {
 		d.givenUp, end = true, err
 	case decided && (d.breaker.Failed() || r.Uncounted || r.Err == nil):
 		return Redelivered, err
-	case decided: // by a step that is not leat's
+	case decided: // by a step of the application
 		after = r.After
 		end = d.fail(r.Err, nextTry{after: after, asked: true})
 	case d.retries != nil:
@@ -614,39 +627,39 @@ func (g *group) decide(d *Delivery, err error) (Outcome, error) {
 	}
 	if d.givenUp {
 		if end = d.GiveUp(end, nil); end == nil {
-			g.bus.cfg.Logger.Warn("leat: message poisoned outside of the poison step", "group", g.name, "message_id", d.breaker.ID, "error", err)
+			g.bus.cfg.Logger.Warn("leat: message poisoned without a poison step", "group", g.name, "message_id", d.breaker.ID, "error", err)
 			return Poisoned, nil
 		}
 	}
 	return Redelivered, end
 }
 
-// endless returns the next try on a bus without a stack, which tries for ever: after a growing delay of up to a minute,
-// so that there is no hot loop.
+// endless returns the next try on a bus without a stack, which retries for ever. The delay grows up to a minute, so that
+// there is no busy loop.
 func endless(d *Delivery, err error) nextTry {
 	asked, _ := retryDelay(err)
 	grown := min(time.Second<<min(max(d.Failures, 0), 6), time.Minute)
 	return nextTry{after: max(asked, grown), asked: asked > grown}
 }
 
-// rescuedAfter is when a message is redelivered whose settling has panicked.
-const rescuedAfter = 10 * time.Second
+// rescueDelay is the delay of the redelivery after settling a message has panicked.
+const rescueDelay = 10 * time.Second
 
-// rescue logs a panic at the end of a delivery. If the delivery is not settled yet, it is given back, so that its message
-// is not lost with the process.
+// rescue logs a panic of finish. If the delivery is not settled yet, rescue gives it back, so that the message does not stay
+// in flight until the process ends.
 func (g *group) rescue(d *Delivery, panicked *PanicError, settling bool) {
 	defer func() {
 		if v := recover(); v != nil {
-			g.bus.cfg.Logger.Error("leat: give back after a panic", "group", g.name, "message_id", d.breaker.ID, "error", driver.NewPanicError(v))
+			g.bus.cfg.Logger.Error("leat: give back after a panic failed", "group", g.name, "message_id", d.breaker.ID, "error", driver.NewPanicError(v))
 		}
 	}()
 	if !settling {
 		g.bus.cfg.Logger.Error("leat: panic after a delivery was settled", "group", g.name, "message_id", d.breaker.ID, "error", panicked, "stack", panicked.Stack())
 		return
 	}
-	g.bus.cfg.Logger.Error("leat: settle panicked; the message is given back", "group", g.name,
+	g.bus.cfg.Logger.Error("leat: panic while settling; the message is given back", "group", g.name,
 		"message_id", d.breaker.ID, "error", panicked, "stack", panicked.Stack())
-	if err := d.Settler.GiveBack(rescuedAfter); err != nil {
-		g.bus.cfg.Logger.Warn("leat: give back", "group", g.name, "message_id", d.breaker.ID, "error", err)
+	if err := d.Settler.GiveBack(rescueDelay); err != nil {
+		g.bus.cfg.Logger.Warn("leat: give back failed", "group", g.name, "message_id", d.breaker.ID, "error", err)
 	}
 }

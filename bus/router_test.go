@@ -20,7 +20,7 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-func TestAGroupHandlesAsManyMessagesAtOnceAsItWasTold(t *testing.T) {
+func TestRouter_handlesUpToItsConcurrency(t *testing.T) {
 	for name, c := range map[string]struct {
 		change func(*bus.Handler)
 		want   int
@@ -58,7 +58,7 @@ func TestAGroupHandlesAsManyMessagesAtOnceAsItWasTold(t *testing.T) {
 	}
 }
 
-func TestWithoutAStackAFailingMessageComesAgainWithAGrowingDelay(t *testing.T) {
+func TestRouter_withoutStackRedeliversWithGrowingDelays(t *testing.T) {
 	for name, fail := range map[string]func() error{
 		"that returns an error": func() error { return errBroken },
 		"that panics":           func() error { panic("boom") },
@@ -109,7 +109,7 @@ func seq(numbers ...int) func(func(int) bool) {
 	}
 }
 
-func TestAGroupKeepsItsWorkersWhateverHandlersDo(t *testing.T) {
+func TestRouter_keepsItsWorkers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBus(t, bus.Config{})
 		var running atomic.Int32
@@ -133,7 +133,7 @@ func TestAGroupKeepsItsWorkersWhateverHandlersDo(t *testing.T) {
 	})
 }
 
-func TestWhatAFunctionReturnsIsPublishedBeforeItsMessageIsDone(t *testing.T) {
+func TestRouter_publishesResultsBeforeTheAck(t *testing.T) {
 	reply := func(err error) func(*bus.Handler) {
 		return func(h *bus.Handler) {
 			h.Bind = func(encoder bus.Encoder) message.HandlerFunc {
@@ -193,7 +193,7 @@ func TestWhatAFunctionReturnsIsPublishedBeforeItsMessageIsDone(t *testing.T) {
 	})
 }
 
-func TestAStoppingBusLetsHandlersFinishWithALiveContext(t *testing.T) {
+func TestDrain_handlersFinishWithALiveContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBus(t, bus.Config{})
 		handle(t, b, "ledger", func(ctx context.Context, _ *message.Message) error {
@@ -215,7 +215,7 @@ func TestAStoppingBusLetsHandlersFinishWithALiveContext(t *testing.T) {
 	})
 }
 
-func TestTheContextOfRunGivesHandlersItsValuesAndNotItsEnd(t *testing.T) {
+func TestRun_contextGivesValuesOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBus(t, bus.Config{})
 		handle(t, b, "ledger", func(ctx context.Context, _ *message.Message) error {
@@ -232,7 +232,7 @@ func TestTheContextOfRunGivesHandlersItsValuesAndNotItsEnd(t *testing.T) {
 	})
 }
 
-func TestAHandlerThatNeedsTooLongAtTheEndIsInterruptedAtNoCost(t *testing.T) {
+func TestDrain_interruptionIsNotCounted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBus(t, bus.Config{})
 		var cause error
@@ -262,7 +262,7 @@ func TestAHandlerThatNeedsTooLongAtTheEndIsInterruptedAtNoCost(t *testing.T) {
 	})
 }
 
-func TestAHandlerThatSucceedsThoughInterruptedHasSucceeded(t *testing.T) {
+func TestDrain_interruptedHandlerMaySucceed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBus(t, bus.Config{DrainTimeout: time.Second})
 		handle(t, b, "ledger", func(ctx context.Context, _ *message.Message) error {
@@ -277,7 +277,7 @@ func TestAHandlerThatSucceedsThoughInterruptedHasSucceeded(t *testing.T) {
 	})
 }
 
-func TestADeafHandlerIsNamedAndLeftBehind(t *testing.T) {
+func TestDrain_reportsHandlersThatIgnoreTheirContext(t *testing.T) {
 	for name, c := range map[string]struct {
 		stop func(b *bus.Bus, stop func() error) error
 		took time.Duration
@@ -311,7 +311,7 @@ func TestADeafHandlerIsNamedAndLeftBehind(t *testing.T) {
 				began := time.Now()
 				err := c.stop(b, stop)
 				require.ErrorContains(t, err, "deaf (message message-7)")
-				require.ErrorContains(t, err, "their messages are lost with the transport")
+				require.ErrorContains(t, err, "their messages are lost, because the transport is not durable")
 				require.NotContains(t, err.Error(), "quick")
 				require.Equal(t, c.took, time.Since(began))
 				close(release)
@@ -322,7 +322,7 @@ func TestADeafHandlerIsNamedAndLeftBehind(t *testing.T) {
 	}
 }
 
-func TestTheMessageOfADeafHandlerIsGivenBackOnce(t *testing.T) {
+func TestDrain_givesBackAStuckHandlersMessageOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var settled log
 		transport := newFaulty()
@@ -372,7 +372,7 @@ func (l logging) GiveBack(after time.Duration) error {
 	return l.Settler.GiveBack(after)
 }
 
-func TestAMessageThatComesTooLateIsGivenBackUnseen(t *testing.T) {
+func TestDrain_givesBackLateMessages(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		transport := newFaulty()
 		transport.next = func(ctx context.Context, feed driver.Receiver) (*driver.Delivery, error) {
@@ -399,7 +399,7 @@ func TestAMessageThatComesTooLateIsGivenBackUnseen(t *testing.T) {
 	})
 }
 
-func TestAStoppingBusWorksOffWhatItsTransportWouldLose(t *testing.T) {
+func TestDrain_handlesTheBacklogOfAVolatileTransport(t *testing.T) {
 	slow := func(b *bus.Bus) func(context.Context, *message.Message) error {
 		return func(context.Context, *message.Message) error {
 			time.Sleep(time.Second)
@@ -446,7 +446,7 @@ func TestAStoppingBusWorksOffWhatItsTransportWouldLose(t *testing.T) {
 			require.NoError(t, b.Close(t.Context()))
 			require.EqualValues(t, 5, b.Stats().Groups["ledger"].Handled)
 			require.Len(t, lines.all(), 1)
-			require.Contains(t, lines.all()[0], "messages=10")
+			require.Contains(t, lines.all()[0], "waiting=10 poisoned=0")
 		})
 	})
 	t.Run("but not what waits for a later time", func(t *testing.T) {
@@ -460,12 +460,12 @@ func TestAStoppingBusWorksOffWhatItsTransportWouldLose(t *testing.T) {
 			require.NoError(t, stop())
 			require.Less(t, time.Since(began), time.Second)
 			require.NoError(t, b.Close(t.Context()))
-			require.Contains(t, lines.all()[0], "messages=1")
+			require.Contains(t, lines.all()[0], "waiting=1 poisoned=0")
 		})
 	})
 }
 
-func TestADurableTransportKeepsItsBacklog(t *testing.T) {
+func TestDrain_leavesTheBacklogOfADurableTransport(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		transport := newFaulty()
 		caps := transport.Transport.Capabilities()
@@ -485,7 +485,7 @@ func TestADurableTransportKeepsItsBacklog(t *testing.T) {
 	})
 }
 
-func TestCloseUnderLoadLosesNothing(t *testing.T) {
+func TestClose_losesNothingUnderLoad(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBus(t, bus.Config{})
 		var handled sync.Map
@@ -525,7 +525,7 @@ func TestCloseUnderLoadLosesNothing(t *testing.T) {
 	})
 }
 
-func TestCloseTwiceAtOnceAnswersTheSame(t *testing.T) {
+func TestClose_concurrentCallsReturnTheSame(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBus(t, bus.Config{})
 		release := make(chan struct{})
@@ -549,7 +549,7 @@ func TestCloseTwiceAtOnceAnswersTheSame(t *testing.T) {
 	})
 }
 
-func TestARunningBusNamesItsTransportAndItsGroups(t *testing.T) {
+func TestRun_logsTransportAndGroups(t *testing.T) {
 	var text bytes.Buffer
 	b := newBus(t, bus.Config{Logger: slog.New(slog.NewTextHandler(&text, nil))})
 	handle(t, b, "ledger", ok)
@@ -559,7 +559,7 @@ func TestARunningBusNamesItsTransportAndItsGroups(t *testing.T) {
 	require.Contains(t, text.String(), `msg="leat: running" transport=memory groups="shop.ledger, shop.mail"`)
 }
 
-func TestABusRunsOnce(t *testing.T) {
+func TestRun_onlyOnce(t *testing.T) {
 	t.Run("not twice at once", func(t *testing.T) {
 		b := newBus(t, bus.Config{})
 		run(t, b)
@@ -583,7 +583,7 @@ func TestABusRunsOnce(t *testing.T) {
 	})
 }
 
-func TestAGroupThatCantBeSubscribedEndsRun(t *testing.T) {
+func TestRun_endsIfAGroupCantSubscribe(t *testing.T) {
 	transport := newFaulty()
 	transport.subscribe = func(ctx context.Context, s driver.Subscription) (driver.Receiver, error) {
 		if s.Group == "shop.second" {
@@ -606,7 +606,7 @@ func TestAGroupThatCantBeSubscribedEndsRun(t *testing.T) {
 	require.NoError(t, b.Close(t.Context()), "Run has told it")
 }
 
-func TestABusThatWaitsForItsTransportAtStart(t *testing.T) {
+func TestRun_waitsForTheTransport(t *testing.T) {
 	blocked := func(t *testing.T) (*bus.Bus, chan error) {
 		transport := newFaulty()
 		transport.subscribe = func(ctx context.Context, _ driver.Subscription) (driver.Receiver, error) {
@@ -656,7 +656,7 @@ func TestABusThatWaitsForItsTransportAtStart(t *testing.T) {
 	})
 }
 
-func TestATransportThatFailsForGoodStopsTheBus(t *testing.T) {
+func TestRun_endsIfTheTransportFails(t *testing.T) {
 	for name, failure := range map[string]error{
 		"for a reason":                   errBroken,
 		"because somebody has closed it": bus.ErrClosed,
@@ -712,7 +712,7 @@ func TestATransportThatFailsForGoodStopsTheBus(t *testing.T) {
 	}
 }
 
-func TestAnAckThatFailsIsLogged(t *testing.T) {
+func TestRouter_logsFailedAcks(t *testing.T) {
 	var lines log
 	transport := newFaulty()
 	transport.next = func(ctx context.Context, feed driver.Receiver) (*driver.Delivery, error) {
@@ -736,7 +736,7 @@ type unackable struct{ driver.Settler }
 
 func (u unackable) Ack() error { return errors.Join(errBroken, u.Settler.Ack()) }
 
-func TestDrainKeepsTheTransportOpen(t *testing.T) {
+func TestDrain_keepsTheTransportOpen(t *testing.T) {
 	b := newBus(t, bus.Config{})
 	handle(t, b, "ledger", ok)
 	run(t, b)
@@ -749,7 +749,7 @@ func TestDrainKeepsTheTransportOpen(t *testing.T) {
 	require.ErrorContains(t, b.Run(t.Context()), "a bus runs once")
 }
 
-func TestStartingAndStoppingManyTimesLeavesNothingBehind(t *testing.T) {
+func TestRun_leavesNoGoroutines(t *testing.T) {
 	for i := range 50 {
 		b := newBus(t, bus.Config{})
 		handle(t, b, "ledger", ok)

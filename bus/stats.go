@@ -7,17 +7,17 @@ import (
 	"github.com/leatbus/leat/internal/waitcounter"
 )
 
-// Stats is what a bus knows of its messages since it was made.
+// Stats has the counters of a bus since it was created.
 type Stats struct {
 	Published uint64 // messages that are safe on the transport
-	Unrouted  uint64 // those of them that no group wanted
+	Unrouted  uint64 // those of them that no group has subscribed to
 	// ObserverPanics counts the panics of observers, which change nothing else.
 	ObserverPanics uint64
 	Groups         map[string]GroupStats
 }
 
-// GroupStats is what happened in one of the bus's groups, by handler name. The outcomes count every
-// delivery that this bus handled, whoever published the message.
+// GroupStats has the counters of one group of the bus. The outcomes count every delivery that this bus handled, no matter
+// which bus published the message.
 type GroupStats struct {
 	Handled     uint64
 	Duplicates  uint64
@@ -31,14 +31,14 @@ type GroupStats struct {
 	Panics      uint64 // of the handler, and of steps
 	DedupFaults uint64 // calls of the dedup store that failed
 
-	// Expected counts the messages that this bus published and the group asked for, Settled those
-	// of them that came to a terminal outcome in this process. Where other processes share the
-	// group, Settled stays behind. Parked counts those that began to wait behind a poisoned one,
-	// where the transport is in this process and can tell: they may wait for ever, and what is
-	// replayed or let go later is on no account any more.
+	// Expected counts the messages that this bus published and the group has subscribed to.
 	Expected uint64
-	Settled  uint64
-	Parked   uint64
+	// Settled counts those of Expected that reached a terminal outcome in this process. If other processes share the group,
+	// it stays below Expected.
+	Settled uint64
+	// Parked counts those of Expected that began to wait behind a poisoned message, if the transport is in this process and
+	// reports it. They are not tracked any more, because they may wait for ever: handling one later does not change Settled.
+	Parked uint64
 }
 
 // Outstanding returns how many of the bus's own messages have no outcome yet, and are not parked.
@@ -49,8 +49,8 @@ func (b *Bus) Stats() Stats {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s := Stats{
-		Published: b.ledger.published.Load(),
-		Unrouted:  b.ledger.unrouted.Load(),
+		Published: b.tracking.published.Load(),
+		Unrouted:  b.tracking.unrouted.Load(),
 
 		ObserverPanics: b.observerPanics.Load(),
 		Groups:         make(map[string]GroupStats, len(b.groups)),
@@ -61,42 +61,42 @@ func (b *Bus) Stats() Stats {
 	return s
 }
 
-// Idle blocks until every message that this bus published has come to a terminal outcome in each of
-// its groups, messages published by handlers included, and no delivery is in the stack; or until ctx
-// is done. It is meant for tests and for programs that end; where other processes share the groups,
-// or messages are parked on a durable transport, it may wait for ever.
+// Idle blocks until every message that this bus published, also in handlers, has reached a terminal outcome in each of the
+// bus's groups, and no delivery is in the stack. It returns ctx's error if ctx is done first. Idle is meant for tests and
+// for programs that end: if other processes share the groups, or messages are parked on a durable transport, it may block
+// until ctx is done.
 func (b *Bus) Idle(ctx context.Context) error {
 	for {
-		if err := b.ledger.inStack.Wait(ctx); err != nil {
+		if err := b.tracking.inStack.Wait(ctx); err != nil {
 			return err
 		}
 		// A handler publishes before it leaves the stack.
-		if b.ledger.outstanding.Zero() {
+		if b.tracking.outstanding.Zero() {
 			return nil
 		}
-		if err := b.ledger.outstanding.Wait(ctx); err != nil {
+		if err := b.tracking.outstanding.Wait(ctx); err != nil {
 			return err
 		}
 	}
 }
 
-// ledger is the bus's account of its own messages.
-type ledger struct {
+// tracking counts the messages that the bus has published and those that it handles, so that Idle can wait for them.
+type tracking struct {
 	published   atomic.Uint64
 	unrouted    atomic.Uint64
-	outstanding waitcounter.Counter // outcomes that are still missing
-	inStack     waitcounter.Counter // deliveries
+	outstanding waitcounter.Counter // pairs of a message and a group without a terminal outcome
+	inStack     waitcounter.Counter // deliveries in the stack
 }
 
-// expect adds n messages to what the groups will get.
-func (l *ledger) expect(groups []*group, n int) {
+// expect adds n messages to those that the groups will get; a negative n takes them off again.
+func (t *tracking) expect(groups []*group, n int) {
 	if len(groups) == 0 {
 		return
 	}
 	for _, g := range groups {
 		g.counts.expected.Add(int64(n))
 	}
-	l.outstanding.Add(int64(n) * int64(len(groups)))
+	t.outstanding.Add(int64(n) * int64(len(groups)))
 }
 
 // counts are a group's counters.
@@ -109,6 +109,8 @@ type counts struct {
 	expected atomic.Int64
 	settled  atomic.Uint64
 	parked   atomic.Uint64
+
+	durations atomic.Pointer[durations] // nil until somebody asks for them
 }
 
 func (c *counts) add(o Outcome) {

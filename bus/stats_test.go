@@ -12,7 +12,7 @@ import (
 	"github.com/leatbus/leat/bus"
 )
 
-func TestStatsAndIdleFollowTheBussOwnMessages(t *testing.T) {
+func TestStats_countOwnMessages(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBus(t, bus.Config{})
 		release := make(chan struct{})
@@ -43,7 +43,31 @@ func TestStatsAndIdleFollowTheBussOwnMessages(t *testing.T) {
 	})
 }
 
-func TestIdleWaitsForTheWholeCascade(t *testing.T) {
+// A bus counts how long deliveries take once somebody has asked, without the waits between tries.
+func TestDurations_countFromTheFirstCall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBus(t, bus.Config{})
+		handle(t, b, "ledger", func(ctx context.Context, _ *message.Message) error {
+			time.Sleep(time.Minute)
+			bus.DeliveryFrom(ctx).AddWaited(59 * time.Second)
+			return nil
+		})
+		run(t, b)
+		publish(t, b, "before")
+		require.NoError(t, b.Idle(t.Context()))
+		require.Empty(t, b.Durations()["ledger"])
+
+		publish(t, b, "a", "b")
+		require.NoError(t, b.Idle(t.Context()))
+		all := b.Durations()["ledger"]
+		require.Len(t, all, 1)
+		require.EqualValues(t, 2, all[0].Count)
+		require.InDelta(t, time.Second, all[0].Max, float64(time.Second/8))
+		require.Contains(t, b.Durations(), "ledger")
+	})
+}
+
+func TestIdle_waitsForTheWholeCascade(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBus(t, bus.Config{})
 		handle(t, b, "ledger", func(ctx context.Context, _ *message.Message) error {
@@ -58,7 +82,7 @@ func TestIdleWaitsForTheWholeCascade(t *testing.T) {
 	})
 }
 
-func TestForeignMessagesAreCountedAndNotExpected(t *testing.T) {
+func TestStats_foreignMessagesAreNotExpected(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBus(t, bus.Config{})
 		handle(t, b, "ledger", ok)
@@ -75,7 +99,7 @@ func TestForeignMessagesAreCountedAndNotExpected(t *testing.T) {
 	})
 }
 
-func TestHealthTellsWhatAGroupDoes(t *testing.T) {
+func TestHealth_showsGroupStates(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBus(t, bus.Config{})
 		state := func() bus.State { return b.Health()[0].State }
@@ -116,7 +140,7 @@ func TestHealthTellsWhatAGroupDoes(t *testing.T) {
 	})
 }
 
-func TestAHandlerThatDoesNotComeBackShowsInHealth(t *testing.T) {
+func TestHealth_showsStuckHandlers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBus(t, bus.Config{})
 		release := make(chan struct{})
@@ -137,7 +161,7 @@ func TestAHandlerThatDoesNotComeBackShowsInHealth(t *testing.T) {
 	})
 }
 
-func TestHealthMayBeAskedWhileMessagesAreHandled(t *testing.T) {
+func TestHealth_isConcurrent(t *testing.T) {
 	b := newBus(t, bus.Config{})
 	handle(t, b, "ledger", ok)
 	run(t, b)

@@ -6,7 +6,7 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// transportProblem returns what is wrong with a transport, nil if nothing is.
+// transportProblem returns the problem of a transport, nil if it works.
 func transportProblem(h driver.TransportHealth) error {
 	switch {
 	case !h.Connected && h.Err == nil:
@@ -19,7 +19,8 @@ func transportProblem(h driver.TransportHealth) error {
 	return nil
 }
 
-// TransportHealth returns the state of the bus's transport; ok is false if the transport does not report it.
+// TransportHealth returns the state of the bus's transport. ok is false if the transport does not report it. It does not
+// block.
 func (b *Bus) TransportHealth() (h driver.TransportHealth, ok bool) {
 	checker, ok := b.transport.(driver.HealthChecker)
 	if !ok {

@@ -23,7 +23,7 @@ type patient struct {
 
 func (p *patient) Health() driver.TransportHealth { return *p.health.Load() }
 
-func TestHealthShowsTheTransport(t *testing.T) {
+func TestHealth_showsTheTransport(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := &patient{Transport: memory.New(memory.Config{})}
 		p.health.Store(&driver.TransportHealth{Transport: "fake", Connected: true})
@@ -50,7 +50,7 @@ func TestHealthShowsTheTransport(t *testing.T) {
 	})
 }
 
-func TestATransportNeedNotTellItsHealth(t *testing.T) {
+func TestHealth_withoutTransportHealth(t *testing.T) {
 	b := busOver(t, struct{ bus.Transport }{memory.New(memory.Config{})}, bus.Config{})
 	handle(t, b, "ledger", func(context.Context, *message.Message) error { return nil })
 	_, ok := b.TransportHealth()

@@ -13,20 +13,23 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// Watermill puts a Watermill Pub/Sub under a bus. It promises no more than the Pub/Sub does: no
-// patterns (a handler is subscribed to the versions it knows), no order by key, attempts counted in
-// this process only and for the last few thousand messages that failed, a delayed redelivery that holds the message until its time, and a poison queue
-// that is a topic, <group>.poison.
+// Watermill makes a [Transport] of a Watermill Pub/Sub. It supports no more than the Pub/Sub does:
+//
+//   - There are no patterns: a handler is subscribed to the event versions that it knows.
+//   - There is no order by key.
+//   - Attempts are counted in this process only, for the last few thousand messages that failed.
+//   - A message with a delayed redelivery is not nacked before the delay has passed.
+//   - The poison queue is a topic, <group>.poison.
 type Watermill struct {
 	Publisher message.Publisher
-	// Subscriber makes the subscriber of a group; in Watermill, the consumer group is part of the
-	// construction. It is called once for each Subscribe.
+	// Subscriber returns the subscriber of a group. In Watermill, a subscriber is constructed for one consumer group. It is
+	// called once for each subscription.
 	Subscriber func(group string) (message.Subscriber, error)
 	// Durable says that messages outlive the process.
 	Durable bool
 }
 
-// Transport returns the Pub/Sub as a transport.
+// Transport returns a transport over the Pub/Sub. Closing it closes the Publisher and the subscribers.
 func (w Watermill) Transport() Transport {
 	t := &watermillTransport{Watermill: w}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
@@ -40,9 +43,9 @@ type watermillTransport struct {
 
 	nacked nackedMessages
 
-	mu       sync.Mutex // guards what follows; feeds are closed under it, so they must not need it
-	feeds    []*watermillReceiver
-	closeErr error
+	mu        sync.Mutex // guards the fields below; it is held while receivers are closed
+	receivers []*watermillReceiver
+	closeErr  error
 }
 
 func (t *watermillTransport) Capabilities() driver.Capabilities {
@@ -75,17 +78,17 @@ func (t *watermillTransport) Subscribe(_ context.Context, s driver.Subscription)
 	if err != nil {
 		return nil, fmt.Errorf("subscriber of group %q: %w", s.Group, err)
 	}
-	f := &watermillReceiver{transport: t, sub: sub, group: s.Group, out: make(chan *driver.Delivery)}
-	f.ctx, f.cancel = context.WithCancel(t.ctx)
+	r := &watermillReceiver{transport: t, sub: sub, group: s.Group, out: make(chan *driver.Delivery)}
+	r.ctx, r.cancel = context.WithCancel(t.ctx)
 	for _, topic := range s.Known {
-		msgs, err := sub.Subscribe(f.ctx, topic)
+		msgs, err := sub.Subscribe(r.ctx, topic)
 		if err != nil {
-			return nil, errors.Join(fmt.Errorf("subscribe %s: %w", topic, err), f.Close(f.ctx))
+			return nil, errors.Join(fmt.Errorf("subscribe %s: %w", topic, err), r.Close(r.ctx))
 		}
-		f.wg.Go(func() { f.forward(topic, msgs) })
+		r.wg.Go(func() { r.forward(topic, msgs) })
 	}
-	t.feeds = append(t.feeds, f)
-	return f, nil
+	t.receivers = append(t.receivers, r)
+	return r, nil
 }
 
 func (t *watermillTransport) PoisonQueue(string) driver.PoisonQueue { return unsupportedPoisonQueue{} }
@@ -97,19 +100,19 @@ func (t *watermillTransport) Close(ctx context.Context) error {
 		return t.closeErr
 	}
 	t.cancel()
-	for _, f := range t.feeds {
-		t.closeErr = errors.Join(t.closeErr, f.Close(ctx))
+	for _, r := range t.receivers {
+		t.closeErr = errors.Join(t.closeErr, r.Close(ctx))
 	}
 	t.closeErr = errors.Join(t.closeErr, t.Publisher.Close())
 	return t.closeErr
 }
 
-// maxNacked bounds the memory of nackedMessages: another process may ack what was nacked in this one.
+// maxNacked bounds the memory of nackedMessages: a message that was nacked here may be acked in another process.
 const maxNacked = 8192
 
-// nackedMessages remembers what became of messages that were nacked and not acked since. The zero value is ready.
-// It has two generations. When the young one is half full, it becomes the old one, and what was in the old
-// one is forgotten; whatever is nacked again is young again.
+// nackedMessages remembers attempts and history of messages that were nacked and have not been acked since, at most maxNacked.
+// The zero value is ready to use. It has two generations: when the young one has maxNacked/2 messages, it becomes the old
+// one, and the former old one is dropped. A message that is nacked again moves to the young one.
 type nackedMessages struct {
 	mu         sync.Mutex
 	young, old map[nackedKey]nacked
@@ -117,9 +120,9 @@ type nackedMessages struct {
 
 type nackedKey struct{ group, id string }
 
-// nacked is what is known of a message that is handed out again.
+// nacked has what the next delivery of a nacked message needs.
 type nacked struct {
-	attempts int // that counted
+	attempts int // attempts so far that count
 	history  driver.History
 }
 
@@ -161,56 +164,56 @@ type watermillReceiver struct {
 	closeErr  error
 }
 
-func (f *watermillReceiver) forward(topic string, msgs <-chan *message.Message) {
+func (r *watermillReceiver) forward(topic string, msgs <-chan *message.Message) {
 	for msg := range msgs {
 		if msg.Metadata == nil {
 			msg.Metadata = message.Metadata{}
 		}
-		if !strings.HasSuffix(topic, poisonSuffix) { // where Poison writes them
+		if !strings.HasSuffix(topic, poisonSuffix) { // Poison writes them to that topic
 			driver.DropPrivate(msg.Metadata)
 		}
 		id := driver.MessageID(msg)
-		last := f.transport.nacked.of(f.group, id)
+		last := r.transport.nacked.of(r.group, id)
 		d := &driver.Delivery{
-			Message: msg, Topic: topic, Group: f.group,
+			Message: msg, Topic: topic, Group: r.group,
 			Attempt: last.attempts + 1, History: last.history,
 		}
-		d.Settler = &watermillSettler{receiver: f, delivery: d, id: id}
+		d.Settler = &watermillSettler{receiver: r, delivery: d, id: id}
 		select {
-		case f.out <- d:
-		case <-f.ctx.Done():
+		case r.out <- d:
+		case <-r.ctx.Done():
 			msg.Nack()
 		}
 	}
 }
 
-func (f *watermillReceiver) Next(ctx context.Context) (*driver.Delivery, error) {
+func (r *watermillReceiver) Next(ctx context.Context) (*driver.Delivery, error) {
 	select {
-	case d := <-f.out:
+	case d := <-r.out:
 		return d, nil
 	case <-ctx.Done():
 		return nil, ctx.Err()
-	case <-f.ctx.Done():
+	case <-r.ctx.Done():
 		return nil, ErrClosed
 	}
 }
 
-func (f *watermillReceiver) Close(context.Context) error {
-	f.closeOnce.Do(func() {
-		f.cancel()
-		f.closeErr = f.sub.Close()
-		f.wg.Wait()
+func (r *watermillReceiver) Close(context.Context) error {
+	r.closeOnce.Do(func() {
+		r.cancel()
+		r.closeErr = r.sub.Close()
+		r.wg.Wait()
 	})
-	return f.closeErr
+	return r.closeErr
 }
 
 type watermillSettler struct {
 	receiver *watermillReceiver
 	delivery *driver.Delivery
-	id       string // the message's: steps may change its headers
+	id       string // the message's id at its delivery: steps may change its headers
 }
 
-// remember keeps what the next hand-over must know.
+// remember stores what the next delivery of the message needs.
 func (s *watermillSettler) remember(attempts int) {
 	s.receiver.transport.nacked.set(s.receiver.group, s.id, nacked{attempts, s.delivery.History})
 }
@@ -254,7 +257,7 @@ func (s *watermillSettler) Poison(ctx context.Context, fault driver.Fault) error
 // poisonSuffix ends the topic to which a group's messages are poisoned.
 const poisonSuffix = ".poison"
 
-// unsupportedPoisonQueue is the poison queue of a transport that has none to look into.
+// unsupportedPoisonQueue is the poison queue of a transport whose poison queues can't be read.
 type unsupportedPoisonQueue struct{}
 
 func (unsupportedPoisonQueue) List(context.Context, string, int) ([]PoisonedMessage, error) {

@@ -20,7 +20,7 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// overGoChannel is Watermill's in-memory Pub/Sub under a bus.
+// overGoChannel returns a bus over Watermill's in-memory Pub/Sub.
 func overGoChannel() (bus.Transport, *gochannel.GoChannel) {
 	pubSub := gochannel.NewGoChannel(gochannel.Config{}, watermill.NopLogger{})
 	return bus.Watermill{
@@ -42,7 +42,7 @@ func (poisonStack) Wrap(_ bus.Handler, next message.HandlerFunc) (message.Handle
 	}, nil
 }
 
-func TestABusRunsOverAWatermillPubSub(t *testing.T) {
+func TestWatermill_runsABus(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		transport, _ := overGoChannel()
 		b := busOver(t, transport, bus.Config{})
@@ -61,7 +61,7 @@ func TestABusRunsOverAWatermillPubSub(t *testing.T) {
 	})
 }
 
-func TestOverAWatermillPubSubFailuresComeAgainCounted(t *testing.T) {
+func TestWatermill_countsFailures(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		transport, _ := overGoChannel()
 		b := busOver(t, transport, bus.Config{})
@@ -89,7 +89,7 @@ func TestOverAWatermillPubSubFailuresComeAgainCounted(t *testing.T) {
 	})
 }
 
-func TestOverAWatermillPubSubThePoisonQueueIsATopic(t *testing.T) {
+func TestWatermill_poisonQueueIsATopic(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		transport, pubSub := overGoChannel()
 		dead, err := pubSub.Subscribe(t.Context(), "shop.ledger.poison")
@@ -124,7 +124,7 @@ func TestOverAWatermillPubSubThePoisonQueueIsATopic(t *testing.T) {
 	})
 }
 
-func TestOverAWatermillPubSubEachVersionIsSubscribedOnce(t *testing.T) {
+func TestWatermill_subscribesEachVersionOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		transport, _ := overGoChannel()
 		b := busOver(t, transport, bus.Config{})
@@ -223,7 +223,7 @@ func (s channelSubscriber) Subscribe(context.Context, string) (<-chan *message.M
 
 func (s channelSubscriber) Close() error { return nil }
 
-func TestWhatAWatermillPubSubLacksIsRefused(t *testing.T) {
+func TestWatermill_rejectsUnsupportedFeatures(t *testing.T) {
 	transport, _ := overGoChannel()
 	b := busOver(t, transport, bus.Config{})
 	require.ErrorContains(t, b.Handle(handler("audit", ok, topics("order.>"))), "name the topics one by one")
@@ -231,7 +231,7 @@ func TestWhatAWatermillPubSubLacksIsRefused(t *testing.T) {
 	require.ErrorIs(t, b.Publish(t.Context(), orderPaid{}, bus.WithDelay(time.Second)), bus.ErrUnsupported)
 }
 
-func TestAWatermillSubscriberThatCantBeMadeEndsRun(t *testing.T) {
+func TestWatermill_failedSubscriberEndsRun(t *testing.T) {
 	pubSub := gochannel.NewGoChannel(gochannel.Config{}, watermill.NopLogger{})
 	transport := bus.Watermill{
 		Publisher:  pubSub,
@@ -242,7 +242,7 @@ func TestAWatermillSubscriberThatCantBeMadeEndsRun(t *testing.T) {
 	require.ErrorIs(t, b.Run(t.Context()), errBroken)
 }
 
-func TestATransportHandedOutToWatermill(t *testing.T) {
+func TestWatermill_usesATransport(t *testing.T) {
 	t.Run("publishes with its message's context, and does not mind who listens", func(t *testing.T) {
 		transport := newFaulty()
 		defer func() { require.NoError(t, transport.Close(t.Context())) }()

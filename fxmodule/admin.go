@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/http"
 
 	"go.uber.org/fx"
 
@@ -13,7 +14,7 @@ import (
 	"github.com/leatbus/leat/middleware"
 )
 
-// AdminParams is what the admin endpoint is made of.
+// AdminParams has the dependencies of [RunAdmin].
 type AdminParams struct {
 	fx.In
 
@@ -22,18 +23,31 @@ type AdminParams struct {
 	Bus       *bus.Bus
 	Stack     middleware.Stack
 	Idle      *admin.Idle  `optional:"true"`
+	Console   consoleMaker `optional:"true"`
 	Logger    *slog.Logger `optional:"true"`
 }
 
-// RunAdmin opens the admin endpoint where the configuration has an address for it. It is there from when
-// the bus consumes until it stops.
+// A consoleMaker returns the console of a bus.
+type consoleMaker func(*bus.Bus, middleware.Stack) http.Handler
+
+// Console serves a console for browsers at the admin endpoint, below /console/. The password is the admin token. The
+// argument is console.ReadOnly or console.WithActions of package fxmodule/console, or your own function.
+func Console(newConsole func(*bus.Bus, middleware.Stack) http.Handler) fx.Option {
+	return fx.Supply(consoleMaker(newConsole))
+}
+
+// RunAdmin opens the admin endpoint if the configuration has an address for it. It is open while the bus
+// consumes.
 func RunAdmin(p AdminParams) error {
 	if p.Config.Admin == "" || p.Idle != nil {
 		return nil
 	}
 	endpoint := admin.Endpoint{
 		Addr: p.Config.Admin, Token: p.Config.AdminToken, Cert: p.Config.AdminCert, Key: p.Config.AdminKey, Bus: p.Bus,
-		DryRunner: admin.NewLocalDryRunner(p.Bus, p.Stack), Logger: cmp.Or(p.Logger, slog.Default()),
+		DryRunner: admin.NewLocalDryRunner(p.Bus, p.Stack), Describer: admin.NewLocalDescriber(p.Bus, p.Bus.Transport(), p.Stack), Logger: cmp.Or(p.Logger, slog.Default()),
+	}
+	if p.Console != nil {
+		endpoint.Console = p.Console(p.Bus, p.Stack)
 	}
 	if err := endpoint.Validate(); err != nil {
 		return fmt.Errorf("fxmodule: %sADMIN: %w", Prefix, err)

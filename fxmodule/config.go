@@ -16,63 +16,58 @@ import (
 	"github.com/leatbus/leat/internal/urlopt"
 )
 
-// Prefix begins the name of every environment variable that leat reads.
+// Prefix is the prefix of every environment variable that leat reads.
 const Prefix = "LEAT_"
 
-// testPrefix begins those that only leat's own tests read.
+// testPrefix is the prefix of variables that only leat's own tests read.
 const testPrefix = Prefix + "TEST_"
 
-// Config is what a service configures. The module reads it from the environment; fx.Replace puts
-// another in its place, and fx.Decorate changes it. A duration of 0 means its default.
+// Config configures the module. The module reads it from the environment; fx.Replace replaces it, and fx.Decorate changes it. A
+// duration of 0 means the default.
 type Config struct {
-	// URL names the transport: LEAT_URL.
+	// URL is the URL of the transport: LEAT_URL.
 	URL string `env:"URL" envDefault:"memory://"`
-	// Service begins every group's name: LEAT_SERVICE. Empty means [bus.DefaultService].
+	// Service is the prefix of every group's name: LEAT_SERVICE. Empty means [driver.DefaultService].
 	Service string `env:"SERVICE"`
-	// OutboxURL is the service's own database, PostgreSQL, MySQL or SQLite, in whose transactions
-	// bus.InTx publishes: LEAT_OUTBOX_URL. Empty means no outbox, unless [Outbox] gives one; a
-	// transport on the same database needs none.
+	// OutboxURL is the service's own database (PostgreSQL, MySQL or SQLite), in whose transactions bus.InTx publishes:
+	// LEAT_OUTBOX_URL. Empty means no outbox, unless [Outbox] provides one. A transport on the same database needs none.
 	OutboxURL string `env:"OUTBOX_URL"`
-	// InboxURL is the database of the handlers of [HandleTx]: LEAT_INBOX_URL. It is [InboxFromURL] that
-	// opens it; a service with an [Inbox] of its own needs none.
+	// InboxURL is the database of the handlers of [HandleTx]: LEAT_INBOX_URL. [InboxFromURL] opens it. A service that provides
+	// its own [Inbox] needs none.
 	InboxURL string `env:"INBOX_URL"`
-	// RedisURL is the dedup store: LEAT_REDIS_URL. Empty means one in memory.
+	// RedisURL is the dedup store: LEAT_REDIS_URL. Empty means a store in memory.
 	RedisURL string `env:"REDIS_URL"`
-	// Dedup is what to do when the dedup store can't be reached, open or closed, or off:
-	// LEAT_DEDUP.
+	// Dedup is open or closed, which says what to do if the dedup store can't be reached, or off: LEAT_DEDUP.
 	Dedup bus.DedupMode `env:"DEDUP" envDefault:"open"`
 	// DedupKeep is how long a handled message is remembered: LEAT_DEDUP_KEEP.
 	DedupKeep time.Duration `env:"DEDUP_KEEP" envDefault:"24h"`
-	// HandlerTimeout bounds one try: LEAT_HANDLER_TIMEOUT. A negative one means that nothing does.
+	// HandlerTimeout is the longest duration of one try: LEAT_HANDLER_TIMEOUT. A negative value means no limit.
 	HandlerTimeout time.Duration `env:"HANDLER_TIMEOUT" envDefault:"30s"`
-	// DrainTimeout is how long handlers may go on after the application was told to stop:
-	// LEAT_DRAIN_TIMEOUT. fx's stop timeout cuts it short.
+	// DrainTimeout is how long handlers may run after the application begins to stop: LEAT_DRAIN_TIMEOUT. It is never longer
+	// than fx's stop timeout.
 	DrainTimeout time.Duration `env:"DRAIN_TIMEOUT" envDefault:"20s"`
-	// PublishTimeout bounds a Publish whose context has no deadline: LEAT_PUBLISH_TIMEOUT. A negative one means that nothing
-	// does. Handlers have their own timeout.
+	// PublishTimeout bounds a Publish whose context has no deadline: LEAT_PUBLISH_TIMEOUT. A negative value means no limit.
+	// Handlers have their own timeout.
 	PublishTimeout time.Duration `env:"PUBLISH_TIMEOUT" envDefault:"30s"`
 	// MaxPayload is the largest payload to publish, in bytes: LEAT_MAX_PAYLOAD. 0 means 16 MiB.
 	MaxPayload int `env:"MAX_PAYLOAD"`
 	// ConnectTimeout bounds the opening of the transport: LEAT_CONNECT_TIMEOUT.
 	ConnectTimeout time.Duration `env:"CONNECT_TIMEOUT" envDefault:"10s"`
-	// Breaker says whether groups pause themselves while nearly everything fails, on or off:
-	// LEAT_BREAKER.
+	// Breaker turns the groups' circuit breakers on or off: LEAT_BREAKER.
 	Breaker Switch `env:"BREAKER" envDefault:"on"`
-	// BreakerProbe is the longest wait between two messages that a paused group tries:
-	// LEAT_BREAKER_PROBE.
+	// BreakerProbe is the longest wait between two probes of a paused group: LEAT_BREAKER_PROBE.
 	BreakerProbe time.Duration `env:"BREAKER_PROBE" envDefault:"30s"`
-	// BreakerMaxPause is how long a message may have been failing and still be spared by a paused group:
-	// LEAT_BREAKER_MAX_PAUSE. After that its retry policy goes on. A negative one means for ever. See
-	// bus.BreakerPolicy.
+	// BreakerMaxPause is how long a message may have been failing and still be protected by a pause: LEAT_BREAKER_MAX_PAUSE.
+	// After that its retry policy continues. A negative value means forever. See bus.BreakerPolicy.
 	BreakerMaxPause time.Duration `env:"BREAKER_MAX_PAUSE" envDefault:"4h"`
-	// HoldNewer is how long a message waits whose version this process does not know yet, before it is
-	// poisoned: LEAT_HOLD_NEWER. With a negative one it does not wait.
+	// HoldNewer is how long a message of a newer version than this process takes waits before it is poisoned:
+	// LEAT_HOLD_NEWER. A negative value means that it does not wait.
 	HoldNewer time.Duration `env:"HOLD_NEWER" envDefault:"1h"`
-	// VersionField is the field of a foreign event's payload that may name its version: LEAT_VERSION_FIELD. Empty
-	// means "version", and "-" none. See bus.Config.
+	// VersionField is the field of a foreign event's payload that may have its version: LEAT_VERSION_FIELD. Empty means
+	// "version", and "-" means none. See bus.Config.
 	VersionField string `env:"VERSION_FIELD"`
-	// Admin is where operators reach the transport over HTTP: LEAT_ADMIN. It is the path of a unix socket, like
-	// /run/shop/leat.sock, for leat --url unix:///run/shop/leat.sock, or host:port. Empty means nowhere. Only the user of
+	// Admin is the address of the admin endpoint: LEAT_ADMIN. It is the path of a unix socket, like
+	// /run/shop/leat.sock, for leat --url unix:///run/shop/leat.sock, or host:port. Empty means no endpoint. Only the user of
 	// the process can open the socket. TCP needs AdminToken, and an address that other machines reach needs AdminCert, too.
 	Admin string `env:"ADMIN"`
 	// AdminToken is what clients of the admin endpoint must send, of at least 16 characters: LEAT_ADMIN_TOKEN.
@@ -81,11 +76,11 @@ type Config struct {
 	// LEAT_ADMIN_CERT and LEAT_ADMIN_KEY. A new certificate is read at the next start.
 	AdminCert string `env:"ADMIN_CERT"`
 	AdminKey  string `env:"ADMIN_KEY"`
-	// Retry is the policy of handlers that have none of their own. Code only.
+	// Retry is the retry policy of handlers that set none. It has no variable.
 	Retry bus.RetryPolicy `env:"-"`
 }
 
-// LogValue keeps URLs' users and passwords, and the admin token, out of logs.
+// LogValue implements slog.LogValuer. It leaves out the users and passwords of URLs, and the admin token.
 func (c Config) LogValue() slog.Value {
 	token := ""
 	if c.AdminToken != "" {
@@ -97,7 +92,7 @@ func (c Config) LogValue() slog.Value {
 		slog.String("admin", c.Admin), slog.String("admin_token", token), slog.String("admin_cert", c.AdminCert))
 }
 
-// shownURL returns what may be shown of a URL.
+// shownURL returns the parts of a URL that may be logged.
 func shownURL(rawURL string) string {
 	if rawURL == "" {
 		return ""
@@ -118,7 +113,7 @@ const (
 	Off Switch = "off"
 )
 
-// breaker returns the policy of handlers that have none of their own.
+// breaker returns the circuit breaker's policy for handlers that set none.
 func (c Config) breaker() bus.BreakerPolicy {
 	if c.Breaker == Off {
 		return bus.NoBreaker()
@@ -130,8 +125,8 @@ func (c Config) breaker() bus.BreakerPolicy {
 	return p
 }
 
-// ConfigFromEnv reads the configuration. A value that can't be read and a variable with leat's prefix
-// that it does not know are errors.
+// ConfigFromEnv reads the configuration from the environment. It returns an error if a value is invalid, or if there is an
+// unknown variable with leat's prefix.
 func ConfigFromEnv() (Config, error) { return configFrom(os.Environ()) }
 
 func configFrom(environ []string) (Config, error) {
@@ -160,7 +155,7 @@ func (c Config) validate() error {
 	return nil
 }
 
-// unreadable names the variables behind the fields that could not be read.
+// unreadable returns an error that names the variables with invalid values.
 func unreadable(err error) error {
 	var all env.AggregateError
 	if !errors.As(err, &all) {
@@ -179,7 +174,7 @@ func unreadable(err error) error {
 	return errors.Join(errs...)
 }
 
-// unknown complains about variables that look like leat's and are not.
+// unknown returns an error for unknown variables with leat's prefix.
 func unknown(environ []string) (errs []error) {
 	known := knownVariables()
 	for _, entry := range environ {
@@ -197,8 +192,7 @@ func unknown(environ []string) (errs []error) {
 	return errs
 }
 
-// kubernetes reports whether the variable is one of those that Kubernetes sets in every pod beside a
-// service named "leat".
+// kubernetes reports whether Kubernetes sets the variable in every pod if there is a service named "leat".
 func kubernetes(suffix string) bool {
 	return suffix == "SERVICE_HOST" || strings.HasPrefix(suffix, "SERVICE_PORT") || strings.HasPrefix(suffix, "PORT")
 }

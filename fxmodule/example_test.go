@@ -55,7 +55,7 @@ func Example() {
 // Shop is a part of the application.
 type Shop struct{ Name string }
 
-// A constructor that HandleFunc takes may ask fx for whatever the handler needs.
+// fx provides the dependencies of HandleFunc's constructor.
 func ExampleHandleFunc() {
 	done := make(chan struct{})
 	app := fx.New(

@@ -15,12 +15,12 @@ import (
 //   - ready is 200 while every group consumes. It is 503 before that, while the bus drains, and afterwards.
 //   - anything else is 200.
 //
-// The body is JSON with stable names: the status, the state of each group with what is degraded, and the state of the
-// transport. A group that is paused or degraded and a transport that is not connected are shown and change no status: they
-// concern all processes alike, so taking them out of traffic, or restarting them, would help nobody.
+// The body is JSON with stable names: the status, the state of each group with its degraded parts, and the state of the
+// transport. A paused or degraded group, or a transport that is not connected, does not change the status: that concerns all
+// processes alike, so it would not help to restart one or to take it out of traffic.
 //
-// It does not block, and may be called concurrently. The texts may hold what other systems say in their errors: do not show
-// them to the public.
+// It does not block, and may be called concurrently. The texts may contain error messages of other systems: do not show them to
+// the public.
 func HealthHandler(b *bus.Bus) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodGet && r.Method != http.MethodHead {
@@ -41,11 +41,11 @@ func HealthHandler(b *bus.Bus) http.Handler {
 		if !ok {
 			w.WriteHeader(http.StatusServiceUnavailable)
 		}
-		_ = json.NewEncoder(w).Encode(report) // the client may be gone
+		_ = json.NewEncoder(w).Encode(report) // the client may have disconnected
 	})
 }
 
-// What a service's health says of it as a whole.
+// The status of a service as a whole.
 const (
 	statusReady    = "ready"
 	statusStarting = "starting"

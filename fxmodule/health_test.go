@@ -21,7 +21,7 @@ import (
 	"github.com/leatbus/leat/middleware/prommetrics"
 )
 
-func TestAServiceOnRabbitMQShowsItsHealth(t *testing.T) {
+func TestHealthHandler_onRabbitMQ(t *testing.T) {
 	broker := testenv.RabbitMQ(t)
 	u, err := rabbit.ParseURI(broker)
 	require.NoError(t, err)
@@ -53,7 +53,7 @@ func TestAServiceOnRabbitMQShowsItsHealth(t *testing.T) {
 	app.RequireStop()
 }
 
-// shows reports what the metrics say of the connection.
+// shows reports whether the metric of the connection has a value.
 func shows(registry *prometheus.Registry, value string) bool {
 	const name = "leat_transport_connected"
 	const text = "# HELP leat_transport_connected 1 while the message system can be reached.\n# TYPE leat_transport_connected gauge\n"

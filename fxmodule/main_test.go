@@ -24,7 +24,7 @@ import (
 	"github.com/leatbus/leat/transports/memory"
 )
 
-// captured makes the default logger write to a buffer for the time of a test.
+// captured makes the default logger write to a buffer during a test.
 func captured(t *testing.T) *bytes.Buffer {
 	t.Helper()
 	var log bytes.Buffer
@@ -62,6 +62,27 @@ func TestMain_exitsWithTheStatusOfTheShutdown(t *testing.T) {
 		lc.Append(fx.StartHook(func() error { return s.Shutdown(fx.ExitCode(3)) }))
 	})))
 	require.NotContains(t, log.String(), "ERROR")
+}
+
+// The default drain timeout must fit: handlers get all of it.
+func TestMain_leavesTimeForTheDrain(t *testing.T) {
+	captured(t)
+	deadlines := make(chan time.Time, 1)
+	hook := fx.Invoke(func(lc fx.Lifecycle, s fx.Shutdowner) {
+		lc.Append(fx.Hook{
+			OnStart: func(context.Context) error { return s.Shutdown() },
+			OnStop: func(ctx context.Context) error {
+				deadline, _ := ctx.Deadline()
+				deadlines <- deadline
+				return nil
+			},
+		})
+	})
+	began := time.Now()
+	require.Zero(t, fxmodule.RunMain(fxmodule.Module, hook))
+	require.Greater(t, (<-deadlines).Sub(began), 22*time.Second, "the drain timeout, and the time that handlers get to notice their cancellation")
+	require.Zero(t, fxmodule.RunMain(fxmodule.Module, hook, fx.StopTimeout(10*time.Second)))
+	require.Less(t, time.Until(<-deadlines), 10*time.Second, "an option of the application comes after")
 }
 
 // sick is a transport that has lost its connection.

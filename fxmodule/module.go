@@ -26,13 +26,13 @@ var Module = fx.Module("leat",
 	fx.Invoke(Run, RunAdmin),
 )
 
-// PublishMiddleware is the publish path, outermost first. fx.Decorate edits it.
+// PublishMiddleware has the publish middleware, outermost first. fx.Decorate edits it.
 type PublishMiddleware []message.PublisherDecorator
 
-// NewPublishMiddleware returns none.
+// NewPublishMiddleware returns an empty [PublishMiddleware].
 func NewPublishMiddleware() PublishMiddleware { return nil }
 
-// StackParams is what the stack is made of.
+// StackParams has the dependencies of [NewStack].
 type StackParams struct {
 	fx.In
 
@@ -43,7 +43,7 @@ type StackParams struct {
 	Upcasters []middleware.Upcaster `group:"leat.upcasters"`
 }
 
-// NewStack makes the standard stack.
+// NewStack returns the standard stack.
 func NewStack(p StackParams) (middleware.Stack, error) {
 	store, err := dedupStore(p)
 	if err != nil {
@@ -74,7 +74,7 @@ func dedupStore(p StackParams) (middleware.Store, error) {
 	return store, nil
 }
 
-// BusParams is what the bus is made of.
+// BusParams has the dependencies of [NewBus].
 type BusParams struct {
 	fx.In
 
@@ -84,15 +84,15 @@ type BusParams struct {
 	PublishMiddleware PublishMiddleware
 	Logger            *slog.Logger   `optional:"true"`
 	Transport         bus.Transport  `optional:"true"` // the application's, in place of URL
-	Outbox            bus.Outbox     `optional:"true"` // the application's, in place of OutboxURL
+	Outbox            driver.Outbox  `optional:"true"` // the application's, in place of OutboxURL
 	Codec             bus.Codec      `optional:"true"` // the application's, in place of JSON
-	Idle              *admin.Idle    `optional:"true"` // the application is there for a command alone
+	Idle              *admin.Idle    `optional:"true"` // set if the application runs one command only
 	Observers         []bus.Observer `group:"leat.observers"`
 	Transports        []addOn        `group:"leat.transports"`
 }
 
-// NewBus opens the transport and makes the bus. It blocks until the message system has answered, at
-// most for the configured connect timeout.
+// NewBus opens the transport and returns a bus. It blocks until the message system has answered, at most for the configured
+// connect timeout.
 func NewBus(p BusParams) (*bus.Bus, error) {
 	if err := p.Config.validate(); err != nil {
 		return nil, err
@@ -142,13 +142,12 @@ func NewBus(p BusParams) (*bus.Bus, error) {
 	if err != nil {
 		return nil, errors.Join(err, transport.Close(ctx))
 	}
-	// The transport outlives everything that publishes: it is closed after those who asked for the
-	// bus have stopped.
+	// The transport must outlive everything that publishes: this hook runs after those of the components that depend on the bus.
 	p.Lifecycle.Append(fx.StopHook(b.Close))
 	return b, nil
 }
 
-// RunParams is what runs.
+// RunParams has the dependencies of [Run].
 type RunParams struct {
 	fx.In
 
@@ -160,9 +159,9 @@ type RunParams struct {
 	Logger     *slog.Logger  `optional:"true"`
 }
 
-// Run registers the handlers and hooks the bus's run into the application's life.
+// Run registers the handlers, and adds the bus to the application's life cycle.
 func Run(p RunParams) error {
-	slices.SortFunc(p.Handlers, func(a, b bus.Handler) int { return cmp.Compare(a.Name, b.Name) }) // fx's groups are shuffled
+	slices.SortFunc(p.Handlers, func(a, b bus.Handler) int { return cmp.Compare(a.Name, b.Name) }) // fx's value groups have no order
 	for _, h := range p.Handlers {
 		if err := p.Bus.Handle(h); err != nil {
 			return err
@@ -176,13 +175,13 @@ func Run(p RunParams) error {
 	return nil
 }
 
-// runner is the bus's run in the application's life.
+// runner runs the bus between the application's start and stop.
 type runner struct {
 	RunParams
-	asked atomic.Bool // the application stops the bus
+	asked atomic.Bool // the application is stopping the bus
 }
 
-// start returns when every group consumes.
+// start blocks until every group consumes.
 func (r *runner) start(ctx context.Context) error {
 	ended := make(chan error, 1)
 	running, stop := context.WithCancel(context.WithoutCancel(ctx)) // it outlives the start
@@ -197,7 +196,7 @@ func (r *runner) start(ctx context.Context) error {
 	case err := <-ended:
 		stop()
 		return err
-	case <-ctx.Done(): // fx calls no stop hook of what did not start
+	case <-ctx.Done(): // fx does not call the stop hook of a failed start
 		stop()
 		return context.Cause(ctx)
 	}
@@ -208,7 +207,7 @@ func (r *runner) stop(ctx context.Context) error {
 	return r.Bus.Drain(ctx)
 }
 
-// ended shuts the application down if the bus has failed. The application may also stop the bus by itself.
+// ended shuts the application down if the bus has failed. It does nothing if the application has stopped the bus.
 func (r *runner) ended(err error) {
 	if r.asked.Load() {
 		return

@@ -13,7 +13,7 @@ import (
 	"github.com/leatbus/leat/transports"
 )
 
-// The value groups. None of them has an order, and none needs one.
+// The value groups. They have no order and need none.
 const (
 	handlersGroup   = `group:"leat.handlers"`
 	upcastersGroup  = `group:"leat.upcasters"`
@@ -21,22 +21,22 @@ const (
 	transportsGroup = `group:"leat.transports"`
 )
 
-// Handle registers a plain function. name is durable: it names the consumer group.
+// Handle registers a function as a handler. The name is durable: it names the consumer group.
 func Handle[T bus.Event](name string, fn func(context.Context, T) error, opts ...handlers.Option) fx.Option {
 	return HandleFunc(func() (bus.Handler, error) {
 		return made(func() bus.Handler { return handlers.Func(name, fn, opts...) })
 	})
 }
 
-// HandleMethod registers a method expression, such as (*Ledger).Record; its receiver comes from fx.
+// HandleMethod registers a method expression, such as (*Ledger).Record, as a handler. fx provides its receiver.
 func HandleMethod[S any, T bus.Event](name string, fn func(S, context.Context, T) error, opts ...handlers.Option) fx.Option {
 	return HandleFunc(func(receiver S) (bus.Handler, error) {
 		return made(func() bus.Handler { return handlers.Method(name, receiver, fn, opts...) })
 	})
 }
 
-// made returns the handler, or as an error what the making of it panics with: a mistake in the program, which
-// reads better without a stack.
+// made returns the handler. If constructing it panics, because the program has a mistake, made returns the panic as an error,
+// which is easier to read than a stack.
 func made(construct func() bus.Handler) (h bus.Handler, err error) {
 	defer func() {
 		if v := recover(); v != nil {
@@ -46,8 +46,8 @@ func made(construct func() bus.Handler) (h bus.Handler, err error) {
 	return construct(), nil
 }
 
-// HandleFunc registers what a constructor returns: func(dependencies…) bus.Handler, or with an error
-// too. Its dependencies come from fx. Use it with the shapes of package handlers.
+// HandleFunc registers the handler that a constructor returns: func(dependencies…) bus.Handler, or with an error as well. fx
+// provides its dependencies. Use it with the functions of package handlers.
 func HandleFunc(constructor any) fx.Option {
 	return provide[bus.Handler]("HandleFunc", constructor, handlersGroup)
 }
@@ -57,20 +57,20 @@ func Upcast[Old, New bus.Event](up func(Old) New) fx.Option {
 	return provide[middleware.Upcaster]("Upcast", func() middleware.Upcaster { return middleware.Upcast(up) }, upcastersGroup)
 }
 
-// Observe registers what a constructor returns as a bus.Observer: any type that is one, with an error
-// too. Its dependencies come from fx.
+// Observe registers the bus.Observer that a constructor returns, of any type that implements it, and with an error if needed. fx
+// provides its dependencies.
 func Observe(constructor any) fx.Option {
 	return provide[bus.Observer]("Observe", constructor, observersGroup)
 }
 
-// Transport adds a transport that leat does not bring along.
+// Transport adds a transport for URL schemes that leat does not have.
 func Transport(open transports.Opener, schemes ...string) fx.Option {
 	return provide[addOn]("Transport", func() addOn { return addOn{open, schemes} }, transportsGroup)
 }
 
-// UseTransport gives the bus a transport of the application's, in place of the one that LEAT_URL names, such as one over a
-// pool that the application has. The constructor returns any type that is a bus.Transport, with an error too, and its
-// dependencies come from fx:
+// UseTransport makes the bus use the application's transport in place of the one that LEAT_URL names, for example one over the
+// application's connection pool. The constructor returns any type that implements bus.Transport, with an error if needed. fx
+// provides its dependencies:
 //
 //	fxmodule.UseTransport(func(db *pgxpool.Pool) (*sql.Transport, error) {
 //		return sql.NewPgx(context.Background(), db, sql.Config{})
@@ -81,19 +81,20 @@ func UseTransport(constructor any) fx.Option {
 	return provide[bus.Transport]("UseTransport", constructor, "")
 }
 
-// UseCodec gives the bus a codec, in place of JSON. The constructor returns any type that is a bus.Codec, with an error too.
+// UseCodec makes the bus use a codec in place of JSON. The constructor returns any type that implements bus.Codec, with an error
+// if needed.
 func UseCodec(constructor any) fx.Option {
 	return provide[bus.Codec]("UseCodec", constructor, "")
 }
 
-// addOn is a transport with its schemes.
+// addOn is an additional transport with its schemes.
 type addOn struct {
 	open    transports.Opener
 	schemes []string
 }
 
-// provide gives what a constructor returns as a T, into a value group where one is named: fx itself would
-// take anything, and nobody would ever ask for it.
+// provide provides the result of a constructor as a T, in a value group if one is named. fx itself would provide any type, which
+// would then not be used.
 func provide[T any](option string, constructor any, group string, annotations ...fx.Annotation) fx.Option {
 	want, have := reflect.TypeFor[T](), reflect.TypeOf(constructor)
 	if have == nil || have.Kind() != reflect.Func || have.NumOut() == 0 || !have.Out(0).AssignableTo(want) {

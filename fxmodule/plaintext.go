@@ -11,15 +11,15 @@ import (
 	"github.com/leatbus/leat/internal/urlopt"
 )
 
-// warnUnverified logs the URLs whose connections can be read or taken over on the network: they leave this machine, and
-// TLS with a verified certificate is not asked for.
+// warnUnverified logs the URLs of connections that others on the network can read or change: they leave this machine and do not
+// use TLS with a verified certificate.
 func (c Config) warnUnverified(logger *slog.Logger) {
 	for _, v := range []struct{ name, url string }{
 		{"URL", c.URL}, {"OUTBOX_URL", c.OutboxURL}, {"INBOX_URL", c.InboxURL}, {"REDIS_URL", c.RedisURL},
 	} {
 		u, err := urlopt.Parse(strings.TrimSpace(v.url))
 		if err != nil {
-			continue // whoever opens it says so
+			continue // opening it returns the error
 		}
 		if fix := unverified(u); fix != "" {
 			logger.Warn("leat: connection without verified TLS", "variable", Prefix+v.name, "url", urlopt.Show(u), "fix", fix)
@@ -27,7 +27,7 @@ func (c Config) warnUnverified(logger *slog.Logger) {
 	}
 }
 
-// unverified returns how to verify the other side of a connection; "" if it is verified or stays on this machine.
+// unverified returns how to verify the server of a connection, "" if it is verified or on this machine.
 func unverified(u *url.URL) (fix string) {
 	if !slices.ContainsFunc(strings.Split(u.Host, ","), elsewhere) {
 		return ""

@@ -19,21 +19,20 @@ import (
 	"github.com/leatbus/leat/transports/sql"
 )
 
-// Outbox gives the bus an outbox over a pool that the application has, so that bus.InTx publishes in its
-// transactions. The constructor answers any type that is a bus.Outbox, with an error too, and its
-// dependencies come from fx:
+// Outbox makes the bus use an outbox over the application's connection pool, so that bus.InTx publishes in its transactions. The
+// constructor returns any type that implements driver.Outbox, with an error if needed. fx provides its dependencies:
 //
 //	fxmodule.Outbox(func(db *pgxpool.Pool, c fxmodule.Config) (*sql.Outbox, error) {
 //		return sql.NewPgxOutbox(context.Background(), db, sql.OutboxConfig{Service: c.Service})
 //	})
 //
-// LEAT_OUTBOX_URL does the same without code, with connections of the outbox's own.
+// LEAT_OUTBOX_URL does the same without code. The outbox then has its own connections.
 func Outbox(constructor any) fx.Option {
-	return provide[bus.Outbox]("Outbox", constructor, "")
+	return provide[driver.Outbox]("Outbox", constructor, "")
 }
 
-// outbox returns the application's outbox, or the one of the URL, or none.
-func (p BusParams) outbox(ctx context.Context) (bus.Outbox, error) {
+// outbox returns the application's outbox, else the one of the URL, else nil.
+func (p BusParams) outbox(ctx context.Context) (driver.Outbox, error) {
 	if p.Outbox != nil || p.Config.OutboxURL == "" {
 		return p.Outbox, nil
 	}
@@ -50,7 +49,7 @@ func (p BusParams) outbox(ctx context.Context) (bus.Outbox, error) {
 
 var errDatabaseURL = errors.New("it is no URL of a database, like postgres://user@host/database")
 
-// databaseURL does not repeat the URL in its errors: there may be a password in it.
+// databaseURL parses a URL. Its errors do not contain the URL, which may have a password.
 func databaseURL(name, raw string) (*url.URL, error) {
 	if raw == "" {
 		return nil, fmt.Errorf("fxmodule: %s%s is not set; it names the service's own database, like postgres://user@host/database", Prefix, name)
@@ -65,14 +64,14 @@ func databaseURL(name, raw string) (*url.URL, error) {
 	return u, nil
 }
 
-// Inbox provides the inbox of [HandleTx], over a pool that the application has. The constructor answers
-// a type that is a handlers.Inbox[TX], with an error too:
+// Inbox provides the inbox of [HandleTx], over the application's connection pool. The constructor returns a type that implements
+// handlers.Inbox[TX], with an error if needed:
 //
 //	fxmodule.Inbox[pgx.Tx](func(db *pgxpool.Pool) (*sql.Inbox[pgx.Tx], error) {
 //		return sql.NewPgxInbox(context.Background(), db, sql.InboxConfig{})
 //	})
 //
-// What has a method Close is closed after the bus has drained.
+// If the inbox has a method Close, it is called after the bus has drained.
 func Inbox[TX any](constructor any) fx.Option {
 	return provide[handlers.Inbox[TX]]("Inbox", constructor, "", fx.OnStop(func(i handlers.Inbox[TX]) error {
 		if closer, ok := i.(io.Closer); ok {
@@ -82,11 +81,10 @@ func Inbox[TX any](constructor any) fx.Option {
 	}))
 }
 
-// InboxFromURL provides an inbox over connections of its own, to the database of LEAT_INBOX_URL. Its
-// handlers get a *sql.Tx.
+// InboxFromURL provides an inbox with its own connections to the database of LEAT_INBOX_URL. Its handlers get a *sql.Tx.
 func InboxFromURL() fx.Option { return Inbox[*stdsql.Tx](openInbox) }
 
-// inboxURLParams is what an inbox of its own connections is made of.
+// inboxURLParams has the dependencies of [InboxFromURL].
 type inboxURLParams struct {
 	fx.In
 
@@ -112,8 +110,8 @@ func openInbox(p inboxURLParams) (*sql.Inbox[*stdsql.Tx], error) {
 	return i, nil
 }
 
-// HandleTx registers a function that works in a transaction of the inbox, which also records the message:
-// its effects happen once. See handlers.Tx.
+// HandleTx registers a function as a handler that runs in a transaction of the inbox. The transaction also records the message,
+// so its effects happen once. See handlers.Tx.
 func HandleTx[TX any, T bus.Event](name string, fn func(context.Context, TX, T) error, opts ...handlers.Option) fx.Option {
 	return HandleFunc(func(p inboxParams[TX]) (bus.Handler, error) {
 		if p.Inbox == nil {
@@ -124,9 +122,9 @@ func HandleTx[TX any, T bus.Event](name string, fn func(context.Context, TX, T) 
 	})
 }
 
-// inboxParams is what a handler in a transaction needs.
+// inboxParams has the dependencies of a handler in a transaction.
 type inboxParams[TX any] struct {
 	fx.In
 
-	Inbox handlers.Inbox[TX] `optional:"true"` // so that its absence has an error with a fix
+	Inbox handlers.Inbox[TX] `optional:"true"` // optional, so that leat's own error names the fix
 }

@@ -16,7 +16,7 @@ import (
 	_ "github.com/leatbus/leat/transports/sqlite"
 )
 
-// openFile is a pool of the application's.
+// openFile returns a pool of the application's.
 func openFile(t *testing.T) (db *stdsql.DB, path string) {
 	path = filepath.Join(t.TempDir(), "shop.db")
 	db, err := stdsql.Open("sqlite", "file:"+path+"?_pragma=busy_timeout(60000)&_pragma=journal_mode(WAL)&_txlock=immediate")
@@ -54,14 +54,14 @@ func trade(t *testing.T, db *stdsql.DB, options ...fx.Option) {
 	require.Equal(t, 2, n)
 }
 
-func TestOutboxAndInboxByURL(t *testing.T) {
+func TestTx_outboxAndInboxByURL(t *testing.T) {
 	db, path := openFile(t)
 	t.Setenv("LEAT_OUTBOX_URL", "sqlite://"+path)
 	t.Setenv("LEAT_INBOX_URL", "sqlite://"+path)
 	trade(t, db, fxmodule.InboxFromURL())
 }
 
-func TestOutboxAndInboxOverThePoolOfTheApplication(t *testing.T) {
+func TestTx_outboxAndInboxOverAPool(t *testing.T) {
 	db, _ := openFile(t)
 	tables := sql.Config{Dialect: sql.SQLite}
 	trade(t, db, fx.Supply(db),
@@ -73,7 +73,7 @@ func TestOutboxAndInboxOverThePoolOfTheApplication(t *testing.T) {
 		}))
 }
 
-func TestMistakesInOutboxAndInboxAreErrorsAtStart(t *testing.T) {
+func TestTx_mistakesFailTheStart(t *testing.T) {
 	for name, value := range map[string]string{"LEAT_OUTBOX_URL": "no:secret url", "LEAT_INBOX_URL": "secret"} {
 		t.Setenv(name, value)
 		app := fx.New(quiet(), fxmodule.Module, fxmodule.InboxFromURL(),

@@ -12,23 +12,21 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// BatchSize says when a batch is handed over: when it has Max events, or when its first one has waited
+// BatchSize configures when the function of [Batch] is called: when Max events have arrived, or when the first one has waited
 // for Wait. Zero fields mean 100 and 100 ms.
 type BatchSize struct {
 	Max  int
 	Wait time.Duration
 }
 
-// BatchError fails some events of a batch and lets the others succeed, by index. A plain error fails
-// all of them.
+// BatchError is an error of some events of a batch, by index. The other events succeed. Any other error fails all events.
 type BatchError map[int]error
 
 func (e BatchError) Error() string { return fmt.Sprintf("%d events of the batch failed", len(e)) }
 
-// Batch makes a handler that takes events together. Each event has gone through the stack on its own
-// and gets its own outcome: what fails is retried, redelivered and poisoned one by one. The group's
-// concurrency is the batch size unless an option says more; twice the size lets two batches run
-// beside each other. The context is that of the first event of the batch.
+// Batch returns a handler whose function handles several events at once. Each event has passed the stack separately and gets
+// its own outcome: a failed event is retried, redelivered and poisoned by itself. The group's concurrency is the batch size,
+// unless an option sets more; with twice the size, two batches run at once. The context is that of the first event.
 func Batch[T bus.Event](name string, size BatchSize, fn func(context.Context, []T) error, opts ...Option) bus.Handler {
 	if size.Max == 0 {
 		size.Max = 100
@@ -46,14 +44,14 @@ func Batch[T bus.Event](name string, size BatchSize, fn func(context.Context, []
 	return with(h, opts)
 }
 
-// collector gathers the events of concurrent deliveries. The delivery that begins a batch leads it:
-// it waits until the batch is full or old, runs it, and tells the others.
+// collector collects the events of concurrent deliveries. The goroutine of the delivery that begins a batch waits until the
+// batch is full or its time is over, and calls the function. The others wait for the result.
 type collector[T bus.Event] struct {
 	size BatchSize
 	fn   func(context.Context, []T) error
 
 	mu   sync.Mutex
-	open *batch[T] // the one that takes events; nil between batches
+	open *batch[T] // the batch that is being collected; nil between batches
 }
 
 type batch[T bus.Event] struct {
@@ -76,7 +74,7 @@ func (c *collector[T]) add(ctx context.Context, e T) error {
 	return b.outcome(0)
 }
 
-// join puts an event into the open batch and returns its place there.
+// join adds an event to the open batch and returns its index.
 func (c *collector[T]) join(d *bus.Delivery, e T) (b *batch[T], i int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -105,7 +103,7 @@ func (c *collector[T]) waitFull(ctx context.Context, b *batch[T]) {
 	select {
 	case <-b.full:
 	case <-timer.C:
-	case <-stopping: // no more will come
+	case <-stopping: // no more events will come
 	case <-ctx.Done():
 	}
 }
@@ -118,8 +116,8 @@ func (c *collector[T]) closeBatch(b *batch[T]) {
 	}
 }
 
-// run calls the function. A panic fails every event of the batch with the same [bus.PanicError], so that none
-// of them looks like an outage.
+// run calls the function. A panic fails every event of the batch with the same [bus.PanicError], so that the circuit breaker
+// takes none of them for an outage.
 func (c *collector[T]) run(ctx context.Context, b *batch[T]) {
 	defer close(b.done)
 	defer func() {
@@ -140,7 +138,7 @@ func (c *collector[T]) run(ctx context.Context, b *batch[T]) {
 }
 
 func (b *batch[T]) outcome(i int) error {
-	if failed, ok := b.err.(BatchError); ok { //nolint:errorlint // a wrapped one would be a plain error on purpose
+	if failed, ok := b.err.(BatchError); ok { //nolint:errorlint // a wrapped BatchError fails all events
 		return failed[i]
 	}
 	return b.err

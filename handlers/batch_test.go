@@ -32,7 +32,7 @@ func idsOf(events []orderPaid) []string {
 	return ids
 }
 
-// collect is a batch function that notes its batches.
+// collect returns a batch function that notes its batches.
 func collect(got *box[[]string]) func(context.Context, []orderPaid) error {
 	return func(_ context.Context, events []orderPaid) error {
 		got.add(idsOf(events))
@@ -40,7 +40,7 @@ func collect(got *box[[]string]) func(context.Context, []orderPaid) error {
 	}
 }
 
-func TestABatchIsHandedOverWhenItIsFull(t *testing.T) {
+func TestBatch_handledWhenFull(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var got box[[]string]
 		w := newWorld(t, handlers.Batch("ledger", handlers.BatchSize{Max: 3, Wait: time.Hour}, collect(&got)))
@@ -54,7 +54,7 @@ func TestABatchIsHandedOverWhenItIsFull(t *testing.T) {
 	})
 }
 
-func TestABatchIsHandedOverWhenItsFirstEventHasWaited(t *testing.T) {
+func TestBatch_handledAfterItsWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var got box[[]string]
 		w := newWorld(t, handlers.Batch("ledger", handlers.BatchSize{Max: 3, Wait: time.Second}, collect(&got)))
@@ -68,7 +68,7 @@ func TestABatchIsHandedOverWhenItsFirstEventHasWaited(t *testing.T) {
 	})
 }
 
-func TestABatchOfOneAndTheDefaults(t *testing.T) {
+func TestBatch_ofOneAndDefaults(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var got box[[]string]
 		w := newWorld(t, handlers.Batch("ledger", handlers.BatchSize{Max: 1}, collect(&got)))
@@ -82,7 +82,7 @@ func TestABatchOfOneAndTheDefaults(t *testing.T) {
 	require.Equal(t, 100, h.Concurrency)
 }
 
-func TestABatchDoesNotWaitWhenTheBusStops(t *testing.T) {
+func TestBatch_doesNotWaitWhenTheBusStops(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var got box[[]string]
 		w := newWorld(t, handlers.Batch("ledger", handlers.BatchSize{Max: 100, Wait: time.Hour}, collect(&got), handlers.Timeout(-1)))
@@ -96,7 +96,7 @@ func TestABatchDoesNotWaitWhenTheBusStops(t *testing.T) {
 	})
 }
 
-func TestABatchErrorFailsItsEventsAndNoOthers(t *testing.T) {
+func TestBatch_batchErrorFailsItsEventsOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var got box[[]string]
 		w := newWorld(t, handlers.Batch("ledger", handlers.BatchSize{Max: 3, Wait: time.Second}, func(_ context.Context, events []orderPaid) error {
@@ -122,7 +122,7 @@ func TestABatchErrorFailsItsEventsAndNoOthers(t *testing.T) {
 	require.EqualError(t, handlers.BatchError{0: errBroken, 4: errBroken}, "2 events of the batch failed")
 }
 
-func TestAPlainErrorOrAPanicFailsTheWholeBatchAndOnlyIt(t *testing.T) {
+func TestBatch_errorOrPanicFailsTheWholeBatch(t *testing.T) {
 	for name, fail := range map[string]func() error{
 		"an error":                func() error { return errBroken },
 		"a batch error in a wrap": func() error { return fmt.Errorf("all: %w", handlers.BatchError{0: errBroken}) },
@@ -150,7 +150,7 @@ func TestAPlainErrorOrAPanicFailsTheWholeBatchAndOnlyIt(t *testing.T) {
 	}
 }
 
-func TestTwoBatchesMayRunBesideEachOther(t *testing.T) {
+func TestBatch_concurrentBatches(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var got box[[]string]
 		w := newWorld(t, handlers.Batch("ledger", handlers.BatchSize{Max: 2, Wait: time.Hour}, func(_ context.Context, events []orderPaid) error {

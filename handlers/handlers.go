@@ -11,8 +11,7 @@ import (
 	"github.com/leatbus/leat/bus"
 )
 
-// Func makes a handler of a plain function. It panics when T can't be an event, which is a mistake
-// in the program.
+// Func returns a handler that calls a function. It panics if fn is nil or T is not a valid event type.
 func Func[T bus.Event](name string, fn func(context.Context, T) error, opts ...Option) bus.Handler {
 	require(name, fn != nil)
 	return typed(name, opts, func() typedFunc[T] {
@@ -22,15 +21,15 @@ func Func[T bus.Event](name string, fn func(context.Context, T) error, opts ...O
 	})
 }
 
-// Method makes a handler of a method expression and its receiver, such as (*Ledger).Record.
+// Method returns a handler that calls a method expression, such as (*Ledger).Record, on its receiver. It panics as [Func] does.
 func Method[S any, T bus.Event](name string, receiver S, fn func(S, context.Context, T) error, opts ...Option) bus.Handler {
 	require(name, fn != nil)
 	return Func(name, func(ctx context.Context, e T) error { return fn(receiver, ctx, e) }, opts...)
 }
 
-// Reply makes a handler of a function whose result is published when it succeeds. The message is done
-// only when the result is safe on the transport. The result has the same id at every try, so that its consumers see
-// a duplicate if the message is redelivered.
+// Reply returns a handler that calls a function and publishes the event that it returns. The message is acked after that event
+// is safe on the transport. The event has the same id at every try, so that its consumers can detect duplicates. It panics as
+// [Func] does.
 func Reply[In, Out bus.Event](name string, fn func(context.Context, In) (Out, error), opts ...Option) bus.Handler {
 	require(name, fn != nil)
 	return typed(name, opts, func() typedFunc[In] {
@@ -48,17 +47,17 @@ func Reply[In, Out bus.Event](name string, fn func(context.Context, In) (Out, er
 	})
 }
 
-// require panics for a handler without a function: a mistake in the program.
+// require panics if a handler has no function.
 func require(name string, function bool) {
 	if !function {
 		panic(fmt.Sprintf("handlers: handler %q: its function is nil", name))
 	}
 }
 
-// typedFunc is what all typed shapes come down to.
+// typedFunc is the common form of all functions that take an event.
 type typedFunc[T bus.Event] func(context.Context, bus.Encoder, T) ([]*message.Message, error)
 
-// typed makes a handler that decodes, validates and calls.
+// typed returns a handler that decodes and validates an event and calls a function with it.
 func typed[T bus.Event](name string, opts []Option, bind func() typedFunc[T]) bus.Handler {
 	t, err := bus.TypeOf[T]()
 	if err != nil {
@@ -82,14 +81,13 @@ func typed[T bus.Event](name string, opts []Option, bind func() typedFunc[T]) bu
 	return with(h, opts)
 }
 
-// everyVersion returns the topics of all versions of an event, and the one foreign producers use that
-// put the version into the body.
+// everyVersion returns the topics of all versions of an event, and the topic without a version that foreign producers use.
 func everyVersion(name string) []string { return []string{name + ".*", name} }
 
-// ErrNoRoute says that a handler got an older version of its event, and there is no upcaster from it.
+// ErrNoRoute is the error of a message with an older version of the handler's event from which there is no upcaster.
 var ErrNoRoute = errors.New("the handler does not take this type")
 
-// noRoute returns why a handler of these types does not take one that is none of them.
+// noRoute returns the error of a message whose type the handler does not take.
 func noRoute(have bus.Type, takes ...bus.Type) error {
 	newest, known := 0, false
 	for _, t := range takes {
@@ -106,7 +104,7 @@ func noRoute(have bus.Type, takes ...bus.Type) error {
 	return fmt.Errorf("%s: %w: it takes %v (add a function for %s, or an upcaster from it)", have, ErrNoRoute, takes, have)
 }
 
-// decode makes the event. Its errors are permanent, unless they say otherwise.
+// decode decodes and validates an event. Its errors are permanent, unless Validate returns a wrapped one.
 func decode[T bus.Event](want bus.Type, encoder bus.Encoder, validate func(T) error, msg *message.Message) (event T, err error) {
 	have, err := bus.Attach(msg).Type()
 	if err != nil {
@@ -126,7 +124,7 @@ func decode[T bus.Event](want bus.Type, encoder bus.Encoder, validate func(T) er
 
 type validator interface{ Validate() error }
 
-// validation returns the events' own Validate, or nil if they have none.
+// validation returns a function that calls the Validate method of events of type T, nil if they have none.
 func validation[T any]() func(T) error {
 	if !reflect.TypeFor[T]().Implements(reflect.TypeFor[validator]()) {
 		return func(T) error { return nil }

@@ -105,7 +105,7 @@ func (w *world) idle() {
 
 func (w *world) stats(handler string) bus.GroupStats { return w.bus.Stats().Groups[handler] }
 
-// poisoned is the one message in a handler's poison queue.
+// poisoned returns the one message in a handler's poison queue.
 func (w *world) poisoned(handler string) bus.PoisonedMessage {
 	w.Helper()
 	list, err := w.bus.Transport().PoisonQueue(w.bus.GroupName(handler)).List(w.Context(), "", 10)
@@ -132,7 +132,7 @@ func (b *box[T]) all() []T {
 	return append([]T(nil), b.list...)
 }
 
-func TestFuncGetsItsEvent(t *testing.T) {
+func TestFunc_getsItsEvent(t *testing.T) {
 	var got box[orderPaid]
 	w := newWorld(t, handlers.Func("ledger", func(ctx context.Context, e orderPaid) error {
 		require.Equal(t, "shop.ledger", bus.DeliveryFrom(ctx).Group)
@@ -144,7 +144,7 @@ func TestFuncGetsItsEvent(t *testing.T) {
 	require.Equal(t, []orderPaid{{OrderID: "o-1", Cents: 7}}, got.all())
 }
 
-func TestFuncMayTakeAPointer(t *testing.T) {
+func TestFunc_acceptsAPointer(t *testing.T) {
 	var got box[*orderShipped]
 	w := newWorld(t, handlers.Func("ledger", func(_ context.Context, e *orderShipped) error {
 		got.add(e)
@@ -162,7 +162,7 @@ func (l *ledger) Record(_ context.Context, e orderPaid) error {
 	return nil
 }
 
-func TestMethodKnowsItsReceiver(t *testing.T) {
+func TestMethod_hasItsReceiver(t *testing.T) {
 	var l ledger
 	w := newWorld(t, handlers.Method("ledger", &l, (*ledger).Record))
 	w.publish(orderPaid{OrderID: "o-1", Cents: 7})
@@ -174,7 +174,7 @@ type misnamed struct{}
 
 func (misnamed) EventType() (string, int) { return "order paid", 1 }
 
-func TestAnEventThatCantBeOnePanicsAtRegistration(t *testing.T) {
+func TestFunc_invalidEventPanics(t *testing.T) {
 	require.PanicsWithValue(t, `handlers: handler "ledger": bus: bus.Event is an interface; an event's Go type must be a struct`, func() {
 		handlers.Func("ledger", func(context.Context, bus.Event) error { return nil })
 	})
@@ -184,7 +184,7 @@ func TestAnEventThatCantBeOnePanicsAtRegistration(t *testing.T) {
 	})
 }
 
-func TestWhatCantBeReadIsPoisonedAtTheFirstTry(t *testing.T) {
+func TestFunc_poisonsUndecodableMessagesAtOnce(t *testing.T) {
 	for name, c := range map[string]struct{ topic, payload, want string }{
 		"malformed JSON":   {"order.paid.v1", `{"order_id":`, "decode order.paid.v1: unexpected end of JSON input"},
 		"a wrong type":     {"order.paid.v1", `{"order_id":5}`, "decode order.paid.v1: json: cannot unmarshal number"},
@@ -253,7 +253,7 @@ func TestFunc_leavesOtherEventsAlone(t *testing.T) {
 				require.EqualValues(t, 2, b.Stats().Groups["ledger"].Discarded)
 				require.Zero(t, b.Stats().Groups["ledger"].Poisoned)
 				require.NoError(t, b.Close(context.Background()))
-				require.Equal(t, 1, strings.Count(log.String(), "discarded other events"), log.String())
+				require.Equal(t, 1, strings.Count(log.String(), "discarded an event"), log.String())
 			})
 		})
 	}
@@ -263,7 +263,7 @@ type order struct{}
 
 func (order) EventType() (string, int) { return "order", 1 }
 
-func TestTheErrorsOfUnreadableMessagesCanBeTold(t *testing.T) {
+func TestFunc_decodeErrorsAreDistinct(t *testing.T) {
 	call := func(topic, payload string) error {
 		fn := handlers.Func("ledger", func(context.Context, orderPaid) error { return nil }).Bind(bus.Encoder{})
 		_, err := fn(&message.Message{Payload: []byte(payload), Metadata: message.Metadata{driver.HeaderType: topic}})
@@ -277,7 +277,7 @@ func TestTheErrorsOfUnreadableMessagesCanBeTold(t *testing.T) {
 	require.NoError(t, call("order.paid.v1", `{"order_id":"a"}`))
 }
 
-func TestAForeignMessageIsReadByItsTopic(t *testing.T) {
+func TestFunc_decodesForeignMessagesByTopic(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var got box[orderPaid]
 		w := newWorld(t, handlers.Func("ledger", func(_ context.Context, e orderPaid) error {
@@ -291,7 +291,7 @@ func TestAForeignMessageIsReadByItsTopic(t *testing.T) {
 	})
 }
 
-func TestTheCodecOfTheBusDecodes(t *testing.T) {
+func TestFunc_usesTheBusCodec(t *testing.T) {
 	w := worldOver(t, memory.New(memory.Config{}), bus.Config{Codec: bus.JSON{Strict: true}},
 		handlers.Func("ledger", func(context.Context, orderPaid) error { return nil }))
 	w.raw("order.paid.v1", `{"order_id":"a","tip":5}`)
@@ -299,7 +299,7 @@ func TestTheCodecOfTheBusDecodes(t *testing.T) {
 	require.Contains(t, w.poisoned("ledger").Fault.Text, `unknown field "tip"`)
 }
 
-func TestReplyPublishesWhatItsFunctionReturns(t *testing.T) {
+func TestReply_publishesTheResult(t *testing.T) {
 	var got box[bus.Envelope]
 	w := newWorld(t,
 		handlers.Reply("mail", func(_ context.Context, e orderPaid) (receiptSent, error) {
@@ -373,7 +373,7 @@ func (s ackSettler) Redeliver(after time.Duration) error {
 	return s.Settler.Redeliver(after)
 }
 
-func TestAReplyIsSafeBeforeItsCauseIsAcked(t *testing.T) {
+func TestReply_isPublishedBeforeTheAck(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		failures := 5
 		transport := ackOrder{memory.New(memory.Config{}), new(box[string]), func() error {
@@ -397,7 +397,7 @@ func TestAReplyIsSafeBeforeItsCauseIsAcked(t *testing.T) {
 	})
 }
 
-func TestAReplyThatFailsOrCantBeSentIsNotPublished(t *testing.T) {
+func TestReply_errorPublishesNothing(t *testing.T) {
 	t.Run("of a function that failed", func(t *testing.T) {
 		w := newWorld(t,
 			handlers.Reply("mail", func(context.Context, orderPaid) (receiptSent, error) {
@@ -418,7 +418,7 @@ func TestAReplyThatFailsOrCantBeSentIsNotPublished(t *testing.T) {
 	})
 }
 
-func TestRawGetsACopyOfItsOwnOnEveryTry(t *testing.T) {
+func TestRaw_getsACopyOnEveryTry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var payloads, headers box[string]
 		w := newWorld(t, handlers.Raw("audit", []string{"order.>"}, func(ctx context.Context, msg *message.Message) error {
@@ -444,7 +444,7 @@ func TestRawGetsACopyOfItsOwnOnEveryTry(t *testing.T) {
 	})
 }
 
-func TestRawGetsWhatItsPatternsTake(t *testing.T) {
+func TestRaw_getsMatchingMessages(t *testing.T) {
 	var got box[string]
 	w := newWorld(t, handlers.Raw("audit", []string{"order.*", "mail.>"}, func(_ context.Context, msg *message.Message) error {
 		got.add(driver.TopicOf(msg))
@@ -477,7 +477,7 @@ func TestOptions(t *testing.T) {
 	require.Equal(t, bus.DedupOff, handlers.Routes("all", nil, handlers.Dedup(bus.DedupOff)).Dedup)
 }
 
-func TestOrderedByKeyHandlesOneMessageOfAKeyAtATime(t *testing.T) {
+func TestOrderedByKey_oneMessagePerKeyAtATime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var got box[string]
 		w := newWorld(t, handlers.Func("ledger", func(ctx context.Context, e orderPaid) error {

@@ -25,52 +25,49 @@ func with(h bus.Handler, opts []Option) bus.Handler {
 // Concurrency sets how many deliveries the group handles at once in this process. The default is 10.
 func Concurrency(n int) Option { return func(h *bus.Handler) { h.Concurrency = n } }
 
-// OrderedByKey handles the messages of one partition key one after the other, in the order in which they were
-// published. Keys run beside each other, and messages without a key are not ordered. A message that waits for its
+// OrderedByKey handles the messages of one partition key one after the other, in the order in which they were published.
+// Messages of different keys are handled concurrently, and messages without a key in any order. A message that waits for its
 // next try holds back its own key.
 //
-// By default a poisoned message does so, too: the later messages of its key are parked until an operator replays or
-// drops it. The handler has asked for order, so a message must not be handled as if the one before it had been. A key
-// that waits loses nothing, and is seen in the metrics, by "leat groups" and in the poison queue; a state that was
-// made without one of its messages may be wrong, and nobody sees it. If each message is complete by itself, such as
-// the newest price, add [WithoutParking].
+// By default a poisoned message holds back its key as well: the later messages of the key are parked until an operator replays
+// or drops it. Parking loses no message, and is shown in the metrics, by "leat groups" and in the poison queue. If the later
+// messages were handled instead, the handler's state could become wrong without notice. If each message is complete by itself,
+// such as the current price of something, add [WithoutParking].
 func OrderedByKey() Option { return func(h *bus.Handler) { h.Order = bus.OrderedByKey } }
 
-// OrderedStrictly handles one message at a time, across all processes of the service: all messages are of one key. A
-// poisoned message stops the group until an operator replays or drops it, for the reason that [OrderedByKey] gives;
-// see [WithoutParking].
+// OrderedStrictly handles one message at a time, across all processes of the service, as if all messages had the same key. A
+// poisoned message stops the group until an operator replays or drops it, as [OrderedByKey] documents; see [WithoutParking].
 func OrderedStrictly() Option { return func(h *bus.Handler) { h.Order = bus.OrderedStrictly } }
 
-// WithoutParking lets the later messages of a key go on when one was poisoned. Without this option, an ordered
-// handler parks them: they wait until an operator replays or drops the poisoned one, and a strictly ordered
-// handler stops altogether.
+// WithoutParking lets an ordered handler handle the later messages of a key after one was poisoned. Without this option, they
+// wait until an operator replays or drops the poisoned one, and a strictly ordered handler stops.
 func WithoutParking() Option { return func(h *bus.Handler) { h.NoParking = true } }
 
-// Timeout bounds one try; a negative value means that nothing does.
+// Timeout sets the longest duration of one try. A negative value means no limit.
 func Timeout(d time.Duration) Option { return func(h *bus.Handler) { h.Timeout = d } }
 
 // Retry sets the handler's own retry policy.
 func Retry(policy bus.RetryPolicy) Option { return func(h *bus.Handler) { h.Retry = &policy } }
 
-// WithoutRetry makes the first failure of a message its last: it is poisoned then.
+// WithoutRetry poisons a message after its first failure.
 func WithoutRetry() Option { return Retry(bus.OneTry()) }
 
-// RetryOn sets the retry policy of errors that errors.Is finds to be target. Of several such options the first
-// that matches an error counts; an error that none matches has the handler's policy.
+// RetryOn sets the retry policy for errors that match target by errors.Is. Of several such options the first that matches an
+// error applies. If none matches, the handler's policy applies.
 func RetryOn(target error, policy bus.RetryPolicy) Option {
 	return rule(is(target), &policy)
 }
 
-// RetryOnType sets the retry policy of errors that errors.As finds to be an E, as RetryOn is that of a value.
+// RetryOnType sets the retry policy for errors that match the type E by errors.As; see [RetryOn].
 func RetryOnType[E error](policy bus.RetryPolicy) Option {
 	return rule(as[E], &policy)
 }
 
-// PermanentOn says that errors which errors.Is finds to be one of the targets are permanent: their
-// messages go to the poison queue at once. It is one of the options of which the first match counts.
+// PermanentOn makes errors permanent that match one of the targets by errors.Is: their messages go to the poison queue without
+// another try. Of several options the first match applies, as with [RetryOn].
 func PermanentOn(targets ...error) Option { return rule(is(targets...), nil) }
 
-// PermanentOnType says so of errors that errors.As finds to be an E.
+// PermanentOnType makes errors permanent that match the type E by errors.As; see [PermanentOn].
 func PermanentOnType[E error]() Option { return rule(as[E], nil) }
 
 func rule(match func(error) bool, policy *bus.RetryPolicy) Option {

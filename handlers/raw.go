@@ -10,8 +10,8 @@ import (
 	"github.com/leatbus/leat/bus"
 )
 
-// Raw makes a handler of messages as they are, on topics and patterns: order.paid.v1, order.*, order.>.
-// Every try gets a copy of its own, so the function may change it.
+// Raw returns a handler that calls a function with messages as they are. Topics may be patterns: order.paid.v1, order.*,
+// order.>. Each try gets its own copy of the message, so the function may change it. Raw panics if fn is nil.
 func Raw(name string, topics []string, fn func(context.Context, *message.Message) error, opts ...Option) bus.Handler {
 	require(name, fn != nil)
 	h := bus.Handler{

@@ -21,7 +21,7 @@ import (
 
 var errBusy = errors.New("busy")
 
-// spans are the waits between the tries of a message whose handler fails with these errors in turn, the
+// spans returns the waits between the tries of a message whose handler fails with these errors in turn, the
 // last of them for ever.
 func spans(t *testing.T, errs []error, opts ...handlers.Option) (waits []time.Duration, dead bus.PoisonedMessage) {
 	synctest.Test(t, func(t *testing.T) {
@@ -43,7 +43,7 @@ func exactly(delays ...time.Duration) bus.RetryPolicy {
 	return bus.RetryPolicy{Delays: delays, Jitter: -1}
 }
 
-func TestRetryPerErrorClass(t *testing.T) {
+func TestRetry_perErrorClass(t *testing.T) {
 	const ms, s, h = time.Millisecond, time.Second, time.Hour
 	opts := []handlers.Option{
 		handlers.Retry(exactly(ms, 2*ms)),
@@ -86,7 +86,7 @@ func TestRetryPerErrorClass(t *testing.T) {
 
 // A message may be delivered as often as the longest policy wants before it is taken for one that kills
 // its process.
-func TestARuleMayHaveMoreDeliveriesThanThePolicy(t *testing.T) {
+func TestRetry_ruleMayExceedThePolicy(t *testing.T) {
 	hours := make([]time.Duration, 20)
 	for i := range hours {
 		hours[i] = time.Hour

@@ -9,10 +9,9 @@ import (
 	"github.com/leatbus/leat/bus"
 )
 
-// Routes puts several typed handlers under one name: one group, one queue, and each message goes to
-// the function that takes its type (Content-Based Router). The names and options of the routes are
-// not used; give the options here. It panics when two routes take one type, and when one takes none, as
-// raw handlers do.
+// Routes combines several typed handlers into one, with one group and one queue. Each message goes to the function that takes
+// its type: it is a Content-Based Router. The names and options of the routes are ignored; pass the options to Routes. It
+// panics if two routes take the same type, or if a route is a raw handler.
 func Routes(name string, routes []bus.Handler, opts ...Option) bus.Handler {
 	h := bus.Handler{Name: name}
 	for _, route := range routes {

@@ -18,7 +18,7 @@ type paidV2 struct {
 
 func (paidV2) EventType() (string, int) { return "order.paid", 2 }
 
-func TestRoutesHandEachTypeToItsFunction(t *testing.T) {
+func TestRoutes_callTheFunctionOfTheType(t *testing.T) {
 	var got box[string]
 	w := newWorld(t, handlers.Routes("ledger", []bus.Handler{
 		handlers.Func("v1", func(_ context.Context, e orderPaid) error {
@@ -48,7 +48,7 @@ func TestRoutesHandEachTypeToItsFunction(t *testing.T) {
 	require.Equal(t, 1, h.Concurrency)
 }
 
-func TestRoutesRefuse(t *testing.T) {
+func TestRoutes_rejectInvalidRoutes(t *testing.T) {
 	paid := func(name string) bus.Handler {
 		return handlers.Func(name, func(context.Context, orderPaid) error { return nil })
 	}

@@ -43,7 +43,7 @@ func (i *fakeInbox) Once(ctx context.Context, group, id string, fn func(context.
 	return false, nil
 }
 
-func TestTxHasItsEffectOnce(t *testing.T) {
+func TestTx_hasItsEffectOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		inbox := &fakeInbox{seen: map[string]bool{}, balance: map[string]int64{}, commitErr: errBroken}
 		calls := 0
@@ -68,7 +68,7 @@ func TestTxHasItsEffectOnce(t *testing.T) {
 	})
 }
 
-func TestTxKeepsWhatItsFunctionSaysOfTheError(t *testing.T) {
+func TestTx_keepsTheFunctionsError(t *testing.T) {
 	inbox := &fakeInbox{seen: map[string]bool{}, balance: map[string]int64{}}
 	w := newWorld(t, handlers.Tx("ledger", inbox, func(context.Context, fakeTx, orderPaid) error { return bus.Permanent(errBroken) }))
 	w.publish(orderPaid{OrderID: "o-1"})

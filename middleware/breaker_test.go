@@ -37,14 +37,14 @@ func (b *breakers) BreakerChanged(c bus.BreakerChange) {
 	b.changes = append(b.changes, c)
 }
 
-// all are the changes so far.
+// all returns the changes so far.
 func (b *breakers) all() []bus.BreakerChange {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return slices.Clone(b.changes)
 }
 
-// count is how often breakers came into a state.
+// count returns how often breakers came into a state.
 func (b *breakers) count(state bus.BreakerState) (n int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -58,14 +58,14 @@ func (b *breakers) count(state bus.BreakerState) (n int) {
 
 func policy(p bus.RetryPolicy) func(*bus.Handler) { return func(h *bus.Handler) { h.Retry = &p } }
 
-// quickly is a policy that has poisoned within a second or two.
+// quickly returns a policy that poisons within two seconds.
 func quickly() bus.RetryPolicy {
 	return bus.RetryPolicy{Delays: []time.Duration{50 * time.Millisecond, 250 * time.Millisecond, time.Second}}
 }
 
 func orderID(i int) string { return fmt.Sprintf("id-%04d", i) }
 
-// outage is a bus whose handler needs something that is away.
+// outage is a bus whose handler has an unreachable dependency.
 type outage struct {
 	*service
 	breakers *breakers
@@ -101,7 +101,7 @@ func newOutage(t *testing.T, change ...func(*bus.Handler)) *outage {
 
 func (o *outage) health() bus.Health { return o.bus.Health()[0] }
 
-func TestADependencyThatIsAwayForTenMinutesPoisonsNothing(t *testing.T) {
+func TestBreaker_longOutagePoisonsNothing(t *testing.T) {
 	for name, change := range map[string][]func(*bus.Handler){
 		"default policy":      nil,
 		"quick tries":         {policy(quickly())},
@@ -147,7 +147,7 @@ func TestADependencyThatIsAwayForTenMinutesPoisonsNothing(t *testing.T) {
 	}
 }
 
-func TestProbesComeMoreAndMoreSeldom(t *testing.T) {
+func TestBreaker_probesBackOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := newOutage(t)
 		o.away.Store(true)
@@ -174,7 +174,7 @@ func TestProbesComeMoreAndMoreSeldom(t *testing.T) {
 	})
 }
 
-func TestAShortOutagePausesNothing(t *testing.T) {
+func TestBreaker_shortOutageDoesNotPause(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := newOutage(t)
 		o.away.Store(true)
@@ -189,9 +189,9 @@ func TestAShortOutagePausesNothing(t *testing.T) {
 	})
 }
 
-// What is wrong with messages is no reason to pause, however many they are, as long as others succeed or
-// the errors say that they are permanent.
-func TestBadMessagesPauseNothing(t *testing.T) {
+// TestBreaker_badMessagesDoNotPause checks that any number of bad messages do not pause a group if others succeed or
+// the errors are permanent.
+func TestBreaker_badMessagesDoNotPause(t *testing.T) {
 	type workload struct {
 		n    int
 		fail func(i, try int) error
@@ -252,7 +252,7 @@ func TestBadMessagesPauseNothing(t *testing.T) {
 	}
 }
 
-func TestHealthyMessagesGetThroughWhileBadOnesPauseTheGroup(t *testing.T) {
+func TestBreaker_healthyMessagesPassDuringAPause(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var seen breakers
 		s := serve(t, newBus(t, nil, standard(), &seen), rawHandler("ledger", func(_ context.Context, msg *message.Message) error {
@@ -277,9 +277,9 @@ func TestHealthyMessagesGetThroughWhileBadOnesPauseTheGroup(t *testing.T) {
 	})
 }
 
-// Another process may hold all that is left of a backlog. To have nothing to probe with is no reason to
-// go on.
-func TestAPausedGroupWithNothingToProbeStaysPaused(t *testing.T) {
+// TestBreaker_staysPausedWithoutMessages checks that a group does not resume because it has no message for a
+// probe: another process may have the rest of the backlog.
+func TestBreaker_staysPausedWithoutMessages(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := newOutage(t, policy(quickly()))
 		o.away.Store(true)
@@ -310,8 +310,9 @@ func TestAPausedGroupWithNothingToProbeStaysPaused(t *testing.T) {
 	})
 }
 
-// Nothing tells a backlog of bad messages from an outage, so after four hours their policy goes on.
-func TestABacklogOfNothingButBadMessagesIsPoisonedAtLast(t *testing.T) {
+// TestBreaker_badBacklogIsPoisoned checks that a backlog of bad messages, which looks like an outage, is
+// poisoned after four hours.
+func TestBreaker_badBacklogIsPoisoned(t *testing.T) {
 	for name, change := range map[string][]func(*bus.Handler){
 		"default policy": nil,
 		"quick tries":    {policy(quickly())},
@@ -340,8 +341,8 @@ func TestABacklogOfNothingButBadMessagesIsPoisonedAtLast(t *testing.T) {
 	}
 }
 
-// A panic is a bug, and no dependency's outage.
-func TestPanicsNeitherPauseAGroupNorKeepItPaused(t *testing.T) {
+// TestBreaker_ignoresPanics checks that panics count as bugs, not as outages.
+func TestBreaker_ignoresPanics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var seen breakers
 		var away atomic.Bool
@@ -380,7 +381,7 @@ func TestPanicsNeitherPauseAGroupNorKeepItPaused(t *testing.T) {
 	})
 }
 
-func TestShutdownWhileAGroupIsPausedDrainsAtOnce(t *testing.T) {
+func TestBreaker_drainEndsAPause(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := newOutage(t)
 		o.away.Store(true)
@@ -397,7 +398,7 @@ func TestShutdownWhileAGroupIsPausedDrainsAtOnce(t *testing.T) {
 	})
 }
 
-// A policy of one try may poison the first messages of an outage, and no more.
+// TestBreaker_ofOneTryPausesAfterTheFirstMessages checks that a policy of one try poisons only the first messages of an outage.
 func TestBreaker_ofOneTryPausesAfterTheFirstMessages(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := newOutage(t, policy(bus.OneTry()), func(h *bus.Handler) { h.Concurrency = 1 })
@@ -412,7 +413,7 @@ func TestBreaker_ofOneTryPausesAfterTheFirstMessages(t *testing.T) {
 	})
 }
 
-func TestWithoutABreakerAnOutagePoisons(t *testing.T) {
+func TestBreaker_withoutItAnOutagePoisons(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		none := bus.NoBreaker()
 		o := newOutage(t, policy(quickly()), func(h *bus.Handler) { h.Breaker = &none })
@@ -426,7 +427,7 @@ func TestWithoutABreakerAnOutagePoisons(t *testing.T) {
 	})
 }
 
-func TestTheBreakerNeedsNoRetryStep(t *testing.T) {
+func TestBreaker_needsNoRetryStep(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var seen breakers
 		var away atomic.Bool

@@ -18,19 +18,20 @@ import (
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/handlers"
+	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/middleware"
 	"github.com/leatbus/leat/transports/memory"
 )
 
-// What the steps do together: the standard stack with its default policy on the memory transport, half
+// These tests check the steps together: the standard stack with its default policy on the memory transport, half
 // an hour of delays in virtual time.
 
-// defaultTries are the numbers of attempt and try of the default policy.
+// defaultTries returns the numbers of attempt and try of the default policy.
 func defaultTries() (attempts, tries []int) {
 	return []int{1, 1, 1, 1, 2, 3, 4, 5}, []int{1, 2, 3, 4, 5, 6, 7, 8}
 }
 
-// requirePolicy checks that a handler was tried as the default policy says, up to n times.
+// requirePolicy checks that the tries of a handler follow the default policy, up to n times.
 func requirePolicy(t *testing.T, got []try, n int) {
 	t.Helper()
 	attempts, tries := defaultTries()
@@ -45,7 +46,7 @@ func requirePolicy(t *testing.T, got []try, n int) {
 	}
 }
 
-func TestAHandlerThatAlwaysFailsIsPoisonedAfterTheWholePolicy(t *testing.T) {
+func TestStack_poisonsAfterTheWholePolicy(t *testing.T) {
 	for name, fail := range map[string]func() error{
 		"with an error": func() error { return fmt.Errorf("charge: %w", errHandler) },
 		"with a panic":  func() error { panic(errHandler) },
@@ -94,7 +95,7 @@ func TestAHandlerThatAlwaysFailsIsPoisonedAfterTheWholePolicy(t *testing.T) {
 	}
 }
 
-func TestAHandlerThatMendsItselfIsHandledOnce(t *testing.T) {
+func TestStack_recoveredHandlerHandlesOnce(t *testing.T) {
 	for _, failures := range []int{1, 2, 3, 4, 7} {
 		t.Run(fmt.Sprintf("after %d failures", failures), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -120,7 +121,7 @@ func TestAHandlerThatMendsItselfIsHandledOnce(t *testing.T) {
 	}
 }
 
-func TestHandlersSteerWithTheirErrors(t *testing.T) {
+func TestStack_obeysTheHandlersErrors(t *testing.T) {
 	type want struct {
 		tries     int
 		took      time.Duration
@@ -201,7 +202,7 @@ func TestHandlersSteerWithTheirErrors(t *testing.T) {
 	}
 }
 
-func TestSnoozesCostNoTry(t *testing.T) {
+func TestStack_snoozeIsNotCounted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, snoozes := newDiary(), 0
 		s := serve(t, newBus(t, nil, standard()), rawHandler("ledger", func(ctx context.Context, _ *message.Message) error {
@@ -220,7 +221,7 @@ func TestSnoozesCostNoTry(t *testing.T) {
 	})
 }
 
-func TestAHugePanicFitsItsHeader(t *testing.T) {
+func TestStack_truncatesAHugePanic(t *testing.T) {
 	for name, value := range map[string]any{
 		"640 KB of invalid UTF-8": strings.Repeat("\xff\xfe\n", 213_333),
 		"an error of 640 KB":      errors.New(strings.Repeat("größer\n", 80_000)),
@@ -287,7 +288,7 @@ func (s poisonAwaySettler) Poison(ctx context.Context, f driver.Fault) error {
 	return s.Settler.Poison(ctx, f)
 }
 
-func TestAPoisonQueueThatCantBeReachedLosesNothing(t *testing.T) {
+func TestStack_unreachablePoisonQueueLosesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var away atomic.Bool
 		away.Store(true)
@@ -316,7 +317,7 @@ func TestAPoisonQueueThatCantBeReachedLosesNothing(t *testing.T) {
 	})
 }
 
-func TestAFullPoisonQueueLosesNothing(t *testing.T) {
+func TestStack_fullPoisonQueueLosesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		transport := memory.New(memory.Config{PoisonBytes: 15_000})
 		s := serve(t, newBus(t, transport, standard()), rawHandler("ledger", func(context.Context, *message.Message) error {
@@ -335,7 +336,7 @@ func TestAFullPoisonQueueLosesNothing(t *testing.T) {
 	})
 }
 
-func TestAReplayedMessageIsNoDuplicate(t *testing.T) {
+func TestStack_replayIsNoDuplicate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		broken := true
 		d := newDiary()
@@ -361,7 +362,7 @@ func TestAReplayedMessageIsNoDuplicate(t *testing.T) {
 	})
 }
 
-// waiting is the message that waits for a group, taken from the transport.
+// waiting consumes the waiting message of a group.
 func (s *service) waiting(group string) *driver.Delivery {
 	s.Helper()
 	feed, err := s.bus.Transport().Subscribe(s.Context(), driver.Subscription{Group: group, Topics: []string{"order.placed.*"}, Concurrency: 1})
@@ -373,7 +374,7 @@ func (s *service) waiting(group string) *driver.Delivery {
 	return d
 }
 
-func TestAMessageThatWaitsInProcessIsGivenBackWhenTheBusStops(t *testing.T) {
+func TestStack_givesBackWaitingMessagesOnStop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var a audience
 		d := newDiary()
@@ -395,7 +396,7 @@ func TestAMessageThatWaitsInProcessIsGivenBackWhenTheBusStops(t *testing.T) {
 	})
 }
 
-func TestAHandlerCutShortByShutdownIsNotPoisoned(t *testing.T) {
+func TestStack_shutdownDoesNotPoison(t *testing.T) {
 	for name, fail := range map[string]func(context.Context) error{
 		"that returns its context's error": func(ctx context.Context) error { return ctx.Err() },
 		"that says permanent":              func(context.Context) error { return bus.Permanent(errHandler) },
@@ -421,11 +422,11 @@ func TestAHandlerCutShortByShutdownIsNotPoisoned(t *testing.T) {
 	}
 }
 
-func TestAMessageThatKillsItsProcessIsPoisonedWithoutAnotherTry(t *testing.T) {
+func TestStack_poisonsMessagesThatKillTheProcess(t *testing.T) {
 	for _, c := range []struct{ attempt, tries int }{{6, 1}, {7, 0}} { // 5 crashes
 		synctest.Test(t, func(t *testing.T) {
 			d := newDiary()
-			aged := changing{memory.New(memory.Config{}), func(d *driver.Delivery) { d.Attempt += c.attempt - 1 }}
+			aged := testenv.Changing{Transport: memory.New(memory.Config{}), Change: func(d *driver.Delivery) { d.Attempt += c.attempt - 1 }}
 			s := serve(t, newBus(t, aged, standard()), rawHandler("ledger", func(ctx context.Context, _ *message.Message) error {
 				d.note(ctx)
 				return errHandler
@@ -436,13 +437,13 @@ func TestAMessageThatKillsItsProcessIsPoisonedWithoutAnotherTry(t *testing.T) {
 			dead := s.poisoned("ledger")[0]
 			require.Equal(t, c.attempt, dead.Fault.Attempts)
 			if c.tries == 0 {
-				require.Contains(t, dead.Fault.Text, "the message seems to end its process")
+				require.Contains(t, dead.Fault.Text, "probably kills the process")
 			}
 		})
 	}
 }
 
-func TestATryThatTakesTooLongIsCancelledAndTheNextBeginsAfresh(t *testing.T) {
+func TestStack_timeoutIsPerTry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newDiary()
 		s := serve(t, newBus(t, nil, standard()), rawHandler("ledger", func(ctx context.Context, _ *message.Message) error {
@@ -460,7 +461,7 @@ func TestATryThatTakesTooLongIsCancelledAndTheNextBeginsAfresh(t *testing.T) {
 	})
 }
 
-func TestAHandlerThatIgnoresItsContextHoldsItsWorkerAndNoOther(t *testing.T) {
+func TestStack_stuckHandlerBlocksOneWorker(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := serve(t, newBus(t, nil, standard()), rawHandler("ledger", func(_ context.Context, msg *message.Message) error {
 			if driver.MessageID(msg) == "deaf" {
@@ -480,7 +481,7 @@ func TestAHandlerThatIgnoresItsContextHoldsItsWorkerAndNoOther(t *testing.T) {
 	})
 }
 
-func TestAHandlerThatEndsItsGoroutineHasNotHandledItsMessage(t *testing.T) {
+func TestStack_goexitIsAFailure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var a audience
 		d := newDiary()
@@ -499,7 +500,7 @@ func TestAHandlerThatEndsItsGoroutineHasNotHandledItsMessage(t *testing.T) {
 	})
 }
 
-func TestAHandlerThatAlwaysEndsItsGoroutineIsPoisonedInTheEnd(t *testing.T) {
+func TestStack_repeatedGoexitPoisons(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newDiary()
 		s := serve(t, newBus(t, nil, standard()), rawHandler("ledger", func(ctx context.Context, _ *message.Message) error {
@@ -514,7 +515,7 @@ func TestAHandlerThatAlwaysEndsItsGoroutineIsPoisonedInTheEnd(t *testing.T) {
 	})
 }
 
-// TestGoexit_hasThePolicyOfTheStack where the handler has none of its own.
+// TestGoexit_hasThePolicyOfTheStack checks that the stack's policy applies if the handler sets none.
 func TestGoexit_hasThePolicyOfTheStack(t *testing.T) {
 	policy := bus.RetryPolicy{Delays: []time.Duration{time.Second, 2 * time.Second}}
 	goexit := func(err error) bool { return errors.Is(err, bus.ErrGoexit) }
@@ -544,7 +545,7 @@ func TestGoexit_hasThePolicyOfTheStack(t *testing.T) {
 	}
 }
 
-func TestWhatAFailedHandlerProducedIsNotPublished(t *testing.T) {
+func TestStack_failedHandlerPublishesNothing(t *testing.T) {
 	for name, fail := range map[string]func() error{
 		"failed for good": func() error { return bus.Permanent(errHandler) },
 		"every time":      func() error { return errHandler },
@@ -578,7 +579,7 @@ func TestWhatAFailedHandlerProducedIsNotPublished(t *testing.T) {
 	}
 }
 
-func TestAPoisonedMessageIsTheOneThatCame(t *testing.T) {
+func TestStack_poisonsTheOriginalMessage(t *testing.T) {
 	const v1 = `{"order_id": "o-1",  "total": 12.5}`
 	lift := middleware.Upcast(func(old placedV1) placedV2 { return placedV2{OrderID: old.OrderID, Cents: int64(old.Total * 100)} })
 	synctest.Test(t, func(t *testing.T) {
@@ -607,7 +608,7 @@ func TestAPoisonedMessageIsTheOneThatCame(t *testing.T) {
 	})
 }
 
-func TestManyMessagesOfEveryKindAreAllAccountedFor(t *testing.T) {
+func TestStack_accountsForEveryMessage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		kinds := []string{"good", "flaky", "broken", "panics", "permanent", "discard", "snooze"}
 		tries := map[string]int{}

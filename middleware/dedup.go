@@ -15,18 +15,15 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// Dedup handles a message once per group: it is the Idempotent Receiver, in two phases. Before the
-// handler it claims the message, after it marks it done; when the handler fails, panics or ends its
-// goroutine, it releases the claim, and when the process dies, the lease runs out. So a message is
-// never taken for done before it is.
+// Dedup returns the step that handles a message once per group. It is an Idempotent Receiver in two phases: it claims the message
+// before the handler, and marks it as done after it. If the handler fails, panics or ends its goroutine, the claim is released, and if
+// the process is killed, the lease expires. So a message is never marked as done before it is.
 //
-// A message is known by its group, its source and its id, or by its group and its dedup key where it
-// has one. A duplicate of a done message is acked without its handler; a duplicate of one in progress
-// is redelivered a little later. A message without any id is handled as it is. When the store can't
-// be reached, the handler's mode decides: see [bus.DedupMode].
+// A message is identified by its group and its [bus.Delivery.Identity]. A duplicate of a done message is acked without calling the
+// handler; a duplicate of a message in progress is redelivered a little later. A message without an id is always handled. If the store
+// can't be reached, the handler's [bus.DedupMode] decides.
 //
-// The middleware may be used for any number of handlers. Dedup panics when store is nil or cfg does
-// not validate: both are mistakes in the program.
+// The middleware may be used for any number of handlers. Dedup panics if store is nil or cfg is invalid.
 func Dedup(store Store, cfg DedupConfig) message.HandlerMiddleware {
 	if store == nil {
 		panic("middleware: dedup: store is nil; make one with NewMemoryStore or redisstore.Open, or leave the step out")
@@ -43,16 +40,16 @@ func Dedup(store Store, cfg DedupConfig) message.HandlerMiddleware {
 	}
 }
 
-// dedupPart is the part of a group that is degraded while the store is away.
+// dedupPart is the part that a group reports as degraded while the store can't be reached.
 const dedupPart = "dedup"
 
 const (
-	inProgressDelay = 250 * time.Millisecond // to a second; see inProgressAfter
-	awayDelay       = 750 * time.Millisecond // to 1.25 s
-	delaySpread     = 500 * time.Millisecond
+	inProgressDelay  = 250 * time.Millisecond // to a second; see inProgressAfter
+	unavailableDelay = 750 * time.Millisecond // to 1.25 s
+	delaySpread      = 500 * time.Millisecond
 )
 
-// errInProgress is why a duplicate is given back.
+// errInProgress is the error with which a duplicate is given back.
 var errInProgress = errors.New("middleware: dedup: the same message is being handled now")
 
 type dedup struct {
@@ -69,15 +66,15 @@ func (s *dedup) handle(msg *message.Message, next message.HandlerFunc) ([]*messa
 		return next(msg)
 	}
 	ctx := msg.Context()
-	if done, again := s.formerly(ctx, d, msg); done {
+	if done, redelivery := s.checkFormerMark(ctx, d, msg); done {
 		d.MarkDuplicate()
 		return nil, nil
-	} else if again != nil {
-		return nil, again
+	} else if redelivery != nil {
+		return nil, redelivery
 	}
 	claim, err := s.store.Claim(ctx, key, s.cfg.Lease)
 	if err != nil {
-		return s.unclaimed(d, mode, claim, err, msg, next)
+		return s.handleUnclaimed(d, mode, claim, err, msg, next)
 	}
 	d.Degraded(dedupPart, nil)
 	switch claim.State {
@@ -87,8 +84,8 @@ func (s *dedup) handle(msg *message.Message, next message.HandlerFunc) ([]*messa
 	case InProgress:
 		return nil, later(ctx, d, inProgressAfter(claim.Left), errInProgress)
 	default:
-		h := &hold{step: s, delivery: d, claim: claim, ctx: ctx}
-		h.renewWhileHeld()
+		h := &activeClaim{step: s, delivery: d, claim: claim, ctx: ctx}
+		h.startRenewing()
 		return h.run(msg, next)
 	}
 }
@@ -103,7 +100,7 @@ func (s *dedup) mode(d *bus.Delivery) bus.DedupMode {
 // maxDedupKey is how long a key may be, in bytes, before it is hashed.
 const maxDedupKey = 256
 
-// key names the message in the store, "" where it has no identity.
+// key returns the message's key in the store, "" if it has no identity.
 func (s *dedup) key(d *bus.Delivery) string {
 	return s.named(d, d.Identity())
 }
@@ -120,11 +117,11 @@ func (s *dedup) named(d *bus.Delivery, identity string) string {
 	return key
 }
 
-// formerly looks for the mark that an earlier version of leat wrote for a message with a dedup key, without the source
-// and the event's name. It reports whether the message is done, or returns the redelivery for one that such a version
-// handles now. No marks are written in that form any more, so the last one expires DedupConfig.Keep after the upgrade. Errors
-// of the store are left to the claim that follows.
-func (s *dedup) formerly(ctx context.Context, d *bus.Delivery, msg *message.Message) (done bool, again error) {
+// checkFormerMark checks the mark that an earlier version of leat wrote for a message with a dedup key, without the source and the
+// event's name. It reports whether the message is done, or returns a redelivery if such a version is handling it now. No such marks are
+// written any more, so the last one expires DedupConfig.Keep after the upgrade. Errors of the store are ignored: the claim that follows
+// returns them as well.
+func (s *dedup) checkFormerMark(ctx context.Context, d *bus.Delivery, msg *message.Message) (done bool, redelivery error) {
 	old := msg.Metadata[driver.HeaderDedupKey]
 	if old == "" || s.local {
 		return false, nil
@@ -136,29 +133,29 @@ func (s *dedup) formerly(ctx context.Context, d *bus.Delivery, msg *message.Mess
 	case err == nil && claim.State == InProgress:
 		return false, later(ctx, d, inProgressAfter(claim.Left), errInProgress)
 	}
-	_ = s.store.Release(context.WithoutCancel(ctx), claim) // its lease ends by itself, too
+	_ = s.store.Release(context.WithoutCancel(ctx), claim) // otherwise its lease expires
 	return false, nil
 }
 
-// unclaimed goes on with a message that the store could not be asked about.
-func (s *dedup) unclaimed(d *bus.Delivery, mode bus.DedupMode, claim Claim, err error,
+// handleUnclaimed handles or gives back a message that could not be claimed because the store has failed.
+func (s *dedup) handleUnclaimed(d *bus.Delivery, mode bus.DedupMode, claim Claim, err error,
 	msg *message.Message, next message.HandlerFunc,
 ) ([]*message.Message, error) {
 	ctx := msg.Context()
-	h := &hold{step: s, delivery: d, claim: claim, ctx: ctx, told: true}
-	if ctx.Err() != nil { // not the store's fault: the delivery is being cut short
+	h := &activeClaim{step: s, delivery: d, claim: claim, ctx: ctx, reported: true}
+	if ctx.Err() != nil { // the store has not failed: the delivery is being interrupted
 		h.release()
 		return nil, fmt.Errorf("middleware: dedup: claim: %w", context.Cause(ctx))
 	}
 	s.fault(d, DedupUnavailable, fmt.Errorf("middleware: dedup: claim: %w", err))
 	if mode == bus.DedupClosed {
 		h.release()
-		return nil, later(ctx, d, awayDelay+rand.N(delaySpread), fmt.Errorf("middleware: dedup: claim: %w", err))
+		return nil, later(ctx, d, unavailableDelay+rand.N(delaySpread), fmt.Errorf("middleware: dedup: claim: %w", err))
 	}
 	return h.run(msg, next)
 }
 
-// fault tells everybody who wants to know.
+// fault reports a fault to the metrics, the log or the health, and OnFault.
 func (s *dedup) fault(d *bus.Delivery, kind DedupFaultKind, err error) {
 	d.DedupFailed()
 	if kind == DedupLost {
@@ -170,8 +167,8 @@ func (s *dedup) fault(d *bus.Delivery, kind DedupFaultKind, err error) {
 	s.cfg.OnFault(DedupFault{Group: d.Group, Kind: kind, Err: err})
 }
 
-// inProgressAfter returns when to look again: soon, because most handlers are quick, and no later than the
-// other one's lease runs out if it is dead.
+// inProgressAfter returns the delay before a duplicate of a message in progress is redelivered: short, because most handlers are quick,
+// and no longer than the other claim's lease.
 func inProgressAfter(left time.Duration) time.Duration {
 	after := inProgressDelay + rand.N(time.Second-inProgressDelay)
 	if left > 0 {
@@ -180,8 +177,8 @@ func inProgressAfter(left time.Duration) time.Duration {
 	return after
 }
 
-// later gives the delivery back. A stock Watermill router can't delay a message and would bring it
-// again at once, so there the wait is here.
+// later returns the error that gives the delivery back. Under a stock Watermill router, which would redeliver the message at once, it
+// waits first.
 func later(ctx context.Context, d *bus.Delivery, after time.Duration, why error) error {
 	if d.Settler == nil {
 		wait := time.NewTimer(after)

@@ -8,24 +8,22 @@ import (
 	"github.com/leatbus/leat/bus"
 )
 
-// DedupConfig is how [Dedup] works. The zero DedupConfig does.
+// DedupConfig configures [Dedup]. The zero value is the default.
 type DedupConfig struct {
-	// Lease is how long a message stays claimed when its process dies. While the handler runs it is
-	// renewed at a third of it, so it need not be longer than the handler. 0 means 30 s.
+	// Lease is how long a message stays claimed after its process has died. While the handler runs it is
+	// renewed every third of that time, so it may be shorter than the handler. 0 means 30 s.
 	Lease time.Duration
 	// Keep is the window in which a second message with the same id is a duplicate. 0 means 24 h.
 	Keep time.Duration
-	// Mode is for handlers that don't choose by themselves; the default is [bus.DedupOpen].
+	// Mode is the mode of handlers that set none; the default is [bus.DedupOpen].
 	Mode bus.DedupMode
 	// Budget is how long a message may wait for one call of the store. 0 means 100 ms.
 	Budget time.Duration
-	// Namespace begins every key, for a store that is shared with others. "" means "leat:dedup:".
+	// Namespace is the prefix of every key, for a store that is shared with others. "" means "leat:dedup:".
 	Namespace string
-	// OnFault is told what went wrong, for counting. It is called concurrently, on the path of the
-	// message: it must be quick. nil means nobody is told.
+	// OnFault is called for each fault, for metrics. It is called concurrently and synchronously, so it must be quick. It may be nil.
 	OnFault func(DedupFault)
-	// Logger gets a line when the store goes away, when it is back, and for each lost claim. nil
-	// means slog.Default().
+	// Logger logs when the store can't be reached, when it can be reached again, and each lost claim. nil means slog.Default().
 	Logger *slog.Logger
 }
 
@@ -37,30 +35,30 @@ const (
 	DefaultDedupNamespace = "leat:dedup:"
 )
 
-// DedupFault is something the dedup step could not do. The message is never lost for it.
+// DedupFault describes a failure of the dedup step. No message is lost by it.
 type DedupFault struct {
 	Group string
 	Kind  DedupFaultKind
 	Err   error
 }
 
-// DedupFaultKind is a class of [DedupFault], fit for a metric's label.
+// DedupFaultKind is a class of [DedupFault], suitable for a metric's label.
 type DedupFaultKind string
 
 // Kinds of faults.
 const (
-	// DedupUnavailable says that the store could not be asked. In open mode the message is handled,
-	// in closed mode redelivered later.
+	// DedupUnavailable means that the store could not be reached. In open mode the message is handled, in closed mode it is
+	// redelivered later.
 	DedupUnavailable DedupFaultKind = "unavailable"
-	// DedupUnmarked says that a handled message could not be marked done: it is acked, but its
-	// duplicate may be handled once the lease has run out.
+	// DedupUnmarked means that a handled message could not be marked as done: it is acked, but a duplicate may be handled after the
+	// lease has expired.
 	DedupUnmarked DedupFaultKind = "unmarked"
-	// DedupLost says that a claim went to another while the handler ran, because its lease could not
-	// be renewed in time: the message is being handled twice.
+	// DedupLost means that another caller has got the claim while the handler was running, because the lease could not be renewed in
+	// time: the message is handled twice.
 	DedupLost DedupFaultKind = "lost"
 )
 
-// Validate says what is wrong with the settings.
+// Validate returns an error if the configuration is invalid.
 func (c DedupConfig) Validate() error {
 	c = c.withDefaults()
 	switch {

@@ -14,7 +14,7 @@ import (
 	"github.com/leatbus/leat/middleware"
 )
 
-// remote is a store with leases, on the clock, that can be broken.
+// remote is a store with leases by the clock. Tests can make it fail.
 type remote struct {
 	mu    sync.Mutex
 	keys  map[string]remoteKey
@@ -127,7 +127,7 @@ func (r *remote) Release(ctx context.Context, c middleware.Claim) error {
 	return r.call(ctx, "release", func() error { return r.owned(c, func() { delete(r.keys, c.Key) }) })
 }
 
-// shelf is a transport that hands out what is put on it, and nothing else.
+// shelf is a transport that delivers only the messages of put.
 type shelf struct {
 	bus.Transport
 
@@ -162,7 +162,7 @@ func (f *shelfFeed) Next(ctx context.Context) (*driver.Delivery, error) {
 
 func (f *shelfFeed) Close(context.Context) error { return nil }
 
-// put hands one message out and says how it was settled.
+// put delivers one message and returns how it was settled.
 func (f *shelfFeed) put(msg *message.Message) string {
 	f.out <- &driver.Delivery{Message: msg, Group: f.group, Attempt: 1, Settler: f}
 	return <-f.settled

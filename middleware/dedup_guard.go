@@ -12,18 +12,17 @@ import (
 )
 
 const (
-	// tripAfter is how many calls in a row must fail before the store counts as away.
+	// tripAfter is how many calls in a row must fail before the store counts as unavailable.
 	tripAfter = 5
-	// probeEvery is how often a store that is away is asked whether it is back.
+	// probeEvery is how often an unavailable store is called to check whether it is available again.
 	probeEvery = time.Second
 )
 
-// errCallerGone marks a store call that was cut short by the message's own context: it says nothing
-// about the store.
+// errCallerGone is the error of a call that the message's own context has ended: it does not count as a failure of the store.
 var errCallerGone = errors.New("cut short by the caller")
 
-// guard keeps a store that is slow or away from slowing the handlers down: a call gets a budget of
-// time, and after a few failures in a row only one call a second is tried.
+// guard keeps a slow or unavailable store from slowing down the handlers: a call gets a time budget, and after a few failures in a row
+// only one call per second is tried.
 type guard struct {
 	store   Store
 	budget  time.Duration

@@ -6,47 +6,43 @@ import (
 	"time"
 )
 
-// Store remembers which messages are being handled and which are done. A key is free, claimed by one
-// caller for the length of a lease, or marked done for a while. All methods may be called
-// concurrently, block no longer than ctx allows, and take keys of any length and any bytes. What a
-// store has to keep is tested by package storetest.
+// A Store records which messages are being handled and which are done. A key is free, claimed by one caller for the length of a
+// lease, or marked as done for a time. All methods may be called concurrently, block no longer than ctx allows, and accept keys
+// of any length and any bytes. Package storetest tests a store.
 type Store interface {
-	// Claim takes the key where it is free, and says in the claim's state what it found. On an error
-	// nobody knows whether the key was taken: the returned claim then names what may have been
-	// taken, so that it can be released or marked done.
+	// Claim claims the key if it is free. The claim's State says whether it was. After an error it is unknown whether the key
+	// was claimed: the returned claim can then still be released or marked as done.
 	Claim(ctx context.Context, key string, lease time.Duration) (Claim, error)
-	// Renew makes the lease run anew from now. Where the claim has run out and the key is free, it
-	// takes the key again.
+	// Renew begins the lease again from now. If the claim has expired and the key is free, it claims the key again.
 	Renew(ctx context.Context, c Claim, lease time.Duration) error
-	// Done marks the key as done for at least keep, also where the claim has run out and the key is
-	// free. A store with bounded memory may forget the oldest marks earlier.
+	// Done marks the key as done for at least keep, even if the claim has expired and the key is free. A store with bounded
+	// memory may delete the oldest marks earlier.
 	Done(ctx context.Context, c Claim, keep time.Duration) error
 	// Release makes the key free again. A free key stays free.
 	Release(ctx context.Context, c Claim) error
 }
 
-// LocalStore is a store in the process's own memory. Its claims die with the process, so no lease
-// runs out and none has to be renewed; its calls neither wait for anything nor fail but with
-// [ErrClaimLost] or the context's error, so they need neither a time budget nor a circuit breaker.
+// A LocalStore is a [Store] in the process's memory. Its claims end with the process, so leases never expire and need not be
+// renewed. Its methods do not block, and return only [ErrClaimLost] or the context's error, so the dedup step uses neither a
+// time budget nor a circuit breaker for it.
 type LocalStore interface {
 	Store
 	// Local does nothing.
 	Local()
 }
 
-// Claim is what a store knows of a key, seen by the caller who asked for it.
+// Claim is the result of [Store].Claim.
 type Claim struct {
 	Key string
-	// Token is the fencing token: it tells this claim from all others of the same key. Only who
-	// has it can renew, release or finish the claim.
+	// Token is the fencing token, which differs from that of all other claims of the same key. It is needed to renew, release
+	// or finish the claim.
 	Token string
 	State ClaimState
-	// Left is what remains of another caller's lease when State is InProgress; 0 where the store
-	// can't tell.
+	// Left is the rest of another caller's lease if State is InProgress; 0 if it is unknown.
 	Left time.Duration
 }
 
-// ClaimState is what a store found when a key was to be claimed.
+// ClaimState is the state of a key after [Store].Claim.
 type ClaimState int
 
 // States of a claimed key.
@@ -56,6 +52,6 @@ const (
 	Done                             // it is marked done
 )
 
-// ErrClaimLost is what a store's Renew, Done and Release answer when the key is no longer the
-// claim's: its lease ran out, and another caller has claimed or finished the key since.
+// ErrClaimLost is returned by Renew, Done and Release of a [Store] if the claim's lease has expired and another caller has
+// claimed or finished the key since.
 var ErrClaimLost = errors.New("claim lost to another")

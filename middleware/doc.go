@@ -1,24 +1,22 @@
-// Package middleware has the steps between a transport and a handler, and the [Stack] that puts them in order.
+// Package middleware provides the steps between a transport and a handler, and the [Stack] that orders them.
 //
 //	observe ─► poison ─► dedup ─► retry ─► recover ─► timeout ─► version ─► handler
 //
-// Why each step stands where it stands, outermost first:
+// The steps, outermost first, with the reason for the position of each:
 //
-//	observe  sees each delivery once, with its final outcome
-//	poison   takes what survived everything inside; acks only what the poison queue has confirmed
+//	observe  reports each delivery once, with its final outcome
+//	poison   moves messages that have failed permanently to the poison queue, and acks them after it has confirmed them
 //	dedup    inside poison, so that a failed message releases its claim and an operator's replay is not
-//	         taken for a duplicate; outside retry, so that the store is asked once per delivery
-//	retry    waits for short delays in process and gives long ones back to the transport
-//	recover  makes a panic an error that retry and poison can see
+//	         taken for a duplicate; outside retry, so that the store is called once per delivery
+//	retry    waits for short delays in process, and gives messages with long ones back to the transport
+//	recover  turns a panic into an error that retry and poison see
 //	timeout  bounds one try, so that the next one begins with a live context
-//	version  lifts old payloads, so that the handler sees only the version it takes
+//	version  converts old payloads, so that the handler gets only versions that it takes
 //
-// The stack refuses another order of these at start. Steps of your own may stand anywhere between
-// them:
+// Wrap returns an error at start if these are in another order. Your own steps may be anywhere between them:
 //
 //	stack := middleware.Standard(middleware.Config{}).Before("retry", middleware.Use("tracing", tracing))
 //
-// Every step is a plain [message.HandlerMiddleware] and also works in a stock Watermill router. What
-// needs leat's transports then falls back: poison publishes to a topic of your choice, and retry only
-// waits in process.
+// Every step is a [message.HandlerMiddleware] and also works in a stock Watermill router. There, poison publishes to a topic
+// of your choice, and retry only waits in process.
 package middleware

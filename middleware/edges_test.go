@@ -13,6 +13,7 @@ import (
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/middleware"
 	"github.com/leatbus/leat/transports/memory"
 )
@@ -113,7 +114,7 @@ func TestPoison_thatPanicsLeavesTheDeliveryUnsettled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var settled, panics atomic.Int64
 		panics.Store(1)
-		transport := changing{memory.New(memory.Config{}), func(d *driver.Delivery) { d.Settler = countingSettler{d.Settler, &settled, &panics} }}
+		transport := testenv.Changing{Transport: memory.New(memory.Config{}), Change: func(d *driver.Delivery) { d.Settler = countingSettler{d.Settler, &settled, &panics} }}
 		s := serve(t, newBus(t, transport, standard()), rawHandler("ledger", func(context.Context, *message.Message) error { return bus.Permanent(errHandler) }))
 		s.publish("a")
 		s.idle()
@@ -136,7 +137,7 @@ func (loudLog) Handle(_ context.Context, r slog.Record) error {
 func TestRouter_settlesOnceThoughThePartBehindPanics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var settled, panics atomic.Int64
-		transport := changing{memory.New(memory.Config{}), func(d *driver.Delivery) { d.Settler = countingSettler{d.Settler, &settled, &panics} }}
+		transport := testenv.Changing{Transport: memory.New(memory.Config{}), Change: func(d *driver.Delivery) { d.Settler = countingSettler{d.Settler, &settled, &panics} }}
 		b, err := bus.New(transport, bus.Config{Service: "shop", Stack: standard(), Logger: slog.New(loudLog{})})
 		require.NoError(t, err)
 		t.Cleanup(func() { _ = b.Close(context.Background()) })

@@ -34,7 +34,7 @@ func ExampleStack() {
 	fmt.Println(err)
 	// Output:
 	// [observe poison dedup tracing retry recover version]
-	// middleware: step "poison" stands inside "retry" and must stand outside of it: poison takes what every try has failed, and would poison on the first failure
+	// middleware: step "poison" is inside "retry" and must be outside of it: poison takes what every try has failed, and would poison on the first failure
 }
 
 type OrderPlacedV1 struct{ Customer string }

@@ -17,11 +17,12 @@ import (
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/middleware"
 	"github.com/leatbus/leat/transports/memory"
 )
 
-// lost hands each message out and redelivers it as if its consumer had died, before the handler gets it.
+// lost redelivers each message before the handler gets it, as if its consumer had died.
 type lost struct {
 	bus.Transport
 	times int
@@ -87,7 +88,7 @@ func TestRetry_keepsItsTriesWhereTheHandlerAsksForADelay(t *testing.T) {
 	}
 }
 
-// Where the README puts a step of the user's own: outside of retry.
+// TestPoison_retriesStepsThatStandOutsideOfRetry uses the position of the README for a user's step: outside of retry.
 func TestPoison_retriesStepsThatStandOutsideOfRetry(t *testing.T) {
 	for name, c := range map[string]struct {
 		before string
@@ -190,7 +191,7 @@ func TestObservers_decideNoOutcome(t *testing.T) {
 	}
 }
 
-// Several faults of a probe: a paused group must find its way back.
+// TestBreaker_probesThatDoNotEnd checks that a paused group resumes after faulty probes.
 func TestBreaker_probesThatDoNotEnd(t *testing.T) {
 	for name, hang := range map[string]func(release chan struct{}){
 		"the handler ends its goroutine": func(chan struct{}) { runtime.Goexit() },
@@ -273,7 +274,7 @@ func TestPoison_takesANilPointerForAnError(t *testing.T) {
 
 var errSlow = errors.New("the poison queue is slow")
 
-// slowSettler notes its calls, and its poison queue needs eight seconds.
+// slowSettler records its calls, and its poison queue needs eight seconds.
 type slowSettler struct {
 	driver.Settler
 	mu    *sync.Mutex
@@ -302,7 +303,7 @@ func TestDrain_settlesAMessageOnceThatIsBeingPoisoned(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var calls []string
 		var mu sync.Mutex
-		slow := changing{kept{memory.New(memory.Config{})}, func(d *driver.Delivery) { d.Settler = slowSettler{d.Settler, &mu, &calls} }}
+		slow := testenv.Changing{Transport: kept{memory.New(memory.Config{})}, Change: func(d *driver.Delivery) { d.Settler = slowSettler{d.Settler, &mu, &calls} }}
 		b, err := bus.New(slow, bus.Config{Service: "shop", Stack: standard(), DrainTimeout: 2 * time.Second})
 		require.NoError(t, err)
 		t.Cleanup(func() { _ = b.Close(context.Background()) })

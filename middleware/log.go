@@ -11,8 +11,8 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// Log returns an observer that writes one line per delivery that did not go well, and one at debug level
-// for each that did. It may be used concurrently. nil means slog.Default().
+// Log returns an observer that logs one line for each delivery: at debug level if the message was handled, else as a warning or
+// an error. A nil logger means slog.Default(). The observer may be used concurrently.
 func Log(logger *slog.Logger) bus.Observer {
 	if logger == nil {
 		logger = slog.Default()
@@ -52,7 +52,7 @@ func (l logObserver) Finished(ctx context.Context, d *bus.Delivery, o bus.Observ
 	l.logger.LogAttrs(ctx, level, "leat: "+string(o.Outcome), attrs...)
 }
 
-// identity returns by what a message is found again: in the poison queue, in other lines, in a trace.
+// identity returns the attributes that identify a message in the poison queue, in other log lines and in a trace.
 func identity(msg *message.Message) []slog.Attr {
 	e := bus.EnvelopeOf(msg)
 	attrs := []slog.Attr{text("type", e.Type), text("message_id", e.ID), text("correlation_id", e.CorrelationID)}
@@ -67,19 +67,19 @@ func identity(msg *message.Message) []slog.Attr {
 
 func failure(err error) slog.Attr { return slog.String("error", driver.OneLine(err.Error(), 1024)) }
 
-// maxAttrBytes bounds what a log line takes from one header of a message.
+// maxAttrBytes bounds the part of one header of a message in a log line.
 const maxAttrBytes = 256
 
-// text returns an attribute that a message's producer has chosen: one line of valid UTF-8, and bounded.
+// text returns an attribute with a value that the message's producer has chosen, as one bounded line of valid UTF-8.
 func text(key, value string) slog.Attr { return slog.String(key, driver.OneLine(value, maxAttrBytes)) }
 
-// logLevel returns Error for what a person must look at, and Warn for what mends itself.
+// logLevel returns Error for outcomes that need an operator, and Warn for those that don't.
 func logLevel(o bus.Observation) slog.Level {
 	switch o.Outcome {
 	case bus.Poisoned:
 		return slog.LevelError
 	case bus.Redelivered, bus.Discarded:
-		if r, ok := errors.AsType[*bus.Redelivery](o.Err); ok && r.Uncounted { // nothing has failed, or the health tells it
+		if r, ok := errors.AsType[*bus.Redelivery](o.Err); ok && r.Uncounted { // nothing has failed, or the health reports it
 			return slog.LevelDebug
 		}
 		return slog.LevelWarn

@@ -1,14 +1,14 @@
 package middleware
 
-// hash stands for a key: 96 bits, so that among 4 million marks the odds that a new key meets
-// another's hash are 1 in 10^22. high is never 0.
+// hash is the 96-bit hash of a key. Among 4 million marks, a new key has the hash of another one with a probability of 1 in
+// 10^22. high is never 0.
 type hash struct {
 	high uint64
 	low  uint32
 }
 
-// set is a set of hashes that can only grow, in a flat table with linear probing: 12 bytes a slot in
-// place of the 36 that a map needs, and nothing in it for the garbage collector to follow.
+// set is a set of hashes without removal, in a flat table with linear probing. It has 12 bytes per slot, where a map has 36,
+// and no pointers that the garbage collector must follow.
 type set struct {
 	high  []uint64 // 0 in a free slot
 	low   []uint32
@@ -42,7 +42,7 @@ func (s *set) add(h hash) {
 	s.count++
 }
 
-// slot returns where h is, or the free slot where it belongs. There is always a free one.
+// slot returns the slot of h, or the free slot for it. There is always a free one.
 func (s *set) slot(h hash) (i int, found bool) {
 	n := len(s.high)
 	i = int(uint64(h.low) * uint64(n) >> 32) // less than n
@@ -57,7 +57,7 @@ func (s *set) slot(h hash) (i int, found bool) {
 	return i, false
 }
 
-// grow doubles the table, but to no more than the limit needs.
+// grow doubles the table, up to the size that limit needs.
 func (s *set) grow() {
 	slots := max(firstSlots, 2*len(s.high))
 	slots = min(slots, s.limit/4*5+firstSlots)

@@ -9,24 +9,23 @@ import (
 	"time"
 )
 
-// DefaultMemoryCapacity is how many marks a [MemoryStore] keeps at most.
+// DefaultMemoryCapacity is the default for the largest number of marks in a [MemoryStore].
 const DefaultMemoryCapacity = 4 << 20
 
-// memoryShards keep goroutines from waiting for each other.
+// memoryShards is the number of shards, each with its own mutex, so that goroutines rarely wait for each other.
 const memoryShards = 16
 
-// MemoryStore is a [LocalStore]: the dedup store of services that run once, of tests, and of the memory
-// transport. It keeps a mark for at least the time it was asked to, and for
-// at most twice that, unless more messages than half its capacity are done within it: then it
-// forgets the older ones first, and always knows the latest half. A key counts as its 96-bit hash
-// under seeds of the process. The store starts no goroutine and needs no closing.
+// A MemoryStore is a [LocalStore], for services with one process, for tests and for the memory transport. It keeps a mark for
+// at least the requested time and at most twice that. If more messages than half its capacity are done in that time, it drops
+// older marks first, and always has the latest half. It stores 96-bit hashes of keys, with seeds of the process. It starts no
+// goroutine and need not be closed.
 type MemoryStore struct {
 	seeds  [2]maphash.Seed
 	shards [memoryShards]shard
 }
 
-// NewMemoryStore makes an empty store for at most capacity marks; 0 means [DefaultMemoryCapacity], and
-// less than 1,000 counts as 1,000. A full store takes up to 15 bytes per mark.
+// NewMemoryStore returns an empty store for at most capacity marks. 0 means [DefaultMemoryCapacity]; less than 1,000 counts as
+// 1,000. A full store takes up to 15 bytes per mark.
 func NewMemoryStore(capacity int) *MemoryStore {
 	if capacity == 0 {
 		capacity = DefaultMemoryCapacity
@@ -39,11 +38,10 @@ func NewMemoryStore(capacity int) *MemoryStore {
 	return s
 }
 
-// Local marks the store as one in the process's own memory.
+// Local implements [LocalStore].
 func (s *MemoryStore) Local() {}
 
-// Claim implements [Store]. The claim has no lease: it dies with the process. The error
-// is ctx's, where that is over.
+// Claim implements [Store]. The claim has no lease: it ends with the process. It returns an error only if ctx is done.
 func (s *MemoryStore) Claim(ctx context.Context, key string, _ time.Duration) (Claim, error) {
 	if err := ctx.Err(); err != nil {
 		return Claim{}, fmt.Errorf("middleware: memory store: claim: %w", err)
@@ -96,17 +94,16 @@ func (s *MemoryStore) find(key string) (hash, *shard) {
 	return hash{high: max(a, 1), low: uint32(b & 0xffffffff)}, &s.shards[(b>>32)%memoryShards]
 }
 
-// shard is a part of the keys. Its marks are in two generations: new ones go to the young one, and
-// when that is full or its time is over, it becomes the old one and the old one is dropped as a
-// whole. No mark needs a time of its own.
+// shard has a part of the keys. Its marks are in two generations. New marks go to the young one. When that is full or its time
+// is over, it becomes the old one, and the former old one is dropped. So no mark needs its own time.
 type shard struct {
 	mu       sync.Mutex
 	claims   map[hash]string // the token of each key in progress
-	tokens   uint64          // made so far
+	tokens   uint64          // number of tokens so far
 	young    *set
 	old      *set
-	turned   time.Time     // when young was begun
-	keep     time.Duration // the longest time a mark was to be kept
+	rotated  time.Time     // when young was begun
+	keep     time.Duration // the longest requested time of a mark
 	capacity int           // of one generation
 }
 
@@ -123,7 +120,7 @@ func (s *shard) claim(key string, h hash) Claim {
 	return Claim{Key: key, Token: token, State: Claimed}
 }
 
-// owns reports whether the key is the claim's, or nobody's.
+// owns reports whether the key is claimed by this claim, or free.
 func (s *shard) owns(c Claim, h hash) bool {
 	if token, taken := s.claims[h]; taken {
 		return token == c.Token
@@ -144,22 +141,22 @@ func (s *shard) mark(h hash, keep time.Duration) {
 	s.expire(now)
 	s.keep = max(s.keep, keep)
 	if s.young == nil || s.young.full() {
-		s.turn(now)
+		s.rotate(now)
 	}
 	s.young.add(h)
 }
 
 func (s *shard) expire(now time.Time) {
-	age := now.Sub(s.turned)
+	age := now.Sub(s.rotated)
 	if s.young == nil || age < s.keep {
 		return
 	}
-	s.turn(now)
-	if age >= 2*s.keep { // nobody looked for so long that the young ones are over too
+	s.rotate(now)
+	if age >= 2*s.keep { // no call for so long that the young marks have expired, too
 		s.old = nil
 	}
 }
 
-func (s *shard) turn(now time.Time) {
-	s.old, s.young, s.turned = s.young, newSet(s.capacity), now
+func (s *shard) rotate(now time.Time) {
+	s.old, s.young, s.rotated = s.young, newSet(s.capacity), now
 }

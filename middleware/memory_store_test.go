@@ -13,7 +13,7 @@ import (
 	"github.com/leatbus/leat/middleware/storetest"
 )
 
-func TestMemoryStoreKeepsTheContract(t *testing.T) {
+func TestMemoryStore_contract(t *testing.T) {
 	storetest.Run(t, func(t *testing.T, test func(*testing.T, middleware.Store, func(time.Duration))) {
 		synctest.Test(t, func(t *testing.T) { test(t, middleware.NewMemoryStore(0), time.Sleep) })
 	})
@@ -44,7 +44,7 @@ func known(tb testing.TB, s middleware.Store, key string) bool {
 	return c.State == middleware.Done
 }
 
-func TestFullStoreKnowsTheLatestHalf(t *testing.T) {
+func TestMemoryStore_fullKeepsTheLatestHalf(t *testing.T) {
 	const capacity = 16_000
 	s := middleware.NewMemoryStore(capacity)
 	for i := range 10 * capacity {
@@ -67,7 +67,7 @@ func TestFullStoreKnowsTheLatestHalf(t *testing.T) {
 	}
 }
 
-func TestClaimSurvivesTheTurnOfGenerations(t *testing.T) {
+func TestMemoryStore_rotationKeepsClaims(t *testing.T) {
 	s := middleware.NewMemoryStore(1000)
 	c, err := s.Claim(t.Context(), "slow", time.Minute)
 	if err != nil {
@@ -84,7 +84,7 @@ func TestClaimSurvivesTheTurnOfGenerations(t *testing.T) {
 	}
 }
 
-func TestMarksAreForgottenAfterAnIdleTime(t *testing.T) {
+func TestMemoryStore_dropsMarksAfterIdleTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := middleware.NewMemoryStore(0)
 		finish(t, s, "old", time.Hour)
@@ -104,7 +104,7 @@ func TestMarksAreForgottenAfterAnIdleTime(t *testing.T) {
 	})
 }
 
-func TestFullStoreIsSmall(t *testing.T) {
+func TestMemoryStore_fullIsSmall(t *testing.T) {
 	const capacity = 1 << 18
 	before := heap()
 	s := middleware.NewMemoryStore(capacity)

@@ -11,8 +11,8 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// Observe tells observers of each delivery, once, with its final outcome: those of the bus, and
-// those given here, which a stock Watermill router needs.
+// Observe returns the step that calls observers at the beginning of each delivery, and at its end with the final outcome. It
+// calls the observers of the bus and those given here, which are for stock Watermill routers.
 func Observe(extra ...bus.Observer) message.HandlerMiddleware {
 	extra = slices.Clone(extra)
 	for i, o := range extra {
@@ -39,7 +39,7 @@ func observe(observers []bus.Observer, d *bus.Delivery, msg *message.Message, ne
 	for _, o := range observers {
 		ctx = o.Started(ctx, d) //nolint:fatcontext // as many layers as observers
 	}
-	if bus.DeliveryFrom(ctx) != d { // an observer has returned a context of its own
+	if bus.DeliveryFrom(ctx) != d { // an observer has returned a context that is not derived from ctx
 		ctx = d.NewContext(ctx)
 	}
 	msg.SetContext(ctx)
@@ -65,7 +65,7 @@ func finish(ctx context.Context, observers []bus.Observer, d *bus.Delivery, o bu
 	}
 }
 
-// reason returns why a delivery was not handled: a poisoned one comes without an error, but has a cause.
+// reason returns why a delivery was not handled. The error of a poisoned one is nil here, so its cause is returned.
 func reason(d *bus.Delivery, err error) error {
 	if err == nil {
 		return d.Cause()

@@ -82,7 +82,7 @@ func (s *shop) publish(i, keys int) {
 	require.NoError(s.t, s.current.bus.Publish(context.Background(), placedV1{OrderID: "x"}, opts...))
 }
 
-// total is how many messages were handled.
+// total returns how many messages were handled.
 func (s *shop) total() (n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -10,23 +10,22 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// PoisonConfig configures [Poison]. Its zero value poisons whatever comes out of the steps inside.
+// PoisonConfig configures [Poison]. The zero value poisons messages on any error of the inner steps.
 type PoisonConfig struct {
-	// Retry is the policy for errors and panics of steps between this one and retry, whose tries have not
-	// been counted: they are redelivered by it, and poisoned at its end. nil means that such an error is poisoned at
-	// once.
+	// Retry is the policy for errors and panics of steps between poison and retry, which the retry step does not see. nil
+	// means that a message with such an error is poisoned at once.
 	Retry *bus.RetryPolicy
-	// Publisher and Topic are for stock Watermill routers, which have no poison queues: where to publish. Under
-	// a leat bus they stay empty.
+	// Publisher and Topic are where poisoned messages are published under a stock Watermill router, which has no poison
+	// queues. They are not used under a leat bus.
 	Publisher message.Publisher
 	Topic     string
 }
 
-// Poison moves a message that failed for good to its group's poison queue (Dead Letter Channel), with
-// the reason in its headers, and acks it when the poison queue has confirmed its copy. If that
-// can't be reached, nothing is acked: the message is redelivered and the group is reported degraded.
+// Poison returns the step that moves a message that has failed permanently to its group's poison queue (Dead Letter Channel),
+// with the reason in its headers, and acks it after the poison queue has confirmed its copy. If the poison queue can't be
+// reached, the message is not acked but redelivered, and the group is degraded.
 //
-// Redeliveries, snoozes, discards and what shutdown has interrupted pass through.
+// Redeliveries, snoozes, discards and interrupted deliveries pass through.
 func Poison(cfg PoisonConfig) message.HandlerMiddleware {
 	return func(next message.HandlerFunc) message.HandlerFunc {
 		next = Recover(next)
@@ -39,7 +38,7 @@ func Poison(cfg PoisonConfig) message.HandlerMiddleware {
 			if err == nil {
 				return produced, nil
 			}
-			if _, again := errors.AsType[*bus.Redelivery](err); again || bus.IsDiscard(err) || d.Interrupted() {
+			if _, redelivery := errors.AsType[*bus.Redelivery](err); redelivery || bus.IsDiscard(err) || d.Interrupted() {
 				return nil, err
 			}
 			if cfg.Retry != nil && d.Settler != nil && !d.GivenUp() && !bus.IsPermanent(err) {
@@ -56,8 +55,8 @@ func Poison(cfg PoisonConfig) message.HandlerMiddleware {
 	}
 }
 
-// poison puts the message into the poison queue. A stock router has none: then the message is published to
-// the configured topic.
+// poison moves the message to the poison queue. Under a stock Watermill router it publishes the message to the configured
+// topic.
 func (cfg PoisonConfig) poison(d *bus.Delivery, msg *message.Message, cause error) error {
 	if d.Settler != nil {
 		return d.GiveUp(cause, nil)

@@ -7,7 +7,7 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// Recover makes a panic a [*bus.PanicError].
+// Recover returns the step that turns a panic into a [*bus.PanicError].
 func Recover(next message.HandlerFunc) message.HandlerFunc {
 	return func(msg *message.Message) (produced []*message.Message, err error) {
 		defer func() {

@@ -12,17 +12,16 @@ import (
 	"github.com/leatbus/leat/bus"
 )
 
-// Retry tries a failing message again as the policy says: short delays are waited for here, holding
-// the worker, longer ones go back to the transport as a delayed redelivery. [bus.Permanent] and
-// [bus.Discard] end it, [bus.RetryAfter] makes the next delay longer, [bus.Snooze] passes through. Errors that
-// a rule matches have its policy, the first rule's; see [bus.RetryRule].
+// Retry returns the step that retries failing messages by a policy. For short delays it waits in process, holding the worker;
+// for longer ones it gives the message back to the transport with a delay. [bus.Permanent] and [bus.Discard] end the tries,
+// [bus.RetryAfter] makes the next delay longer, and [bus.Snooze] passes through. The first rule that matches an error replaces
+// the policy; see [bus.RetryRule].
 //
-// Failures are counted, not deliveries: a redelivery because the process was killed or stopped costs no try. The count
-// travels with the message.
+// It counts failures, not deliveries: a redelivery because the process was killed or stopped does not count. The count travels
+// with the message.
 //
-// When the bus stops while a message waits here, the message is given back at no cost. Under a stock
-// Watermill router there are no delayed redeliveries: the tries end where the first long delay would
-// begin.
+// If the bus stops while the step waits, it gives the message back, which does not count. Under a stock Watermill router there
+// are no delayed redeliveries: the tries end before the first long delay.
 func Retry(policy bus.RetryPolicy, rules ...bus.RetryRule) message.HandlerMiddleware {
 	r := newRetrier(policy, rules)
 	policyFor := r.policyFor
@@ -65,7 +64,7 @@ func newRetrier(policy bus.RetryPolicy, rules []bus.RetryRule) retrier {
 	return r
 }
 
-// policyFor returns the policy for the error, nil if a rule calls it permanent.
+// policyFor returns the policy for the error, nil if a rule makes it permanent.
 func (r *retrier) policyFor(err error) *bus.RetryPolicy {
 	for _, rule := range r.rules {
 		if rule.Match(err) {
@@ -75,8 +74,8 @@ func (r *retrier) policyFor(err error) *bus.RetryPolicy {
 	return &r.policy
 }
 
-// crashed refuses a message that was redelivered again and again without an outcome: it kills its process.
-// Each redelivery with an outcome has at least one failure, so this never counts too many.
+// crashed returns an error if a message was redelivered too often without an outcome: its handler probably kills the process.
+// Each redelivery with an outcome has at least one failure, so the difference never counts too many.
 func (r *retrier) crashed(d *bus.Delivery) error {
 	crashes := d.Attempt - 1 - d.Failures
 	if crashes <= r.policy.CrashLimit {
@@ -86,9 +85,9 @@ func (r *retrier) crashed(d *bus.Delivery) error {
 		d.Attempt, d.Failures, r.policy.CrashLimit, errCrashes))
 }
 
-var errCrashes = errors.New("the message seems to end its process, and is not tried again")
+var errCrashes = errors.New("handling the message probably kills the process, so it is not tried again")
 
-// again returns nil when the next try is due, and otherwise what the delivery ends with.
+// again waits for the next try and returns nil, or returns the error with which the delivery ends.
 func (r *retrier) again(ctx context.Context, d *bus.Delivery, err error) error {
 	if _, ok := errors.AsType[*bus.Redelivery](err); ok || bus.IsPermanent(err) || bus.IsDiscard(err) || d.Interrupted() {
 		return err
@@ -116,7 +115,7 @@ func (r *retrier) again(ctx context.Context, d *bus.Delivery, err error) error {
 		return nil
 	case <-d.Stopping():
 		return &bus.Redelivery{After: after, Uncounted: true, Err: err}
-	case <-ctx.Done(): // a step further out has set a limit, or the bus interrupts, which costs nothing anyway
+	case <-ctx.Done(): // an outer step's deadline, or an interruption by the bus, which does not count
 		return &bus.Redelivery{After: after, Err: err}
 	}
 }

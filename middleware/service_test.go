@@ -11,7 +11,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
-	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/middleware"
 	"github.com/leatbus/leat/transports/memory"
 )
@@ -52,7 +51,7 @@ func newBus(t *testing.T, transport bus.Transport, stack bus.Stack, observers ..
 	return b
 }
 
-// standard is the whole stack, changed where the test wants it.
+// standard returns the whole stack, changed where the test wants it.
 func standard(change ...func(*middleware.Config)) middleware.Stack {
 	var cfg middleware.Config
 	for _, c := range change {
@@ -78,30 +77,6 @@ func rawHandler(name string, fn func(context.Context, *message.Message) error, c
 
 // withoutBreaker is for tests in which everything fails, and whose subject is something else.
 func withoutBreaker(h *bus.Handler) { h.Breaker = new(bus.NoBreaker()) }
-
-// changing is a transport whose deliveries are changed before they are handed out.
-type changing struct {
-	bus.Transport
-	change func(*driver.Delivery)
-}
-
-func (c changing) Subscribe(ctx context.Context, s driver.Subscription) (driver.Receiver, error) {
-	feed, err := c.Transport.Subscribe(ctx, s)
-	return changingFeed{feed, c.change}, err
-}
-
-type changingFeed struct {
-	driver.Receiver
-	change func(*driver.Delivery)
-}
-
-func (f changingFeed) Next(ctx context.Context) (*driver.Delivery, error) {
-	d, err := f.Receiver.Next(ctx)
-	if err == nil {
-		f.change(d)
-	}
-	return d, err
-}
 
 // service is a running bus.
 type service struct {
@@ -151,7 +126,7 @@ func (s *service) idle() {
 
 func (s *service) stats(handler string) bus.GroupStats { return s.bus.Stats().Groups[handler] }
 
-// poisoned is what is in a handler's poison queue.
+// poisoned returns what is in a handler's poison queue.
 func (s *service) poisoned(handler string) []bus.PoisonedMessage {
 	s.Helper()
 	list, err := s.bus.Transport().PoisonQueue(s.bus.GroupName(handler)).List(s.Context(), "", 1000)

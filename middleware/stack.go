@@ -22,8 +22,8 @@ const (
 	StepVersion = "version"
 )
 
-// standardOrder returns the standard steps, outermost first, each with what breaks if something stands
-// outside of it that belongs inside.
+// standardOrder returns the standard steps, outermost first. The reason of each step says what breaks if an inner step is
+// outside of it.
 func standardOrder() []struct{ step, reason string } {
 	return []struct{ step, reason string }{
 		{StepObserve, "observe counts final outcomes, and would see what the steps around it still change"},
@@ -36,20 +36,22 @@ func standardOrder() []struct{ step, reason string } {
 	}
 }
 
-// Step is one named middleware. Make is called once per handler, at start: it may adapt to the
-// handler, refuse it, or stay out with a nil middleware.
+// Step is a named middleware. Make is called once per handler, at start. It returns the middleware for that handler, nil if the
+// handler needs none, or an error if the handler does not fit.
 type Step struct {
 	Name string
 	Make func(bus.Handler) (message.HandlerMiddleware, error)
+	// Settings returns how the step works for a handler, for people; nil if it has none.
+	Settings func(bus.Handler) []string
 }
 
-// Use makes a step of any Watermill middleware.
+// Use returns a step with a Watermill middleware.
 func Use(name string, m message.HandlerMiddleware) Step {
-	return Step{name, func(bus.Handler) (message.HandlerMiddleware, error) { return m, nil }}
+	return Step{Name: name, Make: func(bus.Handler) (message.HandlerMiddleware, error) { return m, nil }}
 }
 
-// Stack is the steps of the consume path, outermost first. It is a value: Before, After, Replace and
-// Without answer a changed copy. What is wrong with a change shows in Wrap, at start.
+// A Stack has the steps of the consume path, outermost first. It is a value: Before, After, Replace and Without return a changed
+// copy. Wrap, which is called at start, returns the errors of these changes.
 type Stack struct {
 	steps []Step
 	err   error
@@ -57,7 +59,7 @@ type Stack struct {
 
 var _ bus.Stack = Stack{}
 
-// NewStack makes a stack of steps, outermost first.
+// NewStack returns a stack of steps, outermost first.
 func NewStack(steps ...Step) Stack { return Stack{steps: slices.Clone(steps)} }
 
 // Names returns the names of the steps, outermost first.
@@ -69,22 +71,22 @@ func (s Stack) Names() []string {
 	return names
 }
 
-// Before puts steps around the step with that name.
+// Before returns a stack with steps added directly outside of the step with that name.
 func (s Stack) Before(name string, steps ...Step) Stack {
 	return s.splice(name, func(i int) (int, int) { return i, i }, steps)
 }
 
-// After puts steps inside of the step with that name.
+// After returns a stack with steps added directly inside of the step with that name.
 func (s Stack) After(name string, steps ...Step) Stack {
 	return s.splice(name, func(i int) (int, int) { return i + 1, i + 1 }, steps)
 }
 
-// Replace puts a step in the place of the one with that name.
+// Replace returns a stack in which a step replaces the one with that name.
 func (s Stack) Replace(name string, step Step) Stack {
 	return s.splice(name, func(i int) (int, int) { return i, i + 1 }, []Step{step})
 }
 
-// Without takes the steps with these names out.
+// Without returns a stack without the steps with these names.
 func (s Stack) Without(names ...string) Stack {
 	for _, name := range names {
 		s = s.splice(name, func(i int) (int, int) { return i, i + 1 }, nil)
@@ -103,7 +105,8 @@ func (s Stack) splice(name string, span func(int) (from, to int), steps []Step) 
 	return s
 }
 
-// Wrap puts the steps around a handler's function.
+// Wrap returns the handler's function wrapped in the steps. It returns an error if the order of the steps is wrong, a name is
+// missing or used twice, or a step does not fit the handler.
 func (s Stack) Wrap(h bus.Handler, next message.HandlerFunc) (message.HandlerFunc, error) {
 	if err := s.check(); err != nil {
 		return nil, fmt.Errorf("middleware: %w", err)
@@ -120,8 +123,8 @@ func (s Stack) Wrap(h bus.Handler, next message.HandlerFunc) (message.HandlerFun
 	return next, nil
 }
 
-// check refuses steps without a name, names that are there twice, and standard steps in an order
-// that loses or repeats messages.
+// check returns an error for steps without a name, for names that are used twice, and for standard steps in an order that loses
+// or repeats messages.
 func (s Stack) check() error {
 	if s.err != nil {
 		return s.err
@@ -132,7 +135,7 @@ func (s Stack) check() error {
 			return fmt.Errorf("step %d has no name or no middleware", i+1)
 		}
 		if slices.Contains(names[:i], name) {
-			return fmt.Errorf("step %q is there twice", name)
+			return fmt.Errorf("there are two steps named %q", name)
 		}
 	}
 	order := standardOrder()
@@ -140,7 +143,7 @@ func (s Stack) check() error {
 		for _, inner := range order[i+1:] {
 			outerAt, innerAt := slices.Index(names, outer.step), slices.Index(names, inner.step)
 			if outerAt >= 0 && innerAt >= 0 && outerAt > innerAt {
-				return fmt.Errorf("step %q stands inside %q and must stand outside of it: %s", outer.step, inner.step, outer.reason)
+				return fmt.Errorf("step %q is inside %q and must be outside of it: %s", outer.step, inner.step, outer.reason)
 			}
 		}
 	}

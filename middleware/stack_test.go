@@ -13,7 +13,7 @@ import (
 	"github.com/leatbus/leat/middleware"
 )
 
-// step is a step that says that it was there.
+// step returns a step that says that it was there.
 func step(name string) middleware.Step {
 	return middleware.Use(name, func(next message.HandlerFunc) message.HandlerFunc {
 		return func(msg *message.Message) ([]*message.Message, error) {
@@ -23,7 +23,7 @@ func step(name string) middleware.Step {
 	})
 }
 
-// path is the steps that a message goes through.
+// path returns the steps that a message goes through.
 func path(t *testing.T, s middleware.Stack) string {
 	t.Helper()
 	fn, err := s.Wrap(bus.Handler{Name: "ledger"}, func(*message.Message) ([]*message.Message, error) { return nil, nil })
@@ -39,7 +39,7 @@ func wrapError(s middleware.Stack) error {
 	return err
 }
 
-func TestAStackIsEditedByName(t *testing.T) {
+func TestStack_editedByName(t *testing.T) {
 	abc := middleware.NewStack(step("a"), step("b"), step("c"))
 	for want, s := range map[string]middleware.Stack{
 		"a b c":     abc,
@@ -58,7 +58,7 @@ func TestAStackIsEditedByName(t *testing.T) {
 	require.Empty(t, path(t, middleware.Stack{}), "the zero stack is empty")
 }
 
-func TestEditingAStackLeavesItAsItWas(t *testing.T) {
+func TestStack_editingCopies(t *testing.T) {
 	steps := []middleware.Step{step("a"), step("b"), step("c")}
 	abc := middleware.NewStack(steps...)
 	steps[0] = step("changed")
@@ -74,7 +74,7 @@ func TestEditingAStackLeavesItAsItWas(t *testing.T) {
 	require.NoError(t, wrapError(abc))
 }
 
-func TestAStackThatWasEditedWrongSaysSoAtStart(t *testing.T) {
+func TestStack_wrapReturnsEditErrors(t *testing.T) {
 	ab := middleware.NewStack(step("a"), step("b"))
 	for name, c := range map[string]struct {
 		stack middleware.Stack
@@ -85,7 +85,7 @@ func TestAStackThatWasEditedWrongSaysSoAtStart(t *testing.T) {
 		"replacing what is not there":     {ab.Replace("x", step("y")), `no step "x"`},
 		"taking out what is not there":    {ab.Without("a", "a"), `no step "a"; it has b`},
 		"and going on":                    {ab.Without("x").Without("a"), `no step "x"`},
-		"a step twice":                    {ab.After("b", step("a")), `step "a" is there twice`},
+		"a step twice":                    {ab.After("b", step("a")), `there are two steps named "a"`},
 		"a step without a name":           {ab.After("b", step("")), "step 3 has no name or no middleware"},
 		"a step without a middleware":     {middleware.NewStack(middleware.Step{Name: "x"}), "step 1 has no name or no middleware"},
 	} {
@@ -99,7 +99,7 @@ func TestAStackThatWasEditedWrongSaysSoAtStart(t *testing.T) {
 	}
 }
 
-func TestAStepMayAdaptToTheHandlerRefuseItOrStayOut(t *testing.T) {
+func TestStep_perHandler(t *testing.T) {
 	var asked []string
 	s := middleware.NewStack(
 		middleware.Step{Name: "adapts", Make: func(h bus.Handler) (message.HandlerMiddleware, error) {
@@ -118,14 +118,14 @@ func TestAStepMayAdaptToTheHandlerRefuseItOrStayOut(t *testing.T) {
 	require.ErrorContains(t, wrapError(refuses), `step "refuses"`)
 }
 
-func TestStandardHasEveryStepInItsOrder(t *testing.T) {
+func TestStandard_hasEveryStepInOrder(t *testing.T) {
 	want := []string{"observe", "poison", "dedup", "retry", "recover", "timeout", "version"}
 	require.Equal(t, want, middleware.Standard(middleware.Config{}).Names())
 	require.NoError(t, wrapError(middleware.Standard(middleware.Config{})))
 }
 
-// TestEveryWrongOrderOfTheStandardStepsIsRefused tries each pair of them the other way round.
-func TestEveryWrongOrderOfTheStandardStepsIsRefused(t *testing.T) {
+// TestStack_rejectsEveryWrongOrder tries each pair of them the other way round.
+func TestStack_rejectsEveryWrongOrder(t *testing.T) {
 	reasons := map[string]string{
 		"observe": "observe counts final outcomes",
 		"poison":  "would poison on the first failure",
@@ -139,7 +139,7 @@ func TestEveryWrongOrderOfTheStandardStepsIsRefused(t *testing.T) {
 		for _, inner := range names[i+1:] {
 			wrong := middleware.NewStack(step("mine"), step(inner), step("yours"), step(outer))
 			err := wrapError(wrong)
-			require.ErrorContains(t, err, `step "`+outer+`" stands inside "`+inner+`" and must stand outside of it: `)
+			require.ErrorContains(t, err, `step "`+outer+`" is inside "`+inner+`" and must be outside of it: `)
 			require.ErrorContains(t, err, reasons[outer])
 			require.NoError(t, wrapError(middleware.NewStack(step("mine"), step(outer), step("yours"), step(inner))))
 		}
@@ -158,7 +158,7 @@ func TestEveryWrongOrderOfTheStandardStepsIsRefused(t *testing.T) {
 	}
 }
 
-func TestStandardAdaptsToTheHandler(t *testing.T) {
+func TestStandard_adaptsToTheHandler(t *testing.T) {
 	wrong := bus.RetryPolicy{Jitter: 3}
 	_, err := middleware.Standard(middleware.Config{}).Wrap(bus.Handler{Retry: &wrong}, nil)
 	require.ErrorContains(t, err, `step "retry": bus: retry policy`)

@@ -8,29 +8,29 @@ import (
 	"github.com/leatbus/leat/bus"
 )
 
-// DefaultTimeout bounds one try of a handler.
+// DefaultTimeout is the default for the longest duration of one try.
 const DefaultTimeout = 30 * time.Second
 
-// Config is how the standard stack works. Its zero value does.
+// Config configures the standard stack. The zero value is the default.
 type Config struct {
-	// Store remembers what was handled. nil means one in memory, for this stack.
+	// Store records which messages were handled. nil means a store in memory, for this stack.
 	Store Store
-	// Dedup is how the dedup step uses it.
+	// Dedup configures the dedup step.
 	Dedup DedupConfig
-	// Retry is the policy of handlers that have none of their own.
+	// Retry is the retry policy of handlers that set none.
 	Retry bus.RetryPolicy
-	// Timeout bounds one try of handlers that have none of their own. 0 means [DefaultTimeout];
-	// a negative value means none.
+	// Timeout is the longest duration of one try, for handlers that set none. 0 means [DefaultTimeout]; a negative value
+	// means no limit.
 	Timeout time.Duration
-	// HoldNewer is how long a message waits whose version no handler of this process knows yet. 0 means
-	// [DefaultHoldNewer]; a negative value means that it is poisoned at once.
+	// HoldNewer is how long a message of a newer version than its handler takes waits for a newer version of the service. 0
+	// means [DefaultHoldNewer]; a negative value means that it is poisoned at once.
 	HoldNewer time.Duration
-	// Upcasters lift old versions for every handler that takes newer ones.
+	// Upcasters convert old versions of events, for every handler that takes newer ones.
 	Upcasters []Upcaster
 }
 
-// Standard returns the stack that services use: every step, in its order. A handler's own timeout, retry
-// policy and dedup mode take the place of the configured ones.
+// Standard returns the stack that services use, with all standard steps. A handler's own timeout, retry policy and dedup mode
+// replace those of cfg.
 func Standard(cfg Config) Stack {
 	if cfg.Store == nil {
 		cfg.Store = NewMemoryStore(0)
@@ -43,22 +43,22 @@ func Standard(cfg Config) Stack {
 	}
 	return NewStack(
 		Use(StepObserve, Observe()),
-		Step{StepPoison, cfg.poison},
+		Step{Name: StepPoison, Make: cfg.poison},
 		cfg.dedupStep(),
-		Step{StepRetry, cfg.retry},
+		Step{Name: StepRetry, Make: cfg.retry, Settings: cfg.retrySettings},
 		Use(StepRecover, Recover),
-		Step{StepTimeout, cfg.timeout},
-		Step{StepVersion, cfg.version},
+		Step{Name: StepTimeout, Make: cfg.timeout, Settings: cfg.timeoutSettings},
+		Step{Name: StepVersion, Make: cfg.version, Settings: cfg.versionSettings},
 	)
 }
 
-// dedupStep shares one middleware, and with it one circuit breaker, between the handlers.
+// dedupStep returns a step whose middleware all handlers share, and with it one circuit breaker for the store.
 func (c Config) dedupStep() Step {
 	if err := c.Dedup.Validate(); err != nil {
-		return Step{StepDedup, func(bus.Handler) (message.HandlerMiddleware, error) { return nil, err }}
+		return Step{Name: StepDedup, Make: func(bus.Handler) (message.HandlerMiddleware, error) { return nil, err }}
 	}
 	shared := Dedup(c.Store, c.Dedup)
-	return Step{StepDedup, func(h bus.Handler) (message.HandlerMiddleware, error) {
+	return Step{Name: StepDedup, Settings: c.dedupSettings, Make: func(h bus.Handler) (message.HandlerMiddleware, error) {
 		if h.Dedup == bus.DedupOff {
 			return nil, nil
 		}
@@ -88,15 +88,19 @@ func (c Config) retry(h bus.Handler) (message.HandlerMiddleware, error) {
 	return Retry(policy, h.RetryOn...), policy.Validate()
 }
 
-func (c Config) timeout(h bus.Handler) (message.HandlerMiddleware, error) {
-	d := c.Timeout
+// timeoutOf returns the time of one try of a handler, negative for no limit.
+func (c Config) timeoutOf(h bus.Handler) time.Duration {
 	if h.Timeout != 0 {
-		d = h.Timeout
+		return h.Timeout
 	}
-	if d < 0 {
-		return nil, nil
+	return c.Timeout
+}
+
+func (c Config) timeout(h bus.Handler) (message.HandlerMiddleware, error) {
+	if d := c.timeoutOf(h); d >= 0 {
+		return Timeout(d), nil
 	}
-	return Timeout(d), nil
+	return nil, nil
 }
 
 func (c Config) version(h bus.Handler) (message.HandlerMiddleware, error) {

@@ -20,20 +20,20 @@ import (
 
 // Each step by itself, without a bus around it.
 
-// returns is a handler that answers so.
+// returns returns a handler that answers so.
 func returns(err error) message.HandlerFunc {
 	return func(*message.Message) ([]*message.Message, error) {
 		return []*message.Message{message.NewMessage("produced", nil)}, err
 	}
 }
 
-func TestRecoverMakesAPanicAnError(t *testing.T) {
+func TestRecover_returnsAPanicAsError(t *testing.T) {
 	produced, err := middleware.Recover(func(*message.Message) ([]*message.Message, error) { panic(io.EOF) })(event("a"))
 	require.Nil(t, produced)
 	require.ErrorIs(t, err, io.EOF)
 	var p *bus.PanicError
 	require.ErrorAs(t, err, &p)
-	require.Contains(t, p.Stack(), "TestRecoverMakesAPanicAnError")
+	require.Contains(t, p.Stack(), "TestRecover_returnsAPanicAsError")
 
 	produced, err = middleware.Recover(returns(nil))(event("a"))
 	require.NoError(t, err)
@@ -42,7 +42,7 @@ func TestRecoverMakesAPanicAnError(t *testing.T) {
 	require.Equal(t, errHandler, err, "what is no panic is not touched")
 }
 
-func TestTimeoutBoundsOneTry(t *testing.T) {
+func TestTimeout_boundsOneTry(t *testing.T) {
 	call := func(msg *message.Message, fn func(context.Context) error) error {
 		_, err := middleware.Timeout(time.Minute)(func(msg *message.Message) ([]*message.Message, error) {
 			return nil, fn(msg.Context())
@@ -91,7 +91,7 @@ func TestTimeoutBoundsOneTry(t *testing.T) {
 	})
 }
 
-func TestObserveWithoutARecoverStepSeesPanics(t *testing.T) {
+func TestObserve_withoutRecoverSeesPanics(t *testing.T) {
 	var a audience
 	_, err := middleware.Observe(&a)(func(msg *message.Message) ([]*message.Message, error) {
 		require.Equal(t, 1, msg.Context().Value(audienceKey{}), "what Started returns is the handler's context")
@@ -102,7 +102,7 @@ func TestObserveWithoutARecoverStepSeesPanics(t *testing.T) {
 	require.ErrorContains(t, a.finished[0].Err, "boom")
 }
 
-func TestObserversEndInTheOppositeOrder(t *testing.T) {
+func TestObserve_endsInReverseOrder(t *testing.T) {
 	var order []string
 	_, err := middleware.Observe(orderly{"outer", &order}, orderly{"inner", &order})(returns(nil))(event("a"))
 	require.NoError(t, err)
@@ -141,7 +141,7 @@ func (o orderly) Finished(context.Context, *bus.Delivery, bus.Observation) {
 	*o.log = append(*o.log, o.name+" finished")
 }
 
-func TestPoisonLetsPassWhatHasNotFailedForGood(t *testing.T) {
+func TestPoison_passesTemporaryErrors(t *testing.T) {
 	var published publisher
 	step := middleware.Poison(middleware.PoisonConfig{Publisher: &published, Topic: "dead"})
 	for name, err := range map[string]error{
@@ -189,7 +189,7 @@ func (p *publisher) Publish(topic string, msgs ...*message.Message) error {
 
 func (p *publisher) Close() error { return nil }
 
-func TestPoisonPublishesToATopicWhereThereIsNoPoisonQueue(t *testing.T) {
+func TestPoison_publishesToATopic(t *testing.T) {
 	var published publisher
 	msg := event("a", "tenant", "acme")
 	msg.Payload = []byte("payload")
@@ -207,7 +207,7 @@ func TestPoisonPublishesToATopicWhereThereIsNoPoisonQueue(t *testing.T) {
 	require.Equal(t, errHandler, bus.DeliveryFrom(msg.Context()).Cause())
 }
 
-func TestPoisonAcksNothingThatIsNotSafe(t *testing.T) {
+func TestPoison_acksOnlyAfterConfirmation(t *testing.T) {
 	away := errors.New("away")
 	for name, cfg := range map[string]middleware.PoisonConfig{
 		"away":                              {Publisher: &publisher{err: away}, Topic: "dead"},
@@ -224,7 +224,7 @@ func TestPoisonAcksNothingThatIsNotSafe(t *testing.T) {
 	}
 }
 
-func TestPoisonOutlivesTheHandlersContext(t *testing.T) {
+func TestPoison_ignoresTheHandlersContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		published := publisher{check: func(ctx context.Context) {
 			require.NoError(t, ctx.Err())
@@ -244,7 +244,7 @@ func TestPoisonOutlivesTheHandlersContext(t *testing.T) {
 	})
 }
 
-func TestRetryByItself(t *testing.T) {
+func TestRetry_withoutOtherSteps(t *testing.T) {
 	policy := bus.RetryPolicy{Delays: []time.Duration{time.Millisecond, time.Second, time.Hour}, Jitter: -1}
 	run := func(d *bus.Delivery, fail func(n int) error) (n int, took time.Duration, err error) {
 		msg := event("a")
@@ -303,7 +303,7 @@ func TestRetryByItself(t *testing.T) {
 	})
 }
 
-func TestRetryDoesNotWaitForAMessageWhoseContextIsOver(t *testing.T) {
+func TestRetry_doesNotWaitAfterTheContextEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		msg := event("a")
 		ctx, cancel := context.WithCancel(t.Context())
@@ -322,7 +322,7 @@ func TestRetryDoesNotWaitForAMessageWhoseContextIsOver(t *testing.T) {
 	})
 }
 
-func TestLogSaysWhatWentWrongAndKeepsQuietOtherwise(t *testing.T) {
+func TestLog_levels(t *testing.T) {
 	for name, c := range map[string]struct {
 		o    bus.Observation
 		want []string

@@ -10,8 +10,8 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 )
 
-// Timeout cancels a try's context after d. The handler must watch it: one that does not keeps its
-// worker, and shows in the bus's health. A handler that succeeds too late has succeeded.
+// Timeout returns the step that cancels a try's context after d. The handler must watch the context: otherwise it keeps its
+// worker, and the bus's health reports it. A handler that returns nil after the timeout has succeeded.
 func Timeout(d time.Duration) message.HandlerMiddleware {
 	return func(next message.HandlerFunc) message.HandlerFunc {
 		return func(msg *message.Message) ([]*message.Message, error) {
@@ -33,14 +33,14 @@ func Timeout(d time.Duration) message.HandlerMiddleware {
 	}
 }
 
-// deadlineContext is context.WithDeadline for handlers that mostly never look: the timer and all
-// that belongs to it are made when somebody first asks for Done.
+// deadlineContext is a context with a deadline. Its timer is created by the first call of Done, because most handlers never
+// call it.
 type deadlineContext struct {
 	context.Context // the parent
 	deadline        time.Time
 
 	mu     sync.Mutex
-	real   context.Context // nil until it is needed
+	real   context.Context // nil before the first call of Done
 	cancel context.CancelFunc
 	ended  bool
 }
@@ -62,8 +62,8 @@ func (c *deadlineContext) Err() error {
 	return c.materialize().Err()
 }
 
-// Value answers for the real context where there is one, by which package context recognises it as
-// its own and needs no goroutine for its children.
+// Value calls the real context if there is one. By it package context recognizes a context of its own, whose children need no
+// goroutine.
 func (c *deadlineContext) Value(key any) any {
 	c.mu.Lock()
 	holder := c.Context
@@ -74,7 +74,7 @@ func (c *deadlineContext) Value(key any) any {
 	return holder.Value(key)
 }
 
-// materialize makes the real context. The caller holds c.mu.
+// materialize creates the real context. The caller holds c.mu.
 func (c *deadlineContext) materialize() context.Context {
 	if c.real == nil {
 		c.real, c.cancel = context.WithDeadline(c.Context, c.deadline)

@@ -12,15 +12,15 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// Upcaster lifts the payload of one event version to the next: a Message Translator.
+// An Upcaster converts the payload of one event version to a higher one. It is a Message Translator.
 type Upcaster struct {
 	From, To bus.Type
 	lift     func(bus.Codec, []byte) ([]byte, error)
 	err      error // what is wrong with it
 }
 
-// Upcast makes an upcaster of a plain function. Chains are followed: with v1 → v2 and v2 → v3, a
-// handler of v3 gets v1 too. The step from Old to New must go up, and may skip versions.
+// Upcast returns an upcaster that calls a function. Upcasters form chains: with v1 → v2 and v2 → v3, a handler of v3 also gets
+// v1. New must have a higher version of the same event than Old; versions may be skipped.
 func Upcast[Old, New bus.Event](up func(Old) New) Upcaster {
 	from, fromErr := bus.TypeOf[Old]()
 	to, toErr := bus.TypeOf[New]()
@@ -41,11 +41,14 @@ func Upcast[Old, New bus.Event](up func(Old) New) Upcaster {
 // DefaultHoldNewer is how long a message of a newer version waits for a newer version of the service.
 const DefaultHoldNewer = time.Hour
 
-// Version lifts payloads of older versions to one of the types that the handler takes. A message of a newer
-// version is redelivered every 30 s at no cost, and poisoned when it has waited for holdNewer: a rolling deploy
-// publishes new versions before every consumer knows them. With a holdNewer that is not positive it is poisoned at once.
-// Everything else is left alone. It is an error if an upcaster and a type of the handler take the same
-// version, if two upcasters begin at one version, and if a chain ends before it reaches the handler.
+// Version returns the step that converts payloads of older versions to a type that the handler takes.
+//
+// A message of a newer version is redelivered every 30 s, which does not count, and poisoned after holdNewer: in a rolling
+// deploy, new versions are published before every consumer takes them. If holdNewer is not positive, it is poisoned at once.
+// Messages of other events pass through.
+//
+// Wrap returns an error if an upcaster and the handler take the same version, if two upcasters have the same version as input,
+// or if a chain of upcasters ends before it reaches a type of the handler.
 func Version(types []bus.Type, holdNewer time.Duration, upcasters ...Upcaster) (message.HandlerMiddleware, error) {
 	chains, err := upcastChains(types, upcasters)
 	if err != nil || len(types) == 0 {
@@ -85,7 +88,7 @@ func awaitNewer(limit time.Duration, next message.HandlerFunc) message.HandlerFu
 	}
 }
 
-// lifted shows the handler a newer message, and leaves the old one as it was.
+// lifted calls the handler with a converted copy of the message, and leaves the message as it is.
 func lifted(codec bus.Codec, chain []Upcaster, msg *message.Message, next message.HandlerFunc) ([]*message.Message, error) {
 	payload := []byte(msg.Payload)
 	for _, u := range chain {
@@ -110,7 +113,7 @@ func lifted(codec bus.Codec, chain []Upcaster, msg *message.Message, next messag
 	return next(msg)
 }
 
-// upcastChains returns, for each version that must be lifted, the upcasters that lead to a type of the handler.
+// upcastChains returns, for each version that must be converted, the chain of upcasters to a type of the handler.
 func upcastChains(types []bus.Type, upcasters []Upcaster) (map[bus.Type][]Upcaster, error) {
 	from := make(map[bus.Type]Upcaster)
 	for _, u := range upcasters {
@@ -139,8 +142,8 @@ func upcastChains(types []bus.Type, upcasters []Upcaster) (map[bus.Type][]Upcast
 	return chains, nil
 }
 
-// upcastChain follows the upcasters from one version to a type that the handler takes. Versions
-// above all that it takes are not its business.
+// upcastChain returns the chain of upcasters from one version to a type that the handler takes. It returns no chain for
+// versions above all that the handler takes.
 func upcastChain(start bus.Type, types []bus.Type, from map[bus.Type]Upcaster) (chain []Upcaster, err error) {
 	for at := start; ; {
 		u, ok := from[at]

@@ -34,7 +34,7 @@ func v1to3() middleware.Upcaster {
 	return middleware.Upcast(func(old placedV1) placedV3 { return placedV3{OrderID: old.OrderID, Currency: "direct"} })
 }
 
-func TestUpcastersThatCantWorkAreRefusedAtStart(t *testing.T) {
+func TestVersion_rejectsInvalidUpcasters(t *testing.T) {
 	down := middleware.Upcast(func(placedV2) placedV1 { return placedV1{} })
 	level := middleware.Upcast(func(old placedV2) placedV2 { return old })
 	other := middleware.Upcast(func(placedV1) unrelated { return unrelated{} })
@@ -73,7 +73,7 @@ type nameless struct{}
 
 func (nameless) EventType() (string, int) { return "", 1 }
 
-func TestUpcastersThatAreNotForAHandlerAreNotItsBusiness(t *testing.T) {
+func TestVersion_ignoresOtherHandlersUpcasters(t *testing.T) {
 	for name, types := range map[string][]bus.Type{
 		"another event":          {{Name: "order.paid", Version: 1}},
 		"a handler of v1, below": {placed(1)},
@@ -92,7 +92,7 @@ func TestUpcastersThatAreNotForAHandlerAreNotItsBusiness(t *testing.T) {
 	}
 }
 
-// versions is a service with a handler of v3, and what it got.
+// versions returns a service with a handler of v3, and what it got.
 func versions(t *testing.T, upcasters ...middleware.Upcaster) (s *service, got *[]placedV3) {
 	t.Helper()
 	got = new([]placedV3)
@@ -103,7 +103,7 @@ func versions(t *testing.T, upcasters ...middleware.Upcaster) (s *service, got *
 	}, handlers.Concurrency(1))), got
 }
 
-func TestOldVersionsAreLiftedStepByStep(t *testing.T) {
+func TestVersion_convertsStepByStep(t *testing.T) {
 	s, got := versions(t, v2to3(), v1to2())
 	for _, e := range []bus.Event{placedV1{OrderID: "a", Total: 1.25}, placedV2{OrderID: "b", Cents: 7}, placedV3{OrderID: "c", Cents: 8, Currency: "SEK"}} {
 		require.NoError(t, s.bus.Publish(t.Context(), e))
@@ -112,7 +112,7 @@ func TestOldVersionsAreLiftedStepByStep(t *testing.T) {
 	require.Equal(t, []placedV3{{"a", 125, "EUR"}, {"b", 7, "EUR"}, {"c", 8, "SEK"}}, *got)
 }
 
-func TestAnUpcasterMaySkipVersions(t *testing.T) {
+func TestVersion_upcasterMaySkipVersions(t *testing.T) {
 	s, got := versions(t, v1to3(), v2to3())
 	require.NoError(t, s.bus.Publish(t.Context(), placedV1{OrderID: "a"}))
 	require.NoError(t, s.bus.Publish(t.Context(), placedV2{OrderID: "b"}))
@@ -120,7 +120,7 @@ func TestAnUpcasterMaySkipVersions(t *testing.T) {
 	require.Equal(t, []placedV3{{"a", 0, "direct"}, {"b", 0, "EUR"}}, *got)
 }
 
-func TestAForeignMessageIsLiftedByTheVersionInItsBody(t *testing.T) {
+func TestVersion_readsForeignVersionsFromTheBody(t *testing.T) {
 	s, got := versions(t, v1to2(), v2to3())
 	require.NoError(t, s.bus.PublishMessages(t.Context(),
 		&message.Message{UUID: "w-1", Payload: []byte(`{"order_id":"a","total":2}`), Metadata: message.Metadata{driver.HeaderType: "order.placed"}},
@@ -130,7 +130,7 @@ func TestAForeignMessageIsLiftedByTheVersionInItsBody(t *testing.T) {
 	require.Equal(t, []placedV3{{"a", 200, "EUR"}, {"b", 3, "EUR"}}, *got)
 }
 
-func TestWhatCantBeLiftedIsPermanent(t *testing.T) {
+func TestVersion_conversionErrorIsPermanent(t *testing.T) {
 	s, got := versions(t, v1to2(), v2to3())
 	for id, c := range map[string][2]string{
 		"broken": {"order.placed.v1", `{"total":"many"}`},
@@ -148,7 +148,7 @@ func TestWhatCantBeLiftedIsPermanent(t *testing.T) {
 	require.Contains(t, reasons["broken"], "lift order.placed.v1 to order.placed.v2: decode order.placed.v1: json: cannot unmarshal")
 }
 
-func TestLiftingShowsTheHandlerANewMessageAndLeavesTheOldOne(t *testing.T) {
+func TestVersion_convertsACopy(t *testing.T) {
 	m, err := middleware.Version([]bus.Type{placed(2)}, 0, v1to2())
 	require.NoError(t, err)
 	for _, typed := range []bool{true, false} {

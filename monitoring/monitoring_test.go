@@ -11,7 +11,6 @@ import (
 
 	"github.com/prometheus/prometheus/promql/parser"
 	"github.com/stretchr/testify/require"
-	"go.yaml.in/yaml/v3"
 )
 
 var update = flag.Bool("update", false, "write dashboard.json")
@@ -62,28 +61,15 @@ func names(t *testing.T, metrics []Metric, expr string) (found []string) {
 }
 
 func TestAlerts_askForMetricsOfTheTable(t *testing.T) {
-	text, err := os.ReadFile("alerts.yaml")
-	require.NoError(t, err)
-	var rules struct {
-		Groups []struct {
-			Rules []struct {
-				Alert, Expr, For    string
-				Labels, Annotations map[string]string
-			}
-		}
-	}
-	require.NoError(t, yaml.Unmarshal(text, &rules))
 	metrics := table(t)
 	seen := make(map[string]bool)
-	for _, group := range rules.Groups {
-		for _, rule := range group.Rules {
-			require.False(t, seen[rule.Alert], "%s is there twice", rule.Alert)
-			seen[rule.Alert] = true
-			names(t, metrics, rule.Expr)
-			require.NotEmpty(t, rule.Labels["severity"], rule.Alert)
-			require.NotEmpty(t, rule.Annotations["summary"], rule.Alert)
-			require.NotEmpty(t, rule.Annotations["fix"], rule.Alert)
-		}
+	for _, rule := range readRules(t) {
+		require.False(t, seen[rule.Alert], "%s is there twice", rule.Alert)
+		seen[rule.Alert] = true
+		names(t, metrics, rule.Expr)
+		require.NotEmpty(t, rule.Labels["severity"], rule.Alert)
+		require.NotEmpty(t, rule.Annotations["summary"], rule.Alert)
+		require.NotEmpty(t, rule.Annotations["fix"], rule.Alert)
 	}
 	require.GreaterOrEqual(t, len(seen), 14)
 }
@@ -99,23 +85,27 @@ func TestDashboard_isMadeOfTheTableAndShowsAllOfIt(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, string(want), string(have), "go test -update writes it anew")
 
-	var board struct {
-		Panels []struct {
-			Title   string
-			Targets []struct{ Expr string }
-		}
-	}
-	require.NoError(t, json.Unmarshal(have, &board))
 	var shown []string
-	for _, p := range board.Panels {
-		for _, target := range p.Targets {
-			expr := strings.NewReplacer("$__rate_interval", "5m", "$job", ".*", "$group", ".*").Replace(target.Expr)
-			shown = append(shown, names(t, metrics, expr)...)
-		}
+	for _, expr := range dashboardExprs(t) {
+		shown = append(shown, names(t, metrics, expr)...)
 	}
 	for _, m := range metrics {
 		if !strings.HasPrefix(m.Name, "messaging_") {
 			require.Contains(t, shown, m.Name)
 		}
 	}
+}
+
+type shownPanel struct {
+	Title   string
+	Targets []struct{ Expr string }
+}
+
+func readDashboard(t *testing.T) []shownPanel {
+	t.Helper()
+	text, err := os.ReadFile("dashboard.json")
+	require.NoError(t, err)
+	var board struct{ Panels []shownPanel }
+	require.NoError(t, json.Unmarshal(text, &board))
+	return board.Panels
 }

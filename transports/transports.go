@@ -19,14 +19,14 @@ import (
 	"github.com/leatbus/leat/transports/sql"
 )
 
-// Opener opens a transport from its URL. It blocks until the message system has answered or ctx is
-// done. Its errors must not contain the URL's password.
+// An Opener opens a transport for a URL. It blocks until the message system has answered or ctx is done. Its errors must not
+// contain the URL's password.
 type Opener func(ctx context.Context, u *url.URL) (driver.Transport, error)
 
-// Mux finds the opener for a URL by its scheme. It must not be changed while it is in use.
+// A Mux finds the opener for a URL by its scheme. It must not be changed while it is in use.
 type Mux struct{ openers map[string]Opener }
 
-// Default returns a new mux with every transport that needs no module of its own.
+// Default returns a new mux with all transports of this module.
 func Default() *Mux {
 	m := &Mux{openers: make(map[string]Opener)}
 	m.Register(memory.Open, memory.Scheme)
@@ -48,7 +48,8 @@ func (m *Mux) Schemes() []string { return slices.Sorted(maps.Keys(m.openers)) }
 // openNotice is how long a message system may take to answer before the log says so.
 const openNotice = 2 * time.Second
 
-// Open opens the transport that the URL names. See [Opener].
+// Open opens the transport for a URL. It blocks, and returns errors, as [Opener] does. It returns an error that lists the
+// registered schemes if the URL's scheme is not one of them.
 func (m *Mux) Open(ctx context.Context, rawURL string) (driver.Transport, error) {
 	u, err := parse(strings.TrimSpace(rawURL))
 	if err != nil {
@@ -69,7 +70,7 @@ func (m *Mux) Open(ctx context.Context, rawURL string) (driver.Transport, error)
 	return t, nil
 }
 
-// parse reads the URL, and does not repeat it in its errors.
+// parse parses a URL. Its errors do not contain the URL, which may have a password.
 func parse(rawURL string) (*url.URL, error) {
 	u, err := urlopt.Parse(rawURL)
 	switch {
@@ -89,13 +90,13 @@ func isPort(opaque string) bool {
 	return err == nil
 }
 
-// schemeOfPort returns what most probably listens on a port.
+// schemeOfPort returns the scheme of the message system that usually listens on a port.
 func schemeOfPort(opaque string) string {
 	port, _, _ := strings.Cut(opaque, "/")
 	return cmp.Or(map[string]string{"5432": "postgres", "3306": "mysql", "5671": "amqps"}[port], "amqp")
 }
 
-// otherName returns the scheme that people mean by another name, "" if there is none.
+// otherName returns the scheme that another common name stands for, "" if there is none.
 func otherName(scheme string) string {
 	return map[string]string{
 		"rabbit": "amqp", "rabbitmq": "amqp", "pg": "postgres", "pgx": "postgres", "psql": "postgres",

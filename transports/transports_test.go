@@ -22,20 +22,20 @@ import (
 
 func TestMain(m *testing.M) { testenv.Main(m) }
 
-func TestTheSchemeFindsTheTransport(t *testing.T) {
+func TestOpen_findsTheTransportByScheme(t *testing.T) {
 	transport, err := transports.Open(t.Context(), "memory://?queue=7")
 	require.NoError(t, err)
 	require.IsType(t, &memory.Transport{}, transport)
 	require.NoError(t, transport.Close(t.Context()))
 }
 
-func TestWhiteSpaceAroundAURLIsNoPartOfIt(t *testing.T) {
+func TestOpen_trimsWhiteSpace(t *testing.T) {
 	transport, err := transports.Open(t.Context(), " memory://\n")
 	require.NoError(t, err)
 	require.NoError(t, transport.Close(t.Context()))
 }
 
-func TestWaitingForAMessageSystemShowsInTheLog(t *testing.T) {
+func TestOpen_logsThatItWaits(t *testing.T) {
 	var text bytes.Buffer
 	before := slog.Default()
 	defer slog.SetDefault(before)
@@ -57,7 +57,7 @@ func TestWaitingForAMessageSystemShowsInTheLog(t *testing.T) {
 	require.Contains(t, text.String(), "url=pigeon://roof\n")
 }
 
-func TestMistakesInTheURLAreClearAndShowNoPassword(t *testing.T) {
+func TestOpen_errorsHaveNoPassword(t *testing.T) {
 	for rawURL, want := range map[string]string{
 		"memroy://":                    "Did you mean memory://?",
 		"kafka://localhost":            `no transport for "kafka://"; there are amqp, amqps, mariadb, memory,`,
@@ -93,7 +93,7 @@ func TestOpen_linksNoSQLite(t *testing.T) {
 	require.NotContains(t, string(deps), "modernc.org/")
 }
 
-func TestAMuxTakesTransportsOfOthers(t *testing.T) {
+func TestMux_acceptsOtherTransports(t *testing.T) {
 	mux := transports.Default()
 	broken := errors.New("not today")
 	mux.Register(func(context.Context, *url.URL) (driver.Transport, error) { return nil, broken }, "pigeon")

@@ -1,5 +1,5 @@
-// Package compare measures leat against its peers, against the same PostgreSQL in the same run. It is
-// a module of its own, so that nobody else needs the peers.
+// Package compare benchmarks leat and similar libraries with the same PostgreSQL in the same run. It is
+// a separate module, so that leat does not depend on the others.
 //
 //	go run ./internal/testservices -services postgres -- go -C bench/compare test -run '^$' -bench .
 package compare

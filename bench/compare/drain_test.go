@@ -28,10 +28,10 @@ import (
 	"github.com/leatbus/leat/transports/sql"
 )
 
-// waiting is how many messages wait when the drain begins.
+// waiting is the number of messages when the drain begins.
 const waiting = 100_000
 
-// BenchmarkDrain is how quickly a trivial handler works off what waits: leat with its full standard
+// BenchmarkDrain measures how fast a trivial handler consumes a backlog: leat with its full standard
 // stack and a concurrency of 100; River with 2000 workers and the settings of its own benchmark;
 // watermill-sql, which has no stack, in batches of 100.
 func BenchmarkDrain(b *testing.B) {
@@ -49,7 +49,7 @@ func BenchmarkDrain(b *testing.B) {
 	b.ReportMetric(0, "ns/op")
 }
 
-// rate is messages in a second. A peer answers what begins the drain and waits for its end.
+// rate returns the messages per second. A peer returns a function that starts the drain and waits for its end.
 func rate(b *testing.B, peer func(*testing.B, world) (drain func())) float64 {
 	w := newWorld(b)
 	defer w.close()
@@ -61,7 +61,7 @@ func rate(b *testing.B, peer func(*testing.B, world) (drain func())) float64 {
 	return waiting / time.Since(began).Seconds()
 }
 
-// world is a PostgreSQL schema of one measurement's own.
+// world is a PostgreSQL schema for one measurement.
 type world struct {
 	url, schema string
 	pool        *pgxpool.Pool
@@ -111,7 +111,7 @@ func newMessages(b *testing.B, n int) []*message.Message {
 	return msgs
 }
 
-// counter is done after so many.
+// counter is done after a number of messages.
 type counter struct {
 	n    atomic.Int64
 	done chan struct{}

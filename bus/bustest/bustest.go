@@ -18,23 +18,21 @@ import (
 	"github.com/leatbus/leat/transports/memory"
 )
 
-// Config changes the bus under test. Its zero value is what services run: the standard stack.
+// Config configures the bus under test. The zero value uses the standard stack.
 type Config struct {
 	// Stack is the stack in place of the standard one.
 	Stack *middleware.Stack
-	// Middleware is the standard stack's configuration, where Stack is nil. HoldNewer is off unless it is set: a
-	// test has no newer version of the service to wait for.
+	// Middleware configures the standard stack if Stack is nil. If HoldNewer is 0, it is off, because a test has no newer
+	// version of the service to wait for.
 	Middleware middleware.Config
-	// Bus is the bus's configuration; its Stack is not used. Its Service is "test" unless set, and it
-	// has no circuit breaker unless that is set: a test that lets everything fail wants to see the end
-	// of it.
+	// Bus configures the bus; its Stack is not used. Service defaults to "test". Breaker defaults to none, so that a test in
+	// which everything fails reaches the poison queue.
 	Bus bus.Config
 	// Patience is how long WaitIdle waits, in real time only; 0 means 30 s.
 	Patience time.Duration
 }
 
-// Harness is a running bus and its story. Its methods may be called concurrently, and fail the test
-// by themselves.
+// A Harness runs a bus and records what happens on it. Its methods may be called concurrently. They fail the test on errors.
 type Harness struct {
 	t         testing.TB
 	bus       *bus.Bus
@@ -70,7 +68,7 @@ func NewWith(t testing.TB, cfg Config, handlers ...bus.Handler) *Harness {
 		cfg.Bus.Breaker = bus.NoBreaker()
 	}
 	if cfg.Bus.Logger == nil {
-		cfg.Bus.Logger = slog.New(slog.DiscardHandler) // the story tells it better
+		cfg.Bus.Logger = slog.New(slog.DiscardHandler) // failed checks print the story
 	}
 	cfg.Bus.Stack = instrumented{cfg.stack(), h.failures}
 	cfg.Bus.Observers = append(cfg.Bus.Observers, h.story)
@@ -87,7 +85,7 @@ func NewWith(t testing.TB, cfg Config, handlers ...bus.Handler) *Harness {
 		h.must(b.Close(context.Background()))
 		h.must(<-ended)
 		if left := h.failures.left(); left != "" && !t.Failed() {
-			t.Errorf("bustest: these failures were asked for and never came: %s", left)
+			t.Errorf("bustest: FailNext was called for failures that did not happen: %s", left)
 		}
 	})
 	select {
@@ -125,12 +123,13 @@ func (h *Harness) Publish(e bus.Event, opts ...bus.PublishOption) {
 	h.must(h.bus.Publish(context.Background(), e, opts...))
 }
 
-// WaitIdle waits until every message has been handled, acked or poisoned: the whole cascade.
+// WaitIdle blocks until every message has been handled, acked or poisoned, also those that handlers publish. It fails the test
+// after [Config].Patience.
 func (h *Harness) WaitIdle() {
 	h.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	if !inBubble() { // in a bubble, patience would pass in no time
+	if !inBubble() { // virtual time would make the patience pass at once
 		ctx, cancel = context.WithTimeout(ctx, h.patience)
 		defer cancel()
 	}
@@ -143,18 +142,18 @@ func (h *Harness) WaitIdle() {
 	}
 }
 
-// inBubble reports whether time is testing/synctest's, which begins in the year 2000.
+// inBubble reports whether the time is virtual: that of testing/synctest begins in the year 2000.
 func inBubble() bool { return time.Now().Before(time.Date(2010, 1, 1, 0, 0, 0, 0, time.UTC)) }
 
-// FailNext makes the next try of a handler fail with err, in place of calling it. Calls add up. The
-// test fails if a failure is left over at its end.
+// FailNext makes the next try of a handler fail with err; the handler's function is not called. Several calls make several
+// tries fail, in order. The test fails if a failure is left over at its end.
 func (h *Harness) FailNext(handler string, err error) {
 	h.t.Helper()
 	h.mustKnow(handler)
 	h.failures.add(handler, err)
 }
 
-// mustKnow fails the test for a handler that is not there: a misspelt name would prove nothing.
+// mustKnow fails the test if there is no such handler: a check with a misspelt name would always pass.
 func (h *Harness) mustKnow(handler string) {
 	h.t.Helper()
 	var names []string
@@ -166,8 +165,7 @@ func (h *Harness) mustKnow(handler string) {
 	}
 }
 
-// Duplicate publishes every message of T's type once again, under the same id, as a producer does that
-// did not see its confirmation.
+// Duplicate publishes every message of T's type again under the same id, as a producer does that got no confirmation.
 func Duplicate[T bus.Event](h *Harness) {
 	h.t.Helper()
 	for _, msg := range again[T](h) {
@@ -175,7 +173,7 @@ func Duplicate[T bus.Event](h *Harness) {
 	}
 }
 
-// Redeliver hands every message of T's type to one handler once again, as a broker does that lost its ack.
+// Redeliver delivers every message of T's type to one handler again, as a broker does that lost its ack.
 func Redeliver[T bus.Event](h *Harness, handler string) {
 	h.t.Helper()
 	h.mustKnow(handler)
@@ -184,7 +182,7 @@ func Redeliver[T bus.Event](h *Harness, handler string) {
 	}
 }
 
-// again returns the messages of T's type to be sent again, each once. None at all would prove nothing.
+// again returns the published messages of T's type, each once. It fails the test if there is none.
 func again[T bus.Event](h *Harness) []*message.Message {
 	h.t.Helper()
 	msgs := h.story.distinct(typeOf[T](h))
@@ -198,7 +196,7 @@ func clone(msg *message.Message) *message.Message {
 	return &message.Message{UUID: msg.UUID, Payload: msg.Payload, Metadata: maps.Clone(msg.Metadata)}
 }
 
-// RequireHandled fails the test unless the handler succeeded exactly n times.
+// RequireHandled fails the test unless the handler has succeeded exactly n times.
 func (h *Harness) RequireHandled(handler string, n int) {
 	h.t.Helper()
 	h.requireOutcome(handler, bus.Handled, n)
@@ -210,8 +208,8 @@ func (h *Harness) RequireDuplicates(handler string, n int) {
 	h.requireOutcome(handler, bus.Duplicate, n)
 }
 
-// RequirePoisoned fails the test unless exactly n deliveries to the handler were poisoned so far, and
-// returns what is in its poison queue now, up to n messages.
+// RequirePoisoned fails the test unless exactly n deliveries to the handler were poisoned so far. It returns up to n messages
+// that are in the handler's poison queue now.
 func (h *Harness) RequirePoisoned(handler string, n int) []bus.PoisonedMessage {
 	h.t.Helper()
 	h.requireOutcome(handler, bus.Poisoned, n)
@@ -240,8 +238,7 @@ func Published[T bus.Event](h *Harness) []T {
 	return events
 }
 
-// RequirePublished returns the first published event that matches, and fails the test where there
-// is none.
+// RequirePublished returns the first published event that matches. It fails the test if there is none.
 func RequirePublished[T bus.Event](h *Harness, match func(T) bool) T {
 	h.t.Helper()
 	events := Published[T](h)
@@ -261,7 +258,7 @@ func typeOf[T bus.Event](h *Harness) string {
 	return t.String()
 }
 
-// instrumented is a stack whose handlers can be made to fail.
+// instrumented is a stack that makes tries fail for FailNext.
 type instrumented struct {
 	bus.Stack
 	failures *failures

@@ -32,7 +32,7 @@ func sendReceipt(_ context.Context, e OrderPaid) (ReceiptSent, error) {
 
 func archive(context.Context, ReceiptSent) error { return nil }
 
-func TestTheWholeCascadeIsWaitedFor(t *testing.T) {
+func TestBus_waitsForTheWholeCascade(t *testing.T) {
 	h := bustest.New(t, handlers.Reply("send-receipt", sendReceipt), handlers.Func("archive", archive))
 	for i := range 50 {
 		h.Publish(OrderPaid{OrderID: fmt.Sprint(i)})
@@ -44,7 +44,7 @@ func TestTheWholeCascadeIsWaitedFor(t *testing.T) {
 	bustest.RequirePublished(h, func(e ReceiptSent) bool { return e.OrderID == "42" })
 }
 
-func TestRetriesAndRedeliveriesPassInNoTimeUnderSynctest(t *testing.T) {
+func TestBus_retriesTakeNoRealTimeInSynctest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := bustest.New(t, handlers.Func("archive", archive))
 		began := time.Now()
@@ -111,7 +111,7 @@ func TestParkedMessages(t *testing.T) {
 	})
 }
 
-func TestDuplicatesAndRedeliveries(t *testing.T) {
+func TestBus_deliversDuplicatesAndRedeliveries(t *testing.T) {
 	h := bustest.New(t, handlers.Func("archive", archive))
 	h.Publish(ReceiptSent{OrderID: "42"})
 	h.WaitIdle()
@@ -138,7 +138,7 @@ func (r *recorder) Fatalf(f string, a ...any) {
 	panic(r)
 }
 
-func TestAMisspeltHandlerProvesNothing(t *testing.T) {
+func TestRequire_unknownHandlerFails(t *testing.T) {
 	r := &recorder{TB: t}
 	h := bustest.New(r, handlers.Func("archive", archive))
 	defer func() { require.NoError(t, h.Bus().Close(context.Background())) }()
@@ -154,7 +154,7 @@ func TestAMisspeltHandlerProvesNothing(t *testing.T) {
 	require.Contains(t, r.failure, "no receipt.sent.v1 was published")
 }
 
-func TestAFailedRequirementTellsTheStory(t *testing.T) {
+func TestRequire_failureListsDeliveries(t *testing.T) {
 	r := &recorder{TB: t}
 	h := bustest.New(r, handlers.Func("archive", func(context.Context, ReceiptSent) error { return bus.Permanent(errors.New("disk full")) }))
 	defer func() { require.NoError(t, h.Bus().Close(context.Background())) }()

@@ -1,5 +1,5 @@
-// Package bustest is for the tests of services: a bus on the memory transport with the standard stack,
-// and questions about what happened on it.
+// Package bustest tests services: it runs a bus on the memory transport with the standard stack, and checks what happened to
+// the messages.
 //
 //	h := bustest.New(t, handlers.Func("send-receipt", SendReceipt))
 //	h.Publish(OrderPaid{OrderID: "42"})
@@ -7,9 +7,9 @@
 //	h.RequireHandled("send-receipt", 1)
 //	bustest.RequirePublished(h, func(e ReceiptSent) bool { return e.OrderID == "42" })
 //
-// WaitIdle waits for the whole cascade: what handlers publish, retries and redeliveries included. It
-// never sleeps. Inside testing/synctest delays pass in no time, so a test can see a message through
-// all its tries to the poison queue.
+// WaitIdle waits until all messages are handled, also those that handlers publish, with all retries and redeliveries. It does
+// not poll. Inside testing/synctest delays take no real time, so a test can follow a message through all its tries to the
+// poison queue.
 //
-// A requirement that fails prints what happened to the messages.
+// A check that fails prints what happened to every message.
 package bustest

@@ -7,7 +7,7 @@ import (
 	"sync"
 )
 
-// failures are the tries that are to fail, by handler.
+// failures has the errors with which the next tries fail, by handler.
 type failures struct {
 	mu   sync.Mutex
 	errs map[string][]error
@@ -33,7 +33,7 @@ func (f *failures) next(handler string) error {
 	return queue[0]
 }
 
-// left says which failures have not come yet.
+// left returns a text that counts the failures that have not happened, "" if there is none.
 func (f *failures) left() string {
 	f.mu.Lock()
 	defer f.mu.Unlock()

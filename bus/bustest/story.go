@@ -12,7 +12,7 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// story is all that happened, as an observer saw it.
+// story is an observer that records what happened to all messages.
 type story struct {
 	mu        sync.Mutex
 	published []*message.Message
@@ -56,7 +56,7 @@ func (s *story) messages(topic string) (found []*message.Message) {
 	return found
 }
 
-// distinct returns the messages of a topic, those that were published again only once.
+// distinct returns the messages of a topic, each once even if it was published again.
 func (s *story) distinct(topic string) (found []*message.Message) {
 	seen := make(map[string]bool)
 	for _, msg := range s.messages(topic) {
@@ -79,7 +79,7 @@ func (s *story) outcomes(group string, want bus.Outcome) (n int) {
 	return n
 }
 
-// String tells, for each message, what became of it.
+// String returns a text that says what happened to each message.
 func (s *story) String() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -88,21 +88,21 @@ func (s *story) String() string {
 	if len(s.published) == 0 {
 		b.WriteString("  nothing was published\n")
 	}
-	told := make(map[string]bool)
+	shown := make(map[string]bool)
 	for _, msg := range s.published {
 		id := driver.MessageID(msg)
 		fmt.Fprintf(&b, "  %s %s %s\n", driver.TopicOf(msg), id, driver.OneLine(string(msg.Payload), 120))
-		if told[id] {
+		if shown[id] {
 			b.WriteString("    published again; see above\n")
 			continue
 		}
-		told[id] = true
-		s.tell(&b, id)
+		shown[id] = true
+		s.describe(&b, id)
 	}
 	return b.String()
 }
 
-func (s *story) tell(b *strings.Builder, id string) {
+func (s *story) describe(b *strings.Builder, id string) {
 	n := 0
 	for _, e := range s.ends {
 		if e.id != id {

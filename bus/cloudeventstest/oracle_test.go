@@ -29,7 +29,7 @@ type sample struct {
 	data    []byte // the payload
 }
 
-// text is the event on the wire, with its members in a random order.
+// text returns the event on the wire, with its members in a random order.
 func (s sample) text(r *rand.Rand) []byte {
 	names := slices.Sorted(maps.Keys(s.members))
 	r.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] })
@@ -71,7 +71,7 @@ const (
 
 func text(r *rand.Rand) string { return "x" + word(r, anyone, 20) }
 
-// value is any JSON.
+// value returns any JSON.
 func value(r *rand.Rand, depth int) any {
 	switch n := r.IntN(7); {
 	case n == 0:
@@ -203,7 +203,7 @@ func compact(data []byte) []byte {
 	return b.Bytes()
 }
 
-func TestBothReadValidEventsAlike(t *testing.T) {
+func TestOracle_bothReadValidEventsAlike(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 1))
 	for range generated {
 		s := valid(r)
@@ -225,7 +225,7 @@ func TestBothReadValidEventsAlike(t *testing.T) {
 	}
 }
 
-func TestLeatReadsWhatTheSDKWrites(t *testing.T) {
+func TestOracle_leatReadsTheSDKsEvents(t *testing.T) {
 	r := rand.New(rand.NewPCG(2, 2))
 	for range generated {
 		e := sdk.New()
@@ -292,7 +292,7 @@ var flaws = []struct {
 	}},
 }
 
-func TestLeatRefusesWhatTheSpecificationForbids(t *testing.T) {
+func TestOracle_leatRejectsForbiddenEvents(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 3))
 	took := make(map[string]int)
 	for i := range generated {

@@ -14,35 +14,34 @@ import (
 // Limits of texts about errors that travel in headers, in bytes.
 const (
 	MaxErrorBytes = 1024
-	MaxClassBytes = 256 // of a class of errors
+	MaxClassBytes = 256 // an error class
 
 	maxChainText = 512
-	maxTextClass = 80 // a class of errors that is a text; it is a column of a table
-	maxLinkText  = 64 // the text of an error in a chain
+	maxTextClass = 80 // an error class made of a text; it is shown in a table's column
+	maxLinkText  = 64 // the text of one error in a chain
 )
 
-// OneLine folds every run of white space and control characters to one space, repairs UTF-8 and
-// cuts the text at limit bytes, so that it fits a header and a log line.
+// OneLine replaces every run of white space and control characters by one space and every invalid UTF-8 sequence by U+FFFD,
+// and truncates the text to limit bytes, so that it fits a header and a log line. It may be called concurrently.
 func OneLine(text string, limit int) string {
-	cut := len(text) > 4*limit // fold no more than could be kept
-	if cut {
+	truncated := len(text) > 4*limit // don't process what is certainly truncated
+	if truncated {
 		text = text[:4*limit]
 	}
 	text = strings.Join(strings.FieldsFunc(strings.ToValidUTF8(text, "�"), func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }), " ")
-	if len(text) <= limit && !cut {
+	if len(text) <= limit && !truncated {
 		return text
 	}
 	text = text[:min(len(text), limit-len("…"))]
 	return strings.ToValidUTF8(text, "") + "…"
 }
 
-// errorText returns an error's text. Unlike its method Error it does not panic for a nil pointer that was returned
-// as an error.
+// errorText returns the text of an error. Unlike the method Error it does not panic for a nil pointer in the interface.
 func errorText(err error) string { return fmt.Sprint(err) }
 
-// ErrorClass returns what people group failures by: the error's type as [ErrorType] returns it, or, if that says no more
-// than that the error is a text, the text of the innermost error. A word of the text that has a digit in it, such as an
-// id, is replaced by #, so that errors that differ only in their ids are of one class.
+// ErrorClass returns a class by which failures can be grouped: the error's type as [ErrorType] returns it or, if all errors of
+// the chain are plain text such as those of errors.New, the text of the innermost error. Each word of the text that contains a
+// digit is replaced by #, so that errors that differ only in ids have the same class.
 func ErrorClass(err error) string {
 	t, text := errorType(err)
 	if text == "" {
@@ -51,15 +50,15 @@ func ErrorClass(err error) string {
 	return foldIDs(OneLine(text, maxTextClass))
 }
 
-// ErrorType returns the Go type of the innermost error that is more than text, which leat's own wrappers and those of
-// the packages errors and fmt are not. If there is none, it returns the innermost error's. A panic's type names its
-// value's type.
+// ErrorType returns the Go type of the innermost error that is more than plain text: errors of leat and of the packages errors
+// and fmt are plain text. If there is none, it returns the type of the innermost error. For a panic it names the type of the
+// panic's value.
 func ErrorType(err error) string {
 	t, _ := errorType(err)
 	return t
 }
 
-// errorType also returns the text of the innermost error if all errors of the chain are nothing but text.
+// errorType returns what ErrorType does, and the text of the innermost error if all errors of the chain are plain text.
 func errorType(err error) (name, text string) {
 	name, plain := "nil", true
 	for err != nil {
@@ -81,7 +80,7 @@ func errorType(err error) (name, text string) {
 	return name, text
 }
 
-// foldIDs replaces each word that has a digit in it by #. A word has letters, digits, hyphens and underscores.
+// foldIDs replaces each word that contains a digit by #. A word consists of letters, digits, hyphens and underscores.
 func foldIDs(text string) string {
 	var folded strings.Builder
 	for rest := text; rest != ""; {
@@ -104,10 +103,9 @@ func foldIDs(text string) string {
 
 func isWord(r rune) bool { return unicode.IsLetter(r) || unicode.IsDigit(r) || r == '-' || r == '_' }
 
-// ErrorChain names what errors.As and errors.Is find in err, outermost first and joined by " > ": the
-// type of each error that is more than text, and the text, in quotes, of an error that is nothing else
-// and wraps none, such as io.EOF. leat's own wrappers are left out. It is one line of at most 512
-// bytes.
+// ErrorChain lists what errors.As and errors.Is find in err, outermost first and joined by " > ": the type of each error that
+// is more than plain text, and the quoted text of a plain-text error that wraps none, such as io.EOF. It leaves leat's own
+// wrappers out. The result is one line of at most 512 bytes.
 func ErrorChain(err error) string {
 	var links []string
 	for err != nil && len(links) < maxChainText/4 {
@@ -135,13 +133,13 @@ func isPanic(err error) bool {
 	return ok
 }
 
-// isText reports whether an error's type says nothing that its text does not.
+// isText reports whether an error is plain text: its type has no more information than its text.
 func isText(err error) bool {
 	pkg, driver := pkgPath(err), reflect.TypeFor[PublishError]().PkgPath()
 	return isStandard(pkg) || pkg == driver || pkg == path.Dir(driver)
 }
 
-// isStandard reports whether a package's errors are nothing but text.
+// isStandard reports whether all errors of a package are plain text.
 func isStandard(pkg string) bool { return pkg == "errors" || pkg == "fmt" }
 
 // pkgPath returns the package of an error's type.

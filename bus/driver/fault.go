@@ -12,21 +12,20 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 )
 
-// The headers of a poisoned message. The original headers stay as they are beside them, and replay
-// takes these away again.
+// The headers of a poisoned message. They are added to the message's own headers, and a replay deletes them.
 const (
 	HeaderFaultError    = "leat_fault_error"     // one line, at most 1 KiB
 	HeaderFaultClass    = "leat_fault_class"     // see [ErrorClass]
 	HeaderFaultChain    = "leat_fault_chain"     // all errors of the chain, see [ErrorChain]
 	HeaderFaultTrace    = "leat_fault_trace_id"  // of the message's traceparent
 	HeaderFaultAttempts = "leat_fault_attempts"  // deliveries, this one included
-	HeaderFaultTries    = "leat_fault_tries"     // runs of the handler over all deliveries
+	HeaderFaultTries    = "leat_fault_tries"     // calls of the handler over all deliveries
 	HeaderFaultFirstAt  = "leat_fault_first_at"  // RFC 3339, when the group got the message
-	HeaderFaultFailedAt = "leat_fault_failed_at" // RFC 3339, when the handler first failed with it
-	HeaderFaultFailures = "leat_fault_failures"  // failed tries that count, of a message that is redelivered
+	HeaderFaultFailedAt = "leat_fault_failed_at" // RFC 3339, when the handler first failed
+	HeaderFaultFailures = "leat_fault_failures"  // failed tries that count; on a redelivered message
 	HeaderFaultWaiting  = "leat_fault_waiting"   // RFC 3339, since when it waits for a newer version of the service
 	HeaderFaultDue      = "leat_fault_due"       // RFC 3339, when it was due again after a snooze
-	HeaderFaultAt       = "leat_fault_at"        // RFC 3339, when it failed last and was poisoned
+	HeaderFaultAt       = "leat_fault_at"        // RFC 3339, when it last failed and was poisoned
 	HeaderFaultGroup    = "leat_fault_group"
 	HeaderFaultHandler  = "leat_fault_handler"
 	HeaderFaultTopic    = "leat_fault_topic"
@@ -34,20 +33,20 @@ const (
 	HeaderFaultPID      = "leat_fault_pid"
 	HeaderFaultBuild    = "leat_fault_build" // version of the main module
 
-	// HeaderFaultStack is a panic's stack, at most 4 KiB. It stands in the record of a poison queue
-	// only: no message travels with it.
+	// HeaderFaultStack is the stack of a panic, at most 4 KiB. It is only in the record of a poison queue, never on a message
+	// that is published.
 	HeaderFaultStack = "leat_fault_stack"
 )
 
 // maxFaultStack bounds the stack in a fault, in bytes.
 const maxFaultStack = 4 << 10
 
-// faultPrefix is what all fault headers have in common.
+// faultPrefix begins the names of all fault headers.
 const faultPrefix = "leat_fault_"
 
-// Fault is why a message went to the poison queue.
+// Fault describes why a message was poisoned.
 type Fault struct {
-	Err      error // nil after reading a fault back from headers; Text has it then
+	Err      error // nil if the fault was read from headers; then Text has the text
 	Text     string
 	Class    string
 	Chain    string
@@ -56,8 +55,8 @@ type Fault struct {
 	Attempts int
 	Tries    int
 	FirstAt  time.Time // when the group got the message
-	FailedAt time.Time // when the handler first failed with it
-	At       time.Time // when it failed last
+	FailedAt time.Time // when the handler first failed
+	At       time.Time // when the handler last failed
 	Group    string
 	Handler  string
 	Topic    string
@@ -66,8 +65,8 @@ type Fault struct {
 	Build    string
 }
 
-// NewFault describes the failure of a delivery, as of now and in this process. The bus adds the name of the handler and
-// the number of its tries.
+// NewFault returns a fault that describes the failure of a delivery now and in this process. The bus adds the handler's name
+// and the number of its tries.
 func NewFault(d *Delivery, err error) Fault {
 	where, now := thisProcess(), time.Now()
 	f := Fault{
@@ -106,7 +105,7 @@ func TraceID(parent string) string {
 	return fields[1]
 }
 
-// wholeLines cuts a text behind the last line that fits.
+// wholeLines truncates a text after the last line that fits.
 func wholeLines(text string, limit int) string {
 	if len(text) <= limit {
 		return text
@@ -114,8 +113,7 @@ func wholeLines(text string, limit int) string {
 	return text[:strings.LastIndexByte(text[:limit], '\n')+1]
 }
 
-// Record writes the fault into the headers that a poison queue keeps beside a message's own: what
-// Set writes, and the stack.
+// Record writes the fault with its stack into the headers that a poison queue stores.
 func (f Fault) Record(headers message.Metadata) {
 	f.Set(headers)
 	if f.Stack != "" {
@@ -123,8 +121,7 @@ func (f Fault) Record(headers message.Metadata) {
 	}
 }
 
-// Set writes the fault into headers, but for the stack, which is no header for a message that
-// travels.
+// Set writes the fault into headers, except for the stack, which is too long for the headers of a published message.
 func (f Fault) Set(headers message.Metadata) {
 	headers[HeaderFaultError] = f.Text
 	headers[HeaderFaultClass] = f.Class
@@ -149,7 +146,7 @@ func (f Fault) Set(headers message.Metadata) {
 	}
 }
 
-// FaultOf reads a fault back from the headers of a poisoned message.
+// FaultOf returns the fault in the headers of a poisoned message.
 func FaultOf(headers message.Metadata) Fault {
 	return Fault{
 		Text:     headers[HeaderFaultError],
@@ -171,8 +168,8 @@ func FaultOf(headers message.Metadata) Fault {
 	}
 }
 
-// ClearFault takes the fault headers away, as a replay does, and the name of the bus that published the
-// message: that one has settled its account of it.
+// ClearFault deletes the fault headers, as a replay does. It also deletes the name of the bus that published the message: that
+// bus counted the message as poisoned, and does not track it any more.
 func ClearFault(headers message.Metadata) {
 	delete(headers, HeaderInstance)
 	for key := range headers {
@@ -182,14 +179,14 @@ func ClearFault(headers message.Metadata) {
 	}
 }
 
-// process is where a fault happened.
+// process identifies the process in which a fault happened.
 type process struct {
 	host  string
 	pid   int
 	build string
 }
 
-//nolint:gochecknoglobals // read once: it does not change
+//nolint:gochecknoglobals // computed once: it does not change
 var thisProcess = sync.OnceValue(func() process {
 	p := process{pid: os.Getpid(), build: "unknown"}
 	p.host, _ = os.Hostname()
@@ -204,8 +201,8 @@ func atoi(s string) int {
 	return n
 }
 
-// SetHistory writes a message's history into the headers with which it is redelivered, for transports that have no other
-// place for it. It deletes the headers of what is zero or unknown.
+// SetHistory writes a message's history into the headers with which it is redelivered, for transports that have no other place
+// for it. It deletes the headers of values that are zero or unknown.
 func SetHistory(headers message.Metadata, h History) {
 	set := func(name, value string, known bool) {
 		if known {
@@ -220,8 +217,8 @@ func SetHistory(headers message.Metadata, h History) {
 	set(HeaderFaultDue, FormatTime(h.DueAgain), !h.DueAgain.IsZero())
 }
 
-// TakeHistory removes from a message's headers what [SetHistory] has written, and returns it. Anybody may have written
-// the headers: what can't be read counts as zero or unknown.
+// TakeHistory deletes the headers that [SetHistory] writes and returns the history in them. Any producer may have written the
+// headers: values that can't be read count as zero or unknown.
 func TakeHistory(headers message.Metadata) (h History) {
 	h.WaitingSince = ParseTime(headers[HeaderFaultWaiting])
 	h.DueAgain = ParseTime(headers[HeaderFaultDue])

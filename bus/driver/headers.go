@@ -7,9 +7,9 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 )
 
-// The headers of a message: CloudEvents 1.0 attributes under "ce_", W3C Trace Context and the
-// correlation under their own names. Transports map them to the native properties of their message
-// system and back. Where a header is missing, specversion is 1.0 and the content type JSON.
+// The headers of a message. CloudEvents 1.0 attributes have the prefix "ce_"; W3C Trace Context and correlation have none.
+// Transports map them to the native properties of their message system and back. If the headers are missing, the specversion
+// is 1.0 and the content type is JSON.
 const (
 	HeaderID           = "ce_id"
 	HeaderSource       = "ce_source"
@@ -28,14 +28,14 @@ const (
 	HeaderTraceState    = "tracestate"
 	HeaderBaggage       = "baggage"
 
-	// HeaderDeliverAt is the time (RFC 3339) before which the message is not handed out.
+	// HeaderDeliverAt is the time (RFC 3339) before which the message is not delivered.
 	HeaderDeliverAt = "leat_deliver_at"
-	// HeaderInstance names the bus that published the message, so that a bus can tell its own
-	// messages in its ledger (see [Bus.Stats]).
+	// HeaderInstance identifies the bus that published the message, so that a bus recognizes its own messages (see
+	// bus.Stats).
 	HeaderInstance = "leat_instance"
 )
 
-// MessageID returns the event's id; the Watermill UUID for messages that carry no CloudEvents id.
+// MessageID returns the event's id, or the Watermill UUID of a message without a CloudEvents id.
 func MessageID(msg *message.Message) string {
 	if id := msg.Metadata[HeaderID]; id != "" {
 		return id
@@ -43,14 +43,14 @@ func MessageID(msg *message.Message) string {
 	return msg.UUID
 }
 
-// MessageTime returns when the event happened; the zero time where the message does not say.
+// MessageTime returns when the event happened, the zero time if the message has no such header.
 func MessageTime(msg *message.Message) time.Time { return ParseTime(msg.Metadata[HeaderTime]) }
 
-// DeliverAt returns the time before which the message is not handed out; the zero time if it has none.
+// DeliverAt returns the time before which the message is not delivered, the zero time if it has none.
 func DeliverAt(msg *message.Message) time.Time { return ParseTime(msg.Metadata[HeaderDeliverAt]) }
 
-// ParseDeliverAt returns what [DeliverAt] does, or an error if the message has a time that can't be read. A transport calls
-// it before it publishes the message.
+// ParseDeliverAt returns what [DeliverAt] returns, or an error if the message's time can't be parsed. A transport calls it
+// before it publishes the message.
 func ParseDeliverAt(msg *message.Message) (time.Time, error) {
 	at := msg.Metadata[HeaderDeliverAt]
 	if at == "" {
@@ -63,7 +63,7 @@ func ParseDeliverAt(msg *message.Message) (time.Time, error) {
 	return due, nil
 }
 
-// PartitionKey returns the key by which order is kept: the CloudEvents partitionkey, else the subject.
+// PartitionKey returns the key whose messages keep their order: the CloudEvents partitionkey, else the subject.
 func PartitionKey(msg *message.Message) string {
 	if key := msg.Metadata[HeaderPartitionKey]; key != "" {
 		return key
@@ -71,5 +71,5 @@ func PartitionKey(msg *message.Message) string {
 	return msg.Metadata[HeaderSubject]
 }
 
-// TopicOf returns where a message belongs by its own account: its ce_type.
+// TopicOf returns the topic of a message that its headers name: its ce_type.
 func TopicOf(msg *message.Message) string { return msg.Metadata[HeaderType] }

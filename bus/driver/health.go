@@ -7,13 +7,13 @@ type HealthChecker interface {
 	Health() TransportHealth
 }
 
-// TransportHealth is the state of a transport's connection to its message system. While it is not connected
-// or blocked, publishers wait within their contexts, and groups with it.
+// TransportHealth is the state of a transport's connection to its message system. While the connection is lost or blocked,
+// publishers wait as long as their contexts allow, and groups get no messages.
 type TransportHealth struct {
-	Transport  string // what it is: memory, amqp, postgres
+	Transport  string // the kind of transport: memory, amqp, postgres
 	Connected  bool
 	Err        error  // why it is not connected
-	Blocked    string // why the message system accepts no messages; empty when it does
+	Blocked    string // why the message system accepts no messages; empty if it does
 	Reconnects int    // connections that were lost and made again, since the start
 	Unroutable int64  // messages published that reached no group, since the start
 }

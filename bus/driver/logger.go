@@ -8,8 +8,8 @@ import (
 // loggerKey is the key of a logger in a context.
 type loggerKey struct{}
 
-// WithLogger returns a context that carries the application's logger to the opener of a transport, which has no other
-// way to it: a URL names no logger. A nil logger leaves ctx as it is.
+// WithLogger returns a context that carries the application's logger to the function that opens a transport: a URL can't
+// contain it. If logger is nil, WithLogger returns ctx.
 func WithLogger(ctx context.Context, logger *slog.Logger) context.Context {
 	if logger == nil {
 		return ctx
@@ -17,7 +17,7 @@ func WithLogger(ctx context.Context, logger *slog.Logger) context.Context {
 	return context.WithValue(ctx, loggerKey{}, logger)
 }
 
-// LoggerFrom returns the logger that [WithLogger] put into ctx, or slog.Default().
+// LoggerFrom returns the logger of [WithLogger] in ctx, else slog.Default().
 func LoggerFrom(ctx context.Context) *slog.Logger {
 	if logger, ok := ctx.Value(loggerKey{}).(*slog.Logger); ok {
 		return logger

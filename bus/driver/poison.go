@@ -8,13 +8,13 @@ import (
 
 // PoisonedMessage is a message in a poison queue.
 type PoisonedMessage struct {
-	ID      string // its place in the queue; not the event's id
+	ID      string // identifies the message in its queue; not the event's id
 	Message *message.Message
 	Fault   Fault
-	Parked  int // messages that wait behind it; [Unknown] where the transport can't tell
+	Parked  int // messages that wait behind it; [Unknown] if the transport does not know
 }
 
-// Topic returns where the message was published: by its fault, else by its own account.
+// Topic returns the topic that the message was published to: that of its fault, else its ce_type.
 func (p PoisonedMessage) Topic() string {
 	if topic := p.Message.Metadata[HeaderFaultTopic]; topic != "" {
 		return topic
@@ -22,46 +22,42 @@ func (p PoisonedMessage) Topic() string {
 	return TopicOf(p.Message)
 }
 
-// PoisonQueue is where the messages of one group go that will not succeed: a Dead Letter Channel.
-// Its methods may be called concurrently, while the group consumes, and by other processes where
-// the transport is durable. A transport without the capability answers [ErrUnsupported].
+// A PoisonQueue has the messages of one group that have failed permanently: it is a Dead Letter Channel. Its methods block until
+// the message system answers or ctx is done. They may be called concurrently, while the group consumes, and on a durable
+// transport by other processes. They return [ErrUnsupported] if the transport does not support poison queues.
 //
-// In a group that parks ([Subscription.Park]), a poisoned message holds back the later ones of its key
-// until it is replayed or dropped. So there is one poisoned message for a key that fails, and not all
-// that depended on it.
+// In a group that parks ([Subscription.Park]), a poisoned message holds back the later ones of its key until it is replayed or
+// dropped. So a key that fails has one poisoned message, and the messages that depend on it wait.
 type PoisonQueue interface {
-	// List returns up to limit messages in the order of their arrival, those behind the message
-	// with the id after; "" starts at the front. An empty result is the end.
+	// List returns up to limit messages in the order of their arrival, beginning behind the message with the id after; ""
+	// begins at the front. An empty result means that there are no more.
 	List(ctx context.Context, after string, limit int) ([]PoisonedMessage, error)
 	// Get returns one message, or [ErrNotFound].
 	Get(ctx context.Context, id string) (PoisonedMessage, error)
-	// Replay hands messages to their own group again, as they were before their first delivery,
-	// and takes them out of the poison queue once they are safe there. It returns how many it
-	// moved; [ErrNotFound] for an id that is not there does not keep it from moving the others. A
-	// process that is killed meanwhile loses none, and may leave some in both places: a replay of
-	// what is left ends it, and dedup knows those that came twice. Many ids at once are quicker
-	// than one by one.
-	// In a group that parks, a replayed message comes before everything that waits behind it.
+	// Replay moves messages back to their own group, as they were before their first delivery, and returns how many it moved.
+	// It deletes a message from the poison queue after it is safe in the group. If an id is not there, Replay moves the others
+	// and returns [ErrNotFound]. If the process is killed during a replay, no message is lost, but some may be in both places;
+	// replay the rest again, and dedup detects the duplicates. One call with many ids is faster than many calls.
+	//
+	// In a group that parks, a replayed message is delivered before the messages that wait behind it.
 	Replay(ctx context.Context, ids ...string) (int, error)
-	// Drop deletes messages for good and returns how many. What is parked behind one goes on
-	// without it.
+	// Drop deletes messages permanently and returns how many it deleted. Messages that are parked behind one are released. It
+	// returns [ErrNotFound] as Replay does.
 	Drop(ctx context.Context, ids ...string) (int, error)
-	// Put writes messages as they are, with the fault that their headers tell of, and returns when
-	// they are safe in the poison queue. One with the ID of a message that is there takes its place;
-	// one without an ID goes behind the others, and in a group that parks it holds back what is
-	// published later with its key. [ErrNotFound] for an ID that is not there does not
-	// keep it from writing the others.
+	// Put writes messages with the fault in their headers, and returns when they are safe in the poison queue. A message with
+	// an ID replaces the message with this ID; one without is appended, and in a group that parks it holds back messages that
+	// are published later with its key. If an ID is not there, Put writes the others and returns [ErrNotFound].
 	Put(ctx context.Context, msgs ...PoisonedMessage) error
-	// Len is how many messages the queue holds.
+	// Len returns the number of messages in the queue.
 	Len(ctx context.Context) (int, error)
 }
 
-// PoisonWalker is a [PoisonQueue] that shows all its messages in one walk. It is for transports in which each
-// [PoisonQueue.List] reads the queue anew.
+// A PoisonWalker is a [PoisonQueue] that iterates over all its messages. It is for transports in which each call of
+// [PoisonQueue.List] reads the queue from the beginning.
 type PoisonWalker interface {
-	// Walk calls fn with each message, one at a time, in the order in which the queue has them: about that of their
-	// arrival. It returns the error of fn, which ends the walk. What is poisoned meanwhile may be missing. Walk keeps
-	// a bounded part of the queue in memory. It doesn't keep the queue from others while fn takes its time, and fn
-	// may call the queue's methods; messages that are moved meanwhile may be shown or not.
+	// Walk calls fn with each message, one at a time, in the order of the queue, which is roughly that of their arrival. It
+	// blocks until fn has seen all messages, fn returns an error or ctx is done, and returns that error. Walk has a bounded
+	// part of the queue in memory. It does not block other users of the queue while fn runs, and fn may call the queue's
+	// methods. Messages that are added or moved during the walk may be missing.
 	Walk(ctx context.Context, fn func(PoisonedMessage) error) error
 }

@@ -2,18 +2,18 @@ package driver
 
 import "github.com/ThreeDotsLabs/watermill/message"
 
-// BacklogCounter is a [Receiver] of a transport that is not durable. It is optional for others. A bus that stops handles
-// what waits in such a transport before it closes it, and logs what it could not handle.
+// A BacklogCounter is a [Receiver] that counts waiting messages. Every transport that is not durable must implement it: when a
+// bus stops, it handles the messages that wait in such a transport before it closes it, and logs how many are lost.
 type BacklogCounter interface {
-	// Backlog returns how many messages wait in the group: for now, and for a later time. It does not block, and may
-	// be called concurrently.
+	// Backlog returns how many messages of the group wait or are being handled now, and how many wait for a later time or
+	// behind a poisoned message. It does not block, and may be called concurrently.
 	Backlog() (now, later int)
 }
 
-// ParkNotifier is a [Receiver] of a transport in the publisher's process that parks. It is optional. Without it, a bus
-// can't be idle while a message of its own is parked.
+// A ParkNotifier is a [Receiver] that reports messages that begin to be parked. It is optional, and makes sense for transports
+// in the publisher's process. Without it, bus.Bus.Idle blocks while a message of the bus is parked.
 type ParkNotifier interface {
-	// OnPark makes the transport call fn with each message that begins to wait behind a poisoned one. It is called before
-	// the first Next. fn does not block, and may be called concurrently.
+	// OnPark registers fn. The transport calls it with each message that begins to wait behind a poisoned one. OnPark is
+	// called before the first Next. fn does not block, and may be called concurrently.
 	OnPark(fn func(*message.Message))
 }

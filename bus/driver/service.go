@@ -10,10 +10,10 @@ import (
 	"strings"
 )
 
-// A GroupFinder is a [Transport] that knows whether groups exist. It is optional; every durable transport of leat is one.
+// A GroupFinder is a [Transport] that reports whether groups exist. It is optional; every durable transport of leat is one.
 type GroupFinder interface {
-	// FindGroup returns the first of these groups that was ever subscribed and is still there, "" if there is none. It
-	// makes nothing. It blocks until the message system answers or ctx is done, and may be called concurrently.
+	// FindGroup returns the first of these groups that exists in the message system, "" if none of them does. It creates
+	// nothing. It blocks until the message system answers or ctx is done, and may be called concurrently.
 	FindGroup(ctx context.Context, names ...string) (string, error)
 }
 
@@ -44,7 +44,7 @@ func serviceOf(modulePath, packagePath string) (module, program string) {
 	}
 	switch program = lastElement(packagePath); {
 	case program == module, packagePath == modulePath, !strings.HasPrefix(packagePath, modulePath+"/"), strings.HasSuffix(program, ".test"):
-		return asName(module), "" // go run file.go has a package that is in no module
+		return asName(module), "" // the package of "go run file.go" is in no module
 	}
 	return asName(module), asName(program)
 }
@@ -63,7 +63,7 @@ func lastElement(importPath string) string {
 	return base
 }
 
-// asName replaces what a name can't have by hyphens.
+// asName replaces characters that a name can't have by hyphens.
 func asName(text string) string {
 	return strings.Map(func(r rune) rune {
 		if ValidateName("a"+string(r), 8) != nil {
@@ -73,9 +73,9 @@ func asName(text string) string {
 	}, strings.TrimLeft(text, "._-"))
 }
 
-// CheckDefaultService returns an error if a message system has one of the groups, such as "mail" of the service, under the
-// default name that leat gave to services before it knew their main packages: under the new name, what waits there
-// would not be handled any more. It is for a service that has the default name.
+// CheckDefaultService returns an error if a message system has one of the groups, such as "mail", under the default service
+// name of earlier versions, which did not include the main package. Under the new name, the messages of such a group would not
+// be handled any more. It is for a service with the default name. It blocks as FindGroup does.
 func CheckDefaultService(ctx context.Context, finder GroupFinder, groups ...string) error {
 	former, program := defaultService()
 	if program == "" {

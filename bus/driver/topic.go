@@ -10,15 +10,15 @@ import (
 	"unicode/utf8"
 )
 
-// MaxTopicBytes is the longest topic: what an AMQP 0-9-1 routing key (a short string) can hold.
+// MaxTopicBytes is the longest topic: an AMQP 0-9-1 routing key, which is a short string, can't be longer.
 const MaxTopicBytes = 255
 
-// maxCachedTopics bounds TopicTable's memory where topics come from foreign input.
+// maxCachedTopics bounds the cache of a TopicTable: foreign producers choose topics.
 const maxCachedTopics = 4096
 
-// ValidateTopic says whether a message can be published to the topic: dot-separated segments, none
-// of them empty, in valid UTF-8 without white space, control characters and the wildcards * > #,
-// and no longer than [MaxTopicBytes].
+// ValidateTopic returns an error if a message can't be published to the topic. A topic consists of segments that are separated
+// by dots. No segment is empty. It is valid UTF-8 without white space, control characters and the wildcards * > #, and no longer
+// than [MaxTopicBytes].
 func ValidateTopic(topic string) error {
 	if plainTopic(topic) {
 		return nil
@@ -32,8 +32,8 @@ func ValidateTopic(topic string) error {
 	return nil
 }
 
-// plainTopic reports whether the topic is valid and has nothing but letters, digits, hyphens and
-// underscores in its segments, as nearly all have. It is quick enough for every publish.
+// plainTopic reports whether the topic is valid and its segments consist of ASCII letters, digits, hyphens and underscores, as
+// in nearly all topics. It is fast enough for every publish.
 func plainTopic(topic string) bool {
 	if topic == "" || len(topic) > MaxTopicBytes {
 		return false
@@ -51,8 +51,8 @@ func plainTopic(topic string) bool {
 	return last != '.'
 }
 
-// ValidatePattern says whether a group can subscribe to the pattern: a topic in which a segment may
-// be * (exactly one segment) and the last may be > (one or more segments).
+// ValidatePattern returns an error if a group can't subscribe to the pattern. A pattern is a topic in which a segment may be *,
+// which matches one segment, and the last may be >, which matches one or more.
 func ValidatePattern(pattern string) error {
 	if err := validateSegments(pattern); err != nil {
 		return err
@@ -90,7 +90,23 @@ func validateSegments(s string) error {
 // IsPattern reports whether s has a wildcard.
 func IsPattern(s string) bool { return strings.ContainsAny(s, "*>") }
 
-// MatchTopic reports whether the pattern takes the topic.
+// PatternsOverlap reports whether a topic can match both patterns.
+func PatternsOverlap(a, b string) bool {
+	if a == ">" || b == ">" {
+		return true
+	}
+	oneA, restA, moreA := strings.Cut(a, ".")
+	oneB, restB, moreB := strings.Cut(b, ".")
+	if oneA != oneB && oneA != "*" && oneB != "*" {
+		return false
+	}
+	if !moreA || !moreB {
+		return moreA == moreB
+	}
+	return PatternsOverlap(restA, restB)
+}
+
+// MatchTopic reports whether the pattern matches the topic.
 func MatchTopic(pattern, topic string) bool {
 	for {
 		if pattern == ">" {
@@ -108,8 +124,8 @@ func MatchTopic(pattern, topic string) bool {
 	}
 }
 
-// TopicTable finds, for a topic, the values whose patterns take it. The zero table is empty and
-// ready. All methods may be called concurrently; Match does not block but for a change of the table.
+// A TopicTable finds the values whose patterns match a topic. The zero table is empty and ready to use. All methods may be
+// called concurrently.
 type TopicTable[T comparable] struct {
 	mu    sync.RWMutex
 	rows  []topicRow[T]
@@ -121,7 +137,7 @@ type topicRow[T comparable] struct {
 	value   T
 }
 
-// Add makes the patterns lead to value.
+// Add adds value under the patterns.
 func (t *TopicTable[T]) Add(value T, patterns ...string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -131,8 +147,7 @@ func (t *TopicTable[T]) Add(value T, patterns ...string) {
 	t.cache = nil
 }
 
-// Set makes these the patterns that lead to value, in one step, so that a topic that led to it before
-// and after leads to it all the time.
+// Set replaces the patterns of value in one step: a topic that matches the old and the new patterns always finds the value.
 func (t *TopicTable[T]) Set(value T, patterns ...string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -143,8 +158,8 @@ func (t *TopicTable[T]) Set(value T, patterns ...string) {
 	t.cache = nil
 }
 
-// Match returns each value once, in the order in which they were added. The caller must not change
-// the slice.
+// Match returns the values with a pattern that matches the topic, each once, in the order in which they were added. The caller
+// must not change the slice.
 func (t *TopicTable[T]) Match(topic string) []T {
 	t.mu.RLock()
 	values, ok := t.cache[topic]

@@ -12,7 +12,7 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-func TestTopicsAndPatternsThatAreRefused(t *testing.T) {
+func TestValidateTopic_rejectsInvalidTopicsAndPatterns(t *testing.T) {
 	for name, c := range map[string]struct{ topic, want string }{
 		"empty":                   {"", "empty"},
 		"a dot in front":          {".order", "empty segment"},
@@ -43,7 +43,7 @@ func TestTopicsAndPatternsThatAreRefused(t *testing.T) {
 	})
 }
 
-func TestTopicsAndPatternsThatAreTaken(t *testing.T) {
+func TestValidateTopic_acceptsValidTopicsAndPatterns(t *testing.T) {
 	for _, topic := range []string{"o", "order.paid.v1", "Order-Paid_1.v1", "bestellung.größe", "a/b:c", strings.Repeat("o", 255)} {
 		require.NoError(t, driver.ValidateTopic(topic))
 		require.NoError(t, driver.ValidatePattern(topic))

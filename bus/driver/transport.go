@@ -10,118 +10,120 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 )
 
-// Transport is one message system. What it promises is written here and tested, for every transport
-// alike, in transports/transporttest:
+// A Transport connects the bus to one message system. Every transport keeps these promises, which the test suite
+// transports/transporttest tests:
 //
-//  1. Every group gets every message it subscribed to; within a group one consumer handles it, across
-//     goroutines, processes and machines.
-//  2. Publish returns nil only when the message is safe on that transport, and honours its context.
-//  3. An acked message does not come again. One that was nacked, or whose consumer failed, crashed or
-//     lost its connection, does, with its attempt counted.
-//  4. A delayed redelivery goes to its group only, and outlives a restart of the process and of the
-//     message system where the transport is durable.
-//  5. Payload bytes and headers come back exactly.
-//  6. A group outlives its consumers: messages published meanwhile wait in it (durable transports).
-//  7. Order holds as [Order] says, and past a poisoned message as [Subscription] says of Park.
-//  8. Memory is bounded: a slow consumer slows the publishers of its own group, and never eats the heap. A
-//     publisher that waits for one group takes no room in others, and delayed messages hold back only
-//     those who publish with a delay.
-//  9. The transport reconnects by itself; meanwhile publishers wait, within their context, and nothing
-//     is handled empty or lost.
-//  10. Close is final, may be called twice, and leaves no goroutine; after it every method answers
-//     [ErrClosed].
-//  11. Poisoned messages can be listed, shown, changed, added, replayed to their own group and dropped,
-//     without disturbing others.
-//  12. A misspelt option, a name that is too long, a conflict with what is there: each is a clear error
-//     at start, with the fix in it.
+//  1. Every group gets every message that it has subscribed to. Within a group one consumer handles it, across goroutines,
+//     processes and machines.
+//  2. Publish returns nil only when the message is safe on the transport. It returns early when its context is done.
+//  3. An acked message is not redelivered. A message that was nacked, or whose consumer failed, crashed or lost its connection,
+//     is redelivered, and the attempt counts.
+//  4. A delayed redelivery goes to its group only. On a durable transport it survives a restart of the process and of the
+//     message system.
+//  5. Payload and headers are delivered exactly as published.
+//  6. On a durable transport, a group outlives its consumers: messages wait in it while there is no consumer.
+//  7. Messages are delivered in the order that [Order] documents, also behind a poisoned message if [Subscription].Park is set.
+//  8. Memory is bounded: a slow consumer slows down the publishers to its own group. A publisher that waits for one group takes
+//     no capacity of other groups, and delayed messages slow down only publishers of delayed messages.
+//  9. The transport reconnects by itself. Meanwhile publishers wait as long as their contexts allow, and no message is lost or
+//     delivered empty.
+//  10. Close is final, may be called twice, and leaves no goroutine. After it every method returns [ErrClosed].
+//  11. Poisoned messages can be listed, shown, changed, added, replayed to their own group and dropped, without an effect on
+//     other messages.
+//  12. A misspelt option, a name that is too long and a conflict with existing objects each cause a clear error at start that
+//     names the fix.
 //
 // All methods may be called concurrently.
 type Transport interface {
-	// Publish returns nil when every message is safe: queued in memory, confirmed by the broker,
-	// committed in the database. After another error none of them is known to be, unless a
-	// [*PublishError] says which; publishing those again is the caller's choice. It blocks while the
-	// transport is full or away, as long as ctx allows. A message that reaches no group is reported with an [*UnroutableError]; the others are safe.
+	// Publish publishes messages to a topic. It returns nil when every message is safe: queued in memory, confirmed by the
+	// broker, or committed in the database. It blocks while the transport is full or disconnected, until ctx is done.
 	//
-	// A message with the header [HeaderDeliverAt] is handed out no earlier. The transport may keep
-	// the messages: the caller must not change them afterwards.
+	// If the error has a [*PublishError], that one names the messages that are not known to be safe. An [*UnroutableError]
+	// names messages that reached no group; all messages are safe. After any other error none of them is known to be safe.
+	// The transport does not publish a message again after an error; the caller may.
+	//
+	// A message with the header [HeaderDeliverAt] is not delivered before that time. The transport may keep the messages: the
+	// caller must not change them afterwards.
 	Publish(ctx context.Context, topic string, msgs ...*message.Message) error
 
-	// Subscribe makes sure that the group exists and that messages of its topics wait in it from
-	// now on. ctx bounds this call only, not the receiver. Nothing is handed out before its first
-	// Next, so a bus subscribes all its groups before the first of them consumes.
-	// Subscribing a group twice adds competing consumers.
-	// A durable transport keeps topics that the group has asked for before, so that a rolling deploy
-	// loses nothing; to end that is an operator's act.
+	// Subscribe creates the group if it does not exist; from now on messages of its topics wait in it. ctx bounds this call
+	// only, not the receiver. Nothing is delivered before the first call of Next, so a bus can subscribe all its groups before
+	// the first of them consumes. Subscribing a group several times adds competing consumers.
+	//
+	// On a durable transport the group also keeps the topics of earlier subscriptions, so that a rolling deploy loses nothing;
+	// only an operator removes them.
 	Subscribe(ctx context.Context, s Subscription) (Receiver, error)
 
-	// PoisonQueue is the poison queue of a group, whether or not the group is subscribed here.
+	// PoisonQueue returns the poison queue of a group. The group need not be subscribed in this process. It does not block.
 	PoisonQueue(group string) PoisonQueue
 
-	// Capabilities is what the transport can do. It does not change.
+	// Capabilities returns the features that the transport supports. They do not change.
 	Capabilities() Capabilities
 
-	// Close gives back what was handed out and not settled, and releases everything. It waits for
-	// that as long as ctx allows. Receivers are closed with it.
+	// Close gives back all deliveries that are not settled, closes all receivers and releases all resources. It blocks until
+	// that is done, as long as ctx allows.
 	Close(ctx context.Context) error
 }
 
-// Receiver hands out the messages of one subscription.
+// A Receiver receives the messages of one subscription.
 type Receiver interface {
-	// Next blocks until a message is there. Up to Subscription.Concurrency calls run at once, and
-	// each delivery must be settled once by the methods of [Delivery]. Next returns ctx's error when
-	// ctx is done and nothing was taken out, and ErrClosed after Close. While the message system is
-	// away it blocks; any other error is final, and the bus stops with it.
+	// Next blocks until there is a message, also while the message system is disconnected. Up to Subscription.Concurrency
+	// calls run at once, and each delivery must be settled once by its [Settler]. Next returns ctx's error if ctx is done, and
+	// then no message was taken. It returns ErrClosed after Close. Any other error is final, and stops the bus.
 	Next(ctx context.Context) (*Delivery, error)
 
-	// Close stops the receiver and gives back what it holds and has not handed out. Deliveries that are
-	// still out may be settled until the transport is closed.
+	// Close stops the receiver and gives back messages that it has fetched but not delivered. Deliveries that are not settled
+	// may still be settled until the transport is closed.
 	Close(ctx context.Context) error
 }
 
-// Subscription is what a group asks of a transport.
+// Subscription describes a group to a transport.
 type Subscription struct {
 	// Group is the durable name: <service>.<handler name>.
 	Group string
 	// Topics are the topics and patterns (order.*, order.>) whose messages the group gets.
 	Topics []string
-	// Known are the topics to subscribe to where the transport has no patterns.
+	// Program is the path of the consumer's main package, for [ConsumerLister]; empty if it is unknown.
+	Program string
+	// Known are the topics to subscribe to if the transport does not support patterns.
 	Known []string
-	// Concurrency is how many deliveries may be out at once. At least 1.
+	// Concurrency is how many deliveries may be unsettled at once, at least 1.
 	Concurrency int
-	// Delays are the delays of the retry policy that are redeliveries, sorted: a hint for transports that prepare a queue
-	// for each.
+	// Delays are the delays of redeliveries by the retry policy, sorted. They are a hint for transports that prepare a queue
+	// for each delay.
 	Delays []time.Duration
-	// Order is the order that the group asks for.
+	// Order is the order in which the group gets messages.
 	Order Order
-	// Park keeps the order past a poisoned message too. When a message is poisoned, the later ones
-	// of its key are parked: they wait in the group, in order and for as long as it takes, across
-	// restarts where the transport is durable, while other keys run at full speed. What is replayed
-	// is handed out first, in its old order, then what was parked behind it, then what was published
-	// since. A message that is dropped, or whose retention ends, releases its key as well. A key goes
-	// on as far as its next poisoned message; messages that were poisoned while the group did not
-	// park hold nothing back.
+	// Park keeps the order behind a poisoned message. When a message is poisoned, the later messages of its key are parked:
+	// they wait in the group, in order and without a time limit, while other keys are not affected. On a durable transport
+	// they survive restarts. (Most brokers call a dead-letter queue a "parking lot". In leat, the dead-letter queue is the
+	// poison queue, and parked messages are those that wait behind a poisoned one.)
 	//
-	// In a strictly ordered group all messages are of one key: the whole group stops. Messages
-	// without a key are never parked. A group that parks must be ordered.
+	// A poisoned message releases its key when it is replayed, when it is dropped, or when its retention ends. Replayed
+	// messages are delivered first, in their old order, then the messages that were parked behind them, then newer ones. The
+	// key is released up to its next poisoned message. Messages that were poisoned while the group did not park hold
+	// nothing back.
 	//
-	// Consumers of one group should agree. The last to subscribe decides what is to become of what
-	// is parked; while others do not agree with it, messages may pass a poisoned one.
+	// In a strictly ordered group all messages have the same key: the whole group stops. Messages without a key are never
+	// parked. A group that parks must be ordered.
+	//
+	// All consumers of a group should have the same value. If they differ, the last one to subscribe decides, and until the
+	// others are gone, messages may overtake a poisoned one.
 	Park bool
 }
 
-// Order says in which order a group gets its messages.
+// Order is the order in which a group gets its messages.
 type Order int
 
 const (
-	// Unordered hands messages out in the order of their arrival, to whoever is free. With
-	// Concurrency 1 and a single consumer that is the order in which they are handled, as long as
-	// none is redelivered.
+	// Unordered delivers messages in the order of their arrival, to any free consumer. With Concurrency 1 and a single
+	// consumer they are handled in that order, unless one is redelivered.
 	Unordered Order = iota
-	// OrderedByKey hands out one message of a partition key at a time, in the order of arrival. A
-	// message that waits for its redelivery holds back its own key and no other. A message that was
-	// poisoned does so too where [Subscription.Park] asks for it. Messages without a key are unordered.
+	// OrderedByKey delivers one message of a partition key at a time, in the order of arrival. A message that waits for its
+	// redelivery holds back its own key only, and so does a poisoned message if [Subscription].Park is set. Messages without
+	// a key are unordered.
 	OrderedByKey
-	// OrderedStrictly hands out one message of the group at a time, across all processes.
+	// OrderedStrictly delivers one message of the group at a time, across all processes.
 	OrderedStrictly
 )
 
@@ -133,11 +135,10 @@ func (o Order) String() string {
 	return names[o]
 }
 
-// Capabilities is what a transport can do. A subscription that asks for more fails at start, with a
-// clear error; nothing degrades silently.
+// Capabilities lists the features that a transport supports. A subscription that needs another one fails at start.
 type Capabilities struct {
 	Durable  bool // messages outlive the process
-	Delay    bool // redelivery and publishing with a delay hold no worker
+	Delay    bool // publishing and redelivery with a delay, without a waiting worker
 	Patterns bool // subscriptions by pattern
 	ByKey    bool // OrderedByKey
 	Strict   bool // OrderedStrictly
@@ -145,7 +146,7 @@ type Capabilities struct {
 	Park     bool // messages wait behind a poisoned one of their key
 }
 
-// Check says what a subscription asks for that the transport can't do.
+// Check returns an error that wraps [ErrUnsupported] if a subscription needs a feature that the transport does not support.
 func (c Capabilities) Check(s Subscription) error {
 	var missing []string
 	if s.Order == OrderedByKey && !c.ByKey {
@@ -166,13 +167,13 @@ func (c Capabilities) Check(s Subscription) error {
 	return fmt.Errorf("group %q asks for %s: %w", s.Group, strings.Join(missing, " and "), ErrUnsupported)
 }
 
-// ErrParkUnordered is the error of a group that asks to park and is not ordered.
+// ErrParkUnordered is the error of a group that parks and is not ordered.
 var ErrParkUnordered = errors.New("it parks messages behind poisoned ones, and is not ordered; ask for an order, or let them pass with WithoutParking")
 
 // MaxGroupBytes is the longest group name. It leaves a transport room for a suffix.
 const MaxGroupBytes = 200
 
-// Validate says whether the subscription can be made on any transport.
+// Validate returns an error if the subscription is invalid on every transport.
 func (s Subscription) Validate() error {
 	if err := ValidateName(s.Group, MaxGroupBytes); err != nil {
 		return fmt.Errorf("group %q: %w", s.Group, err)

@@ -1,34 +1,39 @@
-// Command leat looks after a bus beside the programs that use it.
+// Command leat is the command line for operators of a bus.
 //
 //	leat poison ls        lists poisoned messages, by group, topic, type, version, class of error, text, time, key or id
 //	leat poison stats     counts them by class of error
 //	leat poison show      shows one: why it failed, its headers, its payload
-//	leat poison replay    hands them to their own group again
-//	leat poison rm        deletes them for good
+//	leat poison replay    moves them back to their group
+//	leat poison rm        deletes them
 //	leat poison edit      changes the payload or the headers of one
 //	leat poison export    writes them as JSON lines, byte for byte
 //	leat poison import    puts exported ones into a poison queue
-//	leat groups           shows the groups: what waits, is delayed, in flight and poisoned, and who consumes
-//	leat top              shows them again and again
-//	leat topics           shows the topics that groups ask for
+//	leat groups           shows the groups: waiting, delayed, in flight and poisoned messages, and the consumers
+//	leat groups pause     stops one process, at its admin endpoint, from taking messages of groups
+//	leat groups resume    lets it take them again
+//	leat groups rm        deletes groups that no process consumes, with their messages
+//	leat top              shows them repeatedly
+//	leat topics           shows the topics that groups subscribe to
 //	leat publish          publishes CloudEvents from a file, or one from its flags
-//	leat tail             shows copies of what is published from now on
-//	leat doctor           checks what the message system, the outbox and the inbox need, and says the fixes
-//	leat migrate          makes the tables of a database that is to be a bus, or brings them up to date
+//	leat tail             shows copies of the messages that are published from now on
+//	leat describe         shows the parts of a service: transport, handlers, upcasters, stack, retry schedule
+//	leat console          serves pages for a browser on this machine, with the same groups, poison queues and tail
+//	leat doctor           checks the message system, the outbox and the inbox, and prints the fixes
+//	leat migrate          creates or migrates the tables of a database
 //
-// The flag --url or the variable LEAT_URL names the message system as it does for a service. A service whose
-// transport is in memory is reached by its admin endpoint: unix:///run/shop/leat.sock where the service has
+// The flag --url or the variable LEAT_URL is the URL of the message system, as for a service. For a service whose
+// transport is in memory, use the URL of its admin endpoint: unix:///run/shop/leat.sock if the service has
 // LEAT_ADMIN=/run/shop/leat.sock, and https://host:port or, on the same machine, http://127.0.0.1:7070, with the token in
 // LEAT_ADMIN_TOKEN. A service's own binary may have the same commands; see package fxmodule/cli.
 //
-// An outbox is a group of its own database, <service>.outbox: what the message system never takes is its
-// poison. It is reached by that database's URL, as in leat poison ls --url "$LEAT_OUTBOX_URL", and shown among
-// the others by the service's own binary and its admin endpoint. The doctor looks at the databases of
-// LEAT_OUTBOX_URL and LEAT_INBOX_URL, too: tables and their version, rights, what waits and since when.
+// An outbox is a group of its database, <service>.outbox. Its poison queue has the messages that the message system has
+// refused. Use that database's URL, as in leat poison ls --url "$LEAT_OUTBOX_URL". The service's own binary and its admin
+// endpoint show it among the other groups. leat doctor also checks the databases of LEAT_OUTBOX_URL and LEAT_INBOX_URL:
+// the tables and their version, the rights, and the number and age of waiting messages.
 //
-// A replay moves a message to its group and takes it out of the poison queue when it is safe there. One
-// that is interrupted, even by kill -9, is run again for what is left: no message is lost, and dedup knows
-// those that were in both places. With --count it only counts.
+// A replay moves a message to its group, and removes it from the poison queue after the group has it. If a replay is
+// interrupted, even by kill -9, run it again for the rest: no message is lost, and the dedup step drops messages that
+// were in both queues. With --count it only counts.
 //
 // Lists are tables for people and, with --json, JSON lines with stable fields for scripts; unknown counts
 // are null. A poisoned message has the fields id, group, topic, event_id, source, type, version, key, class,
@@ -38,12 +43,13 @@
 //
 // The exit status is 0 when all is well, 1 when something failed or doctor found something wrong, and 2
 // when the command line or the URL is wrong. Results go to the standard output, everything else to the
-// standard error, and passwords nowhere.
+// standard error. Passwords are never printed.
 package main
 
 import (
 	"context"
 	"log/slog"
+	"net/http"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -52,22 +58,24 @@ import (
 	kongcompletion "github.com/jotaen/kong-completion"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/fxmodule/console"
 	"github.com/leatbus/leat/internal/cli"
 	"github.com/leatbus/leat/transports/sql"
 	_ "github.com/leatbus/leat/transports/sqlite"
 )
 
-// commands are the commands, each in a file of its own.
+// commands has the commands. Each is in its own file.
 type commands struct {
 	cli.Commands `embed:""`
 
-	Migrate    migrate                   `cmd:"" help:"See to the tables of a database that is a bus."`
-	Completion kongcompletion.Completion `cmd:"" help:"Print what a shell needs to complete these commands: bash, zsh or fish."`
+	Console    cli.Console               `cmd:"" help:"Serve a console for a browser on this machine."`
+	Migrate    migrate                   `cmd:"" help:"Create and migrate the tables of a database."`
+	Completion kongcompletion.Completion `cmd:"" help:"Print the script that completes these commands in bash, zsh or fish."`
 
 	Target target `embed:""`
 }
 
-const description = `Look after a bus beside the programs that use it. With --version alone, print the version.
+const description = `Work on a bus as an operator. With --version alone, print the version.
 
 The exit status is 0 when all is well, 1 when something failed, and 2 when the command line or the URL is wrong.`
 
@@ -83,6 +91,9 @@ func main() {
 func run(ctx context.Context, args []string) int {
 	var c commands
 	e := &cli.Env{Program: "leat", Version: version(), Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, OpenDatabase: sql.Open}
+	e.Console = func(t bus.Transport, actions bool) http.Handler {
+		return console.New(console.Config{Transport: t, Actions: actions})
+	}
 	e.Open = func(ctx context.Context) (bus.Transport, error) { return c.Target.open(ctx, e) }
 	return cli.Run(ctx, &c, e, description, args, &c.Target)
 }

@@ -19,7 +19,7 @@ import (
 
 func TestMain(m *testing.M) { testscript.Main(m, map[string]func(){"leat": main}) }
 
-// updateVariable writes the help texts anew that the scripts compare with.
+// updateVariable updates the help texts that the scripts compare with.
 const updateVariable = "LEAT_TEST_UPDATE"
 
 func TestUsage(t *testing.T) {
@@ -30,7 +30,7 @@ func TestUsage(t *testing.T) {
 	})
 }
 
-// setup lets a program that looks for races end at once; it would wait for a second.
+// setup lets a program with the race detector end at once instead of after a second.
 func setup(e *testscript.Env) error {
 	e.Setenv("GORACE", "atexit_sleep_ms=0")
 	return nil

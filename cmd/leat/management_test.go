@@ -11,7 +11,7 @@ import (
 	"github.com/leatbus/leat/internal/testenv"
 )
 
-// An operator is told why RabbitMQ's management API does not answer, and what to do.
+// TestManagement_saysWhyItDoesNotAnswer checks the error and the fix if RabbitMQ's management API does not respond.
 func TestManagement_saysWhyItDoesNotAnswer(t *testing.T) {
 	broker := withOption(t, testenv.RabbitMQ(t), "exchange", unique())
 	service := serve(t, t.Cleanup, broker)

@@ -16,18 +16,18 @@ import (
 	"github.com/leatbus/leat/transports/sql"
 )
 
-// migrate is the commands for tables.
+// migrate has the commands for tables.
 type migrate struct {
-	Up     migrateUp     `cmd:"" help:"Make the tables, or bring them up to date. Any number may do so at once."`
-	Status migrateStatus `cmd:"" help:"Say which version the tables have. Fails where leat needs a newer one."`
+	Up     migrateUp     `cmd:"" help:"Create or migrate the tables. Several processes may do so at once."`
+	Status migrateStatus `cmd:"" help:"Print the version of the tables. Fails if leat needs a newer one."`
 	Print  migratePrint  `cmd:"" help:"Print the statements that up would run, for another migration tool."`
 }
 
 type migrateUp struct {
-	Wait time.Duration `default:"30s" help:"How long to wait for a database that is just starting, and for its locks."`
+	Wait time.Duration `default:"30s" help:"How long to wait for a starting database, and for its locks."`
 }
 
-// Run makes the tables.
+// Run creates or migrates the tables.
 func (c *migrateUp) Run(ctx context.Context, e *cli.Env, at *target) error {
 	db, err := at.openTables()
 	if err != nil {
@@ -43,10 +43,10 @@ func (c *migrateUp) Run(ctx context.Context, e *cli.Env, at *target) error {
 }
 
 type migrateStatus struct {
-	Wait time.Duration `default:"10s" help:"How long to wait for an answer."`
+	Wait time.Duration `default:"10s" help:"How long to wait for a response."`
 }
 
-// Run says what is there.
+// Run prints the version of the tables.
 func (c *migrateStatus) Run(ctx context.Context, e *cli.Env, at *target) error {
 	db, err := at.openTablesBy(sql.OpenExistingDB)
 	if err != nil {
@@ -59,7 +59,7 @@ func (c *migrateStatus) Run(ctx context.Context, e *cli.Env, at *target) error {
 }
 
 type migratePrint struct {
-	From int `default:"0" help:"The version that the tables have; 0 prints everything."`
+	From int `default:"0" help:"The current version of the tables; 0 prints everything."`
 }
 
 // Run prints statements. It connects to nothing.
@@ -80,7 +80,7 @@ func (c *migratePrint) Run(e *cli.Env, at *target) error {
 	return err
 }
 
-// tables are where the URL says.
+// tables are the tables of the URL.
 type tables struct {
 	*stdsql.DB
 	cfg   sql.Config
@@ -107,7 +107,7 @@ func (t *target) openTablesBy(open func(*url.URL) (*stdsql.DB, sql.Config, error
 	return &tables{DB: db, cfg: cfg, where: place(u, cfg)}, nil
 }
 
-// place names the tables without what is secret or unimportant.
+// place describes the tables without secrets and details.
 func place(u *url.URL, cfg sql.Config) string {
 	if cfg.Schema != "" {
 		return fmt.Sprintf("%s, schema %s, tables %s*", urlopt.Show(u), cfg.Schema, cfg.Prefix)
@@ -117,7 +117,7 @@ func place(u *url.URL, cfg sql.Config) string {
 
 var errOutOfDate = errors.New("run leat migrate up")
 
-// report says which version there is.
+// report prints the version of the tables.
 func (t *tables) report(ctx context.Context, e *cli.Env) error {
 	version, err := sql.MigrationStatus(ctx, t.DB, t.cfg)
 	if err != nil {
@@ -138,7 +138,7 @@ func (t *tables) report(ctx context.Context, e *cli.Env) error {
 	return err
 }
 
-// explain says where it failed, and what may be wrong where the database does not.
+// explain adds the place and, after a timeout, a hint to an error.
 func (t *tables) explain(err error, waited time.Duration) error {
 	if waited > 0 && errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("%s: %w after %s; is the database running there, and does another migration hold a lock?", t.where, err, waited)

@@ -20,7 +20,7 @@ import (
 	"github.com/leatbus/leat/transports/sql"
 )
 
-// TestOutbox is a service with an outbox of which RabbitMQ does not take one row.
+// TestOutbox runs the commands on a service with an outbox, one of whose messages RabbitMQ refuses.
 func TestOutbox(t *testing.T) {
 	for name, database := range map[string]func(*testing.T) string{"postgres": onPostgres, "mysql": onMySQL, "sqlite": onSQLite} {
 		t.Run(name, func(t *testing.T) {
@@ -49,7 +49,7 @@ func TestOutbox(t *testing.T) {
 	}
 }
 
-// shop publishes with its rows.
+// shop is a service that publishes in its transactions.
 type shop struct {
 	*testing.T
 	name, bus, tables string
@@ -60,7 +60,7 @@ type shop struct {
 	shut              func()
 }
 
-// sell runs the service, whose order e-1 is set aside, because a queue that is full wants it, too.
+// sell runs the service. Its order e-1 is poisoned, because it is also routed to a full queue.
 func sell(t *testing.T, atEnd func(func()), at, tables string) *shop {
 	s := &shop{T: t, name: unique(), bus: at, tables: tables}
 	u, err := url.Parse(tables)
@@ -92,7 +92,7 @@ func sell(t *testing.T, atEnd func(func()), at, tables string) *shop {
 	return s
 }
 
-// fill makes a queue that refuses what it gets, but for the first message.
+// fill declares a queue that refuses all but the first message.
 func (s *shop) fill() (queue string) {
 	u, err := url.Parse(s.bus)
 	require.NoError(s, err)
@@ -110,7 +110,7 @@ func (s *shop) fill() (queue string) {
 	return queue
 }
 
-// mend takes the full queue away.
+// mend deletes the full queue.
 func (s *shop) mend() {
 	_, err := s.ch.QueueDelete(s.name+".full", false, false, false)
 	require.NoError(s, err)
@@ -124,7 +124,7 @@ func (s *shop) order(id, topic string) {
 	require.NoError(s, tx.Commit())
 }
 
-// commit is an order of an instance that ends before its relay has moved the event.
+// commit places an order in an instance that ends before its relay has published the event.
 func (s *shop) commit(id string) {
 	u, err := url.Parse(s.tables)
 	require.NoError(s, err)
@@ -143,12 +143,12 @@ func order(id, topic string) *message.Message {
 	return msg
 }
 
-// relayed waits until nothing is pending, and so much is set aside.
+// relayed waits until no message is pending, and that many are poisoned.
 func (s *shop) relayed(aside int) {
 	require.Eventually(s, func() bool {
 		stats, err := s.b.OutboxStats(patience(s.T))
 		require.NoError(s, err)
 		n, err := s.outbox.PoisonQueue().Len(patience(s.T))
 		return err == nil && stats.Pending == 0 && n == aside
-	}, time.Minute, 5*time.Millisecond)
+	}, long, 5*time.Millisecond)
 }

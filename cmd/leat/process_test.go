@@ -35,7 +35,7 @@ func onEach(t *testing.T, test func(t *testing.T, address string)) {
 	}
 }
 
-// leat is the command as a process of its own.
+// leat starts the command as a process.
 func leat(t *testing.T, address string, args ...string) *process {
 	p := &process{Cmd: exec.CommandContext(patience(t), "leat", args...)}
 	p.Env = append(os.Environ(), "LEAT_URL="+address, "GORACE=atexit_sleep_ms=0")
@@ -50,7 +50,7 @@ type process struct {
 	out, err testenv.Buffer
 }
 
-func TestTailShowsCopies(t *testing.T) {
+func TestTail_showsCopies(t *testing.T) {
 	onEach(t, func(t *testing.T, address string) {
 		s := serve(t, t.Cleanup, address)
 		p := leat(t, address, "tail", "--json", "order.paid.*")
@@ -60,14 +60,14 @@ func TestTailShowsCopies(t *testing.T) {
 			require.NoError(t, s.transport.Publish(patience(t), "order.paid.v1", flawed))
 			s.publish(6)
 			return strings.Contains(p.out.String(), `"type":"order.paid.v1"`) &&
-				strings.Contains(p.err.String(), "left out: bus: format CloudEvent: message flawed is no CloudEvent: attribute tenant")
+				strings.Contains(p.err.String(), "skipped: bus: format CloudEvent: message flawed is no CloudEvent: attribute tenant")
 		}, long, 20*time.Millisecond)
 		require.NoError(t, p.Process.Signal(os.Interrupt))
 		require.NoError(t, p.Wait(), "an interrupt is how a tail ends: %s", p.err.String())
 	})
 }
 
-// poisonMany makes a group whose n messages are all poisoned, and closes the instance that did it.
+// poisonMany creates a group with n poisoned messages, and closes the instance.
 func poisonMany(t *testing.T, address string, n int) (group string) {
 	group = unique() + ".ledger"
 	transport := open(t, address)
@@ -98,8 +98,8 @@ func open(t *testing.T, address string) bus.Transport {
 	return transport
 }
 
-// handled runs the group's service, with dedup, until it has handled everything that waits for it, and
-// returns how often it handled each message, and how many were duplicates.
+// handled runs the group's service, with dedup, until it has handled all waiting messages. It returns how
+// often it handled each message, and the number of duplicates.
 func handled(t *testing.T, address, group string) (times map[string]int, duplicates int) {
 	service, handler, _ := strings.Cut(group, ".")
 	b, err := bus.New(open(t, address), bus.Config{
@@ -139,8 +139,8 @@ func poisoned(t *testing.T, address, group string) int {
 	return n
 }
 
-// settled is how many messages are poisoned once those are back that a killed process had: a broker may take
-// its time to notice.
+// settled returns the number of poisoned messages after a broker has returned those of a killed process, which may
+// take some time.
 func settled(t *testing.T, address, group string) (n int) {
 	transport := open(t, address)
 	defer func() { require.NoError(t, transport.Close(patience(t))) }()
@@ -164,17 +164,17 @@ func begun(t *testing.T, address, group string, n int) {
 	}, long, 10*time.Millisecond)
 }
 
-func TestAnInterruptedReplaySaysWhatIsLeft(t *testing.T) {
+func TestReplay_interruptedReportsTheRest(t *testing.T) {
 	onEach(t, func(t *testing.T, address string) {
 		const n = 300
 		group := poisonMany(t, address, n)
-		p := leat(t, address, "poison", "replay", "--group", group, "--rate", "20")
+		p := leat(t, address, "poison", "replay", "--group", group, "--rate", "5")
 		begun(t, address, group, n)
 		require.NoError(t, p.Process.Signal(os.Interrupt))
 		var failed *exec.ExitError
 		require.ErrorAs(t, p.Wait(), &failed)
 		require.Equal(t, 1, failed.ExitCode())
-		require.Regexp(t, fmt.Sprintf(`leat: poison replay: .*replayed \d+ of %d messages, the rest is where it was; run it again to go on`, n), p.err.String())
+		require.Regexp(t, fmt.Sprintf(`leat: poison replay: .*replayed \d+ of %d messages, the others were not moved; run it again to continue`, n), p.err.String())
 		left := poisoned(t, address, group)
 		require.Positive(t, left)
 
@@ -187,9 +187,9 @@ func TestAnInterruptedReplaySaysWhatIsLeft(t *testing.T) {
 	})
 }
 
-// TestAKilledReplayIsRunAgain kills it in the middle: no message is lost, and those that were in both
-// places are few, which dedup is for. LEAT_TEST_DEAD says how many messages there are.
-func TestAKilledReplayIsRunAgain(t *testing.T) {
+// TestReplay_runsAgainAfterAKill kills a replay. No message may be lost, and the few that are in both queues
+// are dropped by dedup. LEAT_TEST_DEAD is the number of messages.
+func TestReplay_runsAgainAfterAKill(t *testing.T) {
 	onEach(t, func(t *testing.T, address string) {
 		const window = 1000
 		n := 2000
@@ -220,8 +220,8 @@ func TestAKilledReplayIsRunAgain(t *testing.T) {
 	})
 }
 
-// TestAUserWithoutTheRightsIsToldWhichAreMissing is as a user who may only read.
-func TestAUserWithoutTheRightsIsToldWhichAreMissing(t *testing.T) {
+// TestDoctor_listsMissingRights runs leat doctor as a user with the right to read only.
+func TestDoctor_listsMissingRights(t *testing.T) {
 	address := onPostgres(t)
 	group := poisonMany(t, address, 3)
 	u, err := url.Parse(address)
@@ -245,8 +245,8 @@ func TestAUserWithoutTheRightsIsToldWhichAreMissing(t *testing.T) {
 	_, text, status := result("poison", "rm", "--yes", "--group", group)
 	require.Equal(t, 1, status)
 	require.Contains(t, text, "permission denied for table leat_")
-	require.Contains(t, text, "deleted 0 of 3 messages, the rest is where it was")
-	require.Contains(t, text, "leat doctor looks for the cause")
+	require.Contains(t, text, "deleted 0 of 3 messages, the others were not moved")
+	require.Contains(t, text, "run leat doctor to find the cause")
 	out, _, status = result("doctor")
 	require.Equal(t, 1, status)
 	require.Contains(t, out, "WRONG  rights on leat_messages: ")
@@ -254,9 +254,9 @@ func TestAUserWithoutTheRightsIsToldWhichAreMissing(t *testing.T) {
 	require.Equal(t, 3, poisoned(t, address, group))
 }
 
-// TestAKilledEditIsRunAgain kills an edit at any moment: the message is there once, as it was or as it was
-// to be, and the next edit does what it is told.
-func TestAKilledEditIsRunAgain(t *testing.T) {
+// TestEdit_runsAgainAfterAKill kills an edit at a random point. The message must exist once, changed or unchanged, and the
+// next edit must succeed.
+func TestEdit_runsAgainAfterAKill(t *testing.T) {
 	onEach(t, func(t *testing.T, address string) {
 		group := poisonMany(t, address, 3)
 		result := func(args ...string) string {

@@ -18,17 +18,17 @@ import (
 	"github.com/leatbus/leat/transports/sql"
 )
 
-// target is the message system that a command works on.
+// target has the flags for the message system.
 type target struct {
-	URL        string `name:"url" env:"LEAT_URL" placeholder:"URL" help:"The message system, as services name it; unix:///path is a service's admin endpoint, as is https://host:port."`
-	AdminToken string `name:"admin-token" env:"LEAT_ADMIN_TOKEN" placeholder:"TOKEN" help:"The token of the admin endpoint. The variable is the better place."`
+	URL        string `name:"url" env:"LEAT_URL" placeholder:"URL" help:"The URL of the message system, as for a service; unix:///path or https://host:port is a service's admin endpoint."`
+	AdminToken string `name:"admin-token" env:"LEAT_ADMIN_TOKEN" placeholder:"TOKEN" help:"The token of the admin endpoint. The variable is safer than the flag."`
 }
 
 var (
 	errNoURL    = errors.New("no URL; give one by --url or LEAT_URL, like postgres://user:password@host/database")
 	errNoScheme = errors.New("the URL has no scheme; write it like postgres://user:password@host/database, amqp://user:password@host/ or sqlite:file.db")
 	errFragment = errors.New("the URL has a #, which ends it; write %23 for one in a password")
-	errMemory   = errors.New("memory:// is inside of the service's process; " +
+	errMemory   = errors.New("memory:// is inside the service's process; " +
 		"start the service with LEAT_ADMIN=/run/shop/leat.sock, and give --url unix:///run/shop/leat.sock")
 )
 
@@ -49,7 +49,7 @@ func (t *target) parse() (*url.URL, error) {
 	return u, nil
 }
 
-// open opens the message system, and makes nothing in it: that is for services and for leat migrate.
+// open opens the message system. It creates nothing; services and leat migrate do.
 func (t *target) open(ctx context.Context, e *cli.Env) (bus.Transport, error) {
 	u, err := t.parse()
 	if err != nil {
@@ -70,12 +70,12 @@ func (t *target) open(ctx context.Context, e *cli.Env) (bus.Transport, error) {
 	mux.Register(t.dial, "unix", "http", "https")
 	mux.Register(openAMQP, amqp.Scheme, amqp.SchemeTLS)
 	if !slices.Contains(mux.Schemes(), u.Scheme) {
-		_, err := mux.Open(ctx, u.Scheme+"://") // says which there are
+		_, err := mux.Open(ctx, u.Scheme+"://") // its error lists the schemes
 		return nil, &cli.UsageError{Err: trimmed(err)}
 	}
 	transport, err := mux.Open(ctx, u.String())
 	if cause := errors.Unwrap(err); cause != nil {
-		err = cause // the command says where, and without the options
+		err = cause // the command adds the URL without its options
 	}
 	return transport, err
 }
@@ -94,12 +94,12 @@ func openAMQP(ctx context.Context, u *url.URL) (bus.Transport, error) {
 	return transport, nil
 }
 
-// dial reaches the admin endpoint of a service.
+// dial connects to the admin endpoint of a service.
 func (t *target) dial(ctx context.Context, u *url.URL) (bus.Transport, error) {
 	return admin.Dial(ctx, u, t.AdminToken)
 }
 
-// trimmed returns an error without the name of the package that it came from.
+// trimmed returns an error without the prefix of package transports.
 func trimmed(err error) error {
 	return fmt.Errorf("%s", strings.TrimPrefix(err.Error(), "transports: "))
 }

@@ -16,10 +16,10 @@ import (
 // Visited is an event: a struct with a name and a version.
 type Visited struct{ Name string }
 
-// EventType is what the event is called on the wire.
+// EventType returns the event's name and version on the wire.
 func (Visited) EventType() (name string, version int) { return "hello.visited", 1 }
 
-// Greeter gets from fx what it needs; any function of a context and an event is a handler.
+// Greeter has dependencies from fx. Any function of a context and an event is a handler.
 type Greeter struct{ fx.Shutdowner }
 
 // Greet handles the event, and ends the program.

@@ -1,6 +1,6 @@
-// Outbox is an HTTP service that takes orders: with PostgreSQL for its rows and RabbitMQ for its events.
-// An order and its event are written in one transaction, so that there is never one without the other,
-// whenever the process dies; and every order gets one receipt, however often its event comes.
+// Command outbox is an HTTP service that takes orders, with PostgreSQL for its rows and RabbitMQ for its events.
+// An order and its event are written in one transaction, so there is never one without the other, even if
+// the process dies. Every order gets one receipt, however often its event is delivered.
 //
 //	LEAT_URL=amqp://guest:guest@localhost:5672/ DATABASE_URL=postgres://postgres@localhost/test go run ./examples/outbox
 //	curl -d '{"customer": "Ada", "cents": 1999}' localhost:8080/orders
@@ -27,21 +27,21 @@ import (
 	"github.com/leatbus/leat/transports/sql"
 )
 
-// OrderPlaced is what happens here.
+// OrderPlaced is published for each order.
 type OrderPlaced struct {
 	OrderID  string `json:"order_id"`
 	Customer string `json:"customer"`
 	Cents    int64  `json:"cents"`
 }
 
-// EventType is its name on the wire.
+// EventType returns the event's name and version on the wire.
 func (OrderPlaced) EventType() (name string, version int) { return "order.placed", 1 }
 
-// PartitionKey keeps the events of an order in their order.
+// PartitionKey keeps the events of an order in order.
 func (e OrderPlaced) PartitionKey() string { return e.OrderID }
 
-// WriteReceipt is a handler whose effect is a row: it works in the transaction that also records the
-// message, so there is one receipt for each order.
+// WriteReceipt is a handler that inserts a row. It runs in the transaction that also records the message,
+// so there is one receipt for each order.
 func WriteReceipt(ctx context.Context, tx pgx.Tx, e OrderPlaced) error {
 	_, err := tx.Exec(ctx, `INSERT INTO receipts (order_id, text) VALUES ($1, $2)`,
 		e.OrderID, fmt.Sprintf("%s paid %d.%02d", e.Customer, e.Cents/100, e.Cents%100))
@@ -54,7 +54,7 @@ type Shop struct {
 	bus  *bus.Bus
 }
 
-// NewShop makes a shop.
+// NewShop returns a shop.
 func NewShop(pool *pgxpool.Pool, b *bus.Bus) *Shop { return &Shop{pool, b} }
 
 // place writes the order and its event, or neither.
@@ -83,7 +83,7 @@ func (s *Shop) post(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(o)
 }
 
-// totals are how many orders and receipts there are.
+// totals has the numbers of orders and receipts.
 type totals struct{ Orders, Receipts int }
 
 func (s *Shop) get(w http.ResponseWriter, r *http.Request) {
@@ -96,7 +96,7 @@ func (s *Shop) get(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(t)
 }
 
-// NewPool connects, and makes the service's own tables.
+// NewPool connects and creates the service's own tables.
 func NewPool(lc fx.Lifecycle) (*pgxpool.Pool, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -111,7 +111,7 @@ func NewPool(lc fx.Lifecycle) (*pgxpool.Pool, error) {
 	return pool, err
 }
 
-// Serve answers HTTP from the application's start to its end.
+// Serve serves HTTP until the application stops.
 func Serve(lc fx.Lifecycle, s *Shop) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /orders", s.post)
@@ -142,7 +142,7 @@ func main() {
 		fxmodule.Module,
 		fx.Provide(NewPool, NewShop),
 		fxmodule.Outbox(func(pool *pgxpool.Pool) (*sql.Outbox, error) {
-			// What a process that died was just relaying, another relays when its lease has run out.
+			// With a short lease, another process soon relays the messages of one that died.
 			return sql.NewPgxOutbox(context.Background(), pool, sql.OutboxConfig{Service: "shop", Tables: sql.Config{Lease: 3 * time.Second}})
 		}),
 		fxmodule.Inbox[pgx.Tx](func(pool *pgxpool.Pool) (*sql.Inbox[pgx.Tx], error) {

@@ -21,7 +21,7 @@ import (
 	"github.com/leatbus/leat/internal/testenv"
 )
 
-// programVariable makes the test's program the service.
+// programVariable makes this program the service.
 const programVariable = "LEAT_TEST_EXAMPLE"
 
 func TestMain(m *testing.M) {
@@ -33,9 +33,9 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// TestTheServiceIsKilled in the middle, over and over, while orders come in: no order is without its
-// event, and no event without its order, which shows in the receipts. There is one for each order.
-func TestTheServiceIsKilled(t *testing.T) {
+// TestExample_survivesKills repeatedly kills the service while it takes orders. There must be one receipt for each order:
+// no order without its event, and no event without its order.
+func TestExample_survivesKills(t *testing.T) {
 	name := fmt.Sprintf("leat_shop_%08x", rand.Uint32())
 	database, broker := testenv.Postgres(t), testenv.RabbitMQ(t)
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
@@ -93,7 +93,7 @@ func start(t *testing.T, environment []string) (*exec.Cmd, string) {
 	return nil, ""
 }
 
-// order places orders until the service is gone.
+// order places orders until the service has ended.
 func order(address string, accepted *atomic.Int64) {
 	for {
 		answer, err := http.Post("http://"+address+"/orders", "application/json", strings.NewReader(`{"customer": "Ada", "cents": 1999}`)) //nolint:noctx // it ends with the service

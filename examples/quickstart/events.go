@@ -8,10 +8,10 @@ import (
 	"strings"
 )
 
-// The events. They import nothing from leat: a name and a version are all that leat asks for, and a
-// Validate method is heeded where there is one.
+// The events import nothing from leat. leat needs only a name and a version, and calls the method
+// Validate if there is one.
 
-// OrderPlaced is version 2: the total is in cents, and the items are there.
+// OrderPlaced is version 2: the total is in cents, and there are items.
 type OrderPlaced struct {
 	OrderID    string `json:"order_id"`
 	Customer   string `json:"customer"`
@@ -39,7 +39,7 @@ func (e OrderPlaced) Validate() error {
 	return validate(e.OrderID, e.TotalCents)
 }
 
-// OrderPlacedV1 is what producers sent before: the total is a decimal number of currency units.
+// OrderPlacedV1 is version 1, with the total as a decimal number of currency units.
 type OrderPlacedV1 struct {
 	OrderID  string `json:"order_id"`
 	Customer string `json:"customer"`
@@ -52,12 +52,12 @@ func (OrderPlacedV1) EventType() (name string, version int) { return "order.plac
 // Validate says what is wrong with the order.
 func (e OrderPlacedV1) Validate() error { return validate(e.OrderID, e.Total.Cents) }
 
-// LiftOrderPlaced makes version 2 of version 1, so that no handler ever sees an old order.
+// LiftOrderPlaced converts version 1 to version 2, so that handlers get only version 2.
 func LiftOrderPlaced(old OrderPlacedV1) OrderPlaced {
 	return OrderPlaced{OrderID: old.OrderID, Customer: old.Customer, TotalCents: old.Total.Cents, Currency: "EUR", Items: []Item{}}
 }
 
-// OrderPaid is a payment. In this program its method says how the handler behaves.
+// OrderPaid is a payment. In this program its method decides how the handler behaves.
 type OrderPaid struct {
 	OrderID string `json:"order_id"`
 	Cents   int64  `json:"cents"`
@@ -82,12 +82,12 @@ func validate(orderID string, cents int64) error {
 	}
 }
 
-// Amount is an amount of money that is written as a decimal number of currency units. No float stands
-// between the text and the cents: 19.99 is 1999, and half a cent is rounded up.
+// Amount is an amount of money, written as a decimal number of currency units. It is parsed without a
+// float: 19.99 is 1999, and half a cent is rounded up.
 type Amount struct{ Cents int64 }
 
-// maxAmountText and maxExponent are far beyond every number that fits; what is longer or larger is not
-// worth calculating with.
+// maxAmountText and maxExponent are far above every valid number. They avoid expensive calculations with
+// longer or larger ones.
 const (
 	maxAmountText = 64
 	maxExponent   = 64
@@ -110,7 +110,7 @@ func (a *Amount) UnmarshalJSON(text []byte) error {
 	return nil
 }
 
-// parseCents rounds half a cent up, and a negative amount away from zero, where Validate sees it.
+// parseCents rounds half a cent up, and a negative amount away from zero, so that Validate rejects it.
 func parseCents(number string) (cents int64, ok bool) {
 	if i := strings.IndexAny(number, "eE"); i >= 0 {
 		exponent, err := strconv.Atoi(number[i+1:])

@@ -12,10 +12,10 @@ import (
 	"github.com/leatbus/leat/middleware"
 )
 
-// The handlers: plain functions. What they do here takes no time; how they fail is the point.
+// The handlers are plain functions. They do nothing but fail in different ways.
 
-// retries is what happens before a failing message goes to the poison queue. The delays are short, because
-// this is a demonstration, and none is waited for in process, so that a failing payment holds no worker.
+// retries returns the retry policy. The delays are short, because this is a demonstration. None of them is
+// waited for in process, so that a failing payment blocks no worker.
 func retries() bus.RetryPolicy {
 	return bus.RetryPolicy{
 		Delays:    []time.Duration{20 * time.Millisecond, 100 * time.Millisecond, 250 * time.Millisecond},
@@ -23,12 +23,12 @@ func retries() bus.RetryPolicy {
 	}
 }
 
-// upcasters lift old events before they come to a handler.
+// upcasters returns the upcasters, which convert old events before the handler.
 func upcasters() []middleware.Upcaster {
 	return []middleware.Upcaster{middleware.Upcast(LiftOrderPlaced)}
 }
 
-// ReserveStock sees version 2 only: version 1 is lifted before it comes here.
+// ReserveStock gets version 2 only, because version 1 is converted before.
 func ReserveStock(context.Context, OrderPlaced) error { return nil }
 
 // BookPayment behaves as the payment's method says.
@@ -46,5 +46,5 @@ func BookPayment(ctx context.Context, e OrderPaid) error {
 	return nil
 }
 
-// Audit sees every message of every order as it is, also those that no other handler understands.
+// Audit gets every message of every order unchanged, also those that no other handler can decode.
 func Audit(context.Context, *message.Message) error { return nil }

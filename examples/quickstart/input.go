@@ -12,17 +12,17 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// input publishes lines and counts them. What becomes of the messages is for the bus to say.
+// input publishes lines and counts them. The bus reports the outcomes of the messages.
 type input struct {
 	from   io.Reader
-	reject func(number int, reason error) // is told of every line that is not published
+	reject func(number int, reason error) // called for every line that is not published
 
 	read     atomic.Uint64
 	rejected atomic.Uint64
 }
 
 // publish publishes every line that is an event, until there are no more or ctx is done. When it returns,
-// nothing is on its way to the transport any more. The error says why it ended before the input did.
+// all calls of Publish have ended. It returns an error if it ended before the input.
 func (in *input) publish(ctx, work context.Context, b *bus.Bus) error {
 	reading, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
@@ -57,11 +57,11 @@ func (in *input) drop(number int, reason error) {
 	in.reject(number, reason)
 }
 
-// laneCount is how many messages are published at once, so that the confirmations of a broker are waited
-// for together.
+// laneCount is how many messages are published concurrently, so that they do not wait for each other's
+// confirmations.
 const laneCount = 8
 
-// lanes publish beside each other. The messages of one key take one lane, which keeps their order.
+// lanes publish concurrently. The messages of a key use one lane, which keeps their order.
 type lanes struct {
 	seed    maphash.Seed
 	queues  [laneCount]chan line

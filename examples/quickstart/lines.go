@@ -16,41 +16,41 @@ import (
 )
 
 const (
-	// maxLine is the longest line that is taken, in bytes.
+	// maxLine is the maximum length of a line, in bytes.
 	maxLine = 64 << 20
-	// readBuffer holds hundreds of lines of the usual length; longer ones are put together.
+	// readBuffer has room for hundreds of usual lines. Longer lines are assembled in another buffer.
 	readBuffer = 256 << 10
 )
 
-// byteOrderMark is what some editors begin a file with. It belongs to the file, not to its first event.
+// byteOrderMark is written by some editors at the beginning of a file. It is not a part of the first event.
 const byteOrderMark = "\ufeff"
 
-// line is one that is not blank: a message, or the reason why it is none.
+// A line has a message, or the reason why a line is not a valid one. It is not blank.
 type line struct {
 	number  int
 	message *message.Message
 	err     error
 }
 
-// lines reads an input line by line, and never holds more of it than that.
+// lines reads an input line by line, with one line in memory at a time.
 type lines struct {
 	from   *bufio.Reader
-	number int    // of the line that was read last
-	long   []byte // what a long line is put together in
+	number int    // of the last line
+	long   []byte // buffer for a long line
 
 	read chan line
-	err  error // why the lines end before the input does; set before read is closed
+	err  error // why reading ended before the end of the input; set before read is closed
 }
 
-// readLines begins to read, and goes on until the input ends or ctx is done.
+// readLines starts reading, until the input ends or ctx is done.
 func readLines(ctx context.Context, from io.Reader) *lines {
 	l := &lines{from: bufio.NewReaderSize(from, readBuffer), read: make(chan line)}
 	go l.readAll(ctx)
 	return l
 }
 
-// all is every line that is not blank. It ends when ctx is done even where a read blocks, as on a terminal;
-// that read is left behind. The error is the input's.
+// all iterates over the lines that are not blank. It ends when ctx is done even if a read blocks, as on a terminal;
+// the read then continues in the background. The error is the input's.
 func (l *lines) all(ctx context.Context) iter.Seq2[line, error] {
 	return func(yield func(line, error) bool) {
 		for {
@@ -94,8 +94,8 @@ func (l *lines) readAll(ctx context.Context) {
 	}
 }
 
-// next is the text of the next line, good until the call after this one. Of a line that does not fit, it
-// is the beginning. The last line may come together with the end.
+// next returns the text of the next line, which is valid until the next call. For a line that does not fit, it
+// returns the beginning. The last line may be returned with io.EOF.
 func (l *lines) next() (text []byte, fits bool, err error) {
 	l.number++
 	text, err = l.from.ReadSlice('\n')
@@ -116,7 +116,7 @@ func (l *lines) next() (text []byte, fits bool, err error) {
 	return text, fits, err
 }
 
-// parse makes a message of a line that is an event and can be published.
+// parse returns the message of a line, or the error if it is not an event that can be published.
 func parse(number int, text []byte, fits bool) line {
 	l := line{number: number}
 	if !fits {

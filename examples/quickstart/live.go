@@ -13,19 +13,19 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// The screen is an observer of the bus: it is told the outcome of every delivery, and shows the first of
-// each kind. With a million messages more could not be read.
+// The screen is an observer of the bus, which reports the outcome of every delivery. It shows the first
+// deliveries of each kind only, because there may be a million messages.
 
 var _ bus.Observer = (*screen)(nil)
 
-// perKind is how many deliveries of one kind are shown, maxKinds of how many kinds: types and errors may
-// come from strangers.
+// perKind is how many deliveries of one kind are shown, and maxKinds the number of kinds, since types and errors
+// may come from untrusted producers.
 const (
 	perKind  = 3
 	maxKinds = 40
 )
 
-// Published implements [bus.Observer]. What was published shows in what becomes of it.
+// Published implements [bus.Observer]. Only the outcomes of messages are shown.
 func (v *screen) Published(context.Context, bus.Publication) {}
 
 // Started implements [bus.Observer].
@@ -76,7 +76,7 @@ func colourOf(o bus.Outcome) string {
 	}
 }
 
-// clean makes text of strangers fit for a terminal.
+// clean escapes untrusted text for a terminal.
 func clean(text string) string {
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
@@ -86,11 +86,11 @@ func clean(text string) string {
 	}, driver.OneLine(text, 200))
 }
 
-// kind is what deliveries have in common that look alike to a reader.
+// kind groups similar deliveries.
 type kind struct {
 	outcome bus.Outcome
 	group   string
-	failed  string // type of the message and class of the error, where there is one
+	failed  string // type of the message and class of the error, if there is one
 	tried   bool   // more than once
 }
 
@@ -122,13 +122,13 @@ func (s *samples) take(k kind) bool {
 	return true
 }
 
-// How often the progress is shown: on a terminal, and as a line of its own elsewhere.
+// How often the progress is shown, on a terminal and as separate lines elsewhere.
 const (
 	onTerminal = 100 * time.Millisecond
 	elsewhere  = 5 * time.Second
 )
 
-// showProgress shows how far the run is, until work is over.
+// showProgress shows the progress until work is done.
 func (v *screen) showProgress(work context.Context, in *input, b *bus.Bus) {
 	every := elsewhere
 	if v.terminal != nil {

@@ -1,12 +1,12 @@
-// Command quickstart is leat's main job in one program: it reads events, publishes them, handles them with
-// plain functions, and ends with an account of every one of them.
+// Command quickstart reads events, publishes them, handles them with plain functions, and ends with a report
+// of the outcome of every message.
 //
-//	go run ./examples/quickstart                      about 1,000 events that come with it
+//	go run ./examples/quickstart                      about 1,000 included events
 //	go run ./examples/quickstart -input FILE          CloudEvents 1.0, structured JSON, one a line
 //	… | go run ./examples/quickstart -input - -json   from a pipe, with one JSON object at the end
 //
-// LEAT_URL names the transport (memory:// without), LEAT_REDIS_URL a Redis that remembers what was handled
-// (this process does without), LEAT_SERVICE the service (quickstart). Nothing else changes.
+// LEAT_URL is the URL of the transport (by default memory://), LEAT_REDIS_URL the URL of a Redis for the dedup store
+// (by default in memory), LEAT_SERVICE the name of the service (by default quickstart).
 //
 // Ctrl-C stops reading and ends the run in order; a second one ends it at once. The exit status is 0 exactly
 // when nothing was lost, 1 when something was, and 2 when the run could not start.
@@ -30,7 +30,7 @@ import (
 )
 
 func main() {
-	signal.Ignore(syscall.SIGPIPE) // who reads the output may go away, as head does; the events must not
+	signal.Ignore(syscall.SIGPIPE) // the reader of the output may end early, as head does; the run must not
 	ctx, stop := context.WithCancel(context.Background())
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
@@ -38,10 +38,10 @@ func main() {
 	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr, os.Getenv))
 }
 
-// sameStroke is how far apart the signals of one wish may be: timeout(1), for one, sends its twice.
+// sameStroke is the time within which several signals count as one. timeout(1), for example, sends its signal twice.
 const sameStroke = 500 * time.Millisecond
 
-// obey stops the program at the first signal, and quits at the next one that somebody means.
+// obey calls stop at the first signal, and quit at the next one that is not a repetition.
 func obey(signals <-chan os.Signal, stop, quit func()) {
 	<-signals
 	stop()
@@ -51,7 +51,7 @@ func obey(signals <-chan os.Signal, stop, quit func()) {
 	quit()
 }
 
-// run is the program, but for the process around it.
+// run runs the program and returns its exit status.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer, env func(string) string) int {
 	s, err := readSettings(ctx, args, stdin, stderr, env)
 	if err != nil {
@@ -61,7 +61,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	return play(ctx, s, newScreen(s.json, stdout, stderr, env))
 }
 
-// play is the story: a bus, the input through it, and the account.
+// play creates a bus, publishes the input and reports the outcomes.
 func play(ctx context.Context, s settings, view *screen) int {
 	b, err := newBus(ctx, s, view)
 	if err != nil {
@@ -72,7 +72,7 @@ func play(ctx context.Context, s settings, view *screen) int {
 	return view.end(r, err)
 }
 
-// newBus is the whole wiring: a transport, the default stack, and three plain functions.
+// newBus wires a transport, the default stack, and three plain functions.
 func newBus(ctx context.Context, s settings, view *screen) (*bus.Bus, error) {
 	transport, err := transports.Open(ctx, s.url)
 	if err != nil {
@@ -82,7 +82,7 @@ func newBus(ctx context.Context, s settings, view *screen) (*bus.Bus, error) {
 		Store:     s.store,
 		Dedup:     s.dedup(view.logger()),
 		Retry:     retries(),
-		HoldNewer: -1, // no newer version of this program will come, and the account must end
+		HoldNewer: -1, // no newer version of this program will run, and the report must end
 		Upcasters: upcasters(),
 	})
 	b, err := bus.New(transport, bus.Config{

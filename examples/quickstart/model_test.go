@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// The model says from the text of the events alone what must come out. It shares no code with the program
-// and none with leat.
+// The model calculates the expected results from the text of the events. It shares no code with the program or
+// leat.
 
 func modelOf(text []byte) report {
 	r := report{Groups: map[string]groupReport{}}
@@ -62,7 +62,7 @@ func modelEvent(line []byte) (e map[string]any, ok bool) {
 	return e, !strings.ContainsAny(e["type"].(string), " *>#")
 }
 
-// modelOutcomes is, by group, whether the event ends well there.
+// modelOutcomes returns, by group, whether the event is handled there.
 func modelOutcomes(e map[string]any) map[string]bool {
 	outcomes := map[string]bool{}
 	eventType, _ := e["type"].(string)
@@ -106,7 +106,7 @@ func notNegative(v any) bool {
 	return v == nil || ok && !strings.HasPrefix(number.String(), "-")
 }
 
-// strangers is a text of random lines as foreign producers might send them.
+// strangers returns random lines as foreign producers may send them.
 func strangers(seed uint64, lines int) []byte {
 	random := rand.New(rand.NewPCG(seed, seed)) // to be repeated
 	pick := func(from ...string) string { return from[random.IntN(len(from))] }

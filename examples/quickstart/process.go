@@ -11,14 +11,14 @@ import (
 )
 
 const (
-	// drainTime is how long what was published may take after Ctrl-C.
+	// drainTime is how long published messages may take after Ctrl-C.
 	drainTime = 10 * time.Second
-	// closeTime is how long handlers may take that are still at work then.
+	// closeTime is how long running handlers may take after that.
 	closeTime = 3 * time.Second
 )
 
-// process publishes the input while the bus handles it, waits until every message has come to its end in
-// every group, and asks the bus what happened. The error is what went wrong beyond single messages.
+// process publishes the input while the bus handles it, waits until every message has an outcome in every
+// group, and returns the bus's statistics. It returns an error for failures that do not concern single messages.
 func process(ctx context.Context, b *bus.Bus, s settings, view *screen) (report, error) {
 	work, giveUp := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer giveUp(nil)
@@ -36,23 +36,23 @@ func process(ctx context.Context, b *bus.Bus, s settings, view *screen) (report,
 	select {
 	case <-b.Running():
 		err = in.publish(ctx, work, b)
-		_ = b.Idle(work) // that it ended early shows in work's cause
+		_ = b.Idle(work) // the cause of work has the reason of an early end
 	case <-stopped:
 	}
 
 	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTime)
 	defer cancel()
 	closeErr := b.Close(closing)
-	<-stopped // which ends work, and what stands beside it
+	<-stopped // then work has ended, and the goroutines that use it
 	beside.Wait()
 	if cause := context.Cause(work); !errors.Is(cause, context.Canceled) {
-		err = cause // what publish met was its consequence
+		err = cause // publish failed because of it
 	}
 	return newReport(in, b.Stats()), errors.Join(err, closeErr)
 }
 
-// watch gives up when what was published takes too long after Ctrl-C, and when no message comes to its end
-// for the length of patience although some should: a poison queue is full, say, or Redis went away.
+// watch calls giveUp if the published messages take too long after Ctrl-C, or if no message gets an outcome for
+// the length of patience, for example because a poison queue is full or Redis can't be reached.
 func watch(ctx, work context.Context, b *bus.Bus, patience time.Duration, view *screen, giveUp context.CancelCauseFunc) {
 	tick := time.NewTicker(patience / 8)
 	defer tick.Stop()
@@ -80,7 +80,7 @@ func watch(ctx, work context.Context, b *bus.Bus, patience time.Duration, view *
 	}
 }
 
-// complaints is what the groups report as wrong with themselves.
+// complaints returns the degraded parts of the groups.
 func complaints(b *bus.Bus) (text string) {
 	for _, h := range b.Health() {
 		for part, reason := range h.Degraded {

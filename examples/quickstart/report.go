@@ -9,15 +9,15 @@ import (
 	"github.com/leatbus/leat/bus"
 )
 
-// report is the account of a run. The lines are the input's, everything else is what the bus says: nobody
-// here works out what should have happened.
+// report has the results of a run. The lines are counted by the input, everything else by the bus: this program
+// does not calculate expected outcomes.
 type report struct {
 	Read      uint64                 `json:"read"`      // lines that are not blank
-	Rejected  uint64                 `json:"rejected"`  // those of them that are no event
+	Rejected  uint64                 `json:"rejected"`  // lines that are not valid events
 	Published uint64                 `json:"published"` // the others
-	Unrouted  uint64                 `json:"unrouted"`  // published, and no group wanted them
+	Unrouted  uint64                 `json:"unrouted"`  // published, and not routed to any group
 	Groups    map[string]groupReport `json:"groups"`
-	Lost      uint64                 `json:"lost"` // outcomes that are missing, over all groups
+	Lost      uint64                 `json:"lost"` // missing outcomes of all groups
 
 	leftovers uint64 // see settings.leftovers
 }
@@ -44,8 +44,8 @@ func newReport(in *input, s bus.Stats) report {
 	return r
 }
 
-// lostBy is how many outcomes are missing: each group owes one for every message of this bus that it
-// asked for.
+// lostBy returns the number of missing outcomes. Each group must have one for every message of this bus that was
+// routed to it.
 func lostBy(s bus.Stats) (n uint64) {
 	for _, g := range s.Groups {
 		n += g.Outstanding()

@@ -24,17 +24,17 @@ const (
 	exitNotStarted = 2
 )
 
-// screen shows a run: the story on stdout, what is wrong on stderr, and on a terminal how far the run is,
-// in a last line that is written again and again. Its methods may be called concurrently.
+// screen shows a run: messages on stdout, errors on stderr, and on a terminal the progress, in a last line that is
+// overwritten. Its methods may be called concurrently.
 type screen struct {
 	json     bool
 	stdout   io.Writer
 	stderr   io.Writer
 	story    io.Writer // stdout, or nothing with -json
-	terminal io.Writer // where the progress goes; nil where that is no terminal
+	terminal io.Writer // for the progress; nil if there is no terminal
 	colour   bool
 	began    time.Time
-	samples  samples // of what happens to messages
+	samples  samples // of the outcomes
 
 	mu       sync.Mutex
 	progress string // on the terminal now
@@ -62,7 +62,7 @@ func isTerminal(w io.Writer) bool {
 	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }
 
-// begin shows what is about to run: the handlers as the bus knows them.
+// begin shows the handlers of the bus.
 func (v *screen) begin(b *bus.Bus, s settings) {
 	memory := "in memory"
 	if s.redis != "" {
@@ -83,7 +83,7 @@ func (v *screen) begin(b *bus.Bus, s settings) {
 	v.printf(v.story, "%s\n", v.paint(dim, fmt.Sprintf("what happens, the first %d of each kind:", perKind)))
 }
 
-// taken is what a handler is for.
+// taken returns the events and versions that a handler takes.
 func taken(h bus.Handler) (events, versions string) {
 	if len(h.Types) == 0 {
 		return strings.Join(h.Topics, " "), "as they come"
@@ -101,7 +101,7 @@ func taken(h bus.Handler) (events, versions string) {
 	return strings.Join(slices.Compact(names), " "), strings.Join(numbers, ", ")
 }
 
-// end shows the account and says how the program ends. The error is what went wrong beyond messages.
+// end shows the report and returns the exit status. err is a failure that does not concern single messages.
 func (v *screen) end(r report, err error) int {
 	v.printf(v.story, "\n")
 	v.table([]string{"group", "handled", "duplicates", "poisoned"}, func(row func(...string)) {
@@ -135,7 +135,7 @@ func (v *screen) end(r report, err error) int {
 	return exitFine
 }
 
-// hints says how to run the same elsewhere.
+// hints returns how to run the program with other transports.
 func hints() string {
 	var text strings.Builder
 	hint := func(where, setting string) {
@@ -157,7 +157,7 @@ func (v *screen) rejected(number int, reason error) {
 	v.printf(v.stderr, "line %d rejected: %s\n", number, clean(reason.Error()))
 }
 
-// say tells what the program does.
+// say prints a message of the program.
 func (v *screen) say(text string) { v.printf(v.stderr, "quickstart: %s\n", text) }
 
 // logger writes the bus's warnings.
@@ -189,12 +189,12 @@ func (v *screen) table(heading []string, fill func(row func(...string))) {
 	row := func(cells ...string) { fmt.Fprintf(w, "  %s\n", strings.Join(cells, "\t")) }
 	row(heading...)
 	fill(row)
-	_ = w.Flush() // a strings.Builder takes everything
+	_ = w.Flush() // writing to a strings.Builder never fails
 	first, rest, _ := strings.Cut(text.String(), "\n")
 	v.printf(v.story, "%s\n%s\n", v.paint(dim, first), rest)
 }
 
-// printf writes whole lines above the progress. Who reads them may be gone; the run goes on.
+// printf writes whole lines above the progress. It ignores errors, since the reader may have ended.
 func (v *screen) printf(w io.Writer, format string, args ...any) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -207,7 +207,7 @@ func (v *screen) printf(w io.Writer, format string, args ...any) {
 	}
 }
 
-// setProgress overwrites the progress; "" takes it away.
+// setProgress overwrites the progress; "" removes it.
 func (v *screen) setProgress(text string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -233,7 +233,7 @@ func (v *screen) paint(colour, text string) string {
 	return "\x1b[" + colour + "m" + text + "\x1b[0m"
 }
 
-// thousands is 1234567 as 1,234,567.
+// thousands formats 1234567 as 1,234,567.
 func thousands(n uint64) string {
 	text := strconv.FormatUint(n, 10)
 	for i := len(text) - 3; i > 0; i -= 3 {
@@ -242,7 +242,7 @@ func thousands(n uint64) string {
 	return text
 }
 
-// shown is a URL without its user, its password and its options. It was opened, so it can be parsed.
+// shown returns a URL without its user, password and options. It can be parsed, since it was opened.
 func shown(rawURL string) string {
 	u, err := url.Parse(rawURL)
 	if err != nil {

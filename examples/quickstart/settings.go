@@ -25,19 +25,19 @@ import (
 //go:embed events.ndjson
 var defaultEvents []byte
 
-// settings is what the caller wants, and what the run has opened for it.
+// settings has the options of a run, and what was opened for them.
 type settings struct {
 	json    bool
 	url     string // of the transport
 	redis   string // URL of the dedup store; "" means in memory
 	service string
 	input   io.Reader
-	source  string // what the input is, for people
+	source  string // a description of the input
 	store   middleware.Store
 	run     string // a unique id; see leftovers
 	closers []io.Closer
 
-	patience time.Duration // how long may pass without any message coming to its end
+	patience time.Duration // how long may pass without an outcome of any message
 }
 
 func readSettings(ctx context.Context, args []string, stdin io.Reader, stderr io.Writer, env func(string) string) (settings, error) {
@@ -69,7 +69,7 @@ func readSettings(ctx context.Context, args []string, stdin io.Reader, stderr io
 	return s, nil
 }
 
-// errUsage is an error that package flag has shown already.
+// errUsage is an error that package flag has already printed.
 type errUsage struct{ error }
 
 func (e errUsage) Unwrap() error { return e.error }
@@ -107,10 +107,10 @@ func (s *settings) openInput(path string, stdin io.Reader) error {
 	return nil
 }
 
-// storeAnswers is how long the dedup store may take to answer at the start.
+// storeAnswers is the timeout for the first call of the dedup store.
 const storeAnswers = 5 * time.Second
 
-// openStore opens what remembers the handled messages, and makes sure that it answers.
+// openStore opens the dedup store, and checks that it can be reached.
 func (s *settings) openStore(ctx context.Context) error {
 	if s.redis == "" {
 		s.store = middleware.NewMemoryStore(0)
@@ -130,8 +130,8 @@ func (s *settings) openStore(ctx context.Context) error {
 	return store.Release(ctx, claim)
 }
 
-// dedup makes the counts exact on a shared store: a run remembers its own messages and no other run's,
-// and a message waits for a store that is slow or away rather than be handled without it.
+// dedup returns a configuration with exact counts on a shared store: a run uses its own keys, and messages wait while
+// the store is slow or can't be reached.
 func (s *settings) dedup(logger *slog.Logger) middleware.DedupConfig {
 	return middleware.DedupConfig{
 		Namespace: s.namespace(),
@@ -144,13 +144,13 @@ func (s *settings) dedup(logger *slog.Logger) middleware.DedupConfig {
 
 func (s *settings) namespace() string { return s.service + ":" + s.run + ":" }
 
-// leftovers is a step of the stack: it discards what an earlier run of this program left in the queues of
-// a durable transport when it was killed. Its groups are the same, because groups are made to outlive
-// their processes; but its messages are not this run's, and do not belong in this run's account.
+// leftovers is a step of the stack that discards messages of an earlier, killed run of this program. They are in the
+// queues of a durable transport, because both runs have the same groups, but they must not be counted in this
+// run's report.
 func leftovers(next message.HandlerFunc) message.HandlerFunc {
 	return func(msg *message.Message) ([]*message.Message, error) {
 		if !bus.DeliveryFrom(msg.Context()).Own() {
-			return nil, bus.Discard(errors.New("an earlier run left it behind"))
+			return nil, bus.Discard(errors.New("it is from an earlier run"))
 		}
 		return next(msg)
 	}
@@ -158,6 +158,6 @@ func leftovers(next message.HandlerFunc) message.HandlerFunc {
 
 func (s *settings) close() {
 	for _, c := range s.closers {
-		_ = c.Close() // a file that was read, a client that is not needed any more
+		_ = c.Close() // a file that was read, or a client that is no longer needed
 	}
 }

@@ -10,9 +10,9 @@ import (
 	"github.com/leatbus/leat/internal/testenv"
 )
 
-// TestTheTransportIsOneVariable is the product's promise: the same program, the same events, the same
-// account, on every transport.
-func TestTheTransportIsOneVariable(t *testing.T) {
+// TestRun_transportIsOneVariable checks that the same program and events have the same report on every
+// transport.
+func TestRun_transportIsOneVariable(t *testing.T) {
 	t.Parallel()
 	for name, open := range map[string]func(t *testing.T, service string) (rawURL string){
 		"SQLite":                  func(t *testing.T, _ string) string { return "sqlite://" + filepath.Join(t.TempDir(), "bus.db") },

@@ -1,4 +1,4 @@
-// Package cli gives a service's own binary the operators' command line of leat:
+// Package cli adds leat's command line for operators to a service's own binary:
 //
 //	func main() {
 //		cli.Main(
@@ -8,25 +8,25 @@
 //	}
 //
 // The program runs as it does with fxmodule.Main, unless it has arguments: the first must be one of the commands poison,
-// groups, topics, publish, tail, top and doctor, or --help. Then it does what leat does with that command, on the message
-// system that the service is configured for, and consumes nothing: constructors run, and start hooks don't,
-// but for a dry run.
+// groups, topics, publish, tail, top, describe and doctor, or --help. Then it runs that command of leat on the message
+// system that the service is configured for, and consumes nothing: constructors run, and start hooks run only for
+// a dry run.
 //
 //	$ shop poison stats
 //	$ shop poison replay --group shop.send-receipt --dry-run
 //
-// The second is what only the service can do: it runs the current handlers with the dead messages and
-// says how many would now succeed, by class of error. The queues stay as they are. Transactions of
-// handlers.Tx are rolled back, and what handlers publish with their context is held back. Every other
-// effect happens, and can't be undone: a handler that has some can ask bus.IsDryRun, and the command asks
+// The second command is possible only in the service: it runs the current handlers with the poisoned messages and
+// prints how many would now succeed, by class of error. It does not change the queues. Transactions of
+// handlers.Tx are rolled back, and messages that handlers publish with their context are discarded. Every other
+// effect happens and can't be undone: a handler with such effects can call bus.IsDryRun, and the command asks
 // for confirmation.
 //
-// The application's start hooks run before, so that what handlers depend on is connected, and its stop
-// hooks afterwards. Only the bus does not start: it consumes nothing, opens no admin endpoint, and holds back
-// what the hooks publish. With --no-start no hooks run, for a service whose port is taken by the instance
-// that runs.
+// The application's start hooks run before the dry run, so that dependencies of handlers are connected, and its stop
+// hooks run after it. Only the bus does not start: it consumes nothing, opens no admin endpoint, and discards
+// messages that hooks publish. With --no-start no hooks run, for a service whose port is used by a running
+// instance.
 //
-// The package stands by itself so that a service without the commands does not link their command line.
+// It is a separate package, so that services without the commands do not link them.
 package cli
 
 import (
@@ -48,7 +48,7 @@ import (
 )
 
 // Main runs the application with [fxmodule.Main], or the command that the program's first argument names, and exits. A program
-// with arguments of its own uses [Run].
+// with its own arguments uses [Run].
 func Main(options ...fx.Option) {
 	if len(os.Args) == 1 {
 		fxmodule.Main(options...)
@@ -62,15 +62,15 @@ func Main(options ...fx.Option) {
 
 // names returns the commands' first words.
 func names() []string {
-	return []string{"poison", "groups", "topics", "publish", "tail", "top", "doctor"}
+	return []string{"poison", "groups", "topics", "publish", "tail", "top", "describe", "doctor"}
 }
 
 const description = `Look after the service's bus. Without one of these commands, the service runs.
 
 The exit status is 0 when all is well, 1 when something failed, and 2 when the command line or the URL is wrong.`
 
-// Run runs the command that the first argument names and returns its exit status; ok is false where it names
-// none, and nothing was done. It is for programs with flags of their own; Main does for others.
+// Run runs the command that is the first argument and returns its exit status. ok is false, and nothing was done, if
+// the first argument is not a command. Use it for programs with their own flags, and Main for others.
 func Run(ctx context.Context, args []string, options ...fx.Option) (status int, ok bool) {
 	if len(args) == 0 || !slices.Contains(names(), args[0]) {
 		return 0, false
@@ -93,25 +93,25 @@ func run(ctx context.Context, args []string, options ...fx.Option) (status int) 
 		if err := app.Err(); err != nil {
 			return nil, err
 		}
-		if idle.Transport == nil { // the bus is the application's own
+		if idle.Transport == nil { // the application provides its own bus
 			idle.Transport, idle.Outbox = b.Transport(), b.Outbox()
 		}
 		e.Close = b.Close
 		e.Start = func(ctx context.Context) error { return start(ctx, app, e) }
-		e.DryRunner = admin.NewLocalDryRunner(b, stack)
+		e.DryRunner, e.Describer = admin.NewLocalDryRunner(b, stack), admin.NewLocalDescriber(b, idle.Transport, stack)
 		return admin.WithOutbox(idle.Transport, idle.Outbox), nil
 	}
 	return cli.Run(ctx, new(cli.Commands), e, description, args)
 }
 
-// start runs the application's start hooks, and has its stop hooks run at the end.
+// start runs the application's start hooks, and makes e.Close run its stop hooks.
 func start(ctx context.Context, app *fx.App, e *cli.Env) error {
 	starting, cancel := context.WithTimeout(ctx, app.StartTimeout())
 	defer cancel()
 	if err := app.Start(starting); err != nil {
 		return err
 	}
-	e.Close = func(ctx context.Context) error { // they close the bus, too
+	e.Close = func(ctx context.Context) error { // the hooks also close the bus
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), app.StopTimeout())
 		defer cancel()
 		return app.Stop(ctx)

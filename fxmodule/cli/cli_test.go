@@ -68,7 +68,7 @@ func shop() {
 	)
 }
 
-// stock is what the ledger depends on, and is there between start and stop.
+// stock is a dependency of the ledger. It works between start and stop.
 type stock struct{ connection *struct{ items int } }
 
 func newStock(lc fx.Lifecycle) *stock {
@@ -87,7 +87,7 @@ type outOfStockError struct{}
 
 func (*outOfStockError) Error() string { return "out of stock" }
 
-// notebook is an inbox whose transactions are written down when they commit.
+// notebook is an inbox whose transactions are written to a file when they commit.
 type notebook struct{}
 
 func (notebook) Once(ctx context.Context, _, _ string, fn func(context.Context, *bytes.Buffer) error) (seen bool, err error) {
@@ -110,7 +110,7 @@ func write(variable, line string) error {
 	return errors.Join(err, file.Close())
 }
 
-// systems are message systems of one test's own, as far as its service's name is.
+// systems returns message systems. A test must use a unique service name.
 func systems() map[string]func(t *testing.T) string {
 	prefixed := func(t *testing.T, raw, option string) string {
 		u, err := url.Parse(raw)
@@ -129,7 +129,7 @@ func systems() map[string]func(t *testing.T) string {
 	}
 }
 
-// onPostgres has a schema of its own.
+// onPostgres returns a URL with a new schema.
 func onPostgres(t *testing.T) string {
 	u, err := url.Parse(testenv.Postgres(t))
 	require.NoError(t, err)
@@ -161,7 +161,7 @@ func TestDryRun_leavesEverythingAsItIs(t *testing.T) {
 			out, status = w.shop("poison", "replay", "--dry-run", "--group", w.group("mail"))
 			require.Equal(t, 2, status)
 			require.Contains(t, out, w.group("mail")+" does outside of its context and of handlers.Tx happens, and can't be undone")
-			require.Contains(t, out, "Say --yes where nobody can be asked")
+			require.Contains(t, out, "Pass --yes if there is no terminal")
 			out, status = w.shop("poison", "replay", "--dry-run", "--yes", "--all")
 			require.Equal(t, 0, status, out)
 			require.Contains(t, out, "3 of 6 messages would now succeed, and 1 message would be published; nothing was moved")
@@ -194,8 +194,8 @@ func TestMain_refusesArgumentsThatAreNoVerb(t *testing.T) {
 	require.NoFileExists(t, w.hooks, "the service did not start")
 }
 
-// TestDryRun_withoutTheServicesStart is for a service that can't start twice on a machine: a handler whose
-// dependencies are not there fails, and nothing else does.
+// TestDryRun_withoutTheServicesStart checks --no-start, for a service that can't start twice on a machine: only
+// handlers whose dependencies are missing fail.
 func TestDryRun_withoutTheServicesStart(t *testing.T) {
 	w := newWorld(t, "sqlite://"+filepath.Join(t.TempDir(), "bus.db"))
 	before := w.snapshot()
@@ -264,7 +264,7 @@ func (w *world) shop(args ...string) (output string, status int) {
 	return string(out), 0
 }
 
-// snapshot is everything that the groups hold.
+// snapshot returns all messages of the groups.
 func (w *world) snapshot() any {
 	type poisoned struct {
 		id, uuid string
@@ -290,7 +290,7 @@ func (w *world) snapshot() any {
 	return all
 }
 
-func TestAServiceWithoutTheVerbsLinksNoCommandLine(t *testing.T) {
+func TestImports_moduleDoesNotLinkTheCommands(t *testing.T) {
 	deps, err := exec.Command("go", "list", "-deps", "github.com/leatbus/leat/fxmodule").Output()
 	require.NoError(t, err)
 	require.Contains(t, string(deps), "go.uber.org/fx\n")
@@ -298,7 +298,7 @@ func TestAServiceWithoutTheVerbsLinksNoCommandLine(t *testing.T) {
 	require.NotContains(t, string(deps), "internal/cli")
 }
 
-func TestWhatIsNoVerbIsTheServices(t *testing.T) {
+func TestRun_leavesOtherArgumentsToTheService(t *testing.T) {
 	for _, args := range [][]string{nil, {"--port", "80"}, {"migrate"}} {
 		_, ok := cli.Run(t.Context(), args)
 		require.False(t, ok)

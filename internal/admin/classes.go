@@ -8,7 +8,7 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// Class is the messages of one group that failed with one class of error.
+// A Class counts the messages of one group that failed with one class of error.
 type Class struct {
 	Group  string     `json:"group"`
 	Class  string     `json:"class"`
@@ -19,7 +19,7 @@ type Class struct {
 	Sample string     `json:"sample"` // the error of the newest
 }
 
-// Classes counts messages by group and error class. The zero Classes is ready.
+// Classes counts messages by group and error class. The zero value is ready to use.
 type Classes struct {
 	all   []*Class
 	known map[[2]string]*Class

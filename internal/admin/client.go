@@ -18,7 +18,7 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// Client is a service's transport as its admin endpoint shows it: everything but subscribing. Its methods
+// A Client is a service's transport over its admin endpoint: everything except subscribing. Its methods
 // may be called concurrently.
 type Client struct {
 	base  *url.URL
@@ -42,7 +42,7 @@ func Dial(ctx context.Context, base *url.URL, token string) (*Client, error) {
 	case base.Scheme == "unix":
 		path := filepath.FromSlash(base.Path)
 		if base.Host != "" || !filepath.IsAbs(path) {
-			return nil, fmt.Errorf("the URL of a unix socket is unix:// and its path from the root on, like unix://%s", exampleSocket)
+			return nil, fmt.Errorf("the URL of a unix socket is unix:// and its absolute path, like unix://%s", exampleSocket)
 		}
 		transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", path)
@@ -62,10 +62,10 @@ func Dial(ctx context.Context, base *url.URL, token string) (*Client, error) {
 }
 
 func errURL() error {
-	return errors.New("the URL of an admin endpoint is unix:///path or http://host:port alone; the token goes into LEAT_ADMIN_TOKEN")
+	return errors.New("the URL of an admin endpoint is unix:///path or http://host:port; set the token by LEAT_ADMIN_TOKEN")
 }
 
-// Capabilities returns none: they are unknown here, and nobody subscribes.
+// Capabilities returns none: they are unknown here, and a Client can't subscribe.
 func (c *Client) Capabilities() driver.Capabilities { return driver.Capabilities{Poison: true} }
 
 // Subscribe returns an error: operators do not subscribe.
@@ -73,13 +73,13 @@ func (c *Client) Subscribe(context.Context, driver.Subscription) (driver.Receive
 	return nil, fmt.Errorf("admin endpoint: subscribe: %w", driver.ErrUnsupported)
 }
 
-// Close forgets the connections.
+// Close closes idle connections.
 func (c *Client) Close(context.Context) error {
 	c.http.CloseIdleConnections()
 	return nil
 }
 
-// Carry returns a message of a topic as a record.
+// Carry returns a record of a message and its topic.
 func Carry(topic string, msg *message.Message) Record {
 	r := Full("", driver.PoisonedMessage{Message: msg})
 	r.Topic, r.Headers[driver.HeaderFaultTopic] = topic, topic
@@ -106,13 +106,24 @@ func (c *Client) Groups(ctx context.Context) ([]driver.GroupInfo, error) {
 	return each(all, Group.info), err
 }
 
+// SetPaused pauses a group in the service's process, or resumes it. The error matches [driver.ErrNotFound] if the process has no
+// such group.
+func (c *Client) SetPaused(ctx context.Context, group string, paused bool) error {
+	verb := "resume"
+	if paused {
+		verb = "pause"
+	}
+	_, err := lines[struct{}](c.do(ctx, http.MethodPost, (&url.URL{}).JoinPath("groups", group, verb).Path, nil, struct{}{}))
+	return err
+}
+
 // Topics returns the topics of the service's transport.
 func (c *Client) Topics(ctx context.Context) ([]driver.TopicInfo, error) {
 	all, err := lines[Topic](c.do(ctx, http.MethodGet, "topics", nil, nil))
 	return each(all, func(t Topic) driver.TopicInfo { return driver.TopicInfo(t) }), err
 }
 
-// Diagnose returns what the service finds.
+// Diagnose returns the service's findings.
 func (c *Client) Diagnose(ctx context.Context) []driver.Finding {
 	all, err := lines[Finding](c.do(ctx, http.MethodGet, "doctor", nil, nil))
 	if err != nil {
@@ -127,7 +138,7 @@ func (c *Client) Undoes(ctx context.Context, group string) (bool, error) {
 	return len(all) > 0 && all[0].Undoes, err
 }
 
-// DryRun lets the service try the messages with the handlers that it runs.
+// DryRun makes the service try the messages with its own handlers.
 func (c *Client) DryRun(ctx context.Context, group string, msgs []driver.PoisonedMessage) ([]DryRunResult, error) {
 	ids := make([]string, len(msgs))
 	for i, m := range msgs {
@@ -199,14 +210,14 @@ func poisoned(records []Record, err error) ([]driver.PoisonedMessage, error) {
 }
 
 func (q *remoteQueue) Replay(ctx context.Context, ids ...string) (int, error) {
-	return q.post(ctx, "replay", bulkBody{ids})
+	return q.post(ctx, "replay", bulkBody{append([]string{}, ids...)})
 }
 
 func (q *remoteQueue) Drop(ctx context.Context, ids ...string) (int, error) {
-	return q.post(ctx, "rm", bulkBody{ids})
+	return q.post(ctx, "rm", bulkBody{append([]string{}, ids...)})
 }
 
-// putAtOnce is how many bytes of records one request writes. A larger record goes alone.
+// putAtOnce is how many bytes of records one request writes. A larger record has its own request.
 const putAtOnce = maxBody / 4
 
 func (q *remoteQueue) Put(ctx context.Context, msgs ...driver.PoisonedMessage) error {
@@ -259,7 +270,7 @@ func (q *remoteQueue) Len(ctx context.Context) (int, error) {
 	return groups[0].Poisoned, nil
 }
 
-// do sends a request. The caller closes the answer's body.
+// do sends a request and returns the response's body, which the caller closes.
 func (c *Client) do(ctx context.Context, method, path string, query url.Values, body any) (io.ReadCloser, error) {
 	var text []byte
 	if body != nil {
@@ -296,7 +307,7 @@ func (c *Client) do(ctx context.Context, method, path string, query url.Values, 
 	return nil, &statusError{response.StatusCode, refused.Error}
 }
 
-// lines reads an answer of JSON lines.
+// lines decodes a response of JSON lines.
 func lines[T any](body io.ReadCloser, err error) (all []T, _ error) {
 	if err != nil {
 		return nil, err

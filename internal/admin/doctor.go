@@ -8,7 +8,7 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// Diagnose returns what the transport finds out about itself, and what its groups tell.
+// Diagnose returns the findings of the transport, and findings about its groups.
 func Diagnose(ctx context.Context, inspector driver.Inspector) []driver.Finding {
 	findings := inspector.Diagnose(ctx)
 	for _, f := range findings {
@@ -26,12 +26,12 @@ func Diagnose(ctx context.Context, inspector driver.Inspector) []driver.Finding 
 	return findings
 }
 
-// DiagnoseOutbox does what [Diagnose] does for the database of an outbox, and checks nothing else.
+// DiagnoseOutbox does the same as [Diagnose] for the outboxes in a database only.
 func DiagnoseOutbox(ctx context.Context, inspector driver.Inspector) []driver.Finding {
 	findings := inspector.Diagnose(ctx)
 	groups, err := inspector.Groups(ctx)
 	if err != nil {
-		return findings // they say why
+		return findings // one of them has the reason
 	}
 	there := false
 	for _, g := range groups {
@@ -58,13 +58,13 @@ func diagnoseGroup(g driver.GroupInfo) driver.Finding {
 		Text:  fmt.Sprintf("%s consumers, %s waiting, %s poisoned", Count(g.Consumers), Count(g.Waiting), Count(g.Poisoned)),
 	}
 	if g.Consumers == 0 && g.Waiting > 0 {
-		f.Err = fmt.Errorf("%d messages wait, and nobody consumes", g.Waiting)
-		f.Fix = "start the service that has the group; if there is none any more, its messages wait for ever"
+		f.Err = fmt.Errorf("%d messages wait, and there is no consumer", g.Waiting)
+		f.Fix = "start the service of the group; if there is none, its messages wait forever"
 	}
 	return f
 }
 
-// Count returns a number, or ? for one that is unknown.
+// Count returns a number as text, ? if it is unknown.
 func Count(n int) string {
 	if n == driver.Unknown {
 		return "?"

@@ -13,8 +13,8 @@ import (
 	"github.com/leatbus/leat/middleware"
 )
 
-// LocalDryRunner tries poisoned messages with a service's own handlers, and undoes it: transactions of handlers.Tx
-// are rolled back, and what is published with the handler's context is held back. Nothing is claimed,
+// A LocalDryRunner tries poisoned messages with a service's own handlers and undoes the effects: it rolls back transactions
+// of handlers.Tx, and discards messages that are published with the handler's context. Nothing is claimed,
 // retried, counted or poisoned. Its methods may be called concurrently.
 type LocalDryRunner struct {
 	bus   *bus.Bus
@@ -26,12 +26,12 @@ func NewLocalDryRunner(b *bus.Bus, stack middleware.Stack) *LocalDryRunner {
 	return &LocalDryRunner{b, stack}
 }
 
-// A DryRunner tries poisoned messages and undoes it. It is a service's own process, or a [Client] of its endpoint.
+// A DryRunner tries poisoned messages and undoes the effects, in the service's own process or behind a [Client]'s endpoint.
 type DryRunner interface {
-	// Undoes reports whether everything is undone that the group's handler does, apart from what it
-	// does outside of its context.
+	// Undoes reports whether all effects of the group's handler are undone, apart from those that do not use its
+	// context.
 	Undoes(ctx context.Context, group string) (bool, error)
-	// DryRun tries messages of a group and returns how each went, in their order.
+	// DryRun tries messages of a group and returns their results, in order.
 	DryRun(ctx context.Context, group string, msgs []driver.PoisonedMessage) ([]DryRunResult, error)
 }
 
@@ -40,10 +40,10 @@ var (
 	_ DryRunner = (*Client)(nil)
 )
 
-// DryRunResult is how one message would have gone, also in JSON.
+// A DryRunResult is the result for one message. It is also encoded as JSON.
 type DryRunResult struct {
-	ID        string `json:"id"`              // the message's place in the queue
-	Error     string `json:"error,omitempty"` // "" where the handler would succeed now
+	ID        string `json:"id"`              // the message's id in the queue
+	Error     string `json:"error,omitempty"` // "" if the handler has succeeded
 	Class     string `json:"class,omitempty"` // of the error
 	Published int    `json:"published"`       // messages that the handler would have published
 }
@@ -54,7 +54,7 @@ func (r *LocalDryRunner) Undoes(_ context.Context, group string) (bool, error) {
 	return h.Undoable, err
 }
 
-// DryRun tries as many at once as the handler handles.
+// DryRun implements [DryRunner]. It tries as many messages at once as the handler's concurrency.
 func (r *LocalDryRunner) DryRun(ctx context.Context, group string, msgs []driver.PoisonedMessage) ([]DryRunResult, error) {
 	h, err := r.handler(group)
 	if err != nil {
@@ -91,7 +91,7 @@ func (r *LocalDryRunner) DryRun(ctx context.Context, group string, msgs []driver
 
 func (r *LocalDryRunner) handler(group string) (bus.Handler, error) {
 	if o := r.bus.Outbox(); o != nil && group == o.Group() {
-		return bus.Handler{}, fmt.Errorf("%s: an outbox has no handler that could be tried; a replay hands its messages to the relay again", group)
+		return bus.Handler{}, fmt.Errorf("%s: an outbox has no handler; replay its messages to the relay without a dry run", group)
 	}
 	names := []string{}
 	for _, h := range r.bus.Handlers() {
@@ -103,13 +103,13 @@ func (r *LocalDryRunner) handler(group string) (bus.Handler, error) {
 	return bus.Handler{}, &UnknownGroupError{Group: group, Nearest: nearestGroup(group, names)}
 }
 
-// function returns the handler in its stack, but for the steps that would change something.
+// function returns the handler in its stack, without the steps that have effects.
 func (r *LocalDryRunner) function(h bus.Handler) (message.HandlerFunc, error) {
 	stack := r.stack
 	if h.Stack != nil {
 		own, ok := h.Stack.(middleware.Stack)
 		if !ok {
-			return nil, fmt.Errorf("handler %q has a stack of its own (%T), which can't be taken apart", h.Name, h.Stack)
+			return nil, fmt.Errorf("handler %q has its own stack (%T), whose steps are unknown", h.Name, h.Stack)
 		}
 		stack = own
 	}
@@ -121,7 +121,7 @@ func (r *LocalDryRunner) function(h bus.Handler) (message.HandlerFunc, error) {
 	return stack.Wrap(h, h.Bind(r.bus.Encoder()))
 }
 
-// maxErrorText bounds an error's text in a result, in bytes.
+// maxErrorText limits an error's text in a result, in bytes.
 const maxErrorText = 1024
 
 func dryRun(ctx context.Context, fn message.HandlerFunc, group string, m driver.PoisonedMessage) (result DryRunResult) {
@@ -129,7 +129,7 @@ func dryRun(ctx context.Context, fn message.HandlerFunc, group string, m driver.
 	fail := func(err error) {
 		result.Error, result.Class = driver.OneLine(err.Error(), maxErrorText), driver.ErrorClass(err)
 	}
-	defer func() { // where the stack has no recover step
+	defer func() { // if the stack has no recover step
 		if v := recover(); v != nil {
 			fail(driver.NewPanicError(v))
 		}
@@ -143,7 +143,7 @@ func dryRun(ctx context.Context, fn message.HandlerFunc, group string, m driver.
 	}
 	msg.SetContext(d.NewContext(ctx))
 	produced, err := fn(msg)
-	if err != nil && !bus.IsDiscard(err) { // a discarded one is done, too
+	if err != nil && !bus.IsDiscard(err) { // a discarded message is done
 		fail(err)
 	}
 	result.Published = len(dryRun.Published()) + len(produced)

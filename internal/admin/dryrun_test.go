@@ -32,8 +32,8 @@ func (receiptSent) EventType() (name string, version int) { return "receipt.sent
 
 var errDeclined = errors.New("card declined")
 
-// TestDryRun_inARunningService is what an operator of a service in memory does: its own handlers, in
-// its own stack, while it runs.
+// TestDryRun_inARunningService runs a service's own handlers in its own stack while it runs, on the memory
+// transport.
 func TestDryRun_inARunningService(t *testing.T) {
 	stack := middleware.Standard(middleware.Config{Upcasters: []middleware.Upcaster{
 		middleware.Upcast(func(old orderPaidV1) orderPaid { return orderPaid{Order: old.ID} }),
@@ -108,13 +108,13 @@ func TestDryRun_inARunningService(t *testing.T) {
 		"the dry run has left no claim in the dedup store")
 }
 
-// TestWhatCantBeTakenApart is a stack that leat does not know the steps of.
-func TestWhatCantBeTakenApart(t *testing.T) {
+// TestDryRun_rejectsUnknownStacks uses a stack whose steps are unknown.
+func TestDryRun_rejectsUnknownStacks(t *testing.T) {
 	b := newBus(t)
 	h := handlers.Func("mail", func(context.Context, orderPaid) error { return nil }, handlers.Stack(plain{}))
 	require.NoError(t, b.Handle(h))
 	_, err := admin.NewLocalDryRunner(b, middleware.Stack{}).DryRun(t.Context(), "shop.mail", nil)
-	require.ErrorContains(t, err, "a stack of its own (admin_test.plain), which can't be taken apart")
+	require.ErrorContains(t, err, "its own stack (admin_test.plain), whose steps are unknown")
 }
 
 type plain struct{}

@@ -15,6 +15,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -26,24 +27,27 @@ import (
 // An Endpoint serves a service's transport, such as one in memory, to operators in other processes: JSON over HTTP.
 // Configure it, then call Start, or Handler for a server of your own.
 //
-//	GET  /health                          state of the bus's groups; 503 where one is degraded
+//	GET  /health                          state of the bus's groups; 503 if one is degraded
 //	GET  /groups, /topics, /doctor        as leat groups, topics and doctor
-//	GET  /tail?pattern=order.>            records, a line each, until the client goes
+//	POST /groups/{group}/pause, …/resume  {} → {}; this process takes no message of the group meanwhile
+//	GET  /describe                        the service's wiring, as leat describe --json
+//	GET  /tail?pattern=order.>            records, a line each, until the client disconnects
 //	POST /publish                         a record
-//	GET  /poison/{group}?after=ID&limit=N full records, a line each: N, or fewer that have 8 MiB together
+//	GET  /poison/{group}?after=ID&limit=N full records, a line each: at most N and about 8 MiB
 //	GET  /poison/{group}/{id}             a full record
 //	POST /poison/{group}/replay, …/rm     {"ids":[…]} → {"done":N,"missing":"…"}
 //	POST /poison/{group}/put              {"records":[…]} → {"missing":"…"}
-//	GET  /poison/{group}/what-if          {"undoes":true} where a dry run undoes all that the handler does
-//	POST /poison/{group}/what-if          {"ids":[…]} → how each would go, a line each
+//	GET  /poison/{group}/what-if          {"undoes":true} if a dry run undoes all effects of the handler
+//	POST /poison/{group}/what-if          {"ids":[…]} → the results of a dry run, a line each
+//	     /console/                        pages for browsers, if there is a console
 //
-// The service's outbox is one of the groups. An error is {"error":"…"} with a status that says whose it is. Records are
+// The service's outbox is one of the groups. An error is {"error":"…"} with a 4xx status for a wrong request and a 5xx status otherwise. Records are
 // in the wire form of [Record].
 type Endpoint struct {
 	// Addr is where to listen: a unix socket by its path, like /run/shop/leat.sock or unix:/run/shop/leat.sock, or
-	// host:port. TCP needs a token, and an address that other machines reach needs a certificate, too.
+	// host:port. TCP needs a token, and an address that other machines can reach also needs a certificate.
 	Addr string
-	// Token is what clients send as "Authorization: Bearer …", of at least 16 characters. A unix socket needs none: only
+	// Token has at least 16 characters. Clients send it as "Authorization: Bearer …". A unix socket needs none: only
 	// the user of the process can open it.
 	Token string
 	// Cert and Key are PEM files of a TLS certificate, with its chain, and of its key.
@@ -51,19 +55,27 @@ type Endpoint struct {
 	Bus       *bus.Bus
 	// DryRunner tries poisoned messages; nil if the endpoint offers no dry run.
 	DryRunner *LocalDryRunner
-	Logger    *slog.Logger
+	// Describer describes the service; nil if the endpoint does not.
+	Describer *LocalDescriber
+	// Console is served below /console/ to browsers, which send the token as the password of HTTP's basic authentication,
+	// with any name; nil if the endpoint has none. It must check the origin of requests itself.
+	Console http.Handler
+	Logger  *slog.Logger
 }
 
-// Handler returns the endpoint without its address, for a server of one's own. With a token it serves only requests that
-// carry it. Without one it serves only requests to localhost or a loopback address: a web page that reaches the endpoint
-// by a host name of its own is refused.
+// Handler returns the endpoint's handler, for your own server. With a token it serves only requests with that token.
+// Without one it serves only requests to localhost or a loopback address, so that a web page can't access the endpoint
+// by its own host name (DNS rebinding).
 func (a Endpoint) Handler() http.Handler {
 	mux := http.NewServeMux()
 	for pattern, do := range map[string]func(http.ResponseWriter, *http.Request) error{
 		"GET /health":                 a.health,
 		"GET /groups":                 a.groups,
+		"POST /groups/{group}/pause":  a.pause,
+		"POST /groups/{group}/resume": a.resume,
 		"GET /topics":                 a.topics,
 		"GET /doctor":                 a.doctor,
+		"GET /describe":               a.describe,
 		"GET /tail":                   a.tail,
 		"POST /publish":               a.publish,
 		"GET /poison/{group}":         a.list,
@@ -81,49 +93,49 @@ func (a Endpoint) Handler() http.Handler {
 			}
 		})
 	}
+	if a.Console != nil {
+		mux.Handle(consolePath, http.StripPrefix(strings.TrimSuffix(consolePath, "/"), a.Console))
+	}
 	return a.guard(mux)
+}
+
+// consolePath is the path of the console. The slash at its end makes relative links refer to paths below it.
+const consolePath = "/console/"
+
+// isConsole reports whether a request is one of a browser to the console.
+func (a Endpoint) isConsole(r *http.Request) bool {
+	return a.Console != nil && (strings.HasPrefix(r.URL.Path, consolePath) || r.URL.Path+"/" == consolePath)
 }
 
 // Limits of requests.
 const (
 	maxBody     = 32 << 20 // bytes of a request's body
-	largeBody   = 1 << 20  // bytes from which on a body counts as large
-	largeBodies = 2        // large bodies that are read at once; others wait
+	maxIDs      = 10 * moveAtOnce
+	largeBody   = 1 << 20 // bytes from which a body counts as large
+	largeBodies = 2       // large bodies that are read at once; others wait
 	bodyTimeout = time.Minute
-	// closeTimeout bounds how long the rest of a refused request is read. Without it the client may lose the error.
+	// closeTimeout bounds how long the rest of a rejected request is read. If it is not read, the client may not get the error.
 	closeTimeout = time.Second
 )
 
-// guard lets authorized requests through, with a bounded body.
+// guard passes authorized requests to next, with a limited body.
 func (a Endpoint) guard(next http.Handler) http.Handler {
-	want := sha256.Sum256([]byte("Bearer " + a.Token))
 	wrong, large := newWrongTokens(), make(chan struct{}, largeBodies)
 	check := func(r *http.Request) error {
-		have := sha256.Sum256([]byte(r.Header.Get("Authorization")))
-		if a.Token != "" {
-			if err := wrong.check(r.RemoteAddr, subtle.ConstantTimeCompare(want[:], have[:]) == 1); err != nil {
-				return err
-			}
-		} else if host := hostname(r.Host); host != "localhost" && !isLoopback(host) {
-			return &statusError{http.StatusForbidden, "call it by its loopback address"}
+		if err := a.authorize(r, wrong); err != nil {
+			return err
 		}
-		contentType, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
-		site := r.Header.Get("Sec-Fetch-Site")
-		switch {
-		// Reading is not free of effects either: RabbitMQ's poison queues are read by taking and putting back.
-		case site != "" && site != "none" && site != "same-origin", new(http.CrossOriginProtection).Check(r) != nil:
-			return &statusError{http.StatusForbidden, "requests from web pages of other sites are refused"}
-		case r.Method == http.MethodPost && contentType != "application/json":
-			return &statusError{http.StatusUnsupportedMediaType, "post application/json"}
-		case r.Method != http.MethodPost && r.ContentLength != 0:
-			return &statusError{http.StatusBadRequest, r.Method + " takes no body"}
-		case r.ContentLength > maxBody:
-			return errTooLarge()
+		if a.isConsole(r) {
+			return checkForm(r)
 		}
-		return nil
+		return checkCall(r)
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'") // the console sets its own
 		if err := check(r); err != nil {
+			if a.isConsole(r) {
+				w.Header().Set("WWW-Authenticate", `Basic realm="leat console: the admin token is the password", charset="UTF-8"`)
+			}
 			refuse(w, err)
 			return
 		}
@@ -136,12 +148,66 @@ func (a Endpoint) guard(next http.Handler) http.Handler {
 			}
 		}
 		if r.ContentLength != 0 {
-			// The server lifts the deadline when the body has been read to its end.
+			// The server removes the deadline after it has read the whole body.
 			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout))
 			r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 		}
 		next.ServeHTTP(w, r)
 	})
+}
+
+// authorize checks the token or, without one, that the client calls the endpoint by a loopback address.
+func (a Endpoint) authorize(r *http.Request, wrong *wrongTokens) error {
+	if a.Token == "" {
+		if host := hostname(r.Host); host != "localhost" && !isLoopback(host) {
+			return &statusError{http.StatusForbidden, "call it by its loopback address"}
+		}
+		return nil
+	}
+	authorization := r.Header.Get("Authorization")
+	if a.isConsole(r) {
+		if authorization == "" { // not a guess: a browser sends the token after the server has asked for it
+			return errWrongToken()
+		}
+		if _, password, ok := r.BasicAuth(); ok {
+			authorization = "Bearer " + password
+		}
+	}
+	want, have := sha256.Sum256([]byte("Bearer "+a.Token)), sha256.Sum256([]byte(authorization))
+	return wrong.check(r.RemoteAddr, subtle.ConstantTimeCompare(want[:], have[:]) == 1)
+}
+
+// checkCall rejects requests of web pages, and bodies that are too large or not expected.
+func checkCall(r *http.Request) error {
+	contentType, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	site := r.Header.Get("Sec-Fetch-Site")
+	switch {
+	// Reading has effects, too: RabbitMQ's poison queues are read by consuming and requeuing.
+	case site != "" && site != "none" && site != "same-origin", new(http.CrossOriginProtection).Check(r) != nil:
+		return &statusError{http.StatusForbidden, "requests from web pages of other sites are refused"}
+	case r.Method == http.MethodPost && contentType != "application/json":
+		return &statusError{http.StatusUnsupportedMediaType, "post application/json"}
+	}
+	return checkBody(r)
+}
+
+// checkForm rejects bodies that the console does not use.
+func checkForm(r *http.Request) error {
+	contentType, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	if r.Method == http.MethodPost && contentType != "application/x-www-form-urlencoded" {
+		return &statusError{http.StatusUnsupportedMediaType, "post a form"}
+	}
+	return checkBody(r)
+}
+
+func checkBody(r *http.Request) error {
+	switch {
+	case r.Method != http.MethodPost && r.ContentLength != 0:
+		return &statusError{http.StatusBadRequest, r.Method + " takes no body"}
+	case r.ContentLength > maxBody:
+		return errTooLarge()
+	}
+	return nil
 }
 
 func errTooLarge() error {
@@ -172,25 +238,30 @@ func refuse(w http.ResponseWriter, err error) {
 		status = http.StatusUnprocessableEntity
 	}
 	w.Header().Set("Content-Type", "application/json")
+	if status != http.StatusUnauthorized {
+		w.Header().Del("WWW-Authenticate")
+	}
 	switch status {
 	case http.StatusUnauthorized:
-		w.Header().Set("WWW-Authenticate", "Bearer")
+		if w.Header().Get("WWW-Authenticate") == "" {
+			w.Header().Set("WWW-Authenticate", "Bearer")
+		}
 	case http.StatusTooManyRequests:
 		w.Header().Set("Retry-After", strconv.Itoa(int(wrongTokenEvery/time.Second)))
 	}
-	w.Header().Set("Connection", "close") // the body may not have been read
+	w.Header().Set("Connection", "close") // the body may be unread
 	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(closeTimeout))
 	w.WriteHeader(status)
 	_ = json.NewEncoder(w).Encode(errorBody{err.Error()})
 }
 
-// answer writes lines of JSON.
+// answer writes JSON lines.
 func answer[T any](w http.ResponseWriter, lines ...T) error {
 	w.Header().Set("Content-Type", "application/json")
 	encoder := json.NewEncoder(w)
 	for _, line := range lines {
 		if err := encoder.Encode(line); err != nil {
-			return nil //nolint:nilerr // the client has gone; there is nobody to tell
+			return nil //nolint:nilerr // the client has disconnected
 		}
 	}
 	return nil
@@ -199,7 +270,7 @@ func answer[T any](w http.ResponseWriter, lines ...T) error {
 func (a Endpoint) inspector() (driver.Inspector, error) {
 	inspector, ok := WithOutbox(a.Bus.Transport(), a.Bus.Outbox()).(driver.Inspector)
 	if !ok {
-		return nil, &statusError{http.StatusNotImplemented, "this transport shows operators nothing but poison queues"}
+		return nil, &statusError{http.StatusNotImplemented, "this transport can't list its groups"}
 	}
 	return inspector, nil
 }
@@ -233,7 +304,43 @@ func (a Endpoint) groups(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	paused := make(map[string]string)
+	for _, h := range a.Bus.Health() {
+		paused[h.Group] = pausedBy(h.Degraded)
+	}
+	for i := range all {
+		all[i].Paused = paused[all[i].Name]
+	}
 	return answer(w, each(all, DescribeGroup)...)
+}
+
+func (a Endpoint) pause(w http.ResponseWriter, r *http.Request) error {
+	return a.setPaused(w, r, true)
+}
+
+func (a Endpoint) resume(w http.ResponseWriter, r *http.Request) error {
+	return a.setPaused(w, r, false)
+}
+
+func (a Endpoint) setPaused(w http.ResponseWriter, r *http.Request, paused bool) error {
+	var body struct{}
+	if err := read(r, &body); err != nil {
+		return err
+	}
+	group := r.PathValue("group")
+	err := a.Bus.SetPaused(group, paused)
+	if errors.Is(err, driver.ErrNotFound) {
+		text := fmt.Sprintf("this process has no group %q", group)
+		known := each(a.Bus.Handlers(), func(h bus.Handler) string { return a.Bus.GroupName(h.Name) })
+		if near := nearestGroup(group, known); near != "" {
+			text += fmt.Sprintf(". Did you mean %s?", near)
+		}
+		return &statusError{http.StatusNotFound, text}
+	}
+	if err != nil {
+		return err
+	}
+	return answer(w, struct{}{})
 }
 
 func (a Endpoint) topics(w http.ResponseWriter, r *http.Request) error {
@@ -248,7 +355,7 @@ func (a Endpoint) topics(w http.ResponseWriter, r *http.Request) error {
 	return answer(w, each(all, func(t driver.TopicInfo) Topic { return Topic(t) })...)
 }
 
-// doctor also tells what the bus knows of its groups.
+// doctor returns the transport's findings, and the degraded parts of the bus's groups.
 func (a Endpoint) doctor(w http.ResponseWriter, r *http.Request) error {
 	inspector, err := a.inspector()
 	if err != nil {
@@ -289,7 +396,7 @@ func (a Endpoint) tail(w http.ResponseWriter, r *http.Request) error {
 			return err
 		}
 		return out.Flush()
-	}) // it ends with the client or the service
+	}) // ends with the client's connection or the service
 	return nil
 }
 
@@ -321,7 +428,7 @@ func read(r *http.Request, body any) error {
 	return readEnd(decoder)
 }
 
-// readEnd reads to the end of the body, where nothing may follow.
+// readEnd returns an error if the body has more data.
 func readEnd(decoder *json.Decoder) error {
 	switch _, err := decoder.Token(); {
 	case err == nil:
@@ -342,45 +449,68 @@ func unreadable(err error) error {
 	return &statusError{http.StatusBadRequest, "body: " + err.Error()}
 }
 
-// readRecords decodes {"records":[…]} one record at a time.
+// readRecords decodes {"records":[…]}.
 func readRecords(r *http.Request) (msgs []driver.PoisonedMessage, err error) {
-	decoder := json.NewDecoder(r.Body)
-	for _, want := range []json.Token{json.Delim('{'), "records", json.Delim('[')} {
-		token, err := decoder.Token()
-		if err != nil {
-			return nil, unreadable(err)
-		}
-		if token != want {
-			return nil, &statusError{http.StatusBadRequest, `body: write {"records":[…]}`}
-		}
-	}
-	for decoder.More() {
-		var record Record
-		if err := decoder.Decode(&record); err != nil {
-			return nil, unreadable(err)
-		}
+	err = readList(r, "records", func(record Record) error {
 		m, err := record.Message()
 		if err == nil && m.Topic() == "" {
 			err = fmt.Errorf("record %d has no topic; export writes it", len(msgs)+1)
 		}
 		if err != nil {
-			return nil, &statusError{http.StatusBadRequest, err.Error()}
+			return &statusError{http.StatusBadRequest, err.Error()}
 		}
 		msgs = append(msgs, m)
+		return nil
+	})
+	return msgs, err
+}
+
+// readIDs decodes a [bulkBody].
+func readIDs(r *http.Request) (ids []string, err error) {
+	err = readList(r, "ids", func(id string) error {
+		if len(ids) == maxIDs {
+			return &statusError{http.StatusRequestEntityTooLarge, fmt.Sprintf("the body has over %d ids; send less at once", maxIDs)}
+		}
+		ids = append(ids, id)
+		return nil
+	})
+	return ids, err
+}
+
+// readList decodes {"name":[…]} one item at a time, because the decoder has the whole of a value in memory.
+func readList[T any](r *http.Request, name string, add func(T) error) error {
+	decoder := json.NewDecoder(r.Body)
+	for _, want := range []json.Token{json.Delim('{'), name, json.Delim('[')} {
+		token, err := decoder.Token()
+		if err != nil {
+			return unreadable(err)
+		}
+		if token != want {
+			return &statusError{http.StatusBadRequest, fmt.Sprintf(`body: write {"%s":[…]}`, name)}
+		}
+	}
+	for decoder.More() {
+		var item T
+		if err := decoder.Decode(&item); err != nil {
+			return unreadable(err)
+		}
+		if err := add(item); err != nil {
+			return err
+		}
 	}
 	for range 2 { // ] and }
 		token, err := decoder.Token()
 		if err != nil {
-			return nil, unreadable(err)
+			return unreadable(err)
 		}
 		if _, ok := token.(json.Delim); !ok {
-			return nil, &statusError{http.StatusBadRequest, `body: write {"records":[…]} with nothing beside the records`}
+			return &statusError{http.StatusBadRequest, fmt.Sprintf(`body: write {"%s":[…]} with nothing beside the %[1]s`, name)}
 		}
 	}
-	return msgs, readEnd(decoder)
+	return readEnd(decoder)
 }
 
-// queue returns the poison queue of a group that is there.
+// queue returns the poison queue of an existing group.
 func (a Endpoint) queue(r *http.Request) (string, driver.PoisonQueue, error) {
 	group, transport := r.PathValue("group"), WithOutbox(a.Bus.Transport(), a.Bus.Outbox())
 	if inspector, ok := transport.(driver.Inspector); ok {
@@ -429,12 +559,12 @@ func (a Endpoint) get(w http.ResponseWriter, r *http.Request) error {
 	return answer(w, Full(group, m))
 }
 
-// bulkBody is which messages to move.
+// bulkBody has the ids of messages to move.
 type bulkBody struct {
 	IDs []string `json:"ids"`
 }
 
-// doneBody is what was moved, and what was not there.
+// doneBody has the number of moved messages, and an error for one that was not found.
 type doneBody struct {
 	Done    int    `json:"done"`
 	Missing string `json:"missing,omitempty"`
@@ -453,11 +583,11 @@ func (a Endpoint) move(w http.ResponseWriter, r *http.Request, do func(driver.Po
 	if err != nil {
 		return err
 	}
-	var body bulkBody
-	if err := read(r, &body); err != nil {
+	ids, err := readIDs(r)
+	if err != nil {
 		return err
 	}
-	n, err := do(queue, r.Context(), body.IDs...)
+	n, err := do(queue, r.Context(), ids...)
 	done := doneBody{Done: n}
 	if errors.Is(err, driver.ErrNotFound) {
 		done.Missing, err = err.Error(), nil
@@ -468,7 +598,7 @@ func (a Endpoint) move(w http.ResponseWriter, r *http.Request, do func(driver.Po
 	return answer(w, done)
 }
 
-// undoesBody is whether a dry run leaves nothing behind.
+// undoesBody has the result of [DryRunner].Undoes.
 type undoesBody struct {
 	Undoes bool `json:"undoes"`
 }
@@ -496,12 +626,12 @@ func (a Endpoint) dryRun(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	var body bulkBody
-	if err := read(r, &body); err != nil {
+	ids, err := readIDs(r)
+	if err != nil {
 		return err
 	}
-	wanted, msgs := make(map[string]bool, len(body.IDs)), []driver.PoisonedMessage{}
-	for _, id := range body.IDs {
+	wanted, msgs := make(map[string]bool, len(ids)), []driver.PoisonedMessage{}
+	for _, id := range ids {
 		wanted[id] = true
 	}
 	err = Each(r.Context(), queue, Filter{}, func(m driver.PoisonedMessage) error {

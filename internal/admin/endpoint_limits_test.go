@@ -85,7 +85,7 @@ func TestAdminSocket_isForItsUserAlone(t *testing.T) {
 
 	require.NoError(t, os.WriteFile(path, []byte("mine"), 0o600))
 	_, err = endpoint.Start(t.Context())
-	require.ErrorContains(t, err, "is no socket")
+	require.ErrorContains(t, err, "is not a socket")
 	content, err := os.ReadFile(path)
 	require.NoError(t, err)
 	require.Equal(t, "mine", string(content))
@@ -261,6 +261,29 @@ func TestAdmin_boundsBodies(t *testing.T) {
 	w := httptest.NewRecorder()
 	handler.ServeHTTP(w, r)
 	require.Equal(t, http.StatusBadRequest, w.Code)
+}
+
+func TestAdmin_boundsIDs(t *testing.T) {
+	b := newBus(t)
+	feed, err := b.Transport().Subscribe(t.Context(), driver.Subscription{Group: "shop.ledger", Topics: []string{"order.>"}, Concurrency: 1})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, feed.Close(context.Background())) }()
+	handler := admin.Endpoint{Bus: b}.Handler()
+	for body, want := range map[string]string{
+		`{"ids":[]}`:     `{"done":0}`,
+		`{"ids":["1"]}`:  `{"done":0,"missing"`,
+		`{"ids":[1]}`:    "body: json",
+		`{"id":["1"]}`:   `write {\"ids\":[…]}`,
+		`{"ids":["1"],1`: "body: ",
+		`{"ids":["1"` + strings.Repeat(`,"1"`, 99_999) + "]}":  `{"done":0,"missing"`,
+		`{"ids":["1"` + strings.Repeat(`,"1"`, 100_000) + "]}": "over 100000 ids",
+	} {
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "http://127.0.0.1/poison/shop.ledger/rm", strings.NewReader(body))
+		r.Header.Set("Content-Type", "application/json")
+		w := httptest.NewRecorder()
+		handler.ServeHTTP(w, r)
+		require.Contains(t, w.Body.String(), want, body[:min(len(body), 100)])
+	}
 }
 
 func TestAdmin_putsRecords(t *testing.T) {

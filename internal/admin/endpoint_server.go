@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -25,6 +26,7 @@ const (
 	headerTimeout  = 10 * time.Second // also of a TLS handshake
 	idleTimeout    = time.Minute
 	maxHeaderBytes = 64 << 10
+	maxConnections = 256 // at once; others wait until the system refuses them
 )
 
 const (
@@ -58,7 +60,7 @@ func (a Endpoint) Validate() error {
 		return fmt.Errorf("admin address %q is open to every user of this machine; listen on a unix socket, like %s, or set LEAT_ADMIN_TOKEN to %s",
 			a.Addr, exampleSocket, longEnough)
 	}
-	if a.Cert == "" && host != "localhost" && !isLoopback(host) { // what localhost means is known when it listens
+	if a.Cert == "" && host != "localhost" && !isLoopback(host) { // listen checks the address of localhost
 		return a.needsTLS()
 	}
 	return nil
@@ -79,12 +81,12 @@ func socketPath(addr string) (path string, isSocket bool, _ error) {
 	case filepath.IsAbs(path):
 		return filepath.Clean(path), true, nil
 	case isSocket:
-		return "", true, fmt.Errorf("admin address %q: write the socket's path from the root on, like unix:%s", addr, exampleSocket)
+		return "", true, fmt.Errorf("admin address %q: write the socket's absolute path, like unix:%s", addr, exampleSocket)
 	}
 	return "", false, nil
 }
 
-// isLoopback reports whether a host is a loopback address. A name is none: what it means is for others to say.
+// isLoopback reports whether a host is a loopback address. A name never is, because it may resolve to any address.
 func isLoopback(host string) bool {
 	ip, err := netip.ParseAddr(host)
 	return err == nil && ip.IsLoopback()
@@ -117,6 +119,9 @@ func (a Endpoint) Start(ctx context.Context) (*Server, error) {
 		return nil, fmt.Errorf("admin endpoint: %w", err)
 	}
 	s := a.serve(ctx, listener, url, release)
+	if a.Console != nil && !strings.HasPrefix(url, "unix:") { // browsers don't open sockets
+		a.Logger.Info("leat: console", "url", url+consolePath)
+	}
 	a.Logger.Info("leat: admin endpoint", "url", url)
 	return s, nil
 }
@@ -125,7 +130,10 @@ func (a Endpoint) Start(ctx context.Context) (*Server, error) {
 func (a Endpoint) listen(ctx context.Context) (_ net.Listener, url string, release func(), _ error) {
 	if path, isSocket, _ := socketPath(a.Addr); isSocket {
 		listener, release, err := listenSocket(ctx, path)
-		return listener, "unix://" + filepath.ToSlash(path), release, err
+		if err != nil {
+			return nil, "", nil, err
+		}
+		return newBoundedListener(listener), "unix://" + filepath.ToSlash(path), release, nil
 	}
 	release = func() {}
 	var certificate tls.Certificate
@@ -139,18 +147,19 @@ func (a Endpoint) listen(ctx context.Context) (_ net.Listener, url string, relea
 	if err != nil {
 		return nil, "", nil, err
 	}
+	listener = newBoundedListener(listener)
 	if a.Cert != "" {
 		config := &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}}
 		return tls.NewListener(listener, config), "https://" + listener.Addr().String(), release, nil
 	}
-	if address, ok := listener.Addr().(*net.TCPAddr); !ok || !address.IP.IsLoopback() { // a name may resolve to anything
+	if address, ok := listener.Addr().(*net.TCPAddr); !ok || !address.IP.IsLoopback() { // a name may resolve to any address
 		return nil, "", nil, errors.Join(a.needsTLS(), listener.Close())
 	}
 	return listener, "http://" + listener.Addr().String(), release, nil
 }
 
-// listenSocket opens a unix socket that only the user of this process may connect to. The socket is made in a directory
-// that nobody else can enter, and moved to its path when its mode is set: at no time can others connect.
+// listenSocket opens a unix socket that only the user of this process may connect to. The socket is created in a directory
+// that only this user can access, and moved to its path after its mode is set, so others can't connect at any time.
 func listenSocket(ctx context.Context, path string) (_ net.Listener, release func(), err error) {
 	if err := checkStale(ctx, path); err != nil {
 		return nil, nil, err
@@ -182,7 +191,7 @@ func listenSocket(ctx context.Context, path string) (_ net.Listener, release fun
 	}, nil
 }
 
-// checkStale returns nil if nothing is at the path but a socket of a process that has ended.
+// checkStale returns nil if the path does not exist, or is a socket of a process that has ended.
 func checkStale(ctx context.Context, path string) error {
 	info, err := os.Lstat(path)
 	switch {
@@ -191,7 +200,7 @@ func checkStale(ctx context.Context, path string) error {
 	case err != nil:
 		return err
 	case info.Mode().Type() != fs.ModeSocket:
-		return fmt.Errorf("%s exists and is no socket; choose another path", path)
+		return fmt.Errorf("%s exists and is not a socket; choose another path", path)
 	}
 	connection, err := new(net.Dialer).DialContext(ctx, "unix", path)
 	switch {
@@ -202,6 +211,51 @@ func checkStale(ctx context.Context, path string) error {
 		return nil
 	}
 	return err
+}
+
+// boundedListener has at most maxConnections connections at a time. Without it, clients that need no token for that could
+// take the process's file descriptors, which it needs for its message system.
+type boundedListener struct {
+	net.Listener
+	slots  chan struct{}
+	closed chan struct{}
+	close  func() error
+}
+
+func newBoundedListener(l net.Listener) *boundedListener {
+	b := &boundedListener{Listener: l, slots: make(chan struct{}, maxConnections), closed: make(chan struct{})}
+	b.close = sync.OnceValue(func() error {
+		close(b.closed)
+		return l.Close()
+	})
+	return b
+}
+
+func (b *boundedListener) Accept() (net.Conn, error) {
+	select {
+	case b.slots <- struct{}{}:
+	case <-b.closed:
+		return nil, net.ErrClosed
+	}
+	conn, err := b.Listener.Accept()
+	if err != nil {
+		<-b.slots
+		return nil, err
+	}
+	return &boundedConn{conn, sync.OnceFunc(func() { <-b.slots })}, nil
+}
+
+func (b *boundedListener) Close() error { return b.close() }
+
+// boundedConn frees its slot when it is closed.
+type boundedConn struct {
+	net.Conn
+	release func()
+}
+
+func (c *boundedConn) Close() error {
+	defer c.release()
+	return c.Conn.Close()
 }
 
 // serve serves on the listener until Stop.
@@ -225,7 +279,7 @@ func (a Endpoint) serve(ctx context.Context, listener net.Listener, url string, 
 	return s
 }
 
-// URL returns the address of the endpoint, as [Dial] takes it.
+// URL returns the URL of the endpoint for [Dial].
 func (s *Server) URL() string { return s.url }
 
 // Stop ends requests and closes the endpoint.

@@ -21,7 +21,7 @@ import (
 	"github.com/leatbus/leat/transports/memory"
 )
 
-// How long and how often to look for what must come.
+// The timeout and the interval of waits.
 const (
 	patience = time.Minute
 	tick     = 5 * time.Millisecond
@@ -36,7 +36,7 @@ func newBus(t *testing.T) *bus.Bus {
 	return b
 }
 
-func TestTheEndpointIsNotOpenedToEverybody(t *testing.T) {
+func TestEndpoint_rejectsInsecureConfigs(t *testing.T) {
 	for _, c := range []struct{ addr, token, cert, key, want string }{
 		{"/run/shop/leat.sock", "", "", "", ""},
 		{"unix:/run/shop/leat.sock", "", "", "", ""},
@@ -58,7 +58,7 @@ func TestTheEndpointIsNotOpenedToEverybody(t *testing.T) {
 		{":7070", token, "cert.pem", "", "set both"},
 		{"/run/shop/leat.sock", "", "cert.pem", "key.pem", "has no TLS"},
 		{"7070", "", "", "", "write the path of a unix socket, like /run/shop/leat.sock, or host:port"},
-		{"unix:leat.sock", "", "", "", "from the root on"},
+		{"unix:leat.sock", "", "", "", "absolute path"},
 	} {
 		err := admin.Endpoint{Addr: c.addr, Token: c.token, Cert: c.cert, Key: c.key}.Validate()
 		if c.want == "" {
@@ -75,7 +75,7 @@ func TestTheEndpointIsNotOpenedToEverybody(t *testing.T) {
 	require.NoError(t, server.Stop(t.Context()))
 }
 
-func TestWhoMayCallTheEndpoint(t *testing.T) {
+func TestEndpoint_authorizesCallers(t *testing.T) {
 	b := newBus(t)
 	for _, c := range []struct {
 		name, token                       string
@@ -113,8 +113,8 @@ func TestWhoMayCallTheEndpoint(t *testing.T) {
 	}
 }
 
-// TestAMessageComesThroughTheEndpointByteForByte is for what JSON can't write as it is.
-func TestAMessageComesThroughTheEndpointByteForByte(t *testing.T) {
+// TestEndpoint_keepsMessagesUnchanged uses values that JSON can't encode unchanged.
+func TestEndpoint_keepsMessagesUnchanged(t *testing.T) {
 	b := newBus(t)
 	feed, err := b.Transport().Subscribe(t.Context(), driver.Subscription{Group: "shop.ledger", Topics: []string{"order.>"}, Concurrency: 1})
 	require.NoError(t, err)
@@ -154,5 +154,5 @@ func TestAMessageComesThroughTheEndpointByteForByte(t *testing.T) {
 	require.ErrorContains(t, err, "Did you mean shop.ledger?")
 	require.ErrorIs(t, client.Publish(t.Context(), "nobody.wants.v1", msg), driver.ErrUnroutable)
 	_, err = admin.Dial(t.Context(), &url.URL{Scheme: "http", Host: base.Host, Path: "/admin"}, "")
-	require.ErrorContains(t, err, "http://host:port alone")
+	require.ErrorContains(t, err, "http://host:port;")
 }

@@ -8,29 +8,29 @@ import (
 	"time"
 )
 
-// How many wrong tokens an address may send.
+// Limits of wrong tokens from one address.
 const (
 	wrongTokenBurst = 10
 	wrongTokenEvery = 6 * time.Second // how often one more is allowed
 	wrongTokenSlots = 256
 )
 
-// wrongTokens limits the tries to guess the token. Addresses share a fixed number of slots, so that its memory is
+// wrongTokens limits the attempts to guess the token. Addresses share a fixed number of slots, so that its memory is
 // constant; the seed keeps an attacker from choosing an address that shares a slot with an operator's. It may be used
 // concurrently.
 type wrongTokens struct {
 	seed  maphash.Seed
 	mu    sync.Mutex
 	slots [wrongTokenSlots]struct {
-		used float64 // wrong tokens that are not yet forgotten
+		used float64 // wrong tokens that still count
 		at   time.Time
 	}
 }
 
 func newWrongTokens() *wrongTokens { return &wrongTokens{seed: maphash.MakeSeed()} }
 
-// check returns an error if the token is wrong, or if too many from the address were. In the second case the error does
-// not depend on the token: a right guess is not confirmed.
+// check returns an error if the token is wrong, or if too many wrong ones came from the address. In the second case the error
+// does not depend on the token, so it does not confirm a right guess.
 func (w *wrongTokens) check(remoteAddr string, right bool) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -44,6 +44,10 @@ func (w *wrongTokens) check(remoteAddr string, right bool) error {
 		return nil
 	}
 	slot.used++
+	return errWrongToken()
+}
+
+func errWrongToken() error {
 	return &statusError{http.StatusUnauthorized, "the token is missing or wrong; give the service's in LEAT_ADMIN_TOKEN"}
 }
 

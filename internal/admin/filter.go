@@ -7,23 +7,26 @@ import (
 	"strings"
 	"time"
 
+	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// Filter chooses poisoned messages. What is empty does not filter.
+// A Filter selects poisoned messages. Empty fields are ignored.
 type Filter struct {
 	Topic   string // a topic or pattern
 	Type    string // an event's name, with .v and the version or without
 	Version int
-	Class   string // of the error, as stats shows it; the * in front of a type may be left out
-	Text    string // in the error or in the payload, in any case of letters
+	Class   string // of the error, as stats shows it; the * in front of a type is optional
+	Text    string // in the error or in the payload, ignoring case
 	Since   time.Time
 	Until   time.Time
 	Key     string   // partition key
-	IDs     []string // places in the queue, or ids of events
+	IDs     []string // ids in the queue, or of events
+
+	CorrelationID string
 }
 
-// Match reports whether the filter chooses the message.
+// Match reports whether the filter selects the message.
 func (f Filter) Match(m driver.PoisonedMessage) bool {
 	return (f.Topic == "" || driver.MatchTopic(f.Topic, m.Topic())) &&
 		f.matchType(m) &&
@@ -32,10 +35,11 @@ func (f Filter) Match(m driver.PoisonedMessage) bool {
 		(f.Since.IsZero() || !m.Fault.At.Before(f.Since)) &&
 		(f.Until.IsZero() || m.Fault.At.Before(f.Until)) &&
 		(f.Key == "" || f.Key == driver.PartitionKey(m.Message)) &&
+		(f.CorrelationID == "" || f.CorrelationID == bus.EnvelopeOf(m.Message).CorrelationID) &&
 		(len(f.IDs) == 0 || slices.Contains(f.IDs, m.ID) || slices.Contains(f.IDs, driver.MessageID(m.Message)))
 }
 
-// SameClass compares error classes. The * of a pointer, which a shell may take for its own, may be left out.
+// SameClass compares error classes. The * of a pointer is optional, since shells expand it.
 func SameClass(a, b string) bool { return strings.TrimLeft(a, "*") == strings.TrimLeft(b, "*") }
 
 func (f Filter) matchType(m driver.PoisonedMessage) bool {
@@ -55,16 +59,16 @@ func (f Filter) matchText(m driver.PoisonedMessage) bool {
 		bytes.Contains(bytes.ToLower(m.Message.Payload), []byte(text))
 }
 
-// Limits of the pages in which poison queues are read. pageBytes bounds what two pages after each other have in memory, as
-// far as their messages are equally large.
+// Limits of the pages in which poison queues are read. pageBytes limits the memory of two consecutive pages, if their
+// messages have similar sizes.
 const (
 	pageSize  = 1000
 	firstPage = 16
 	pageBytes = 8 << 20
 )
 
-// pages calls visit with pages of a poison queue, from behind the message with the id after on, until it returns an error
-// or false. Pages are as long as messages of the size of those before allow.
+// pages calls visit with pages of a poison queue, which start behind the message with the id after, until visit returns an
+// error or false. The length of a page depends on the size of the previous messages.
 func pages(ctx context.Context, queue driver.PoisonQueue, after string, visit func([]driver.PoisonedMessage) (more bool, _ error)) error {
 	for size := firstPage; ; {
 		page, err := queue.List(ctx, after, size)
@@ -84,7 +88,7 @@ func pages(ctx context.Context, queue driver.PoisonQueue, after string, visit fu
 	}
 }
 
-// sizeOf returns how many bytes of memory a message takes, about.
+// sizeOf returns the approximate size of a message in memory, in bytes.
 func sizeOf(m driver.PoisonedMessage) int {
 	n := len(m.Message.Payload)
 	for name, value := range m.Message.Metadata {
@@ -93,10 +97,16 @@ func sizeOf(m driver.PoisonedMessage) int {
 	return n
 }
 
-// Each calls visit with every message of a poison queue that the filter chooses, about in the order of their
-// arrival, until it returns an error, which Each returns. What is poisoned meanwhile may come too. It reads the
-// queue once if that is a [driver.PoisonWalker].
+// Each calls visit with every message of a poison queue that the filter selects, approximately in the order of
+// arrival, until it returns an error, which Each returns. It may include messages that are poisoned meanwhile. It reads
+// the queue once if that is a [driver.PoisonWalker].
 func Each(ctx context.Context, queue driver.PoisonQueue, f Filter, visit func(driver.PoisonedMessage) error) error {
+	return EachAfter(ctx, queue, "", f, visit)
+}
+
+// EachAfter does the same as [Each], starting behind the message with the id after; "" means the front.
+func EachAfter(ctx context.Context, queue driver.PoisonQueue, after string, f Filter, visit func(driver.PoisonedMessage) error) error {
+	passed := after == ""
 	matching := func(m driver.PoisonedMessage) error {
 		if !f.Match(m) {
 			return nil
@@ -104,9 +114,15 @@ func Each(ctx context.Context, queue driver.PoisonQueue, f Filter, visit func(dr
 		return visit(m)
 	}
 	if walker, ok := queue.(driver.PoisonWalker); ok {
-		return walker.Walk(ctx, matching)
+		return walker.Walk(ctx, func(m driver.PoisonedMessage) error {
+			if !passed {
+				passed = m.ID == after
+				return nil
+			}
+			return matching(m)
+		})
 	}
-	return pages(ctx, queue, "", func(page []driver.PoisonedMessage) (bool, error) {
+	return pages(ctx, queue, after, func(page []driver.PoisonedMessage) (bool, error) {
 		for _, m := range page {
 			if err := matching(m); err != nil {
 				return false, err

@@ -18,7 +18,7 @@ import (
 	"github.com/leatbus/leat/transports/memory"
 )
 
-// FuzzRecord reads a line of an export file. What is a message must come through a record unchanged.
+// FuzzRecord decodes a line of an export file. A message must be unchanged after it is encoded as a record.
 func FuzzRecord(f *testing.F) {
 	for _, line := range []string{
 		`{}`, `{"id":"1","topic":"order.paid.v1","headers":{"ce_id":"1"},"data":"{}"}`,
@@ -51,7 +51,7 @@ func FuzzRecord(f *testing.F) {
 	})
 }
 
-// FuzzAdmin posts bodies to the endpoint. None is a fault of the service.
+// FuzzAdmin posts bodies to the endpoint. None may cause an internal error.
 func FuzzAdmin(f *testing.F) {
 	for _, body := range []string{
 		``, `{`, `[]`, `null`, `{"records":[]}`, `{"records":null}`, `{"records":[{"headers":{"a":"b"}}]}`, `{"ids":["1","x"]}`, `{"ids":[null]}`, `{"ids":[]} x`,

@@ -3,16 +3,17 @@ package admin
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/urlopt"
 )
 
-// UnknownGroupError says that the message system has no such group.
+// An UnknownGroupError is returned if the message system has no such group.
 type UnknownGroupError struct {
 	Group   string
-	Nearest string // "" where none is near
+	Nearest string // "" if none is similar
 }
 
 func (e *UnknownGroupError) Error() string {
@@ -32,22 +33,30 @@ func FindGroups(ctx context.Context, inspector driver.Inspector, names ...string
 		return all, err
 	}
 	byName := make(map[string]driver.GroupInfo, len(all))
-	known := make([]string, len(all))
-	for i, g := range all {
-		byName[g.Name], known[i] = g, g.Name
+	for _, g := range all {
+		byName[g.Name] = g
 	}
-	var found []driver.GroupInfo
-	for _, name := range names {
-		g, ok := byName[name]
-		if !ok {
-			return nil, &UnknownGroupError{Group: name, Nearest: nearestGroup(name, known)}
-		}
-		found = append(found, g)
+	if err := checkGroups(each(all, func(g driver.GroupInfo) string { return g.Name }), names...); err != nil {
+		return nil, err
 	}
-	return found, nil
+	return each(names, func(name string) driver.GroupInfo { return byName[name] }), nil
 }
 
-// nearestGroup also knows a group by its handler's name alone.
+// CheckGroups returns an [UnknownGroupError] if the described service has no group of one of the names.
+func (d Description) CheckGroups(names ...string) error {
+	return checkGroups(each(d.Groups, func(g GroupDescription) string { return g.Group }), names...)
+}
+
+func checkGroups(known []string, names ...string) error {
+	for _, name := range names {
+		if !slices.Contains(known, name) {
+			return &UnknownGroupError{Group: name, Nearest: nearestGroup(name, known)}
+		}
+	}
+	return nil
+}
+
+// nearestGroup returns the most similar group. The name may also be that of its handler.
 func nearestGroup(name string, known []string) string {
 	for _, k := range known {
 		if strings.HasSuffix(k, "."+name) {
@@ -55,4 +64,14 @@ func nearestGroup(name string, known []string) string {
 		}
 	}
 	return urlopt.Nearest(name, known)
+}
+
+// pausedBy returns who has paused a group, by the degraded parts of its health; "" if it is not paused.
+func pausedBy(degraded map[string]string) string {
+	for _, part := range []string{"operator", "circuit breaker"} {
+		if degraded[part] != "" {
+			return part
+		}
+	}
+	return ""
 }

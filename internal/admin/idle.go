@@ -8,15 +8,14 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// Idle keeps a service's bus from doing anything while one of the service's verbs runs: whatever the
-// constructors and start hooks of its application do, nothing is published and nothing is consumed. The
-// verbs themselves work on what it has taken the place of.
+// Idle keeps a service's bus from doing anything while one of the service's commands runs: even if constructors and start hooks of the
+// application publish, nothing is published and nothing is consumed. The commands use the transport and the outbox that Idle replaces.
 type Idle struct {
 	Transport driver.Transport
-	Outbox    driver.Outbox // nil where there is none
+	Outbox    driver.Outbox // nil if there is none
 }
 
-// Hold returns what the bus is to have in place of its transport and its outbox.
+// Hold returns a transport and an outbox for the bus that do nothing.
 func (i *Idle) Hold(t driver.Transport, o driver.Outbox) (driver.Transport, driver.Outbox) {
 	i.Transport, i.Outbox = t, o
 	if o != nil {
@@ -31,13 +30,13 @@ func (i *Idle) Hold(t driver.Transport, o driver.Outbox) (driver.Transport, driv
 	return &idleTransport{t}, o
 }
 
-// idleTransport publishes nothing, and makes no groups.
+// idleTransport publishes nothing and creates no groups.
 type idleTransport struct{ driver.Transport }
 
 func (*idleTransport) Publish(context.Context, string, ...*message.Message) error { return nil }
 
 func (*idleTransport) Subscribe(context.Context, driver.Subscription) (driver.Receiver, error) {
-	return idleFeed{}, nil
+	return idleReceiver{}, nil
 }
 
 // idleTx leaves users' transactions as they are.
@@ -45,7 +44,7 @@ type idleTx struct{}
 
 func (idleTx) PublishTx(context.Context, any, string, ...*message.Message) error { return nil }
 
-// idleOutbox takes nothing in, and relays nothing.
+// idleOutbox accepts nothing and relays nothing.
 type idleOutbox struct{ driver.Outbox }
 
 func (*idleOutbox) PublishTx(context.Context, any, string, ...*message.Message) error { return nil }
@@ -55,12 +54,12 @@ func (*idleOutbox) Relay(ctx context.Context, _ driver.PublishFunc) error {
 	return nil
 }
 
-// idleFeed hands nothing out.
-type idleFeed struct{}
+// idleReceiver delivers nothing.
+type idleReceiver struct{}
 
-func (idleFeed) Next(ctx context.Context) (*driver.Delivery, error) {
+func (idleReceiver) Next(ctx context.Context) (*driver.Delivery, error) {
 	<-ctx.Done()
 	return nil, context.Cause(ctx)
 }
 
-func (idleFeed) Close(context.Context) error { return nil }
+func (idleReceiver) Close(context.Context) error { return nil }

@@ -9,29 +9,29 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// moveAtOnce is how many messages one call moves: enough for a transport that reads its queue from the front
-// each time, and few enough to show progress.
+// moveAtOnce is how many messages one call moves: many, because a transport may read its queue from the front
+// each time, but few enough to show progress.
 const moveAtOnce = 10_000
 
-// Move is messages of one poison queue on their way out of it.
+// A Move replays or drops messages of one poison queue.
 type Move struct {
 	IDs []string
 	// Act is the queue's Replay or Drop.
 	Act func(ctx context.Context, ids ...string) (int, error)
-	// Rate is how many messages a second; 0 means as many as it takes.
+	// Rate is the maximum number of messages per second; 0 means no limit.
 	Rate int
-	// Progress is called now and then with how many are moved.
+	// Progress is called repeatedly with the number of moved messages.
 	Progress func(done int)
 }
 
-// Moved is what a move has done.
+// Moved is the result of a [Move].
 type Moved struct {
 	Done int // messages that were moved
-	Gone int // messages that were not there any more: somebody else has moved them
+	Gone int // messages that somebody else has moved
 }
 
-// Run moves the messages, and stops where ctx is done. It may be run again for what is left: every
-// message is in one place or, after a crash, in both, and never in none.
+// Run moves the messages until ctx is done. It may be run again for the rest: every message is in
+// one queue or, after a crash, in both.
 func (m Move) Run(ctx context.Context) (moved Moved, err error) {
 	began, size := time.Now(), moveAtOnce
 	if m.Rate > 0 {

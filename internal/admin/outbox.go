@@ -10,8 +10,8 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// WithOutbox returns a bus's transport with its outbox, if it has one, as one more group: what was set aside
-// there is shown, replayed to the relay and dropped like any other poisoned message.
+// WithOutbox returns a bus's transport with its outbox, if it has one, as an additional group. The outbox's poisoned messages
+// are listed, replayed to the relay and dropped like any others.
 func WithOutbox(t driver.Transport, outbox driver.Outbox) driver.Transport {
 	o, ok := outbox.(poisoningOutbox)
 	if !ok {
@@ -24,7 +24,7 @@ func WithOutbox(t driver.Transport, outbox driver.Outbox) driver.Transport {
 	return &with
 }
 
-// poisoningOutbox is an outbox that shows what it has set aside, as transports/sql's does.
+// A poisoningOutbox is an outbox with a poison queue, as transports/sql's is.
 type poisoningOutbox interface {
 	driver.Outbox
 	PoisonQueue() driver.PoisonQueue
@@ -42,12 +42,24 @@ func (t *withOutbox) PoisonQueue(group string) driver.PoisonQueue {
 	return t.Transport.PoisonQueue(group)
 }
 
+// RemoveGroup implements [driver.GroupRemover], if the transport does.
+func (t *withOutbox) RemoveGroup(ctx context.Context, group string) error {
+	remover, ok := t.Transport.(driver.GroupRemover)
+	switch {
+	case group == t.outbox.Group():
+		return fmt.Errorf("%q is an outbox, and no group of a handler", group)
+	case !ok:
+		return fmt.Errorf("remove group %q: %w", group, driver.ErrUnsupported)
+	}
+	return remover.RemoveGroup(ctx, group)
+}
+
 type inspectedOutbox struct {
 	withOutbox
 	driver.Inspector
 }
 
-// Groups returns the transport's and the outbox, by name. A transport on the outbox's own tables knows it.
+// Groups returns the transport's groups and the outbox, by name. If the transport uses the outbox's tables, it already returns the outbox.
 func (t *inspectedOutbox) Groups(ctx context.Context) ([]driver.GroupInfo, error) {
 	all, err := t.Inspector.Groups(ctx)
 	if err != nil {
@@ -61,7 +73,7 @@ func (t *inspectedOutbox) Groups(ctx context.Context) ([]driver.GroupInfo, error
 	return slices.Insert(all, at, g), err
 }
 
-// Diagnose also tells of the outbox.
+// Diagnose adds findings about the outbox.
 func (t *inspectedOutbox) Diagnose(ctx context.Context) []driver.Finding {
 	findings := t.Inspector.Diagnose(ctx)
 	g, err := outboxGroup(ctx, t.outbox)
@@ -87,19 +99,19 @@ func outboxGroup(ctx context.Context, o poisoningOutbox) (g driver.GroupInfo, er
 	return g, err
 }
 
-// outboxSuffix ends the name of an outbox, <service>.outbox.
+// outboxSuffix is the end of an outbox's name, <service>.outbox.
 const outboxSuffix = ".outbox"
 
-// IsOutbox reports whether a group of a database is an outbox: nobody but InTx publishes to it.
+// IsOutbox reports whether a group of a database is an outbox: only InTx publishes to it.
 func IsOutbox(g driver.GroupInfo) bool {
 	return strings.HasSuffix(g.Name, outboxSuffix) && len(g.Topics) == 0
 }
 
-// outboxPatience is how long a committed event may wait before it counts as stuck: relays take
+// outboxPatience is how long a committed event may wait before it counts as stuck. Relays need
 // milliseconds.
 const outboxPatience = 5 * time.Minute
 
-// diagnoseOutbox says whether events leave an outbox.
+// diagnoseOutbox checks whether an outbox's events are relayed.
 func diagnoseOutbox(g driver.GroupInfo) driver.Finding {
 	pending := g.Waiting + max(g.Delayed, 0) + max(g.InFlight, 0) + max(g.Parked, 0)
 	f := driver.Finding{

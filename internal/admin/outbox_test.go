@@ -19,8 +19,8 @@ import (
 	_ "github.com/leatbus/leat/transports/sqlite"
 )
 
-// TestTheOutboxIsOneMoreGroup is a service in memory whose outbox has set something aside.
-func TestTheOutboxIsOneMoreGroup(t *testing.T) {
+// TestWithOutbox_addsAGroup uses a service in memory whose outbox has a poisoned message.
+func TestWithOutbox_addsAGroup(t *testing.T) {
 	tables := &url.URL{Scheme: "sqlite", Path: filepath.Join(t.TempDir(), "shop.db")}
 	outbox, err := sql.OpenOutbox(t.Context(), tables, sql.OutboxConfig{Service: "shop"})
 	require.NoError(t, err)

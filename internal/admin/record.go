@@ -13,11 +13,11 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// Record is a poisoned message in JSON: in lists, in export files and at the admin endpoint. Its field
-// names are stable. What follows the number of parked messages is in full records only; UUID, topic,
-// headers and data are the message, byte for byte.
+// A Record is a poisoned message in JSON: in lists, in export files and at the admin endpoint. Its field
+// names are stable. The fields after Parked are in full records only. UUID, topic, headers and data are those of the
+// message, byte for byte.
 type Record struct {
-	ID       string     `json:"id"` // its place in the poison queue
+	ID       string     `json:"id"` // in the poison queue
 	Group    string     `json:"group"`
 	Topic    string     `json:"topic"`
 	EventID  string     `json:"event_id"`
@@ -37,7 +37,7 @@ type Record struct {
 	Host     string     `json:"host,omitempty"`
 	PID      int        `json:"pid,omitempty"`
 	Build    string     `json:"build,omitempty"`
-	Parked   int        `json:"parked,omitempty"` // messages that wait behind it, where that is known
+	Parked   int        `json:"parked,omitempty"` // messages that wait behind it, if known
 
 	Chain string `json:"chain,omitempty"` // of errors, the outermost first
 	Stack string `json:"stack,omitempty"` // of a panic
@@ -122,12 +122,12 @@ func (r Record) Message() (driver.PoisonedMessage, error) {
 	return driver.PoisonedMessage{ID: r.ID, Message: msg, Fault: driver.FaultOf(msg.Metadata)}, nil
 }
 
-// typeOf returns the event type that the message says it has.
+// typeOf returns the event type of the message's headers.
 func typeOf(m driver.PoisonedMessage) (bus.Type, error) {
 	return (&bus.Delivery{Delivery: driver.Delivery{Message: m.Message, Topic: m.Topic()}}).Type()
 }
 
-// instant returns nil for the zero time.
+// instant returns a pointer to the time, nil for the zero time.
 func instant(t time.Time) *time.Time {
 	if t.IsZero() {
 		return nil

@@ -8,7 +8,7 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// Group is a group in JSON, of leat groups and at the admin endpoint. What is null is unknown.
+// A Group is a group in JSON, for leat groups and the admin endpoint. null means unknown.
 type Group struct {
 	Group     string     `json:"group"`
 	Topics    []string   `json:"topics"`
@@ -19,9 +19,10 @@ type Group struct {
 	Poisoned  *int       `json:"poisoned"`
 	Consumers *int       `json:"consumers"`
 	Oldest    *time.Time `json:"oldest,omitempty"`
+	Paused    string     `json:"paused,omitempty"` // who has paused it in this process: operator or circuit breaker
 }
 
-// DescribeGroup puts a group into JSON.
+// DescribeGroup returns a group for JSON.
 func DescribeGroup(g driver.GroupInfo) Group {
 	count := func(n int) *int {
 		if n == driver.Unknown {
@@ -39,6 +40,7 @@ func DescribeGroup(g driver.GroupInfo) Group {
 		Poisoned:  count(g.Poisoned),
 		Consumers: count(g.Consumers),
 		Oldest:    instant(g.Oldest),
+		Paused:    g.Paused,
 	}
 }
 
@@ -58,6 +60,7 @@ func (g Group) info() driver.GroupInfo {
 		InFlight:  count(g.InFlight),
 		Poisoned:  count(g.Poisoned),
 		Consumers: count(g.Consumers),
+		Paused:    g.Paused,
 	}
 	if g.Oldest != nil {
 		info.Oldest = *g.Oldest
@@ -78,10 +81,10 @@ type Finding struct {
 	Text  string `json:"text,omitempty"`
 	Error string `json:"error,omitempty"`
 	Fix   string `json:"fix,omitempty"`
-	Cure  string `json:"cure,omitempty"` // what Fix was called before; written for those who still read it
+	Cure  string `json:"cure,omitempty"` // the former name of Fix, for older readers
 }
 
-// DescribeFinding puts a finding into JSON.
+// DescribeFinding returns a finding for JSON.
 func DescribeFinding(f driver.Finding) Finding {
 	d := Finding{Check: f.Check, OK: f.Err == nil, Text: f.Text}
 	if f.Err != nil {

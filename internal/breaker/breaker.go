@@ -1,17 +1,21 @@
-// Package breaker is a circuit breaker that tells an outage of a dependency from a bad message.
+// Package breaker implements the circuit breaker of a group. It distinguishes outages of dependencies from bad messages.
 //
-// It asks one question: has another message of the group succeeded in this process since this one first failed? The rules
-// are in the documentation of bus.BreakerPolicy. The package knows messages by their ids and times only.
+// To do so, it checks whether another message of the group has succeeded in this process since this one first failed. The
+// rules are documented at bus.BreakerPolicy. The package has no bus types: it identifies messages by their ids and times.
 //
 //	closed ──── nearly everything fails, or a message would be poisoned or delayed
 //	   ▲        for long and no other has succeeded since it first failed ───────────► open
 //	   │                                                                                │ ▲
-//	   │                                                      a worker has the turn     │ │ the probe fails,
-//	   │                                                      to probe                  ▼ │ or takes too long
+//	   │                                                      a worker takes the        │ │ the probe fails,
+//	   │                                                      probe token               ▼ │ or takes too long
 //	   └──────────── probes succeed, or there is nothing to probe with ◄────────── half-open
 //
-// In the state open, one worker at a time has the turn to probe: it takes one message. A worker that has it either passes
-// it on when the probe ends, or gives it back to the timer when the probe fails.
+// There is one probe token. While the breaker is open, a timer offers it to the workers after the wait for the next probe.
+// The worker that takes it handles one message as a probe. If the probe succeeds, or ends without a result, the token is
+// offered again at once; if the probe fails or takes too long, the timer offers it after a longer wait.
+//
+// An operator may hold the group as well, in any of these states. While it is held, workers take no message, not even as a
+// probe; what they have already taken still changes the state. After the release the group continues in the state it is in.
 package breaker
 
 import (
@@ -26,53 +30,54 @@ import (
 // Config configures a Breaker. All fields must be set.
 type Config struct {
 	Messages  int           // how many different messages must fail; negative turns the breaker off
-	Share     float64       // of the deliveries that must fail
-	Patience  time.Duration // how long nearly everything must fail, unless a message is about to be poisoned
+	Share     float64       // share of deliveries that must fail, 0 to 1
+	Patience  time.Duration // how long the failures must last, unless a message is about to be poisoned
 	Probe     time.Duration // wait before the first probe
-	MaxProbe  time.Duration // the longest wait before a probe
-	MaxPause  time.Duration // how long a message may have been failing and still be spared; negative means for ever
+	MaxProbe  time.Duration // longest wait before a probe
+	MaxPause  time.Duration // how long a message may have been failing and still be spared; negative means forever
 	Successes int           // how many probes must succeed
 
 	Parks   bool // a poisoned message holds back the later ones of its key
-	Strict  bool // one message of the group is out at a time
-	Ordered bool // a message that is redelivered comes before the later ones
+	Strict  bool // one message of the group is in flight at a time
+	Ordered bool // a redelivered message is delivered before later ones
 
-	// ProbeTimeout is how long a probe may take before its turn is passed on.
+	// ProbeTimeout is how long a probe may take before it counts as failed.
 	ProbeTimeout time.Duration
 	// Succeeded returns how many messages of the group have succeeded in this process.
 	Succeeded func() uint64
-	// Changed is called with each change of the state, one after the other. It must not call the Breaker, and must not
-	// block.
+	// Changed is called on each change of the state, and when the group is held or released. Calls do not overlap. It is called
+	// with the Breaker's mutex locked, so it must not call the Breaker and must not block.
 	Changed func(Change)
 }
 
-// State is what a Breaker does.
+// State is the state of a Breaker.
 type State string
 
 // States of a Breaker.
 const (
 	Closed   State = "closed"    // messages flow
 	Open     State = "open"      // the group is paused
-	HalfOpen State = "half-open" // paused, and a probe is under way
+	HalfOpen State = "half-open" // paused, and a probe is running
 )
 
-// Change is a change of the state.
+// Change describes a change of the state. From and To are the same if the group was held or released.
 type Change struct {
 	From, To State
-	Err      error         // what failed last; nil when it closes
+	Held     bool          // by an operator, now
+	Err      error         // the last failure; nil when it closes
 	Wait     time.Duration // until the next probe, when it opens
-	After    time.Duration // how long the group was paused, when it closes
+	After    time.Duration // how long the group was paused, when it closes, or held, when it is released
 	Since    time.Time     // when the pause began; zero when it closes
 }
 
-// Message is what a Breaker knows of a delivery. It belongs to the delivery's goroutine.
+// Message is the state that a Breaker keeps with a delivery. It belongs to the delivery's goroutine.
 type Message struct {
 	ID      string
 	Started time.Time // when its delivery began
 
-	failed bool // in this delivery
-	probe  bool // it shows whether a paused group can go on
-	run    int  // the run of failures that it belongs to
+	failed bool // has failed in this delivery
+	probe  bool // is handled as a probe
+	run    int  // number of the run of failures in which it was counted
 }
 
 // Failed reports whether the message has failed in this delivery.
@@ -88,101 +93,106 @@ type Failure struct {
 	Next  time.Duration // until the next try by the retry policy
 	Last  bool          // there is no next try: the message would be poisoned
 	Asked bool          // the handler asked for Next
-	Bug   bool          // it is a fault of the handler, and no outage
+	Bug   bool          // it is a bug of the handler, and no outage
 }
 
-func (f Failure) before(m *Message) bool { return f.Since.Before(m.Started) }
+// failedBefore reports whether the message had failed before this delivery.
+func (f Failure) failedBefore(m *Message) bool { return f.Since.Before(m.Started) }
 
-// Verdict is what follows a failed try. The zero Verdict lets the retry policy continue.
+// Verdict says what follows a failed try. The zero Verdict means that the retry policy applies.
 type Verdict struct {
 	Spared bool          // the try does not count, and the message is redelivered
-	After  time.Duration // until then
-	Paused bool          // because the group is paused
+	After  time.Duration // delay of that redelivery
+	Paused bool          // the reason is that the group is paused
 }
 
-// outageAge is how long a message must have been failing before the breaker asks whether others succeed.
+// outageAge is how long a message must have been failing before rule 2 of bus.BreakerPolicy applies to it.
 const outageAge = time.Minute
 
-// Breaker is a group's circuit breaker. A worker reads one pointer for each delivery. A success costs nothing here: the
-// group counts successes anyway, and the breaker compares the count when something fails. All methods may be called
-// concurrently.
+// A Breaker is the circuit breaker of one group. All methods may be called concurrently.
+//
+// It costs a worker one atomic load per delivery. A success costs nothing: the group counts its successes anyway, and the
+// breaker compares that count whenever a message fails.
 type Breaker struct {
 	cfg    Config
 	intake atomic.Pointer[Intake] // nil before Start
 
-	// mu guards everything below. Changed is called with it locked, so that changes are reported in their order.
+	// mu guards everything below. Exported methods and probeTimedOut lock it, and all others are called with it
+	// locked. So is Changed, so that changes are reported in order.
 	mu     sync.Mutex
 	state  State
-	parent context.Context // ends when workers must take no more
+	parent context.Context // ends when workers must take no more messages; nil before Start
+	held   time.Time       // when an operator stopped the group; zero if none has
 
-	// What the breaker knows of successes. Each failure takes a sample of the group's count.
-	handled uint64    // the count at the last sample
-	sampled time.Time // when that was
+	// Successes. Each failure takes a sample of the group's count.
+	handled uint64    // count at the last sample
+	sampled time.Time // time of the last sample
 	success time.Time // a message has succeeded after this time; zero if none has
 
-	// The present run of failures, in the state closed.
-	since   time.Time
-	last    time.Time // its latest failure
-	run     int       // its number
-	fails   int       // deliveries
-	before  uint64    // handled deliveries, at its beginning
-	failing map[string]struct{}
+	// The current run of failures, while closed.
+	since   time.Time           // its first failure
+	last    time.Time           // its latest failure
+	run     int                 // its number
+	fails   int                 // failed deliveries; 0 means that there is no run
+	before  uint64              // count of successes at its beginning
+	failing map[string]struct{} // ids of failing messages, at most cfg.Messages
 
-	// The present pause.
-	paused    time.Time
-	cause     error
-	interval  time.Duration // until the next probe
-	successes int
-	timer     *time.Timer // hands out the turn to probe
-	probed    *Message    // the probe that has the turn; nil while a worker waits for its message
-	deadline  *time.Timer // of that probe
-	spared    int         // messages that failed for the first time, and were given back
-	repeats   int         // probes in a row that had failed before
+	// The current pause, while open or half-open.
+	paused    time.Time     // its beginning
+	cause     error         // the last failure
+	interval  time.Duration // wait before the next probe
+	successes int           // successful probes
+	timer     *time.Timer   // offers the probe token after the interval
+	probed    *Message      // the probe that has the token; nil while no message is probed
+	deadline  *time.Timer   // times that probe out
+	spared    int           // messages that failed for the first time in this pause
+	repeats   int           // probes in a row that had failed before
 }
 
-// Intake is what workers take messages in through. Another one replaces it when the state changes between closed and
-// another.
+// An Intake controls whether workers may take messages. It is replaced when the group pauses or resumes, and when it is held or
+// released.
 type Intake struct {
-	ctx    context.Context
-	cancel context.CancelFunc
-	turn   chan struct{} // holds a token when it is time for a probe; nil in the state closed
-	over   chan struct{} // closed at the end of the pause
+	ctx     context.Context // ends when the Intake is replaced
+	cancel  context.CancelFunc
+	probe   chan struct{} // holds the probe token while it is offered; nil while closed or held
+	resumed chan struct{} // closed when the Intake is replaced; nil if workers may take messages
 }
 
-// Paused reports whether the group is paused.
-func (in *Intake) Paused() bool { return in.turn != nil }
+// Paused reports whether the group is paused or held.
+func (in *Intake) Paused() bool { return in.resumed != nil }
 
-// Context ends when the group pauses. It is nil for a paused group.
+// Context returns a context that ends when the group pauses, or is held.
 func (in *Intake) Context() context.Context { return in.ctx }
 
-// Over is closed at the end of the pause.
-func (in *Intake) Over() <-chan struct{} { return in.over }
+// Resumed returns a channel that is closed when workers should look at the next Intake: the pause has ended, or the group was
+// held or released.
+func (in *Intake) Resumed() <-chan struct{} { return in.resumed }
 
-// Turn gives the turn to probe to one worker.
-func (in *Intake) Turn() <-chan struct{} { return in.turn }
+// Probe returns the channel from which a worker receives the probe token.
+func (in *Intake) Probe() <-chan struct{} { return in.probe }
 
-// pass hands the turn to probe to the next worker.
-func (in *Intake) pass() {
+// offerProbe offers the probe token to the workers.
+func (in *Intake) offerProbe() {
 	select {
-	case in.turn <- struct{}{}:
-	default: // it is there
+	case in.probe <- struct{}{}:
+	default: // it is offered already
 	}
 }
 
-// New returns a breaker in the state closed.
+// New returns a closed breaker.
 func New(cfg Config) *Breaker { return &Breaker{cfg: cfg, state: Closed} }
 
-func (b *Breaker) off() bool { return b.cfg.Messages < 0 }
+func (b *Breaker) disabled() bool { return b.cfg.Messages < 0 }
 
-// Start lets workers take in until parent ends.
+// Start lets workers take messages until parent ends. It must be called before Intake and Failed.
 func (b *Breaker) Start(parent context.Context) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.parent, b.sampled = parent, time.Now()
-	b.admit()
+	b.replaceIntake(b.state)
 }
 
-// Stop ends the breaker's timers.
+// Stop stops the breaker's timers.
 func (b *Breaker) Stop() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -193,28 +203,76 @@ func (b *Breaker) Stop() {
 	}
 }
 
-func (b *Breaker) admit() {
-	in := &Intake{ctx: b.parent, cancel: func() {}}
-	if !b.off() {
-		in.ctx, in.cancel = context.WithCancel(b.parent)
+// replaceIntake replaces the Intake by one for a state.
+func (b *Breaker) replaceIntake(state State) {
+	in := &Intake{}
+	in.ctx, in.cancel = context.WithCancel(b.parent)
+	if state != Closed || !b.held.IsZero() {
+		in.resumed = make(chan struct{})
 	}
-	b.intake.Store(in)
+	if state != Closed && b.held.IsZero() {
+		in.probe = make(chan struct{}, 1)
+	}
+	old := b.intake.Swap(in)
+	if old == nil {
+		return
+	}
+	old.cancel()
+	if old.resumed != nil {
+		close(old.resumed)
+	}
 }
 
-// Intake returns what workers take in through now.
+// Hold stops the intake until Release. Workers keep what they have taken.
+func (b *Breaker) Hold() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.held.IsZero() {
+		return
+	}
+	b.held = time.Now()
+	if b.parent != nil {
+		b.replaceIntake(b.state)
+	}
+	b.change(Change{To: b.state})
+}
+
+// Release ends Hold. If the group is paused as well, a probe follows after the usual wait.
+func (b *Breaker) Release() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.held.IsZero() {
+		return
+	}
+	took := time.Since(b.held)
+	b.held = time.Time{}
+	if b.parent != nil {
+		b.replaceIntake(b.state)
+	}
+	if b.state != Closed && b.probed == nil && b.parent.Err() == nil { // the end of a probe that runs decides on the next one
+		b.startTimer()
+	}
+	c := Change{To: b.state, After: took}
+	if b.state != Closed {
+		c.Err, c.Wait = b.cause, b.interval
+	}
+	b.change(c)
+}
+
+// Intake returns the current Intake.
 func (b *Breaker) Intake() *Intake { return b.intake.Load() }
 
-// Paused reports whether the group takes nothing in but probes.
+// Paused reports whether the group is paused.
 func (b *Breaker) Paused() bool {
 	in := b.intake.Load()
 	return in != nil && in.Paused()
 }
 
-// Failed records a failed try, the first of its delivery or a later one, and returns what follows it.
+// Failed records a failed try and returns what follows it. A delivery may have several tries.
 func (b *Breaker) Failed(m *Message, f Failure) Verdict {
 	first := !m.failed
 	m.failed = true
-	if b.off() || f.Bug {
+	if b.disabled() || f.Bug {
 		return Verdict{}
 	}
 	now := time.Now()
@@ -223,13 +281,13 @@ func (b *Breaker) Failed(m *Message, f Failure) Verdict {
 	defer b.mu.Unlock()
 	b.sample(now)
 	if b.state == Closed {
-		if b.spent(age) {
+		if b.pastMaxPause(age) {
 			return Verdict{}
 		}
-		pause := b.count(m, f.Since, first, now) && (f.Last || now.Sub(b.since) >= b.cfg.Patience)
+		pause := b.countFailure(m, f.Since, first, now) && (f.Last || now.Sub(b.since) >= b.cfg.Patience)
 		if !pause && !b.succeededSince(f.Since) {
 			var wait time.Duration
-			if pause, wait = b.doubt(f, age); wait > 0 {
+			if pause, wait = b.suspectOutage(f, age); wait > 0 {
 				return Verdict{Spared: true, After: wait}
 			}
 		}
@@ -239,15 +297,15 @@ func (b *Breaker) Failed(m *Message, f Failure) Verdict {
 		b.open(now, f.Err)
 	}
 	if b.probed == m && b.state == HalfOpen {
-		b.reopen(f.Err, !f.before(m))
+		b.reopen(f.Err, !f.failedBefore(m))
 	}
-	if b.spent(age) {
+	if b.pastMaxPause(age) {
 		return Verdict{}
 	}
-	if !f.before(m) {
+	if !f.failedBefore(m) {
 		b.spared++
 	}
-	return Verdict{Spared: true, After: b.later(), Paused: true}
+	return Verdict{Spared: true, After: b.redeliveryDelay(), Paused: true}
 }
 
 // sample compares the group's count of successes with that of the last failure.
@@ -258,19 +316,21 @@ func (b *Breaker) sample(now time.Time) {
 	b.sampled = now
 }
 
-// succeededSince reports whether a message has succeeded in this process since t, a time at which a message
-// failed, or one before the process began.
+// succeededSince reports whether a message has succeeded in this process since t. t is the time of a failure, in this process
+// or before it started.
 func (b *Breaker) succeededSince(t time.Time) bool {
 	return !b.success.IsZero() && !b.success.Before(t)
 }
 
-// spent reports whether a message has been failing for longer than it is spared.
-func (b *Breaker) spent(age time.Duration) bool { return b.cfg.MaxPause >= 0 && age >= b.cfg.MaxPause }
+// pastMaxPause reports whether a message has been failing for too long to be spared.
+func (b *Breaker) pastMaxPause(age time.Duration) bool {
+	return b.cfg.MaxPause >= 0 && age >= b.cfg.MaxPause
+}
 
-// doubt decides on a message that may be bad or may fail because of an outage: no other has succeeded since it first
-// failed. If the policy would now poison it or delay it for long, the group pauses. A message that has failed for a short
-// time only is given back first, and decided on when it is older.
-func (b *Breaker) doubt(f Failure, age time.Duration) (pause bool, wait time.Duration) {
+// suspectOutage implements rule 2 of bus.BreakerPolicy, for a message since whose first failure no other has succeeded: the
+// message may be bad, or a dependency may be down. If the policy would now poison it or delay it for long, the group pauses.
+// If the message has not been failing for long enough, suspectOutage returns how long to wait before it is tried again.
+func (b *Breaker) suspectOutage(f Failure, age time.Duration) (pause bool, wait time.Duration) {
 	var old time.Duration
 	switch {
 	case f.Last && b.cfg.Parks:
@@ -288,23 +348,23 @@ func (b *Breaker) doubt(f Failure, age time.Duration) (pause bool, wait time.Dur
 	return false, old - age
 }
 
-// count enters a failure and reports whether nearly everything fails. A message that first failed before
-// others succeeded has failed for itself and does not count.
-func (b *Breaker) count(m *Message, failing time.Time, first bool, now time.Time) bool {
+// countFailure implements rule 1 of bus.BreakerPolicy: it adds a failure to the current run and reports whether enough
+// messages fail. A message does not count if others have succeeded since its first failure: then it is bad itself.
+func (b *Breaker) countFailure(m *Message, failing time.Time, first bool, now time.Time) bool {
 	share := float64(b.fails) / float64(uint64(b.fails)+b.handled-b.before) //nolint:gosec // a count
 	if b.fails > 0 && (share < b.cfg.Share || now.Sub(b.last) > max(b.cfg.Patience, outageAge)) {
-		b.fails = 0 // others succeed, or what failed is settled by now; see doubt for messages that fail seldom
+		b.fails = 0 // others succeed, or the last failure is too long ago; rule 2 is for messages that fail rarely
 	}
 	b.last = now
-	alone := !b.succeededSince(failing)
+	noneSucceeded := !b.succeededSince(failing)
 	if b.fails == 0 {
-		if !alone {
+		if !noneSucceeded {
 			return false
 		}
 		b.run++
 		b.since, b.before, b.failing = now, b.handled, make(map[string]struct{})
 	}
-	if !alone && m.run != b.run && failing.Before(b.since) {
+	if !noneSucceeded && m.run != b.run && failing.Before(b.since) {
 		return false
 	}
 	if m.run = b.run; first {
@@ -319,7 +379,7 @@ func (b *Breaker) count(m *Message, failing time.Time, first bool, now time.Time
 // threshold returns how many different messages must fail.
 func (b *Breaker) threshold() int {
 	if b.cfg.Strict && b.cfg.Parks {
-		return 1 // no other can be handed out
+		return 1 // no other message can be delivered
 	}
 	return b.cfg.Messages
 }
@@ -327,14 +387,12 @@ func (b *Breaker) threshold() int {
 // open pauses the group.
 func (b *Breaker) open(now time.Time, err error) {
 	b.paused, b.cause, b.interval, b.successes, b.spared, b.repeats = now, err, b.cfg.Probe, 0, 0, 0
-	old := b.intake.Load()
-	b.intake.Store(&Intake{turn: make(chan struct{}, 1), over: make(chan struct{})})
-	old.cancel()
-	b.await()
+	b.replaceIntake(Open)
+	b.scheduleProbe()
 }
 
-// reopen waits longer for the next probe than for this one, which has failed, for the first time or again. If others
-// have succeeded, one that had failed before says nothing.
+// reopen schedules the next probe after one has failed, with a longer wait. first says that its message had not failed
+// before. A probe that had failed before is ignored if others have succeeded in this pause: that message may be bad.
 func (b *Breaker) reopen(err error, first bool) {
 	if b.successes > 0 && !first {
 		return
@@ -345,31 +403,39 @@ func (b *Breaker) reopen(err error, first bool) {
 	}
 	b.cause, b.successes = err, 0
 	b.interval = min(2*b.interval, b.cfg.MaxProbe)
-	b.await()
+	b.scheduleProbe()
 }
 
-// later returns when a message is redelivered that failed while the group is paused. In an unordered group it must
-// not stand before what has not failed when the next probe is taken; the more have failed, and the more often
-// the same fail, the longer it waits, for up to ten times MaxProbe.
-func (b *Breaker) later() time.Duration {
+// redeliveryDelay returns the delay of a message that has failed while the group is paused. In an unordered group, messages
+// that have not failed should be probed first. So the delay grows with the number of messages that have failed, and with the
+// number of failed probes of the same messages, up to maxRedeliveryDelay.
+func (b *Breaker) redeliveryDelay() time.Duration {
 	after := b.interval
 	if !b.cfg.Ordered {
 		rounds := max(b.spared, 1<<min(b.repeats, 8), 1)
-		after = min(time.Duration(rounds)*b.interval, b.longest())
+		after = min(time.Duration(rounds)*b.interval, b.maxRedeliveryDelay())
 	}
 	return after/2 + rand.N(after/2+1)
 }
 
-// longest returns the longest wait of a message that failed while the group is paused.
-func (b *Breaker) longest() time.Duration { return 10 * b.cfg.MaxProbe }
+// maxRedeliveryDelay returns the longest delay of a message that has failed while the group is paused.
+func (b *Breaker) maxRedeliveryDelay() time.Duration { return 10 * b.cfg.MaxProbe }
 
-// await sets the time of the next probe.
-func (b *Breaker) await() {
-	b.timer = time.AfterFunc(b.interval, b.intake.Load().pass)
+// scheduleProbe starts the timer of the next probe.
+func (b *Breaker) scheduleProbe() {
+	b.startTimer()
 	b.change(Change{To: Open, Err: b.cause, Wait: b.interval})
 }
 
-// BeginProbe is called by the worker that has got the turn to probe.
+// startTimer lets the probe token be offered after the interval, and not before.
+func (b *Breaker) startTimer() {
+	if b.timer != nil {
+		b.timer.Stop()
+	}
+	b.timer = time.AfterFunc(b.interval, b.intake.Load().offerProbe)
+}
+
+// BeginProbe changes the state to half-open. The worker that has received the probe token calls it.
 func (b *Breaker) BeginProbe() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -378,9 +444,9 @@ func (b *Breaker) BeginProbe() {
 	}
 }
 
-// ProbeContext returns how long a probe's message is waited for. Without a success so far it is for as long as a
-// pause spares messages: what failed is redelivered, perhaps to another process. After a success, silence is no
-// reason to stay paused.
+// ProbeContext returns the context in which a worker waits for a message to probe with; EndPause ends the pause if none
+// comes. parent is the Intake's context. As long as no probe has succeeded, it lasts as long as a pause spares messages: the
+// failed ones are redelivered, but perhaps to another process. After a successful probe it is short.
 func (b *Breaker) ProbeContext(parent context.Context) (context.Context, context.CancelFunc) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -391,24 +457,26 @@ func (b *Breaker) ProbeContext(parent context.Context) (context.Context, context
 		return context.WithCancel(parent)
 	default:
 		left := b.cfg.MaxPause - time.Since(b.paused)
-		return context.WithTimeout(parent, max(left, b.longest()+b.cfg.MaxProbe))
+		return context.WithTimeout(parent, max(left, b.maxRedeliveryDelay()+b.cfg.MaxProbe))
 	}
 }
 
-// Probing is called when the worker that has the turn of a pause has got its message.
+// Probing records that m is the probe of the pause that in belongs to. The worker with the probe token calls it when it has
+// received its message.
 func (b *Breaker) Probing(in *Intake, m *Message) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.intake.Load() != in { // other probes have ended the pause meanwhile
+	if b.intake.Load() != in { // earlier probes, which timed out, have ended the pause meanwhile
 		return
 	}
 	m.probe, b.probed = true, m
 	err := fmt.Errorf("message %s has not ended after %s", m.ID, b.cfg.ProbeTimeout)
-	b.deadline = time.AfterFunc(b.cfg.ProbeTimeout, func() { b.overran(m, err) })
+	b.deadline = time.AfterFunc(b.cfg.ProbeTimeout, func() { b.probeTimedOut(m, err) })
 }
 
-// overran takes the turn from a probe that does not end. It belongs to its worker and is not looked into.
-func (b *Breaker) overran(m *Message, err error) {
+// probeTimedOut schedules another probe if m is still being handled. It does not access the fields of m, which belongs to its
+// worker.
+func (b *Breaker) probeTimedOut(m *Message, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.probed != m {
@@ -418,17 +486,17 @@ func (b *Breaker) overran(m *Message, err error) {
 	if b.state == HalfOpen { // it may still succeed, and has not failed
 		b.cause = err
 		b.interval = min(2*b.interval, b.cfg.MaxProbe)
-		b.await()
+		b.scheduleProbe()
 	}
 }
 
-// ProbeEnded is called when a probe has ended, however it did. Whoever has the turn passes it on, unless
-// the next probe has to wait.
+// ProbeEnded records the end of a probe, with any outcome. Enough successes end the pause. Otherwise the token is offered
+// again at once, unless the probe has failed or timed out, which has scheduled the next one.
 func (b *Breaker) ProbeEnded(m *Message, succeeded bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	turn := b.probed == m
-	if turn {
+	current := b.probed == m
+	if current {
 		b.probed = nil
 		b.deadline.Stop()
 	}
@@ -441,12 +509,12 @@ func (b *Breaker) ProbeEnded(m *Message, succeeded bool) {
 	switch {
 	case b.successes >= b.cfg.Successes:
 		b.close()
-	case turn && b.state == HalfOpen:
-		b.intake.Load().pass()
+	case current && b.state == HalfOpen:
+		b.intake.Load().offerProbe()
 	}
 }
 
-// EndPause ends a pause for lack of messages.
+// EndPause ends the pause that in belongs to, because there is no message to probe with.
 func (b *Breaker) EndPause(in *Intake) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -460,14 +528,12 @@ func (b *Breaker) close() {
 	took := time.Since(b.paused)
 	b.fails, b.failing = 0, nil
 	b.timer.Stop()
-	old := b.intake.Load()
-	b.admit()
-	close(old.over)
+	b.replaceIntake(Closed)
 	b.change(Change{To: Closed, After: took})
 }
 
 func (b *Breaker) change(c Change) {
-	c.From, b.state = b.state, c.To
+	c.From, b.state, c.Held = b.state, c.To, !b.held.IsZero()
 	if c.To != Closed {
 		c.Since = b.paused
 	}

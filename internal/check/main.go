@@ -7,7 +7,8 @@
 // can be built, which takes a C compiler. The last line says whether all tests passed, and whether without the race detector.
 //
 // With CI=true nothing may be left out: a server that can't be had is a failure, and so is a run without the race detector. Root on
-// Debian or Ubuntu installs the C compiler then.
+// Debian or Ubuntu installs the C compiler then. The tests get servers of their own, which nobody else uses and whose data need not
+// reach a disk; if a LEAT_TEST_*_URL variable names a server, they get what testservices finds.
 package main
 
 import (
@@ -26,14 +27,14 @@ import (
 	"time"
 )
 
-// compiler is what the race detector needs, as Debian names it.
+// compiler has the Debian packages that the race detector needs.
 const compiler = "gcc libc6-dev"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
-	aptGet, _ := exec.LookPath("apt-get") // "" where there is none
+	aptGet, _ := exec.LookPath("apt-get") // "" if there is none
 	found, err := modules(".")
-	c := check{modules: found, ci: os.Getenv("CI") == "true", install: os.Geteuid() == 0 && aptGet != "", run: run, probe: buildRace, out: os.Stderr}
+	c := check{modules: found, ci: os.Getenv("CI") == "true", named: namesServers(os.Environ()), install: os.Geteuid() == 0 && aptGet != "", run: run, probe: buildRace, out: os.Stderr}
 	if err == nil {
 		err = c.all(ctx)
 	}
@@ -48,6 +49,7 @@ func main() {
 type check struct {
 	modules []string
 	ci      bool // nothing may be left out
+	named   bool // the environment names servers
 	install bool // apt-get may be called
 	run     func(ctx context.Context, program string, args ...string) error
 	probe   func(ctx context.Context, binary string) error // builds something with the race detector
@@ -104,20 +106,36 @@ func (c *check) race(ctx context.Context, binary string) (why, err error) {
 	return why, ctx.Err()
 }
 
-// arguments are those of testservices. The tests of all modules run against the same servers.
+// plainSQLite compiles SQLite, which is translated from C, without the race detector, under which it is five times slower. It
+// applies to that package only: the linker keeps one copy of each generic function, for example of sync.Map. A copy from a package
+// without the detector would hide the synchronization of other packages from it.
+const plainSQLite = "-gcflags=modernc.org/sqlite/lib=-race=false"
+
+// arguments returns the arguments of testservices. The tests of all modules run against the same servers.
 func (c *check) arguments(race bool) (args []string) {
-	if !c.ci {
+	switch {
+	case !c.ci:
 		args = append(args, "-optional")
+	case !c.named:
+		args = append(args, "-private")
 	}
 	test := " test -timeout 40m ./..."
 	if race {
-		test = " test -race -timeout 40m ./..."
+		test = " test -race " + plainSQLite + " -timeout 40m ./..."
 	}
 	commands := make([]string, len(c.modules))
 	for i, module := range c.modules {
 		commands[i] = "go -C " + module + test
 	}
 	return append(args, "--", "sh", "-c", strings.Join(commands, " && "))
+}
+
+// namesServers reports whether an environment has a variable with the URL of a server for the tests.
+func namesServers(environment []string) bool {
+	return slices.ContainsFunc(environment, func(variable string) bool {
+		name, value, _ := strings.Cut(variable, "=")
+		return strings.HasPrefix(name, "LEAT_TEST_") && strings.HasSuffix(name, "_URL") && value != ""
+	})
 }
 
 // modules returns the directories with a go.mod, below root. The root comes first.
@@ -137,10 +155,10 @@ func modules(root string) (found []string, err error) {
 	return found, err
 }
 
-// stopWithin is how long a program may take to end after a signal: testservices has servers to stop.
+// stopWithin is how long a program may take to end after a signal. testservices stops servers then.
 const stopWithin = time.Minute
 
-// run runs a program in the foreground, and ends it when ctx ends.
+// run runs a program in the foreground, and stops it when ctx is done.
 func run(ctx context.Context, program string, args ...string) error {
 	cmd := exec.CommandContext(ctx, program, args...) //nolint:gosec // programs and arguments come from this package
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
@@ -151,7 +169,7 @@ func run(ctx context.Context, program string, args ...string) error {
 
 // buildRace builds this program with the race detector. Its error is the go command's last line.
 func buildRace(ctx context.Context, binary string) error {
-	out, err := exec.CommandContext(ctx, "go", "build", "-race", "-o", binary, "./internal/check").CombinedOutput() //nolint:gosec // a file in a directory of ours
+	out, err := exec.CommandContext(ctx, "go", "build", "-race", "-o", binary, "./internal/check").CombinedOutput() //nolint:gosec // a file in this program's directory
 	if lines := strings.Split(strings.TrimSpace(string(out)), "\n"); err != nil && lines[0] != "" {
 		return errors.New(lines[len(lines)-1])
 	}

@@ -17,13 +17,13 @@ func TestMain(m *testing.M) { testenv.Main(m) }
 
 func TestCheck_leavesOutWhatCannotBeHadUnlessInCI(t *testing.T) {
 	for name, c := range map[string]struct {
-		ci, install, compilerHere bool
-		wantRan                   []string // without the build of testservices, which comes first
-		wantErr, wantOut          string
+		ci, named, install, compilerHere bool
+		wantRan                          []string // without the build of testservices, which comes first
+		wantErr, wantOut                 string
 	}{
 		"with a compiler": {
 			compilerHere: true, install: true,
-			wantRan: []string{"testservices -optional -- sh -c go -C . test -race -timeout 40m ./... && go -C sub test -race -timeout 40m ./..."},
+			wantRan: []string{"testservices -optional -- sh -c go -C . test -race " + plainSQLite + " -timeout 40m ./... && go -C sub test -race " + plainSQLite + " -timeout 40m ./..."},
 			wantOut: "check: the tests passed, with the race detector\n",
 		},
 		"without one": {
@@ -37,8 +37,13 @@ func TestCheck_leavesOutWhatCannotBeHadUnlessInCI(t *testing.T) {
 			wantRan: []string{
 				"apt-get -q update",
 				"env DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends gcc libc6-dev",
-				"testservices -- sh -c go -C . test -race -timeout 40m ./... && go -C sub test -race -timeout 40m ./...",
+				"testservices -private -- sh -c go -C . test -race " + plainSQLite + " -timeout 40m ./... && go -C sub test -race " + plainSQLite + " -timeout 40m ./...",
 			},
+			wantOut: "check: the tests passed, with the race detector\n",
+		},
+		"in CI, with a server of the environment": {
+			ci: true, named: true, compilerHere: true,
+			wantRan: []string{"testservices -- sh -c go -C . test -race " + plainSQLite + " -timeout 40m ./... && go -C sub test -race " + plainSQLite + " -timeout 40m ./..."},
 			wantOut: "check: the tests passed, with the race detector\n",
 		},
 		"in CI elsewhere": {ci: true, wantErr: "CI=true asks for the race detector, which can't be built: no gcc"},
@@ -47,7 +52,7 @@ func TestCheck_leavesOutWhatCannotBeHadUnlessInCI(t *testing.T) {
 			var ran []string
 			var out bytes.Buffer
 			check := check{
-				ci: c.ci, install: c.install, out: &out, modules: []string{".", "sub"},
+				ci: c.ci, named: c.named, install: c.install, out: &out, modules: []string{".", "sub"},
 				probe: func(context.Context, string) error {
 					if c.compilerHere {
 						return nil
@@ -102,4 +107,9 @@ func TestModules_areAllOfTheRepository(t *testing.T) {
 	found, err := modules(filepath.Join("..", ".."))
 	require.NoError(t, err)
 	require.Subset(t, found, []string{filepath.Join("..", ".."), filepath.Join("..", "..", "bench", "compare")})
+}
+
+func TestNamesServers(t *testing.T) {
+	require.True(t, namesServers([]string{"HOME=/root", "LEAT_TEST_REDIS_URL=redis://127.0.0.1"}))
+	require.False(t, namesServers([]string{"LEAT_TEST_REDIS_URL=", "LEAT_TEST_REQUIRE=redis", "LEAT_URL=memory://"}))
 }

@@ -8,22 +8,22 @@ import (
 	"strings"
 )
 
-// consent is the flag of commands that can't be undone.
+// consent has the flag of commands that can't be undone.
 type consent struct {
-	Yes bool `short:"y" help:"Don't ask."`
+	Yes bool `short:"y" help:"Don't ask for confirmation."`
 }
 
-// Confirm asks whether to do something, and returns nil where the answer is yes.
+// A Confirm asks whether to do something. It returns nil if the answer is yes.
 type Confirm func(question string) error
 
-// confirm asks on a terminal. Where nobody can be asked, the flag must say it.
+// confirm asks on a terminal. Without a terminal, the flag is required.
 func (c consent) confirm(ctx context.Context, e *Env) Confirm {
 	return func(question string) error {
 		if c.Yes {
 			return nil
 		}
 		if !isTerminal(e.Stdin) {
-			return usage("%s Say --yes where nobody can be asked", question)
+			return usage("%s Pass --yes if there is no terminal", question)
 		}
 		fmt.Fprintf(e.Stderr, "%s [y/N] ", question)
 		answer, err := readLine(ctx, e.Stdin)

@@ -17,11 +17,11 @@ type doctor struct {
 	connect `embed:""`
 	output  `embed:""`
 
-	OutboxURL string `env:"LEAT_OUTBOX_URL" placeholder:"URL" help:"The database of a service's outbox, to be checked, too."`
+	OutboxURL string `env:"LEAT_OUTBOX_URL" placeholder:"URL" help:"The database of a service's outbox."`
 	InboxURL  string `env:"LEAT_INBOX_URL" placeholder:"URL" help:"The database of a service's inbox."`
 }
 
-// Run checks, and fails where something is wrong; with --json a line is an admin.Finding.
+// Run prints the findings, and fails if one is an error; with --json a line is an admin.Finding.
 func (c *doctor) Run(ctx context.Context, e *Env) error {
 	wrong := false
 	findings := slices.Concat(c.findings(ctx, e), c.outbox(ctx, e), c.inbox(ctx, e))
@@ -37,35 +37,35 @@ func (c *doctor) Run(ctx context.Context, e *Env) error {
 	return nil
 }
 
-// outbox checks the tables that an outbox is in, and whether events leave them.
+// outbox checks the tables of an outbox, and whether its events are relayed.
 func (c *doctor) outbox(ctx context.Context, e *Env) []driver.Finding {
 	return c.database(ctx, e, "outbox", c.OutboxURL, func(ctx context.Context, t driver.Transport) []driver.Finding {
 		return admin.DiagnoseOutbox(ctx, t.(driver.Inspector))
 	})
 }
 
-// inboxDoctor is a transport on tables that an inbox may be in.
+// An inboxDoctor is a transport whose tables may have an inbox.
 type inboxDoctor interface {
 	DiagnoseInbox(ctx context.Context) []driver.Finding
 }
 
-// inbox checks the table that an inbox is.
+// inbox checks the table of an inbox.
 func (c *doctor) inbox(ctx context.Context, e *Env) []driver.Finding {
 	return c.database(ctx, e, "inbox", c.InboxURL, func(ctx context.Context, t driver.Transport) []driver.Finding {
 		return t.(inboxDoctor).DiagnoseInbox(ctx)
 	})
 }
 
-// database opens a database and lets something look at it; nothing where there is no URL. It makes no tables.
-func (c *doctor) database(ctx context.Context, e *Env, what, raw string, look func(context.Context, driver.Transport) []driver.Finding) []driver.Finding {
+// database opens a database and calls examine with it, unless there is no URL. It creates no tables.
+func (c *doctor) database(ctx context.Context, e *Env, what, raw string, examine func(context.Context, driver.Transport) []driver.Finding) []driver.Finding {
 	if raw == "" {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.Wait)
 	defer cancel()
-	findings, err := lookAt(ctx, e, raw, look)
+	findings, err := examineDatabase(ctx, e, raw, examine)
 	if err != nil {
-		findings = []driver.Finding{{Check: "open it", Err: err, Fix: cureOf(err)}}
+		findings = []driver.Finding{{Check: "open it", Err: err, Fix: fixOf(err)}}
 	}
 	for i := range findings {
 		findings[i].Check = what + ": " + findings[i].Check
@@ -73,7 +73,7 @@ func (c *doctor) database(ctx context.Context, e *Env, what, raw string, look fu
 	return findings
 }
 
-func lookAt(ctx context.Context, e *Env, raw string, look func(context.Context, driver.Transport) []driver.Finding) ([]driver.Finding, error) {
+func examineDatabase(ctx context.Context, e *Env, raw string, examine func(context.Context, driver.Transport) []driver.Finding) ([]driver.Finding, error) {
 	u, err := urlopt.Parse(raw)
 	switch {
 	case err != nil:
@@ -89,18 +89,18 @@ func lookAt(ctx context.Context, e *Env, raw string, look func(context.Context, 
 		return nil, err
 	}
 	defer func() { _ = t.Close(ctx) }()
-	return look(ctx, t), nil
+	return examine(ctx, t), nil
 }
 
-// cureOf returns what to do about a message system that does not open.
-func cureOf(err error) string {
-	knows, ok := errors.AsType[interface {
+// fixOf returns the fix for a message system that can't be opened.
+func fixOf(err error) string {
+	fixer, ok := errors.AsType[interface {
 		error
 		Fix() string
 	}](err)
 	switch {
 	case ok:
-		return knows.Fix()
+		return fixer.Fix()
 	case isUsage(err):
 		return "correct the URL; the page of its transport lists the options"
 	default:
@@ -111,10 +111,10 @@ func cureOf(err error) string {
 func (c *doctor) findings(ctx context.Context, e *Env) []driver.Finding {
 	s, err := c.open(ctx, e)
 	if isUsage(err) {
-		return []driver.Finding{{Check: "URL", Err: err, Fix: cureOf(err)}}
+		return []driver.Finding{{Check: "URL", Err: err, Fix: fixOf(err)}}
 	}
 	if err != nil {
-		return []driver.Finding{{Check: "open " + e.Where, Err: err, Fix: cureOf(err)}}
+		return []driver.Finding{{Check: "open " + e.Where, Err: err, Fix: fixOf(err)}}
 	}
 	defer s.close()
 	inspector, err := s.inspector()

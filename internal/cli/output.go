@@ -10,7 +10,7 @@ import (
 	"github.com/leatbus/leat/internal/admin"
 )
 
-// output is how a command writes its results.
+// output has the flags for a command's results.
 type output struct {
 	JSON bool `name:"json" help:"Write JSON lines, for scripts."`
 }
@@ -22,7 +22,7 @@ func (e *Env) line(result any) error {
 	return encoder.Encode(result)
 }
 
-// ago returns how long ago something was.
+// ago returns how long ago a time was.
 func ago(t *time.Time) string {
 	if t == nil {
 		return "-"

@@ -13,30 +13,30 @@ import (
 	"github.com/leatbus/leat/internal/urlopt"
 )
 
-// poison is the commands for poison queues.
+// poison has the commands for poison queues.
 type poison struct {
 	Ls     poisonLs     `cmd:"" help:"List poisoned messages."`
-	Stats  poisonStats  `cmd:"" help:"Count them by class of error."`
-	Show   poisonShow   `cmd:"" help:"Show one: why it failed, its headers, its payload."`
-	Replay poisonReplay `cmd:"" help:"Hand them to their own group again."`
-	Rm     poisonRm     `cmd:"" help:"Delete them for good."`
-	Edit   poisonEdit   `cmd:"" help:"Change the payload or the headers of one."`
-	Export poisonExport `cmd:"" help:"Write them as JSON lines, byte for byte."`
-	Import poisonImport `cmd:"" help:"Put exported ones into a poison queue."`
+	Stats  poisonStats  `cmd:"" help:"Count poisoned messages by class of error."`
+	Show   poisonShow   `cmd:"" help:"Show a poisoned message: its error, headers and payload."`
+	Replay poisonReplay `cmd:"" help:"Move poisoned messages back to their group."`
+	Rm     poisonRm     `cmd:"" help:"Delete poisoned messages."`
+	Edit   poisonEdit   `cmd:"" help:"Change the payload or the headers of a poisoned message."`
+	Export poisonExport `cmd:"" help:"Write poisoned messages as JSON lines, byte for byte."`
+	Import poisonImport `cmd:"" help:"Write exported messages into a poison queue."`
 }
 
-// filter is the flags by which messages are chosen.
+// filter has the flags that select messages.
 type filter struct {
-	Group   []string `placeholder:"GROUP" help:"Only of this group; may be given again."`
-	Topic   string   `placeholder:"PATTERN" help:"Only of this topic, or of topics of this pattern."`
+	Group   []string `placeholder:"GROUP" help:"Only messages of this group; may be repeated."`
+	Topic   string   `placeholder:"PATTERN" help:"Only messages of this topic, or of topics that match this pattern."`
 	Type    string   `placeholder:"TYPE" help:"Only events of this type, with or without its version."`
 	Version int      `placeholder:"N" help:"Only this version of the event."`
-	Class   string   `placeholder:"CLASS" help:"Only what failed with this class of error, as stats shows it."`
-	Text    string   `placeholder:"TEXT" help:"Only with this text in the error or the payload."`
-	Since   string   `placeholder:"TIME" help:"Only poisoned since: 2h ago, or 2006-01-02T15:04:05Z."`
-	Until   string   `placeholder:"TIME" help:"Only poisoned before."`
-	Key     string   `placeholder:"KEY" help:"Only of this partition key."`
-	ID      []string `name:"id" placeholder:"ID" help:"Only this one: its place in the queue, or the event's id; may be given again."`
+	Class   string   `placeholder:"CLASS" help:"Only messages with this class of error, as stats shows it."`
+	Text    string   `placeholder:"TEXT" help:"Only messages with this text in the error or the payload."`
+	Since   string   `placeholder:"TIME" help:"Only messages poisoned since: 2h ago, or 2006-01-02T15:04:05Z."`
+	Until   string   `placeholder:"TIME" help:"Only messages poisoned before this time."`
+	Key     string   `placeholder:"KEY" help:"Only messages of this partition key."`
+	ID      []string `name:"id" placeholder:"ID" help:"Only this message: its id in the queue, or the event's id; may be repeated."`
 }
 
 func (f filter) filter(now time.Time) (admin.Filter, error) {
@@ -59,7 +59,7 @@ func (f filter) filter(now time.Time) (admin.Filter, error) {
 	}, nil
 }
 
-// moment reads a time, or how long ago one was.
+// moment parses a time, or a duration before now.
 func moment(flag, text string, now time.Time) (time.Time, error) {
 	if text == "" {
 		return time.Time{}, nil
@@ -75,22 +75,22 @@ func moment(flag, text string, now time.Time) (time.Time, error) {
 	return time.Time{}, usage("%s=%q: write how long ago, like 90m, or a time, like 2006-01-02T15:04:05Z", flag, text)
 }
 
-// chosen is the poisoned messages of one group that the flags choose.
+// chosen has the poisoned messages of one group that the flags select.
 type chosen struct {
 	group string
 	queue driver.PoisonQueue
 	ids   []string
-	seen  int // messages, chosen or not
+	seen  int // messages, selected or not
 }
 
-// queues returns the poison queues that the flags name: all that hold something, where they name none.
+// queues returns the poison queues of the groups in the flags, or all that are not empty.
 func (f filter) queues(ctx context.Context, s *session) ([]chosen, error) {
 	if queues := f.named(ctx, s); queues != nil {
 		return queues, nil
 	}
 	groups, err := s.groups(ctx, f.Group...)
 	if errors.Is(err, errNoInspector) && len(f.Group) > 0 {
-		for _, name := range f.Group { // whatever its name
+		for _, name := range f.Group { // of any name
 			groups = append(groups, driver.GroupInfo{Name: name, Poisoned: driver.Unknown})
 		}
 		err = nil
@@ -107,8 +107,8 @@ func (f filter) queues(ctx context.Context, s *session) ([]chosen, error) {
 	return queues, nil
 }
 
-// named returns the poison queues of the groups that the flags name, if all of them hold something. Then nothing else
-// needs to know the groups.
+// named returns the poison queues of the groups in the flags, if none of them is empty. It does not list the groups, which
+// not every transport supports.
 func (f filter) named(ctx context.Context, s *session) (queues []chosen) {
 	ctx, cancel := s.soon(ctx)
 	defer cancel()
@@ -122,7 +122,7 @@ func (f filter) named(ctx context.Context, s *session) (queues []chosen) {
 	return queues
 }
 
-// each calls visit with every message that the flags choose, group by group.
+// each calls visit with every message that the flags select, group by group.
 func (f filter) each(ctx context.Context, s *session, visit func(queue *chosen, m driver.PoisonedMessage) error) ([]chosen, error) {
 	matching, err := f.filter(time.Now())
 	if err != nil {
@@ -154,39 +154,39 @@ func (f filter) each(ctx context.Context, s *session, visit func(queue *chosen, 
 	return queues, err
 }
 
-// hints are what a flag that chooses nothing may have meant.
+// hints has existing values, to suggest one for a flag that selects nothing.
 type hints struct{ classes, types, topics []string }
 
 func (h *hints) add(m driver.PoisonedMessage) {
-	note := func(known *[]string, value string) {
+	add := func(known *[]string, value string) {
 		if !slices.Contains(*known, value) && len(*known) < maxHints {
 			*known = append(*known, value)
 		}
 	}
-	note(&h.classes, m.Fault.Class)
-	note(&h.topics, m.Topic())
+	add(&h.classes, m.Fault.Class)
+	add(&h.topics, m.Topic())
 	if r := admin.Summary("", m); r.Type != "" {
-		note(&h.types, r.Type)
+		add(&h.types, r.Type)
 	}
 }
 
-// maxHints bounds what is remembered of a queue.
+// maxHints limits the number of values of a queue.
 const maxHints = 1000
 
-// mistake returns what may be wrong with flags that choose nothing.
+// mistake returns an error with a suggestion for flags that select nothing.
 func (h *hints) mistake(f filter) error {
 	for _, flag := range []struct {
 		what, value string
 		known       []string
 	}{{"class", f.Class, h.classes}, {"type", f.Type, h.types}, {"topic", f.Topic, h.topics}} {
 		if near := urlopt.Nearest(flag.value, flag.known); near != "" && near != flag.value {
-			return usage("there is nothing of %s %q. Did you mean %s?", flag.what, flag.value, near)
+			return usage("no poisoned message has the %s %q. Did you mean %s?", flag.what, flag.value, near)
 		}
 	}
 	return nil
 }
 
-// nothing tells the user that the flags choose no message, and whether it is for them.
+// nothing reports that the flags select no message, and why.
 func (e *Env) nothing(queues []chosen) {
 	seen := 0
 	for _, q := range queues {
@@ -195,11 +195,11 @@ func (e *Env) nothing(queues []chosen) {
 	if seen == 0 {
 		fmt.Fprintln(e.Stderr, "no poisoned messages")
 	} else {
-		fmt.Fprintf(e.Stderr, "none of %s has what the flags ask for\n", strings.Replace(messages(seen), "message", "poisoned message", 1))
+		fmt.Fprintf(e.Stderr, "none of %s matches the flags\n", strings.Replace(messages(seen), "message", "poisoned message", 1))
 	}
 }
 
-// choose returns the places of the chosen messages, counted by class.
+// choose returns the ids of the selected messages, and counts them by class.
 func (f filter) choose(ctx context.Context, s *session) (queues []chosen, classes *admin.Classes, n int, err error) {
 	classes = new(admin.Classes)
 	queues, err = f.each(ctx, s, func(queue *chosen, m driver.PoisonedMessage) error {
@@ -216,7 +216,7 @@ func (f filter) choose(ctx context.Context, s *session) (queues []chosen, classe
 
 var errNoSuch = errors.New("no poisoned message has the id")
 
-// one finds the message with this id, in whatever group.
+// one returns the message with this id, of any group.
 func (f filter) one(ctx context.Context, s *session, id string) (queue chosen, m driver.PoisonedMessage, err error) {
 	found, exact := 0, false
 	_, err = f.each(ctx, s, func(q *chosen, candidate driver.PoisonedMessage) error {
@@ -237,12 +237,12 @@ func (f filter) one(ctx context.Context, s *session, id string) (queue chosen, m
 	case found == 0:
 		return queue, m, fmt.Errorf("%w %q; %s poison ls shows them", errNoSuch, id, s.Program)
 	case found > 1:
-		return queue, m, usage("%d poisoned messages have the id %q; name one by its group and its place in the queue", found, id)
+		return queue, m, usage("%d poisoned messages have the id %q; give one by its group and its id in the queue", found, id)
 	}
 	return queue, m, nil
 }
 
-// minShortID is how many characters of an id must be given.
+// minShortID is the minimum length of a shortened id.
 const minShortID = 6
 
 // isShortFor reports whether a text is the end of an id, as tables on narrow terminals show it.

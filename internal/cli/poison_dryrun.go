@@ -10,17 +10,6 @@ import (
 	"github.com/leatbus/leat/internal/admin"
 )
 
-// prospect is a line of poison replay --dry-run --json: how the messages of one class would go.
-type prospect struct {
-	Group     string   `json:"group"`
-	Class     string   `json:"class"` // what they failed with
-	Count     int      `json:"count"`
-	Succeed   int      `json:"would_succeed"`
-	Published int      `json:"would_publish"`
-	Now       []string `json:"now_fails_with"` // classes of error, sorted
-	Sample    string   `json:"sample,omitempty"`
-}
-
 // dryRunAtOnce is how many messages are in memory at once.
 const dryRunAtOnce = 500
 
@@ -52,7 +41,7 @@ func (c *poisonReplay) dryRun(ctx context.Context, e *Env) error {
 	})
 }
 
-// runner returns who has the handlers.
+// runner returns the runner with the handlers.
 func (s *session) runner() (admin.DryRunner, error) {
 	if s.DryRunner != nil {
 		return s.DryRunner, nil
@@ -63,7 +52,7 @@ func (s *session) runner() (admin.DryRunner, error) {
 	return nil, usage("--dry-run needs the handlers: run your service's own binary, <service> poison replay --dry-run, or give the URL of its admin endpoint; to count the messages, use --count")
 }
 
-// agreeTo asks where not everything can be undone.
+// agreeTo asks for confirmation if some effects can't be undone.
 func (c *poisonReplay) agreeTo(ctx context.Context, s *session, runner admin.DryRunner, queues []chosen) error {
 	var lasting []string
 	for _, q := range queues {
@@ -82,8 +71,8 @@ func (c *poisonReplay) agreeTo(ctx context.Context, s *session, runner admin.Dry
 	return c.confirm(ctx, s.Env)("Go on?")
 }
 
-// try reads the messages again and tries them, some at once.
-func (c *poisonReplay) try(ctx context.Context, s *session, runner admin.DryRunner) (prospects []*prospect, err error) {
+// try reads the messages again and tries them, in batches.
+func (c *poisonReplay) try(ctx context.Context, s *session, runner admin.DryRunner) (prospects admin.Prospects, err error) {
 	var (
 		group string
 		some  []driver.PoisonedMessage
@@ -96,12 +85,12 @@ func (c *poisonReplay) try(ctx context.Context, s *session, runner admin.DryRunn
 		if err != nil {
 			return err
 		}
-		classes := make(map[string]string, len(some)) // what they failed with, by place
+		classes := make(map[string]string, len(some)) // of their errors, by id
 		for _, m := range some {
 			classes[m.ID] = m.Fault.Class
 		}
 		for _, r := range results {
-			prospects = enter(prospects, group, classes[r.ID], r)
+			prospects.Add(group, classes[r.ID], r)
 		}
 		some = some[:0]
 		return nil
@@ -121,27 +110,7 @@ func (c *poisonReplay) try(ctx context.Context, s *session, runner admin.DryRunn
 	return prospects, flush()
 }
 
-// enter counts a result.
-func enter(prospects []*prospect, group, class string, r admin.DryRunResult) []*prospect {
-	i := slices.IndexFunc(prospects, func(p *prospect) bool { return p.Group == group && p.Class == class })
-	if i < 0 {
-		i, prospects = len(prospects), append(prospects, &prospect{Group: group, Class: class, Now: []string{}})
-	}
-	p := prospects[i]
-	p.Count++
-	p.Published += r.Published
-	if r.Error == "" {
-		p.Succeed++
-		return prospects
-	}
-	p.Sample = r.Error
-	if at, there := slices.BinarySearch(p.Now, r.Class); !there {
-		p.Now = slices.Insert(p.Now, at, r.Class)
-	}
-	return prospects
-}
-
-func (c *poisonReplay) tell(s *session, prospects []*prospect, n int) error {
+func (c *poisonReplay) tell(s *session, prospects admin.Prospects, n int) error {
 	if c.JSON {
 		for _, p := range prospects {
 			if err := s.line(p); err != nil {

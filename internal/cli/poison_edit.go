@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -14,19 +13,20 @@ import (
 	"strings"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/internal/admin"
 )
 
 type poisonEdit struct {
 	connect `embed:""`
 
-	Group  string            `placeholder:"GROUP" help:"Its group, where more than one has it."`
+	Group  string            `placeholder:"GROUP" help:"Its group, if the id is in more than one."`
 	Data   string            `placeholder:"DATA" help:"The new payload; @file reads a file, @- the standard input. Without it and --header, the editor is opened."`
-	Header map[string]string `placeholder:"NAME=VALUE" mapsep:"none" help:"A header to set, or to take away with an empty value; may be given again."`
-	Replay bool              `help:"Replay it then."`
-	ID     string            `arg:"" name:"id" help:"Its place in the queue, or the event's id."`
+	Header map[string]string `placeholder:"NAME=VALUE" mapsep:"none" help:"A header to set, or to remove with an empty value; may be repeated."`
+	Replay bool              `help:"Replay the message afterwards."`
+	ID     string            `arg:"" name:"id" help:"Its id in the queue, or the event's id."`
 }
 
-// Run changes the message in its place.
+// Run changes the message in the queue.
 func (c *poisonEdit) Run(ctx context.Context, e *Env) error {
 	return c.with(ctx, e, func(s *session) error {
 		queue, m, err := named(c.Group).one(ctx, s, c.ID)
@@ -56,33 +56,24 @@ func (c *poisonEdit) Run(ctx context.Context, e *Env) error {
 	})
 }
 
-func (c *poisonEdit) change(ctx context.Context, s *session, m driver.PoisonedMessage) (driver.PoisonedMessage, error) {
-	was, msg := m.Message.Payload, m.Message.Copy()
-	m.Message = msg
-	for name, value := range c.Header {
-		if strings.HasPrefix(name, "leat_") {
-			return m, usage("--header %s: this one is leat's own", name)
-		}
-		if value == "" {
-			delete(msg.Metadata, name)
-		} else {
-			msg.Metadata[name] = value
-		}
-	}
-	var err error
+func (c *poisonEdit) change(ctx context.Context, s *session, m driver.PoisonedMessage) (changed driver.PoisonedMessage, err error) {
+	payload := []byte(m.Message.Payload)
 	switch {
 	case c.Data != "":
-		msg.Payload, err = s.value(c.Data)
+		payload, err = s.value(c.Data)
 	case len(c.Header) == 0:
-		msg.Payload, err = s.editor(ctx, msg.Payload)
+		payload, err = s.editor(ctx, payload)
 	}
-	if err == nil && json.Valid(was) && !json.Valid(msg.Payload) {
-		err = usage("the payload was JSON, and is none any more; nothing was changed")
+	if err != nil {
+		return m, err
 	}
-	return m, err
+	if changed, err = admin.Edit(m, payload, c.Header); err != nil {
+		err = &UsageError{err}
+	}
+	return changed, err
 }
 
-// editor lets the user's editor change a payload.
+// editor opens a payload in the user's editor and returns the result.
 func (s *session) editor(ctx context.Context, payload []byte) ([]byte, error) {
 	program := cmp.Or(os.Getenv("VISUAL"), os.Getenv("EDITOR"))
 	if program == "" {
@@ -105,7 +96,7 @@ func (s *session) editor(ctx context.Context, payload []byte) ([]byte, error) {
 	}
 	edited, err := os.ReadFile(name)
 	if !bytes.HasSuffix(payload, []byte("\n")) {
-		edited = bytes.TrimSuffix(edited, []byte("\n")) // which editors add
+		edited = bytes.TrimSuffix(edited, []byte("\n")) // editors add it
 	}
 	return edited, err
 }

@@ -16,7 +16,7 @@ type poisonExport struct {
 	connect `embed:""`
 	filter  `embed:""`
 
-	Output string `short:"o" placeholder:"FILE" help:"Where to, in place of the standard output."`
+	Output string `short:"o" placeholder:"FILE" help:"The file to write, instead of the standard output."`
 }
 
 // Run writes full records, and leaves the messages where they are.

@@ -17,15 +17,15 @@ import (
 type poisonImport struct {
 	connect `embed:""`
 
-	Group string `placeholder:"GROUP" help:"Into this group's queue, in place of the one that the records name."`
-	File  string `arg:"" help:"What export wrote; - is the standard input."`
+	Group string `placeholder:"GROUP" help:"Write into this group's queue instead of the one in the records."`
+	File  string `arg:"" help:"The output of export; - is the standard input."`
 }
 
 // importAtOnce is how many messages one call writes.
 const importAtOnce = 500
 
-// Run puts the records into poison queues. Those that are there already it leaves out, so it may be run
-// again after a failure.
+// Run writes the records into poison queues. It skips those that exist already, so it may be run again
+// after a failure.
 func (c *poisonImport) Run(ctx context.Context, e *Env) error {
 	records, err := c.read(e)
 	if err != nil {
@@ -39,7 +39,7 @@ func (c *poisonImport) Run(ctx context.Context, e *Env) error {
 		}
 		group := cmp.Or(c.Group, r.Group)
 		if group == "" {
-			return usage("%s: record %d names no group; say it with --group", c.File, i+1)
+			return usage("%s: record %d has no group; give one by --group", c.File, i+1)
 		}
 		m.ID = ""
 		byGroup[group] = append(byGroup[group], m)
@@ -95,7 +95,7 @@ func (c *poisonImport) read(e *Env) (records []admin.Record, err error) {
 	}
 }
 
-// sameness is what two records of one poisoning have in common.
+// sameness identifies the poisoning of a message: equal for two records of the same one.
 type sameness struct{ source, id, at string }
 
 func samenessOf(m driver.PoisonedMessage) sameness {
@@ -103,7 +103,7 @@ func samenessOf(m driver.PoisonedMessage) sameness {
 	return sameness{h[driver.HeaderSource], driver.MessageID(m.Message), h[driver.HeaderFaultAt]}
 }
 
-// without leaves out the messages that are in the queue.
+// without returns the messages that are not in the queue.
 func without(ctx context.Context, queue driver.PoisonQueue, msgs []driver.PoisonedMessage) ([]driver.PoisonedMessage, error) {
 	there := make(map[sameness]bool)
 	err := admin.Each(ctx, queue, admin.Filter{}, func(m driver.PoisonedMessage) error {

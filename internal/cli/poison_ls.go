@@ -14,10 +14,10 @@ type poisonLs struct {
 	output  `embed:""`
 	filter  `embed:""`
 
-	Limit *int `placeholder:"N" help:"Show so many at most; 0 shows all. A table has 100 if no other limit is given, JSON all."`
+	Limit *int `placeholder:"N" help:"The maximum number of messages; 0 means all. The default is 100 for a table, and all for JSON."`
 }
 
-// Run lists them, a line each.
+// Run lists the messages, a line each.
 func (c *poisonLs) Run(ctx context.Context, e *Env) error {
 	return c.with(ctx, e, func(s *session) error {
 		if c.JSON {
@@ -66,7 +66,7 @@ func (c *poisonLs) lines(ctx context.Context, s *session) error {
 	return err
 }
 
-// tableLimit is the limit of a table if none is given: somebody reads it.
+// tableLimit is the default limit of a table, which a person reads.
 const tableLimit = 100
 
 func (c *poisonLs) limit(unless int) int {

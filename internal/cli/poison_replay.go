@@ -8,15 +8,15 @@ import (
 	"github.com/leatbus/leat/internal/admin"
 )
 
-// bulk is the flags of commands that take many messages out of poison queues.
+// bulk has the flags of commands that remove many messages from poison queues.
 type bulk struct {
 	connect `embed:""`
 	output  `embed:""`
 	filter  `embed:""`
 
-	All   bool `help:"All that the other flags choose, of every group: say so where no group and no id is named."`
-	Count bool `help:"Only count them, by class of error."`
-	Rate  int  `placeholder:"N" help:"At most so many a second."`
+	All   bool `help:"All messages of all groups that the other flags select; required without --group and --id."`
+	Count bool `help:"Only count the messages, by class of error."`
+	Rate  int  `placeholder:"N" help:"The maximum number of messages per second."`
 }
 
 // result is the line of a bulk command's --json, one for each group.
@@ -24,17 +24,17 @@ type result struct {
 	Group   string `json:"group"`
 	Chosen  int    `json:"chosen"`
 	Done    int    `json:"done"`
-	Gone    int    `json:"gone"`              // somebody else was quicker
+	Gone    int    `json:"gone"`              // somebody else has moved them
 	Counted bool   `json:"counted,omitempty"` // nothing was done
 }
 
-// deed is what a bulk command does, in words.
+// deed has the words for what a bulk command does.
 type deed struct{ does, did, would string }
 
 func (b bulk) validate() error {
 	switch {
 	case len(b.Group) == 0 && len(b.ID) == 0 && !b.All:
-		return usage("name a group with --group, a message with --id, or say --all for every group")
+		return usage("give a group with --group, a message with --id, or all with --all")
 	case b.Rate < 0:
 		return usage("--rate=%d: it is a number of messages a second", b.Rate)
 	}
@@ -60,7 +60,7 @@ func (b bulk) count(s *session, queues []chosen, classes *admin.Classes, n int, 
 	return err
 }
 
-// run moves what was chosen. It may be run again for what is left.
+// run moves the selected messages. It may be run again for the rest.
 func (b bulk) run(ctx context.Context, s *session, queues []chosen, n int, d deed, act func(chosen) admin.Move) error {
 	bar, total, began := s.progress(d.does, n), admin.Moved{}, time.Now()
 	for _, q := range queues {
@@ -83,7 +83,7 @@ func (b bulk) run(ctx context.Context, s *session, queues []chosen, n int, d dee
 			if ctx.Err() != nil {
 				err = errInterrupted
 			}
-			return fmt.Errorf("%s %d of %s, the rest is where it was; run it again to go on: %w", d.did, total.Done, messages(n), err)
+			return fmt.Errorf("%s %d of %s, the others were not moved; run it again to continue: %w", d.did, total.Done, messages(n), err)
 		}
 	}
 	bar.end()
@@ -94,7 +94,7 @@ func (b bulk) run(ctx context.Context, s *session, queues []chosen, n int, d dee
 	return err
 }
 
-// aside returns what is worth saying beside the number.
+// aside returns the details after the number.
 func aside(total admin.Moved, n int, took time.Duration) string {
 	text := ""
 	if n >= 1000 {
@@ -110,11 +110,11 @@ type poisonReplay struct {
 	bulk    `embed:""`
 	consent `embed:""`
 
-	DryRun  bool `aliases:"what-if" help:"Move nothing: run this program's own handlers with the messages, undo it, and say how many would succeed."`
+	DryRun  bool `aliases:"what-if" help:"Move nothing: run this program's own handlers with the messages, undo the effects, and print how many would succeed."`
 	NoStart bool `help:"With --dry-run, don't run the program's start hooks."`
 }
 
-// Run replays them.
+// Run replays the messages.
 func (c *poisonReplay) Run(ctx context.Context, e *Env) error {
 	if err := c.validate(); err != nil {
 		return err

@@ -12,7 +12,7 @@ type poisonRm struct {
 	consent `embed:""`
 }
 
-// Run deletes them, after asking.
+// Run deletes the messages, after a confirmation.
 func (c *poisonRm) Run(ctx context.Context, e *Env) error {
 	if err := c.validate(); err != nil {
 		return err
@@ -26,7 +26,7 @@ func (c *poisonRm) Run(ctx context.Context, e *Env) error {
 		case c.Count:
 			return c.count(s, queues, classes, n, remove)
 		case n > 0:
-			if err := c.confirm(ctx, e)(fmt.Sprintf("This deletes %s for good.", messages(n))); err != nil {
+			if err := c.confirm(ctx, e)(fmt.Sprintf("This deletes %s.", messages(n))); err != nil {
 				return err
 			}
 		}

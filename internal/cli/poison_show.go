@@ -20,12 +20,12 @@ type poisonShow struct {
 	connect `embed:""`
 	output  `embed:""`
 
-	Group   string `placeholder:"GROUP" help:"Its group, where more than one has it."`
-	Payload bool   `help:"Write nothing but the payload, byte for byte."`
-	ID      string `arg:"" name:"id" help:"Its place in the queue, or the event's id, or the last 6 characters of it or more."`
+	Group   string `placeholder:"GROUP" help:"Its group, if the id is in more than one."`
+	Payload bool   `help:"Write only the payload, byte for byte."`
+	ID      string `arg:"" name:"id" help:"Its id in the queue, or the event's id, or at least the last 6 characters of it."`
 }
 
-// Run shows it.
+// Run shows the message.
 func (c *poisonShow) Run(ctx context.Context, e *Env) error {
 	return c.with(ctx, e, func(s *session) error {
 		queue, m, err := named(c.Group).one(ctx, s, c.ID)
@@ -42,7 +42,7 @@ func (c *poisonShow) Run(ctx context.Context, e *Env) error {
 	})
 }
 
-// named returns a filter for one group, or none.
+// named returns a filter for one group, or for all if it is empty.
 func named(group string) filter {
 	if group == "" {
 		return filter{}
@@ -52,7 +52,7 @@ func named(group string) filter {
 
 func writeMessage(w io.Writer, group string, m driver.PoisonedMessage) error {
 	r := admin.Full(group, m)
-	for _, line := range []struct{ name, value string }{
+	writePairs(w, "", [][2]string{
 		{"id", r.ID},
 		{"group", r.Group},
 		{"topic", r.Topic},
@@ -69,11 +69,7 @@ func writeMessage(w io.Writer, group string, m driver.PoisonedMessage) error {
 		{"poisoned", stamp(r.At)},
 		{"handler", r.Handler},
 		{"process", fmt.Sprintf("%s/%d, %s", r.Host, r.PID, r.Build)},
-	} {
-		if line.value != "" {
-			fmt.Fprintf(w, "%-14s%s\n", line.name, printable(line.value))
-		}
-	}
+	})
 	if r.Stack != "" {
 		fmt.Fprintln(w, "\nstack")
 		for line := range strings.Lines(r.Stack) {

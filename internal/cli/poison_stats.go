@@ -10,7 +10,7 @@ type poisonStats struct {
 	filter  `embed:""`
 }
 
-// Run counts them; with --json a line is an admin.Class.
+// Run counts the messages; with --json a line is an admin.Class.
 func (c *poisonStats) Run(ctx context.Context, e *Env) error {
 	return c.with(ctx, e, func(s *session) error {
 		_, classes, n, err := c.choose(ctx, s)

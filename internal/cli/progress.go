@@ -7,7 +7,7 @@ import (
 	"github.com/schollz/progressbar/v3"
 )
 
-// progress is a bar on a terminal that shows how far a move is. Elsewhere it is nothing.
+// progress is a progress bar on a terminal. Without a terminal it shows nothing.
 type progress struct{ bar *progressbar.ProgressBar }
 
 func (e *Env) progress(what string, total int) progress {
@@ -28,7 +28,7 @@ func (e *Env) progress(what string, total int) progress {
 
 func (p progress) show(done int) {
 	if p.bar != nil {
-		_ = p.bar.Set(done) // a terminal that is gone is of no interest
+		_ = p.bar.Set(done) // fails if the terminal is closed
 	}
 }
 

@@ -7,29 +7,29 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/internal/admin"
 )
 
 type publish struct {
 	connect `embed:""`
 
 	Type        string `placeholder:"TYPE" help:"Publish one event of this type, like order.paid.v1, with --data."`
-	Data        string `placeholder:"DATA" help:"Its payload; @file reads a file, @- the standard input."`
-	ContentType string `placeholder:"TYPE" help:"What the data is, where it is no JSON."`
-	ID          string `name:"id" help:"Its id. One that was used before is a duplicate."`
-	Source      string `default:"leat" help:"Its source."`
-	Subject     string `help:"What it is about."`
-	Key         string `help:"Its partition key."`
+	Data        string `placeholder:"DATA" help:"The event's payload; @file reads a file, @- the standard input."`
+	ContentType string `placeholder:"TYPE" help:"The content type of the data, if it is not JSON."`
+	ID          string `name:"id" help:"The event's id. An id that was used before is a duplicate."`
+	Source      string `default:"leat" help:"The event's source."`
+	Subject     string `help:"The event's subject."`
+	Key         string `help:"The event's partition key."`
 
 	File string `arg:"" optional:"" help:"CloudEvents in JSON, one or many; - is the standard input."`
 }
 
-// Run publishes, and says what.
+// Run publishes the messages and prints their ids.
 func (c *publish) Run(ctx context.Context, e *Env) error {
 	msgs, err := c.read(e)
 	if err != nil {
@@ -55,7 +55,7 @@ func (s *session) publish(ctx context.Context, msg *message.Message) error {
 	defer cancel()
 	err := s.Publish(ctx, driver.TopicOf(msg), msg)
 	if errors.Is(err, driver.ErrUnroutable) {
-		return fmt.Errorf("no group wants %s, so it went nowhere; %s topics shows what groups ask for", driver.TopicOf(msg), s.Program)
+		return fmt.Errorf("no group subscribes to %s, so the message was dropped; %s topics shows the topics of groups", driver.TopicOf(msg), s.Program)
 	}
 	return err
 }
@@ -100,40 +100,25 @@ func (c *publish) read(e *Env) ([]*message.Message, error) {
 	}
 }
 
-// event makes one of the flags.
+// event returns a message from the flags.
 func (c *publish) event(e *Env) (*message.Message, error) {
-	if err := driver.ValidateTopic(c.Type); err != nil {
-		return nil, &UsageError{err}
-	}
 	data, err := e.value(c.Data)
 	if err != nil {
 		return nil, err
 	}
-	if c.ContentType == "" && len(data) > 0 && !json.Valid(data) {
-		return nil, usage("--data is no JSON; say what it is with --content-type")
-	}
-	id := c.ID
-	if id == "" {
-		id = bus.NewID()
-	}
-	msg := message.NewMessage(id, data)
-	for name, value := range map[string]string{
-		driver.HeaderID:           id,
-		driver.HeaderType:         c.Type,
-		driver.HeaderSource:       c.Source,
-		driver.HeaderTime:         time.Now().UTC().Format(time.RFC3339Nano),
-		driver.HeaderSubject:      c.Subject,
-		driver.HeaderPartitionKey: c.Key,
-		driver.HeaderContentType:  c.ContentType,
-	} {
-		if value != "" {
-			msg.Metadata[name] = value
-		}
+	msg, err := admin.Event{
+		Type: c.Type, ID: c.ID, Source: c.Source, Subject: c.Subject, Key: c.Key, ContentType: c.ContentType, Data: data,
+	}.Message()
+	switch {
+	case errors.Is(err, admin.ErrNoJSON):
+		return nil, usage("--data is not JSON; set --content-type")
+	case err != nil:
+		return nil, &UsageError{err}
 	}
 	return msg, nil
 }
 
-// value returns a flag's text, or the file that it names with an @.
+// value returns a flag's text, or for @name the file's contents.
 func (e *Env) value(text string) ([]byte, error) {
 	if len(text) == 0 || text[0] != '@' {
 		return []byte(text), nil

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"net/url"
 	"regexp"
 	"slices"
@@ -18,42 +19,47 @@ import (
 
 // Exit statuses.
 const (
-	ExitFailed = 1 // something failed, or is wrong
+	ExitFailed = 1 // something failed, or doctor has found an error
 	ExitUsage  = 2 // the command line or the URL is wrong
 )
 
-// Commands are the commands that work on any message system, to embed in a grammar of kong.
+// Commands has the commands that work on any message system. Embed it in a grammar of kong.
 type Commands struct {
-	Poison  poison  `cmd:"" help:"Work with the messages that will not succeed."`
-	Groups  groups  `cmd:"" help:"Show the groups, and how many messages each has."`
-	Topics  topics  `cmd:"" help:"Show the topics that groups ask for."`
-	Publish publish `cmd:"" help:"Publish CloudEvents."`
-	Tail    tail    `cmd:"" help:"Show what is published from now on. It takes nothing from anybody."`
-	Top     top     `cmd:"" help:"Show the groups again and again."`
-	Doctor  doctor  `cmd:"" help:"Check what the message system needs, and say the fixes."`
+	Poison   poison   `cmd:"" help:"Work with poisoned messages."`
+	Groups   groups   `cmd:"" help:"Show the groups, and how many messages each has."`
+	Topics   topics   `cmd:"" help:"Show the topics that groups subscribe to."`
+	Publish  publish  `cmd:"" help:"Publish CloudEvents."`
+	Tail     tail     `cmd:"" help:"Show copies of the messages that are published from now on."`
+	Top      top      `cmd:"" help:"Show the groups repeatedly."`
+	Describe describe `cmd:"" help:"Show the parts of a service: transport, handlers, their stack."`
+	Doctor   doctor   `cmd:"" help:"Check the message system, and print the fixes."`
 }
 
-// Env is what commands work with.
+// Env has what commands need.
 type Env struct {
-	Program        string // how the user calls it
-	Version        string // of the program, which is nothing but these commands; "" for a service's own binary
+	Program        string // as the user calls it
+	Version        string // of the program leat; "" for a service's own binary
 	Where          string // the message system, without its secrets
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
 	// Open opens the message system. The command closes it.
 	Open func(ctx context.Context) (driver.Transport, error)
-	// Close closes it; nil for the transport's own Close.
+	// Close closes it; nil means the transport's Close.
 	Close func(ctx context.Context) error
-	// OpenDatabase opens the database of an outbox or an inbox for doctor, and makes nothing in it.
+	// OpenDatabase opens the database of an outbox or an inbox for doctor. It creates nothing.
 	OpenDatabase func(ctx context.Context, u *url.URL) (driver.Transport, error)
-	// Start gets the program's own handlers ready for the DryRunner, and Close ends it; nil where there is
+	// Start starts what the program's own handlers need for the DryRunner, and Close stops it; nil if there is
 	// nothing to start.
 	Start func(ctx context.Context) error
-	// DryRunner has the program's own handlers once Open has returned; nil where it has none.
+	// DryRunner has the program's own handlers once Open has returned; nil if it has none.
 	DryRunner admin.DryRunner
+	// Describer describes the program's own service once Open has returned; nil if it has none.
+	Describer admin.Describer
+	// Console returns the console of a message system; nil for a program without the command Console.
+	Console func(t driver.Transport, actions bool) http.Handler
 }
 
-// UsageError is a mistake in the command line or the URL.
+// A UsageError is a mistake in the command line or the URL.
 type UsageError struct{ Err error }
 
 func (e *UsageError) Error() string { return e.Err.Error() }
@@ -61,7 +67,7 @@ func (e *UsageError) Unwrap() error { return e.Err }
 
 func usage(format string, args ...any) error { return &UsageError{fmt.Errorf(format, args...)} }
 
-// errQuiet is a failure that the command has reported already.
+// errQuiet is returned for a failure that the command has already printed.
 var errQuiet = errors.New("reported already")
 
 // Run parses the arguments into a grammar of kong, runs the command, and returns the exit status.
@@ -88,7 +94,8 @@ func Run(ctx context.Context, grammar any, e *Env, description string, args []st
 		return ExitUsage
 	}
 	if err != nil {
-		fmt.Fprintf(e.Stderr, "%s: %s\n%s --help shows what there is.\n", e.Program, redactArgument(err.Error()), e.Program)
+		err = withPlaceOfFlag(parser.Model, e.Program, err)
+		fmt.Fprintf(e.Stderr, "%s: %s\n%s --help shows the commands.\n", e.Program, redactArgument(err.Error()), e.Program)
 		return ExitUsage
 	}
 	parsed.BindTo(ctx, (*context.Context)(nil))
@@ -107,7 +114,25 @@ func Run(ctx context.Context, grammar any, e *Env, description string, args []st
 	return status
 }
 
-// withoutCommand reports whether the arguments name a group of commands, such as poison, and none of its commands.
+// withPlaceOfFlag says where a flag belongs that stands before its command.
+func withPlaceOfFlag(grammar *kong.Application, program string, err error) error {
+	wrong, ok := errors.AsType[*kong.ParseError](err)
+	if !ok || wrong.Context.Selected() != nil {
+		return err
+	}
+	found := regexp.MustCompile(`^unknown flag --([\w-]+)`).FindStringSubmatch(err.Error())
+	if found == nil {
+		return err
+	}
+	for _, command := range grammar.Leaves(true) {
+		if slices.ContainsFunc(command.Flags, func(f *kong.Flag) bool { return f.Name == found[1] }) {
+			return fmt.Errorf("the flag --%s belongs to a command; write it behind the command: %s <command> --%s", found[1], program, found[1])
+		}
+	}
+	return err
+}
+
+// withoutCommand reports whether the arguments have a group of commands, such as poison, without one of its commands.
 func withoutCommand(err error) (group *kong.Context, ok bool) {
 	wrong, ok := errors.AsType[*kong.ParseError](err)
 	if !ok || len(wrong.Context.Args) == 0 {
@@ -117,12 +142,12 @@ func withoutCommand(err error) (group *kong.Context, ok bool) {
 	return wrong.Context, node != nil && len(node.Children) > 0 && wrong.Context.Args[len(wrong.Context.Args)-1] == node.Name
 }
 
-// redactURL takes the user part out of URLs in a text. leat's own errors show none; this is for those of others.
+// redactURL removes the user part of URLs in a text. leat's own errors have none, but those of libraries may.
 func redactURL(text string) string {
 	return regexp.MustCompile(`://\S*@`).ReplaceAllString(text, "://…@")
 }
 
-// redactArgument takes what may be secret out of a text that repeats an argument, such as a URL in the wrong place: all
+// redactArgument removes possible secrets from a text that has an argument, such as a URL in the wrong place: everything
 // from the // to the last @, and options.
 func redactArgument(text string) string {
 	text = regexp.MustCompile(`://.*@`).ReplaceAllString(text, "://…@")

@@ -10,12 +10,12 @@ import (
 	"github.com/leatbus/leat/internal/admin"
 )
 
-// connect is the flags of every command that works on the message system.
+// connect has the flags of every command that works on the message system.
 type connect struct {
 	Wait time.Duration `default:"10s" help:"How long to wait for the message system."`
 }
 
-// session is an open message system.
+// A session has an open message system.
 type session struct {
 	*Env
 	driver.Transport
@@ -36,10 +36,10 @@ func (c connect) open(ctx context.Context, e *Env) (*session, error) {
 	return &session{Env: e, Transport: t, wait: c.Wait}, nil
 }
 
-// silence is how long somebody at a terminal waits for the message system without a word.
+// silence is after how long without a response a command reports on a terminal that it waits.
 const silence = 2 * time.Second
 
-// patience says on a terminal that the message system takes its time, until what it returns is called.
+// patience reports on a terminal that the command waits for the message system, unless answered is called within silence.
 func (c connect) patience(e *Env) (answered func()) {
 	if !isTerminal(e.Stderr) {
 		return func() {}
@@ -57,22 +57,22 @@ func (s *session) close() {
 		_ = s.Env.Close(ctx)
 		return
 	}
-	_ = s.Transport.Close(ctx) // what is safe is safe by now
+	_ = s.Transport.Close(ctx) // everything is confirmed by now
 }
 
-// soon bounds what should be quick.
+// soon returns a context with a timeout for quick calls.
 func (s *session) soon(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, s.wait)
 }
 
-// explain says where it failed, and who knows more.
+// explain adds the message system and a hint to an error.
 func (s *session) explain(err error) error {
 	switch {
 	case err == nil, errors.Is(err, errQuiet):
 		return err
 	case isUsage(err):
 		return err
-	case errors.Is(err, errInterrupted), errors.Is(err, errNoSuch):
+	case errors.Is(err, errInterrupted), errors.Is(err, errNoSuch), errors.Is(err, driver.ErrConsumed):
 		return fmt.Errorf("%s: %w", s.Where, err)
 	case errors.Is(err, context.Canceled):
 		return fmt.Errorf("%s: %w", s.Where, errInterrupted)
@@ -81,7 +81,7 @@ func (s *session) explain(err error) error {
 	if errors.As(err, &knows) {
 		return fmt.Errorf("%s: %w; %s", s.Where, err, knows.Fix())
 	}
-	return fmt.Errorf("%s: %w; %s doctor looks for the cause", s.Where, err, s.Program)
+	return fmt.Errorf("%s: %w; run %s doctor to find the cause", s.Where, err, s.Program)
 }
 
 var errInterrupted = errors.New("interrupted")
@@ -92,7 +92,7 @@ func isUsage(err error) bool {
 	return wrong || wrongName
 }
 
-var errNoInspector = errors.New("this message system shows operators nothing but poison queues; name the group with --group")
+var errNoInspector = errors.New("this message system can't list its groups; give one by --group")
 
 func (s *session) inspector() (driver.Inspector, error) {
 	inspector, ok := s.Transport.(driver.Inspector)
@@ -113,7 +113,7 @@ func (s *session) groups(ctx context.Context, names ...string) ([]driver.GroupIn
 	return admin.FindGroups(ctx, inspector, names...)
 }
 
-// with opens the message system for a command.
+// with opens the message system, calls do and closes it.
 func (c connect) with(ctx context.Context, e *Env, do func(*session) error) error {
 	s, err := c.open(ctx, e)
 	switch {

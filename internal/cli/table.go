@@ -10,20 +10,20 @@ import (
 	"golang.org/x/term"
 )
 
-// A column of a table has a name and a rule for terminals that are too narrow for the whole table.
+// A column has a name and a rule for terminals that are too narrow for the table.
 type column struct {
 	name   string
 	narrow narrowing
 }
 
-// narrowing is how a column becomes narrower. The order of the constants is the order in which it happens.
+// narrowing is how a column is narrowed. The columns are narrowed in the order of the constants.
 type narrowing int
 
 const (
-	whole  narrowing = iota // it does not
+	whole  narrowing = iota // never
 	prose                   // is cut at the end
-	id                      // is shortened to its end, which is what tells ids of about the same time apart
-	phrase                  // is cut at the end, but only when nothing else is left
+	id                      // is shortened to its end, which differs between ids of about the same time
+	phrase                  // is cut at the end, after all others
 )
 
 const (
@@ -51,7 +51,7 @@ func (t *tableWriter) row(cells ...any) {
 	t.rows = append(t.rows, row)
 }
 
-// plain is a style without borders: two spaces between columns.
+// plain returns a style without borders: two spaces between columns.
 func plain() table.Style {
 	return table.Style{
 		Name: "plain", Box: table.BoxStyle{PaddingRight: "  ", UnfinishedRow: "…"},
@@ -64,7 +64,7 @@ func (t *tableWriter) flush() error {
 	return err
 }
 
-// render returns the table for a terminal of so many columns; 0 has no limit.
+// render returns the table for a terminal of that width; 0 means no limit.
 func (t *tableWriter) render(width int, colored bool) string {
 	t.fit(width)
 	w := table.NewWriter()
@@ -83,7 +83,7 @@ func (t *tableWriter) render(width int, colored bool) string {
 	return w.Render()
 }
 
-// fit makes columns narrower until the table is not wider than a terminal, or nothing is left to cut.
+// fit narrows columns until the table fits the width, or nothing is left to cut.
 func (t *tableWriter) fit(width int) {
 	for _, rule := range []narrowing{prose, id, phrase} {
 		for i, c := range t.columns {
@@ -131,10 +131,10 @@ func (t *tableWriter) columnWidth(i int) int {
 	return width
 }
 
-// errorWidth is how much of an error a table shows, in its last column: the cause is often at the end.
+// errorWidth is the maximum width of an error in a table's last column. It is large, because the cause is often at the end.
 const errorWidth = 120
 
-// short cuts a text for a table.
+// short cuts a text to a number of runes for a table.
 func short(s string, runes int) string {
 	if r := []rune(s); len(r) > runes {
 		return string(r[:runes-1]) + "…"
@@ -142,7 +142,7 @@ func short(s string, runes int) string {
 	return s
 }
 
-// shortID returns the end of an id. Where an id is asked for, it stands for the whole; see [isShortFor].
+// shortID returns the end of an id. Commands accept it for the whole id; see [isShortFor].
 func shortID(s string) string {
 	if r := []rune(s); len(r) > idEnd+1 {
 		return "…" + string(r[len(r)-idEnd:])
@@ -150,7 +150,7 @@ func shortID(s string) string {
 	return s
 }
 
-// terminalWidth returns how many columns a terminal has, and 0 if the writer is none.
+// terminalWidth returns the width of a terminal, 0 if the writer is not a terminal.
 func terminalWidth(w io.Writer) int {
 	file, ok := raw(w).(*os.File)
 	if !ok {
@@ -163,7 +163,7 @@ func terminalWidth(w io.Writer) int {
 	return width
 }
 
-// isTerminal reports whether somebody sits at the other end.
+// isTerminal reports whether the output is a terminal.
 func isTerminal(stream any) bool {
 	if w, ok := stream.(io.Writer); ok {
 		stream = raw(w)
@@ -172,7 +172,7 @@ func isTerminal(stream any) bool {
 	return ok && term.IsTerminal(int(file.Fd()))
 }
 
-// colored returns a text in a colour if it goes to a terminal that has colours; NO_COLOR turns them off.
+// colored returns a text in a color if the output is a terminal with colors and NO_COLOR is not set.
 func (e *Env) colored(s string, color text.Color) string {
 	if !isTerminal(e.Stdout) {
 		return s

@@ -15,8 +15,8 @@ import (
 type tail struct {
 	connect `embed:""`
 
-	JSON    bool   `name:"json" help:"Write CloudEvents, one a line, as leat publish takes them."`
-	Number  int    `short:"n" help:"Stop after so many messages."`
+	JSON    bool   `name:"json" help:"Write CloudEvents, one per line, as input for leat publish."`
+	Number  int    `short:"n" help:"Stop after this number of messages."`
 	Pattern string `arg:"" optional:"" default:">" help:"A topic, or a pattern like order.* or order.>."`
 }
 
@@ -43,7 +43,7 @@ func (c *tail) Run(ctx context.Context, e *Env) error {
 			return nil
 		})
 		if errors.Is(err, errEnough) || errors.Is(err, context.Canceled) {
-			err = nil // that is how it ends
+			err = nil // the usual end
 		}
 		return err
 	})
@@ -58,8 +58,8 @@ func (c *tail) write(e *Env, topic string, msg *message.Message) error {
 			msg.Metadata[driver.HeaderSource] = "unknown"
 		}
 		event, err := bus.FormatCloudEvent(msg)
-		if err != nil { // what a foreign producer wrote must not end the tail
-			_, err = fmt.Fprintf(e.Stderr, "left out: %s\n", printable(err.Error()))
+		if err != nil { // an invalid message of another producer must not end the tail
+			_, err = fmt.Fprintf(e.Stderr, "skipped: %s\n", printable(err.Error()))
 			return err
 		}
 		_, err = raw(e.Stdout).Write(append(event, '\n'))

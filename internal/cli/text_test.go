@@ -20,11 +20,11 @@ import (
 
 func TestMain(m *testing.M) { testenv.Main(m) }
 
-// hostile steers a terminal, in every way there is: C0, DEL, C1 as a rune and as a byte, bidirectional
+// hostile controls a terminal in every way: C0, DEL, C1 as a rune and as a byte, bidirectional
 // controls, line separators, and lines that look like leat's own.
 const hostile = "a\x1b]0;PWNED\a\x1b[31m\r\b\x7f\u009b31m\u009d\x9b\u202e\u2066\u200f\u2028\x00\xffz\nok     forged"
 
-// requirePrintable fails the test for an output that is more than printable characters, newlines and tabs.
+// requirePrintable fails the test if the output has other characters than printable ones, newlines and tabs.
 func requirePrintable(t *testing.T, output string) {
 	t.Helper()
 	require.True(t, utf8.ValidString(output), "%q", output)
@@ -55,7 +55,7 @@ func FuzzTextWriter(f *testing.F) {
 	})
 }
 
-// hostileTransport is a memory transport whose names and messages want to steer the operator's terminal.
+// hostileTransport returns a memory transport whose names and messages have control characters.
 func hostileTransport(t *testing.T) *memory.Transport {
 	t.Helper()
 	transport := memory.New(memory.Config{})

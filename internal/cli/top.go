@@ -12,11 +12,11 @@ import (
 type top struct {
 	connect `embed:""`
 
-	Every time.Duration `default:"2s" help:"How often to look."`
-	Names []string      `arg:"" optional:"" name:"group" help:"Only these."`
+	Every time.Duration `default:"2s" help:"The interval between updates."`
+	Names []string      `arg:"" optional:"" name:"group" help:"Only these groups."`
 }
 
-// Run shows the groups again and again, until it is interrupted.
+// Run shows the groups repeatedly until it is interrupted.
 func (c *top) Run(ctx context.Context, e *Env) error {
 	switch {
 	case c.Every < 100*time.Millisecond:
@@ -46,7 +46,7 @@ func (c *top) Run(ctx context.Context, e *Env) error {
 	})
 }
 
-// topTable shows how fast the waiting messages become more or fewer, beside what leat groups shows.
+// topTable adds the rate of change of the waiting messages to the table of leat groups.
 func topTable(s *session, groups, before []driver.GroupInfo, every time.Duration) *tableWriter {
 	waited := make(map[string]int, len(before))
 	for _, g := range before {
@@ -78,7 +78,7 @@ func groupColumns() []column {
 
 func groupCells(g driver.GroupInfo) []any {
 	return []any{
-		g.Name, shown(g.Waiting), shown(g.Delayed), shown(g.Parked), shown(g.InFlight), shown(g.Poisoned), shown(g.Consumers),
+		g.Name, shown(g.Waiting), shown(g.Delayed), shown(g.Parked), shown(g.InFlight), shown(g.Poisoned), consumers(g),
 		ago(admin.DescribeGroup(g).Oldest),
 	}
 }

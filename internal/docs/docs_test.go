@@ -1,4 +1,4 @@
-// Package docs runs what the documents say: every command and every program.
+// Package docs runs every command and every program of the documents.
 package docs_test
 
 import (
@@ -23,7 +23,7 @@ import (
 // patience bounds one command, which may have to compile first.
 const patience = 10 * time.Minute
 
-// covered are commands that are not run again, with who runs them.
+// covered has commands that are not run here, and where they are run.
 var covered = map[string]string{
 	"go run ./internal/check": "this test runs in it",
 	"make test":               "it is go run ./internal/check",
@@ -38,7 +38,7 @@ var (
 	benchmark = regexp.MustCompile(`-bench ([A-Za-z0-9]+\$?) -benchtime [0-9]+x`)
 )
 
-// documents are the paths of what is tested, from the root.
+// documents returns the paths of the tested documents, relative to the root.
 func documents(t *testing.T) []string {
 	names := []string{"README.md", "README.zh-CN.md", "CONTRIBUTING.md", "DESIGN.md"}
 	for _, pattern := range []string{"docs/*.md", "docs/*/*.md"} {
@@ -53,7 +53,7 @@ func documents(t *testing.T) []string {
 	return names
 }
 
-func TestEveryCommandAndProgramRuns(t *testing.T) {
+func TestDocs_commandsAndProgramsRun(t *testing.T) {
 	if testing.Short() {
 		t.Skip("compiles and runs programs")
 	}
@@ -99,7 +99,7 @@ func TestEveryCommandAndProgramRuns(t *testing.T) {
 	}
 }
 
-// page is what the commands and programs of one document share.
+// page has the state that the commands and programs of one document share.
 type page struct {
 	bin string   // has the command leat, all pages' in common
 	dir string   // stands for /tmp
@@ -118,7 +118,7 @@ func (p *page) export(t *testing.T, body string) {
 	}
 }
 
-// local puts the page's own directory in the place of /tmp, where another run may have left something.
+// local replaces /tmp by the page's own directory, since another run may have left files in /tmp.
 func (p *page) local(text string) string { return strings.ReplaceAll(text, "/tmp/", p.dir+"/") }
 
 // command is a line of a console block, with what it prints.
@@ -127,7 +127,7 @@ type command struct {
 	prints []string
 }
 
-// commands returns the commands of a console block. The lines behind one are what it prints, "…" standing for anything.
+// commands returns the commands of a console block. The lines after a command are its output; "…" matches anything.
 func commands(body string) (all []command) {
 	for line := range strings.SplitSeq(strings.TrimSuffix(body, "\n"), "\n") {
 		if c, ok := strings.CutPrefix(line, "$ "); ok {
@@ -139,13 +139,13 @@ func commands(body string) (all []command) {
 	return all
 }
 
-// pattern matches a line of output, whatever its columns are wide.
+// pattern returns a pattern for a line of output. It ignores the width of columns.
 func pattern(line string) string {
 	quoted := strings.ReplaceAll(regexp.QuoteMeta(line), "…", ".*")
 	return strings.Join(strings.Fields(quoted), `\s+`)
 }
 
-// leat builds the command, if it is not there yet.
+// leat builds the command once.
 func (p *page) leat(t *testing.T) {
 	binary := filepath.Join(p.bin, "leat")
 	if _, err := os.Stat(binary); err == nil {
@@ -157,7 +157,7 @@ func (p *page) leat(t *testing.T) {
 	require.NoError(t, err, "%s", out)
 }
 
-func TestTheProgramsAreFormatted(t *testing.T) {
+func TestDocs_programsAreFormatted(t *testing.T) {
 	for _, name := range documents(t) {
 		text, err := os.ReadFile(filepath.Join(root, name))
 		require.NoError(t, err)
@@ -171,7 +171,7 @@ func TestTheProgramsAreFormatted(t *testing.T) {
 	}
 }
 
-func TestTheDocumentsOpenNoDeadLinks(t *testing.T) {
+func TestDocs_linksAreValid(t *testing.T) {
 	link := regexp.MustCompile(`\]\(([^)#:]*)(#[^):]*)?\)`)
 	code := regexp.MustCompile("(?s)```.*?```|`[^`\n]*`")
 	for _, name := range append(documents(t), "CHANGELOG.md", "SECURITY.md") {
@@ -193,7 +193,7 @@ func TestTheDocumentsOpenNoDeadLinks(t *testing.T) {
 	}
 }
 
-// anchors are those that GitHub gives to headings.
+// anchors returns the anchors that GitHub gives to headings.
 func anchors(markdown string) (found []string) {
 	heading := regexp.MustCompile("(?m)^#+ (.*)$")
 	dropped := regexp.MustCompile(`[^\p{L}\p{N}\- ]`)
@@ -230,7 +230,7 @@ func (p *page) runCommand(t *testing.T, c command) {
 	}
 }
 
-// quick are the benchmarks of which a round takes seconds.
+// quick has the benchmarks whose rounds take seconds.
 var quick = []string{"PublishToHandler", "LatencyAt10k", "AMQPPublish$"}
 
 // shorten lets a benchmark run one round: its figures need more, but that it prints any does not. Where even that takes minutes, the

@@ -10,8 +10,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestEveryPageIsThereInBothLanguages with the same headings, by their levels, and the same blocks of code.
-func TestEveryPageIsThereInBothLanguages(t *testing.T) {
+// TestDocs_pagesExistInBothLanguages with the same headings, by their levels, and the same blocks of code.
+func TestDocs_pagesExistInBothLanguages(t *testing.T) {
 	pairs := map[string]string{"README.md": "README.zh-CN.md"}
 	for _, name := range documents(t) {
 		base := filepath.Base(name)
@@ -29,7 +29,7 @@ func TestEveryPageIsThereInBothLanguages(t *testing.T) {
 	}
 }
 
-// outline is what two translations have in common.
+// outline has the parts that two translations must have in common.
 type outline struct {
 	headings []int
 	blocks   []string
@@ -76,7 +76,7 @@ var (
 	oneLine   = regexp.MustCompile(`^(\||#|<!--|$)`) // nothing continues these
 )
 
-// mistakes returns what is wrong with the typography of a page.
+// mistakes returns the typographic errors of a page.
 func mistakes(page string) (found []string) {
 	page = block.ReplaceAllString(page, "")
 	before := ""

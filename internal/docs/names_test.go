@@ -14,12 +14,11 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestTheDocumentsNameWhatThereIs: what inline code calls a name of a package, as in `handlers.OrderedByKey()`, is
-// one.
-func TestTheDocumentsNameWhatThereIs(t *testing.T) {
+// TestDocs_namesExist checks that names of packages in inline code, as in `handlers.OrderedByKey()`, exist.
+func TestDocs_namesExist(t *testing.T) {
 	packages := map[string]string{
 		"bus": "bus", "bustest": "bus/bustest", "driver": "bus/driver", "handlers": "handlers", "middleware": "middleware",
-		"prommetrics": "middleware/prommetrics", "oteltrace": "middleware/oteltrace", "fxmodule": "fxmodule", "cli": "fxmodule/cli",
+		"prommetrics": "middleware/prommetrics", "oteltrace": "middleware/oteltrace", "fxmodule": "fxmodule", "cli": "fxmodule/cli", "console": "fxmodule/console",
 		"transports": "transports",
 	}
 	names := make(map[string]map[string]bool)

@@ -1,6 +1,5 @@
-// Package failing shows what happens when handlers fail, on every transport: one small scenario a
-// behaviour, with a short text of what came of it. The texts are one table, and have to be the same
-// everywhere.
+// Package failing tests what happens when handlers fail, on every transport. Each behaviour has one small scenario,
+// whose result is a short text. The texts are in one table, and must be the same on every transport.
 package failing_test
 
 import (
@@ -34,10 +33,10 @@ import (
 
 func TestMain(m *testing.M) { testenv.Main(m) }
 
-// patience is how long a test waits for what must happen.
-const patience = 3 * time.Minute
+// patience is how long a test waits for an event.
+const patience = 5 * time.Minute
 
-// system is a message system that a test has for itself.
+// system is a message system for one test.
 type system struct {
 	url  string
 	open func(t testing.TB) driver.Transport // as another process would
@@ -45,7 +44,7 @@ type system struct {
 	takePoisonAway func(t testing.TB, transport driver.Transport, group string) (giveBack func())
 }
 
-// systems are all of them, by their names in the table.
+// systems has all message systems, by their names in the table.
 var systems = []struct {
 	name string
 	make func(t testing.TB, service string) system
@@ -58,7 +57,7 @@ var systems = []struct {
 	{"SQLite", onSQLite},
 }
 
-// onMemory has one world for all processes, which ends with the last of them.
+// onMemory has one transport for all processes, which closes with the last of them.
 func onMemory(testing.TB, string) system {
 	var mu sync.Mutex
 	var world *memory.Transport
@@ -157,7 +156,7 @@ func onRabbitMQ(t testing.TB, queue string) system {
 	return s
 }
 
-// noting tells of every group that is subscribed.
+// noting calls a function for every group that subscribes.
 type noting struct {
 	driver.Transport
 	note func(group string)
@@ -198,12 +197,12 @@ func onMariaDB(t testing.TB, service string) system {
 
 func onSQLite(t testing.TB, _ string) system {
 	path := filepath.Join(t.TempDir(), "leat.db")
-	return onSQL("sqlite://"+path, database(t, "sqlite", "file:"+path+"?_pragma=busy_timeout(10000)"), []string{
+	return onSQL("sqlite://"+path, database(t, "sqlite", "file:"+path+"?_pragma=busy_timeout(180000)"), []string{
 		`CREATE TRIGGER leat_away BEFORE UPDATE ON leat_messages WHEN NEW.state = 2 BEGIN SELECT RAISE(ABORT, 'the poison queue is away'); END`,
 	}, []string{`DROP TRIGGER leat_away`})
 }
 
-// onSQL takes the poison queue away by statements that make the table refuse poisoned messages.
+// onSQL makes the poison queue unreachable by statements that make the table refuse poisoned messages.
 func onSQL(rawURL string, db *stdsql.DB, away, back []string) system {
 	return system{
 		url:  rawURL,
@@ -237,10 +236,12 @@ func database(t testing.TB, driver, dsn string) *stdsql.DB {
 }
 
 func execute(t testing.TB, db *stdsql.DB, statement string) {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	_, err := db.ExecContext(ctx, statement)
-	require.NoError(t, err, statement)
+	testenv.Insist(t, func() error {
+		if _, err := db.ExecContext(context.Background(), statement); err != nil {
+			return fmt.Errorf("%s: %w", statement, err)
+		}
+		return nil
+	})
 }
 
 func with(t testing.TB, rawURL, name, value string) string {
@@ -252,7 +253,7 @@ func with(t testing.TB, rawURL, name, value string) string {
 	return u.String()
 }
 
-// unique is a name that nobody else has, and that a database takes for one of its own.
+// unique returns a unique name that is a valid name for a database.
 func unique(prefix string) string { return fmt.Sprintf("%s_%08x", prefix, rand.Uint32()) }
 
 // world is one scenario on one system.
@@ -269,29 +270,32 @@ type world struct {
 type process struct {
 	*bus.Bus
 	w     *world
-	group string
+	group string // of its last handler
 	end   func()
 }
 
-// start runs a handler in a process of its own, until the test ends or end is called.
+// start runs a handler in its own process until the test ends or end is called.
 func (w *world) start(h bus.Handler) *process {
 	w.Helper()
-	p, err := w.tryStart(h, bus.Config{})
+	p, err := w.tryStart(bus.Config{}, h)
 	require.NoError(w, err)
 	return p
 }
 
-// tryStart is start where the message system may refuse.
-func (w *world) tryStart(h bus.Handler, cfg bus.Config) (*process, error) {
+// tryStart does the same as start, and returns an error if the message system rejects a handler.
+func (w *world) tryStart(cfg bus.Config, hs ...bus.Handler) (*process, error) {
 	transport := w.open(w)
 	cfg.Service, cfg.Stack, cfg.Logger = w.service, middleware.Standard(middleware.Config{}), slog.New(slog.DiscardHandler)
 	b, err := bus.New(transport, cfg)
 	require.NoError(w, err)
-	require.NoError(w, b.Handle(h))
+	p := &process{Bus: b, w: w}
+	for _, h := range hs {
+		require.NoError(w, b.Handle(h))
+		p.group = b.GroupName(h.Name)
+	}
 	ran := make(chan error, 1)
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() { ran <- b.Run(ctx) }()
-	p := &process{Bus: b, w: w, group: b.GroupName(h.Name)}
 	p.end = sync.OnceFunc(func() {
 		cancel()
 		require.NoError(w, <-ran)
@@ -329,8 +333,8 @@ func (w *world) noted() []string {
 	return slices.Clone(w.lines)
 }
 
-// untilTelling plays a scenario with a delay, and again from the beginning with longer ones where what was
-// to come within the delay came late: on a busy machine a short one is over too soon.
+// untilTelling plays a scenario with a delay. If an event that must happen within the delay was late, it plays the
+// scenario again with a longer one, because a short delay may be too short for a busy machine.
 func (w *world) untilTelling(delay time.Duration, late, early string, play func(delay time.Duration)) {
 	w.Helper()
 	for range 4 {
@@ -345,7 +349,7 @@ func (w *world) untilTelling(delay time.Duration, late, early string, play func(
 	w.Fatalf("not even within %s: %s", delay/3, w.text())
 }
 
-// text is what was noted so far.
+// text returns what was noted so far.
 func (w *world) text() string { return strings.Join(w.noted(), ", ") }
 
 // await waits for a condition.
@@ -364,7 +368,7 @@ func (w *world) await(what string, condition func() bool) {
 	}
 }
 
-// awaitNotes waits until the handler has noted so much.
+// awaitNotes waits until the handler has noted n words.
 func (w *world) awaitNotes(n int) {
 	w.Helper()
 	w.await(fmt.Sprintf("%d notes", n), func() bool { return len(w.noted()) >= n })

@@ -28,7 +28,7 @@ func (orderPaid) EventType() (name string, version int) { return "order.paid", 1
 
 var errBroken = errors.New("broken")
 
-// scenario is one behaviour and how it shows.
+// scenario is one behaviour, and the function that plays it.
 type scenario struct {
 	name string
 	play func(w *world)
@@ -59,12 +59,12 @@ var scenarios = []scenario{
 	{"an imported message, where parking is off", importedWithoutParking},
 }
 
-// delays is a policy of exactly these delays; none of them is waited for in process.
+// delays returns a policy of exactly these delays; none of them is waited for in process.
 func delays(d ...time.Duration) handlers.Option {
 	return handlers.Retry(bus.RetryPolicy{Delays: append([]time.Duration{}, d...), InProcess: -1, Jitter: -1})
 }
 
-// raw is a handler that notes its attempts and does what fn says for each.
+// raw returns a handler that notes its attempts and does what fn says for each.
 func (w *world) raw(fn func(n int, d *bus.Delivery) error, opts ...handlers.Option) bus.Handler {
 	var n atomic.Int64
 	return handlers.Raw("ledger", []string{topic}, func(ctx context.Context, _ *message.Message) error {
@@ -74,12 +74,12 @@ func (w *world) raw(fn func(n int, d *bus.Delivery) error, opts ...handlers.Opti
 	}, opts...)
 }
 
-// fails is a handler that always answers so.
+// fails returns a handler that always returns the error.
 func fails(err error) func(int, *bus.Delivery) error {
 	return func(int, *bus.Delivery) error { return err }
 }
 
-// dead notes what a poison record says.
+// dead notes the contents of a poison record.
 func (w *world) dead(m driver.PoisonedMessage) {
 	w.note("poisoned after %d tries in %d deliveries: %s", m.Fault.Tries, m.Fault.Attempts, m.Fault.Text)
 }
@@ -198,7 +198,7 @@ func timesOut(w *world) {
 	w.dead(p.poisoned(1)[0])
 }
 
-// typed notes what a typed handler was called with.
+// typed returns a handler that notes its events.
 func (w *world) typed() bus.Handler {
 	return handlers.Func("ledger", func(_ context.Context, e orderPaid) error {
 		w.note("handled %q", e.OrderID)
@@ -361,15 +361,14 @@ func breaksForNothing(w *world) {
 	var begun atomic.Int64
 	together := make(chan struct{}) // as above
 	var pauses opened
-	p, err := w.tryStart(handlers.Raw("ledger", []string{topic}, func(context.Context, *message.Message) error {
+	p, err := w.tryStart(bus.Config{Observers: []bus.Observer{&pauses}}, handlers.Raw("ledger", []string{topic}, func(context.Context, *message.Message) error {
 		if begun.Add(1) == workers {
 			close(together)
 		}
 		<-together
 		return errBroken
 	}, handlers.Retry(bus.OneTry()), handlers.Concurrency(workers),
-		handlers.Breaker(bus.BreakerPolicy{Messages: workers, Probe: 5 * time.Millisecond, MaxProbe: 10 * time.Millisecond, MaxPause: 50 * time.Millisecond})),
-		bus.Config{Observers: []bus.Observer{&pauses}})
+		handlers.Breaker(bus.BreakerPolicy{Messages: workers, Probe: 5 * time.Millisecond, MaxProbe: 10 * time.Millisecond, MaxPause: 50 * time.Millisecond})))
 	require.NoError(w, err)
 	for i := range n {
 		p.publish(topic, fmt.Sprintf("m-%d", i), `{}`)
@@ -380,8 +379,19 @@ func breaksForNothing(w *world) {
 	w.note("works again")
 }
 
-// crashes hands a message out again and again without anybody having handled it.
+// crashes delivers a message repeatedly without an outcome.
 func crashes(w *world) {
+	for last := 3 * time.Second; ; last *= 3 {
+		w.service, w.lines = unique("shop"), nil
+		if w.crashes(last) {
+			return
+		}
+	}
+}
+
+// crashes redelivers the message after the time last for the last time. It reports whether the receiver was closed before, which a
+// busy machine may delay.
+func (w *world) crashes(last time.Duration) (closed bool) {
 	handled := handlers.Raw("ledger", []string{topic}, func(context.Context, *message.Message) error {
 		w.note("handled")
 		return nil
@@ -393,15 +403,19 @@ func crashes(w *world) {
 	feed, err := p.Transport().Subscribe(ctx, sub)
 	require.NoError(w, err)
 	p.publish(topic, "m-1", `{}`)
-	for _, delay := range []time.Duration{0, 0, 3 * time.Second} { // the feed is closed before the last is over
+	var began time.Time
+	for _, delay := range []time.Duration{0, 0, last} {
 		d, err := feed.Next(ctx)
 		require.NoError(w, err)
+		began = time.Now()
 		require.NoError(w, d.Settler.Redeliver(delay))
 	}
 	require.NoError(w, feed.Close(ctx))
+	closed = time.Since(began) < last
 	p = w.start(handled)
 	m := p.poisoned(1)[0]
 	w.note("poisoned without another try, on delivery %d", m.Fault.Attempts)
+	return closed
 }
 
 func parks(w *world) {
@@ -430,7 +444,7 @@ func parks(w *world) {
 	w.await("the end", func() bool { return p.stats().Handled == 4 })
 }
 
-// parksImported puts a message into the poison queue that was exported from another.
+// parksImported writes a message into the poison queue that was exported from another one.
 func parksImported(w *world) {
 	begun, release := make(chan struct{}), make(chan struct{})
 	p := w.start(handlers.Raw("ledger", []string{topic}, func(_ context.Context, msg *message.Message) error {
@@ -464,7 +478,7 @@ func parksImported(w *world) {
 	w.await("the end", func() bool { return p.stats().Handled == 24 })
 }
 
-// importPoisoned puts a message into the group's poison queue that came out of another.
+// importPoisoned writes a message into the group's poison queue that was exported from another one.
 func (p *process) importPoisoned(id, key string) {
 	msg := message.NewMessage(id, []byte(`{}`))
 	msg.Metadata = message.Metadata{driver.HeaderID: id, driver.HeaderType: topic, driver.HeaderSource: "test", driver.HeaderPartitionKey: key}

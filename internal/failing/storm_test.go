@@ -29,7 +29,7 @@ import (
 // stormVariable is how often TestStorm stops its process; the default is small.
 const stormVariable = "LEAT_TEST_STORM"
 
-// ledger is what became of messages.
+// ledger records the outcomes of messages.
 type ledger struct {
 	mu       sync.Mutex
 	handled  map[string]int
@@ -58,7 +58,7 @@ func (l *ledger) counts() (handled, poisoned int) {
 	return len(l.handled), len(l.poisoned)
 }
 
-// missing are the messages that nothing became of.
+// missing returns the messages without an outcome.
 func (l *ledger) missing(published []string) (ids []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -70,7 +70,7 @@ func (l *ledger) missing(published []string) (ids []string) {
 	return ids
 }
 
-// harmed reports whether something healthy was poisoned.
+// harmed reports whether a healthy message was poisoned.
 func (l *ledger) harmed() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -82,8 +82,8 @@ func (l *ledger) harmed() bool {
 	return false
 }
 
-// TestStorm stops a process again and again, as SIGTERM does, in the middle of handling, while the poison
-// queue goes away and comes back every 200 ms. Nothing is lost, and nothing healthy is poisoned.
+// TestStorm repeatedly stops a process, as SIGTERM does, while it handles messages, and the poison queue becomes
+// unreachable and reachable every 200 ms. No message may be lost, and no healthy one poisoned.
 func TestStorm(t *testing.T) {
 	t.Run("RabbitMQ", func(t *testing.T) {
 		t.Parallel()
@@ -106,13 +106,13 @@ func TestStorm(t *testing.T) {
 	})
 }
 
-// tap is how a system's poison queue goes away, and how what is in it is entered in the ledger.
+// tap has the functions that make a system's poison queue unreachable, and that record its messages in the ledger.
 type tap struct {
 	away func() (giveBack func())
 	read func(*ledger)
 }
 
-// lockedPoison is a system whose poison queue refuses everything for a while.
+// lockedPoison returns a system whose poison queue refuses all messages for a while.
 func lockedPoison(t testing.TB, own system, group string) tap {
 	transport := own.open(t)
 	t.Cleanup(func() { require.NoError(t, transport.Close(context.Background())) })
@@ -128,9 +128,9 @@ func lockedPoison(t testing.TB, own system, group string) tap {
 	}
 }
 
-// boundedPoison makes the group with a poison queue that holds few messages and refuses more, and has
-// processes take it as it is. To delete the queue instead would lose messages: the broker confirms what it
-// has routed to a queue that is being deleted.
+// boundedPoison creates the group with a poison queue that has a small limit and refuses more messages. Processes use
+// it as it is. Deleting the queue instead would lose messages, because the broker confirms messages that it has
+// routed to a queue that is being deleted.
 func boundedPoison(t testing.TB, own *system, l *ledger, group string) tap {
 	const bound = 10
 	first := own.open(t)
@@ -172,7 +172,7 @@ func boundedPoison(t testing.TB, own *system, l *ledger, group string) tap {
 	}
 }
 
-// empty takes everything out of a poison queue and enters it.
+// empty removes all messages from a poison queue and records them.
 func (l *ledger) empty(t testing.TB, ch *rabbit.Channel, name string) {
 	const autoAck = true
 	for {
@@ -190,7 +190,7 @@ func (l *ledger) empty(t testing.TB, ch *rabbit.Channel, name string) {
 // victim is a process in the storm. stop is what SIGTERM does, and returns what the process had counted.
 type victim struct{ stop func() bus.GroupStats }
 
-// storm lets it storm on processes that start makes.
+// storm runs the test with processes of start.
 func storm(t *testing.T, own system, service string, l *ledger, poison tap, start func(*world, *ledger) victim) {
 	stops := 8
 	if n, err := strconv.Atoi(os.Getenv(stormVariable)); err == nil {
@@ -255,10 +255,10 @@ func storm(t *testing.T, own system, service string, l *ledger, poison tap, star
 		stops, interrupted, good, twice, bad, refused)
 }
 
-// hardlyAny is how much time a process in the storm leaves its handlers when it is stopped.
+// hardlyAny is the drain timeout of the processes.
 const hardlyAny = time.Millisecond
 
-// stormed is the handler of every process in the storm.
+// stormed returns the handler of every process.
 func stormed(handle func(id string)) bus.Handler {
 	return handlers.Raw("ledger", []string{topic}, func(ctx context.Context, msg *message.Message) error {
 		id := driver.MessageID(msg)
@@ -277,10 +277,10 @@ func stormed(handle func(id string)) bus.Handler {
 	}, handlers.Concurrency(4), handlers.Retry(bus.OneTry()))
 }
 
-// inside makes a bus of this process. It tries again where the storm keeps it from starting.
+// inside starts a bus in this process. It retries if the bus can't start because the poison queue is unreachable.
 func inside(w *world, l *ledger) (v victim) {
 	w.await("a bus", func() bool {
-		p, err := w.tryStart(stormed(l.handle), bus.Config{DrainTimeout: hardlyAny})
+		p, err := w.tryStart(bus.Config{DrainTimeout: hardlyAny}, stormed(l.handle))
 		if err != nil {
 			return false
 		}
@@ -299,7 +299,7 @@ const (
 	stormServiceVariable = "LEAT_TEST_STORM_SERVICE"
 )
 
-// TestMainOfAProcessInTheStorm is a service that ends with SIGTERM. Its lines tell what it does.
+// TestMainOfAProcessInTheStorm is a service that ends with SIGTERM. It prints what it does.
 func TestMainOfAProcessInTheStorm(t *testing.T) {
 	raw := os.Getenv(stormURLVariable)
 	if raw == "" {
@@ -361,7 +361,7 @@ func outside(w *world, l *ledger) (v victim) {
 	return v
 }
 
-// heard enters what a process says. It reports whether the process has just begun.
+// heard records a line of a process. It reports whether the process has just started.
 func heard(line string, l *ledger, stats *bus.GroupStats) (running bool) {
 	what, rest, _ := strings.Cut(line, " ")
 	switch what {
@@ -373,8 +373,8 @@ func heard(line string, l *ledger, stats *bus.GroupStats) (running bool) {
 	return what == "running"
 }
 
-// weather takes something away and gives it back every 200 ms. What it returns ends that, with it given
-// back.
+// weather calls away, and the function that it returns, alternately every 200 ms. stop ends that after the latter
+// call.
 func weather(away func() func()) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})

@@ -16,12 +16,12 @@ import (
 
 var update = flag.Bool("update", false, "write the table into the docs")
 
-// document is where the table stands, between two lines.
+// document is the path of the document that has the table, between two lines.
 var document = filepath.Join("..", "..", "transports", "FAILING.md")
 
 const begin, end = "<!-- table -->\n", "<!-- end of table -->\n"
 
-// different are the cells that differ on purpose, as the document says.
+// different has the cells that differ intentionally, as the document explains.
 var different = map[string]map[string]string{
 	"attempt numbers after a restart of the process": {"memory": "attempt 1, restart, attempt 1"},
 }
@@ -41,7 +41,7 @@ func (r *results) set(scenario, system, text string) {
 	r.texts[scenario][system] = text
 }
 
-func TestHandlersFailAlikeEverywhere(t *testing.T) {
+func TestFailing_sameOutcomesOnEveryTransport(t *testing.T) {
 	r := &results{texts: make(map[string]map[string]string)}
 	t.Run("on", func(t *testing.T) { // it returns when all systems are through
 		for _, s := range systems {
@@ -80,7 +80,7 @@ func TestHandlersFailAlikeEverywhere(t *testing.T) {
 	compare(t, table)
 }
 
-// usual is the text that most systems have.
+// usual returns the text that most systems have.
 func usual(row map[string]string) string {
 	count := make(map[string]int)
 	for _, text := range row {
@@ -113,7 +113,7 @@ func (r *results) table() string {
 	return b.String()
 }
 
-// compare holds the table against the document, or writes it there.
+// compare compares the table with the document, or updates the document.
 func compare(t *testing.T, table string) {
 	text, err := os.ReadFile(document)
 	require.NoError(t, err)

@@ -1,9 +1,9 @@
-// Package ids makes ids for messages and records.
+// Package ids generates ids of messages and records.
 package ids
 
 import "github.com/google/uuid"
 
-// New returns a new UUIDv7: unique, and ordered by time. It may be called concurrently.
+// New returns a new UUIDv7, which is unique and ordered by time. It may be called concurrently.
 func New() string {
 	id, err := uuid.NewV7()
 	if err != nil {

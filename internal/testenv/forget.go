@@ -9,9 +9,8 @@ import (
 	rabbit "github.com/rabbitmq/amqp091-go"
 )
 
-// Forget takes what a test has made off RabbitMQ: every queue of the groups, and the exchange that the
-// transport's URL names. For the URL of any other transport it does nothing: databases and files are
-// dropped as a whole.
+// Forget deletes what a test has created on RabbitMQ: all queues of the groups, and the exchange in the transport's URL. For the
+// URL of another transport it does nothing: databases and files are deleted as a whole.
 func Forget(t testing.TB, transport string, groups ...string) {
 	t.Helper()
 	u, err := url.Parse(transport)

@@ -7,13 +7,11 @@ import (
 	"time"
 )
 
-// OutliveInterrupt makes this process live on when it is interrupted before its
-// program listens. A program of fx's listens only after it has said that it
-// runs, and nothing tells from outside when; [Interrupt] goes on until then.
+// OutliveInterrupt makes this process ignore interrupts until its program handles them. An fx application handles them only
+// after it has logged that it runs, and the test can't see when; [Interrupt] repeats the signal until then.
 func OutliveInterrupt() { signal.Notify(make(chan os.Signal, 1), os.Interrupt) }
 
-// Interrupt does to a started command what Ctrl-C does, over and over until it
-// ends, and returns what its Wait returns.
+// Interrupt sends a started command the signal of Ctrl-C until it ends, and returns the result of its Wait.
 func Interrupt(command *exec.Cmd) error {
 	ended := make(chan error, 1)
 	go func() { ended <- command.Wait() }()

@@ -1,8 +1,10 @@
 package testenv
 
 import (
+	"flag"
 	"fmt"
 	"os"
+	"strconv"
 	"testing"
 	"time"
 
@@ -10,11 +12,11 @@ import (
 )
 
 // goroutinesEnd is how long goroutines may take to end after the last test.
-const goroutinesEnd = 10 * time.Second
+const goroutinesEnd = time.Minute
 
-// Main is for a package's TestMain: it runs the tests, and fails where goroutines outlive them. On a busy
-// machine they may take their time to end: goleak alone waits for less than half a second. What is passed
-// as last comes after that, also where tests failed.
+// Main runs the tests of a package in its TestMain, and fails if goroutines outlive them. It waits longer for goroutines than
+// goleak, which waits for less than half a second, because the machine may be busy. It calls the functions in last at the end,
+// also if tests failed.
 func Main(m *testing.M, last ...func()) {
 	code := m.Run()
 	if code == 0 {
@@ -29,12 +31,22 @@ func Main(m *testing.M, last ...func()) {
 	os.Exit(code)
 }
 
-// awaitGoroutines returns when no goroutine is left, or tells which are.
+// awaitGoroutines blocks until no goroutine is left. It returns an error that lists those that remain.
 func awaitGoroutines(within time.Duration) error {
 	for end := time.Now().Add(within); ; {
 		err := goleak.Find()
 		if err == nil || time.Now().After(end) {
 			return err
 		}
+	}
+}
+
+// AtOnce sets how many parallel tests run at once, unless the flag -parallel is set. Call it before [Main].
+func AtOnce(n int) {
+	flag.Parse()
+	given := false
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
+	if !given {
+		_ = flag.Set("test.parallel", strconv.Itoa(n)) // the flag exists
 	}
 }

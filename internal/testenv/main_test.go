@@ -7,10 +7,10 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestGoroutinesThatEndLateAreAwaitedAndOthersAreTold(t *testing.T) {
+func TestMain_awaitsGoroutinesAndReportsLeaks(t *testing.T) {
 	late := make(chan struct{})
 	go func() { <-late }()
-	require.ErrorContains(t, awaitGoroutines(0), "TestGoroutinesThatEndLateAreAwaitedAndOthersAreTold")
+	require.ErrorContains(t, awaitGoroutines(0), "TestMain_awaitsGoroutinesAndReportsLeaks")
 
 	time.AfterFunc(time.Second, func() { close(late) }) // longer than goleak waits by itself
 	require.NoError(t, awaitGoroutines(time.Minute))

@@ -8,9 +8,8 @@ import (
 	"testing"
 )
 
-// FreePort is one for a server that the test starts, and may start again. It is
-// below those that the system gives to connections, so that none of them takes it
-// while the server is away.
+// FreePort returns a free port for a server that the test starts and may restart. It is below the range of ephemeral ports, so
+// that no connection uses it while the server is stopped.
 func FreePort(t testing.TB) string {
 	t.Helper()
 	const lowest, beyond = 10_000, 30_000

@@ -8,8 +8,7 @@ import (
 	"testing"
 )
 
-// Proxy forwards TCP connections to a server and breaks them on demand. Its
-// methods may be called by any goroutine at any time.
+// A Proxy forwards TCP connections to a server and breaks them on demand. Its methods may be called concurrently.
 type Proxy struct {
 	target   string
 	listener net.Listener
@@ -37,11 +36,10 @@ func NewProxy(t testing.TB, target string) *Proxy {
 	return p
 }
 
-// Addr is where clients connect, as "host:port".
+// Addr returns the address for clients, as "host:port".
 func (p *Proxy) Addr() string { return p.listener.Addr().String() }
 
-// CutAll resets every connection there is, as a crashing server does. New ones
-// are served.
+// CutAll resets all connections, as a crashing server does. New ones are accepted.
 func (p *Proxy) CutAll() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -50,8 +48,7 @@ func (p *Proxy) CutAll() {
 	}
 }
 
-// Stall holds back every byte, of new connections too, and keeps connections
-// open, as a network that drops packets does.
+// Stall stops all traffic, also of new connections, and leaves connections open, as a network that drops packets does.
 func (p *Proxy) Stall() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -60,7 +57,7 @@ func (p *Proxy) Stall() {
 	}
 }
 
-// Resume lets flow what Stall held back.
+// Resume ends Stall.
 func (p *Proxy) Resume() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -70,11 +67,11 @@ func (p *Proxy) Resume() {
 	}
 }
 
-// Refuse resets new connections at once and leaves those there are alone. The
-// port stays taken, so that Accept finds it free.
+// Refuse resets new connections at once. Existing ones are not affected. The port stays in use, so that no other process takes
+// it.
 func (p *Proxy) Refuse() { p.setRefusing(true) }
 
-// Accept serves new connections again.
+// Accept ends Refuse.
 func (p *Proxy) Accept() { p.setRefusing(false) }
 
 func (p *Proxy) setRefusing(refusing bool) {
@@ -84,8 +81,8 @@ func (p *Proxy) setRefusing(refusing bool) {
 }
 
 func (p *Proxy) close() {
-	_ = p.listener.Close() // serve sees to it
-	p.Refuse()             // also what serve has just accepted
+	_ = p.listener.Close() // ends serve
+	p.Refuse()             // also a connection that serve has just accepted
 	p.CutAll()
 	p.running.Wait()
 }
@@ -103,7 +100,7 @@ func (p *Proxy) serve() {
 func (p *Proxy) connect(client net.Conn) {
 	server, err := net.Dial("tcp", p.target)
 	if err != nil {
-		reset(client) // so the client learns what the proxy did
+		reset(client) // so that the client notices
 		return
 	}
 	l := &link{client: client, server: server, done: make(chan struct{})}
@@ -158,7 +155,7 @@ func (p *Proxy) pump(l *link, to, from net.Conn) {
 	}
 }
 
-// pass waits while the proxy is stalled. It tells whether the link still is.
+// pass blocks while the proxy is stalled. It reports whether the link is still open.
 func (p *Proxy) pass(l *link) bool {
 	p.mu.Lock()
 	open := p.open
@@ -190,9 +187,8 @@ func (l *link) end(how func(net.Conn)) {
 
 func closePolitely(conn net.Conn) { _ = conn.Close() }
 
-// reset closes without the polite goodbye: the other side sees an error, where
-// after a plain close it would see the end of the stream.
+// reset closes a connection with a TCP reset: the other side sees an error, not the end of the stream.
 func reset(conn net.Conn) {
-	_ = conn.(*net.TCPConn).SetLinger(0) // fails on a dead connection only
+	_ = conn.(*net.TCPConn).SetLinger(0) // fails only if the connection is closed
 	_ = conn.Close()
 }

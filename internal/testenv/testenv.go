@@ -17,8 +17,8 @@ import (
 )
 
 // Redis returns the URL of a Redis the test may use, like
-// redis://127.0.0.1:6379/0. Without one it skips the test, or fails it where
-// LEAT_TEST_REQUIRE names redis.
+// redis://127.0.0.1:6379/0. Without one it skips the test, or fails it if
+// LEAT_TEST_REQUIRE has redis.
 func Redis(t testing.TB) string {
 	t.Helper()
 	return serviceURL(t, "redis", "LEAT_TEST_REDIS_URL")
@@ -26,7 +26,7 @@ func Redis(t testing.TB) string {
 
 // RabbitMQ returns the URL of a RabbitMQ the test may use, like
 // amqp://guest:guest@127.0.0.1:5672/. Without one it skips the test, or fails
-// it where LEAT_TEST_REQUIRE names rabbitmq.
+// it if LEAT_TEST_REQUIRE has rabbitmq.
 func RabbitMQ(t testing.TB) string {
 	t.Helper()
 	return serviceURL(t, "rabbitmq", "LEAT_TEST_RABBITMQ_URL")
@@ -43,7 +43,7 @@ func ManagedRabbitMQ(t testing.TB) string {
 	return u.String()
 }
 
-// RabbitMQVhost is ManagedRabbitMQ with a virtual host of the test's own: no other test's queues are there.
+// RabbitMQVhost returns the URL of ManagedRabbitMQ with a virtual host that only this test uses.
 func RabbitMQVhost(t testing.TB) string {
 	t.Helper()
 	u, err := url.Parse(ManagedRabbitMQ(t))
@@ -66,7 +66,7 @@ func RabbitMQVhost(t testing.TB) string {
 	return own.String()
 }
 
-// managed is the broker's URL with the option management.
+// managed returns the broker's URL with the option management.
 func managed(t testing.TB) *url.URL {
 	u, err := url.Parse(RabbitMQ(t))
 	if err != nil {
@@ -82,7 +82,7 @@ func managed(t testing.TB) *url.URL {
 func manage(broker *url.URL, method, path, body string) error {
 	request, err := http.NewRequestWithContext(context.Background(), method, broker.Query().Get("management")+path, strings.NewReader(body))
 	if err != nil {
-		return errors.New("the option management is no URL")
+		return errors.New("the option management is not a URL")
 	}
 	password, _ := broker.User.Password()
 	request.SetBasicAuth(broker.User.Username(), password)
@@ -101,7 +101,7 @@ func manage(broker *url.URL, method, path, body string) error {
 
 // Postgres returns the URL of a PostgreSQL the test may use, like
 // postgres://postgres@127.0.0.1:5432/test?sslmode=disable. Without one it skips
-// the test, or fails it where LEAT_TEST_REQUIRE names postgres.
+// the test, or fails it if LEAT_TEST_REQUIRE has postgres.
 func Postgres(t testing.TB) string {
 	t.Helper()
 	return serviceURL(t, "postgres", "LEAT_TEST_POSTGRES_URL")
@@ -109,7 +109,7 @@ func Postgres(t testing.TB) string {
 
 // MySQL returns the URL of a MariaDB or MySQL the test may use, like
 // mysql://root@127.0.0.1:3306/test. Without one it skips the test, or fails it
-// where LEAT_TEST_REQUIRE names mariadb.
+// if LEAT_TEST_REQUIRE has mariadb.
 func MySQL(t testing.TB) string {
 	t.Helper()
 	return serviceURL(t, "mariadb", "LEAT_TEST_MYSQL_URL")

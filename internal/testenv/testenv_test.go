@@ -12,14 +12,14 @@ import (
 
 func TestMain(m *testing.M) { testenv.Main(m) }
 
-func TestAServiceThatIsNamedIsUsed(t *testing.T) {
+func TestService_usesItsVariable(t *testing.T) {
 	for variable, url := range lookups() {
 		t.Setenv(variable, "x://"+variable)
 		require.Equal(t, "x://"+variable, url(t))
 	}
 }
 
-func TestAServiceThatIsLackingSkipsWithTheCure(t *testing.T) {
+func TestService_missingSkipsWithTheFix(t *testing.T) {
 	t.Setenv("LEAT_TEST_REQUIRE", "")
 	for variable, url := range lookups() {
 		t.Setenv(variable, "")
@@ -29,7 +29,7 @@ func TestAServiceThatIsLackingSkipsWithTheCure(t *testing.T) {
 	}
 }
 
-func TestAServiceThatIsRequiredAndLackingFails(t *testing.T) {
+func TestService_missingFailsIfRequired(t *testing.T) {
 	t.Setenv("LEAT_TEST_REQUIRE", "redis,postgres,mariadb,rabbitmq")
 	for variable, url := range lookups() {
 		t.Setenv(variable, "")
@@ -48,7 +48,7 @@ func lookups() map[string]func(testing.TB) string {
 	}
 }
 
-// ask hears what a lookup tells a test, without ending this one.
+// ask returns the calls that a lookup makes on its test, without ending this test.
 func ask(t *testing.T, url func(testing.TB) string) *verdict {
 	v := &verdict{TB: t}
 	ended := make(chan struct{})

@@ -15,11 +15,10 @@ type interrupted struct{ signal syscall.Signal }
 
 func (e interrupted) Error() string { return "testservices: " + e.signal.String() }
 
-// exitCode is the shell's convention.
+// exitCode returns the exit code by the shell's convention.
 func (e interrupted) exitCode() int { return 128 + int(e.signal) }
 
-// onSignal ends the context with the first signal. It returns when there is one
-// or ctx has ended.
+// onSignal calls end with the first signal. It blocks until there is one or ctx is done.
 func onSignal(ctx context.Context, signals <-chan os.Signal, end context.CancelCauseFunc) {
 	select {
 	case s := <-signals:
@@ -29,9 +28,9 @@ func onSignal(ctx context.Context, signals <-chan os.Signal, end context.CancelC
 	}
 }
 
-// runCommand runs the command in the foreground and tells its exit code. When
+// runCommand runs the command in the foreground and returns its exit code. When
 // a signal ends ctx, the command and all its children get that signal, and are
-// killed if they are still there after a while.
+// killed if they do not end in time.
 func runCommand(ctx context.Context, command, env []string, stdout, stderr io.Writer) (exitCode int) {
 	cmd := exec.CommandContext(ctx, command[0], command[1:]...) //nolint:gosec // running the user's command is the purpose
 	cmd.Env, cmd.Stdout, cmd.Stderr = env, stdout, stderr

@@ -14,8 +14,7 @@ import (
 //go:embed compose.yaml
 var composeFile string
 
-// runner runs a program to its end and tells what it wrote to standard output.
-// The error says what it wrote to standard error.
+// runner runs a program to its end and returns its standard output. The error contains its standard error.
 type runner func(ctx context.Context, program string, args ...string) (output string, err error)
 
 func runProgram(ctx context.Context, program string, args ...string) (string, error) {
@@ -32,14 +31,13 @@ func runProgram(ctx context.Context, program string, args ...string) (string, er
 // containers are the services that one run has in a container engine.
 type containers struct {
 	run     runner
-	project string // of its own for each run, so that two runs never meet
+	project string // unique for each run
 
-	compose []string // the engine's compose command, once it has been told to start something
+	compose []string // the engine's compose command, once containers were started
 	file    string
 }
 
-// fromContainers is step 3. Whatever goes wrong in it is a reason to go on:
-// a machine without an engine, or without the images, is nothing unusual.
+// fromContainers implements step 3. An error in it is a reason to continue with the next step: many machines have no engine or no images.
 func (c *containers) fromContainers(ctx context.Context, wanted []service) ([]answer, error) {
 	compose, err := c.engine(ctx)
 	if err != nil {
@@ -54,8 +52,7 @@ func (c *containers) fromContainers(ctx context.Context, wanted []service) ([]an
 	})
 }
 
-// engine finds a daemon that answers and has compose: the client alone helps
-// nobody.
+// engine returns the first container engine whose daemon runs and has compose.
 func (c *containers) engine(ctx context.Context) (compose []string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
@@ -86,7 +83,7 @@ func (c *containers) up(ctx context.Context, compose []string, wanted []service)
 	return err
 }
 
-// find asks which loopback port the engine picked, and logs in there.
+// find returns the URL of a container's loopback port, after it has logged in there.
 func (c *containers) find(ctx context.Context, s service) (url, version string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, startWithin)
 	defer cancel()

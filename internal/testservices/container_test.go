@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestContainersAreStartedFoundAndTakenDown(t *testing.T) {
+func TestContainers_startAndStop(t *testing.T) {
 	engine := &fakeEngine{answers: map[string]string{
 		"podman info": "", "podman compose version": "",
 		"up -d --wait a b":           "",
@@ -33,7 +33,7 @@ func TestContainersAreStartedFoundAndTakenDown(t *testing.T) {
 	require.Contains(t, engine.ran, "podman compose -p p -f "+c.file+" down --volumes --timeout 0")
 }
 
-func TestAnEngineThatDoesNotAnswerIsAReason(t *testing.T) {
+func TestContainers_deadEngineIsARefusal(t *testing.T) {
 	c := &containers{run: (&fakeEngine{}).run}
 	answers, err := c.fromContainers(t.Context(), []service{fake("a")})
 	require.NoError(t, err)
@@ -41,7 +41,7 @@ func TestAnEngineThatDoesNotAnswerIsAReason(t *testing.T) {
 	require.NoError(t, c.close())
 }
 
-func TestImagesThatCannotBeHadAreAReasonAndAreTakenDown(t *testing.T) {
+func TestContainers_missingImagesAreARefusal(t *testing.T) {
 	engine := &fakeEngine{answers: map[string]string{
 		"docker info": "", "docker compose version": "", "down --volumes --timeout 0": "",
 	}}

@@ -10,17 +10,17 @@ import (
 	"strings"
 )
 
-// debian installs packages on Debian and its descendants.
+// debian installs packages on Debian and its derivatives.
 type debian struct {
 	run      runner
 	root     bool
 	aptGet   string // path of apt-get; "" if there is none
-	policy   string // path of policy-rc.d, which tells packages whether to start their service
+	policy   string // path of policy-rc.d, which decides whether packages start their service
 	progress io.Writer
 }
 
-// fromPackages is step 5: it installs what is lacking and leaves the start to
-// the step that starts installed servers.
+// fromPackages implements step 5: it installs missing packages, and then runs the step
+// that starts installed servers.
 func (d *debian) fromPackages(installed step) step {
 	return func(ctx context.Context, wanted []service) ([]answer, error) {
 		if d.aptGet == "" {
@@ -49,7 +49,7 @@ func (d *debian) install(ctx context.Context, wanted []service) (err error) {
 	}
 	defer func() { err = errors.Join(err, restore()) }()
 
-	// Ctrl-C waits for apt-get: an interrupted one leaves the machine half installed.
+	// Ctrl-C does not interrupt apt-get, because that could leave packages half installed.
 	ctx = context.WithoutCancel(ctx)
 	if err := d.apt(ctx, "update"); err != nil {
 		return err
@@ -65,8 +65,8 @@ func (d *debian) apt(ctx context.Context, args ...string) error {
 	return nil
 }
 
-// forbidAutostart keeps the packages' own services from being started: the
-// tests want private ones, and the machine may want none.
+// forbidAutostart keeps packages from starting their services: the tests use
+// private servers.
 func (d *debian) forbidAutostart() (restore func() error, err error) {
 	before, err := os.ReadFile(d.policy)
 	if errors.Is(err, fs.ErrNotExist) {

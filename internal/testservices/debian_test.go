@@ -14,7 +14,7 @@ import (
 
 const forbid = "#!/bin/sh\nexit 101\n"
 
-func TestPackagesAreInstalledWithoutAutostartThenStarted(t *testing.T) {
+func TestDebian_installsWithoutAutostart(t *testing.T) {
 	for name, before := range map[string]string{"no policy before": "", "a policy before": "#!/bin/sh\nexit 0\n"} {
 		t.Run(name, func(t *testing.T) {
 			d, ran := newDebian(t, before, nil)
@@ -30,7 +30,7 @@ func TestPackagesAreInstalledWithoutAutostartThenStarted(t *testing.T) {
 	}
 }
 
-func TestAFailedInstallIsAReasonAndThePolicyIsRestored(t *testing.T) {
+func TestDebian_failedInstallRestoresThePolicy(t *testing.T) {
 	const before = "#!/bin/sh\nexit 0\n"
 	d, ran := newDebian(t, before, errors.New("no network"))
 
@@ -42,7 +42,7 @@ func TestAFailedInstallIsAReasonAndThePolicyIsRestored(t *testing.T) {
 	requirePolicy(t, d.policy, before)
 }
 
-func TestAnInterruptWaitsForAptGet(t *testing.T) {
+func TestDebian_interruptWaitsForAptGet(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	d, _ := newDebian(t, "", nil)
@@ -50,7 +50,7 @@ func TestAnInterruptWaitsForAptGet(t *testing.T) {
 	require.NoError(t, err, "the fake apt-get fails when its context has ended")
 }
 
-func TestOnlyRootOnDebianInstalls(t *testing.T) {
+func TestDebian_onlyRootInstalls(t *testing.T) {
 	for want, d := range map[string]*debian{
 		"no apt-get here":    {root: true},
 		"apt-get needs root": {aptGet: "/usr/bin/apt-get"},
@@ -61,8 +61,8 @@ func TestOnlyRootOnDebianInstalls(t *testing.T) {
 	}
 }
 
-// newDebian is one whose apt-get only writes down what it is asked for, and
-// sees to it that nothing may start meanwhile.
+// newDebian returns a debian whose apt-get only records its arguments, and checks
+// that services may not start meanwhile.
 func newDebian(t *testing.T, policy string, failure error) (d *debian, ran *[]string) {
 	path := filepath.Join(t.TempDir(), "policy-rc.d")
 	if policy != "" {

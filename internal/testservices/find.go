@@ -11,7 +11,7 @@ import (
 	"strings"
 )
 
-// findProgram looks where Debian hides server programs before it looks in PATH:
+// findProgram searches Debian's directories of server programs before PATH:
 // the rabbitmq-server in Debian's PATH is a wrapper that writes to the system
 // log of the installed broker, and the PostgreSQL in PATH may be clients only.
 func findProgram(alternatives string) (path string, err error) {
@@ -27,7 +27,7 @@ func findProgram(alternatives string) (path string, err error) {
 	return "", fmt.Errorf("%s is not installed", strings.ReplaceAll(alternatives, "|", " or "))
 }
 
-// searchPath is PATH and the directories of servers, which users often lack.
+// searchPath returns PATH and the directories of servers, which users often lack.
 func searchPath() string {
 	return os.Getenv("PATH") + ":/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 }

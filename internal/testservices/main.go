@@ -22,7 +22,7 @@ const (
 )
 
 func main() {
-	logging.Disable() // go-redis would log each try to reach a Redis that is not there
+	logging.Disable() // go-redis would log each failed attempt to connect
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
 	s := session{table: services(), ground: newGround(os.Stderr), stdout: os.Stdout, stderr: os.Stderr}
@@ -36,7 +36,7 @@ type session struct {
 	stdout, stderr io.Writer
 }
 
-// run tells the exit code.
+// run returns the exit code.
 func (s *session) run(signals <-chan os.Signal, args []string) int {
 	opts, err := parse(args, s.table, s.stderr)
 	if errors.Is(err, flag.ErrHelp) {
@@ -76,14 +76,14 @@ func (s *session) run(signals <-chan os.Signal, args []string) int {
 	return code
 }
 
-// close tells of what could not be stopped; that makes no test run a failure.
+// close stops what was started, and reports what could not be stopped. That does not change the exit code.
 func (s *session) close() {
 	if err := s.ground.close(); err != nil {
 		fmt.Fprintln(s.stderr, "testservices: stop what was started:", err)
 	}
 }
 
-// options are what the command line asks for.
+// options has the command line's options.
 type options struct {
 	services []service
 	private  bool
@@ -112,12 +112,12 @@ func parse(args []string, table []service, stderr io.Writer) (options, error) {
 		return options{}, err
 	}
 	if flags.NArg() == 0 && !*keep {
-		return options{}, errors.New("testservices: no command; say which, like: go run ./internal/testservices -- go test")
+		return options{}, errors.New("testservices: no command; give one, like: go run ./internal/testservices -- go test")
 	}
 	return options{services: chosen, private: *private, keep: *keep, optional: *optional, command: flags.Args()}, nil
 }
 
-// ground is where servers that it starts can stand.
+// ground has the environment of servers that this run starts.
 type ground struct {
 	containers *containers
 	yard       *yard
@@ -125,7 +125,7 @@ type ground struct {
 }
 
 func newGround(progress io.Writer) *ground {
-	aptGet, _ := exec.LookPath("apt-get") // "" where there is none
+	aptGet, _ := exec.LookPath("apt-get") // "" if there is none
 	return &ground{
 		containers: &containers{run: runProgram, project: fmt.Sprintf("leat-test-%d", os.Getpid())},
 		yard:       &yard{find: findProgram},
@@ -136,7 +136,7 @@ func newGround(progress io.Writer) *ground {
 	}
 }
 
-// steps is the order of the search.
+// steps returns the order of the search.
 func (g *ground) steps(private bool) []step {
 	own := []step{g.yard.fromInstalled, g.debian.fromPackages(g.yard.fromInstalled)}
 	if private {

@@ -18,7 +18,7 @@ import (
 
 func TestMain(m *testing.M) { testenv.Main(m) }
 
-func TestTheCommandSeesTheServicesAndItsExitCodeIsKept(t *testing.T) {
+func TestRun_commandGetsServicesAndKeepsExitCode(t *testing.T) {
 	t.Setenv("LEAT_TEST_FAKE_URL", "fake://here")
 	s, stdout, stderr := newSession(t)
 
@@ -29,7 +29,7 @@ func TestTheCommandSeesTheServicesAndItsExitCodeIsKept(t *testing.T) {
 	require.Contains(t, stderr.String(), "environment")
 }
 
-func TestExitCodesFollowTheShell(t *testing.T) {
+func TestRun_exitCodesFollowTheShell(t *testing.T) {
 	t.Setenv("LEAT_TEST_FAKE_URL", "fake://here")
 	for name, c := range map[string]struct {
 		args []string
@@ -51,7 +51,7 @@ func TestExitCodesFollowTheShell(t *testing.T) {
 	}
 }
 
-func TestAServiceThatCannotBeHadEndsWithTheCures(t *testing.T) {
+func TestRun_missingServiceEndsWithFixes(t *testing.T) {
 	s, _, stderr := newSession(t)
 	s.table[0].programs = []string{"leat-no-such-server"}
 
@@ -75,14 +75,14 @@ func TestOptional_runsTheCommandWithoutWhatIsMissing(t *testing.T) {
 	require.True(t, strings.HasSuffix(stderr.String(), "\ntestservices: without rare: the tests that need them were skipped\n"), stderr)
 }
 
-func TestPrivateServersEndWithTheCommand(t *testing.T) {
+func TestPrivate_endWithTheCommand(t *testing.T) {
 	s, stdout, _ := newSession(t)
 
 	require.Zero(t, s.run(nil, []string{"-private", "--", "sh", "-c", "echo $LEAT_TEST_FAKE_URL"}))
 	requireGone(t, strings.TrimPrefix(strings.TrimSpace(stdout.String()), "fake://"))
 }
 
-func TestPrivateServersEndWhenOneOfThemFails(t *testing.T) {
+func TestPrivate_endIfOneFails(t *testing.T) {
 	var directory string
 	s, _, stderr := newSession(t)
 	broken := s.table[0]
@@ -100,7 +100,7 @@ func TestPrivateServersEndWhenOneOfThemFails(t *testing.T) {
 	requireGone(t, filepath.Join(filepath.Dir(directory), "fake"))
 }
 
-func TestASignalReachesTheCommandAndThePrivateServersEnd(t *testing.T) {
+func TestSignal_reachesTheCommandAndStopsServers(t *testing.T) {
 	s, _, _ := newSession(t)
 	ready := filepath.Join(t.TempDir(), "ready")
 	signals := make(chan os.Signal, 1)
@@ -123,7 +123,7 @@ func TestASignalReachesTheCommandAndThePrivateServersEnd(t *testing.T) {
 	requireGone(t, strings.TrimPrefix(strings.TrimSpace(string(url)), "fake://"))
 }
 
-func TestASignalWhileServersStartEndsThem(t *testing.T) {
+func TestSignal_duringStartStopsServers(t *testing.T) {
 	var directory string
 	s, _, _ := newSession(t)
 	signals := make(chan os.Signal, 1)
@@ -140,7 +140,7 @@ func TestASignalWhileServersStartEndsThem(t *testing.T) {
 	requireGone(t, directory)
 }
 
-func TestKeptServersAreExportedWithWhatStopsThem(t *testing.T) {
+func TestKeep_exportsServersAndStopCommands(t *testing.T) {
 	s, stdout, _ := newSession(t)
 	require.Zero(t, s.run(nil, []string{"-private", "-keep"}))
 	defer s.close()
@@ -154,7 +154,7 @@ func TestKeptServersAreExportedWithWhatStopsThem(t *testing.T) {
 	<-s.ground.yard.boxes[0].processes[0].done
 }
 
-func TestTheTableAgreesWithTestenvAndCompose(t *testing.T) {
+func TestServices_agreeWithTestenvAndCompose(t *testing.T) {
 	readers := map[string]func(testing.TB) string{
 		"redis": testenv.Redis, "postgres": testenv.Postgres, "mariadb": testenv.MySQL, "rabbitmq": testenv.RabbitMQ,
 	}
@@ -167,7 +167,7 @@ func TestTheTableAgreesWithTestenvAndCompose(t *testing.T) {
 }
 
 // newSession has one service: a "server" that sleeps, at a "URL" that is its
-// directory. It stands on no container engine and installs nothing.
+// directory. It uses no container engine and installs nothing.
 func newSession(t *testing.T) (s *session, stdout, stderr *bytes.Buffer) {
 	t.Setenv("LEAT_TEST_REQUIRE", "")
 	stdout, stderr = new(bytes.Buffer), new(bytes.Buffer)
@@ -199,8 +199,8 @@ func fake(name string) service {
 	}
 }
 
-// requireGone is about the directory of private servers; goleak sees to it that
-// their processes have been waited for.
+// requireGone checks that the directory of private servers is removed. goleak checks
+// that their processes have ended.
 func requireGone(t *testing.T, directory string) {
 	require.NotEmpty(t, directory)
 	require.NoDirExists(t, directory)

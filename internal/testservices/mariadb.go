@@ -33,7 +33,7 @@ func greetMariaDB(ctx context.Context, address string) (version string, err erro
 	config.Net, config.Addr, config.DBName = "tcp", u.Host, strings.TrimPrefix(u.Path, "/")
 	config.User = u.User.Username()
 	config.Passwd, _ = u.User.Password()
-	config.Logger = &mysql.NopLogger{} // the caller tells what went wrong
+	config.Logger = &mysql.NopLogger{} // the caller reports the error
 	connector, err := mysql.NewConnector(config)
 	if err != nil {
 		return "", err
@@ -50,7 +50,7 @@ func startMariaDB(ctx context.Context, box *sandbox) (string, error) {
 		return "", err
 	}
 	data := box.path("data")
-	// A server clears its directory of temporary tables when it starts, those of others, too.
+	// A server deletes all files in its directory of temporary tables when it starts, also those of other servers.
 	tmp := "--tmpdir=" + box.dir
 	err = box.run(ctx, "mariadb-install-db|mysql_install_db", "--no-defaults", "--datadir="+data, tmp,
 		"--auth-root-authentication-method=normal", "--skip-test-db")

@@ -12,22 +12,21 @@ import (
 	"time"
 )
 
-// startWithin is how long a private server may take until it answers. RabbitMQ
+// startWithin is how long a private server may take to start. RabbitMQ
 // needs seven seconds on an idle machine; on a busy one all four may need
 // minutes.
 const startWithin = 5 * time.Minute
 
-// yard holds the private servers of one run: their directory and what stops
-// them.
+// yard has the private servers of one run: their directory and the functions that stop them.
 type yard struct {
 	find func(program string) (path string, err error)
 
 	mu    sync.Mutex
-	root  string // made when the first server needs it
+	root  string // created for the first server
 	boxes []*sandbox
 }
 
-// fromInstalled is step 4.
+// fromInstalled implements step 4.
 func (y *yard) fromInstalled(ctx context.Context, wanted []service) ([]answer, error) {
 	return each(wanted, func(s service) (answer, error) {
 		if err := y.lacks(s); err != nil {
@@ -75,7 +74,7 @@ func (y *yard) newSandbox(s service) (*sandbox, error) {
 			return nil, err
 		}
 		y.root = root
-		if err := os.Chmod(root, 0o711); err != nil { //nolint:gosec // other accounts must reach their own directory in it
+		if err := os.Chmod(root, 0o711); err != nil { //nolint:gosec // other accounts need access to their directory in it
 			return nil, err
 		}
 	}
@@ -110,7 +109,7 @@ func (y *yard) close() error {
 	return os.RemoveAll(y.root)
 }
 
-// stopCommands returns the commands that stop servers that are left up.
+// stopCommands returns the commands that stop servers that keep running.
 func (y *yard) stopCommands() []string {
 	y.mu.Lock()
 	defer y.mu.Unlock()

@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestFreePortsAreDistinctAndFree(t *testing.T) {
+func TestFreePorts_areDistinct(t *testing.T) {
 	ports, err := freePorts(20)
 	require.NoError(t, err)
 	seen := map[int]bool{}
@@ -24,7 +24,7 @@ func TestFreePortsAreDistinctAndFree(t *testing.T) {
 	}
 }
 
-func TestAProgramIsFoundByAnyOfItsNames(t *testing.T) {
+func TestFindProgram_byAnyName(t *testing.T) {
 	path, err := findProgram("leat-no-such-program|sleep")
 	require.NoError(t, err)
 	require.Equal(t, "sleep", filepath.Base(path))
@@ -33,7 +33,7 @@ func TestAProgramIsFoundByAnyOfItsNames(t *testing.T) {
 	require.EqualError(t, err, "leat-no or leat-neither is not installed")
 }
 
-func TestTheNewestVersionComesFirst(t *testing.T) {
+func TestFindProgram_newestVersionFirst(t *testing.T) {
 	root := t.TempDir()
 	for _, version := range []string{"9.6", "17", "15"} {
 		require.NoError(t, os.MkdirAll(filepath.Join(root, version, "bin"), 0o755))
@@ -43,7 +43,7 @@ func TestTheNewestVersionComesFirst(t *testing.T) {
 		newestFirst(filepath.Join(root, "*/bin")))
 }
 
-func TestAServiceWithoutItsProgramsIsRefused(t *testing.T) {
+func TestPrivate_missingProgramsAreARefusal(t *testing.T) {
 	yard := &yard{find: func(program string) (string, error) { return "", errors.New(program + " is not installed") }}
 	answers, err := yard.fromInstalled(t.Context(), []service{fake("a")})
 	require.NoError(t, err)

@@ -9,12 +9,11 @@ import (
 	"time"
 )
 
-// stopWithin is how long a process may take to end by itself before it is
-// killed.
+// stopWithin is how long a process may take to end before it is killed.
 const stopWithin = 10 * time.Second
 
-// process is a program that runs in a process group of its own and writes to a
-// log file.
+// process is a program that runs in its own process group and writes to a log
+// file.
 type process struct {
 	name string
 	log  string
@@ -41,8 +40,8 @@ func startProcess(cmd *exec.Cmd, log string) (*process, error) {
 	return p, nil
 }
 
-// stop asks the process to end, kills it if it does not, and leaves none of its
-// children behind.
+// stop sends the process a signal, and kills it and all its children if it does not
+// end in time.
 func (p *process) stop(signal syscall.Signal) {
 	_ = signalGroup(p.cmd.Process, signal) // it may have ended already
 	select {
@@ -53,7 +52,7 @@ func (p *process) stop(signal syscall.Signal) {
 	<-p.done
 }
 
-// tail is the end of the log, ready to be appended to an error.
+// tail returns the end of the log, to append to an error.
 func (p *process) tail() string {
 	text, err := os.ReadFile(p.log)
 	if err != nil || len(text) == 0 {

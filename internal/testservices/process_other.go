@@ -10,7 +10,7 @@ import (
 	"syscall"
 )
 
-// Elsewhere than on Unix only running servers and containers can be used.
+// On other systems than Unix, only running servers and containers can be used.
 
 func detach(*exec.Cmd, *user.User) error {
 	return errors.New("private servers need Unix; name a running server or start a container engine")

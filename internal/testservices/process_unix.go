@@ -10,9 +10,9 @@ import (
 	"syscall"
 )
 
-// detach gives a server a session of its own, so that Ctrl-C at the terminal
-// reaches this program alone, which stops the servers after the tests; and an
-// account of its own, because most servers refuse to run as root.
+// detach gives a server its own session, so that only this program gets Ctrl-C from
+// the terminal and stops the servers after the tests. It also gives it another
+// account than root, because most servers refuse to run as root.
 func detach(cmd *exec.Cmd, account *user.User) error {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if account == nil {
@@ -26,8 +26,8 @@ func detach(cmd *exec.Cmd, account *user.User) error {
 	return nil
 }
 
-// group gives a command a process group of its own, so that a signal reaches
-// its children too, and reaches them once.
+// group gives a command its own process group, so that its children get a signal,
+// too, and get it once.
 func group(cmd *exec.Cmd) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 }

@@ -27,8 +27,8 @@ func rabbitmqService() service {
 	}
 }
 
-// greetRabbitMQ opens a channel too: a node that is still booting accepts the
-// connection before it can do that.
+// greetRabbitMQ connects and opens a channel: a node that is still booting accepts
+// connections, but no channels.
 func greetRabbitMQ(ctx context.Context, url string) (version string, err error) {
 	conn, err := amqp.DialConfig(url, amqp.Config{Dial: dialWithin(ctx)})
 	if err != nil {
@@ -42,11 +42,11 @@ func greetRabbitMQ(ctx context.Context, url string) (version string, err error) 
 	return version, nil
 }
 
-// hasManagement looks for the management API beside a broker, which tests of what operators see need.
+// hasManagement returns an error if a broker has no management API, which tests of operators' views need.
 func hasManagement(ctx context.Context, address string) error {
 	u, err := url.Parse(address)
 	if err != nil {
-		return errors.New("no URL")
+		return errors.New("not a URL")
 	}
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
@@ -68,8 +68,8 @@ func hasManagement(ctx context.Context, address string) error {
 	return nil
 }
 
-// dialWithin ends the connection with the context, so that a server which
-// accepts and then says nothing is given up in time.
+// dialWithin closes the connection when the context is done, so that a server that
+// accepts the connection and does not respond can't block.
 func dialWithin(ctx context.Context) func(network, address string) (net.Conn, error) {
 	return func(network, address string) (net.Conn, error) {
 		var dialer net.Dialer
@@ -81,9 +81,9 @@ func dialWithin(ctx context.Context) func(network, address string) (net.Conn, er
 	}
 }
 
-// startRabbitMQ shares nothing with a RabbitMQ installed beside it: not the
-// node name, not the cookie, not the configuration, and not epmd, Erlang's
-// name server, which a node would otherwise start as a daemon that outlives it.
+// startRabbitMQ starts a node that shares nothing with an installed RabbitMQ: neither
+// the node name, the cookie and the configuration, nor epmd, Erlang's name server,
+// which a node would otherwise start as a daemon that runs on after it.
 func startRabbitMQ(ctx context.Context, box *sandbox) (string, error) {
 	ports, err := freePorts(4)
 	if err != nil {

@@ -12,7 +12,7 @@ func report(w io.Writer, a answer) {
 	fmt.Fprintf(w, "testservices  %-9s %-9s %-16s %s\n", a.service.name, shortVersion(a.version), a.how, mask(a.url))
 }
 
-// mask hides what may be a password in a URL.
+// mask hides a possible password in a URL.
 func mask(address string) string {
 	u, err := url.Parse(address)
 	if err != nil {
@@ -28,14 +28,14 @@ func mask(address string) string {
 	return u.Redacted()
 }
 
-// shortVersion cuts what distributions add: "15.18 (Debian …)", "10.11.19-MariaDB-0+deb12u1".
+// shortVersion removes the additions of distributions: "15.18 (Debian …)", "10.11.19-MariaDB-0+deb12u1".
 func shortVersion(version string) string {
 	short, _, _ := strings.Cut(version, " ")
 	short, _, _ = strings.Cut(short, "-")
 	return short
 }
 
-// exports prints shell lines that bring the services into the caller's shell.
+// exports prints shell commands that set the services' variables.
 func exports(w io.Writer, found []answer, stops []string) {
 	for _, a := range found {
 		fmt.Fprintf(w, "export %s='%s'\n", a.service.variable, strings.ReplaceAll(a.url, "'", `'\''`))

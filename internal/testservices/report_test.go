@@ -7,7 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestPasswordsAreMasked(t *testing.T) {
+func TestReport_masksPasswords(t *testing.T) {
 	for address, want := range map[string]string{
 		"amqp://guest:secret@127.0.0.1:5672/":     "amqp://guest:xxxxx@127.0.0.1:5672/",
 		"redis://:secret@127.0.0.1:6379/0":        "redis://:xxxxx@127.0.0.1:6379/0",
@@ -19,7 +19,7 @@ func TestPasswordsAreMasked(t *testing.T) {
 	}
 }
 
-func TestVersionsAreShortened(t *testing.T) {
+func TestReport_shortensVersions(t *testing.T) {
 	for version, want := range map[string]string{
 		"15.18 (Debian 15.18-0+deb12u1)": "15.18",
 		"10.11.19-MariaDB-0+deb12u1":     "10.11.19",
@@ -29,7 +29,7 @@ func TestVersionsAreShortened(t *testing.T) {
 	}
 }
 
-func TestLinesAreAligned(t *testing.T) {
+func TestReport_alignsLines(t *testing.T) {
 	var text bytes.Buffer
 	report(&text, answer{service: fake("redis"), version: "7.0.15", how: "standard port", url: "redis://127.0.0.1/0"})
 	report(&text, answer{service: fake("rabbitmq"), version: "3.10.8", how: "private (6.9s)", url: "amqp://127.0.0.1/"})
@@ -38,7 +38,7 @@ func TestLinesAreAligned(t *testing.T) {
 		"testservices  rabbitmq  3.10.8    private (6.9s)   amqp://127.0.0.1/\n", text.String())
 }
 
-func TestExportsSurviveTheShell(t *testing.T) {
+func TestExports_areQuotedForTheShell(t *testing.T) {
 	var text bytes.Buffer
 	exports(&text, []answer{{service: fake("a"), url: "a://it's"}}, []string{"kill 1"})
 	require.Equal(t, `export LEAT_TEST_A_URL='a://it'\''s'`+"\n# to stop: kill 1\n", text.String())

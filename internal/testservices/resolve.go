@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// answer is what a step says about one service: where it is, or why not here.
+// answer is the result of a step for one service: its URL, or why the step can't provide it.
 type answer struct {
 	service service
 	url     string
@@ -20,15 +20,15 @@ type answer struct {
 	refusal error // set when the next step should try
 }
 
-// step is one way to come by services. It answers once for each wanted one, in
-// their order. An error ends the search.
+// step is one way to find or start services. It returns one answer for each wanted service, in their order. An error ends the
+// search.
 type step func(ctx context.Context, wanted []service) ([]answer, error)
 
-// answerWithin is how long a server that is said to run may take to log in.
+// answerWithin is how long a login to a running server may take.
 const answerWithin = 10 * time.Second
 
-// resolve takes the steps in order until every service is found. What was found
-// is returned along with the error, so that the caller can tell of it.
+// resolve takes the steps in order until every service is found. With an error it also returns the services that were found, so
+// that the caller can report them.
 func resolve(ctx context.Context, wanted []service, steps []step, tell func(answer)) ([]answer, error) {
 	var found []answer
 	refusals := map[string][]error{}
@@ -54,8 +54,7 @@ func resolve(ctx context.Context, wanted []service, steps []step, tell func(answ
 	return found, &missingError{services: wanted, refusals: refusals}
 }
 
-// each asks about all services at once. A service whose question fails has no
-// answer; the failures come joined.
+// each calls ask for all services concurrently. A service whose call fails has no answer. It returns the joined errors.
 func each(wanted []service, ask func(service) (answer, error)) ([]answer, error) {
 	answers, failures := make([]answer, len(wanted)), make([]error, len(wanted))
 	var group sync.WaitGroup
@@ -74,7 +73,7 @@ func each(wanted []service, ask func(service) (answer, error)) ([]answer, error)
 	return answered, errors.Join(failures...)
 }
 
-// refuse gives the same reason for all.
+// refuse returns the same refusal for all services.
 func refuse(wanted []service, reason error) []answer {
 	answers := make([]answer, len(wanted))
 	for i, s := range wanted {
@@ -83,7 +82,7 @@ func refuse(wanted []service, reason error) []answer {
 	return answers
 }
 
-// fromEnvironment is step 1.
+// fromEnvironment implements step 1.
 func fromEnvironment(getenv func(string) string) step {
 	return func(ctx context.Context, wanted []service) ([]answer, error) {
 		return each(wanted, func(s service) (answer, error) {
@@ -106,7 +105,7 @@ func fromEnvironment(getenv func(string) string) step {
 	}
 }
 
-// fromStandardPort is step 2.
+// fromStandardPort implements step 2.
 func fromStandardPort(ctx context.Context, wanted []service) ([]answer, error) {
 	return each(wanted, func(s service) (answer, error) {
 		var refusal error
@@ -130,7 +129,7 @@ func greet(ctx context.Context, s service, address string) (version string, err 
 	return s.handshake(ctx, address)
 }
 
-// missingError says which services could not be had, what was tried, and what to do.
+// missingError is the error of services that are missing: it names them, what was tried, and the fix.
 type missingError struct {
 	services []service
 	refusals map[string][]error
@@ -159,7 +158,7 @@ func oneLine(s string) string {
 	return strings.Join(strings.Fields(s), " ")
 }
 
-// poll repeats try until it works or ctx ends, and then tells the last failure.
+// poll repeats try until it returns nil or ctx ends, and then returns the last error.
 func poll(ctx context.Context, try func(ctx context.Context) error) error {
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
@@ -176,7 +175,7 @@ func poll(ctx context.Context, try func(ctx context.Context) error) error {
 	}
 }
 
-// environ is the command's environment. It requires what was found: a test that is skipped nonetheless is a mistake.
+// environ returns the command's environment. It requires what was found: a test that is skipped nonetheless is a mistake.
 func environ(found []answer) []string {
 	env := os.Environ()
 	var required []service

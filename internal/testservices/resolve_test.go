@@ -8,7 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestEachServiceIsTakenFromTheFirstStepThatHasIt(t *testing.T) {
+func TestResolve_usesTheFirstStep(t *testing.T) {
 	wanted := []service{fake("a"), fake("b"), fake("c")}
 	var asked, told []string
 	having := func(number, name string) step {
@@ -33,7 +33,7 @@ func TestEachServiceIsTakenFromTheFirstStepThatHasIt(t *testing.T) {
 	require.Equal(t, []string{"1://b", "3://a", "4://c"}, told)
 }
 
-func TestWhatIsMissingComesWithEveryReason(t *testing.T) {
+func TestResolve_missingHasEveryReason(t *testing.T) {
 	no := func(why string) step {
 		return func(_ context.Context, wanted []service) ([]answer, error) {
 			return refuse(wanted, errors.New(why)), nil
@@ -49,7 +49,7 @@ func TestWhatIsMissingComesWithEveryReason(t *testing.T) {
 	}
 }
 
-func TestAFailedStepEndsTheSearchAndKeepsWhatItFound(t *testing.T) {
+func TestResolve_failedStepEndsTheSearch(t *testing.T) {
 	failed := errors.New("failed")
 	half := func(_ context.Context, wanted []service) ([]answer, error) {
 		return []answer{{service: wanted[0]}}, failed
@@ -64,7 +64,7 @@ func TestAFailedStepEndsTheSearchAndKeepsWhatItFound(t *testing.T) {
 	require.Len(t, found, 1)
 }
 
-func TestAVariableThatIsSetIsNeverPassedOver(t *testing.T) {
+func TestResolve_setVariableIsRequired(t *testing.T) {
 	silent := fake("a")
 	silent.handshake = func(context.Context, string) (string, error) { return "", errors.New("connection refused") }
 	set := func(value string) step { return fromEnvironment(func(string) string { return value }) }
@@ -81,7 +81,7 @@ func TestAVariableThatIsSetIsNeverPassedOver(t *testing.T) {
 	require.ErrorContains(t, answers[0].refusal, "LEAT_TEST_A_URL is not set")
 }
 
-func TestTheStandardURLsAreTriedInOrder(t *testing.T) {
+func TestResolve_triesStandardURLsInOrder(t *testing.T) {
 	s := fake("a")
 	s.standard = []string{"a://1", "a://2", "a://3"}
 	s.handshake = func(_ context.Context, url string) (string, error) {
@@ -97,7 +97,7 @@ func TestTheStandardURLsAreTriedInOrder(t *testing.T) {
 	require.Equal(t, "1.0", answers[0].version)
 }
 
-func TestServicesAreChosenByName(t *testing.T) {
+func TestServices_chosenByName(t *testing.T) {
 	all, err := choose(services(), "")
 	require.NoError(t, err)
 	require.Equal(t, "redis,postgres,mariadb,rabbitmq", joinNames(all))

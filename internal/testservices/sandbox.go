@@ -13,19 +13,19 @@ import (
 	"syscall"
 )
 
-// sandbox is where one private server lives: a directory, an account and an
-// environment of its own.
+// sandbox has the directory, the account and the environment of one private
+// server.
 type sandbox struct {
 	find     func(program string) (path string, err error)
 	dir      string
-	account  *user.User // nil: as whoever runs the program
+	account  *user.User // nil means the user of this program
 	env      []string
 	stopWith syscall.Signal
 
 	processes []*process
 }
 
-// path names a file in the sandbox.
+// path returns the path of a file in the sandbox.
 func (b *sandbox) path(name string) string { return filepath.Join(b.dir, name) }
 
 func (b *sandbox) write(name, content string) (path string, err error) {
@@ -47,7 +47,7 @@ func (b *sandbox) own(path string) error {
 	return os.Chown(path, int(uid), int(gid))
 }
 
-// run waits for a program that prepares something.
+// run runs a program to its end.
 func (b *sandbox) run(ctx context.Context, program string, args ...string) error {
 	p, err := b.begin(program, args)
 	if err != nil {
@@ -65,7 +65,7 @@ func (b *sandbox) run(ctx context.Context, program string, args ...string) error
 	return nil
 }
 
-// launch starts a program that stays until the sandbox is stopped.
+// launch starts a program that runs until the sandbox is stopped.
 func (b *sandbox) launch(program string, args ...string) error {
 	p, err := b.begin(program, args)
 	if err != nil {
@@ -88,8 +88,7 @@ func (b *sandbox) begin(program string, args []string) (*process, error) {
 	return startProcess(cmd, b.path(filepath.Base(path)+".log"))
 }
 
-// await waits for the server's first answer, or for the end of one of its
-// processes.
+// await blocks until the server answers or one of its processes ends.
 func (b *sandbox) await(ctx context.Context, s service, url string) (version string, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -122,7 +121,7 @@ func (b *sandbox) stop() {
 	}
 }
 
-// freePorts tells n distinct ports that were free a moment ago.
+// freePorts returns n distinct ports that were free a moment ago.
 func freePorts(n int) ([]int, error) {
 	ports := make([]int, n)
 	for i := range ports {

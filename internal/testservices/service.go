@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// service is one row of the table: all that is known about a server.
+// service is one row of the table of servers.
 type service struct {
 	name     string   // as in -services, LEAT_TEST_REQUIRE and compose.yaml
 	variable string   // where the tests read its URL
@@ -18,22 +18,22 @@ type service struct {
 	debian   string   // the package that has these programs
 	api      string   // port of its HTTP API, which its URL names as the option management; "" if it has none
 
-	// handshake logs in at the URL and tells the server's version.
+	// handshake logs in at the URL and returns the server's version.
 	handshake func(ctx context.Context, url string) (version string, err error)
-	// complete says what a server lacks that the tests need; nil means nothing. It is not asked about servers that the
-	// environment names.
+	// complete returns an error if the server lacks something that the tests need; nil means that nothing is checked. It is not
+	// called for servers of the environment's variables.
 	complete func(ctx context.Context, url string) error
-	// start launches a private server and tells its URL. It need not wait
+	// start starts a private server and returns its URL. It need not wait
 	// until the server answers.
 	start func(ctx context.Context, box *sandbox) (url string, err error)
 }
 
-// services is the table. A new server is one more row.
+// services returns the table. A new server is one more row.
 func services() []service {
 	return []service{redisService(), postgresService(), mariadbService(), rabbitmqService()}
 }
 
-// choose picks rows by name; no names picks them all.
+// choose returns the rows with these names, or all if there are none.
 func choose(table []service, names string) ([]service, error) {
 	if names == "" {
 		return table, nil
@@ -57,7 +57,7 @@ func joinNames(list []service) string {
 	return strings.Join(names, ",")
 }
 
-// at is the service's best standard URL with another host and port.
+// at returns the service's best standard URL with another host and port.
 func (s service) at(address string) string {
 	u, err := url.Parse(s.standard[0])
 	if err != nil {

@@ -7,10 +7,9 @@ import (
 	"strings"
 )
 
-// Parse reads a URL that may hold a password. Its errors do not repeat the URL, as url.Parse's do. A URL whose user part
-// has a character that ends it is refused: it would be read with another host, and the rest of the password would be
-// shown and looked up as one. Several hosts, each with or without a port, may stand with commas between them; they are the
-// URL's Host as they are.
+// Parse parses a URL that may have a password. Unlike those of url.Parse, its errors do not contain the URL. It returns an error
+// if the password has a character that must be escaped: otherwise a part of the password would be taken for the host, logged and
+// resolved. There may be several hosts, separated by commas, each with or without a port; the URL's Host then has all of them.
 func Parse(rawURL string) (*url.URL, error) {
 	first, hosts, misplaced := dissect(rawURL)
 	u, err := url.Parse(first)
@@ -34,8 +33,8 @@ func Parse(rawURL string) (*url.URL, error) {
 
 const escapes = "in a user name or password write %40 for @, %2F for /, %3F for ?, %23 for #, %3A for : and %25 for %"
 
-// dissect returns the URL with the first of its hosts only, its hosts if there are several, and whether it has an @ that
-// is not the one before its host.
+// dissect returns the URL with its first host only, all hosts if there are several, and whether it has an @ that is not the one
+// before its host.
 func dissect(rawURL string) (first, hosts string, misplaced bool) {
 	scheme, rest, _ := strings.Cut(rawURL, ":")
 	rest, ok := strings.CutPrefix(rest, "//")
@@ -58,9 +57,9 @@ func dissect(rawURL string) (first, hosts string, misplaced bool) {
 	return scheme + "://" + user + one + behind, host, false
 }
 
-// Show returns what logs, errors and terminals may show of a URL: its scheme, its host and the first segment of its
-// path, which names a database or a virtual host. A URL of a file is shown with its whole path. User names,
-// passwords and options are left out.
+// Show returns the parts of a URL that may be shown in logs, errors and terminals: its scheme, its host and the first segment of
+// its path, which names a database or a virtual host, or the whole path of a file. It leaves out user names, passwords and
+// options.
 func Show(u *url.URL) string {
 	if u == nil {
 		return ""

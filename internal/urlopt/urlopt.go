@@ -1,5 +1,5 @@
-// Package urlopt reads the options of a transport's URL: every option is declared, and a misspelt one
-// is an error that names its nearest neighbour.
+// Package urlopt reads the options of a transport's URL. Every option is declared, and the error of an unknown one names the most
+// similar option.
 package urlopt
 
 import (
@@ -13,8 +13,7 @@ import (
 	"time"
 )
 
-// Options are the query parameters of one URL. Each getter takes its parameter out; Err complains
-// about what is left.
+// Options has the query parameters of one URL. Each getter removes its parameter. Err returns an error if some are left.
 type Options struct {
 	values url.Values
 	known  []string
@@ -31,15 +30,14 @@ func New(u *url.URL) *Options {
 	return o
 }
 
-// RequireHost complains about a URL like amqp:guest@localhost, which names no host: without the slashes it
-// is a text that nobody looks at.
+// RequireHost records an error if the URL is like amqp:guest@localhost: without the slashes it has no host.
 func (o *Options) RequireHost(u *url.URL) {
 	if u.Opaque != "" {
 		o.errs = append(o.errs, fmt.Errorf("the URL has no // behind %s:; write %s://", u.Scheme, u.Scheme))
 	}
 }
 
-// take returns the parameter's value and forgets it; ok is false where it is absent.
+// take returns the parameter's value and removes it. ok is false if it is absent.
 func (o *Options) take(name string) (value string, ok bool) {
 	o.known = append(o.known, name)
 	values, ok := o.values[name]
@@ -57,7 +55,7 @@ func (o *Options) fail(name, value, want string) {
 	o.errs = append(o.errs, fmt.Errorf("option %s=%q: it is %s", name, value, want))
 }
 
-// String is a free text.
+// String returns a parameter that may be any text.
 func (o *Options) String(name, fallback string) string {
 	if v, ok := o.take(name); ok {
 		return v
@@ -65,7 +63,7 @@ func (o *Options) String(name, fallback string) string {
 	return fallback
 }
 
-// Choice is one of some words.
+// Choice returns a parameter that must be one of some words.
 func (o *Options) Choice(name, fallback string, choices ...string) string {
 	v, ok := o.take(name)
 	if !ok {
@@ -78,7 +76,12 @@ func (o *Options) Choice(name, fallback string, choices ...string) string {
 	return v
 }
 
-// Bool is true or false.
+// StrictRoutes returns whether unroutable=error: every transport has this parameter for a publish that reaches no group.
+func (o *Options) StrictRoutes() bool {
+	return o.Choice("unroutable", "report", "report", "error") == "error"
+}
+
+// Bool returns a parameter that must be true or false.
 func (o *Options) Bool(name string, fallback bool) bool {
 	v, ok := o.take(name)
 	if !ok {
@@ -91,7 +94,7 @@ func (o *Options) Bool(name string, fallback bool) bool {
 	return b
 }
 
-// Int is a whole number of at least least.
+// Int returns a parameter that must be an integer of at least least.
 func (o *Options) Int(name string, fallback, least int) int {
 	v, ok := o.take(name)
 	if !ok {
@@ -105,7 +108,7 @@ func (o *Options) Int(name string, fallback, least int) int {
 	return n
 }
 
-// Duration is a positive duration in Go's notation.
+// Duration returns a parameter that must be a positive duration in Go's notation.
 func (o *Options) Duration(name string, fallback time.Duration) time.Duration {
 	v, ok := o.take(name)
 	if !ok {
@@ -119,7 +122,7 @@ func (o *Options) Duration(name string, fallback time.Duration) time.Duration {
 	return d
 }
 
-// Err is everything that was wrong: unreadable values, and parameters that no getter asked for.
+// Err returns the errors of all invalid values, and of parameters that no getter has removed.
 func (o *Options) Err() error {
 	errs := o.errs
 	for _, name := range slices.Sorted(maps.Keys(o.values)) {
@@ -140,8 +143,8 @@ func (o *Options) unknown(name string) error {
 	return fmt.Errorf("unknown option %q; known: %s.%s", name, strings.Join(o.known, ", "), hint)
 }
 
-// Nearest is the candidate that a misspelt word most likely means, "" where none is near. A word that was
-// cut short, or went on too long, is nearer than any other.
+// Nearest returns the candidate that a misspelt word most likely stands for, "" if none is similar. A candidate that begins with
+// the word, or with which the word begins, is preferred.
 func Nearest(word string, candidates []string) string {
 	best, bestDistance := "", (len(word)+1)/2+1
 	const always = 1 << 20 // more than any distance
@@ -159,7 +162,7 @@ func Nearest(word string, candidates []string) string {
 	return best
 }
 
-// distance is Levenshtein's.
+// distance returns the Levenshtein distance of two words.
 func distance(a, b string) int {
 	row := make([]int, len(b)+1)
 	for j := range row {

@@ -14,7 +14,7 @@ func options(t *testing.T, query string) *urlopt.Options {
 	return urlopt.New(&url.URL{RawQuery: query})
 }
 
-func TestOptionsAreReadWithTheirDefaults(t *testing.T) {
+func TestOptions_haveDefaults(t *testing.T) {
 	o := options(t, "name=leat&size=7&wait=3s&strict=true&mode=fast")
 	require.Equal(t, "leat", o.String("name", "x"))
 	require.Equal(t, "y", o.String("other", "y"))
@@ -28,7 +28,7 @@ func TestOptionsAreReadWithTheirDefaults(t *testing.T) {
 	require.NoError(t, o.Err())
 }
 
-func TestMistakesAreNamedWithTheirCure(t *testing.T) {
+func TestOptions_errorsHaveFixes(t *testing.T) {
 	for query, want := range map[string]string{
 		"prefech=1":           `unknown option "prefech"; known: lease, mode, prefetch, strict. Did you mean "prefetch"?`,
 		"zzz=1":               `unknown option "zzz"; known: lease, mode, prefetch, strict.`,
@@ -53,7 +53,7 @@ func TestMistakesAreNamedWithTheirCure(t *testing.T) {
 	require.ErrorContains(t, options(t, "a=1").Err(), "there are no options")
 }
 
-func TestNearestIsNearOrNothing(t *testing.T) {
+func TestNearest_isSimilarOrEmpty(t *testing.T) {
 	words := []string{"memory", "amqp", "postgres", "sqlite", "DEDUP", "DEDUP_KEEP", "REDIS_URL"}
 	for word, want := range map[string]string{
 		"memroy": "memory", "postgers": "postgres", "amqps": "amqp", "SQLITE": "sqlite", "kafka": "", "": "",

@@ -1,4 +1,4 @@
-// Package waitcounter counts what is under way, so that somebody can wait for the end of it.
+// Package waitcounter provides a counter that can be waited on until it is zero.
 package waitcounter
 
 import (
@@ -7,8 +7,8 @@ import (
 	"sync/atomic"
 )
 
-// A Counter is a counter that can be waited on until it is zero. The zero Counter is ready. All methods
-// may be called concurrently.
+// A Counter is a counter that can be waited on until it is zero. The zero value is ready to use. All methods may be called
+// concurrently.
 type Counter struct {
 	n       atomic.Int64
 	mu      sync.Mutex
@@ -23,7 +23,7 @@ func (t *Counter) Add(n int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.n.Load() > 0 {
-		return // whoever added since then waits on
+		return // something was added since then
 	}
 	for _, w := range t.waiters {
 		close(w)

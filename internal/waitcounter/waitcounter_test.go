@@ -15,7 +15,7 @@ import (
 
 func TestMain(m *testing.M) { testenv.Main(m) }
 
-func TestWaitEndsWhenTheTallyIsZero(t *testing.T) {
+func TestCounter_waitEndsAtZero(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var n waitcounter.Counter
 		require.NoError(t, n.Wait(t.Context()), "it begins at zero")
@@ -33,7 +33,7 @@ func TestWaitEndsWhenTheTallyIsZero(t *testing.T) {
 	})
 }
 
-func TestWaitEndsWithItsContextAndItsCause(t *testing.T) {
+func TestCounter_waitEndsWithItsContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var n waitcounter.Counter
 		n.Add(1)

@@ -19,6 +19,7 @@ package oteltrace
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"sync"
 	"sync/atomic"
@@ -113,7 +114,7 @@ func (t *Tracer) Publishing(ctx context.Context, topic string, msgs []*message.M
 		}
 	}
 	if parent.IsValid() && !parent.IsSampled() {
-		inject(ctx, parent, handled, msgs)
+		inject(parent, handled, msgs)
 		return ctx, nil
 	}
 	kind, options := trace.SpanKindProducer, []trace.SpanStartOption(nil)
@@ -122,7 +123,7 @@ func (t *Tracer) Publishing(ctx context.Context, topic string, msgs []*message.M
 	}
 	inner, span := t.start(ctx, startKey{kind: kind, topic: topic}, options)
 	describeSent(span, msgs)
-	inject(inner, span.SpanContext(), handled, msgs)
+	inject(span.SpanContext(), handled, msgs)
 	if !span.IsRecording() {
 		return inner, nil
 	}
@@ -204,15 +205,16 @@ func (t *Tracer) Started(ctx context.Context, d *bus.Delivery) context.Context {
 	}
 	span.SetAttributes(identity(d.Message)...)
 	span.SetAttributes(AttemptKey.Int(d.Attempt))
-	return &processing{inner, span}
+	return &processing{inner, t, d, span}
 }
 
 // Finished ends the span of a delivery.
 func (t *Tracer) Finished(ctx context.Context, d *bus.Delivery, o bus.Observation) {
-	span, _ := ctx.Value(processingKey{}).(trace.Span)
-	if span == nil {
+	p, _ := ctx.Value(processingKey{t}).(*processing)
+	if p == nil || p.delivery != d { // not recorded
 		return
 	}
+	span := p.span
 	span.SetAttributes(OutcomeKey.String(string(o.Outcome)), TryKey.Int(max(d.Try, 1)))
 	if hasFailed(o) {
 		failed(span, o.Err)
@@ -254,17 +256,20 @@ func hasFailed(o bus.Observation) bool {
 	}
 }
 
-// processing is the context of a delivery with a span, which Finished finds again whatever spans are within.
+// processing is the context of a delivery with a span, which Finished of the same tracer finds again whatever spans are
+// within.
 type processing struct {
 	context.Context
-	span trace.Span
+	tracer   *Tracer
+	delivery *bus.Delivery
+	span     trace.Span
 }
 
-type processingKey struct{}
+type processingKey struct{ tracer *Tracer }
 
 func (p *processing) Value(key any) any {
-	if _, ok := key.(processingKey); ok {
-		return p.span
+	if k, ok := key.(processingKey); ok && k.tracer == p.tracer {
+		return p
 	}
 	return p.Context.Value(key)
 }
@@ -424,6 +429,9 @@ func foreign(handled *bus.Delivery, msgs []*message.Message) []trace.Link {
 			own = append(own, msg)
 		}
 	}
+	if len(own) == 0 {
+		return nil
+	}
 	links, _ := contexts(own)
 	return links
 }
@@ -434,32 +442,45 @@ func hasOwn(handled *bus.Delivery, msg *message.Message) bool {
 	return parent != "" && (handled == nil || parent != handled.Message.Metadata[driver.HeaderTraceParent])
 }
 
-// inject puts a context into the messages that have none of their own.
-func inject(ctx context.Context, c trace.SpanContext, handled *bus.Delivery, msgs []*message.Message) {
+// inject puts a context into the messages that have none of their own. It writes what propagation.TraceContext injects.
+func inject(c trace.SpanContext, handled *bus.Delivery, msgs []*message.Message) {
 	if !c.IsValid() {
 		return
 	}
-	var first message.Metadata // whose headers the others get as well
+	var parent string
 	for _, msg := range msgs {
-		switch {
-		case hasOwn(handled, msg):
-			continue
-		case same(msg.Metadata[driver.HeaderTraceParent], c): // as that of what a handler publishes, if nothing is sampled
-			continue
-		case msg.Metadata == nil:
+		if had := msg.Metadata[driver.HeaderTraceParent]; had != "" {
+			// What a handler publishes has the context of the message that is handled already, if nothing is sampled.
+			if hasOwn(handled, msg) || same(had, c) {
+				continue
+			}
+		}
+		if msg.Metadata == nil {
 			msg.Metadata = message.Metadata{}
 		}
-		delete(msg.Metadata, driver.HeaderTraceState)
-		if first == nil {
-			first = msg.Metadata
-			propagation.TraceContext{}.Inject(ctx, carrier(msg))
-			continue
+		if parent == "" {
+			parent = traceParent(c)
 		}
-		msg.Metadata[driver.HeaderTraceParent] = first[driver.HeaderTraceParent]
-		if state := first[driver.HeaderTraceState]; state != "" {
-			msg.Metadata[driver.HeaderTraceState] = state
+		msg.Metadata[driver.HeaderTraceParent] = parent
+		delete(msg.Metadata, driver.HeaderTraceState)
+		if state := c.TraceState(); state.Len() > 0 {
+			msg.Metadata[driver.HeaderTraceState] = state.String()
 		}
 	}
+}
+
+// traceParent returns the header of a context.
+func traceParent(c trace.SpanContext) string {
+	const digits = "0123456789abcdef"
+	traceID, spanID := c.TraceID(), c.SpanID()
+	flags := c.TraceFlags() & (trace.FlagsSampled | trace.FlagsRandom)
+	var parent [parentLen]byte
+	copy(parent[:], "00-")
+	hex.Encode(parent[traceAt:], traceID[:])
+	parent[spanAt-1] = '-'
+	hex.Encode(parent[spanAt:], spanID[:])
+	parent[flagsAt-1], parent[flagsAt], parent[flagsAt+1] = '-', '0', digits[flags]
+	return string(parent[:])
 }
 
 // same reports whether a traceparent is that of a context that is not sampled.

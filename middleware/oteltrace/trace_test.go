@@ -29,7 +29,7 @@ import (
 )
 
 // patience bounds what the test waits for.
-const patience = 30 * time.Second
+const patience = 3 * time.Minute
 
 // shop is a service with an outbox in SQLite and RabbitMQ.
 type shop struct {
@@ -63,7 +63,7 @@ func openShop(t *testing.T, p recording) shop {
 		defer cancel()
 		require.NoError(t, b.Close(ctx))
 	})
-	db, err := stdsql.Open("sqlite", "file:"+file+"?_pragma=busy_timeout(20000)&_txlock=immediate")
+	db, err := stdsql.Open("sqlite", "file:"+file+"?_pragma=busy_timeout(180000)&_txlock=immediate")
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, db.Close()) })
 	return shop{b, db}

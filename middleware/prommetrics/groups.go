@@ -16,7 +16,7 @@ import (
 // Defaults of [Groups].
 const (
 	DefaultRefresh = 15 * time.Second
-	DefaultWait    = time.Second
+	DefaultWait    = 50 * time.Millisecond
 	DefaultTimeout = 10 * time.Second
 )
 
@@ -34,7 +34,7 @@ func Timeout(d time.Duration) GroupsOption { return func(c *groupsCollector) { c
 
 // Groups registers a collector of what waits in the message system for the groups of the bus, of all processes that share
 // them: [driver.Inspector] counts it. A scrape has the values refreshed if they are older than 15 s, and does not wait for
-// that longer than a second: it shows the last values, and leat_groups_age_seconds shows their age. What the message system
+// that longer than 50 ms: it shows the last values, and leat_groups_age_seconds shows their age. What the message system
 // can't count is missing.
 //
 // Groups returns an error if the bus's transport is no Inspector, or if the metrics are registered already.
@@ -74,12 +74,12 @@ func known(count func(driver.GroupInfo) int) func(driver.GroupInfo) (float64, bo
 	return func(g driver.GroupInfo) (float64, bool) { return float64(count(g)), count(g) >= 0 }
 }
 
-// parkedKeys is unknown if messages are parked and no key is: the transport does not count keys.
+// parkedKeys returns unknown if messages are parked and no key is: the transport does not count keys.
 func parkedKeys(g driver.GroupInfo) (float64, bool) {
 	return float64(g.ParkedKeys), g.ParkedKeys > 0 || g.ParkedKeys == 0 && g.Parked == 0
 }
 
-// oldestAge is unknown if something waits, and the transport does not say since when.
+// oldestAge returns unknown if something waits, and the transport does not say since when.
 func oldestAge(g driver.GroupInfo) (float64, bool) {
 	if g.Oldest.IsZero() {
 		return 0, g.Waiting == 0 && g.Delayed == 0

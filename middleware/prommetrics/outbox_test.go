@@ -19,7 +19,7 @@ import (
 
 // waiting is an outbox in which something waits.
 type waiting struct {
-	bus.Outbox
+	driver.Outbox
 	stats driver.OutboxStats
 	err   error
 }
@@ -27,7 +27,7 @@ type waiting struct {
 func (o *waiting) Stats(context.Context) (driver.OutboxStats, error) { return o.stats, o.err }
 func (o *waiting) Close(context.Context) error                       { return nil }
 
-func TestTheOutboxIsMeasured(t *testing.T) {
+func TestOutbox_metrics(t *testing.T) {
 	o := &waiting{stats: driver.OutboxStats{Pending: 7, OldestAge: 1500 * time.Millisecond}}
 	b, err := bus.New(memory.New(memory.Config{}), bus.Config{Service: "test", Outbox: o})
 	require.NoError(t, err)

@@ -44,9 +44,9 @@ type Observer struct {
 	otel      *otelMetrics // nil without WithOTelNames
 
 	// What is bound to its labels, so that the path of a message looks none up.
-	publications sync.Map                             // topic → publication
-	groups       sync.Map                             // group → group
-	endings      atomic.Pointer[map[endingKey]ending] // replaced when one is added
+	publications sync.Map                              // topic → *publication
+	groups       sync.Map                              // group → *group
+	endings      atomic.Pointer[map[endingKey]*ending] // replaced when one is added
 
 	topics sync.Map // topic → its label
 	mu     sync.Mutex
@@ -105,16 +105,16 @@ func New(registerer prometheus.Registerer, opts ...Option) (*Observer, error) {
 			Name: "leat_in_flight", Help: "Deliveries in the stack now.",
 		}, []string{"group"}),
 		paused: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "leat_group_paused", Help: "1 while the group's circuit breaker is open or half-open.",
+			Name: "leat_group_paused", Help: "1 while the group is paused by its circuit breaker or an operator.",
 		}, []string{"group"}),
 		breakers: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "leat_breaker_changes_total", Help: "Changes of circuit breakers, by new state: open, half-open or closed.",
+			Name: "leat_breaker_changes_total", Help: "Changes of circuit breakers, by new state: open, half-open, closed, or held by an operator.",
 		}, []string{"group", "state"}),
 		events: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "event_processed_total", Help: "Deliveries of all groups, by event type and final outcome.",
 		}, []string{"type", "status"}),
 	}
-	o.endings.Store(&map[endingKey]ending{})
+	o.endings.Store(&map[endingKey]*ending{})
 	for _, opt := range opts {
 		opt(o)
 	}
@@ -129,22 +129,31 @@ func New(registerer prometheus.Registerer, opts ...Option) (*Observer, error) {
 
 // Published counts a publication.
 func (o *Observer) Published(_ context.Context, p bus.Publication) {
-	topic := o.label(p.Topic)
 	n := len(p.Messages)
 	if p.Err != nil {
+		topic := o.label(p.Topic)
 		o.published.WithLabelValues(topic, "error").Add(float64(n))
 		o.otel.sent(topic, "error").observe(n, p.Took)
 		return
 	}
-	bound := once(&o.publications, topic, func() publication {
-		return publication{o.published.WithLabelValues(topic, "ok"), o.publish.WithLabelValues(topic), o.otel.sent(topic, "")}
-	})
+	bound := o.publication(p.Topic)
 	bound.otel.observe(n, p.Took)
 	bound.ok.Add(float64(n - p.Unrouted))
 	bound.took.Observe(p.Took.Seconds())
 	if p.Unrouted > 0 {
-		o.published.WithLabelValues(topic, "unrouted").Add(float64(p.Unrouted))
+		o.published.WithLabelValues(o.label(p.Topic), "unrouted").Add(float64(p.Unrouted))
 	}
+}
+
+// publication returns what is bound to a topic. A topic with a label of its own is found by one look.
+func (o *Observer) publication(topic string) *publication {
+	if bound, ok := o.publications.Load(topic); ok {
+		return bound.(*publication)
+	}
+	label := o.label(topic)
+	return once(&o.publications, label, func() *publication {
+		return &publication{o.published.WithLabelValues(label, "ok"), o.publish.WithLabelValues(label), o.otel.sent(label, "")}
+	})
 }
 
 // BreakerChanged counts a change.
@@ -185,15 +194,13 @@ func dueTime(d *bus.Delivery) time.Time {
 // Finished counts a delivery out, with its outcome.
 func (o *Observer) Finished(_ context.Context, d *bus.Delivery, end bus.Observation) {
 	o.group(d).inFlight.Dec()
-	topic := o.label(d.Topic)
-	eventType := topic
-	if t := d.Message.Metadata[driver.HeaderType]; t != "" && t != d.Topic {
-		eventType = o.label(t)
+	eventType := d.Message.Metadata[driver.HeaderType]
+	if eventType == "" {
+		eventType = d.Topic
 	}
-	key := endingKey{d.Group, topic, eventType, end.Outcome}
-	bound, ok := (*o.endings.Load())[key]
+	bound, ok := (*o.endings.Load())[endingKey{d.Group, d.Topic, eventType, end.Outcome}] // missing if a name has no label of its own
 	if !ok {
-		bound = o.ending(key)
+		bound = o.ending(endingKey{d.Group, o.label(d.Topic), o.label(eventType), end.Outcome})
 	}
 	took := end.Took - end.Waited
 	bound.delivered.Inc()
@@ -202,12 +209,15 @@ func (o *Observer) Finished(_ context.Context, d *bus.Delivery, end bus.Observat
 	bound.otel.observe(took)
 }
 
-// ending binds a key's metrics. A sync.Map would allocate for each look at such a key.
-func (o *Observer) ending(key endingKey) ending {
+// ending returns what is bound to a key. A sync.Map would allocate at each look-up of such a key.
+func (o *Observer) ending(key endingKey) *ending {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if bound, ok := (*o.endings.Load())[key]; ok {
+		return bound
+	}
 	all := maps.Clone(*o.endings.Load())
-	all[key] = ending{
+	all[key] = &ending{
 		delivered: o.delivered.WithLabelValues(key.group, key.topic, string(key.outcome)),
 		event:     o.events.WithLabelValues(key.eventType, string(key.outcome)),
 		process:   o.process.WithLabelValues(key.group, string(key.outcome)),
@@ -217,10 +227,11 @@ func (o *Observer) ending(key endingKey) ending {
 	return all[key]
 }
 
-func (o *Observer) group(d *bus.Delivery) group {
-	return once(&o.groups, d.Group, func() group {
+func (o *Observer) group(d *bus.Delivery) *group {
+	return once(&o.groups, d.Group, func() *group {
 		o.reserve(d.Handler())
-		return group{o.inFlight.WithLabelValues(d.Group), o.lag.WithLabelValues(d.Group)}
+		o.paused.WithLabelValues(d.Group) // 0 until the breaker says otherwise
+		return &group{o.inFlight.WithLabelValues(d.Group), o.lag.WithLabelValues(d.Group)}
 	})
 }
 

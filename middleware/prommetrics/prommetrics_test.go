@@ -28,7 +28,7 @@ type orderPaid struct{ ID string }
 
 func (orderPaid) EventType() (string, int) { return "order.paid", 1 }
 
-func TestEveryOutcomeIsCounted(t *testing.T) {
+func TestObserver_countsEveryOutcome(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		registry := prometheus.NewRegistry()
 		observer, err := prommetrics.New(registry)
@@ -84,7 +84,7 @@ leat_transport_unroutable_total{transport="memory"} 1
 	})
 }
 
-func TestTopicsFromForeignInputStayBounded(t *testing.T) {
+func TestObserver_boundsForeignTopics(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	observer, err := prommetrics.New(registry)
 	require.NoError(t, err)
@@ -136,7 +136,7 @@ func TestObserver_measuresTheLagFromWhenAMessageWasDue(t *testing.T) {
 	t.Fatal("no lag was measured")
 }
 
-func TestRegisteringTwiceIsAnError(t *testing.T) {
+func TestNew_registeringTwiceFails(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	_, err := prommetrics.New(registry)
 	require.NoError(t, err)

@@ -19,7 +19,7 @@ type invoiceSent struct{ Number int }
 
 func (invoiceSent) EventType() (name string, version int) { return "invoice.sent", 1 }
 
-// Processes that share a Redis share what was handled: here the second one finds that the first has handled the event.
+// Processes with the same Redis share the records of handled messages: here the second one finds that the first has handled the event.
 func ExampleNew() {
 	server := miniredis.NewMiniRedis() // a Redis for this example
 	if err := server.Start(); err != nil {
@@ -48,7 +48,7 @@ func ExampleNew() {
 	// Output: process 0 booked invoice 7
 }
 
-// Open is for a service that has no Redis client of its own. It does not wait for Redis: when Redis is away, handlers run without
+// Open is for a service without its own Redis client. It does not wait for Redis: if Redis can't be reached, handlers run without
 // dedup, or wait if that does less harm.
 func ExampleOpen() {
 	store, err := redisstore.Open("redis://localhost:6379/0")

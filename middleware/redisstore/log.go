@@ -8,8 +8,8 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// SetLogger makes go-redis write its own lines, such as those about connections that fail, to a logger, as warnings. It is
-// for the whole process, as go-redis has one logger; by default that writes to the standard error.
+// SetLogger makes go-redis log to logger, at level warn. go-redis has one logger for the whole process, which by default writes
+// to the standard error.
 func SetLogger(logger *slog.Logger) { redis.SetLogger(clientLog{logger}) }
 
 type clientLog struct{ *slog.Logger }

@@ -12,18 +12,18 @@ import (
 	"github.com/redis/go-redis/v9/maintnotifications"
 )
 
-// Timeouts of a client made by Open. The dedup step's budget is shorter; these end what goes on
-// behind it.
+// Timeouts of the client of Open. The dedup step's budget is shorter; these end calls that continue in
+// the background.
 const (
 	dialTimeout = time.Second
 	callTimeout = time.Second
 	poolSize    = 64
 )
 
-// Open makes a store with a client of its own from a URL such as redis://user:password@host:6379/0,
-// rediss:// for TLS or unix:// for a socket; go-redis' options follow as parameters. It does not
-// connect: a Redis that is away shows at the first claim. Close the store when the bus is closed.
-// For Redis Cluster or Sentinel make the client yourself and use [New].
+// Open returns a store with its own client for a URL such as redis://user:password@host:6379/0,
+// rediss:// for TLS or unix:// for a socket, with go-redis' options as parameters. It does not
+// connect, so the first claim returns an error if Redis can't be reached. Close the store after the bus.
+// For Redis Cluster or Sentinel, create the client yourself and use [New].
 func Open(rawURL string) (*Store, error) {
 	opts, err := redis.ParseURL(rawURL)
 	if err != nil {
@@ -31,13 +31,13 @@ func Open(rawURL string) (*Store, error) {
 	}
 	opts.ContextTimeoutEnabled = true
 	opts.DialTimeout = orDefault(opts.DialTimeout, dialTimeout)
-	opts.DialerRetries = 1 // the next message tries again
+	opts.DialerRetries = 1 // the next message retries
 	opts.ReadTimeout = orDefault(opts.ReadTimeout, callTimeout)
 	opts.WriteTimeout = orDefault(opts.WriteTimeout, callTimeout)
 	opts.PoolTimeout = orDefault(opts.PoolTimeout, callTimeout)
 	opts.PoolSize = orDefault(opts.PoolSize, poolSize)
 	opts.MaxRetries = orDefault(opts.MaxRetries, 1)
-	// Only Redis Cloud answers them; others are asked in vain on every connection.
+	// Only Redis Cloud supports them; for others, each connection would need an extra round trip.
 	opts.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
 
 	client := redis.NewClient(opts)
@@ -57,14 +57,13 @@ func orDefault[T comparable](v, fallback T) T {
 	return v
 }
 
-// readable says what is wrong with the URL without showing it. A password with a special character in
-// it can end up in any part of the URL and in go-redis' error, so of both nothing is shown but the
-// name of an option.
+// readable returns an error that does not contain the URL. If a password has a special character, any part of the
+// parsed URL and of go-redis' error may contain it, so only the name of an option is shown.
 func readable(rawURL string, err error) error {
 	u, parseErr := url.Parse(rawURL)
 	switch option := complainedOption.FindStringSubmatch(err.Error()); {
 	case parseErr != nil, strings.Contains(u.RawQuery+u.Path, "@"):
-		return errors.New("the URL can't be read; it looks like redis://user:password@host:6379/0, " +
+		return errors.New("the URL can't be parsed; it looks like redis://user:password@host:6379/0, " +
 			"with special characters in the password percent-encoded")
 	case u.Scheme != "redis" && u.Scheme != "rediss" && u.Scheme != "unix":
 		return errors.New("the URL's scheme is unknown; it is one of redis, rediss, unix")

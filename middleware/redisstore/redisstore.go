@@ -1,12 +1,12 @@
-// Package redisstore remembers handled messages in Redis, so that the processes of a service know of
-// each other's. It needs Redis 5 or a server that speaks like it (Valkey, KeyDB, Dragonfly), with
-// scripts allowed.
+// Package redisstore records handled messages in Redis, so that all processes of a service share the
+// records. It needs Redis 5 or a compatible server (Valkey, KeyDB, Dragonfly) that allows scripts.
 package redisstore
 
 import (
 	"context"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"strconv"
 	"time"
@@ -16,18 +16,18 @@ import (
 	"github.com/leatbus/leat/middleware"
 )
 
-// Store is a [middleware.Store] on Redis. Each call is one round trip. A message that is done takes
-// one key for as long as it is kept, about 200 bytes of Redis' memory. Give Redis the
-// maxmemory-policy noeviction: an evicted key is a duplicate that is not noticed.
+// A Store is a [middleware.Store] on Redis. Each call is one round trip. The mark of a done message is one
+// key of about 200 bytes in Redis' memory. Configure Redis with the maxmemory-policy noeviction: if a key is
+// evicted, duplicates of its message are handled again. Its methods may be called concurrently.
 type Store struct {
 	client  redis.Scripter
 	scripts scripts
-	owned   io.Closer // nil where the client is the caller's
+	owned   io.Closer // nil if the caller owns the client
 }
 
-// New makes a store on a client, which stays the caller's: a *redis.Client, a *redis.ClusterClient
-// (each call touches one key), a *redis.Ring or an AutoPipeliner. The client must heed the deadlines
-// of contexts, otherwise a Redis that hangs holds every handler for the client's own timeout.
+// New returns a store on a client, which the caller owns: a *redis.Client, a *redis.ClusterClient
+// (each call uses one key), a *redis.Ring or an AutoPipeliner. It returns an error if the client ignores the
+// deadlines of contexts, since a Redis that hangs would block every handler for the client's own timeout.
 func New(client redis.Scripter) (*Store, error) {
 	if !heedsDeadlines(client) {
 		return nil, fmt.Errorf("redisstore: the %T does not heed the deadlines of contexts; "+
@@ -45,11 +45,11 @@ func heedsDeadlines(client redis.Scripter) bool {
 	case interface{ Options() *redis.RingOptions }:
 		return c.Options().ContextTimeoutEnabled
 	default:
-		return true // can't be told
+		return true // unknown
 	}
 }
 
-// Close closes the client that [Open] made. One that was given to [New] stays open. Twice is fine.
+// Close closes the client if the store was returned by [Open]. It may be called more than once.
 func (s *Store) Close() error {
 	if s.owned == nil {
 		return nil
@@ -74,8 +74,10 @@ func (s *Store) Claim(ctx context.Context, key string, lease time.Duration) (mid
 		return c, nil
 	case answer == answerDone:
 		return middleware.Claim{Key: key, State: middleware.Done}, nil
+	case answer < answerDone:
+		return c, fmt.Errorf("redisstore: claim: the script returned %d; look for another program that writes %q", answer, key)
 	default:
-		left := time.Duration(answer) * time.Millisecond
+		left := time.Duration(min(answer, math.MaxInt64/int64(time.Millisecond))) * time.Millisecond
 		return middleware.Claim{Key: key, State: middleware.InProgress, Left: left}, nil
 	}
 }
@@ -107,7 +109,7 @@ func (s *Store) run(ctx context.Context, op string, script *redis.Script, key st
 	}
 }
 
-// newToken makes 64 random bits. They need only differ among the claims of one key.
+// newToken returns 64 random bits. They only need to differ among the claims of one key.
 func newToken() string { return strconv.FormatUint(rand.Uint64(), 36) }
 
 func millis(d time.Duration) int64 { return max(d.Milliseconds(), 1) }

@@ -27,14 +27,14 @@ import (
 
 func TestMain(m *testing.M) { testenv.Main(m) }
 
-func TestStoreKeepsTheContractOnMiniredis(t *testing.T) {
+func TestStore_contractOnMiniredis(t *testing.T) {
 	storetest.Run(t, func(t *testing.T, test func(*testing.T, middleware.Store, func(time.Duration))) {
 		server := miniredis.RunT(t)
 		test(t, open(t, "redis://"+server.Addr()), server.FastForward)
 	})
 }
 
-func TestStoreKeepsTheContractOnRedis(t *testing.T) {
+func TestStore_contractOnRedis(t *testing.T) {
 	storetest.Run(t, func(t *testing.T, test func(*testing.T, middleware.Store, func(time.Duration))) {
 		t.Parallel() // it waits for the clock most of the time
 		test(t, newPrefixed(t), time.Sleep)
@@ -138,7 +138,7 @@ func (c forgetfulConn) Read(b []byte) (int, error) {
 	return n, err
 }
 
-func TestRepeatedCallMeetsItsOwnFirstWrite(t *testing.T) {
+func TestStore_repeatedCallIsIdempotent(t *testing.T) {
 	server := miniredis.RunT(t)
 	f := &forgetful{}
 	client := redis.NewClient(&redis.Options{
@@ -178,7 +178,7 @@ func TestRepeatedCallMeetsItsOwnFirstWrite(t *testing.T) {
 	}
 }
 
-func TestFailedClaimCanBeReleased(t *testing.T) {
+func TestStore_releasesAFailedClaim(t *testing.T) {
 	server := miniredis.RunT(t)
 	f := &forgetful{}
 	client := redis.NewClient(&redis.Options{Addr: server.Addr(), Dialer: f.dial, MaxRetries: -1, ContextTimeoutEnabled: true})
@@ -200,7 +200,7 @@ func TestFailedClaimCanBeReleased(t *testing.T) {
 	}
 }
 
-func TestHangingRedisIsLeftAtTheDeadline(t *testing.T) {
+func TestStore_obeysTheDeadlineIfRedisHangs(t *testing.T) {
 	server := miniredis.RunT(t)
 	proxy := testenv.NewProxy(t, server.Addr())
 	s := open(t, "redis://"+proxy.Addr()+"?read_timeout=1h")
@@ -220,7 +220,7 @@ func TestHangingRedisIsLeftAtTheDeadline(t *testing.T) {
 	}
 }
 
-func TestNewRefusesClientsThatIgnoreDeadlines(t *testing.T) {
+func TestNew_rejectsClientsThatIgnoreDeadlines(t *testing.T) {
 	for _, client := range []interface {
 		redis.Scripter
 		io.Closer
@@ -243,13 +243,13 @@ func TestNewRefusesClientsThatIgnoreDeadlines(t *testing.T) {
 	}
 }
 
-func TestOpenSaysWhatIsWrongWithoutThePassword(t *testing.T) {
+func TestOpen_errorsHaveNoPassword(t *testing.T) {
 	for _, tc := range []struct{ url, want string }{
-		{"redis://user:hunter2@localhost:port/0", "can't be read"},
+		{"redis://user:hunter2@localhost:port/0", "can't be parsed"},
 		{"redis://user:hun/ter2@localhost/0", "percent-encoded"},
-		{"redis://user:hun#ter2@localhost/0", "can't be read"},
+		{"redis://user:hun#ter2@localhost/0", "can't be parsed"},
 		{"redis://:12?hunter2@localhost/0", "percent-encoded"},
-		{"redis://user:%zzhunter2@localhost/0", "can't be read"},
+		{"redis://user:%zzhunter2@localhost/0", "can't be parsed"},
 		{"http://user:hunter2@localhost/0", "scheme"},
 		{"localhost:6379", "scheme"},
 		{"", "scheme"},
@@ -268,7 +268,7 @@ func TestOpenSaysWhatIsWrongWithoutThePassword(t *testing.T) {
 	}
 }
 
-func TestErrorsOfCallsDoNotShowThePassword(t *testing.T) {
+func TestStore_errorsHaveNoPassword(t *testing.T) {
 	server := miniredis.RunT(t)
 	server.RequireAuth("another")
 	for _, addr := range []string{server.Addr(), "127.0.0.1:1"} {
@@ -280,7 +280,7 @@ func TestErrorsOfCallsDoNotShowThePassword(t *testing.T) {
 	}
 }
 
-func TestCloseTwiceIsFine(t *testing.T) {
+func TestClose_twice(t *testing.T) {
 	s, err := redisstore.Open("redis://127.0.0.1:1")
 	if err != nil {
 		t.Fatal(err)
@@ -290,7 +290,7 @@ func TestCloseTwiceIsFine(t *testing.T) {
 	}
 }
 
-func TestMarkTakesWhatIsDocumented(t *testing.T) {
+func TestStore_markSizeIsAsDocumented(t *testing.T) {
 	opts, err := redis.ParseURL(testenv.Redis(t))
 	if err != nil {
 		t.Fatal(err)

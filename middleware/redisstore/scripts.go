@@ -2,10 +2,9 @@ package redisstore
 
 import "github.com/redis/go-redis/v9"
 
-// A key holds the token of the claim while the message is in progress, and the token behind a "="
-// once it is done. A call that go-redis repeats after a broken connection meets its own first write,
-// knows it by the token, and answers what the first one answered. Each script has one key, so that
-// Redis Cluster can run it.
+// The value of a key is the claim's token while the message is in progress, and "=" and the token after it is
+// done. If go-redis repeats a call after a broken connection, the script finds its first write by the token and
+// returns the same result. Each script uses one key, so that it works on Redis Cluster.
 const (
 	answerClaimed = 0 // the rest of a lease is positive
 	answerDone    = -1
@@ -47,7 +46,7 @@ end
 redis.call('DEL', KEYS[1])
 return 1`
 
-// scripts are sent by their hash; go-redis sends the text where the server does not know it yet.
+// scripts are sent by their hash; go-redis sends the text if the server does not have it.
 type scripts struct {
 	claim, renew, done, release *redis.Script
 }

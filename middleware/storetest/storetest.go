@@ -1,5 +1,4 @@
-// Package storetest is the contract of [middleware.Store] as a test suite. Every store runs it, those
-// of other modules too.
+// Package storetest tests implementations of [middleware.Store], also those of other modules.
 package storetest
 
 import (
@@ -13,9 +12,9 @@ import (
 	"github.com/leatbus/leat/middleware"
 )
 
-// Setup makes an empty store and calls test with it, once. pass lets time pass for the store:
-// time.Sleep where it goes by the clock, inside a testing/synctest bubble where it can; a test lets up
-// to 6.2 s pass. setup may call t.Parallel.
+// Setup creates an empty store and calls test with it, once. pass advances the store's time: it is time.Sleep,
+// inside a testing/synctest bubble if the store supports that. A test advances it by up to a second.
+// Setup may call t.Parallel.
 type Setup func(t *testing.T, test func(t *testing.T, s middleware.Store, pass func(time.Duration)))
 
 const (
@@ -23,7 +22,7 @@ const (
 	long  = time.Minute            // one that does not
 )
 
-// Run tests the stores that setup makes.
+// Run tests the stores of setup.
 func Run(t *testing.T, setup Setup) {
 	t.Helper()
 	for _, tc := range []struct {
@@ -43,6 +42,7 @@ func Run(t *testing.T, setup Setup) {
 		{"a claim that ran out can still be done", contract.doneLate},
 		{"a claim that ran out can be taken again", contract.renewedLate},
 		{"a mark is kept for its window", contract.kept},
+		{"and not for much longer", contract.forgotten},
 		{"of 50 who claim at once, one wins", contract.contended},
 		{"keys can be long and binary", contract.oddKeys},
 		{"a cancelled context is heeded", contract.cancelled},
@@ -90,7 +90,7 @@ func (c contract) lost(op string, err error) {
 	}
 }
 
-// leased reports whether claims run out. Those of a local store must hold instead.
+// leased reports whether claims expire. Those of a local store must not.
 func (c contract) leased() bool {
 	c.Helper()
 	if _, local := c.store.(middleware.LocalStore); !local {
@@ -150,7 +150,7 @@ func (c contract) apart() {
 	c.claim("k", long, middleware.Claimed)
 }
 
-// doneTwice does what a client does that repeats a call whose answer got lost.
+// doneTwice repeats a call, as a client does after a lost connection.
 func (c contract) doneTwice() {
 	claim := c.claim("k", long, middleware.Claimed)
 	c.must(c.store.Done(c.Context(), claim, long))
@@ -177,11 +177,10 @@ func (c contract) leaseRunsOut() {
 }
 
 func (c contract) renewed() {
-	claim := c.claim("k", 10*short, middleware.Claimed)
-	for range 3 {
-		c.pass(4 * short)
-		c.must(c.store.Renew(c.Context(), claim, 10*short))
-	}
+	claim := c.claim("k", short, middleware.Claimed)
+	c.must(c.store.Renew(c.Context(), claim, short))
+	c.must(c.store.Renew(c.Context(), claim, long))
+	c.pass(4 * short)
 	c.claim("k", long, middleware.InProgress)
 	c.must(c.store.Done(c.Context(), claim, long))
 	c.claim("k", long, middleware.Done)
@@ -229,11 +228,16 @@ func (c contract) renewedLate() {
 }
 
 func (c contract) kept() {
-	claim := c.claim("k", long, middleware.Claimed)
-	c.must(c.store.Done(c.Context(), claim, 30*short)) // a busy machine may be late by some seconds
-	c.pass(2 * short)
+	claim := c.claim("k", short, middleware.Claimed)
+	c.must(c.store.Done(c.Context(), claim, long))
+	c.pass(4 * short)
 	c.claim("k", long, middleware.Done)
-	c.pass(60 * short) // a mark may stay for twice its window
+}
+
+func (c contract) forgotten() {
+	claim := c.claim("k", long, middleware.Claimed)
+	c.must(c.store.Done(c.Context(), claim, short))
+	c.pass(4 * short) // a mark may stay for twice its window
 	c.claim("k", long, middleware.Claimed)
 }
 

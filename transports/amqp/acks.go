@@ -9,42 +9,42 @@ import (
 )
 
 const (
-	// ackInterval is how long an ack may wait for others, so that one frame can tell of many.
+	// ackInterval is how long an ack may wait for others, so that one frame can ack many messages.
 	ackInterval = 5 * time.Millisecond
-	// ackPatience is how many intervals one waits that is beyond a message that is still out. A quorum
-	// queue writes each frame to its log, and what is out is mostly settled by then.
+	// ackPatience is how many intervals an ack waits for an older message that is not settled. A quorum queue writes each
+	// frame to its log, and the older message is mostly settled by then.
 	ackPatience = 3
-	// ackMemory is for how long frames count as recent: longer than a quorum queue takes to write them down.
+	// ackMemory is how long frames count as recent: longer than a quorum queue takes to write them to its log.
 	ackMemory = 500 * time.Millisecond
-	// copyPatience is the same where the broker is about to confirm a copy of that message.
+	// copyPatience takes the place of ackPatience if a copy of the older message is about to be confirmed.
 	copyPatience = 20
 )
 
-// acks collects the acks of one channel. One frame acks all messages up to a delivery tag. Those beyond
-// the oldest message that is still out wait a moment for it, and are then acked one by one, so that it
-// holds up no other.
+// acks collects the acks of one channel. One frame acks all messages up to a delivery tag. Acks behind the oldest unsettled message
+// wait a short time for it, and are then sent one by one, so that it does not delay the others for long. Methods that don't lock
+// mu are called with mu locked.
 type acks struct {
 	ch     acker
-	batch  int // acks that don't wait any longer
-	window int // acks beyond the oldest message out that don't
+	batch  int // number of acks that are sent without further delay
+	window int // the same for acks behind the oldest unsettled message
 
 	mu       sync.Mutex
 	settled  tags
 	done     []uint64 // settled and not acked
-	beyond   []uint64 // those of them that wait for an older one
-	waited   int      // intervals that they did
-	stuck    uint64   // the oldest message out, for which nobody waits any more
+	beyond   []uint64 // those behind an older message that is not settled
+	waited   int      // intervals that beyond has waited
+	stuck    uint64   // the oldest unsettled message, for which acks do not wait any more
 	timer    *time.Timer
 	armed    bool
-	held     bool // nothing is sent for now
+	paused   bool // no acks are sent for now
 	ended    bool
-	expected map[uint64]bool // out, and about to be settled
+	expected map[uint64]bool // not settled yet, but about to be
 
-	since       time.Time // when the frames began that are counted now
-	before, now int       // frames in the interval before, and in this one
+	since       time.Time // beginning of the current interval of counted frames
+	before, now int       // frames in the previous interval and in this one
 }
 
-// acker is the channel.
+// acker is the part of a channel that acks use.
 type acker interface {
 	Ack(tag uint64, multiple bool) error
 	Nack(tag uint64, multiple, requeue bool) error
@@ -57,14 +57,14 @@ func newAcks(ch acker, batch, window int) *acks {
 	return a
 }
 
-// fit sets the bounds for a channel with so many messages fetched ahead.
+// fit sets batch and window for a channel with this prefetch.
 func (a *acks) fit(prefetch int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.batch, a.window = max(prefetch/prefetchPerWorker, 1), prefetch*3/4
 }
 
-// ack reports false when the channel is gone: the message comes again.
+// ack acks a message. It returns false if the channel is closed: then the message is redelivered.
 func (a *acks) ack(tag uint64) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -75,7 +75,7 @@ func (a *acks) ack(tag uint64) bool {
 	delete(a.expected, tag)
 	a.done = append(a.done, tag)
 	switch {
-	case a.held:
+	case a.paused:
 	case len(a.done) >= a.batch:
 		return a.flush()
 	default:
@@ -84,7 +84,7 @@ func (a *acks) ack(tag uint64) bool {
 	return true
 }
 
-// arm makes sure of a tick. The caller holds a.mu.
+// arm starts the timer unless it runs.
 func (a *acks) arm() {
 	if !a.armed {
 		a.armed = true
@@ -92,22 +92,22 @@ func (a *acks) arm() {
 	}
 }
 
-// requeue gives a message back to the head of its queue. The broker counts that as a delivery.
+// requeue gives a message back to the head of its queue. The broker counts a delivery.
 func (a *acks) requeue(tag uint64) {
-	const multiple, requeue = false, true
+	const requeue = true
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if !a.ended {
 		a.settled.add(tag)
-		_ = a.ch.Nack(tag, multiple, requeue) // else the end of the channel does it
+		_ = a.ch.Nack(tag, single, requeue) // if it fails, closing the channel requeues the message
 	}
 }
 
-// hurry sends everything at once.
+// hurry sends all acks without delay.
 func (a *acks) hurry() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if !a.ended && !a.held {
+	if !a.ended && !a.paused {
 		a.waited = copyPatience
 		a.flush()
 	}
@@ -117,7 +117,7 @@ func (a *acks) tick() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.armed = false
-	if a.ended || a.held {
+	if a.ended || a.paused {
 		return
 	}
 	if len(a.beyond) > 0 {
@@ -126,29 +126,26 @@ func (a *acks) tick() {
 	a.flush()
 }
 
-// hold keeps acks back. While the broker gets none, it has soon delivered all it may, and a consumer
-// can be cancelled without anything on its way to it: that would go back to the queue and be counted
-// as delivered.
-func (a *acks) hold() {
+// pause stops sending acks. Without acks the broker soon reaches the prefetch limit, and then a consumer can be cancelled while no
+// delivery is on its way. Such a delivery would be requeued and counted.
+func (a *acks) pause() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.held = true
+	a.paused = true
 }
 
-// goOn sends what was held back.
-func (a *acks) goOn() {
+// resume ends pause and sends the waiting acks.
+func (a *acks) resume() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.held = false
+	a.paused = false
 	if !a.ended {
 		a.flush()
 	}
 }
 
-// flush acks what is settled up to the oldest message out, and what is beyond it when that has waited
-// enough. The caller holds a.mu.
+// flush acks the settled messages before the oldest unsettled one, and those behind it if they have waited long enough.
 func (a *acks) flush() bool {
-	const alone, upTo = false, true
 	oldest, last := a.settled.firstMissing(), uint64(0)
 	a.beyond = append(a.beyond, a.done...)
 	a.done = a.done[:0]
@@ -169,7 +166,7 @@ func (a *acks) flush() bool {
 		slices.Sort(a.beyond)
 		for _, tag := range a.beyond {
 			if err == nil {
-				err = a.send(tag, alone)
+				err = a.send(tag, single)
 			}
 		}
 		a.beyond, a.waited, a.stuck = a.beyond[:0], 0, oldest
@@ -187,7 +184,7 @@ func (a *acks) send(tag uint64, multiple bool) error {
 	return a.ch.Ack(tag, multiple)
 }
 
-// recent is about how many frames were sent a moment ago.
+// recent returns the approximate number of frames that were sent within ackMemory.
 func (a *acks) recent() int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -197,7 +194,7 @@ func (a *acks) recent() int {
 	return a.before + a.now
 }
 
-// patience is how many intervals others wait for the oldest message out. The caller holds a.mu.
+// patience returns how many intervals acks wait for the oldest unsettled message.
 func (a *acks) patience(oldest uint64) int {
 	if a.expected[oldest] {
 		return copyPatience
@@ -205,14 +202,14 @@ func (a *acks) patience(oldest uint64) int {
 	return ackPatience
 }
 
-// expect tells of a message whose ack is on its way: it is sent when the broker has confirmed a copy.
+// expect records that a message will be acked soon, when the broker has confirmed a copy of it.
 func (a *acks) expect(tag uint64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.expected[tag] = true
 }
 
-// end sends what is left and makes every later ack a late one.
+// end sends the remaining acks. Later calls of ack return false.
 func (a *acks) end() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -224,10 +221,9 @@ func (a *acks) end() {
 	a.timer.Stop()
 }
 
-// tags is a set of delivery tags, which a channel counts from one. What was not delivered yet is not in
-// it, and so never below all that is missing.
+// tags is a set of delivery tags. A channel numbers deliveries from 1.
 type tags struct {
-	base uint64   // all up to this one are in it
+	base uint64   // all tags up to this one are in the set
 	bits []uint64 // of those that follow
 }
 
@@ -242,7 +238,7 @@ func (s *tags) add(tag uint64) {
 	s.bits[i/64] |= 1 << (i % 64)
 }
 
-// firstMissing is the lowest tag that is not in the set.
+// firstMissing returns the lowest tag that is not in the set.
 func (s *tags) firstMissing() uint64 {
 	for len(s.bits) > 0 && s.bits[0] == math.MaxUint64 {
 		s.base += 64

@@ -40,7 +40,7 @@ func ackFrom(a *acks, from, to uint64) {
 }
 
 // What is settled beyond a message that is out waits for it, for a moment.
-func TestAcksBeyondAMessageThatIsOut(t *testing.T) {
+func TestAcks_ofMessagesBehindOneThatIsOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var sent frames
 		a := newAcks(&sent, 10, 50)
@@ -78,7 +78,7 @@ func TestAcksBeyondAMessageThatIsOut(t *testing.T) {
 
 // A channel with several consumers hands out messages before others that came earlier. Those are not
 // acked along with them.
-func TestAcksOfWhatWasNotSeenYet(t *testing.T) {
+func TestAcks_ofMessagesThatWereNotSeenYet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var sent frames
 		a := newAcks(&sent, 1, 50)

@@ -7,32 +7,27 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// adoptHeld moves messages that were parked in a group, when it was ordered, to the group's queue, and those that an
-// earlier version held. Control messages are dropped. What can't be moved stays.
-func (f *feed) adoptHeld(conn *amqp.Connection) {
+// adoptLegacy moves messages to the group's queue that were parked while the group was ordered, or that an earlier version
+// kept in <group>.held. Control messages are dropped. Messages that can't be moved stay.
+func (f *receiver) adoptLegacy(conn *amqp.Connection) {
 	if f.t.topology.watermill() {
 		return
 	}
 	p := prober{conn: conn}
 	defer p.close()
-	for _, queue := range append(parkedNames(f.sub.Group), heldName(f.sub.Group)) {
+	for _, queue := range append(parkedNames(f.sub.Group), legacyQueueName(f.sub.Group)) {
 		q, there, err := p.queue(queue)
 		if err == nil && there && q.Messages > 0 && q.Consumers == 0 {
 			err = p.do(func(ch *amqp.Channel) error { return f.adoptFrom(ch, q) })
 		}
 		if err != nil && f.open.Err() == nil {
-			f.t.cfg.Logger.Warn("leat: amqp: messages of a group that was ordered not moved", "group", f.sub.Group, "queue", queue, "error", err)
+			f.t.cfg.Logger.Warn("leat: amqp: parked messages not moved to the queue of a group that is not ordered any more", "group", f.sub.Group, "queue", queue, "error", err)
 		}
 	}
 }
 
-func (f *feed) adoptFrom(ch *amqp.Channel, q amqp.Queue) error {
-	const size, global, multiple = 0, false, false
-	const autoAck, noLocal = false, false
-	if err := ch.Qos(stride, size, global); err != nil {
-		return err
-	}
-	arrived, err := ch.Consume(q.Name, byBroker, autoAck, exclusive, noLocal, noWait, nil)
+func (f *receiver) adoptFrom(ch *amqp.Channel, q amqp.Queue) error {
+	arrived, err := consume(ch, q.Name, byBroker, stride, exclusive, nil)
 	if err != nil {
 		return err
 	}
@@ -45,8 +40,8 @@ func (f *feed) adoptFrom(ch *amqp.Channel, q amqp.Queue) error {
 		left -= len(window)
 		var out []*outgoing
 		for _, d := range window {
-			distrust(d)
-			if d.Headers[headerHeldNote] == nil && d.Headers[headerNote] == nil {
+			dropForeignHeaders(d)
+			if d.Headers[headerHeldNote] == nil && d.Headers[headerControl] == nil {
 				out = append(out, f.adopted(d))
 			}
 		}
@@ -56,11 +51,11 @@ func (f *feed) adoptFrom(ch *amqp.Channel, q amqp.Queue) error {
 		}
 		for _, o := range out {
 			if o.unroutable {
-				return fmt.Errorf("queue %q is not there", o.key)
+				return fmt.Errorf("queue %q does not exist", o.key)
 			}
 		}
 		for _, d := range window {
-			if err := ch.Ack(d.DeliveryTag, multiple); err != nil {
+			if err := ch.Ack(d.DeliveryTag, single); err != nil {
 				return err
 			}
 		}
@@ -68,11 +63,11 @@ func (f *feed) adoptFrom(ch *amqp.Channel, q amqp.Queue) error {
 			return err
 		}
 	}
-	f.t.cfg.Logger.Info("leat: amqp: messages of a group that was ordered moved", "group", f.sub.Group, "count", moved)
+	f.t.cfg.Logger.Info("leat: amqp: parked messages moved to the queue of a group that is not ordered any more", "group", f.sub.Group, "count", moved)
 	return nil
 }
 
-func (f *feed) adopted(d *amqp.Delivery) *outgoing {
+func (f *receiver) adopted(d *amqp.Delivery) *outgoing {
 	o := &outgoing{key: f.queues[0], msg: copyOf(d, "")}
 	for _, name := range []string{headerHead, headerSeq, headerStamp, headerRepeat} {
 		delete(o.msg.Headers, name)
@@ -85,7 +80,7 @@ func (f *feed) adopted(d *amqp.Delivery) *outgoing {
 	return o
 }
 
-// collect takes so many deliveries, or fewer where no more come.
+// collect returns n deliveries, or fewer if no more arrive.
 func collect(arrived <-chan amqp.Delivery, n int) (all []*amqp.Delivery) {
 	timeout := time.NewTimer(silence)
 	defer timeout.Stop()

@@ -4,7 +4,10 @@ package amqp_test
 
 import (
 	"context"
+	"encoding/json"
 	"net"
+	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"os/user"
@@ -29,6 +32,7 @@ type broker struct {
 	dir  string
 	name string
 	port string
+	dist string // port of Erlang's distribution
 	http string // of the management API; "" where the node has none
 	env  []string
 	node *exec.Cmd
@@ -52,13 +56,26 @@ var privateBroker struct {
 	*broker
 }
 
-// ownBroker starts the package's own node at its first use; stopOwnBroker ends it.
-func ownBroker(t testing.TB) *broker {
+// ownBroker returns the package's own node when no other test uses it: the test may stop it, starve it, and change its settings.
+func ownBroker(t *testing.T) *broker {
+	t.Helper()
+	return useOwnBroker(t, &turns.own)
+}
+
+// calmBroker returns the package's own node for a test that does not disturb others there.
+func calmBroker(t *testing.T) *broker {
+	t.Helper()
+	return useOwnBroker(t, turns.own.RLocker())
+}
+
+// useOwnBroker starts the node at its first use; stopOwnBroker ends it.
+func useOwnBroker(t *testing.T, turn sync.Locker) *broker {
 	t.Helper()
 	testenv.RabbitMQ(t) // skips where RabbitMQ is not wanted at all
 	if testing.Short() {
 		t.Skip("short: starting and stopping a broker takes its time")
 	}
+	await(t, turn)
 	privateBroker.Lock()
 	defer privateBroker.Unlock()
 	if privateBroker.broker == nil {
@@ -111,16 +128,19 @@ func newBrokers(t testing.TB, n int) []*broker {
 	}
 	h.own(t, root)
 	for range n {
-		b := &broker{brokerHost: h, port: testenv.FreePort(t)}
+		b := &broker{brokerHost: h, port: testenv.FreePort(t), dist: testenv.FreePort(t)}
 		b.name = "leat" + b.port + "@localhost"
 		b.dir = filepath.Join(root, b.name)
 		require.NoError(t, os.Mkdir(b.dir, 0o700))
 		h.own(t, b.dir)
 		h.nodes = append(h.nodes, b)
 	}
-	config, args := "", "-kernel inet_dist_use_interface {127,0,0,1}"
+	// The node tries again to move what is due to a queue that was away, after ten seconds, not after three minutes.
+	config, args := "", "-kernel inet_dist_use_interface {127,0,0,1} -rabbit dead_letter_worker_publisher_confirm_timeout 10000"
 	if n > 1 {
-		args += " -kernel net_ticktime 8" // a node that hangs is given up after so many seconds, not after a minute
+		if os.Getenv("LEAT_TEST_LONG") != "" {
+			args += " -kernel net_ticktime 8" // a node that hangs is given up after so many seconds, not after a minute
+		}
 		config = "cluster_formation.peer_discovery_backend = classic_config\n"
 		for i, b := range h.nodes {
 			config += "cluster_formation.classic_config.nodes." + strconv.Itoa(i+1) + " = " + b.name + "\n"
@@ -142,7 +162,7 @@ func newBrokers(t testing.TB, n int) []*broker {
 			"RABBITMQ_NODENAME=" + b.name,
 			"RABBITMQ_NODE_IP_ADDRESS=127.0.0.1",
 			"RABBITMQ_NODE_PORT=" + b.port,
-			"RABBITMQ_DIST_PORT=" + testenv.FreePort(t),
+			"RABBITMQ_DIST_PORT=" + b.dist,
 			"ERL_EPMD_PORT=" + epmdPort,
 			"ERL_EPMD_ADDRESS=127.0.0.1",
 			"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=" + args,
@@ -260,7 +280,7 @@ func (b *broker) stop(testing.TB) { b.end(syscall.SIGTERM) }
 // which quorum queues it has every few minutes only, and a node killed before that can't recover
 // the new ones.
 func (b *broker) kill(t testing.TB) {
-	b.ctl(t, "eval", "[dets:sync(Table) || Table <- dets:all()].")
+	b.eval(t, "[catch dets:sync(Table) || Table <- dets:all()].")
 	b.end(syscall.SIGKILL)
 }
 
@@ -280,15 +300,74 @@ func (b *broker) end(signal syscall.Signal) {
 	b.signal(syscall.SIGKILL) // its port program, if it lives on
 }
 
+// together returns what each of some parallel subtests calls first, for a function that ends and starts the node again when
+// all of them have called it, or have ended.
+func (b *broker) together(subtests int, end func(testing.TB)) func(*testing.T) (restart func()) {
+	var missing sync.WaitGroup
+	missing.Add(subtests)
+	var once sync.Once
+	return func(t *testing.T) func() {
+		ready := sync.OnceFunc(missing.Done)
+		t.Cleanup(ready)
+		return func() {
+			ready()
+			missing.Wait()
+			once.Do(func() {
+				end(t)
+				b.start(t)
+			})
+		}
+	}
+}
+
 // signal reaches the whole session: the start script and the Erlang node under it.
 func (b *broker) signal(s syscall.Signal) { _ = syscall.Kill(-b.node.Process.Pid, s) }
 
-// ctl runs rabbitmqctl.
-func (b *broker) ctl(t testing.TB, args ...string) string {
+// eval evaluates Erlang on the node, in milliseconds where rabbitmqctl takes a second of the processor.
+func (b *broker) eval(t testing.TB, expressions string) string {
 	t.Helper()
-	out, err := b.command(t, "rabbitmqctl", append([]string{"-q"}, args...)...).CombinedOutput()
-	require.NoError(t, err, "rabbitmqctl %s: %s", strings.Join(args, " "), out)
-	return string(out)
+	cmd := b.command(t, "erl_call", "-h", strings.ReplaceAll(unique("call"), ".", ""), "-address", "localhost:"+b.dist, "-timeout", "60", "-e")
+	cmd.Stdin = strings.NewReader(expressions + "\n")
+	out, err := cmd.CombinedOutput()
+	result, ok := strings.CutPrefix(strings.TrimSpace(string(out)), "{ok, ")
+	require.True(t, ok && err == nil, "eval %s: %v: %s", expressions, err, out)
+	return strings.TrimSuffix(result, "}")
+}
+
+// setting sets a variable of the node until the returned function is called.
+func (b *broker) setting(t testing.TB, name, value string) (reset func()) {
+	t.Helper()
+	before := b.eval(t, "{ok, Value} = application:get_env(rabbit, "+name+"), Value.")
+	b.eval(t, "application:set_env(rabbit, "+name+", "+value+").")
+	return func() { b.eval(t, "application:set_env(rabbit, "+name+", "+before+").") }
+}
+
+// closeConnections closes all connections of clients.
+func (b *broker) closeConnections(t testing.TB) {
+	t.Helper()
+	b.eval(t, `[catch rabbit_networking:close_connection(C, <<"testing">>) || C <- rabbit_networking:connections()].`)
+}
+
+// memoryAlarm has the node accept no messages until the returned function is called.
+func (b *broker) memoryAlarm(t testing.TB) (end func()) {
+	t.Helper()
+	b.eval(t, "vm_memory_monitor:set_vm_memory_high_watermark(0.0001).")
+	return sync.OnceFunc(func() { b.eval(t, "vm_memory_monitor:set_vm_memory_high_watermark(0.4).") })
+}
+
+// addUser makes a user with rights in a virtual host, until the test ends.
+func (b *broker) addUser(t testing.TB, vhost, name, configure, write, read string) {
+	t.Helper()
+	b.call(t, http.MethodPut, "/api/users/"+name, `{"password":"secret","tags":""}`)
+	t.Cleanup(func() { b.call(t, http.MethodDelete, "/api/users/"+name, "") })
+	b.setRights(t, vhost, name, configure, write, read)
+}
+
+func (b *broker) setRights(t testing.TB, vhost, name, configure, write, read string) {
+	t.Helper()
+	rights, err := json.Marshal(map[string]string{"configure": configure, "write": write, "read": read})
+	require.NoError(t, err)
+	b.call(t, http.MethodPut, "/api/permissions/"+url.PathEscape(vhost)+"/"+name, string(rights))
 }
 
 func (b *broker) url() string        { return "amqp://guest:guest@" + b.addr() + "/" }

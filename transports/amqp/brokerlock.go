@@ -12,12 +12,12 @@ import (
 const (
 	// lockSuffix ends the name of the queue that is a lock.
 	lockSuffix = ".poison.lock"
-	// lockPause is how often a lock is asked for that somebody else has.
+	// lockPause is the interval between attempts to take a lock that another connection has.
 	lockPause = 25 * time.Millisecond
 )
 
-// lock takes the broker's lock: a queue that only this connection may use, and that goes away with
-// the connection. A user without the right to make queues works without.
+// lock takes a lock on the broker: an exclusive queue, which the broker deletes when the connection ends. With
+// declare=false there is no lock, because the user may have no right to declare queues.
 func (t *Transport) lock(ctx context.Context, conn *amqp.Connection, name string) (unlock func(), err error) {
 	if t.cfg.Declare == DeclareNothing {
 		return func() {}, nil
@@ -40,7 +40,7 @@ func (t *Transport) lock(ctx context.Context, conn *amqp.Connection, name string
 			return nil, err
 		}
 		if err := sleep(ctx, lockPause); err != nil {
-			return nil, fmt.Errorf("another process looks into it: %w", err)
+			return nil, fmt.Errorf("another process reads the queue: %w", err)
 		}
 	}
 }

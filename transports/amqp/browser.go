@@ -6,64 +6,66 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
 const (
-	// stride is how many messages are read at once, and firstStride how many at first. strideBytes bounds what two
-	// strides after each other have in memory, as far as their messages are equally large.
+	// stride is the number of messages that are read at once, and firstStride that of the first read. strideBytes bounds the
+	// memory of two consecutive reads, if their messages are equally large.
 	stride      = 1000
 	firstStride = 100
 	strideBytes = 8 << 20
-	// silence is how long nothing may come before the queue is asked whether there is more.
+	// silence is how long no message may arrive before the queue is asked whether it has more.
 	silence = 2 * time.Second
-	// settlePause is how often the queue is asked whether it shows what was put back. A broker with much to
-	// do may need a while, and what is not there yet must not be missed; but where others consume, or take
-	// messages out, it never is.
+	// settlePause is the interval at which the queue's count is read until all messages are back, because the next reader must
+	// not miss any. A busy broker needs some time. If others consume or remove messages, the count never gets there.
 	settlePause  = 5 * time.Millisecond
 	settleWithin = 30 * time.Second
-	settleStill  = 5 * time.Second // the count has not changed for so long, and nobody consumes
-	settleBeside = 2 * time.Second // others' consumers
+	settleStill  = 5 * time.Second // give up when the count has not changed for so long and there is no consumer
+	settleBeside = 2 * time.Second // give up after this time if there are other consumers
 )
 
-// A browser reads a queue that nobody consumes, a poison queue, from front to end, without acking. Its
-// owner takes some of the messages out; the others are back in their places when the browser is closed. It is not for
-// concurrent use. At most one browser, of all processes, has a queue open; see lock.
+// A browser reads a poison queue from front to end without acking. Its owner may take messages out; the others are back at
+// their positions when the browser is closed. A browser is not safe for concurrent use. At most one browser of all processes
+// reads a queue; see lock.
 //
-// AMQP has no way to read on while everything stays in the queue, but by more prefetch: there is one more consumer
-// whenever all that those before may fetch is unacked. When they end, the broker puts back the messages of one after the
-// other, in any order of the consumers: so the order of a queue that was read is not that of arrival for sure. A consumer whose messages are acked fetches more. So what has
-// come and was not visited counts as delivered, too.
+// In AMQP a client can only read on in a queue, and leave the messages in it, by a larger prefetch. So the browser begins
+// another consumer when the others have fetched all that they may. When the consumers end, the broker requeues the messages of
+// one consumer after the other, in any order of the consumers. So a queue that was read may have another order than that of
+// arrival. A consumer whose messages are acked fetches more, so messages that were not visited may have been delivered too.
 type browser struct {
-	ctx   context.Context
-	t     *Transport
-	queue string
-	group string // whose poison queue it is
-	conn  *amqp.Connection
-	ch    *amqp.Channel
-	lane  *lane // made at the first replay
-	wire  *coalescer
+	ctx      context.Context
+	t        *Transport
+	queue    string
+	group    string // the group of the poison queue
+	conn     *amqp.Connection
+	ch       *amqp.Channel
+	confirms *confirmChannel // made at the first replay
+	wire     *writeBatcher
 
 	ignoreDone func() (notYet bool) // keeps the end of ctx from closing the channel
+	asks       sync.Mutex           // locked until the broker has answered: the client library may pass an answer to another call
+	asker      asker                // guarded by asks
 
 	arrived chan amqp.Delivery // from all consumers
 	lost    chan struct{}      // one of them has ended
-	closed  chan struct{}      // stops those who fill these
+	closed  chan struct{}      // stops the goroutines that send to them
 	credit  int                // messages that the consumers may fetch beyond those that were visited
 
 	before  int             // messages that the queue had at the beginning
 	visited int             // of those
-	gone    int             // taken by somebody else
+	gone    int             // removed by other clients
 	through uint64          // everything up to this delivery tag was taken
 	removed int             // messages that were taken
 	taken   map[string]bool // those of them that have ids of their own
-	back    bool            // some of that may have come back
+	back    bool            // some of them may be in the queue again
 	count   int             // highest count of deliveries of a message that was visited
 }
 
-// open opens a channel, which the end of ctx closes, so that nobody waits for an answer any more.
+// open opens a channel, which is closed when ctx is done: no call waits for an answer after that.
 func (b *browser) open() error {
 	ch, err := b.conn.Channel()
 	if err != nil {
@@ -75,24 +77,38 @@ func (b *browser) open() error {
 	return nil
 }
 
-// close closes the channel, so that what was read is put back. It does nothing where none is open.
+// close closes the channel, so that the broker requeues what was read. It does nothing if no channel is open.
 func (b *browser) close() {
 	if b.ch == nil {
 		return
 	}
 	b.ignoreDone()
-	closeQuietly(b.ch)
+	b.closeChannel(b.ch)
 	close(b.closed)
-	b.ch, b.lane = nil, nil
+	b.ch, b.confirms = nil, nil
 }
 
-// closeOnDone has the end of ctx close the channel.
+// closeOnDone closes the channel when ctx is done.
 func (b *browser) closeOnDone() {
 	ch := b.ch
-	b.ignoreDone = context.AfterFunc(b.ctx, func() { closeQuietly(ch) })
+	b.ignoreDone = context.AfterFunc(b.ctx, func() { b.closeChannel(ch) })
 }
 
-// browse calls do with the queue open, under a lock. A queue that nobody has made yet has nothing in it.
+// closeChannel closes a channel after the browser has received the answer that it waits for.
+func (b *browser) closeChannel(ch *amqp.Channel) {
+	b.asks.Lock()
+	defer b.asks.Unlock()
+	closeQuietly(ch)
+}
+
+// counts returns the queue's counts.
+func (b *browser) counts() (amqp.Queue, error) {
+	b.asks.Lock()
+	defer b.asks.Unlock()
+	return b.asker.counts(b.ch, b.queue)
+}
+
+// browse opens the queue under a lock and calls do. A queue that does not exist is empty.
 func (t *Transport) browse(b *browser, lock string, do func(*browser) error) error {
 	unlock, err := t.lock(b.ctx, b.conn, lock)
 	if err != nil {
@@ -108,7 +124,7 @@ func (t *Transport) browse(b *browser, lock string, do func(*browser) error) err
 	outer := b.ctx
 	inner, cancel := lingering(outer)
 	defer cancel()
-	b.ctx = inner // who looks next must not miss what is not back yet
+	b.ctx = inner // the next reader must find all messages
 	switch {
 	case err != nil && outer.Err() != nil:
 		_ = b.requeue() // fails on a connection that is lost
@@ -121,26 +137,25 @@ func (t *Transport) browse(b *browser, lock string, do func(*browser) error) err
 		err = failed
 	}
 	for n := 0; err == nil && b.back; n++ {
-		if n == retakes {
+		if n == maxAckAgain {
 			return errComesBack
 		}
-		err = b.retake()
+		err = b.ackAgain()
 		renew = renew || b.count >= renewAt // it was delivered once more
 	}
 	if err == nil && renew && outer.Err() == nil {
 		if err := b.renew(outer); err != nil && outer.Err() == nil {
-			t.cfg.Logger.Warn("leat: amqp: queue not renewed; a policy with a low delivery-limit may delete from it", "queue", b.queue, "error", err)
+			t.cfg.Logger.Warn("leat: amqp: poison queue not rewritten; a policy with a low delivery-limit may delete messages from it", "queue", b.queue, "error", err)
 		}
 	}
 	return err
 }
 
-// finishWithin is how long a browser that is interrupted may take to come to an end that leaves no message in
-// two places.
+// finishWithin is how long an interrupted browser may take to remove the messages that it has published elsewhere.
 const finishWithin = 10 * time.Second
 
-// finish carries out what is published and then taken, though ctx ends in the middle: else it would be in
-// both places.
+// finish calls a function that publishes messages and then takes them out. It ignores the end of ctx for a while, because
+// messages would be in two places otherwise.
 func (b *browser) finish(do func() error) error {
 	if !b.ignoreDone() {
 		return context.Cause(b.ctx)
@@ -157,7 +172,7 @@ func (b *browser) finish(do func() error) error {
 	return err
 }
 
-// lingering returns ctx, but ends later.
+// lingering returns a context that ends finishWithin after ctx.
 func lingering(ctx context.Context) (longer context.Context, cancel func()) {
 	longer, end := context.WithCancelCause(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, func() {
@@ -170,13 +185,13 @@ func lingering(ctx context.Context) (longer context.Context, cancel func()) {
 	}
 }
 
-// ready returns how many messages are in the queue and not being looked at. The answer comes after what was asked before.
+// ready returns the number of messages in the queue that no consumer has. The broker answers after it has processed all earlier requests.
 func (b *browser) ready() (int, error) {
-	q, err := b.ch.QueueDeclarePassive(b.queue, durable, autoDelete, exclusive, noWait, nil)
+	q, err := b.counts()
 	return q.Messages, err
 }
 
-// walk calls visit with the messages in order, until it wants no more.
+// walk calls visit with the messages in order, until it returns false.
 func (b *browser) walk(visit func(id string, d *amqp.Delivery) (more bool, err error)) error {
 	seen := make(map[string]int)
 	return b.walkStrides(func(batch []*amqp.Delivery) (bool, error) {
@@ -189,7 +204,7 @@ func (b *browser) walk(visit func(id string, d *amqp.Delivery) (more bool, err e
 	})
 }
 
-// walkStrides calls visit with the messages in order, some at once, until it wants no more.
+// walkStrides calls visit with the messages in order, several at once, until it returns false.
 func (b *browser) walkStrides(visit func([]*amqp.Delivery) (more bool, err error)) (err error) {
 	if b.before, err = b.ready(); err != nil {
 		return err
@@ -206,7 +221,7 @@ func (b *browser) walkStrides(visit func([]*amqp.Delivery) (more bool, err error
 		b.visited += len(batch)
 		bytes := 1
 		for _, d := range batch {
-			distrust(d)
+			dropForeignHeaders(d)
 			bytes += len(d.Body) + tableSize(d.Headers)
 			b.count = max(b.count, deliveries(d))
 		}
@@ -222,16 +237,13 @@ func (b *browser) walkStrides(visit func([]*amqp.Delivery) (more bool, err error
 	return nil
 }
 
-// next reads so many messages, or fewer if somebody else takes messages out.
+// next reads this number of messages, or fewer if another client removes messages.
 func (b *browser) next(n int) (batch []*amqp.Delivery, err error) {
-	const size, global = 0, false
-	const autoAck, noLocal = false, false
 	if b.credit < n {
 		// The consumers stay: the messages of a cancelled one would go to the end of the queue.
-		if err := b.ch.Qos(n-b.credit, size, global); err != nil {
-			return nil, err
-		}
-		from, err := b.ch.Consume(b.queue, byBroker, autoAck, exclusive, noLocal, noWait, nil)
+		b.asks.Lock()
+		from, err := consume(b.ch, b.queue, byBroker, n-b.credit, exclusive, nil)
+		b.asks.Unlock()
 		if err != nil {
 			return nil, err
 		}
@@ -249,7 +261,7 @@ func (b *browser) next(n int) (batch []*amqp.Delivery, err error) {
 			timeout.Reset(silence)
 		case <-timeout.C:
 			if left == 0 {
-				n = len(batch) // and what the broker had sent before it said so has not come either
+				n = len(batch) // nor has anything arrived that the broker had sent before its last answer
 			} else if left, err = b.ready(); err != nil {
 				return nil, err
 			}
@@ -261,7 +273,7 @@ func (b *browser) next(n int) (batch []*amqp.Delivery, err error) {
 	return batch, nil
 }
 
-// receive hands on what one consumer fetches, until the browser is closed.
+// receive passes on the deliveries of one consumer until the browser is closed.
 func receive(from <-chan amqp.Delivery, arrived chan<- amqp.Delivery, lost chan<- struct{}, closed <-chan struct{}) {
 	for d := range from {
 		select {
@@ -280,13 +292,12 @@ var errConnectionLost = errors.New("the connection was lost; try again")
 
 func byTag(a, b *amqp.Delivery) int { return cmp.Compare(a.DeliveryTag, b.DeliveryTag) }
 
-// pace is how many acks may be on their way by themselves. RabbitMQ keeps those beyond 32 back that the
-// queue has not carried out yet, and forgets them with their channel.
+// pace is how many single acks may be in flight. RabbitMQ delays those beyond 32 that the queue has not processed yet, and drops them
+// with their channel.
 const pace = 32
 
-// take removes messages from the queue: where they are the first that were read, with one ack.
+// take removes messages from the queue. It uses one ack if they are the first that were read.
 func (b *browser) take(all ...*amqp.Delivery) error {
-	const alone, upTo = false, true
 	slices.SortFunc(all, byTag)
 	b.removed += len(all)
 	b.credit += len(all)
@@ -309,11 +320,11 @@ func (b *browser) take(all ...*amqp.Delivery) error {
 		}
 	}
 	for i, d := range all[first:] {
-		if err := b.ch.Ack(d.DeliveryTag, alone); err != nil {
+		if err := b.ch.Ack(d.DeliveryTag, single); err != nil {
 			return err
 		}
 		if i%pace == pace-1 {
-			if _, err := b.ready(); err != nil { // an answer comes after what was asked before
+			if _, err := b.ready(); err != nil { // the broker answers after it has processed the acks
 				return err
 			}
 		}
@@ -326,12 +337,15 @@ func (b *browser) send(out ...*outgoing) (err error) {
 	if len(out) == 0 {
 		return nil
 	}
-	if b.lane == nil {
-		if b.lane, err = newLane(b.ch, b.wire); err != nil {
+	if b.confirms == nil {
+		b.asks.Lock()
+		b.confirms, err = newConfirmChannel(b.ch, b.wire)
+		b.asks.Unlock()
+		if err != nil {
 			return err
 		}
 	}
-	pending, err := b.lane.send(b.ctx, b.t.publishing, out)
+	pending, err := b.confirms.send(b.ctx, b.t.publishing, out)
 	if err != nil {
 		return err
 	}
@@ -340,30 +354,30 @@ func (b *browser) send(out ...*outgoing) (err error) {
 	}
 	for _, o := range out {
 		if o.unroutable {
-			return fmt.Errorf("queue %q is not there; subscribe the group first", o.key)
+			return fmt.Errorf("queue %q does not exist; subscribe the group first", o.key)
 		}
 	}
 	return nil
 }
 
-// requeue puts back what was read, and waits until the queue shows it: the next look must not miss it. Then
-// it also shows what was taken and came back.
+// requeue closes the channel, so that the broker requeues what was read, and waits until the queue's count shows it: the next
+// reader must not miss it. The count also shows whether messages that were taken out are in the queue again.
 func (b *browser) requeue() error {
 	if b.before == 0 {
 		return nil
 	}
-	b.close() // a nack, too, would put them to the end of the queue
+	b.close() // a nack would put them at the end of the queue
 	if err := b.open(); err != nil {
 		return err
 	}
 	left := b.before - b.removed - b.gone
 	had, since := -1, time.Now() // how many are back, and since when
 	for began := time.Now(); time.Since(began) < settleWithin; {
-		q, err := b.ch.QueueDeclarePassive(b.queue, durable, autoDelete, exclusive, noWait, nil)
+		q, err := b.counts()
 		if err != nil {
 			return err
 		}
-		beside := q.Consumers > 0 && time.Since(began) > settleBeside // else they are this browser's own, which go
+		beside := q.Consumers > 0 && time.Since(began) > settleBeside // else they are this browser's own, which end
 		if q.Messages >= left && (q.Consumers == 0 || beside) {
 			b.back = len(b.taken) > 0 && q.Messages > b.before-len(b.taken)
 			return nil
@@ -382,17 +396,17 @@ func (b *browser) requeue() error {
 		}
 	}
 	return fmt.Errorf("only %d of %d messages are back in queue %q after they were read: a policy with delivery-limit, message-ttl or "+
-		"max-length may have deleted the others, or somebody else takes them out; exempt leat's queues from such policies", had, left, b.queue)
+		"max-length may have deleted the others, or another client removes them; exempt leat's queues from such policies", had, left, b.queue)
 }
 
-// retakes is how often a browser tries to take what comes back. Each time at least pace messages don't.
-const retakes = 1000
+// maxAckAgain is how often a browser acks again what was requeued. Each time at least pace messages stay acked.
+const maxAckAgain = 1000
 
-var errComesBack = errors.New("the broker puts messages back that were taken out; try again when it has less to do")
+var errComesBack = errors.New("the broker requeues messages that were acked; try again when it has less to do")
 
-// retake takes once more what was taken and is there again. A quorum queue's acks are lost where their
-// channel is closed while more than a few of them wait for the disk.
-func (b *browser) retake() error {
+// ackAgain acks again messages that were acked and are in the queue again. A quorum queue loses acks if their channel is closed while
+// more than a few of them wait for the disk.
+func (b *browser) ackAgain() error {
 	again := &browser{ctx: b.ctx, t: b.t, conn: b.conn, wire: b.wire, queue: b.queue, group: b.group}
 	if err := again.open(); err != nil {
 		return err

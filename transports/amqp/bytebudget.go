@@ -2,6 +2,8 @@ package amqp
 
 import (
 	"encoding/binary"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 )
@@ -10,55 +12,66 @@ import (
 // each group's messages where their frames are read and their acks written, adapts the number to the mean size, and stops
 // reading while a group has too many, so that what the broker has sent already waits in the broker.
 
-// overdue is how long reading stops for one message at most: other groups and heartbeats come by the same connection.
-const overdue = time.Second
+const (
+	// overdue is how long reading stops for one message at most, because other groups and heartbeats use the same connection.
+	// Messages that arrive nevertheless wait in a file; see spill.go.
+	overdue = 20 * time.Millisecond
+	// overdueAlone is the same for a connection that only one group uses.
+	overdueAlone = time.Second
+)
 
-// A byteBudget bounds the bytes of one group's messages that are fetched and not settled. It may be used concurrently.
+// A byteBudget bounds the bytes of one group's messages that are fetched and not settled. It may be used concurrently. mu guards
+// the fields below it, and allowed is called with mu locked.
 type byteBudget struct {
 	limit   int
+	overdue time.Duration
 	changed chan struct{} // another prefetch would be better
 
-	mu    sync.Mutex
-	held  int
-	peak  int
-	mean  float64       // of the last messages
-	wish  int           // the prefetch without a bound
-	inUse int           // the prefetch
-	freed chan struct{} // closed when something is settled; nil if nobody waits
+	mu        sync.Mutex
+	unsettled int
+	peak      int
+	mean      float64       // of the last messages
+	wanted    int           // the prefetch without a bound
+	inUse     int           // the prefetch
+	freed     chan struct{} // closed when something is settled; nil if no call waits
 }
 
-func newByteBudget(limit int) *byteBudget {
-	return &byteBudget{limit: limit, changed: make(chan struct{}, 1)}
+func newByteBudget(limit int, overdue time.Duration) *byteBudget {
+	return &byteBudget{limit: limit, overdue: overdue, changed: make(chan struct{}, 1)}
 }
 
-// fit returns how many messages to fetch ahead, at most so many, and notes it down.
+// fit returns and records how many messages to fetch ahead, at most wish.
 func (b *byteBudget) fit(wish int) int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.wish = wish
+	b.wanted = wish
 	b.inUse = b.allowed()
 	return b.inUse
 }
 
-// allowed is what fits now. The caller holds b.mu.
+// allowed returns how many messages of the mean size fit.
 func (b *byteBudget) allowed() int {
 	if b.mean < 1 {
-		return b.wish
+		return b.wanted
 	}
-	return min(b.wish, max(1, int(float64(b.limit)/b.mean)))
+	return min(b.wanted, max(1, int(float64(b.limit)/b.mean)))
 }
 
 // add counts a message that is read.
 func (b *byteBudget) add(n int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.held += n
-	b.peak = max(b.peak, b.held)
+	b.unsettled += n
+	b.peak = max(b.peak, b.unsettled)
 	if b.mean == 0 {
 		b.mean = float64(n)
 	}
-	b.mean += (float64(n) - b.mean) / 8
-	if allowed := b.allowed(); 2*allowed <= b.inUse || allowed >= 2*b.inUse || allowed == b.wish && b.inUse < b.wish {
+	weight := 1. / 8
+	if float64(n) > b.mean { // adapt quickly, before many large messages have arrived
+		weight = 1. / 2
+	}
+	b.mean += (float64(n) - b.mean) * weight
+	if allowed := b.allowed(); 2*allowed <= b.inUse || allowed >= 2*b.inUse || allowed == b.wanted && b.inUse < b.wanted {
 		select {
 		case b.changed <- struct{}{}:
 		default:
@@ -70,7 +83,7 @@ func (b *byteBudget) add(n int) {
 func (b *byteBudget) release(n int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.held -= n
+	b.unsettled -= n
 	if b.freed != nil {
 		close(b.freed)
 		b.freed = nil
@@ -81,15 +94,22 @@ func (b *byteBudget) release(n int) {
 func (b *byteBudget) full() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.held >= b.limit
+	return b.unsettled >= b.limit
 }
 
-// wait blocks while too much is held, until closed is closed, and no longer than overdue.
+// beyond reports whether a message of n bytes that is counted exceeds the limit. One message is never too much.
+func (b *byteBudget) beyond(n int) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.unsettled > b.limit && b.unsettled > n
+}
+
+// wait blocks while the budget is used up, until closed is closed, and no longer than overdue.
 func (b *byteBudget) wait(closed <-chan struct{}) {
 	var late <-chan time.Time
 	for {
 		b.mu.Lock()
-		if b.held < b.limit {
+		if b.unsettled < b.limit {
 			b.mu.Unlock()
 			return
 		}
@@ -99,7 +119,7 @@ func (b *byteBudget) wait(closed <-chan struct{}) {
 		freed := b.freed
 		b.mu.Unlock()
 		if late == nil {
-			timer := time.NewTimer(overdue)
+			timer := time.NewTimer(b.overdue)
 			defer timer.Stop()
 			late = timer.C
 		}
@@ -119,12 +139,12 @@ type meter struct {
 	budgets  map[string]*byteBudget // by consumer tag
 	channels map[uint16]*metered
 	closed   chan struct{}
-	acks     frameScanner // guarded by the coalescer's mu
+	acks     frameScanner // guarded by the write batcher's mu
 }
 
 // metered is what one channel has fetched and not settled.
 type metered struct {
-	next    *byteBudget // whose message comes now
+	next    *byteBudget // of the message whose properties follow
 	nextTag uint64
 	sizes   []meteredMessage // by delivery tag
 }
@@ -133,6 +153,13 @@ type meteredMessage struct {
 	tag    uint64
 	size   int
 	budget *byteBudget // nil if it is settled
+}
+
+// trim removes the first messages that are settled.
+func (c *metered) trim() {
+	for len(c.sizes) > 0 && c.sizes[0].budget == nil {
+		c.sizes = c.sizes[1:]
+	}
 }
 
 func newMeter() *meter {
@@ -155,7 +182,7 @@ const (
 	channelEnds  = 20<<16 | 41
 )
 
-// reads looks at a method that comes from the broker.
+// reads examines a method that was received from the broker.
 func (m *meter) reads(channel uint16, payload []byte) {
 	if len(payload) < 5 {
 		return
@@ -183,7 +210,7 @@ func (m *meter) reads(channel uint16, payload []byte) {
 	}
 }
 
-// due returns the budget of the message that comes next over the channel, nil if there is none.
+// due returns the budget of the message whose properties follow on the channel, nil if there is none.
 func (m *meter) due(channel uint16) *byteBudget {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -193,7 +220,7 @@ func (m *meter) due(channel uint16) *byteBudget {
 	return nil
 }
 
-// message counts the message of which the properties come.
+// message counts a message when its properties arrive.
 func (m *meter) message(channel uint16, size int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -206,7 +233,7 @@ func (m *meter) message(channel uint16, size int) {
 	c.next = nil
 }
 
-// writes looks at what goes to the broker.
+// writes examines what is sent to the broker.
 func (m *meter) writes(p []byte) {
 	m.acks.scan(p, func(channel uint16, payload []byte) {
 		if len(payload) < 4 {
@@ -241,8 +268,21 @@ func (m *meter) settled(channel uint16, tag uint64, multiple bool) {
 			x.budget = nil
 		}
 	}
-	for len(c.sizes) > 0 && c.sizes[0].budget == nil {
-		c.sizes = c.sizes[1:]
+	c.trim()
+}
+
+// release releases one message of a consumer before it is settled, because it is counted elsewhere from now on.
+func (m *meter) release(b *byteBudget, tag uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, c := range m.channels {
+		for i := range c.sizes {
+			if x := &c.sizes[i]; x.budget == b && x.tag == tag {
+				b.release(x.size)
+				x.budget = nil
+			}
+		}
+		c.trim()
 	}
 }
 
@@ -257,10 +297,7 @@ func (m *meter) forget(channel uint16) {
 // close releases everything.
 func (m *meter) close() {
 	m.mu.Lock()
-	var all []uint16
-	for channel := range m.channels {
-		all = append(all, channel)
-	}
+	all := slices.Collect(maps.Keys(m.channels))
 	select {
 	case <-m.closed:
 	default:
@@ -272,7 +309,7 @@ func (m *meter) close() {
 	}
 }
 
-// A frameScanner finds methods in a stream of frames that comes in pieces. It keeps the beginning of one frame.
+// A frameScanner finds methods in a stream of frames that arrives in pieces. It keeps the beginning of one frame.
 type frameScanner struct {
 	begin [frameHead + 13]byte // up to the bits behind a delivery tag
 	have  int

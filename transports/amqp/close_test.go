@@ -12,13 +12,12 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
-	"github.com/leatbus/leat/internal/testenv"
 )
 
 // What was acked before a transport is closed does not come again: a quorum queue's channel forgets
 // acks that it has not handed on.
-func TestACloseForgetsNoAcks(t *testing.T) {
-	t.Parallel()
+func TestClose_losesNoAcks(t *testing.T) {
+	raw := sharedBroker(t)
 	for _, c := range []struct {
 		name    string
 		workers int
@@ -32,7 +31,6 @@ func TestACloseForgetsNoAcks(t *testing.T) {
 		{"strict", 1, driver.OrderedStrictly, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			raw := testenv.RabbitMQ(t)
 			topic := unique("order.paid.v1")
 			sub := driver.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: c.workers, Order: c.order}
 			const n, keys = 600, 20
@@ -53,10 +51,11 @@ func TestACloseForgetsNoAcks(t *testing.T) {
 				transport := open(t, raw)
 				feed := subscribe(t, transport, sub)
 				if c.held && round == 1 {
+					due := time.Now().Add(10 * time.Second)
 					for range keys {
-						require.NoError(t, next(t, feed).Settler.Redeliver(5*time.Second)) // till all are taken once
+						require.NoError(t, next(t, feed).Settler.Redeliver(time.Until(due))) // till all are taken once
 					}
-					eventually(t, "all is held", func() bool { return transport.HeldForTest() == n })
+					awaitHeld(t, transport, 0, n, due)
 				}
 				var mu sync.Mutex
 				var workers sync.WaitGroup
@@ -97,8 +96,8 @@ func TestACloseForgetsNoAcks(t *testing.T) {
 }
 
 // An attempt that only the process knows of, because the message waits there for a moment, outlives it.
-func TestACloseForgetsNoAttempts(t *testing.T) {
-	t.Parallel()
+func TestClose_losesNoAttempts(t *testing.T) {
+	broker := sharedBroker(t)
 	for _, c := range []struct {
 		name    string
 		workers int
@@ -113,7 +112,7 @@ func TestACloseForgetsNoAttempts(t *testing.T) {
 			t.Parallel()
 			for _, queue := range []string{"quorum", "classic"} {
 				for _, wait := range []time.Duration{0, heldHere} {
-					raw, topic := withOptions(testenv.RabbitMQ(t), "queue="+queue), unique("order.paid.v1")
+					raw, topic := withOptions(broker, "queue="+queue), unique("order.paid.v1")
 					sub := driver.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: c.workers, Order: c.order}
 					first := open(t, raw)
 					feed := subscribe(t, first, sub)

@@ -94,7 +94,7 @@ func (k *keyed) handle(d *driver.Delivery) {
 		k.mu.Unlock()
 		err = d.Settler.Ack()
 	}
-	_ = err // a late one comes again
+	_ = err // a late one is redelivered
 }
 
 // publish publishes numbered messages of some keys.
@@ -115,7 +115,7 @@ func (k *keyed) mend() {
 	k.mended = true
 }
 
-// missing are the messages that were published and not handled, without those of some keys.
+// missing returns the messages that were published and not handled, without those of some keys.
 func (k *keyed) missing(without ...string) (ids []string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()

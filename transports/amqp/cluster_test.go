@@ -3,7 +3,6 @@
 package amqp_test
 
 import (
-	"encoding/json"
 	"fmt"
 	"strconv"
 	"strings"
@@ -24,13 +23,14 @@ var privateCluster struct {
 	*cluster
 }
 
-// ownCluster starts the package's own cluster at its first use; stopOwnCluster ends it.
-func ownCluster(t testing.TB) *cluster {
+// ownCluster returns the package's own cluster when it is the test's turn. It starts the cluster at its first use; stopOwnCluster ends it.
+func ownCluster(t *testing.T) *cluster {
 	t.Helper()
 	testenv.RabbitMQ(t) // skips where RabbitMQ is not wanted at all
 	if testing.Short() {
 		t.Skip("short: starting a cluster takes its time")
 	}
+	await(t, &turns.cluster)
 	privateCluster.Lock()
 	defer privateCluster.Unlock()
 	if privateCluster.cluster == nil {
@@ -65,7 +65,7 @@ func (c *cluster) awaitWhole(t testing.TB) {
 	t.Helper()
 	for _, b := range c.nodes {
 		eventually(t, b.name+" is connected to all nodes", func() bool {
-			return strings.TrimSpace(b.ctl(t, "eval", "length(nodes()).")) == strconv.Itoa(len(c.nodes)-1)
+			return b.eval(t, "length(nodes()).") == strconv.Itoa(len(c.nodes)-1)
 		})
 	}
 }
@@ -80,7 +80,7 @@ func (c *cluster) follower(t testing.TB, queues ...string) *broker {
 			if leader != at.name && leader != "" {
 				return true
 			}
-			at.ctl(t, "eval", fmt.Sprintf(
+			at.eval(t, fmt.Sprintf(
 				`{ok, Q} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"%s">>)), {Name, _} = amqqueue:get_pid(Q), `+
 					`ra:transfer_leadership({Name, '%s'}, {Name, '%s'}).`, queue, at.name, c.nodes[0].name))
 			return false
@@ -92,26 +92,24 @@ func (c *cluster) follower(t testing.TB, queues ...string) *broker {
 // leaderOf returns the node that leads a quorum queue.
 func (c *cluster) leaderOf(t testing.TB, queue string) string {
 	t.Helper()
-	out := c.nodes[0].ctl(t, "eval", fmt.Sprintf(
+	leader := c.nodes[0].eval(t, fmt.Sprintf(
 		`{ok, Q} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"%s">>)), {Name, _} = amqqueue:get_pid(Q), `+
-			`case ra:members({Name, node()}) of {ok, _, {_, Leader}} -> io_lib:format("~s", [Leader]); _ -> "" end.`, queue))
-	var name string
-	_ = json.Unmarshal([]byte(out), &name)
-	return strings.Trim(strings.TrimSpace(out), `"'[]`)
+			`case ra:members({Name, node()}) of {ok, _, {_, Leader}} -> Leader; _ -> '' end.`, queue))
+	return strings.Trim(leader, "'")
 }
 
 // cut ends the connections between a node and all others once. They connect again by themselves; what the
 // cluster thinks of it is mended by rejoin.
 func (c *cluster) cut(t testing.TB, at *broker) {
 	t.Helper()
-	at.ctl(t, "eval", "[erlang:disconnect_node(N) || N <- nodes()].")
+	at.eval(t, "[erlang:disconnect_node(N) || N <- nodes()].")
 }
 
 // rejoin restarts what runs on a node, as an operator does after a partition.
 func (c *cluster) rejoin(t testing.TB, at *broker) {
 	t.Helper()
-	at.ctl(t, "stop_app")
-	at.ctl(t, "start_app")
+	at.eval(t, "rabbit:stop().")
+	at.eval(t, "rabbit:start().")
 	c.awaitWhole(t)
 }
 

@@ -35,22 +35,14 @@ type Topology string
 const (
 	// TopologyLeat is one topic exchange and a queue for each group.
 	TopologyLeat Topology = "leat"
-	// TopologyWatermill is what watermill-amqp's NewDurablePubSubConfig makes with
+	// TopologyWatermill is the set of names that watermill-amqp's NewDurablePubSubConfig uses with
 	// GenerateQueueNameTopicNameWithSuffix(group): a fanout exchange for each topic, and a classic
-	// queue <topic>_<group> for each topic of a group. There are no patterns in it.
+	// queue <topic>_<group> for each topic of a group. It supports no patterns. [FromWatermill] returns
+	// a Config with the names of another configuration.
 	TopologyWatermill Topology = "watermill"
 )
 
-// Unroutable says what Publish makes of a message that no group wants. Its copy is gone either way.
-type Unroutable string
-
-// Publish answers with a [bus.UnroutableError] in both cases; its field Strict says which it is.
-const (
-	ReportUnroutable Unroutable = "report"
-	RefuseUnroutable Unroutable = "error"
-)
-
-// Auth is the way to log in.
+// Auth is the authentication mechanism.
 type Auth string
 
 // Plain logs in with user and password, External with the client's certificate.
@@ -59,11 +51,11 @@ const (
 	External Auth = "external"
 )
 
-// Declare says whether leat makes exchanges and queues.
+// Declare decides whether leat declares exchanges and queues.
 type Declare string
 
 const (
-	// DeclareMissing makes what is missing, at start and again where it was deleted.
+	// DeclareMissing declares what is missing, at start and again after it was deleted.
 	DeclareMissing Declare = "missing"
 	// DeclareNothing checks at start that everything is there, for users without the right to configure.
 	DeclareNothing Declare = "nothing"
@@ -75,13 +67,13 @@ const (
 	defaultDialTimeout    = 5 * time.Second
 	defaultConnectTimeout = 15 * time.Second
 
-	defaultPrefetchBytes = 16 << 20
+	defaultPrefetchBytes = 8 << 20
 
 	maxHeartbeat = 18 * time.Hour // AMQP counts seconds in 16 bits
 )
 
-// Config says where the broker is and how to use it. The zero Config is a broker on this machine with
-// the defaults of the URL's options. Names are those of watermill-amqp where it has them.
+// Config configures a Transport. The zero Config is a broker on this machine with the defaults of the URL's options. Fields
+// have the names of watermill-amqp's, if it has such fields.
 type Config struct {
 	Host     string // with or without port; or several, separated by commas, which are tried in random order
 	Vhost    string
@@ -91,7 +83,7 @@ type Config struct {
 
 	TLSConfig  *tls.Config // nil: no TLS, unless UseTLS or one of the files is given
 	UseTLS     bool
-	CACert     string // file; the system's authorities where it is empty
+	CACert     string // file; the system's authorities if it is empty
 	Cert       string // file; with Key, the client's certificate
 	Key        string // file
 	ServerName string
@@ -100,22 +92,24 @@ type Config struct {
 	QueueType     QueueType
 	Topology      Topology
 	Declare       Declare
-	PrefetchCount int // 0: by the group's concurrency
-	PrefetchBytes int // of messages that an unordered group has fetched and not settled; one always fits. 0: 16 MiB
-	Unroutable    Unroutable
+	PrefetchCount int  // 0: by the group's concurrency
+	PrefetchBytes int  // of bodies that a group has in memory; one always fits. Others wait in temporary files. 0: 8 MiB
+	StrictRoutes  bool // Publish fails for a message that no group has subscribed to; see [driver.UnroutableError]
 
 	AppID          string
 	ConnectionName string
 	Heartbeat      time.Duration
 	DialTimeout    time.Duration // one try, TLS and login included
 	ConnectTimeout time.Duration // the first connection, all tries included; 0 means 15 s, unless the context has a deadline
-	Logger         *slog.Logger  // connections lost and found; slog.Default where nil
+	Logger         *slog.Logger  // connections lost and found; slog.Default if nil
 
-	Management string // URL of the management API, for operators; by default on the port 15672 of Host, or 15671 with TLS
-	Operator   bool   // for operators' tools: declares nothing at start, and asks the management API; services do neither
+	Management string // URL of the management API, by default on the port 15672 of Host, or 15671 with TLS, for operators only; services call it at start if it is set
+	Operator   bool   // for operators' tools: declares nothing at start, and uses the management API
 
 	managementMost int64         // bytes of one answer; for tests
 	migrateEvery   time.Duration // for tests
+
+	stock *stockNames // of TopologyWatermill
 
 	ownKey []byte // marks the messages that this transport publishes
 }
@@ -139,7 +133,7 @@ func ConfigFromURL(u *url.URL) (Config, error) {
 	cfg.QueueType = QueueType(o.Choice("queue", "", string(Quorum), string(Classic)))
 	cfg.Topology = Topology(o.Choice("topology", "", string(TopologyLeat), string(TopologyWatermill)))
 	cfg.PrefetchCount = o.Int("prefetch", 0, 1)
-	cfg.Unroutable = Unroutable(o.Choice("unroutable", "", string(ReportUnroutable), string(RefuseUnroutable)))
+	cfg.StrictRoutes = o.StrictRoutes()
 	if !o.Bool("declare", true) {
 		cfg.Declare = DeclareNothing
 	}
@@ -160,7 +154,7 @@ func ConfigFromURL(u *url.URL) (Config, error) {
 	return cfg, o.Err()
 }
 
-// withDefaults fills what is left out and says what can't be.
+// withDefaults sets the fields that are zero, and validates all.
 func (c Config) withDefaults() (Config, error) {
 	program := filepath.Base(os.Args[0])
 	if c.Username == "" || c.Username == "guest" {
@@ -172,7 +166,6 @@ func (c Config) withDefaults() (Config, error) {
 	c.QueueType = cmp.Or(c.QueueType, Quorum)
 	c.Topology = cmp.Or(c.Topology, TopologyLeat)
 	c.Declare = cmp.Or(c.Declare, DeclareMissing)
-	c.Unroutable = cmp.Or(c.Unroutable, ReportUnroutable)
 	c.AppID = cmp.Or(c.AppID, program)
 	c.ConnectionName = cmp.Or(c.ConnectionName, program)
 	c.PrefetchBytes = cmp.Or(c.PrefetchBytes, defaultPrefetchBytes)
@@ -180,6 +173,9 @@ func (c Config) withDefaults() (Config, error) {
 	c.DialTimeout = cmp.Or(c.DialTimeout, defaultDialTimeout)
 	c.UseTLS = c.UseTLS || c.TLSConfig != nil || c.CACert != "" || c.Cert != ""
 	c.Host = withPorts(c.Host, c.UseTLS)
+	if c.Topology == TopologyWatermill && c.stock == nil {
+		c.stock = durableNames()
+	}
 	c.ownKey = newOwnKey()
 	if c.Logger == nil {
 		c.Logger = slog.Default()

@@ -3,7 +3,6 @@ package amqp_test
 import (
 	"context"
 	"log/slog"
-	"net"
 	"net/url"
 	"strings"
 	"testing"
@@ -17,7 +16,7 @@ import (
 	"github.com/leatbus/leat/transports/amqp"
 )
 
-func TestMistakesInTheURLAreNamedWithTheirCure(t *testing.T) {
+func TestConfigFromURL_namesMistakesWithTheirFix(t *testing.T) {
 	for raw, want := range map[string]string{
 		"amqp://localhost/?prefech=10":                                                `Did you mean "prefetch"?`,
 		"amqp://localhost/?queue=quorrum":                                             "one of quorum, classic",
@@ -33,17 +32,17 @@ func TestMistakesInTheURLAreNamedWithTheirCure(t *testing.T) {
 	}
 }
 
-func TestABrokerOutOfReachIsAClearErrorWithoutCredentials(t *testing.T) {
+func TestOpen_errorOfAnUnreachableBrokerHasNoCredentials(t *testing.T) {
 	const secret = "s3cr3t@/%#"
 	const encoded = "s3cr3t%40%2F%25%23"
-	broker := testenv.RabbitMQ(t)
+	broker := sharedBroker(t)
 	u, err := rabbit.ParseURI(broker)
 	require.NoError(t, err)
 	address := u.Host + ":" + itoa(u.Port)
 	for raw, want := range map[string]string{
 		"amqp://shop:" + encoded + "@127.0.0.1:1/?connect_timeout=200ms":                                "connect to 127.0.0.1:1",
 		"amqp://shop:" + encoded + "@" + address + "/":                                                  "correct user and password",
-		"amqps://shop:" + encoded + "@" + address + "/?connect_timeout=3s":                              "TLS",
+		"amqps://shop:" + encoded + "@" + address + "/?connect_timeout=10s":                             "TLS",
 		"amqp://guest:guest@" + address + "/no-such-host":                                               "no access to this virtual host",
 		"amqp://shop:" + encoded + "@" + silentServer(t) + "/?dial_timeout=200ms&connect_timeout=300ms": "no answer in time",
 	} {
@@ -56,8 +55,8 @@ func TestABrokerOutOfReachIsAClearErrorWithoutCredentials(t *testing.T) {
 	}
 }
 
-func TestAConflictSaysWhichArgumentDiffers(t *testing.T) {
-	broker := testenv.RabbitMQ(t)
+func TestConflict_namesTheArgument(t *testing.T) {
+	broker := sharedBroker(t)
 	group, topic := unique("ledger"), unique("a.v1")
 	first := open(t, broker)
 	subscribe(t, first, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
@@ -84,13 +83,13 @@ func TestAConflictSaysWhichArgumentDiffers(t *testing.T) {
 	closeAll(t, first, second, third)
 }
 
-func TestNothingIsDeclaredWhereItIsOnlyChecked(t *testing.T) {
-	broker := testenv.RabbitMQ(t)
+func TestDeclare_nothingIsOnlyChecked(t *testing.T) {
+	broker := sharedBroker(t)
 	closeAll(t, open(t, broker)) // somebody with the right has declared it
 	transport := open(t, withOptions(broker, "declare=false"))
 	group, topic := unique("ledger"), unique("order.paid.v1")
 	_, err := transport.Subscribe(t.Context(), driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
-	require.ErrorContains(t, err, "it is not there and declare=false")
+	require.ErrorContains(t, err, "it does not exist and declare=false")
 
 	declaring := open(t, broker)
 	subscribe(t, declaring, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
@@ -98,12 +97,12 @@ func TestNothingIsDeclaredWhereItIsOnlyChecked(t *testing.T) {
 	publish(t, transport, topic, "a")
 	require.Equal(t, "a", take(t, feed))
 	_, err = openURL(t.Context(), withOptions(broker, "declare=false&exchange="+unique("missing")))
-	require.ErrorContains(t, err, "it is not there and declare=false")
+	require.ErrorContains(t, err, "it does not exist and declare=false")
 	closeAll(t, transport, declaring)
 }
 
-func TestTheZeroConfigWorks(t *testing.T) {
-	broker := testenv.RabbitMQ(t)
+func TestConfig_zeroWorks(t *testing.T) {
+	broker := sharedBroker(t)
 	if !strings.Contains(broker, "guest:guest@127.0.0.1:5672/") {
 		t.Skip("the zero Config is a broker on this machine")
 	}
@@ -115,13 +114,10 @@ func TestTheZeroConfigWorks(t *testing.T) {
 }
 
 func TestConfig_severalHosts(t *testing.T) {
-	broker := testenv.RabbitMQ(t)
+	broker := sharedBroker(t)
 	u, err := url.Parse(broker)
 	require.NoError(t, err)
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	closed := listener.Addr().String()
-	require.NoError(t, listener.Close())
+	const closed = "127.0.0.1:1"
 	proxy := testenv.NewProxy(t, u.Host)
 	log := new(testenv.Buffer)
 	cfg, err := amqp.ConfigFromURL(&url.URL{Scheme: "amqp", User: u.User, Host: closed + "," + proxy.Addr() + "," + closed, Path: "/"})

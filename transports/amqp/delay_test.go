@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -15,19 +16,52 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
-	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports/amqp"
 )
 
-// TestDelaysAreNeverShort is about what a busy machine can't change: how late messages come is measured
+// TestDelays_areNeverShort is about what a busy machine can't change: how late messages come is measured
 // below.
-func TestDelaysAreNeverShort(t *testing.T) {
-	broker := testenv.RabbitMQ(t)
+func TestDelays_areNeverShort(t *testing.T) {
+	broker := sharedBroker(t)
 	measureDelays(t, broker, 400, 20*time.Millisecond, 3*time.Second, func(*amqp.Transport) (from, to time.Time) { return from, to })
 }
 
-// TestTenThousandDelaysAcrossARestart takes a good minute; LEAT_TEST_LONG=1 asks for it.
-func TestTenThousandDelaysAcrossARestart(t *testing.T) {
+// TestDelays_moveOnWhenTheQueueWasAway ends the group's queue while a message becomes due for it. The broker tries again when it
+// has waited for dead_letter_worker_publisher_confirm_timeout.
+func TestDelays_moveOnWhenTheQueueWasAway(t *testing.T) {
+	const delay = 5 * time.Second // a shorter one stays in the process
+	b := ownBroker(t)
+	transport := open(t, b.url())
+	defer closeAll(t, transport)
+	s := driver.Subscription{Group: unique("ledger"), Topics: []string{unique("order.paid.v1")}, Concurrency: 1, Delays: []time.Duration{delay}}
+	s.Known = s.Topics
+	receiver := subscribe(t, transport, s)
+	require.NoError(t, transport.Publish(t.Context(), s.Topics[0], newMessage(s.Topics[0], "one")))
+	server := "{'%2F_" + s.Group + "', node()}"
+	restart := func() { require.Equal(t, "ok", b.eval(t, "ra:restart_server(quorum_queues, "+server+").")) }
+	var began time.Time
+	attempts := 1
+	for waits := false; !waits; attempts++ { // again if the machine pauses until it is due
+		d := next(t, receiver)
+		began = time.Now()
+		require.NoError(t, d.Settler.Redeliver(delay))
+		eventually(t, "the message waits", func() bool { return depth(t, b.url(), s.Group+".retry.5s") == 1 || time.Since(began) > delay })
+		require.Equal(t, "ok", b.eval(t, "ra:stop_server(quorum_queues, "+server+")."))
+		if waits = time.Since(began) < delay; !waits {
+			restart()
+		}
+	}
+	eventually(t, "the message was due for some seconds", func() bool { return time.Since(began) > delay+4*time.Second })
+	restart()
+	again := next(t, receiver)
+	t.Logf("late by %s", time.Since(began)-delay)
+	require.Equal(t, "one", again.Message.UUID)
+	require.Equal(t, attempts, again.Attempt)
+	require.NoError(t, again.Settler.Ack())
+}
+
+// TestDelays_tenThousandAcrossARestart takes a good minute; LEAT_TEST_LONG=1 asks for it.
+func TestDelays_tenThousandAcrossARestart(t *testing.T) {
 	if os.Getenv("LEAT_TEST_LONG") == "" {
 		t.Skip("set LEAT_TEST_LONG=1 for tests that take minutes")
 	}
@@ -50,8 +84,8 @@ func TestDelays_manyDueTogether(t *testing.T) {
 	}
 	b := newBroker(t)
 	b.start(t)
-	t.Cleanup(func() { b.stop(t); b.brokerHost.close() })
-	bothQueues(t, b.url(), func(t *testing.T, raw string) {
+	t.Cleanup(func() { b.end(syscall.SIGKILL); b.brokerHost.close() })
+	eachQueue(t, b.url(), func(t *testing.T, raw string) {
 		measureDelays(t, raw, 30_000, 40*time.Second, 40*time.Second+1, func(*amqp.Transport) (from, to time.Time) { return from, to })
 	})
 }

@@ -14,8 +14,8 @@ import (
 	"github.com/leatbus/leat/internal/ids"
 )
 
-// deliver publishes one of leat's own copies, which must reach a queue. Where it reaches none, the
-// topology is made again, once.
+// deliver publishes a copy of a message, which must reach a queue. If it reaches none, the topology is declared and the copy
+// published again, once.
 func (t *Transport) deliver(ctx context.Context, o *outgoing) error {
 	if err := t.publisher.send(ctx, []*outgoing{o}); err != nil || !o.unroutable {
 		return err
@@ -28,12 +28,12 @@ func (t *Transport) deliver(ctx context.Context, o *outgoing) error {
 		return err
 	}
 	if o.unroutable {
-		return fmt.Errorf("queue %q is not there", o.key)
+		return fmt.Errorf("queue %q does not exist", o.key)
 	}
 	return nil
 }
 
-// repair makes the topology again, also when the connection is lost meanwhile.
+// repair declares the topology again. It retries if the connection is lost.
 func (t *Transport) repair(ctx context.Context) error {
 	pause := newBackoff()
 	for {
@@ -50,13 +50,13 @@ func (t *Transport) repair(ctx context.Context) error {
 	}
 }
 
-// poisoned makes a copy for the group's poison queue, with the fault in its headers. A replay goes to the queue given. If
-// the headers do not fit a frame, the stack stays out, and then foreign ones.
+// poisoned returns a copy for the group's poison queue, with the fault in its headers. A replay publishes it to the given queue.
+// If the headers do not fit in a frame, first the stack is left out, and then headers of others.
 func (r *received) poisoned(fault driver.Fault, queue string, frame int) *outgoing {
 	p := r.copy(r.attempts)
-	noted := make(message.Metadata)
-	fault.Record(noted)
-	setText(p.Headers, noted)
+	recorded := make(message.Metadata)
+	fault.Record(recorded)
+	setText(p.Headers, recorded)
 	if tableSize(p.Headers) > frame-min(8<<10, frame/4) {
 		delete(p.Headers, driver.HeaderFaultStack)
 	}
@@ -66,17 +66,17 @@ func (r *received) poisoned(fault driver.Fault, queue string, frame int) *outgoi
 	return &outgoing{key: poisonName(r.group), msg: p}
 }
 
-// brokersRoom is how much of a frame is left to what the broker writes beside a message's headers.
+// brokersRoom is how many bytes of a frame are reserved for headers that the broker adds.
 const brokersRoom = 256
 
 // headerLeftOut names headers of a message that did not fit into the frame of its copy, with their sizes.
 const headerLeftOut = "leat_left_out"
 
-// fit leaves out headers until the properties take so many bytes at most: first those that are not leat's, the largest
-// first, then what leat can do without.
+// fit removes headers until the properties take at most limit bytes: first headers of others, then those of leat that are not
+// necessary, the largest first.
 func fit(p *amqp.Publishing, limit int) {
 	h := p.Headers
-	limit -= 64 // the frame's own, numbers, and lengths
+	limit -= 64 // the frame itself, numbers, and lengths
 	for _, text := range []string{p.ContentType, p.ContentEncoding, p.CorrelationId, p.ReplyTo, p.MessageId, p.Type, p.AppId} {
 		limit -= len(text)
 	}
@@ -114,7 +114,7 @@ func fit(p *amqp.Publishing, limit int) {
 	h[headerLeftOut] = driver.OneLine(strings.Join(names, ", "), room/2)
 }
 
-// needOf is 0 for a header that leat needs, 1 for a foreign one, 2 for one of leat's own that it can do without.
+// needOf returns 0 for a header that leat needs, 1 for a header of others, and 2 for one of leat that is not necessary.
 func needOf(name string) int {
 	switch name {
 	case headerExtra:
@@ -138,7 +138,7 @@ func setText(h amqp.Table, headers message.Metadata) {
 	}
 }
 
-// tableSize is how many bytes the fields of a table take on the wire, or a few more.
+// tableSize returns how many bytes the fields of a table take on the wire, or a few more.
 func tableSize(h amqp.Table) (n int) {
 	for name, field := range h {
 		n += len(name) + fieldSize(field) + fieldOverhead
@@ -146,7 +146,7 @@ func tableSize(h amqp.Table) (n int) {
 	return n
 }
 
-// fieldSize is the same of one field, without its name.
+// fieldSize returns how many bytes one field takes, without its name.
 func fieldSize(field any) (n int) {
 	switch v := field.(type) {
 	case string:

@@ -12,13 +12,12 @@ import (
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/bus/driver"
-	"github.com/leatbus/leat/internal/testenv"
 )
 
 // A rolling deploy under load: a new process starts, the old one is told to stop, again and again.
 // Nothing is lost, nothing is handled twice, nothing healthy is poisoned.
-func TestADeployUnderLoad(t *testing.T) {
-	broker := testenv.RabbitMQ(t)
+func TestDeploy_underLoad(t *testing.T) {
+	broker := sharedBroker(t)
 	for _, queue := range []string{"quorum", "classic"} {
 		t.Run(queue, func(t *testing.T) {
 			raw := withOptions(broker, "queue="+queue)

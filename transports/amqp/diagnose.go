@@ -18,22 +18,22 @@ const (
 	// out of memory or disk.
 	diagnosePatience = 5 * time.Second
 
-	// The oldest RabbitMQ whose quorum queues pass a message on before they forget it, which delays need.
+	// The oldest RabbitMQ whose quorum queues dead-letter at least once, which delays need.
 	oldestMajor, oldestMinor = 3, 10
 )
 
-// diagnosis is what was found so far.
+// A diagnosis is one call of Diagnose over AMQP.
 type diagnosis struct {
 	*inspection
 	findings []driver.Finding
 }
 
-// Diagnose connects anew and checks what a service needs: the login, the broker's version, that it accepts
-// messages, the user's rights, the exchange, the queues for delays, and of each group of this process the
-// queues and their arguments. A check of a right to make something makes what leat makes at start anyway,
-// with declare=false nothing; a publish is taken back before the broker routes it; no message of a group
-// is taken. In a process without groups it makes nothing, and learns what it can from the management API: all groups,
-// bindings, policies and alarms. Messages that wait in poison queues are told and are no error.
+// Diagnose opens a connection and checks what a service needs: the login, the broker's version, whether it accepts messages, the
+// user's rights, the exchange, the queues for delays, and the queues of this process's groups with their arguments. To check the
+// right to declare something, it declares what leat declares at start, or nothing with declare=false. It publishes in a
+// transaction that it rolls back, and takes no message of a group. In a process without groups it declares nothing, and
+// reads all groups, bindings, policies and alarms from the management API. Messages in poison queues are reported, but not as an
+// error.
 func (t *Transport) Diagnose(ctx context.Context) []driver.Finding {
 	d := new(diagnosis)
 	reached := driver.Finding{
@@ -71,7 +71,7 @@ func (t *Transport) Diagnose(ctx context.Context) []driver.Finding {
 	return d.findings
 }
 
-// withoutManagement says what is not checked without the management API. It is a fault only where the URL names one.
+// withoutManagement returns the finding that the management API can't be read. It is a fault only if the URL names one.
 func (d *diagnosis) withoutManagement(missing error) driver.Finding {
 	f := driver.Finding{Check: "management API"}
 	if d.t.cfg.Management != "" {
@@ -82,28 +82,28 @@ func (d *diagnosis) withoutManagement(missing error) driver.Finding {
 	return f
 }
 
-// passive reports whether the checks make nothing, not even what a service makes at start.
+// passive reports whether the checks declare nothing, not even what a service declares at start.
 func (d *diagnosis) passive() bool { return !d.t.serves() || d.t.cfg.Declare == DeclareNothing }
 
-// add notes a check's end. The error is the finding's, unless the connection went with it.
-func (d *diagnosis) add(f driver.Finding, err error, cure string) error {
+// add adds the result of a check. It returns the error if the connection was lost, and adds it to the finding otherwise.
+func (d *diagnosis) add(f driver.Finding, err error, fix string) error {
 	if err != nil {
 		if d.conn.IsClosed() || d.ctx.Err() != nil {
 			return err
 		}
 		if conflict, ok := errors.AsType[*ConflictError](err); ok {
-			cure = conflict.cure()
+			fix = conflict.fix()
 		}
 		if !d.t.serves() && isCode(err, amqp.NotFound) {
-			err, cure = errors.New("it is not there"), fixStart
+			err, fix = errors.New("it does not exist"), fixStart
 		}
-		f.Err, f.Text, f.Fix = err, "", cure
+		f.Err, f.Text, f.Fix = err, "", fix
 	}
 	d.findings = append(d.findings, f)
 	return nil
 }
 
-// where says what answered, and to whom.
+// where describes the broker and the user.
 func (i *inspection) where() string {
 	c := i.t.cfg
 	user, secure := "user "+c.Username, "not encrypted"
@@ -140,9 +140,8 @@ func olderThan(version string, major, minor int) bool {
 	return errX == nil && errY == nil && (x < major || x == major && y < minor)
 }
 
-// accepts publishes and takes back: in a transaction the broker checks the right at once, and routes
-// at the commit, which never comes. It has a connection of its own, because a broker that accepts no
-// messages stops reading.
+// accepts checks whether the user may publish: in a transaction the broker checks the right when it gets a message, and routes
+// it at the commit, which never follows. It uses its own connection, because a broker that accepts no messages stops reading.
 func (t *Transport) accepts(ctx context.Context) driver.Finding {
 	f := driver.Finding{Check: "publish", Text: "the broker accepts messages, and the user may send them"}
 	ctx, stop := context.WithTimeout(ctx, diagnosePatience)
@@ -150,15 +149,8 @@ func (t *Transport) accepts(ctx context.Context) driver.Finding {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	err := t.inspect(ctx, "publish", func(i *inspection) error {
-		blocked := i.conn.NotifyBlocked(make(chan amqp.Blocking, 1))
-		go func() {
-			for b := range blocked { // until the connection is closed
-				if b.Active {
-					cancel(fmt.Errorf("%w: %s", errBlocked, driver.OneLine(b.Reason, maxNameBytes)))
-				}
-			}
-		}()
-		exchanges := []string{""} // redeliveries and poisoned messages go by the default exchange
+		cancelWhenBlocked(i.conn, cancel)
+		exchanges := []string{""} // redeliveries and poisoned messages are published to the default exchange
 		if !t.topology.watermill() {
 			exchanges = append(exchanges, t.cfg.ExchangeName)
 		}
@@ -175,22 +167,34 @@ func (t *Transport) accepts(ctx context.Context) driver.Finding {
 	f.Err, f.Text = err, ""
 	switch {
 	case errors.Is(err, errBlocked):
-		f.Fix = "see to the broker's memory and disk; publishers wait until then, and consumers go on"
+		f.Fix = "free memory or disk space of the broker; until then publishers wait, and consumers go on"
 	case isCode(err, amqp.AccessRefused):
 		f.Fix = "grant the user the right to write to the exchange and to the default exchange (amq.default)"
 	default:
-		f.Fix = "see what the broker's log says"
+		f.Fix = "read the broker's log"
 	}
 	return f
 }
 
 var errBlocked = errors.New("the broker accepts no messages")
 
+// cancelWhenBlocked calls cancel when the broker stops reading from the connection.
+func cancelWhenBlocked(conn *amqp.Connection, cancel context.CancelCauseFunc) {
+	blocked := conn.NotifyBlocked(make(chan amqp.Blocking, 1))
+	go func() {
+		for b := range blocked { // until the connection is closed
+			if b.Active {
+				cancel(fmt.Errorf("%w: %s", errBlocked, driver.OneLine(b.Reason, maxNameBytes)))
+			}
+		}
+	}()
+}
+
 func takeBack(ctx context.Context, ch *amqp.Channel, exchange string) error {
 	if err := ch.Tx(); err != nil {
 		return err
 	}
-	const mandatory, immediate = false, false
+	const mandatory = false
 	if err := ch.PublishWithContext(ctx, exchange, "leat.diagnose", mandatory, immediate, amqp.Publishing{}); err != nil {
 		return err
 	}
@@ -208,7 +212,7 @@ func (d *diagnosis) exchange() error {
 		dec.exchange(d.t.cfg.ExchangeName, amqp.ExchangeTopic, nil)
 		return dec.err
 	})
-	return d.add(f, err, "let the user configure it, or let somebody who may make it and use declare=false")
+	return d.add(f, err, "grant the user the right to configure it, or declare it as another user and use declare=false")
 }
 
 func (d *diagnosis) declarer(ch *amqp.Channel) *declarer {
@@ -217,30 +221,30 @@ func (d *diagnosis) declarer(ch *amqp.Channel) *declarer {
 
 func (d *diagnosis) declared() string {
 	if d.passive() {
-		return "which is there"
+		return "which exists"
 	}
-	return "which is there, and the user may configure it"
+	return "which exists, and the user may configure it"
 }
 
-// delays checks the queues for delays, and tells of what is in them.
+// delays checks the queues for delays, and reports their messages.
 func (d *diagnosis) delays() error {
 	topology := d.t.topology
 	f := driver.Finding{Check: "queues for delays " + oldDelayName(d.t.cfg.QueueType, "*")}
 	waiting := 0
-	for _, way := range []levels{topology.redelivering(), topology.publishing()} {
-		there, err := d.has(way)
+	for _, set := range []levels{topology.redelivering(), topology.publishing()} {
+		there, err := d.has(set)
 		if err != nil {
 			return err
 		}
 		if !there {
 			continue
 		}
-		err = d.do(func(ch *amqp.Channel) error { return way.declare(d.ctx, d.declarer(ch)) })
+		err = d.do(func(ch *amqp.Channel) error { return set.declare(d.ctx, d.declarer(ch)) })
 		if err != nil {
-			return d.add(f, err, "let the user configure, write and read leat.*, or let somebody who may make them and use declare=false")
+			return d.add(f, err, "grant the user the rights to configure, write and read leat.*, or declare them as another user and use declare=false")
 		}
 		for n := range delayLevels {
-			q, _, err := d.queue(way.queue(n))
+			q, _, err := d.queue(set.queue(n))
 			if err != nil {
 				return err
 			}
@@ -254,7 +258,7 @@ func (d *diagnosis) delays() error {
 	}
 	f.Text = fmt.Sprintf("%d messages wait in them", waiting)
 	if kept.Messages > 0 {
-		f.Text += fmt.Sprintf("; %d redeliveries to groups whose queues are gone are kept in %s", kept.Messages, undelivered)
+		f.Text += fmt.Sprintf("; %d redeliveries to groups whose queues were deleted are in %s", kept.Messages, undelivered)
 	}
 	if err := d.add(f, nil, ""); err != nil {
 		return err
@@ -262,14 +266,14 @@ func (d *diagnosis) delays() error {
 	return d.oldDelays()
 }
 
-// has reports whether a way through delays is there, or is made. Processes make it for their first group, or the first
-// delay of a publisher.
-func (d *diagnosis) has(way levels) (there bool, err error) {
+// has reports whether the levels exist, or are declared by this diagnosis. Processes declare them for their first group, or for
+// the first message with a delay.
+func (d *diagnosis) has(set levels) (there bool, err error) {
 	if !d.passive() {
 		return true, nil
 	}
 	err = d.do(func(ch *amqp.Channel) error {
-		return ch.ExchangeDeclarePassive(way.entrance(), amqp.ExchangeHeaders, durable, autoDelete, internal, noWait, nil)
+		return ch.ExchangeDeclarePassive(set.entrance(), amqp.ExchangeHeaders, durable, autoDelete, internal, noWait, nil)
 	})
 	if isCode(err, amqp.NotFound) {
 		return false, nil
@@ -277,7 +281,7 @@ func (d *diagnosis) has(way levels) (there bool, err error) {
 	return err == nil, err
 }
 
-// oldDelays tells of the queues that delays went through before; see migrate.go.
+// oldDelays reports the queues that earlier versions used for delays; see migrate.go.
 func (d *diagnosis) oldDelays() error {
 	near, there, err := d.queue(oldDelayName(d.t.cfg.QueueType, "near"))
 	if err != nil || !there {
@@ -317,7 +321,7 @@ func (d *diagnosis) groups() error {
 // group checks one group.
 func (d *diagnosis) group(s driver.Subscription) error {
 	info, there, err := d.count(s)
-	if err != nil || !there { // the consumer makes it, or says why it can't
+	if err != nil || !there { // the consumer declares it, or logs why it can't
 		return err
 	}
 	f := driver.Finding{Check: "group " + s.Group, Text: describe(s.Order.String(), info)}
@@ -328,7 +332,7 @@ func (d *diagnosis) group(s driver.Subscription) error {
 	}
 	for _, queue := range d.t.topology.queues(s) {
 		if err := d.mayRead(queue); err != nil {
-			return d.add(f, err, "let the user read the group's queues, or leave them to another service's user")
+			return d.add(f, err, "grant the user the right to read the group's queues, or connect as the user of the service that has the group")
 		}
 	}
 	text, err := d.parked(s)
@@ -336,24 +340,24 @@ func (d *diagnosis) group(s driver.Subscription) error {
 		return d.add(f, err, "start a process of the group: it moves them to the group's queue")
 	}
 	f.Text += text
-	if d.passive() { // else a consumer makes them
+	if d.passive() { // else a consumer declares them
 		for _, queue := range d.t.topology.own(s) {
 			_, there, err := d.queue(queue)
 			if err != nil {
 				return err
 			}
 			if !there {
-				return d.add(f, fmt.Errorf("queue %q is not there", queue), "make it; its arguments are those that a process with declare=true gives it")
+				return d.add(f, fmt.Errorf("queue %q does not exist", queue), "declare it; its arguments are those that a process with declare=true gives it")
 			}
 		}
 	}
 	return d.add(f, nil, "")
 }
 
-// parked says what is parked in the group. It is an error if nobody will read it.
+// parked reports the parked messages of the group. They are an error if no process will read them.
 func (d *diagnosis) parked(s driver.Subscription) (text string, err error) {
 	n := 0
-	for _, name := range append(parkedNames(s.Group), heldName(s.Group)) {
+	for _, name := range append(parkedNames(s.Group), legacyQueueName(s.Group)) {
 		q, _, err := d.queue(name)
 		if err != nil {
 			return "", err
@@ -374,10 +378,10 @@ func (d *diagnosis) parked(s driver.Subscription) (text string, err error) {
 	return text, err
 }
 
-// formerQueues says what is to become of the queues of an ordered group that only an earlier version has.
+// formerQueues describes the queues of an ordered group that only an earlier version uses.
 func formerQueues(group string) string {
 	return fmt.Sprintf(", queues %s and %s are of an earlier version: delete them when no process of it runs, and the first is empty",
-		heldName(group), leadName(group))
+		legacyQueueName(group), leadName(group))
 }
 
 func describe(order string, info driver.GroupInfo) string {
@@ -388,16 +392,15 @@ func describe(order string, info driver.GroupInfo) string {
 	return strings.Join(parts, ", ")
 }
 
-// mayRead asks to consume in a way that the broker refuses, after it has checked the right to: nothing
-// is delivered.
+// mayRead checks the right to consume: its arguments are invalid, which the broker refuses after it has checked the right, so
+// nothing is delivered.
 func (i *inspection) mayRead(queue string) error {
-	const autoAck, noLocal = false, false
 	err := i.do(func(ch *amqp.Channel) error {
 		_, err := ch.Consume(queue, "", autoAck, exclusive, noLocal, noWait, amqp.Table{"x-priority": "none"})
 		return err
 	})
 	switch {
-	case err == nil: // a broker that takes anything
+	case err == nil: // the broker does not check the argument
 		i.close()
 		return nil
 	case isCode(err, amqp.PreconditionFailed), isCode(err, amqp.NotFound):

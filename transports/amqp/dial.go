@@ -23,11 +23,11 @@ const (
 	defaultPort    = "5672"
 	defaultPortTLS = "5671"
 
-	// frameMax is the frame size that leat asks for: RabbitMQ's own default.
+	// frameMax is the frame size that leat proposes: RabbitMQ's default.
 	frameMax = 131072
 )
 
-// withPort completes an address.
+// withPort adds the default port to an address without one.
 func withPort(host string, useTLS bool) string {
 	port := defaultPort
 	if useTLS {
@@ -40,7 +40,7 @@ func withPort(host string, useTLS bool) string {
 	return net.JoinHostPort(cmp.Or(name, "localhost"), cmp.Or(given, port))
 }
 
-// withPorts completes a list of addresses.
+// withPorts adds the default port to addresses without one.
 func withPorts(hosts string, useTLS bool) string {
 	all := strings.Split(hosts, ",")
 	for i := range all {
@@ -50,7 +50,7 @@ func withPorts(hosts string, useTLS bool) string {
 }
 
 // dial connects and logs in, to one host after the other, in random order.
-func (c Config) dial(ctx context.Context, role string) (conn *amqp.Connection, wire *coalescer, err error) {
+func (c Config) dial(ctx context.Context, role string) (conn *amqp.Connection, wire *writeBatcher, err error) {
 	hosts := strings.Split(c.Host, ",")
 	rand.Shuffle(len(hosts), func(i, j int) { hosts[i], hosts[j] = hosts[j], hosts[i] })
 	for _, host := range hosts {
@@ -66,9 +66,9 @@ func (c Config) dial(ctx context.Context, role string) (conn *amqp.Connection, w
 	return nil, nil, err
 }
 
-// dialHost connects and logs in. The time-out covers all of it: a server that accepts and then says
-// nothing is given up in time. The error names the server and never the credentials.
-func (c Config) dialHost(ctx context.Context, host, role string) (*amqp.Connection, *coalescer, error) {
+// dialHost connects and logs in. The timeout covers both, so that a server that accepts a connection and then sends nothing does
+// not block it. The error names the server, and never the credentials.
+func (c Config) dialHost(ctx context.Context, host, role string) (*amqp.Connection, *writeBatcher, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.DialTimeout)
 	defer cancel()
 	conn, wire, err := c.open(ctx, host, role)
@@ -78,7 +78,7 @@ func (c Config) dialHost(ctx context.Context, host, role string) (*amqp.Connecti
 	return conn, wire, nil
 }
 
-func (c Config) open(ctx context.Context, host, role string) (*amqp.Connection, *coalescer, error) {
+func (c Config) open(ctx context.Context, host, role string) (*amqp.Connection, *writeBatcher, error) {
 	var dialer net.Dialer
 	socket, err := dialer.DialContext(ctx, "tcp", host)
 	if err != nil {
@@ -92,9 +92,9 @@ func (c Config) open(ctx context.Context, host, role string) (*amqp.Connection, 
 		}
 		socket = secure
 	}
-	ear := &ear{Conn: socket}
-	frames := newFrameReader(ear)
-	wire := newCoalescer(frames)
+	alertConn := &tlsAlertConn{Conn: socket}
+	frames := newFrameReader(alertConn)
+	wire := newWriteBatcher(frames)
 	wire.meter = frames.meter
 	giveUp := context.AfterFunc(ctx, func() { _ = socket.Close() })
 	conn, err := amqp.Open(wire, amqp.Config{
@@ -110,31 +110,31 @@ func (c Config) open(ctx context.Context, host, role string) (*amqp.Connection, 
 	}
 	if err != nil {
 		_ = wire.Close()
-		return nil, nil, cmp.Or(ear.refusal(), err)
+		return nil, nil, cmp.Or(alertConn.refusal(), err)
 	}
-	frames.negotiated(conn.Config.FrameSize)
+	frames.most.Store(int64(conn.Config.FrameSize))
 	return conn, wire, nil
 }
 
-// ear hears why a TLS server refuses a client, which is only told after the handshake: to the AMQP client it may
-// look as if the server just hung up.
-type ear struct {
+// tlsAlertConn records the alert with which a TLS server refuses a client. The alert arrives after the handshake, and the AMQP
+// client may report only that the connection was closed.
+type tlsAlertConn struct {
 	net.Conn
-	heard atomic.Pointer[net.OpError]
+	alert atomic.Pointer[net.OpError]
 }
 
-func (e *ear) Read(p []byte) (int, error) {
+func (e *tlsAlertConn) Read(p []byte) (int, error) {
 	n, err := e.Conn.Read(p)
 	if err != nil {
 		if alert, ok := errors.AsType[*net.OpError](err); ok && alert.Op == "remote error" {
-			e.heard.Store(alert)
+			e.alert.Store(alert)
 		}
 	}
 	return n, err
 }
 
-func (e *ear) refusal() error {
-	if alert := e.heard.Load(); alert != nil {
+func (e *tlsAlertConn) refusal() error {
+	if alert := e.alert.Load(); alert != nil {
 		return fmt.Errorf("TLS: %w", alert)
 	}
 	return nil
@@ -166,7 +166,7 @@ func (c Config) secure(ctx context.Context, socket net.Conn, host string) (net.C
 	return secure, nil
 }
 
-// tlsConfig reads the certificate files anew.
+// tlsConfig reads the certificate files each time, so that they can be renewed.
 func (c Config) tlsConfig(host string) (*tls.Config, error) {
 	cfg := &tls.Config{MinVersion: tls.VersionTLS12}
 	if c.TLSConfig != nil {
@@ -196,11 +196,11 @@ func (c Config) tlsConfig(host string) (*tls.Config, error) {
 	return cfg, nil
 }
 
-// explain puts the cure beside a failure to connect.
+// explain adds the fix to the error of a failed connection.
 func explain(ctx context.Context, err error) error {
 	var refused *amqp.Error
 	switch {
-	case ctx.Err() != nil: // first: a connection that is given up half-way looks like a refused login
+	case ctx.Err() != nil: // first, because a connection that is closed during the handshake looks like a refused login
 		return fmt.Errorf("no answer in time (dial_timeout): %w", context.Cause(ctx))
 	case errors.Is(err, amqp.ErrCredentials),
 		errors.As(err, &refused) && refused.Code == amqp.AccessRefused && strings.Contains(refused.Reason, "login"):
@@ -209,17 +209,17 @@ func explain(ctx context.Context, err error) error {
 		return fmt.Errorf("the broker does not offer this way to log in; choose another auth: %w", errLogin)
 	case errors.Is(err, amqp.ErrVhost),
 		errors.As(err, &refused) && (refused.Code == amqp.NotAllowed || refused.Code == amqp.InvalidPath):
-		return fmt.Errorf("no access to this virtual host; make it, or give the user rights to it: %w", errLogin)
+		return fmt.Errorf("no access to this virtual host; create it, or grant the user rights to it: %w", errLogin)
 	case errors.Is(err, amqp.ErrClosed), errors.Is(err, net.ErrClosed):
-		return errors.New("the server hung up during the handshake; is it RabbitMQ, and amqps:// if it wants TLS?")
+		return errors.New("the server closed the connection during the handshake; is it RabbitMQ, and does it require TLS (amqps://)?")
 	}
 	return err
 }
 
-// errLogin marks failures that waiting does not mend.
+// errLogin marks failures that retrying can't fix.
 var errLogin = errors.New("not admitted")
 
-// newBackoff returns the pause between tries to connect.
+// newBackoff returns the pauses between tries to connect.
 func newBackoff() backoff.Backoff {
 	return backoff.Backoff{First: 50 * time.Millisecond, Longest: 5 * time.Second}
 }

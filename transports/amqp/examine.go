@@ -8,17 +8,15 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// examination is what the management API tells a diagnosis. It asks only: it declares, consumes and holds nothing.
+// An examination is one call of Diagnose over the management API. It declares and consumes nothing.
 type examination struct {
 	*survey
-	t         *Transport
 	ctx       context.Context
 	m         *management
 	version   string
@@ -26,44 +24,34 @@ type examination struct {
 	findings  []driver.Finding
 }
 
-// examine makes the findings, or says why the API does not answer.
+// examine returns the findings, or an error if the API does not answer.
 func (t *Transport) examine(ctx context.Context, version string) (findings []driver.Finding, err error) {
-	m, err := newManagement(t.cfg)
-	if err != nil {
-		return nil, &ManagementError{Where: "https", Reason: err.Error(), fix: "correct the URL's TLS options"}
-	}
-	defer m.close()
-	ctx, cancel := context.WithTimeout(ctx, patienceFor(ctx))
-	defer cancel()
-	e := &examination{t: t, ctx: ctx, m: m, version: version, exchanges: make(map[string]apiExchange)}
-	if e.survey, err = m.survey(ctx, t.topology); err != nil {
-		return nil, err
-	}
-	if err := t.complete(ctx, e.survey); err != nil {
-		return nil, err
-	}
-	err = fetchAll(ctx, m, "management", m.inVhost("exchanges"), "name,type,durable,arguments", false, func(x apiExchange) {
-		if x.Name == t.cfg.ExchangeName || strings.HasPrefix(x.Name, delayPrefix) {
+	err = t.withManagement(ctx, func(ctx context.Context, m *management, s *survey) error {
+		e := &examination{survey: s, ctx: ctx, m: m, version: version, exchanges: make(map[string]apiExchange)}
+		exchanges, err := fetchAll[apiExchange](ctx, m, "management", m.inVhost("exchanges"), "name,type,durable", false)
+		if err != nil {
+			return err
+		}
+		for _, x := range exchanges {
 			e.exchanges[x.Name] = x
 		}
+		groups := e.groups()
+		e.ok("management API", "%s lists %d groups", m.where(), len(groups))
+		e.events()
+		e.delays(groups)
+		for _, g := range groups {
+			e.group(g)
+		}
+		e.orphans(groups)
+		e.oldRegistries()
+		e.policies()
+		e.singleActive()
+		e.nodes()
+		e.flags()
+		findings = e.findings
+		return nil
 	})
-	if err != nil {
-		return nil, err
-	}
-	groups := e.groups()
-	e.ok("management API", "%s tells of %d groups", m.where(), len(groups))
-	e.events()
-	e.delays(groups)
-	for _, g := range groups {
-		e.group(g)
-	}
-	e.orphans(groups)
-	e.oldRegistries()
-	e.policies()
-	e.singleActive()
-	e.nodes()
-	e.flags()
-	return e.findings, nil
+	return findings, err
 }
 
 func (e *examination) ok(check, format string, args ...any) {
@@ -74,9 +62,9 @@ func (e *examination) wrong(check, fix, format string, args ...any) {
 	e.findings = append(e.findings, driver.Finding{Check: check, Err: fmt.Errorf(format, args...), Fix: fix})
 }
 
-const fixStart = "start a service of this exchange that may make it, or start it anew: it makes what is missing"
+const fixStart = "start or restart a service of this exchange that may declare it: it declares what is missing"
 
-// events looks at the exchange that events are published to.
+// events checks the exchange that events are published to.
 func (e *examination) events() {
 	if e.topology.watermill() {
 		return
@@ -86,15 +74,15 @@ func (e *examination) events() {
 	x, there := e.exchanges[name]
 	switch {
 	case !there:
-		e.wrong(check, fixStart, "it is not there, and nobody can publish")
+		e.wrong(check, fixStart, "it does not exist, and services can't publish")
 	case x.Type != amqp.ExchangeTopic || !x.Durable:
-		e.wrong(check, "choose another exchange with the option exchange, or delete this one", "it is a %s exchange (durable: %t); a durable topic exchange is wanted", x.Type, x.Durable)
+		e.wrong(check, "choose another exchange with the option exchange, or delete this one", "it is a %s exchange (durable: %t); it must be a durable topic exchange", x.Type, x.Durable)
 	default:
 		e.ok(check, "a durable topic exchange")
 	}
 }
 
-// group looks at one group: its queues, their arguments and bindings, and who consumes.
+// group checks one group: its queues, their arguments and bindings, and its consumers.
 func (e *examination) group(g surveyed) {
 	check, info := "group "+g.name, e.info(g)
 	t := e.topologyOf(g)
@@ -104,19 +92,19 @@ func (e *examination) group(g surveyed) {
 		e.wrong(check, fix, format, args...)
 	}
 	e.queuesOf(g, t, fault)
-	held, parked := e.queues[heldName(g.name)].all(), e.parked(g.name)
+	earlier, parked := e.queues[legacyQueueName(g.name)].all(), e.parked(g.name)
 	switch {
 	case len(g.topics) == 0:
-		fault("start a process of the group anew: it binds it to its topics; if the group is retired, delete its queues",
-			"queue %q is not bound to exchange %q: the group gets nothing", g.name, t.cfg.ExchangeName)
-	case g.ordered && held+parked > 0 && info.Consumers == 0:
-		fault("start a process of the group: it takes the lead", "%d messages are parked, and no process leads", held+parked)
-	case !g.ordered && held+parked > 0:
+		fault("restart a process of the group: it binds the queue to its topics; if the group is retired, delete it with leat groups rm",
+			"queue %q is not bound to exchange %q: the group gets no messages", g.name, t.cfg.ExchangeName)
+	case g.ordered && earlier+parked > 0 && info.Consumers == 0:
+		fault("start a process of the group: it takes the lead", "%d messages are parked, and no process leads", earlier+parked)
+	case !g.ordered && earlier+parked > 0:
 		fault("start a process of the group: it moves them to the group's queue",
-			"%d messages from a time when the group was ordered are parked, and nobody consumes them", held+parked)
+			"%d messages from a time when the group was ordered are parked, and nobody consumes them", earlier+parked)
 	}
 	if info.Consumers == 0 {
-		fault("start the service that has the group; if it is retired, unbind the queue, or delete the group's queues when nobody wants their messages",
+		fault("start the service that has the group; if it is retired, delete the group with leat groups rm, or unbind its queue to keep the messages",
 			"no process consumes it, and %d messages wait", info.Waiting)
 	}
 	if good {
@@ -126,7 +114,7 @@ func (e *examination) group(g surveyed) {
 		}
 		text := describe(order, info)
 		if delays := e.delaysOf(g); len(delays) > 0 {
-			text += ", delays with queues are " + strings.Join(delays, ", ") + ": delete the queue of one that its retry policy has no more, when it is empty"
+			text += ", delays with queues are " + strings.Join(delays, ", ") + ": when a delay is not in the retry policy any more, delete its queue once it is empty"
 		}
 		if _, former := e.queues[leadName(g.name)]; former {
 			text += formerQueues(g.name)
@@ -135,7 +123,7 @@ func (e *examination) group(g surveyed) {
 	}
 }
 
-// delaysOf returns the delays that have queues, but for the one that all delays of a group end in.
+// delaysOf returns the delays for which the group has queues, except the one in which all delays of a group end.
 func (e *examination) delaysOf(g surveyed) (delays []string) {
 	for _, q := range g.queues {
 		for _, name := range e.retries[q.Name] {
@@ -148,22 +136,22 @@ func (e *examination) delaysOf(g surveyed) (delays []string) {
 	return delays
 }
 
-// queuesOf looks at the queues that a group should have.
+// queuesOf checks the queues that a group should have.
 func (e *examination) queuesOf(g surveyed, t *topology, fault func(fix, format string, args ...any)) {
 	wanted := e.wantedQueues(g, t)
 	for _, name := range slices.Sorted(maps.Keys(wanted)) {
 		q, there := e.queues[name]
 		if !there {
-			fault("start a process of the group anew: it makes it", "queue %q is not there", name)
+			fault("restart a process of the group: it declares the queue", "queue %q does not exist", name)
 			continue
 		}
 		if differs := foreign(q, wanted[name]); differs != "" {
-			fault("delete the queue when it is empty; a process of the group makes it again as it is wanted", "queue %q has foreign arguments: %s", name, differs)
+			fault("delete the queue when it is empty; a process of the group declares it again with the right arguments", "queue %q has other arguments: %s", name, differs)
 		}
 		if retry := retryInfix + delayText(delayUnit); strings.HasSuffix(name, retry) {
 			key, exit := strings.TrimSuffix(name, retry), t.redelivering().exit()
 			if !e.bound[apiBinding{Source: exit, To: name, Kind: "queue", Key: key}] {
-				fault("start a process of the group anew: it makes it", "queue %q is not bound to exchange %q: long delays end in %q", name, exit, t.redelivering().undelivered())
+				fault("restart a process of the group: it makes the binding", "queue %q is not bound to exchange %q: long delays end in %q", name, exit, t.redelivering().undelivered())
 			}
 		}
 	}
@@ -178,10 +166,9 @@ func (e *examination) wantedQueues(g surveyed, t *topology) map[string]amqp.Tabl
 	wanted := map[string]amqp.Table{poisonName(g.name): t.plainArgs()}
 	for _, q := range g.queues {
 		wanted[q.Name] = t.queueArgs(s)
-		retry := retryName(q.Name, delayUnit)
-		wanted[retry] = retryArgs(t.cfg.QueueType, retry, q.Name)
-		for _, name := range e.retries[q.Name] {
-			wanted[name] = retryArgs(t.cfg.QueueType, name, q.Name)
+		for _, name := range append([]string{retryName(q.Name, delayUnit)}, e.retries[q.Name]...) {
+			delay, _ := delayOf(name)
+			wanted[name] = retryArgs(t.cfg.QueueType, delay, q.Name)
 		}
 	}
 	if g.ordered {
@@ -192,7 +179,7 @@ func (e *examination) wantedQueues(g surveyed, t *topology) map[string]amqp.Tabl
 	return wanted
 }
 
-// topologyOf is that by which a group was made.
+// topologyOf returns the topology with the type of the group's queues.
 func (e *examination) topologyOf(g surveyed) *topology {
 	queueType := QueueType(e.queues[poisonName(g.name)].Type)
 	if queueType == "" && !e.topology.watermill() {
@@ -201,18 +188,7 @@ func (e *examination) topologyOf(g surveyed) *topology {
 	return e.topology.forQueues(queueType)
 }
 
-// retryArgs are those of the queue of a delay; nil where its name has none.
-func retryArgs(queueType QueueType, name, queue string) amqp.Table {
-	delay, ok := delayOf(name)
-	if !ok {
-		return nil
-	}
-	args := delayArgs(queueType, delay, "")
-	args["x-dead-letter-routing-key"] = queue
-	return args
-}
-
-// foreign says which arguments of a queue are not those that leat gives it.
+// foreign describes the arguments of a queue that are not those that leat declares.
 func foreign(q apiQueue, wanted amqp.Table) string {
 	if wanted == nil {
 		wanted = amqp.Table{}
@@ -221,20 +197,20 @@ func foreign(q apiQueue, wanted amqp.Table) string {
 	for _, name := range slices.Sorted(maps.Keys(wanted)) {
 		found, there := q.Arguments[name]
 		if text := fmt.Sprint(wanted[name]); !there {
-			differs = append(differs, fmt.Sprintf("%s is missing, and %s is wanted", name, text))
+			differs = append(differs, fmt.Sprintf("%s is missing; it should be %s", name, text))
 		} else if fmt.Sprint(found) != text {
-			differs = append(differs, fmt.Sprintf("%s is %v, and %s is wanted", name, found, text))
+			differs = append(differs, fmt.Sprintf("%s is %v; it should be %s", name, found, text))
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(q.Arguments)) {
 		if _, ok := wanted[name]; !ok {
-			differs = append(differs, fmt.Sprintf("%s is %v, and none is wanted", name, q.Arguments[name]))
+			differs = append(differs, fmt.Sprintf("%s is %v; it should not be set", name, q.Arguments[name]))
 		}
 	}
 	return driver.OneLine(strings.Join(differs, "; "), 500)
 }
 
-// delays looks at the ways through delays that are there, or that a group needs.
+// delays checks the levels for delays that exist, or that a group needs.
 func (e *examination) delays(groups []surveyed) {
 	types := make(map[QueueType]bool) // and whether a group needs redeliveries
 	for _, g := range groups {
@@ -243,14 +219,14 @@ func (e *examination) delays(groups []surveyed) {
 	for _, queueType := range []QueueType{Quorum, Classic} {
 		t := e.topology.forQueues(queueType)
 		if types[queueType] || e.anyOf(t.redelivering()) {
-			e.way(t.redelivering())
+			e.checkLevels(t.redelivering())
 		}
 		if e.anyOf(t.publishing()) {
-			e.way(t.publishing())
+			e.checkLevels(t.publishing())
 		}
 		if kept := e.queues[t.redelivering().undelivered()].all(); kept > 0 {
 			e.wrong("queue "+t.redelivering().undelivered(), "start the groups that they are for, and move the messages to their queues with a shovel, or delete them",
-				"%d redeliveries to groups whose queues are gone are in it", kept)
+				"%d redeliveries to groups whose queues were deleted are in it", kept)
 		}
 	}
 }
@@ -266,12 +242,12 @@ func (e *examination) anyOf(l levels) bool {
 	return false
 }
 
-// way looks at each level.
-func (e *examination) way(l levels) {
+// checkLevels checks each level.
+func (e *examination) checkLevels(l levels) {
 	check := "queues for delays " + l.name("*")
-	fix := "let a process consume a group: it makes what is missing within five minutes"
-	if l.way == wayPublish {
-		fix = "publish a message with a delay: it makes what is missing"
+	fix := "start a process that consumes a group: it declares what is missing within five minutes"
+	if l.direction == toExchange {
+		fix = "publish a message with a delay: this declares what is missing"
 	}
 	var missing []string
 	waiting := 0
@@ -296,17 +272,17 @@ func (e *examination) way(l levels) {
 		need(!there || e.bound[apiBinding{Source: l.exchangeOf(n), To: name, Kind: "queue"}], "binding of queue %s", name)
 		waiting += q.all()
 		if differs := foreign(q, delayArgs(l.queueType, delayUnit<<n, l.exchangeOf(n-1))); there && differs != "" {
-			e.wrong(check, "delete the queue when it is empty; it is made again as it is wanted", "queue %q has foreign arguments: %s", name, differs)
+			e.wrong(check, "delete the queue when it is empty; it is declared again with the right arguments", "queue %q has other arguments: %s", name, differs)
 		}
 	}
 	if len(missing) > 0 {
-		e.wrong(check, fix, "not there: %s", some(missing))
+		e.wrong(check, fix, "missing: %s", some(missing))
 		return
 	}
 	e.ok(check, "%d messages wait in them", waiting)
 }
 
-// some names a few and counts the rest.
+// some lists a few names and the number of the others.
 func some(names []string) string {
 	const most = 4
 	if len(names) <= most {
@@ -315,7 +291,7 @@ func some(names []string) string {
 	return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), len(names)-most)
 }
 
-// orphans are messages beside a group's queue that is not there.
+// orphans checks for messages of groups whose queue does not exist.
 func (e *examination) orphans(groups []surveyed) {
 	left := make(map[string][]string)
 	known := make(map[string]bool)
@@ -336,16 +312,16 @@ func (e *examination) orphans(groups []surveyed) {
 		}
 	}
 	for _, group := range slices.Sorted(maps.Keys(left)) {
-		e.wrong("group "+group, "start a process of the group: it makes the queue, and they go on; if the group is retired, delete these queues",
-			"its queue is not there, and messages are left: %s", some(left[group]))
+		e.wrong("group "+group, "start a process of the group: it declares the queue and handles them; if the group is retired, delete these queues",
+			"its queue does not exist, and messages are left: %s", some(left[group]))
 	}
 }
 
-// oldRegistries looks for the queues by which older versions know each other's groups.
+// oldRegistries checks for queues in which older versions list their groups.
 func (e *examination) oldRegistries() {
 	for _, name := range slices.Sorted(maps.Keys(e.queues)) {
 		if strings.HasPrefix(name, oldRegistryPrefix) {
-			e.ok("queue "+name, "older versions list each other's groups in it, and this one does not need it: delete it when none of them runs")
+			e.ok("queue "+name, "older versions list groups in it, and this one does not read it: delete it when none of them runs")
 		}
 	}
 }
@@ -353,10 +329,10 @@ func (e *examination) oldRegistries() {
 // sparesOurs is an example of a pattern for policies.
 const sparesOurs = `'^(?!leat\.)(?!.*\.(poison|keys|parked\..*|retry\..*)$)'`
 
-// safeLimit is the lowest delivery limit that deletes nothing from a queue whose messages leat writes anew in time.
+// safeLimit is the lowest delivery limit that deletes no message, because leat rewrites messages in time.
 const safeLimit = 10
 
-// policies looks for those that would delete what leat has promised to keep.
+// policies checks for policies that delete messages which leat has promised to keep.
 func (e *examination) policies() {
 	type danger struct{ policy, key, value, does string }
 	found := make(map[danger][]string)
@@ -379,7 +355,7 @@ func (e *examination) policies() {
 		d := lines[line]
 		queues := found[d]
 		slices.Sort(queues)
-		e.wrong("policy "+d.policy, "take "+d.key+" out of it, or let its pattern spare leat's queues, like "+sparesOurs,
+		e.wrong("policy "+d.policy, "remove "+d.key+" from it, or exclude leat's queues by its pattern, such as "+sparesOurs,
 			"%s %s applies to %s: %s", d.key, d.value, some(queues), d.does)
 	}
 }
@@ -394,7 +370,7 @@ func policyOf(q apiQueue) string {
 	return q.Policy + " or " + q.OperatorPolicy + " (operator policy)"
 }
 
-// does says what a key of a policy does to a queue, "" where it does no harm.
+// does describes the effect of a policy's key on a queue, "" if it does no harm.
 func (e *examination) does(q apiQueue, key string, value any) string {
 	out := "deletes messages"
 	poison := q.text("x-dead-letter-routing-key")
@@ -424,20 +400,20 @@ func (e *examination) does(q apiQueue, key string, value any) string {
 		if kept || timed || strings.HasSuffix(q.Name, ".unwanted") || err == nil && (limit < 0 || limit >= safeLimit) {
 			return ""
 		}
-		return fmt.Sprintf("deletes messages that were looked at so often; a limit of %d or more is safe", safeLimit)
+		return fmt.Sprintf("deletes messages that were read so often; a limit of %d or more is safe", safeLimit)
 	case "dead-letter-exchange", "dead-letter-routing-key":
 		if q.Arguments["x-"+key] != nil || kept {
-			return "" // arguments come first
+			return "" // arguments take precedence
 		}
 		if q.text("x-dead-letter-exchange") != "" {
-			return "has delayed messages go elsewhere"
+			return "sends delayed messages elsewhere"
 		}
-		return "sends what a limit throws out where leat does not look"
+		return "sends messages that a limit removes to a place that leat does not read"
 	}
 	return ""
 }
 
-// singleActive knows of a fault of RabbitMQ 4.3.0 to 4.3.5.
+// singleActive checks for a fault of RabbitMQ 4.3.0 to 4.3.5.
 func (e *examination) singleActive() {
 	if !standsStill(e.version) {
 		return
@@ -451,7 +427,7 @@ func (e *examination) singleActive() {
 	if len(queues) > 0 {
 		slices.Sort(queues)
 		e.wrong("version of the broker for ordered groups", "upgrade the broker to 4.3.6 or later",
-			"on RabbitMQ %s a quorum queue with a single active consumer may stand still for ever once a consumer timed out: %s", e.version, some(queues))
+			"on RabbitMQ %s a quorum queue with a single active consumer may stop delivering after a consumer timed out: %s", e.version, some(queues))
 	}
 }
 
@@ -462,20 +438,19 @@ func standsStill(version string) bool {
 	return ok && err == nil && n <= 5
 }
 
-// nodes looks at alarms and at the cluster.
+// nodes checks the alarms and the cluster.
 func (e *examination) nodes() {
-	var all []apiNode
-	err := fetchAll(e.ctx, e.m, "monitoring", "/api/nodes", "name,running,mem_alarm,disk_free_alarm,partitions", false, func(n apiNode) { all = append(all, n) })
+	all, err := fetchAll[apiNode](e.ctx, e.m, "monitoring", "/api/nodes", "name,running,mem_alarm,disk_free_alarm,partitions", false)
 	if err != nil {
 		e.unknown("alarms and cluster", err)
 		return
 	}
-	alarms, apart, down := 0, 0, 0
+	alarms, separate, down := 0, 0, 0
 	for _, n := range all {
 		switch {
 		case !n.Running:
 			down++
-			e.wrong("node "+n.Name, "start it, or take it out of the cluster: rabbitmqctl forget_cluster_node", "it does not run")
+			e.wrong("node "+n.Name, "start it, or remove it from the cluster: rabbitmqctl forget_cluster_node", "it does not run")
 			continue
 		case n.Memory:
 			alarms++
@@ -485,51 +460,43 @@ func (e *examination) nodes() {
 			e.wrong("alarm on node "+n.Name, "free disk space there, or lower disk_free_limit", "it is low on disk space, and the broker accepts no messages")
 		}
 		if len(n.Partitions) > 0 {
-			apart++
+			separate++
 			e.wrong("node "+n.Name, "restart the nodes of the smaller part, and set cluster_partition_handling to pause_minority", "it has lost contact with %s", some(n.Partitions))
 		}
 	}
-	if alarms+apart+down == 0 {
-		e.ok("alarms and cluster", "%d nodes, no alarm, none apart", len(all))
+	if alarms+separate+down == 0 {
+		e.ok("alarms and cluster", "%d nodes, no alarm, no partition", len(all))
 	}
 	if len(all) > 1 && olderThan(e.version, 4, 3) {
-		e.ok("partition handling", "%d nodes; the API does not tell how they handle a partition. With the default, ignore, the parts of a cluster stay apart: "+
-			"see rabbitmq-diagnostics environment, and set cluster_partition_handling = pause_minority", len(all))
+		e.ok("partition handling", "%d nodes; the API does not show how they handle a partition. With the default, ignore, the parts of a cluster stay separate: "+
+			"check rabbitmq-diagnostics environment, and set cluster_partition_handling = pause_minority", len(all))
 	}
 }
 
-// flags looks for the feature flag that delays on quorum queues need.
+// flags checks the feature flag that delays on quorum queues need.
 func (e *examination) flags() {
 	if !olderThan(e.version, 4, 0) {
 		return // it can't be missing
 	}
+	all, err := fetchAll[apiFlag](e.ctx, e.m, "administrator", "/api/feature-flags", "", false)
 	state := ""
-	err := fetchAll(e.ctx, e.m, "administrator", "/api/feature-flags", "", false, func(f apiFlag) {
+	for _, f := range all {
 		if f.Name == "stream_queue" {
 			state = f.State
 		}
-	})
+	}
 	switch {
 	case err != nil:
 		e.unknown("feature flag stream_queue", err)
 	case state != "enabled":
 		e.wrong("feature flag stream_queue", "rabbitmqctl enable_feature_flag stream_queue",
-			"it is %s: quorum queues pass delayed messages on at most once, and may lose some", cmp.Or(driver.OneLine(state, 50), "not there"))
+			"it is %s: quorum queues pass delayed messages on at most once, and may lose some", cmp.Or(driver.OneLine(state, 50), "missing"))
 	default:
 		e.ok("feature flag stream_queue", "enabled")
 	}
 }
 
-// unknown notes what could not be read. That is no fault of the broker's.
+// unknown adds a check whose result could not be read. That is not a fault of the broker.
 func (e *examination) unknown(check string, err error) {
-	e.ok(check, "unknown: %s; to know it, %s", err, fixOf(err))
-}
-
-// delayOf is the delay of a queue that is named by one.
-func delayOf(name string) (delay time.Duration, ok bool) {
-	if !isRetryName(name) {
-		return 0, false
-	}
-	delay, err := time.ParseDuration(name[strings.LastIndex(name, retryInfix)+len(retryInfix):])
-	return delay, err == nil
+	e.ok(check, "unknown: %s; to check it, %s", err, fixOf(err))
 }

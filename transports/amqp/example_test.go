@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net/url"
 
+	stock "github.com/ThreeDotsLabs/watermill-amqp/v2/pkg/amqp"
+
 	"github.com/leatbus/leat/transports/amqp"
 )
 
@@ -23,4 +25,16 @@ func ExampleConfigFromURL() {
 	// <nil>
 	// rabbit-1,rabbit-2:5673 orders classic
 	// [host=rabbit-1,rabbit-2:5673 vhost=orders tls=false exchange= queue=classic topology=]
+}
+
+// A service that runs plain Watermill keeps its configuration, and its queues, when it moves to leat. With fx,
+// fxmodule.UseTransport takes a function that returns amqp.New(ctx, cfg).
+func ExampleFromWatermill() {
+	old := stock.NewDurablePubSubConfig("amqp://shop:secret@rabbit:5672/orders", stock.GenerateQueueNameTopicNameWithSuffix("ledger"))
+	cfg, err := amqp.FromWatermill(old, nil)
+	fmt.Println(err)
+	fmt.Println(cfg.LogValue())
+	// Output:
+	// <nil>
+	// [host=rabbit:5672 vhost=orders tls=false exchange= queue= topology=watermill]
 }

@@ -1,6 +1,7 @@
 package amqp
 
 import (
+	"strconv"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -21,7 +22,7 @@ func SmallAnswers(c *Config) { c.managementMost = 1 << 20 }
 // MigrateOften looks at the queues of older versions more often.
 func MigrateOften(c *Config) { c.migrateEvery = 100 * time.Millisecond }
 
-// QueuesForTest are the queues that tests clean up.
+// QueuesForTest returns the queues that tests clean up.
 func (t *Transport) QueuesForTest() []string {
 	_, groups := t.topology.remembered()
 	var queues []string
@@ -31,7 +32,7 @@ func (t *Transport) QueuesForTest() []string {
 	return queues
 }
 
-// HeldForTest is how many messages of the transport's ordered groups are delayed, poisoned or parked elsewhere, once all
+// HeldForTest returns how many messages of the transport's ordered groups are delayed, poisoned or parked elsewhere, once all
 // that was written is confirmed.
 func (t *Transport) HeldForTest() (n int) {
 	for _, f := range t.orderedForTest() {
@@ -45,11 +46,21 @@ func (t *Transport) HeldForTest() (n int) {
 	return n
 }
 
-func (t *Transport) orderedForTest() (all []*orderedFeed) {
+// IdleTickForTest returns how long after a tick a process with so many ordered groups sends the next one.
+func IdleTickForTest(groups int) time.Duration {
+	t := &Transport{topology: newTopology(&Config{})}
+	for n := range groups {
+		t.topology.groups[strconv.Itoa(n)] = driver.Subscription{}
+	}
+	f := &orderedReceiver{intake: &intake[*orderedItem, orderedSession]{t: t}, longest: idleTickLimit}
+	return f.idleTick()
+}
+
+func (t *Transport) orderedForTest() (all []*orderedReceiver) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, s := range t.open {
-		if f, ok := s.(*orderedFeed); ok {
+		if f, ok := s.(*orderedReceiver); ok {
 			all = append(all, f)
 		}
 	}
@@ -62,8 +73,23 @@ func (t *Transport) LoseLeadForTest() {
 		f.mu.Lock()
 		s := f.session
 		f.mu.Unlock()
-		_ = s.group.ch.Cancel(s.group.tag, noWait)
+		if s != nil && s.group != nil { // else its connection was lost
+			_ = s.group.ch.Cancel(s.group.tag, noWait)
+		}
 	}
+}
+
+// LeadsForTest reports whether the transport leads all its ordered groups.
+func (t *Transport) LeadsForTest() bool {
+	for _, f := range t.orderedForTest() {
+		f.mu.Lock()
+		leads := f.session != nil && f.session.machine != nil
+		f.mu.Unlock()
+		if !leads {
+			return false
+		}
+	}
+	return true
 }
 
 // StandsByForTest reports whether all ordered groups have a session in which they lead or stand by.
@@ -92,23 +118,23 @@ type Decoded struct {
 
 // DecodeForTest reads a message that came from a queue.
 func DecodeForTest(d *amqp.Delivery, queue string) (x Decoded) {
-	distrust(d)
+	dropForeignHeaders(d)
 	x.Attempts, x.Crashes = handOvers(d, queue)
-	var p place
-	p, x.HasPlace = placeOf(d)
+	var p legacyPosition
+	p, x.HasPlace = legacyPositionOf(d)
 	x.Place, x.Rev = p.at, p.rev
 	x.PoisonRev = revisionOf(d)
 	x.Topic = topicOf(d, queue, &Config{})
 	x.ID = idOf(d, make(map[string]int))
 	x.Message = new(message.Message)
-	unmarshal(x.Message, d, nil)
+	unmarshal(x.Message, d, nil, nil)
 	x.History = driver.TakeHistory(x.Message.Metadata)
 	x.Copy = copyOf(d, x.Topic)
 	fit(&x.Copy, 4096)
 	return x
 }
 
-// CopyForTest is the copy with which a message is redelivered that has so many attempts and failures.
+// CopyForTest returns the copy with which a message is redelivered that has so many attempts and failures.
 func CopyForTest(d *amqp.Delivery, queue string, attempts, failures int) amqp.Publishing {
 	it := &received{t: &Transport{}, raw: d, queue: queue}
 	it.unpack()
@@ -116,7 +142,7 @@ func CopyForTest(d *amqp.Delivery, queue string, attempts, failures int) amqp.Pu
 	return it.copy(attempts)
 }
 
-// TableSizeForTest is how many bytes leat takes a header table for.
+// TableSizeForTest returns how many bytes leat takes a header table for.
 func TableSizeForTest(h amqp.Table) int { return tableSize(h) }
 
 // LoseConnectionsForTest ends the transport's connections, as a network does. They are closed when it returns.
@@ -131,17 +157,75 @@ func (t *Transport) LoseConnectionsForTest() {
 	}
 }
 
-// BytesForTest returns how many bytes of a group's messages are fetched and not settled, the most that there were, and how
+// BytesForTest returns how many bytes of a group's messages are fetched and not settled (ordered: and in memory), the most that there were, and how
 // many messages are fetched ahead.
 func (t *Transport) BytesForTest(group string) (held, peak, prefetch int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, s := range t.open {
-		if f, ok := s.(*feed); ok && f.sub.Group == group {
-			f.bytes.mu.Lock()
-			defer f.bytes.mu.Unlock()
-			return f.bytes.held, f.bytes.peak, f.bytes.inUse
+		switch f := s.(type) {
+		case *receiver:
+			if f.sub.Group == group {
+				f.bytes.mu.Lock()
+				defer f.bytes.mu.Unlock()
+				return f.bytes.unsettled, f.bytes.peak, f.bytes.inUse
+			}
+		case *orderedReceiver:
+			if f.sub.Group == group {
+				f.mu.Lock()
+				defer f.mu.Unlock()
+				held = f.outBytes
+				if f.session != nil {
+					held += f.session.waiting
+				}
+				return held, f.peakBytes, f.config.Prefetch
+			}
 		}
 	}
 	return 0, 0, 0
 }
+
+// orderedGroupForTest returns the current session of an ordered group, and its receiver.
+func (t *Transport) orderedGroupForTest(group string) (*orderedReceiver, *orderedSession) {
+	for _, f := range t.orderedForTest() {
+		if f.sub.Group == group {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			return f, f.session
+		}
+	}
+	return nil, nil
+}
+
+// HereForTest returns how many messages of an ordered group are fetched and not settled.
+func (t *Transport) HereForTest(group string) int {
+	f, s := t.orderedGroupForTest(group)
+	if s == nil {
+		return 0
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(s.items)
+}
+
+// LoseOrderedForTest ends the connection of an ordered group, as a network does.
+func (t *Transport) LoseOrderedForTest(group string) {
+	if _, s := t.orderedGroupForTest(group); s != nil {
+		_ = s.conn.CloseDeadline(time.Now())
+	}
+}
+
+// PrintForTest returns the text of a message's print.
+func PrintForTest(d *amqp.Delivery) (string, error) {
+	text, err := printOf(d).MarshalText()
+	return string(text), err
+}
+
+// SpillForTest is a temporary file for bodies that are too much for the memory.
+type SpillForTest = spillStore
+
+// SpillToForTest makes the sessions that begin from now on use the temporary files that create returns.
+func (t *Transport) SpillToForTest(create func() (SpillForTest, error)) { t.createSpill = create }
+
+// NewTemporaryFileForTest returns a file as sessions use it.
+func NewTemporaryFileForTest() (SpillForTest, error) { return newTemporaryFile() }

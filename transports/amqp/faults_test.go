@@ -18,41 +18,46 @@ import (
 // The faults that a broker and a network have, under load. The load's ledger must balance: what
 // Publish returned nil for is handled.
 
-func TestAllConnectionsAreClosedUnderLoad(t *testing.T) {
+func TestFaults_allConnectionsAreClosedUnderLoad(t *testing.T) {
 	b := ownBroker(t)
-	for _, queue := range []string{"quorum", "classic"} {
-		t.Run(queue, func(t *testing.T) {
-			l := load(t, open(t, withOptions(b.url(), "queue="+queue)), driver.Unordered)
-			for range 3 {
-				l.flows(500)
-				b.ctl(t, "close_all_connections", "testing")
-			}
+	bothQueues(t, b.url(), func(t *testing.T, raw string) {
+		l := load(t, open(t, raw), driver.Unordered)
+		for range 3 {
 			l.flows(500)
-			l.balance()
-			require.GreaterOrEqual(t, l.transport.Health().Reconnects, 6)
-			require.True(t, l.transport.Health().Connected)
+			b.closeConnections(t)
+		}
+		l.flows(500)
+		l.balance()
+		eventually(t, "all connections are back", func() bool { // the other test may have closed them once more
+			h := l.transport.Health()
+			return h.Connected && h.Reconnects >= 6
 		})
-	}
+	})
 }
 
-func TestTheBrokerIsKilledUnderLoad(t *testing.T) {
+func TestFaults_theBrokerIsKilledUnderLoad(t *testing.T) {
 	b := ownBroker(t)
-	for _, queue := range []string{"quorum", "classic"} {
-		t.Run(queue, func(t *testing.T) {
-			l := load(t, open(t, withOptions(b.url(), "queue="+queue)), driver.Unordered)
-			l.flows(1000)
-			b.kill(t)
-			require.Eventually(t, func() bool { return !l.transport.Health().Connected }, patience, time.Millisecond)
-			b.start(t)
-			l.flows(1000)
-			l.balance()
-		})
+	loads := []*ledger{
+		load(t, open(t, withOptions(b.url(), "queue=quorum")), driver.Unordered),
+		load(t, open(t, withOptions(b.url(), "queue=classic")), driver.Unordered),
+	}
+	for _, l := range loads {
+		l.flows(1000)
+	}
+	b.kill(t)
+	for _, l := range loads {
+		require.Eventually(t, func() bool { return !l.transport.Health().Connected }, patience, time.Millisecond)
+	}
+	b.start(t)
+	for _, l := range loads {
+		l.flows(1000)
+		l.balance()
 	}
 }
 
-// TestAMemoryAlarmStopsPublishersAndNotConsumers holds the alarm until it has had its effects;
+// TestFaults_aMemoryAlarmStopsOnlyPublishers holds the alarm until it has had its effects;
 // LEAT_TEST_LONG=1 holds it for ten seconds more, and takes classic queues too.
-func TestAMemoryAlarmStopsPublishersAndNotConsumers(t *testing.T) {
+func TestFaults_aMemoryAlarmStopsOnlyPublishers(t *testing.T) {
 	b := ownBroker(t)
 	hold, queues := time.Duration(0), []string{"quorum"}
 	if os.Getenv("LEAT_TEST_LONG") != "" {
@@ -63,8 +68,8 @@ func TestAMemoryAlarmStopsPublishersAndNotConsumers(t *testing.T) {
 			transport := open(t, withOptions(b.url(), "queue="+queue))
 			l := load(t, transport, driver.Unordered)
 			l.flows(500)
-			b.ctl(t, "set_vm_memory_high_watermark", "0.0001")
-			defer b.ctl(t, "set_vm_memory_high_watermark", "0.4")
+			end := b.memoryAlarm(t)
+			defer end()
 			eventually(t, "the alarm is seen", func() bool { return transport.Health().Blocked != "" })
 			eventually(t, "consumers empty the queue meanwhile", func() bool { return len(l.missing()) == 0 })
 			accepted, _ := l.counts()
@@ -81,16 +86,16 @@ func TestAMemoryAlarmStopsPublishersAndNotConsumers(t *testing.T) {
 			require.NotEmpty(t, transport.Health().Blocked)
 			during, _ := l.counts()
 			require.LessOrEqual(t, during, accepted+8, "what was on its way is confirmed, one message of each publisher, and no more")
-			b.ctl(t, "set_vm_memory_high_watermark", "0.4")
+			end()
 			l.flows(500)
-			require.Empty(t, transport.Health().Blocked)
+			eventually(t, "the end of the alarm is seen", func() bool { return transport.Health().Blocked == "" })
 			l.balance()
 		})
 	}
 }
 
-func TestTheNetworkFailsUnderLoad(t *testing.T) {
-	broker := testenv.RabbitMQ(t)
+func TestFaults_theNetworkFailsUnderLoad(t *testing.T) {
+	broker := sharedBroker(t)
 	u, err := rabbit.ParseURI(broker)
 	require.NoError(t, err)
 	for _, fault := range []struct {
@@ -127,8 +132,8 @@ func TestTheNetworkFailsUnderLoad(t *testing.T) {
 	}
 }
 
-func TestAQueueIsDeletedUnderItsConsumer(t *testing.T) {
-	broker := testenv.RabbitMQ(t)
+func TestFaults_aQueueIsDeletedUnderItsConsumer(t *testing.T) {
+	broker := sharedBroker(t)
 	transport := open(t, broker)
 	group, topic := unique("ledger"), unique("order.paid.v1")
 	feed := subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 2})
@@ -149,8 +154,8 @@ func TestAQueueIsDeletedUnderItsConsumer(t *testing.T) {
 	closeAll(t, transport)
 }
 
-func TestTheExchangeIsDeletedUnderPublishers(t *testing.T) {
-	broker := testenv.RabbitMQ(t)
+func TestFaults_theExchangeIsDeletedUnderPublishers(t *testing.T) {
+	broker := sharedBroker(t)
 	exchange := unique("events")
 	transport := open(t, withOptions(broker, "exchange="+exchange))
 	t.Cleanup(func() { deleteExchange(t, broker, exchange) })
@@ -164,8 +169,8 @@ func TestTheExchangeIsDeletedUnderPublishers(t *testing.T) {
 	closeAll(t, transport)
 }
 
-func TestAHeaderTooLargeForAFrameIsRefusedBeforeTheWire(t *testing.T) {
-	transport := open(t, testenv.RabbitMQ(t))
+func TestPublish_refusesHeadersTooLargeForAFrame(t *testing.T) {
+	transport := open(t, sharedBroker(t))
 	topic := unique("order.paid.v1")
 	feed := subscribe(t, transport, driver.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: 1})
 	msg := newMessage(topic, "big")
@@ -185,8 +190,8 @@ func TestAHeaderTooLargeForAFrameIsRefusedBeforeTheWire(t *testing.T) {
 	closeAll(t, transport)
 }
 
-func TestAPoisonQueueThatIsGoneIsMadeAgain(t *testing.T) {
-	broker := testenv.RabbitMQ(t)
+func TestPoison_declaresAQueueThatWasDeleted(t *testing.T) {
+	broker := sharedBroker(t)
 	transport := open(t, broker)
 	group, topic := unique("ledger"), unique("order.paid.v1")
 	feed := subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
@@ -203,8 +208,8 @@ func TestAPoisonQueueThatIsGoneIsMadeAgain(t *testing.T) {
 	closeAll(t, transport)
 }
 
-func TestAPoisonQueueOutOfReachLeavesTheDeliveryUnsettled(t *testing.T) {
-	broker := testenv.RabbitMQ(t)
+func TestPoison_leavesTheDeliveryUnsettledIfTheQueueIsUnreachable(t *testing.T) {
+	broker := sharedBroker(t)
 	u, err := rabbit.ParseURI(broker)
 	require.NoError(t, err)
 	proxy := testenv.NewProxy(t, u.Host+":"+itoa(u.Port))

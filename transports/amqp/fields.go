@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/big"
+	"reflect"
 	"strconv"
 	"strings"
 	"time"
@@ -13,7 +14,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// fieldText is an AMQP field as a header: numbers in decimal, booleans as true and false, timestamps
+// fieldText returns an AMQP field as a header: numbers in decimal, booleans as true and false, timestamps
 // in RFC 3339, byte arrays in base64, void as "", tables and arrays as JSON with sorted keys.
 func fieldText(field any) string {
 	switch v := field.(type) {
@@ -44,13 +45,13 @@ func fieldText(field any) string {
 	}
 }
 
-// decimalText writes value·10^-scale, as the AMQP decimal is meant.
+// decimalText returns the decimal, value·10^-scale, as text.
 func decimalText(d amqp.Decimal) string {
 	scale := new(big.Int).Exp(big.NewInt(10), big.NewInt(int64(d.Scale)), nil)
 	return new(big.Rat).SetFrac(big.NewInt(int64(d.Value)), scale).FloatString(int(d.Scale))
 }
 
-// jsonValue turns what JSON has no type for into text, all the way down.
+// jsonValue converts values for which JSON has no type into text, recursively.
 func jsonValue(field any) any {
 	switch v := field.(type) {
 	case amqp.Table:
@@ -72,40 +73,28 @@ func jsonValue(field any) any {
 	}
 }
 
-// maxCount is the highest that leat counts to.
+// maxCount is the limit of counters.
 const maxCount = 1 << 30
 
-// fieldInt reads a counter that anybody may have written, in any integer type: it is between 0 and maxCount.
+// fieldInt reads a counter of any integer type, which any producer may have written, and limits it to 0 to maxCount.
 func fieldInt(field any) int {
-	var n int64
-	switch v := field.(type) {
-	case int:
-		n = int64(v)
-	case int8:
-		n = int64(v)
-	case int16:
-		n = int64(v)
-	case int32:
-		n = int64(v)
-	case int64:
-		n = v
-	case byte:
-		n = int64(v)
-	case uint16:
-		n = int64(v)
-	case uint32:
-		n = int64(v)
+	v, n := reflect.ValueOf(field), int64(0)
+	switch {
+	case v.CanInt():
+		n = v.Int()
+	case v.CanUint():
+		n = int64(min(v.Uint(), maxCount))
 	}
 	return int(min(max(n, 0), maxCount))
 }
 
-// fieldName is a name that anybody may have written, as valid UTF-8.
+// fieldName returns a name that any producer may have written as valid UTF-8.
 func fieldName(name string) string { return strings.ToValidUTF8(name, "\uFFFD") }
 
-// shortName is a fieldName that fits on the wire.
+// shortName returns a fieldName that fits on the wire.
 func shortName(name string) string {
 	if len(name) > maxNameBytes {
-		name = name[:maxNameBytes] // what is cut in two is replaced, and may grow
+		name = name[:maxNameBytes] // a rune that is cut is replaced, which may make the name longer
 	}
 	name = fieldName(name)
 	for len(name) > maxNameBytes {

@@ -19,25 +19,25 @@ const (
 	flagType     = 0x8000            // content-type comes first,
 	flagEncoding = 0x4000            // then content-encoding,
 	flagHeaders  = 0x2000            // then the headers
-	mostProps    = 4 * frameMax      // of a frame that is looked at
+	mostProps    = 4 * frameMax      // of a frame that is examined
 	readAhead    = 32 << 10          // bytes
 	mostDepth    = 32                // of tables in each other that amqp091-go reads
 	mostFields   = 8192              // of one table or array that it reads
 	mostReason   = 200               // bytes
-	mostMethod   = 4 << 10           // bytes of a method that is looked at
-	headerTooBig = "leat-unreadable" // why a message's headers are left out; they are lost
+	mostMethod   = 4 << 10           // bytes of a method that is examined
+	headerTooBig = "leat-unreadable" // the reason why a message's headers are lost
 )
 
-// A frameReader is a connection whose reader gets no headers that it can't read. amqp091-go ends a connection over a header
-// table that is too deep, has too many fields or is in a frame that is too large, though the broker delivers it: then
-// the broker delivers it again over the next connection, and all groups stand still. In such a frame the table is replaced by
-// one that has the reason in the header headerTooBig.
+// A frameReader is a connection that replaces headers which its reader could not read. amqp091-go closes a connection if a header
+// table is nested too deep, has too many fields or is in a frame that is too large. The broker would redeliver such a message
+// over the next connection, and no group would make progress. In such a frame the table is replaced by one with the
+// header headerTooBig, which has the reason.
 type frameReader struct {
 	net.Conn
 	in   *bufio.Reader
-	left int    // bytes of a frame that is passed on as it is
-	out  []byte // of one that was looked at
-	most atomic.Int64
+	left int          // bytes of a frame that is passed on unchanged
+	out  []byte       // of a frame that was examined
+	most atomic.Int64 // bytes of the largest frame that was negotiated
 
 	meter *meter
 }
@@ -48,10 +48,7 @@ func newFrameReader(conn net.Conn) *frameReader {
 	return r
 }
 
-// negotiated sets the size of the largest frame, as the broker has agreed to it.
-func (r *frameReader) negotiated(size int) { r.most.Store(int64(size)) }
-
-// Read blocks until there is something to read.
+// Read blocks until there is at least one byte.
 func (r *frameReader) Read(p []byte) (n int, err error) {
 	for n < len(p) {
 		wanted := frameHead
@@ -81,15 +78,24 @@ func (r *frameReader) Read(p []byte) (n int, err error) {
 	return n, nil
 }
 
-// Close ends a reader that waits, too.
+// Close also ends a call of Read that waits.
 func (r *frameReader) Close() error {
 	r.meter.close()
 	return r.Conn.Close()
 }
 
-// next begins a frame. With soon, it does nothing if it would block.
+// peek returns the next n bytes. If the connection ends within them, the error is io.ErrUnexpectedEOF.
+func (r *frameReader) peek(n int) ([]byte, error) {
+	next, err := r.in.Peek(n)
+	if len(next) > 0 && errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF
+	}
+	return next, err
+}
+
+// next begins a frame. If soon is true, it does nothing instead of blocking.
 func (r *frameReader) next(soon bool) error {
-	head, err := r.in.Peek(frameHead)
+	head, err := r.peek(frameHead)
 	if err != nil {
 		return err
 	}
@@ -101,7 +107,7 @@ func (r *frameReader) next(soon bool) error {
 		if soon && r.in.Buffered() < whole {
 			return nil
 		}
-		method, err := r.in.Peek(whole)
+		method, err := r.peek(whole)
 		if err != nil {
 			return err
 		}
@@ -116,7 +122,7 @@ func (r *frameReader) next(soon bool) error {
 	}
 	if b := r.meter.due(channel); b != nil {
 		if soon && b.full() {
-			return nil // first what is here
+			return nil // first return what was read
 		}
 		b.wait(r.meter.closed)
 	}
@@ -131,7 +137,7 @@ func (r *frameReader) next(soon bool) error {
 	return nil
 }
 
-// readable returns the frame, or one without headers that can't be read.
+// readable returns the frame. Headers that can't be read are replaced.
 func readable(frame []byte, most int) []byte {
 	payload := frame[frameHead : len(frame)-1]
 	if len(payload) < propsTable {
@@ -172,7 +178,7 @@ func readable(frame []byte, most int) []byte {
 	return short
 }
 
-// fields reads a header table as amqp091-go does, and keeps nothing.
+// fields checks a header table as amqp091-go reads it.
 type fields struct {
 	rest []byte
 	err  error
@@ -199,7 +205,7 @@ func (f *fields) size() int {
 	return 0
 }
 
-// within reads what has a size before it, field by field.
+// within reads a table or an array, which has its size before it, field by field.
 func (f *fields) within(depth int, field func(*fields)) {
 	in := &fields{rest: f.skip(f.size())}
 	if f.err == nil && depth > mostDepth {

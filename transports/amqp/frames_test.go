@@ -13,7 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// propsFrame is a frame with a message's properties: a content type, headers of these bytes, and a delivery mode.
+// propsFrame returns a frame with a message's properties: a content type, headers of these bytes, and a delivery mode.
 func propsFrame(table []byte) []byte {
 	payload := make([]byte, propsTable)
 	payload[1] = 60
@@ -39,6 +39,14 @@ func nested(depth int) []byte {
 	return table
 }
 
+func nestedArrays(depth int) []byte {
+	array := []byte{'V'}
+	for range depth {
+		array = append([]byte{'A'}, sized(array)...)
+	}
+	return append([]byte{1, 'k'}, array...)
+}
+
 func TestFrames_tablesThatCanNotBeReadAreReplaced(t *testing.T) {
 	for name, c := range map[string]struct {
 		table  []byte
@@ -50,6 +58,8 @@ func TestFrames_tablesThatCanNotBeReadAreReplaced(t *testing.T) {
 		"33 deep":            {nested(33), "nested more than 32 deep"},
 		"8192 fields":        {bytes.Repeat(field('V'), 8192), ""},
 		"8193 fields":        {bytes.Repeat(field('V'), 8193), "more than 8192 fields"},
+		"32 arrays deep":     {nestedArrays(32), ""},
+		"33 arrays deep":     {nestedArrays(33), "nested more than 32 deep"},
 		"8193 in an array":   {field('A', sized(bytes.Repeat([]byte{'V'}, 8193))...), "more than 8192 fields"},
 		"cut off":            {field('I', 1), "end within a field"},
 		"a size beyond it":   {field('S', 0xff, 0xff, 0xff, 0xff), "end within a field"},
@@ -68,7 +78,9 @@ func TestFrames_tablesThatCanNotBeReadAreReplaced(t *testing.T) {
 					require.Equal(t, sent, got)
 					continue
 				}
-				require.True(t, bytes.HasSuffix(got, append([]byte{2, 0xCE}, body...)), "the other properties and the body are as they were")
+				reason := got[bytes.Index(got, []byte(headerTooBig))+len(headerTooBig):]
+				rest := reason[5+binary.BigEndian.Uint32(reason[1:]):]
+				require.Equal(t, append([]byte{2, 0xCE}, body...), rest, "the other properties and the body are as they were")
 				require.Equal(t, len(got)-len(body), frameHead+int(binary.BigEndian.Uint32(got[3:]))+1)
 				require.Contains(t, string(got), c.reason)
 				require.Contains(t, string(got), headerTooBig)

@@ -24,10 +24,14 @@ import (
 // other things.
 const patience = 2 * time.Minute
 
-// TestConformanceClassic runs on the broker that tests share; TestConformanceQuorum on one that it
-// may restart.
-func TestConformanceClassic(t *testing.T) {
-	transporttest.Run(t, harness(testenv.ManagedRabbitMQ(t), "queue=classic"))
+func TestConformance_classic(t *testing.T) { testConformance(t, "queue=classic") }
+func TestConformance_quorum(t *testing.T)  { testConformance(t, "queue=quorum") }
+
+// testConformance runs the suite on the broker that tests share. TestConformance_restart has one that it may restart.
+func testConformance(t *testing.T, options string) {
+	h := harness(testenv.ManagedRabbitMQ(t), options)
+	h.Begin = func(t *testing.T) { await(t, turns.shared) }
+	transporttest.Run(t, h)
 }
 
 func harness(broker, options string) transporttest.Harness {
@@ -58,7 +62,7 @@ func open(t testing.TB, raw string, changes ...func(*amqp.Config)) *amqp.Transpo
 	if testing.Verbose() {
 		cfg.Logger = slog.New(slog.NewTextHandler(t.Output(), nil))
 	}
-	cfg.ConnectTimeout = cmp.Or(cfg.ConnectTimeout, patience)
+	bePatient(&cfg)
 	for _, change := range changes {
 		change(&cfg)
 	}
@@ -66,6 +70,21 @@ func open(t testing.TB, raw string, changes ...func(*amqp.Config)) *amqp.Transpo
 	require.NoError(t, err)
 	t.Cleanup(func() { cleanUp(t, raw, transport.QueuesForTest()) })
 	return transport
+}
+
+// bePatient sets the timeouts that a URL does not name, so that no pause of the machine ends a connection.
+func bePatient(cfg *amqp.Config) {
+	cfg.Heartbeat = cmp.Or(cfg.Heartbeat, patience)
+	cfg.DialTimeout, cfg.ConnectTimeout = cmp.Or(cfg.DialTimeout, patience), cmp.Or(cfg.ConnectTimeout, patience)
+}
+
+// patiently returns a URL for another process, with the timeouts of bePatient.
+func patiently(raw string) string {
+	options := []string{"dial_timeout=" + patience.String(), "connect_timeout=" + patience.String()}
+	if !strings.Contains(raw, "heartbeat=") {
+		options = append(options, "heartbeat="+patience.String())
+	}
+	return withOptions(raw, strings.Join(options, "&"))
 }
 
 func cleanUp(t testing.TB, raw string, queues []string) {
@@ -82,7 +101,7 @@ func cleanUp(t testing.TB, raw string, queues []string) {
 	}
 }
 
-// bare is the URL without leat's options.
+// bare returns the URL without leat's options.
 func bare(raw string) string {
 	address, _, _ := strings.Cut(raw, "?")
 	return address

@@ -4,12 +4,15 @@ import (
 	"context"
 	"net"
 	"strconv"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	rabbit "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/amqp"
 )
 
 func itoa(n int) string { return strconv.Itoa(n) }
@@ -62,15 +65,37 @@ func closeAll(t testing.TB, transports ...driver.Transport) {
 	}
 }
 
+// awaitHeld waits until a transport's ordered groups have this many messages that are poisoned or parked, and this many that wait
+// for a time. The time may have come meanwhile.
+func awaitHeld(t testing.TB, transport *amqp.Transport, parked, waiting int, due time.Time) {
+	t.Helper()
+	eventually(t, "messages are held", func() bool {
+		held := transport.HeldForTest()
+		return held == parked+waiting || held >= parked && time.Now().After(due)
+	})
+}
+
 // withBroker runs do on a connection that is not leat's.
 func withBroker(t testing.TB, raw string, do func(*rabbit.Channel)) {
 	t.Helper()
-	conn, err := rabbit.Dial(bare(raw))
+	conn, err := rabbit.DialConfig(bare(raw), rabbit.Config{Heartbeat: patience})
 	require.NoError(t, err)
 	defer func() { _ = conn.Close() }()
 	ch, err := conn.Channel()
 	require.NoError(t, err)
+	require.NoError(t, ch.Confirm(false))
+	var confirmed atomic.Uint64
+	confirmations := ch.NotifyPublish(make(chan rabbit.Confirmation, 1))
+	go func() { // ends with the connection
+		for range confirmations {
+			confirmed.Add(1)
+		}
+	}()
 	do(ch)
+	// The end of a channel may lose what it has published to a quorum queue and is not confirmed.
+	eventually(t, "what was published is confirmed", func() bool {
+		return ch.IsClosed() || confirmed.Load() >= ch.GetNextPublishSeqNo()-1
+	})
 }
 
 func deleteExchange(t testing.TB, raw, name string) {

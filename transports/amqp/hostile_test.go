@@ -50,13 +50,14 @@ func TestHostile_headersThatCanNotBeRead(t *testing.T) {
 		publish(t, transport, topic+".other", "good")
 		require.Equal(t, "good", take(t, neighbour))
 		bad := make(map[string]error)
-		for range 4 {
+		for settled := 0; settled < 4; {
 			d := next(t, feed)
+			if d.Unreadable == nil && d.Message.UUID == "filled" && d.Attempt == 1 { // it fits, as it was published
+				require.NoError(t, d.Settler.Redeliver(0))
+				continue
+			}
+			settled++
 			if d.Unreadable == nil {
-				if d.Message.UUID == "filled" { // it fits, as it was published
-					require.NoError(t, d.Settler.Redeliver(0))
-					d = next(t, feed)
-				}
 				ack(t, d)
 				continue
 			}

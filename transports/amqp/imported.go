@@ -11,8 +11,8 @@ import (
 	"github.com/leatbus/leat/transports/internal/ordered"
 )
 
-// blocks names messages that are added to the poison queue of an ordered group, and returns control messages that make the
-// group hold back their keys until those are replayed or dropped. A group that does not park ignores them.
+// blocks gives names to messages that are added to the poison queue of an ordered group, and returns control messages by which the
+// group parks later messages of their keys until they are replayed or dropped. A group that does not park ignores them.
 func (q *poisonQueue) blocks(ctx context.Context, added []*outgoing, msgs []driver.PoisonedMessage) (blocks []*outgoing, err error) {
 	order, err := q.t.orderOf(ctx, q.group)
 	if err != nil || order == driver.Unordered {
@@ -30,7 +30,7 @@ func (q *poisonQueue) blocks(ctx context.Context, added []*outgoing, msgs []driv
 	return blocks, nil
 }
 
-// orderOf returns a group's order: that of this process's own group, else what the group's queue shows of it.
+// orderOf returns a group's order: that of this process's subscription, or else of the group's queue.
 func (t *Transport) orderOf(ctx context.Context, group string) (order driver.Order, err error) {
 	if s, here := t.topology.subscription(group); here {
 		return s.Order, nil
@@ -49,8 +49,8 @@ func (t *Transport) orderOf(ctx context.Context, group string) (order driver.Ord
 	return order, err
 }
 
-// orderOf finds out which arguments a group's queue has: AMQP shows none, but refuses to declare a queue again that has
-// others. It returns OrderedByKey for both orders, since only one message of a group that is ordered strictly can be
+// orderOf finds the arguments of a group's queue. AMQP does not show them, but the broker refuses to declare a queue again with
+// other arguments. It returns OrderedByKey for both orders, since only one message of a group that is ordered strictly can be
 // poisoned at a time.
 func (i *inspection) orderOf(group string) (driver.Order, error) {
 	_, there, err := i.queue(group)
@@ -72,12 +72,12 @@ func (i *inspection) orderOf(group string) (driver.Order, error) {
 			case err == nil:
 				return order, nil
 			case isCode(err, amqp.AccessRefused):
-				return 0, fmt.Errorf("whether group %q is ordered is not known, since the user may not configure its queue; use a user who may: %w", group, err)
+				return 0, fmt.Errorf("can't determine whether group %q is ordered, since the user may not configure its queue; use a user who may: %w", group, err)
 			case !isCode(err, amqp.PreconditionFailed):
 				return 0, err
 			}
 		}
 	}
-	return 0, fmt.Errorf("group %q is or was ordered, and what it is now is not known: its queue is not there, or leat has not made it; "+
-		"start its service once, which makes it", group)
+	return 0, fmt.Errorf("can't determine whether group %q is still ordered: its queue does not exist, or leat has not declared it; "+
+		"start its service once, which declares it", group)
 }

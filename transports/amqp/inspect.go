@@ -14,14 +14,17 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-var _ driver.Inspector = (*Transport)(nil)
+var (
+	_ driver.Inspector     = (*Transport)(nil)
+	_ driver.GroupFinder   = (*Transport)(nil)
+	_ driver.HealthChecker = (*Transport)(nil)
+)
 
-// inspection is a connection of its own: it can be given up at any time, and disturbs no work.
+// An inspection has its own connection, which can be closed at any time without an effect on others.
 type inspection struct {
 	prober
-	ctx  context.Context
-	t    *Transport
-	wire *coalescer
+	ctx context.Context
+	t   *Transport
 }
 
 // inspect calls do until ctx is done or the transport closed.
@@ -33,31 +36,26 @@ func (t *Transport) inspect(ctx context.Context, what string, do func(*inspectio
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(t.ctx, func() { cancel(driver.ErrClosed) })()
-	if err := t.inspectWith(ctx, do); err != nil {
-		if ctx.Err() != nil {
-			err = context.Cause(ctx)
-		}
-		return fmt.Errorf("amqp: %s: %w", what, err)
+	conn, _, err := t.cfg.dial(ctx, "inspect")
+	if err == nil {
+		defer context.AfterFunc(ctx, func() { _ = conn.CloseDeadline(time.Now()) })()
+		defer func() { _ = conn.CloseDeadline(time.Now().Add(lastWords)) }()
+		err = do(&inspection{ctx: ctx, t: t, prober: prober{conn: conn}})
 	}
-	return nil
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return fmt.Errorf("amqp: %s: %w", what, err)
 }
 
-func (t *Transport) inspectWith(ctx context.Context, do func(*inspection) error) error {
-	conn, wire, err := t.cfg.dial(ctx, "inspect")
-	if err != nil {
-		return err
-	}
-	giveUp := context.AfterFunc(ctx, func() { _ = conn.CloseDeadline(time.Now()) })
-	defer giveUp()
-	defer func() { _ = conn.CloseDeadline(time.Now().Add(lastWords)) }()
-	return do(&inspection{ctx: ctx, t: t, wire: wire, prober: prober{conn: conn}})
-}
-
-// Groups returns the groups of this exchange, or with topology=watermill those of leat processes with that topology;
-// queues of plain Watermill services can't be found. In a process that has subscribed to groups it returns these, and
-// asks the broker for their queues over AMQP: it does not tell what waits for a time and what is handed out, and so
-// these are [driver.Unknown]. In any other process Groups asks the management API, whose counts are some seconds old;
-// without it the error is a [*ManagementError], which says how to get it.
+// Groups returns the groups of this exchange, or with topology=watermill those of leat processes with that topology; queues of
+// plain Watermill services can't be found. In a process that has subscribed to groups it returns these, and reads their counts
+// over AMQP, which does not show how many messages are delayed and in flight: these counts are [driver.Unknown], except for
+// ordered groups that the process leads. In any other process Groups uses the management API, whose counts are some seconds
+// old. If the API can't be read, the error is a [*ManagementError] with the fix.
 func (t *Transport) Groups(ctx context.Context) ([]driver.GroupInfo, error) {
 	var all []driver.GroupInfo
 	if !t.serves() {
@@ -85,7 +83,7 @@ func (t *Transport) Groups(ctx context.Context) ([]driver.GroupInfo, error) {
 	return all, err
 }
 
-// Topics returns what the groups of [Transport.Groups] are bound to; those of this process, what they ask for.
+// Topics returns the bindings of the groups that [Transport.Groups] returns; for groups of this process, their topics.
 func (t *Transport) Topics(ctx context.Context) ([]driver.TopicInfo, error) {
 	byTopic := make(map[string][]string)
 	if t.serves() {
@@ -112,7 +110,7 @@ func (t *Transport) Topics(ctx context.Context) ([]driver.TopicInfo, error) {
 	return all, nil
 }
 
-// serves reports whether this process has groups. Services never ask the management API.
+// serves reports whether this process has groups. Services use the management API only in Consumers.
 func (t *Transport) serves() bool { return !t.cfg.Operator && len(t.topology.subscriptions()) > 0 }
 
 // subscriptions returns those of this process's groups, sorted by name.
@@ -122,7 +120,7 @@ func (t *topology) subscriptions() []driver.Subscription {
 	return all
 }
 
-// topics returns what a group asks for, sorted.
+// topics returns the topics of a group, sorted.
 func (t *topology) topics(s driver.Subscription) []string {
 	topics := s.Topics
 	if t.watermill() {
@@ -139,11 +137,11 @@ func fixOf(err error) string {
 	return "try again"
 }
 
-// count asks for the group's queues; ok is false if it has none.
+// count returns the counts of the group's queues; ok is false if it has none.
 func (i *inspection) count(s driver.Subscription) (info driver.GroupInfo, ok bool, err error) {
 	info = driver.GroupInfo{Name: s.Group, Topics: i.t.topology.topics(s), Delayed: driver.Unknown, InFlight: driver.Unknown}
 	for _, name := range i.t.topology.queues(s) {
-		q, there, err := i.queue(name)
+		q, there, err := i.counts(name)
 		if err != nil {
 			return info, false, err
 		}
@@ -153,23 +151,34 @@ func (i *inspection) count(s driver.Subscription) (info driver.GroupInfo, ok boo
 	}
 	if s.Order != driver.Unordered {
 		for _, name := range parkedNames(s.Group) {
-			parked, _, err := i.queue(name)
+			parked, _, err := i.counts(name)
 			if err != nil {
 				return info, false, err
 			}
 			info.Parked += parked.Messages
 		}
 	}
-	poisoned, _, err := i.queue(poisonName(s.Group))
+	poisoned, _, err := i.counts(poisonName(s.Group))
 	if err != nil {
 		return info, false, err
 	}
 	info.Poisoned = poisoned.Messages
+	i.t.countLed(&info)
 	return info, ok, err
 }
 
-// conflictWith compares the arguments of the group's queues with those that it asks for. It makes
-// nothing: only what is there is declared again.
+// countLed corrects the counts of an ordered group that this process leads, because its leader has all of them.
+func (t *Transport) countLed(info *driver.GroupInfo) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, open := range t.open {
+		if f, ok := open.(*orderedReceiver); ok && f.sub.Group == info.Name {
+			f.count(info)
+		}
+	}
+}
+
+// conflictWith compares the arguments of the group's queues with those that leat declares. It declares only queues that exist.
 func (i *inspection) conflictWith(s driver.Subscription) error {
 	for _, name := range i.t.topology.queues(s) {
 		_, there, err := i.queue(name)
@@ -187,10 +196,11 @@ func (i *inspection) conflictWith(s driver.Subscription) error {
 	return nil
 }
 
-// A prober asks for one queue after the other: the broker closes the channel over each that is not there.
+// A prober queries one queue after the other. The broker closes the channel for each queue that does not exist.
 type prober struct {
-	conn *amqp.Connection
-	ch   *amqp.Channel
+	conn  *amqp.Connection
+	ch    *amqp.Channel
+	asker asker
 }
 
 // do calls what with an open channel.
@@ -203,10 +213,21 @@ func (p *prober) do(what func(*amqp.Channel) error) (err error) {
 	return what(p.ch)
 }
 
-// queue returns the queue's counts; ok is false if there is none of that name.
+// queue returns the queue's counts; ok is false if there is none of that name. If a quorum queue takes long to answer, they are zero.
 func (p *prober) queue(name string) (q amqp.Queue, ok bool, err error) {
+	return p.ask(name, func(ch *amqp.Channel, name string) (amqp.Queue, error) {
+		return ch.QueueDeclarePassive(name, durable, autoDelete, exclusive, noWait, nil)
+	})
+}
+
+// counts is as queue, and waits for a quorum queue that takes long.
+func (p *prober) counts(name string) (q amqp.Queue, ok bool, err error) {
+	return p.ask(name, p.asker.counts)
+}
+
+func (p *prober) ask(name string, count func(*amqp.Channel, string) (amqp.Queue, error)) (q amqp.Queue, ok bool, err error) {
 	err = p.do(func(ch *amqp.Channel) error {
-		q, err = ch.QueueDeclarePassive(name, durable, autoDelete, exclusive, noWait, nil)
+		q, err = count(ch, name)
 		return err
 	})
 	if isCode(err, amqp.NotFound) {
@@ -215,9 +236,144 @@ func (p *prober) queue(name string) (q amqp.Queue, ok bool, err error) {
 	return q, err == nil, err
 }
 
+const (
+	// leaderTimeout is how long RabbitMQ waits for the leader of a quorum queue, with some tolerance. Then it answers that the
+	// queue has no messages and no consumers.
+	leaderTimeout = 200 * time.Millisecond
+	// countsWithin is how long a leader may take. After that the queue counts as empty.
+	countsWithin = 10 * time.Second
+)
+
+// roundTrips is how many answers that need no leader are compared with a slow one.
+const roundTrips = 5
+
+// An asker reads the counts of queues over one connection. It knows how quick the network and the broker are.
+type asker struct {
+	fastest time.Duration // of all answers; zero for none
+	asked   bool          // for answers that need no leader
+	unsure  bool          // the last counts are zero because the leader took too long
+}
+
+// counts returns the counts of a queue. It asks again if RabbitMQ seems to have answered without the queue's leader: the queue
+// seems to be empty, and the answer took longer than one that needs no leader.
+func (a *asker) counts(ch *amqp.Channel, queue string) (q amqp.Queue, err error) {
+	for first := time.Now(); ; {
+		took, err := a.time(func() error {
+			q, err = ch.QueueDeclarePassive(queue, durable, autoDelete, exclusive, noWait, nil)
+			return err
+		})
+		a.unsure = false
+		if err != nil || q.Messages > 0 || q.Consumers > 0 || took < leaderTimeout {
+			return q, err
+		}
+		if a.unsure = time.Since(first) > countsWithin; a.unsure {
+			return q, nil
+		}
+		for n := 0; n < roundTrips && !a.asked && a.fastest > took/2; n++ {
+			_, err := a.time(func() error {
+				return ch.ExchangeDeclarePassive("amq.topic", amqp.ExchangeTopic, durable, autoDelete, internal, noWait, nil)
+			})
+			if err != nil {
+				return q, err
+			}
+		}
+		if a.asked = true; a.fastest > took/2 {
+			return q, nil // the network is slow
+		}
+	}
+}
+
+// time returns how long a request takes.
+func (a *asker) time(request func() error) (took time.Duration, err error) {
+	began := time.Now()
+	err = request()
+	took = time.Since(began)
+	if err == nil && (a.fastest == 0 || took < a.fastest) {
+		a.fastest = took
+	}
+	return took, err
+}
+
+// A counter queries queues over one channel, which it keeps open, for one caller at a time.
+type counter struct {
+	turn chan struct{}
+	prober
+}
+
+// queue returns the queue's counts; there is false if the queue does not exist. It returns early when ctx is done; the next
+// caller can use the channel when the answer has arrived. The broker must never block the link.
+func (c *counter) queue(ctx context.Context, l *link, name string) (q amqp.Queue, there bool, err error) {
+	select {
+	case c.turn <- struct{}{}:
+	case <-ctx.Done():
+		return q, false, context.Cause(ctx)
+	}
+	conn, _, err := l.connection(ctx)
+	if err != nil {
+		<-c.turn
+		return q, false, err
+	}
+	if c.conn != conn {
+		c.prober = prober{conn: conn}
+	}
+	type answer struct {
+		amqp.Queue
+		there bool
+		err   error
+	}
+	answers := make(chan answer, 1)
+	go func() { // ends with the connection at the latest
+		var a answer
+		a.Queue, a.there, a.err = c.prober.counts(name)
+		<-c.turn
+		answers <- a
+	}()
+	select {
+	case a := <-answers:
+		return a.Queue, a.there, a.err
+	case <-ctx.Done():
+		return q, false, context.Cause(ctx)
+	}
+}
+
 // close closes the channel, if there is one.
 func (p *prober) close() {
 	if p.ch != nil {
 		closeQuietly(p.ch)
 	}
+}
+
+// FindGroup implements [driver.GroupFinder]: a group exists if its queue does. With topology=watermill, where each topic has a
+// queue, it finds none.
+func (t *Transport) FindGroup(ctx context.Context, names ...string) (found string, err error) {
+	if t.topology.watermill() {
+		return "", nil
+	}
+	for _, name := range names {
+		_, there, err := t.counts.queue(ctx, t.consuming, name)
+		if err != nil {
+			return "", fmt.Errorf("amqp: find groups: %w", err)
+		}
+		if there {
+			return name, nil
+		}
+	}
+	return "", nil
+}
+
+// Health returns the state of the connections: connected if all are, blocked if one is. It does not block.
+func (t *Transport) Health() driver.TransportHealth {
+	h := driver.TransportHealth{Transport: Scheme, Connected: true, Unroutable: t.unroutable.Load()}
+	for _, l := range t.links() {
+		l.mu.Lock()
+		h.Reconnects += l.reconnects
+		if l.conn == nil {
+			h.Connected, h.Err = false, l.lastErr
+		}
+		if l.blocked != "" {
+			h.Blocked = l.blocked
+		}
+		l.mu.Unlock()
+	}
+	return h
 }

@@ -89,7 +89,7 @@ func (l *ledger) consume(feed driver.Receiver) {
 		l.mu.Lock()
 		l.handled[driver.MessageID(d.Message)]++
 		l.mu.Unlock()
-		_ = d.Settler.Ack() // a late one comes again
+		_ = d.Settler.Ack() // a late one is redelivered
 	}
 }
 

@@ -14,46 +14,45 @@ import (
 	"github.com/leatbus/leat/transports/internal/backoff"
 )
 
-// link is one connection to the broker for the life of a transport: made anew whenever it is lost.
-// There are two, because the broker stops reading from connections that publish when it runs out of
-// memory, and acks must pass meanwhile.
+// A link is a connection to the broker that is opened again when it is lost. A transport has one to publish and one to consume:
+// a broker that runs out of memory stops reading from connections that publish, and acks must not wait for that.
 type link struct {
 	cfg    Config
 	role   string
-	ctx    context.Context // ends when the link is to be closed; its cause is the context to do it in
+	ctx    context.Context // ends when the link is closed; its cause has the context of Close
 	cancel context.CancelCauseFunc
 	done   chan struct{}
 
-	mu         sync.Mutex
-	conn       *amqp.Connection
-	wire       *coalescer
-	changed    chan struct{} // closed at the next change of the state
-	blocked    string        // why the broker has stopped reading
-	lastErr    error
-	reconnects int
-	frameSize  int // what the broker takes at once
-	sickUntil  time.Time
-	turn       chan struct{} // holds one while a group connects, after the broker has ended the connection over one
+	mu            sync.Mutex
+	conn          *amqp.Connection
+	wire          *writeBatcher
+	changed       chan struct{} // closed at the next change of the state
+	blocked       string        // why the broker has stopped reading; empty if it has not
+	lastErr       error
+	reconnects    int
+	frameSize     int // largest frame that the broker accepts, in bytes
+	unstableUntil time.Time
+	connecting    chan struct{} // a mutex: holds a token while a group connects, after the broker has closed the connection because of a group
 }
 
-// sickFor is how long groups connect one after the other.
-const sickFor = time.Minute
+// unstableFor is how long groups connect one after the other after the broker has closed the connection because of a group.
+const unstableFor = time.Minute
 
-func (l *link) isSick() bool {
+func (l *link) isUnstable() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return time.Now().Before(l.sickUntil)
+	return time.Now().Before(l.unstableUntil)
 }
 
-// openLink makes the first connection, trying for as long as ctx and the configuration allow.
+// openLink opens the first connection. It retries as long as ctx and the configuration allow.
 func openLink(ctx context.Context, cfg Config, role string) (*link, error) {
-	l := &link{cfg: cfg, role: role, changed: make(chan struct{}), done: make(chan struct{}), turn: make(chan struct{}, 1)}
+	l := &link{cfg: cfg, role: role, changed: make(chan struct{}), done: make(chan struct{}), connecting: make(chan struct{}, 1)}
 	l.ctx, l.cancel = context.WithCancelCause(context.Background())
 	ctx, cancel := backoff.Bound(ctx, cfg.ConnectTimeout, defaultConnectTimeout)
 	defer cancel()
 
 	pause := newBackoff()
-	var why error // of the last try that was not cut short
+	var why error // error of the last try that ctx did not end
 	for {
 		conn, wire, err := cfg.dial(ctx, role)
 		if err == nil {
@@ -72,7 +71,7 @@ func openLink(ctx context.Context, cfg Config, role string) (*link, error) {
 }
 
 // run watches the connection and replaces it.
-func (l *link) run(conn *amqp.Connection, wire *coalescer) {
+func (l *link) run(conn *amqp.Connection, wire *writeBatcher) {
 	defer close(l.done)
 	for conn != nil {
 		l.watch(conn, wire)
@@ -83,8 +82,8 @@ func (l *link) run(conn *amqp.Connection, wire *coalescer) {
 	}
 }
 
-// watch returns when the connection has ended.
-func (l *link) watch(conn *amqp.Connection, wire *coalescer) {
+// watch blocks until the connection has ended.
+func (l *link) watch(conn *amqp.Connection, wire *writeBatcher) {
 	closed := conn.NotifyClose(make(chan *amqp.Error, 1))
 	blocked := conn.NotifyBlocked(make(chan amqp.Blocking, 1))
 	l.set(func() { l.conn, l.wire, l.lastErr, l.frameSize = conn, wire, nil, conn.Config.FrameSize })
@@ -97,19 +96,19 @@ func (l *link) watch(conn *amqp.Connection, wire *coalescer) {
 			}
 			l.set(func() { l.blocked = blockedReason(b) })
 			if b.Active {
-				l.cfg.Logger.Warn("leat: amqp: the broker accepts no messages for now", "reason", b.Reason)
+				l.cfg.Logger.Warn("leat: amqp: the broker accepts no messages", "reason", b.Reason)
 			}
 		case reason := <-closed:
 			l.set(func() {
 				l.conn, l.wire, l.blocked, l.lastErr = nil, nil, "", lost(reason)
 				if reason != nil && reason.Code == amqp.InternalError {
-					l.sickUntil = time.Now().Add(sickFor)
+					l.unstableUntil = time.Now().Add(unstableFor)
 				}
 			})
 			l.cfg.Logger.Warn("leat: amqp: connection lost", "role", l.role, "error", lost(reason))
 			return
 		case <-l.ctx.Done():
-			_ = conn.CloseDeadline(l.deadline()) // lost already, or lost now
+			_ = conn.CloseDeadline(l.deadline()) // an error means that it was lost
 			return
 		}
 	}
@@ -129,13 +128,13 @@ func lost(reason *amqp.Error) error {
 	return fmt.Errorf("connection lost: %w", reason)
 }
 
-// tellEvery is how often a connection that can't be made is logged.
-const tellEvery = 30 * time.Second
+// logEvery is how often a failure to connect is logged.
+const logEvery = 30 * time.Second
 
-// redial tries for ever. It returns nil when the link is closed.
-func (l *link) redial() (*amqp.Connection, *coalescer) {
+// redial retries until it has a connection. It returns nil if the link is closed.
+func (l *link) redial() (*amqp.Connection, *writeBatcher) {
 	pause := newBackoff()
-	var told time.Time
+	var logged time.Time
 	for pause.Wait(l.ctx) {
 		conn, wire, err := l.cfg.dial(l.ctx, l.role)
 		if err == nil {
@@ -144,15 +143,15 @@ func (l *link) redial() (*amqp.Connection, *coalescer) {
 			return conn, wire
 		}
 		l.set(func() { l.lastErr = err })
-		if l.ctx.Err() == nil && time.Since(told) > tellEvery {
-			told = time.Now()
+		if l.ctx.Err() == nil && time.Since(logged) > logEvery {
+			logged = time.Now()
 			l.cfg.Logger.Warn("leat: amqp: not connected", "role", l.role, "error", err)
 		}
 	}
 	return nil, nil
 }
 
-// set changes the state and wakes who waits for a change.
+// set changes the state and wakes the goroutines that wait for a change.
 func (l *link) set(change func()) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -161,8 +160,8 @@ func (l *link) set(change func()) {
 	l.changed = make(chan struct{})
 }
 
-// connection waits for a connection as long as ctx allows. The error says why there is none.
-func (l *link) connection(ctx context.Context) (*amqp.Connection, *coalescer, error) {
+// connection blocks until there is a connection or ctx is done. The error says why there is none.
+func (l *link) connection(ctx context.Context) (*amqp.Connection, *writeBatcher, error) {
 	for {
 		l.mu.Lock()
 		conn, wire, changed, lastErr := l.conn, l.wire, l.changed, l.lastErr
@@ -180,7 +179,7 @@ func (l *link) connection(ctx context.Context) (*amqp.Connection, *coalescer, er
 	}
 }
 
-// notConnected joins the caller's reason to stop waiting with the reason for the wait.
+// notConnected returns an error with the reason why the caller stopped waiting and the reason why there is no connection.
 func notConnected(ctx context.Context, lastErr error) error {
 	if lastErr == nil {
 		return context.Cause(ctx)
@@ -188,7 +187,7 @@ func notConnected(ctx context.Context, lastErr error) error {
 	return fmt.Errorf("%w (%w)", context.Cause(ctx), lastErr)
 }
 
-// frame is how many bytes a frame may have, as the broker has agreed to for the last connection.
+// frame returns the largest frame, in bytes, that was negotiated for the last connection.
 func (l *link) frame() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -198,7 +197,7 @@ func (l *link) frame() int {
 	return l.frameSize
 }
 
-// state is why nothing can be sent now; nil when it can.
+// state returns why nothing can be sent now, nil if it can.
 func (l *link) state() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -211,18 +210,18 @@ func (l *link) state() error {
 	return nil
 }
 
-// close ends the connection politely, as long as ctx allows, and waits for the goroutine.
+// close closes the connection with a handshake, as long as ctx allows, and waits for the goroutine.
 func (l *link) close(ctx context.Context) {
 	l.cancel(&closing{ctx})
 	<-l.done
 }
 
-// closing is the cause by which a link ends.
+// closing is the cause of a closed link's context.
 type closing struct{ ctx context.Context }
 
 func (*closing) Error() string { return "closing" }
 
-// deadline leaves the broker some time to answer, even when whoever closes has none left.
+// deadline returns the time until which the broker may answer the close: at least a short time, even if ctx is done.
 func (l *link) deadline() time.Time {
 	const least, most = 200 * time.Millisecond, 5 * time.Second
 	left := most

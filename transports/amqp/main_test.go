@@ -6,4 +6,7 @@ import (
 	"github.com/leatbus/leat/internal/testenv"
 )
 
-func TestMain(m *testing.M) { testenv.Main(m, stopOwnBroker, stopOwnCluster) }
+func TestMain(m *testing.M) {
+	waitTogether()
+	testenv.Main(m, stopOwnBroker, stopOwnCluster)
+}

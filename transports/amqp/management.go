@@ -39,7 +39,7 @@ type management struct {
 	most           int64
 }
 
-// newManagement prepares for the API that the option names, or else for one on each of the broker's hosts.
+// newManagement returns the API of the URL's option, or else one on each of the broker's hosts.
 func newManagement(c Config) (*management, error) {
 	m := &management{user: c.Username, password: c.Password, vhost: c.Vhost, most: cmp.Or(c.managementMost, managementMost)}
 	if c.Management != "" {
@@ -80,26 +80,24 @@ func newManagement(c Config) (*management, error) {
 	return m, nil
 }
 
-// parseManagement reads the option. An error does not repeat it.
+// parseManagement parses the option. An error does not contain it, because it may have a password.
 func parseManagement(raw string) (*url.URL, error) {
 	u, err := urlopt.Parse(raw)
 	if err != nil {
 		return nil, fmt.Errorf("management: %w", err)
 	}
 	if u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || u.Fragment != "" {
-		return nil, errors.New("management: it is no URL of a management API; write it like http://host:15672, or with a user of its own " +
+		return nil, errors.New("management: not a URL of a management API; write it like http://host:15672, or with its own user " +
 			"http://user:password%40host:15672")
 	}
 	u.Path, u.RawPath = strings.TrimSuffix(u.Path, "/"), ""
 	return u, nil
 }
 
-func (m *management) close() { m.client.CloseIdleConnections() }
-
-// where names the API; nothing in it is secret.
+// where returns the API's URL without credentials.
 func (m *management) where() string { return urlopt.Show(m.bases[0]) }
 
-// ManagementError says why RabbitMQ's management API does not answer.
+// A ManagementError is the reason why RabbitMQ's management API can't be read.
 type ManagementError struct {
 	Where  string // its URL, without user and password
 	Reason string
@@ -115,21 +113,21 @@ func (e *ManagementError) Fix() string { return e.fix }
 
 const (
 	fixReach = "enable it on the broker (rabbitmq-plugins enable rabbitmq_management) and give the user the tag management, or for alarms monitoring " +
-		"(rabbitmqctl set_user_tags USER monitoring), or say where it is with the URL's option management=http://host:15672"
-	fixLogin = "correct the user and the password, or give the API its own with management=http://user:password%40host:15672"
+		"(rabbitmqctl set_user_tags USER monitoring), or set its address with the URL's option management=http://host:15672"
+	fixLogin = "correct the user and the password, or set others for the API with management=http://user:password%40host:15672"
 )
 
 func (m *management) failure(fix, format string, args ...any) *ManagementError {
 	return &ManagementError{Where: m.where(), Reason: driver.OneLine(fmt.Sprintf(format, args...), 500), fix: fix}
 }
 
-// get reads one answer, from the first host that can be reached; from then on that one is asked first.
-func (m *management) get(ctx context.Context, tag, path string, query url.Values, read func(*json.Decoder) error) error {
+// get decodes the answer of the first host that can be reached. Later calls try that host first.
+func (m *management) get(ctx context.Context, tag, path string, query url.Values, into any) error {
 	var failed error
 	for i, base := range m.bases {
 		request, err := http.NewRequestWithContext(ctx, http.MethodGet, base.String()+path+"?"+query.Encode(), nil)
 		if err != nil {
-			return m.failure(fixReach, "no such address")
+			return m.failure(fixReach, "invalid address")
 		}
 		request.SetBasicAuth(m.user, m.password)
 		response, err := m.client.Do(request) //nolint:bodyclose // answer closes it
@@ -143,7 +141,7 @@ func (m *management) get(ctx context.Context, tag, path string, query url.Values
 			continue
 		}
 		m.bases[0], m.bases[i] = m.bases[i], m.bases[0]
-		return m.answer(ctx, tag, path, response, read)
+		return m.answer(ctx, tag, path, response, into)
 	}
 	return failed
 }
@@ -155,7 +153,7 @@ func (m *management) unreachable(ctx context.Context, err error) error {
 	return m.failure(fixReach, "it can't be reached: %s", err)
 }
 
-func (m *management) answer(ctx context.Context, tag, path string, response *http.Response, read func(*json.Decoder) error) error {
+func (m *management) answer(ctx context.Context, tag, path string, response *http.Response, into any) error {
 	defer func() { _ = response.Body.Close() }()
 	body := &bounded{from: response.Body, left: m.most}
 	decoder := json.NewDecoder(body)
@@ -168,7 +166,7 @@ func (m *management) answer(ctx context.Context, tag, path string, response *htt
 		_ = decoder.Decode(&said)
 		switch reason := strings.ToLower(said.Reason); {
 		case strings.HasPrefix(reason, "not ") && strings.Contains(reason, "user"), response.StatusCode == http.StatusForbidden:
-			return m.failure(fmt.Sprintf("give the user the tag: rabbitmqctl set_user_tags %s %s; or name a user who has it with management=http://user:password%%40host:15672",
+			return m.failure(fmt.Sprintf("give the user the tag: rabbitmqctl set_user_tags %s %s; or set a user who has it with management=http://user:password%%40host:15672",
 				driver.OneLine(m.user, 100), tag), "user %s is not allowed to read it: it needs the tag %s", m.user, tag)
 		case strings.Contains(reason, "login failed"), strings.Contains(reason, "authori"), said.Reason == "":
 			return m.failure(fixLogin, "it refuses the login of user %s", m.user)
@@ -176,24 +174,24 @@ func (m *management) answer(ctx context.Context, tag, path string, response *htt
 			return m.failure(fixLogin, "it refuses user %s: %s", m.user, said.Reason)
 		}
 	case http.StatusNotFound:
-		return m.failure(fixReach, "there is no %s: it is no management API of RabbitMQ, or does not know the virtual host %q", path, m.vhost)
+		return m.failure(fixReach, "there is no %s: it is no management API of RabbitMQ, or the virtual host %q does not exist", path, m.vhost)
 	default:
 		return m.failure(fixReach, "it answers %s", strconv.Itoa(response.StatusCode)+" "+http.StatusText(response.StatusCode))
 	}
-	err := read(decoder)
+	err := decoder.Decode(into)
 	switch {
 	case err == nil:
 		return nil
 	case body.left < 0:
-		return m.failure("give leat a virtual host of its own", "an answer has more than %d MiB", m.most>>20)
+		return m.failure("use a separate virtual host for leat", "an answer has more than %d MiB", m.most>>20)
 	case ctx.Err() != nil:
 		return m.failure(fixReach, "no answer in time")
 	default:
-		return m.failure(fixReach, "it answers what can't be read; is it RabbitMQ's?")
+		return m.failure(fixReach, "its answer can't be read; is it RabbitMQ's?")
 	}
 }
 
-// bounded fails when more is read than is left.
+// bounded is a reader that fails after a number of bytes.
 type bounded struct {
 	from io.Reader
 	left int64
@@ -214,81 +212,35 @@ func (m *management) inVhost(kind string) string {
 	return "/api/" + kind + "/" + url.PathEscape(m.vhost)
 }
 
-// fetchAll calls each with one row after the other, page by page where the API has pages.
-func fetchAll[T any](ctx context.Context, m *management, tag, path, columns string, paged bool, each func(T)) error {
+// fetchAll returns the rows of a list, of all pages if the API has pages for it.
+func fetchAll[T any](ctx context.Context, m *management, tag, path, columns string, paged bool) (all []T, err error) {
+	query := url.Values{}
+	if columns != "" {
+		query.Set("columns", columns)
+	}
+	if !paged {
+		err := m.get(ctx, tag, path, query, &all)
+		return all, err
+	}
+	query.Set("page_size", strconv.Itoa(managementPage))
 	for page, pages := 1, 1; page <= min(pages, managementPages); page++ {
-		query := url.Values{}
-		if columns != "" {
-			query.Set("columns", columns)
+		query.Set("page", strconv.Itoa(page))
+		var answer struct {
+			Items []T `json:"items"`
+			Pages int `json:"page_count"`
 		}
-		if paged {
-			query.Set("page", strconv.Itoa(page))
-			query.Set("page_size", strconv.Itoa(managementPage))
+		if err := m.get(ctx, tag, path, query, &answer); err != nil {
+			return nil, err
 		}
-		err := m.get(ctx, tag, path, query, func(d *json.Decoder) (err error) {
-			pages, err = rows(d, each)
-			return err
-		})
-		if err != nil {
-			return err
+		if answer.Items == nil {
+			return nil, m.failure(fixReach, "its answer can't be read; is it RabbitMQ's?")
 		}
+		all, pages = append(all, answer.Items...), answer.Pages
 	}
-	return nil
+	return all, nil
 }
 
-// rows decodes an array, or an object with one in it and the number of such pages.
-func rows[T any](d *json.Decoder, each func(T)) (pages int, err error) {
-	array := func() error {
-		for d.More() {
-			var row T
-			if err := d.Decode(&row); err != nil {
-				return err
-			}
-			each(row)
-		}
-		_, err := d.Token()
-		return err
-	}
-	first, err := d.Token()
-	switch {
-	case err != nil:
-		return 0, err
-	case first == json.Delim('['):
-		return 1, array()
-	case first != json.Delim('{'):
-		return 0, errors.New("no list")
-	}
-	there := false
-	for d.More() {
-		key, err := d.Token()
-		if err != nil {
-			return 0, err
-		}
-		switch key {
-		case "items":
-			if begin, err := d.Token(); err != nil || begin != json.Delim('[') {
-				return 0, cmp.Or(err, errors.New("no list"))
-			}
-			there = true
-			err = array()
-		case "page_count":
-			err = d.Decode(&pages)
-		default:
-			var skipped json.RawMessage
-			err = d.Decode(&skipped)
-		}
-		if err != nil {
-			return 0, err
-		}
-	}
-	if !there {
-		return 0, errors.New("no list")
-	}
-	_, err = d.Token()
-	return pages, err
-}
-
-// object is a table of the broker's; where it is empty the API may say [].
+// object is a table of the broker. The API may write [] for an empty one.
 type object map[string]any
 
 func (o *object) UnmarshalJSON(text []byte) error {
@@ -312,7 +264,7 @@ type apiQueue struct {
 	Durable        bool   `json:"durable"`
 	Exclusive      bool   `json:"exclusive"`
 	Arguments      object `json:"arguments"`
-	Ready          *int   `json:"messages_ready"` // nil in the first seconds of a queue
+	Ready          *int   `json:"messages_ready"` // nil in the first seconds after the queue was declared
 	Unacked        *int   `json:"messages_unacknowledged"`
 	Consumers      *int   `json:"consumers"`
 	Policy         string `json:"policy"`
@@ -346,10 +298,9 @@ type apiBinding struct {
 }
 
 type apiExchange struct {
-	Name      string `json:"name"`
-	Type      string `json:"type"`
-	Durable   bool   `json:"durable"`
-	Arguments object `json:"arguments"`
+	Name    string `json:"name"`
+	Type    string `json:"type"`
+	Durable bool   `json:"durable"`
 }
 
 type apiNode struct {
@@ -365,7 +316,7 @@ type apiFlag struct {
 	State string `json:"state"`
 }
 
-// survey is what the API tells of the virtual host. Only what may be leat's is kept.
+// A survey has the queues and bindings of the virtual host that may be leat's.
 type survey struct {
 	topology *topology
 	queues   map[string]apiQueue
@@ -379,48 +330,63 @@ func (m *management) survey(ctx context.Context, t *topology) (*survey, error) {
 		topology: t, queues: make(map[string]apiQueue), retries: make(map[string][]string),
 		bound: make(map[apiBinding]bool), from: make(map[string][]apiBinding),
 	}
-	err := fetchAll(ctx, m, "management", m.inVhost("queues"), queueColumns, true, func(q apiQueue) {
+	queues, err := fetchAll[apiQueue](ctx, m, "management", m.inVhost("queues"), queueColumns, true)
+	if err != nil {
+		return nil, err
+	}
+	for _, q := range queues {
 		if !q.Exclusive && (isOurs(q) || t.watermill() && strings.Contains(q.Name, "_")) {
 			if _, twice := s.queues[q.Name]; isRetryName(q.Name) && !twice { // pages may overlap
 				s.retries[groupOfOwn(q.Name)] = append(s.retries[groupOfOwn(q.Name)], q.Name)
 			}
 			s.queues[q.Name] = q
 		}
-	})
-	if err != nil {
-		return nil, err
 	}
-	err = fetchAll(ctx, m, "management", m.inVhost("bindings"), "source,destination,destination_type,routing_key", false, func(b apiBinding) {
+	bindings, err := fetchAll[apiBinding](ctx, m, "management", m.inVhost("bindings"), "source,destination,destination_type,routing_key", false)
+	for _, b := range bindings {
 		_, known := s.queues[b.To]
 		if b.Source != "" && (known || b.Kind == "exchange") {
 			s.bound[b] = true
 			s.from[b.To] = append(s.from[b.To], b)
 		}
+	}
+	return s, err
+}
+
+// survey reads the API for operators' tools.
+func (t *Transport) survey(ctx context.Context) (s *survey, err error) {
+	err = t.withManagement(ctx, func(_ context.Context, _ *management, found *survey) error {
+		s = found
+		return nil
 	})
 	return s, err
 }
 
-// survey asks the API, for operators. It leaves some of the caller's time for what else can be done.
-func (t *Transport) survey(ctx context.Context) (*survey, error) {
+// withManagement calls do with the API and a survey. It uses at most half of the caller's time, so that something else can be
+// tried if the API does not answer.
+func (t *Transport) withManagement(ctx context.Context, do func(context.Context, *management, *survey) error) error {
 	if !t.enter() {
-		return nil, driver.ErrClosed
+		return driver.ErrClosed
 	}
 	t.active.Add(-1) // Close need not wait
 	m, err := newManagement(t.cfg)
 	if err != nil {
-		return nil, &ManagementError{Where: "https", Reason: err.Error(), fix: "correct the URL's TLS options"}
+		return &ManagementError{Where: "https", Reason: err.Error(), fix: "correct the URL's TLS options"}
 	}
-	defer m.close()
+	defer m.client.CloseIdleConnections()
 	ctx, cancel := context.WithTimeout(ctx, patienceFor(ctx))
 	defer cancel()
 	s, err := m.survey(ctx, t.topology)
-	if err != nil {
-		return nil, err
+	if err == nil {
+		err = t.complete(ctx, s)
 	}
-	return s, t.complete(ctx, s)
+	if err != nil {
+		return err
+	}
+	return do(ctx, m, s)
 }
 
-// patienceFor is how long the API may take: at most half of what is left.
+// patienceFor returns how long the API may take: at most half of the time that is left.
 func patienceFor(ctx context.Context) time.Duration {
 	if deadline, ok := ctx.Deadline(); ok {
 		return min(managementWhole, time.Until(deadline)/2)
@@ -428,7 +394,7 @@ func patienceFor(ctx context.Context) time.Duration {
 	return managementWhole
 }
 
-// complete counts over AMQP what the API has no counts of yet.
+// complete reads counts over AMQP that the API does not have yet.
 func (t *Transport) complete(ctx context.Context, s *survey) error {
 	var fresh []string
 	for name, q := range s.queues {
@@ -441,7 +407,7 @@ func (t *Transport) complete(ctx context.Context, s *survey) error {
 	}
 	return t.inspect(ctx, "count", func(i *inspection) error {
 		for _, name := range fresh {
-			counted, there, err := i.queue(name)
+			counted, there, err := i.counts(name)
 			if err != nil {
 				return err
 			}
@@ -454,20 +420,20 @@ func (t *Transport) complete(ctx context.Context, s *survey) error {
 	})
 }
 
-// oldRegistryPrefix begins the names of the queues in which groups of older versions leave a note of themselves.
+// oldRegistryPrefix begins the names of the queues in which older versions list their groups.
 const oldRegistryPrefix = "leat.groups."
 
-// isOurs reports whether a queue has the looks of one that leat made.
+// isOurs reports whether a queue looks like one that leat has declared.
 func isOurs(q apiQueue) bool {
 	return isGroupQueue(q) || groupOfOwn(q.Name) != "" || strings.HasPrefix(q.Name, delayPrefix) || strings.HasPrefix(q.Name, oldRegistryPrefix)
 }
 
-// isGroupQueue reports whether a queue is a group's: what it throws out goes to the poison queue of its name.
+// isGroupQueue reports whether a queue is a group's: its messages are dead-lettered to the poison queue of its name.
 func isGroupQueue(q apiQueue) bool {
 	return q.text("x-dead-letter-routing-key") == poisonName(q.Name)
 }
 
-// groupOfOwn returns the group, or its queue with topology=watermill, that a queue beside it belongs to.
+// groupOfOwn returns the group to which a further queue belongs, or with topology=watermill its queue; "" if there is none.
 func groupOfOwn(name string) string {
 	for _, suffix := range []string{poisonSuffix, keysSuffix, heldSuffix, leadSuffix} {
 		if group, ok := strings.CutSuffix(name, suffix); ok {
@@ -491,7 +457,7 @@ type surveyed struct {
 	ordered bool
 }
 
-// groups are those of the exchange, and those that hang on none.
+// groups returns the groups that are bound to the exchange, and those without bindings.
 func (s *survey) groups() (all []surveyed) {
 	for _, q := range s.queues {
 		var g surveyed
@@ -530,7 +496,7 @@ func (s *survey) group(q apiQueue) (g surveyed, ok bool) {
 	return g, len(g.topics) > 0 || others == 0
 }
 
-// watermillGroup goes by the poison queue: the queues of topics have no arguments.
+// watermillGroup finds a group by its poison queue, because the queues of topics have no arguments.
 func (s *survey) watermillGroup(poison apiQueue) (g surveyed, ok bool) {
 	g.name, ok = strings.CutSuffix(poison.Name, poisonSuffix)
 	if !ok || isGroupQueue(s.queues[g.name]) {
@@ -545,7 +511,7 @@ func (s *survey) watermillGroup(poison apiQueue) (g surveyed, ok bool) {
 	return g, len(g.queues) > 0
 }
 
-// patternOf is what [bindingKey] makes of a pattern, the other way round.
+// patternOf returns the pattern of a binding key. It is the inverse of [bindingKey].
 func patternOf(key string) string {
 	if key == "#" {
 		return ">"
@@ -556,7 +522,7 @@ func patternOf(key string) string {
 	return key
 }
 
-// info counts. An ordered group's leader has one message unacked that is not the application's.
+// info returns a group's counts. The leader of an ordered group has one unacked message that is not the application's.
 func (s *survey) info(g surveyed) driver.GroupInfo {
 	info := driver.GroupInfo{Name: g.name, Topics: g.topics}
 	for _, q := range g.queues {
@@ -575,7 +541,7 @@ func (s *survey) info(g surveyed) driver.GroupInfo {
 	return info
 }
 
-// parked counts what is parked in a group.
+// parked returns how many messages of a group are parked.
 func (s *survey) parked(group string) (n int) {
 	for name, q := range s.queues {
 		if strings.HasPrefix(name, group+parkedInfix) && groupOfOwn(name) == group {

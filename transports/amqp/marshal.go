@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	// attributePrefix stands before a CloudEvents attribute in a header's name, in leat and on the
-	// wire (AMQP binding, binary mode). The second wire form is for the older binding; it is read.
+	// attributePrefix begins the names of headers for CloudEvents attributes in leat; wirePrefix on the wire (AMQP binding,
+	// binary mode). wirePrefixAlternate is of an older binding; it is read only.
 	attributePrefix     = "ce_"
 	wirePrefix          = "cloudEvents_"
 	wirePrefixAlternate = "cloudEvents:"
@@ -24,14 +24,20 @@ const (
 	wireContentType = wirePrefix + "datacontenttype"
 )
 
-// maxHeaderBytes is how much of a frame a message's own headers may take. A header table must
+// maxHeaderBytes returns how much of a frame a message's own headers may take. A header table must
 // fit one frame: the broker closes the connection over a larger one. The rest of the frame is
-// for what comes to a message later: the delay, the fault, the broker's own notes (x-death).
+// for headers that are added later: delays, faults, and those of the broker (x-death).
 func maxHeaderBytes(frame int) int { return frame - min(16<<10, frame/2) }
 
-// marshal writes a message as CloudEvents in binary mode. Headers that are no attributes travel
-// under their own names.
+// marshal encodes a message as CloudEvents in binary mode. Other headers keep their names.
 func marshal(msg *message.Message, topic string, cfg *Config, frame int) (amqp.Publishing, error) {
+	if names := cfg.stock; names != nil && names.marshaler != nil {
+		p, err := names.marshal(msg, topic, cfg)
+		if err == nil {
+			err = fitsFrame(msg, tableSize(p.Headers), frame)
+		}
+		return p, err
+	}
 	h := make(amqp.Table, len(msg.Metadata)+4)
 	p := amqp.Publishing{
 		Headers:      h,
@@ -66,17 +72,27 @@ func marshal(msg *message.Message, topic string, cfg *Config, frame int) (amqp.P
 	if err := setExtra(h, extra); err != nil {
 		return p, fmt.Errorf("message %s: %w", driver.MessageID(msg), err)
 	}
-	if size += len(fieldText(h[headerExtra])); size > maxHeaderBytes(frame) {
-		return p, fmt.Errorf("message %s has %d bytes of headers; at most %d fit in a frame; put large data into the payload",
-			driver.MessageID(msg), size, maxHeaderBytes(frame))
+	size += len(fieldText(h[headerExtra]))
+	if cfg.stock != nil && cfg.stock.process != nil {
+		p = cfg.stock.process(p)
+		p.DeliveryMode = amqp.Persistent
+		size = tableSize(p.Headers)
 	}
-	return p, nil
+	return p, fitsFrame(msg, size, frame)
 }
 
-// fieldOverhead is what a field of a table takes beside its name and value.
+func fitsFrame(msg *message.Message, size, frame int) error {
+	if size <= maxHeaderBytes(frame) {
+		return nil
+	}
+	return fmt.Errorf("message %s has %d bytes of headers; at most %d fit in a frame; put large data into the payload",
+		driver.MessageID(msg), size, maxHeaderBytes(frame))
+}
+
+// fieldOverhead is how many bytes a field of a table takes in addition to its name and value.
 const fieldOverhead = 1 + 1 + 4
 
-// setIdentity fills the properties that other software looks at.
+// setIdentity sets the properties that other software uses.
 func setIdentity(p *amqp.Publishing, msg *message.Message, cfg *Config) {
 	if correlation := msg.Metadata[driver.HeaderCorrelationID]; len(correlation) <= maxNameBytes {
 		p.CorrelationId = correlation
@@ -84,7 +100,9 @@ func setIdentity(p *amqp.Publishing, msg *message.Message, cfg *Config) {
 	if len(msg.UUID) <= maxNameBytes {
 		p.MessageId = msg.UUID
 	}
-	if p.MessageId == "" || cfg.Topology == TopologyWatermill {
+	if cfg.stock != nil {
+		p.Headers[cfg.stock.uuidHeader] = msg.UUID
+	} else if p.MessageId == "" {
 		p.Headers[headerWatermillUUID] = msg.UUID
 	}
 	version, has := msg.Metadata[driver.HeaderSpecVersion]
@@ -92,11 +110,11 @@ func setIdentity(p *amqp.Publishing, msg *message.Message, cfg *Config) {
 	case has:
 		p.Headers[headerVersion] = version
 	case msg.Metadata[driver.HeaderID] != "":
-		p.Headers[wireVersion] = "1.0" // the binding wants it; where a leat header is missing, it is 1.0
+		p.Headers[wireVersion] = "1.0" // required by the binding; the default in leat
 	}
 }
 
-// wireName is the header's name on the wire, "" for one that would be taken for something else there.
+// wireName returns the header's name on the wire, "" if it would have another meaning there.
 func wireName(name string) string {
 	if attribute, ok := strings.CutPrefix(name, attributePrefix); ok && attribute != "" {
 		if len(wirePrefix)+len(attribute) > maxNameBytes || plainAttribute(attribute) || !utf8.ValidString(attribute) {
@@ -113,8 +131,7 @@ func wireName(name string) string {
 	return name
 }
 
-// plainAttribute reports whether leat has a CloudEvents extension under its own name, as W3C Trace
-// Context wants it.
+// plainAttribute reports whether a CloudEvents extension has no prefix in leat, as W3C Trace Context requires.
 func plainAttribute(name string) bool {
 	switch name {
 	case driver.HeaderCorrelationID, driver.HeaderCausationID, driver.HeaderTraceParent, driver.HeaderTraceState, driver.HeaderBaggage:
@@ -123,7 +140,7 @@ func plainAttribute(name string) bool {
 	return false
 }
 
-// brokersOwn are the headers that RabbitMQ writes, or acts upon.
+// brokersOwn reports whether RabbitMQ writes or interprets a header of this name.
 func brokersOwn(name string) bool {
 	switch name {
 	case "CC", "BCC", "x-death", "x-delivery-count", "x-acquired-count", "x-opt-deaths":
@@ -132,7 +149,7 @@ func brokersOwn(name string) bool {
 	return strings.HasPrefix(name, "x-first-death-") || strings.HasPrefix(name, "x-last-death-")
 }
 
-// setExtra keeps headers whose names can't stand on the wire in one of leat's own.
+// setExtra puts headers whose names are not allowed on the wire into one of leat's headers.
 func setExtra(h amqp.Table, extra message.Metadata) error {
 	if extra == nil {
 		return nil
@@ -144,12 +161,12 @@ func setExtra(h amqp.Table, extra message.Metadata) error {
 		}
 		pairs[name] = []byte(value)
 	}
-	text, err := json.Marshal(pairs) // base64, so that any bytes come back
+	text, err := json.Marshal(pairs) // values in base64, because they may be any bytes
 	h[headerExtra] = string(text)
 	return err
 }
 
-// fitting is the first text that a short string can hold.
+// fitting returns the first text that fits in a short string.
 func fitting(texts ...string) string {
 	for _, s := range texts {
 		if s != "" && len(s) <= maxNameBytes {

@@ -10,40 +10,40 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// Before the broker alone moved delays, they ended in the queue leat.delay.<type>.near, and every leat process took messages
-// from it, held them for their last seconds and sent them where they belong. What waits in the 20 queues
-// leat.delay.<type>.00 to .19 of that layout still comes to "near" by itself, for 48 days at most. This file empties "near"
-// when no process of the old version does. Only processes that consume a group do so.
+// In earlier versions, delays ended in the queue leat.delay.<type>.near. Every leat process consumed it, kept messages for their
+// last seconds and published them to their destination. The broker still moves messages from the 20 queues leat.delay.<type>.00
+// to .19 of that layout to "near", for 48 days at most. This file empties "near" when no process of an earlier version consumes
+// it. Only processes that consume a group do so.
 //
 // Delete this file, the call of migrate and the doctor's finding oldDelays with the first release that is made 48 days after
 // the one that brings it.
 
 const (
-	// migrateEvery is how often "near" is looked at, which an old process consumes or nothing comes to.
+	// migrateEvery is the interval at which "near" is checked.
 	migrateEvery = assertInterval
-	// nearMargin is how early a message came to "near", at most, and a little more.
+	// nearMargin is longer than a message waits in "near".
 	nearMargin = 20 * time.Second
 	nearWindow = 100
 
 	oldDelayLevels = 20
 
-	headerDelayTo = "leat-delay-to" // the exchange that a delayed message goes to at its time
+	headerDelayTo = "leat-delay-to" // the exchange to which the message is published when its delay ends
 	headerDue     = "leat-due"      // when, in microseconds since 1970
-	headerKey     = "leat-key"      // its routing key, where it came to "near" by another
+	headerKey     = "leat-key"      // its routing key, if it was moved to "near" by another one
 )
 
 func oldDelayName(queueType QueueType, part string) string {
 	return delayPrefix + string(queueType) + "." + part
 }
 
-// migrate begins to look after the old layout, once.
+// migrate begins to empty the queues of the old layout, once.
 func (t *Transport) migrate() {
 	t.migration.Do(func() {
 		t.work.Go(func() {
 			for {
 				for _, queueType := range []QueueType{Quorum, Classic} {
 					if err := t.emptyNear(queueType); err != nil && t.ctx.Err() == nil {
-						t.cfg.Logger.Warn("leat: amqp: delayed messages of an older version not moved; tried again soon", "error", err)
+						t.cfg.Logger.Warn("leat: amqp: delayed messages of an earlier version not moved; will be tried again", "error", err)
 					}
 				}
 				if sleep(t.ctx, cmp.Or(t.cfg.migrateEvery, migrateEvery)) != nil {
@@ -54,7 +54,7 @@ func (t *Transport) migrate() {
 	})
 }
 
-// emptyNear sends what is in "near" on, each message at its time, until there is no more.
+// emptyNear publishes each message of "near" when it is due, until the queue is empty.
 func (t *Transport) emptyNear(queueType QueueType) error {
 	conn, _, err := t.consuming.connection(t.ctx)
 	if err != nil {
@@ -68,16 +68,11 @@ func (t *Transport) emptyNear(queueType QueueType) error {
 	}
 	return p.do(func(ch *amqp.Channel) error {
 		defer context.AfterFunc(t.ctx, func() { closeQuietly(ch) })()
-		const size, global = 0, false
-		const autoAck, noLocal = false, false
-		if err := ch.Qos(nearWindow, size, global); err != nil {
-			return err
-		}
-		arrived, err := ch.Consume(q.Name, byBroker, autoAck, exclusive, noLocal, noWait, nil)
+		arrived, err := consume(ch, q.Name, byBroker, nearWindow, exclusive, nil)
 		if err != nil {
 			return err
 		}
-		s := &sieve{p: t.publisher, alone: true} // what the broker has against these messages concerns no others
+		s := &refusedFinder{p: t.publisher, ownConnection: true} // if the broker refuses a message, others are not affected
 		defer s.close()
 		for {
 			window := collect(arrived, nearWindow)
@@ -91,8 +86,8 @@ func (t *Transport) emptyNear(queueType QueueType) error {
 	})
 }
 
-// sendOld sends a window of messages, each at its time.
-func (t *Transport) sendOld(s *sieve, queueType QueueType, window []*amqp.Delivery) error {
+// sendOld publishes a window of messages, each when it is due.
+func (t *Transport) sendOld(s *refusedFinder, queueType QueueType, window []*amqp.Delivery) error {
 	slices.SortStableFunc(window, func(a, b *amqp.Delivery) int { return cmp.Compare(oldDue(a), oldDue(b)) })
 	for len(window) > 0 {
 		wait := min(time.Until(time.UnixMicro(oldDue(window[0]))), nearMargin)
@@ -111,9 +106,9 @@ func (t *Transport) sendOld(s *sieve, queueType QueueType, window []*amqp.Delive
 	return nil
 }
 
-// sendDue publishes messages and acks them. What the broker refuses, and redeliveries to a queue that is gone, are put
-// aside; what this user may not publish goes back, for a process that may.
-func (t *Transport) sendDue(s *sieve, queueType QueueType, due []*amqp.Delivery) error {
+// sendDue publishes messages and acks them. Messages that the broker refuses, and redeliveries to a queue that does not exist, are
+// moved to another queue. Messages that this user may not publish are requeued for a process that may.
+func (t *Transport) sendDue(s *refusedFinder, queueType QueueType, due []*amqp.Delivery) error {
 	out := make([]*outgoing, len(due))
 	for i, d := range due {
 		out[i] = oldTarget(d)
@@ -122,14 +117,14 @@ func (t *Transport) sendDue(s *sieve, queueType QueueType, due []*amqp.Delivery)
 		return err
 	}
 	for i, o := range out {
-		const multiple, requeue = false, true
+		const requeue = true
 		switch {
 		case isCode(o.refused, amqp.AccessRefused):
-			_ = due[i].Nack(multiple, requeue)
+			_ = due[i].Nack(single, requeue)
 			return o.refused
 		case o.refused != nil, o.unroutable && o.exchange == "":
 			aside := oldDelayName(queueType, "undelivered")
-			t.cfg.Logger.Error("leat: amqp: delayed message put aside", "exchange", o.exchange, "key", o.key, "kept_in", aside,
+			t.cfg.Logger.Error("leat: amqp: delayed message refused; kept in a queue", "exchange", o.exchange, "key", o.key, "kept_in", aside,
 				"message_id", o.msg.MessageId, "error", o.refused)
 			o.msg.Headers[headerDelayTo], o.msg.Headers[headerKey] = o.exchange, o.key
 			kept := &outgoing{key: aside, msg: o.msg}
@@ -137,12 +132,12 @@ func (t *Transport) sendDue(s *sieve, queueType QueueType, due []*amqp.Delivery)
 				return err
 			}
 			if kept.unroutable {
-				return fmt.Errorf("queue %q is not there", aside)
+				return fmt.Errorf("queue %q does not exist", aside)
 			}
 		case o.unroutable:
 			t.unroutable.Add(1)
 		}
-		if err := due[i].Ack(multiple); err != nil {
+		if err := due[i].Ack(single); err != nil {
 			return err
 		}
 	}
@@ -154,7 +149,7 @@ func oldDue(d *amqp.Delivery) int64 {
 	return micros
 }
 
-// oldTarget is the publishing that a delayed message was to become.
+// oldTarget returns the publishing for a message whose delay has ended.
 func oldTarget(d *amqp.Delivery) *outgoing {
 	o := &outgoing{key: d.RoutingKey, msg: copyOf(d, "")}
 	if key, ok := d.Headers[headerKey].(string); ok {

@@ -5,6 +5,7 @@ package amqp_test
 import (
 	"fmt"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -51,10 +52,11 @@ func oldLayout(t testing.TB, ch *rabbit.Channel, queue string) {
 
 // What processes of the old version have delayed comes at its time when they are gone, and is not touched before.
 func TestUpgrade_losesNoDelayedMessage(t *testing.T) {
+	await(t, turns.shared)
 	b := newBroker(t) // the old layout is in nobody's way
 	b.start(t)
-	t.Cleanup(func() { b.stop(t); b.brokerHost.close() })
-	bothQueues(t, b.url(), func(t *testing.T, raw string) {
+	t.Cleanup(func() { b.end(syscall.SIGKILL); b.brokerHost.close() })
+	eachQueue(t, b.url(), func(t *testing.T, raw string) {
 		queue := raw[strings.Index(raw, "queue=")+len("queue="):]
 		group, topic := unique("ledger"), unique("order.paid.v1")
 		prefix := "leat.delay." + queue + "."
@@ -121,9 +123,12 @@ func TestUpgrade_losesNoDelayedMessage(t *testing.T) {
 			require.Equal(t, 4, got["soon again"])
 			require.Equal(t, 1, got["later"])
 			require.Equal(t, 6, got["later again"])
-			d, ok, err := ch.Get(prefix+"undelivered", true)
-			require.NoError(t, err)
-			require.True(t, ok)
+			var d rabbit.Delivery
+			eventually(t, "what can't be delivered is kept", func() (ok bool) {
+				d, ok, err = ch.Get(prefix+"undelivered", true)
+				require.NoError(t, err)
+				return ok
+			})
 			require.Equal(t, "astray", d.MessageId)
 			require.Equal(t, "no.such.exchange", d.Headers["leat-delay-to"])
 			eventually(t, "the doctor says that the old layout can go", func() bool {

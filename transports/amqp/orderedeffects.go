@@ -1,9 +1,9 @@
 package amqp
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -13,7 +13,7 @@ import (
 	"github.com/leatbus/leat/transports/internal/ordered"
 )
 
-// carryOut does what the takeover or the machine wants, in order. The caller holds the feed's mu.
+// carryOut executes the effects of the takeover or the machine, in order.
 func (s *orderedSession) carryOut() {
 	if s.over {
 		return
@@ -33,7 +33,7 @@ func (s *orderedSession) carryOutEffects() {
 	}
 	if s.log != nil && s.takeover != nil && s.takeover.Ready() && !s.log.ready {
 		s.log.ready = true
-		s.work.Go(s.lead)
+		s.try(s.lead)
 	}
 }
 
@@ -48,13 +48,13 @@ func (s *orderedSession) effects() []ordered.Effect {
 }
 
 func (s *orderedSession) do(e ordered.Effect) {
-	f := s.feed
+	f := s.receiver
 	switch e := e.(type) {
 	case ordered.Deliver:
 		it := s.items[e.Tag]
 		first := !it.from.begun
 		it.from.begun = true
-		if s.judge(it, first) {
+		if s.countDelivery(it, first) {
 			s.machine.Failed(time.Now(), e.Tag, shortWait+time.Millisecond)
 			return
 		}
@@ -77,26 +77,27 @@ func (s *orderedSession) do(e ordered.Effect) {
 	case ordered.Return:
 		s.giveBack(e.Tag)
 	case ordered.StartPass:
-		s.work.Go(func() { s.startPass(ordered.Source(e)) })
+		s.try(func() error { return s.startPass(ordered.Source(e)) })
 	case ordered.EndPass:
 		s.endPass(ordered.Source(e))
 	case ordered.Renew:
 		s.why = errRenew
 		s.stop()
 	case ordered.StepDown:
-		s.fail(fmt.Errorf("this process does not lead the group any more: %s", e.Reason))
+		s.fail(fmt.Errorf("this process stops leading the group: %s", e.Reason))
 	case ordered.Report:
 		f.report(e.Full)
 	}
 }
 
-// ack acks a delivery. Its copy, if it was poisoned, is safe then.
+// ack acks a delivery. If the message was poisoned, its copy is confirmed by then.
 func (s *orderedSession) ack(tag ordered.Tag) {
 	it := s.items[tag]
 	if it == nil {
 		return
 	}
 	delete(s.items, tag)
+	s.drop(it)
 	it.from.acks.ack(it.raw.DeliveryTag)
 	if it.crashes > 0 {
 		it.from.acks.hurry() // before the next can crash the process
@@ -107,17 +108,17 @@ func (s *orderedSession) ack(tag ordered.Tag) {
 	}
 }
 
-// errUnknownParked is the fault of a message in a parked queue that no leader has put there.
-var errUnknownParked = errors.New("amqp: the message was in a queue for parked messages, and leat has not put it there")
+// errUnknownParked is the fault of a message in a parked queue that no leader has published.
+var errUnknownParked = errors.New("amqp: the message was in a queue for parked messages, and was not published by leat")
 
 // copy publishes a copy of a delivery.
 func (s *orderedSession) copy(e ordered.Copy) {
-	f, it := s.feed, s.items[e.Tag]
+	f, it := s.receiver, s.items[e.Tag]
 	if it == nil {
 		s.fail(fmt.Errorf("no message has the tag %d", e.Tag))
 		return
 	}
-	s.judge(it, false)
+	s.countDelivery(it, false)
 	frame := s.conn.Config.FrameSize
 	if frame <= 0 {
 		frame = frameMax
@@ -140,89 +141,80 @@ func (s *orderedSession) copy(e ordered.Copy) {
 		}
 		fit(&o.msg, frame-room)
 	}
-	s.publish(e.Op, o)
+	o.msg.Body = nil
+	s.enqueue(e.Op, queued{o, it})
 }
 
-// publish publishes over the session's channel. Op is 0 if nobody waits for the confirmation.
-func (s *orderedSession) publish(op uint64, o *outgoing) {
-	const mandatory, immediate = true, false
+// publish publishes a message over the session's channel. Op is 0 if nothing waits for the confirmation.
+func (s *orderedSession) publish(op uint64, o *outgoing) { s.enqueue(op, queued{outgoing: o}) }
+
+// enqueue adds a message to those that publishQueued publishes.
+func (s *orderedSession) enqueue(op uint64, o queued) {
 	s.ops = append(s.ops, op)
-	if err := s.publisher.Publish(o.exchange, o.key, mandatory, immediate, o.msg); err != nil {
-		s.fail(fmt.Errorf("publish to %q: %w", o.key, err))
-	}
-}
-
-// confirmations are those of the broker, in the order of publishing.
-type confirmations struct {
-	mu    sync.Mutex
-	count int // of what is confirmed, and not passed on yet
-	err   error
-	more  chan struct{}
-}
-
-func (c *confirmations) add(n int, err error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.count += n
-	if c.err == nil {
-		c.err = err
-	}
+	s.queue = append(s.queue, o)
 	select {
-	case c.more <- struct{}{}:
+	case s.toPublish <- struct{}{}:
 	default:
 	}
 }
 
-func (c *confirmations) take() (n int, err error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	n, c.count = c.count, 0
-	return n, c.err
+// confirmations are what the broker has answered to publishings, in their order.
+type confirmations struct {
+	count int
+	err   error // the first one
 }
 
-// confirm puts the channel for publishing into confirm mode. The client library waits for whoever listens, and may not be
-// made to wait for the feed's mu; so one goroutine listens, and another passes on.
+// confirm puts the channel for publishing into confirm mode. The client library waits until a notification is received, which
+// must not take as long as the receiver's mu may be locked. So one goroutine receives, and another passes on.
 func (s *orderedSession) confirm() error {
 	confirmed, returned := s.publisher.NotifyPublish(make(chan amqp.Confirmation, maxConfirms)), s.publisher.NotifyReturn(make(chan amqp.Return))
 	s.watch(s.publisher)
+	s.work.Go(s.publishQueued)
+	passed := make(chan confirmations)
 	s.work.Go(func() {
-		defer close(s.confirms.more)
+		defer close(passed)
+		var next confirmations
 		for confirmed != nil || returned != nil {
+			var pass chan<- confirmations // nil: there is nothing to pass on
+			if next != (confirmations{}) {
+				pass = passed
+			}
 			select {
+			case pass <- next:
+				next = confirmations{}
 			case c, ok := <-confirmed:
 				switch {
 				case !ok:
 					confirmed = nil
 				case !c.Ack:
-					s.confirms.add(0, errRefused)
+					next.err = cmp.Or(next.err, errRefused)
 				default:
-					s.confirms.add(1, nil)
+					next.count++
 				}
 			case r, ok := <-returned: // before its confirmation
 				if !ok {
 					returned = nil
 					continue
 				}
-				s.confirms.add(0, &missingQueueError{r.RoutingKey})
+				next.err = cmp.Or(next.err, error(&missingQueueError{r.RoutingKey}))
 			}
 		}
 	})
-	s.work.Go(func() {
-		for range s.confirms.more {
-			n, err := s.confirms.take()
-			if err != nil {
-				s.fail(err)
-				return
+	s.try(func() error {
+		for c := range passed {
+			if c.err != nil {
+				return c.err
 			}
-			s.confirmed(n)
+			s.confirmed(c.count)
 		}
+		return nil
 	})
 	return s.publisher.Confirm(noWait)
 }
 
-// confirmed passes n confirmations on.
+// confirmed passes n confirmations on to the takeover or the machine.
 func (s *orderedSession) confirmed(n int) {
-	f := s.feed
+	f := s.receiver
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var op uint64
@@ -241,25 +233,39 @@ func (s *orderedSession) confirmed(n int) {
 	f.act()
 }
 
-// missingQueueError says that a queue of the group was deleted.
+// A missingQueueError is returned if a queue of the group was deleted.
 type missingQueueError struct{ queue string }
 
-func (e *missingQueueError) Error() string { return fmt.Sprintf("queue %q is not there", e.queue) }
+func (e *missingQueueError) Error() string { return fmt.Sprintf("queue %q does not exist", e.queue) }
 
-// isMissing reports whether something that was declared is gone.
+// count corrects the broker's counts of a group that this process leads.
+func (f *orderedReceiver) count(info *driver.GroupInfo) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.session == nil || f.session.machine == nil {
+		return
+	}
+	stats := f.session.machine.Stats()
+	info.InFlight, info.Delayed = f.out, stats.Delayed+stats.Waiting
+	const tick = 1 // not the application's
+	info.Waiting += max(stats.Here-tick-stats.Waiting-f.out, 0)
+	info.Parked, info.ParkedKeys = stats.Parked, stats.Stopped
+}
+
+// isMissing reports whether an error means that a queue or an exchange was deleted.
 func isMissing(err error) bool {
 	_, returned := errors.AsType[*missingQueueError](err)
 	return returned || isCode(err, amqp.NotFound)
 }
 
 // report logs that the group has reached its limit of keys, or is below it again.
-func (f *orderedFeed) report(full bool) {
+func (f *orderedReceiver) report(full bool) {
 	if full {
-		f.t.cfg.Logger.Error("leat: amqp: too many keys of the group wait; no further key can be delayed or parked, and the group stops consuming",
+		f.t.cfg.Logger.Error("leat: amqp: limit of waiting keys reached: no further key can be delayed or parked, and the group stops consuming",
 			"group", f.sub.Group, "keys", f.config.MaxKeys)
 		return
 	}
-	f.t.cfg.Logger.Info("leat: amqp: keys of the group may wait again", "group", f.sub.Group)
+	f.t.cfg.Logger.Info("leat: amqp: below the limit of waiting keys again", "group", f.sub.Group)
 }
 
 // giveBack returns a delivery to the group's queue.
@@ -269,6 +275,7 @@ func (s *orderedSession) giveBack(tag ordered.Tag) {
 		return
 	}
 	delete(s.items, tag)
-	s.feed.unseen.add(&it.received)
+	s.drop(it)
+	s.receiver.unseen.add(&it.received)
 	it.from.acks.requeue(it.raw.DeliveryTag)
 }

@@ -11,47 +11,50 @@ import (
 	"github.com/leatbus/leat/transports/internal/ordered"
 )
 
-// orderedItem is a delivery of the broker to a session of an ordered group, and when it is handed out, its way back: a
-// [driver.Settler]. The feed's mu guards it.
+// An orderedItem is a delivery of the broker to a session of an ordered group, and the [driver.Settler] of its delivery to a
+// handler. The receiver's mu guards it.
 type orderedItem struct {
 	received
-	s      *orderedSession
-	from   *orderedConsumer
-	tag    ordered.Tag
-	key    string
-	fence  uint64
-	out    bool // a worker has it
-	fault  driver.Fault
-	judged bool       // its count of crashes is as it should be
-	copied chan error // of a message that is being poisoned: nil when it is acked
+	s       *orderedSession
+	from    *orderedConsumer
+	tag     ordered.Tag
+	key     string
+	fence   uint64
+	out     bool // a worker has it
+	given   bool // a worker has it or had it, and may look at its body
+	fault   driver.Fault
+	checked bool       // its count of crashes was corrected
+	copied  chan error // gets the result for a message that is being poisoned: nil when it is acked
+	print   ordered.Print
+	waits   int // bytes that are counted as waiting in memory
 }
 
 func newOrderedItem(s *orderedSession, from *orderedConsumer, raw *amqp.Delivery) *orderedItem {
-	f := s.feed
-	distrust(raw)
-	it := &orderedItem{s: s, from: from}
+	f := s.receiver
+	dropForeignHeaders(raw)
+	it := &orderedItem{s: s, from: from, print: printOf(raw)}
 	it.receive(f.t, f.sub.Group, from.queue, raw)
-	if raw.Headers[headerNote] == nil {
+	if raw.Headers[headerControl] == nil {
 		it.unpack()
 		it.key = orderKey(f.sub.Order, driver.PartitionKey(&it.msg))
 	}
 	return it
 }
 
-// message is what the machine knows of the delivery.
+// message returns the delivery as the machine needs it.
 func (it *orderedItem) message() *ordered.Message {
 	h := it.raw.Headers
 	head, _ := h[headerHead].(string)
-	note, _ := h[headerNote].(string)
+	control, _ := h[headerControl].(string)
 	repeat, _ := h[headerRepeat].(bool)
 	key := it.key
-	if note != "" {
+	if control != "" {
 		partitionKey, _ := h[driver.HeaderPartitionKey].(string)
-		key = orderKey(it.s.feed.sub.Order, partitionKey)
+		key = orderKey(it.s.receiver.sub.Order, partitionKey)
 	}
 	return &ordered.Message{
-		Tag: it.tag, Key: key, Print: printOf(it.raw), Size: len(it.raw.Body) + messageOverhead,
-		Redelivered: it.raw.Redelivered || repeat, Control: ordered.Control(note), Head: head,
+		Tag: it.tag, Key: key, Print: it.print, Size: min(it.bytes, leastSpilled) + messageOverhead,
+		Redelivered: it.raw.Redelivered || repeat, Control: ordered.Control(control), Head: head,
 		Name: nameIn(h, headerName), Seq: nameIn(h, headerSeq), Stamp: nameIn(h, headerStamp),
 	}
 }
@@ -61,9 +64,9 @@ func (it *orderedItem) handOut() *driver.Delivery {
 	return it.received.handOut(it)
 }
 
-// again is the item for one more hand-over of the same delivery.
+// again returns an item for a redelivery in this process.
 func (it *orderedItem) again(attempts int) *orderedItem {
-	next := &orderedItem{s: it.s, from: it.from, tag: it.tag, key: it.key, fault: it.fault, judged: true}
+	next := &orderedItem{s: it.s, from: it.from, tag: it.tag, key: it.key, fault: it.fault, checked: true, print: it.print}
 	next.repeat(&it.received, attempts)
 	return next
 }
@@ -73,10 +76,10 @@ func (it *orderedItem) Ack() error {
 	return it.settle(func(now time.Time) { it.s.machine.Handled(now, it.tag) })
 }
 
-// Redeliver counts an attempt. A long delay outlives this process: the broker has it.
+// Redeliver counts an attempt. For a long delay the message waits in the broker.
 func (it *orderedItem) Redeliver(after time.Duration) error { return it.back(it.attempts+1, after) }
 
-// GiveBack counts nothing.
+// GiveBack counts no attempt.
 func (it *orderedItem) GiveBack(after time.Duration) error { return it.back(it.attempts, after) }
 
 func (it *orderedItem) back(attempts int, after time.Duration) error {
@@ -88,25 +91,29 @@ func (it *orderedItem) back(attempts int, after time.Duration) error {
 	})
 }
 
-// settle reports what has become of the message. A session that is over only learns that the worker is done with it.
+// settle reports the outcome to the machine. It returns an error if the session is over.
 func (it *orderedItem) settle(report func(now time.Time)) error {
-	f := it.s.feed
+	f := it.s.receiver
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	report(time.Now())
 	f.leave(it)
 	over := it.s.over
 	f.act()
+	toFile := it.s.keepAgain(it)
+	f.mu.Unlock()
+	if toFile != nil {
+		it.s.toFile(toFile)
+	}
 	if over {
 		return it.late()
 	}
 	return nil
 }
 
-// Poison waits until the poison queue has confirmed its copy, and the group's log, in a group that parks, that the key
-// waits for it.
+// Poison blocks until the poison queue has confirmed its copy, and in a group that parks, the log has confirmed the record that
+// blocks the key.
 func (it *orderedItem) Poison(ctx context.Context, fault driver.Fault) error {
-	f := it.s.feed
+	f := it.s.receiver
 	f.mu.Lock()
 	if it.s.over {
 		f.mu.Unlock()

@@ -13,23 +13,23 @@ import (
 	"github.com/leatbus/leat/transports/internal/ordered"
 )
 
-// The version before kept ordered groups with two other queues. Its leader had a token from <group>.lead, and consumed
-// the group's queue only then; in <group>.held were delayed and parked messages, and stones in the places of poisoned
-// ones. A process of this version leads beside those only while it has a token, and takes over what is held. Neither
-// queue is made any more. When no process of the version before runs, they can be deleted.
+// Earlier versions used two other queues for an ordered group. A leader consumed the group's queue while it had a token from
+// <group>.lead. In <group>.held were delayed and parked messages, and tombstones at the positions of poisoned ones. While there
+// may be processes of such a version, a process of this version leads only while it has a token, and takes over the
+// messages of <group>.held. It does not declare these queues. They can be deleted when no process of such a version runs.
 
-// Notes in <group>.held that were no messages.
+// Control messages in <group>.held.
 const (
-	noteStone = "parked" // in the place of a poisoned message
-	noteSkip  = "skip"   // the stone in this place is void
-	noteScan  = "scan"   // somebody reads up to here
-	notePeace = "peace"  // no held message was handed out when its leader stopped
+	legacyTombstone     = "parked" // at the position of a poisoned message
+	legacySkip          = "skip"   // the tombstone at this position is void
+	legacyScan          = "scan"   // the end of what a process reads
+	legacyCleanShutdown = "peace"  // when its leader stopped, no handler had a message
 )
 
-// awaitToken waits until no process of the version before leads the group, if there may be any.
+// awaitToken waits until no process of an earlier version leads the group, if there may be any.
 func (s *orderedSession) awaitToken() error {
-	const autoAck, noLocal, multiple, mandatory, immediate = false, false, false, false, false
-	f := s.feed
+	const mandatory = false
+	f := s.receiver
 	p := prober{conn: s.conn}
 	defer p.close()
 	name := leadName(f.sub.Group)
@@ -54,9 +54,9 @@ func (s *orderedSession) awaitToken() error {
 		if !ok {
 			return errors.New("the connection was lost")
 		}
-		s.work.Go(func() { // who stands by sends tokens; one is kept
+		s.work.Go(func() { // processes that stand by send tokens; one is kept unacked
 			for next := range tokens {
-				_ = ch.Ack(token.DeliveryTag, multiple) // else the session ends
+				_ = ch.Ack(token.DeliveryTag, single) // else the session ends
 				token = next
 			}
 		})
@@ -66,21 +66,21 @@ func (s *orderedSession) awaitToken() error {
 	}
 }
 
-// heldMessage is a message that the version before has held.
-type heldMessage struct {
-	place
-	it    *orderedItem
-	stone bool
+// A legacyMessage is a message in <group>.held.
+type legacyMessage struct {
+	legacyPosition
+	it        *orderedItem
+	tombstone bool
 }
 
-// adopt takes over what the version before has held. It is called when the takeover is ready.
+// adopt takes over the messages of <group>.held. It is called when the takeover is ready.
 func (s *orderedSession) adopt(p *prober) error {
-	f := s.feed
-	name := heldName(f.sub.Group)
+	f := s.receiver
+	name := legacyQueueName(f.sub.Group)
 	if q, there, err := p.queue(name); err != nil || !there || q.Messages == 0 {
 		return err
 	}
-	if _, err := s.awaitAlone(p, name); err != nil {
+	if _, err := s.awaitExclusive(p, name); err != nil {
 		return err
 	}
 	const unlimited, alone = 0, true
@@ -92,62 +92,62 @@ func (s *orderedSession) adopt(p *prober) error {
 	f.mu.Lock()
 	s.passes[c.from] = c
 	s.publish(0, &outgoing{key: name, msg: amqp.Publishing{
-		DeliveryMode: amqp.Persistent, MessageId: id, Headers: amqp.Table{headerHeldNote: noteScan},
+		DeliveryMode: amqp.Persistent, MessageId: id, Headers: amqp.Table{headerHeldNote: legacyScan},
 	}})
 	f.mu.Unlock()
-	var all []heldMessage
+	var all []legacyMessage
 	var skips []*amqp.Delivery
 	for d := range deliveries {
 		it := newOrderedItem(s, c, &d)
-		switch note := d.Headers[headerHeldNote]; note {
-		case noteScan, notePeace:
+		switch control := d.Headers[headerHeldNote]; control {
+		case legacyScan, legacyCleanShutdown:
 			c.acks.ack(d.DeliveryTag)
 			if d.MessageId == id {
-				return s.adoptAll(s.sortHeld(all, skips))
+				return s.adoptAll(s.sortLegacy(all, skips))
 			}
-		case noteSkip:
+		case legacySkip:
 			skips = append(skips, &d)
 		default:
-			at, _ := placeOf(&d)
-			// The broker has counted how often the message was looked at.
+			at, _ := legacyPositionOf(&d)
+			// The broker has counted how often the message was read.
 			it.attempts, it.crashes = fieldInt(d.Headers[headerAttempt]), fieldInt(d.Headers[headerCrashes])
 			it.key = at.key
-			all = append(all, heldMessage{at, it, note == noteStone})
+			all = append(all, legacyMessage{at, it, control == legacyTombstone})
 		}
 	}
 	return errors.New("the connection was lost")
 }
 
-// sortHeld returns what is valid, in the order of the keys. The rest is acked.
-func (s *orderedSession) sortHeld(all []heldMessage, skips []*amqp.Delivery) []heldMessage {
-	slices.SortStableFunc(all, func(a, b heldMessage) int {
+// sortLegacy returns the valid messages, sorted by key and position. The others are acked.
+func (s *orderedSession) sortLegacy(all []legacyMessage, skips []*amqp.Delivery) []legacyMessage {
+	slices.SortStableFunc(all, func(a, b legacyMessage) int {
 		return cmp.Or(cmp.Compare(a.key, b.key), cmp.Compare(a.at, b.at), cmp.Compare(b.rev, a.rev))
 	})
-	void := make(map[place]bool) // stones with a skip
+	void := make(map[legacyPosition]bool) // tombstones with a skip
 	for _, d := range skips {
-		p, _ := placeOf(d)
+		p, _ := legacyPositionOf(d)
 		for rev := range p.rev + 1 {
-			void[place{p.key, p.at, rev}] = true
+			void[legacyPosition{p.key, p.at, rev}] = true
 		}
 	}
 	valid := all[:0]
 	for _, h := range all {
 		last := len(valid) - 1
 		switch {
-		case last >= 0 && valid[last].key == h.key && valid[last].at == h.at, h.stone && void[h.place]:
+		case last >= 0 && valid[last].key == h.key && valid[last].at == h.at, h.tombstone && void[h.legacyPosition]:
 			h.it.from.acks.ack(h.it.raw.DeliveryTag)
 		default:
 			valid = append(valid, h)
 		}
 	}
-	for _, d := range skips { // after their stones
+	for _, d := range skips { // after their tombstones
 		s.passes[ordered.Source{Pair: ordered.Adopted}].acks.ack(d.DeliveryTag)
 	}
 	return valid
 }
 
-func (s *orderedSession) adoptAll(all []heldMessage) error {
-	f := s.feed
+func (s *orderedSession) adoptAll(all []legacyMessage) error {
+	f := s.receiver
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if s.over {
@@ -160,11 +160,8 @@ func (s *orderedSession) adoptAll(all []heldMessage) error {
 		s.items[h.it.tag] = h.it
 		msg := h.it.message()
 		msg.Key = h.key
-		if original, ok := h.it.raw.Headers[headerHeldPrint].(int64); ok {
-			msg.Print = uint64(original) //nolint:gosec // it was one
-		}
-		if h.stone {
-			msg.Control, msg.Head = ordered.ControlBlock, placeName(h.at)
+		if h.tombstone {
+			msg.Control, msg.Head = ordered.ControlBlock, legacyName(h.at)
 		} else if micros, ok := h.it.raw.Headers[headerHeldUntil].(int64); ok {
 			msg.Due = time.UnixMicro(micros)
 		}
@@ -172,7 +169,7 @@ func (s *orderedSession) adoptAll(all []heldMessage) error {
 	}
 	s.takeover.Adopt(msgs)
 	if len(msgs) > 0 {
-		f.t.cfg.Logger.Info("leat: amqp: messages that an earlier version held are taken over", "group", f.sub.Group, "count", len(msgs))
+		f.t.cfg.Logger.Info("leat: amqp: messages of an earlier version taken over", "group", f.sub.Group, "count", len(msgs))
 	}
 	return nil
 }

@@ -15,49 +15,58 @@ import (
 )
 
 const (
-	// orderedPatience is how long a step of a takeover, or the begin of a pass, may take.
+	// orderedPatience is how long a step of a takeover, or the start of a pass, may take.
 	orderedPatience = 30 * time.Second
 	// settlePatience is how long a session that stops waits for the broker.
 	settlePatience = 10 * time.Second
-	// beatEvery is how often a process looks whether it stood still.
+	// beatEvery is how often a process checks whether it stood still.
 	beatEvery = 200 * time.Millisecond
 	// maxConfirms is how many confirmations may wait for their goroutine.
 	maxConfirms = 1024
 )
 
-// orderedSession is one connection of an ordered group, from one loss of it to the next. All consumers and all
-// publishings of the session use it, and nothing else does.
+// An orderedSession is one connection of an ordered group, until it is lost or closed. Only the consumers and publishings of the
+// session use it. Groups can't share a connection, for three reasons:
 //
-// The feed's mu guards what the session knows. With mu held, the session publishes and acks, which never waits for the
-// broker; whatever waits for an answer is done by goroutines without mu, which end when the connection is closed.
+//   - A session ends by closing the connection, which gives back everything at once and in order, and ends all calls that
+//     wait for an answer. The client library has no other way to end them, and the broker drops some acks of a channel that is closed alone.
+//   - The session publishes over the connection, so the broker may block it. Then the group waits, and others must not.
+//   - Reading stops while the group's messages use up its memory.
+//
+// The receiver's mu guards the state below. With mu locked, the session publishes and acks, which never waits for the broker.
+// Requests that wait for an answer are made by goroutines without mu, which end when the connection is closed.
 type orderedSession struct {
-	feed      *orderedFeed
+	receiver  *orderedReceiver
 	conn      *amqp.Connection
+	wire      *writeBatcher
 	publisher *amqp.Channel
 	group     *orderedConsumer
 	work      sync.WaitGroup
 	timer     *time.Timer
-	lost      chan error    // why the session ends; holds one
-	elected   chan struct{} // a message has come from the group's queue; holds one
-	confirms  confirmations
-	blocked   atomic.Bool // the broker reads nothing for now
+	lost      chan error    // the reason why the session ends; buffer of one
+	elected   chan struct{} // a message has arrived from the group's queue; buffer of one
+	blocked   atomic.Bool   // the broker does not read
+	toPublish chan struct{} // queue is not empty; buffer of one
 
-	// Guarded by the feed's mu:
+	// Guarded by the receiver's mu:
 	over     bool
-	early    []*ordered.Message // what came before the takeover
+	early    []*ordered.Message // arrived before the takeover
 	takeover *ordered.Takeover
 	log      *orderedLog // while the takeover reads it
 	machine  *ordered.Machine
 	tags     ordered.Tag
 	items    map[ordered.Tag]*orderedItem // that are not acked
-	ops      []uint64                     // of publishings that are not confirmed; 0: nobody waits for it
+	ops      []uint64                     // of publishings that are not confirmed; 0: nothing waits for it
+	queue    []queued                     // the last of them, which are not published yet
+	spill    spill
+	waiting  int // bytes of bodies that wait in memory
 	passes   map[ordered.Source]*orderedConsumer
 	arrivals int // from the group's queue
 	nextTick time.Time
 	beat     time.Time
 	stopping bool
 	deadline *time.Timer   // of a session that stops
-	why      error         // it stops
+	why      error         // the reason why it stops
 	stopped  chan struct{} // closed when it has
 }
 
@@ -68,24 +77,26 @@ type orderedConsumer struct {
 	from  ordered.Source
 	queue string
 	tag   string
-	begun bool // a message was handed out
+	begun bool        // a message was handed out
+	taken *byteBudget // of messages that the client library has received and the session has not
 }
 
-var errRenew = errors.New("the log of the group is long, and is written anew")
+var errRenew = errors.New("the log of the group is long, and will be compacted")
 
-// serve is one session. It returns why it has ended.
-func (f *orderedFeed) serve(declared bool) error {
-	conn, _, err := f.t.cfg.dial(f.open, "ordered group "+f.sub.Group)
+// serve runs one session. It returns the error with which the session has ended.
+func (f *orderedReceiver) serve(declared bool) error {
+	conn, wire, err := f.t.cfg.dial(f.open, "ordered group "+f.sub.Group)
 	if err != nil {
 		return err
 	}
 	s := &orderedSession{
-		feed: f, conn: conn, timer: time.NewTimer(time.Hour), lost: make(chan error, 1), elected: make(chan struct{}, 1),
-		confirms: confirmations{more: make(chan struct{}, 1)}, items: make(map[ordered.Tag]*orderedItem),
+		receiver: f, conn: conn, wire: wire, toPublish: make(chan struct{}, 1), timer: time.NewTimer(time.Hour), lost: make(chan error, 1), elected: make(chan struct{}, 1),
+		items:  make(map[ordered.Tag]*orderedItem),
 		passes: make(map[ordered.Source]*orderedConsumer), beat: time.Now(), stopped: make(chan struct{}),
+		spill: spill{create: f.t.createSpill},
 	}
 	defer s.close()
-	// A call that waits for an answer is given up by closing the connection.
+	// Closing the connection ends a call that waits for an answer.
 	defer context.AfterFunc(f.life, func() { _ = conn.CloseDeadline(time.Now().Add(lastWords)) })()
 	if err := s.begin(declared); err != nil {
 		return err
@@ -93,9 +104,9 @@ func (f *orderedFeed) serve(declared bool) error {
 	return s.run()
 }
 
-// begin opens the channels, and consumes the group's queue.
+// begin opens the channels and consumes the group's queue.
 func (s *orderedSession) begin(declared bool) (err error) {
-	f := s.feed
+	f := s.receiver
 	s.watchConnection()
 	if !declared {
 		if err := s.declare(); err != nil {
@@ -127,45 +138,42 @@ func (s *orderedSession) begin(declared bool) (err error) {
 	return nil
 }
 
-// declare makes again what the group needs.
+// declare declares again what the group needs.
 func (s *orderedSession) declare() error {
 	ch, err := s.conn.Channel()
 	if err != nil {
 		return err
 	}
 	defer closeQuietly(ch)
-	t := s.feed.t.topology
+	t := s.receiver.t.topology
 	if err := t.declareShared(ch); err != nil {
 		return err
 	}
-	for _, way := range t.ways() {
-		if err := way.declare(s.feed.open, t.declarer(ch)); err != nil {
+	for _, set := range t.allLevels() {
+		if err := set.declare(s.receiver.open, t.declarer(ch)); err != nil {
 			return err
 		}
 	}
-	return t.subscribe(ch, s.feed.sub)
+	return t.subscribe(ch, s.receiver.sub)
 }
 
-// bind makes the bindings again, which a deleted exchange takes along.
-func (s *orderedSession) bind() {
+// bind declares the bindings again, because deleting an exchange deletes its bindings.
+func (s *orderedSession) bind() error {
 	ch, err := s.conn.Channel()
 	if err != nil {
-		s.fail(err)
-		return
+		return err
 	}
 	defer closeQuietly(ch)
-	d := s.feed.t.topology.declarer(ch)
-	s.feed.t.topology.declareExchange(d)
-	s.feed.t.topology.bindGroup(d, s.feed.sub)
-	if d.err != nil {
-		s.fail(d.err)
-	}
+	d := s.receiver.t.topology.declarer(ch)
+	s.receiver.t.topology.declareExchange(d)
+	s.receiver.t.topology.bindGroup(d, s.receiver.sub)
+	return d.err
 }
 
-// run returns why the session has ended.
+// run blocks until the session has ended, and returns the reason.
 func (s *orderedSession) run() error {
-	f := s.feed
-	assert, beat := time.NewTicker(assertInterval), time.NewTicker(beatEvery)
+	f := s.receiver
+	assert, beat := time.NewTimer(f.t.assertAfter()), time.NewTicker(beatEvery)
 	defer assert.Stop()
 	defer beat.Stop()
 	closed := f.open.Done()
@@ -177,7 +185,7 @@ func (s *orderedSession) run() error {
 			return context.Cause(f.life)
 		case <-closed:
 			closed = nil
-			f.t.active.Add(1) // Close waits for the last acks too
+			f.t.active.Add(1) // Close also waits for the last acks
 			defer f.t.active.Add(-1)
 			f.mu.Lock()
 			s.stop()
@@ -186,9 +194,10 @@ func (s *orderedSession) run() error {
 		case <-s.stopped:
 			return s.finish()
 		case <-s.elected:
-			s.work.Go(s.takeOver)
+			s.try(s.takeOver)
 		case <-assert.C:
-			s.work.Go(s.bind)
+			assert.Reset(f.t.assertAfter())
+			s.try(s.bind)
 		case <-beat.C:
 			f.mu.Lock()
 			s.checkStall(time.Now())
@@ -199,9 +208,9 @@ func (s *orderedSession) run() error {
 	}
 }
 
-// advance tells the machine the time. A session that does not lead sends ticks.
+// advance passes the time on to the machine. A session that does not lead sends ticks.
 func (s *orderedSession) advance() {
-	f := s.feed
+	f := s.receiver
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	now := time.Now()
@@ -212,23 +221,23 @@ func (s *orderedSession) advance() {
 	case s.machine != nil:
 		s.machine.Advance(now)
 	case !now.Before(s.nextTick):
-		s.nextTick = now.Add(f.config.Tick)
-		s.publish(0, controlMessage(f.queue, ordered.ControlTick, "", "", ordered.Name{}))
+		s.nextTick = now.Add(f.idleTick())
+		s.publish(0, controlMessage(f.queue, ordered.ControlTick, f.config.Process, "", ordered.Name{}))
 	}
 	f.act()
 }
 
-// arm sets the timer to when advance is to be called. The caller holds the feed's mu.
+// arm sets the timer for the next call of advance.
 func (s *orderedSession) arm(now time.Time) {
 	next := s.nextTick
 	if s.machine != nil {
 		next = s.machine.Next()
 	}
-	s.timer.Reset(min(max(next.Sub(now), 0), s.feed.config.Tick/2))
+	s.timer.Reset(min(max(next.Sub(now), 0), s.receiver.config.Tick/2))
 }
 
-// checkStall finds out whether the process stood still for so long that the broker may have given it up. It looks at both
-// clocks: the monotonic one stands still while the machine sleeps, and the other may be set. The caller holds the feed's mu.
+// checkStall checks whether the process stood still for so long that the broker may have closed its connection. It uses both
+// clocks: the monotonic one stops while the computer sleeps, and the other may be set.
 func (s *orderedSession) checkStall(now time.Time) {
 	limit := s.conn.Config.Heartbeat * 3 / 2
 	if limit <= 0 {
@@ -242,7 +251,7 @@ func (s *orderedSession) checkStall(now time.Time) {
 	}
 }
 
-// stop lets workers settle what they have, and hands nothing out any more. The caller holds the feed's mu.
+// stop lets workers settle what they have. Nothing is handed out any more.
 func (s *orderedSession) stop() {
 	if s.stopping || s.over {
 		return
@@ -251,8 +260,8 @@ func (s *orderedSession) stop() {
 	if s.machine != nil {
 		now := time.Now()
 		var seen []ordered.Tag
-		for _, it := range s.feed.ready {
-			if it.seen { // nobody else knows of its attempt
+		for _, it := range s.receiver.ready {
+			if it.seen { // its attempt is counted only in this process
 				seen = append(seen, it.tag)
 			}
 		}
@@ -261,13 +270,13 @@ func (s *orderedSession) stop() {
 			s.machine.Failed(now, tag, 0)
 		}
 	}
-	s.feed.ready = nil
-	s.feed.act()
+	s.receiver.ready = nil
+	s.receiver.act()
 }
 
-// checkStopped finds out whether a session that stops has come to its end. The caller holds the feed's mu.
+// checkStopped ends a session that stops when everything is settled.
 func (s *orderedSession) checkStopped() {
-	if !s.stopping || s.feed.out > 0 {
+	if !s.stopping || s.receiver.out > 0 {
 		return
 	}
 	if s.machine == nil || s.machine.Settled() {
@@ -276,42 +285,41 @@ func (s *orderedSession) checkStopped() {
 	}
 	if s.deadline == nil { // a fence can't return behind too much that is not settled
 		s.deadline = time.AfterFunc(settlePatience, func() {
-			s.feed.mu.Lock()
-			defer s.feed.mu.Unlock()
+			s.receiver.mu.Lock()
+			defer s.receiver.mu.Unlock()
 			s.end()
 		})
 	}
 }
 
-// finish makes sure that the broker has the acks: a channel of a quorum queue keeps acks back while 32 wait for the disk,
-// and forgets them when it is closed. The queue answers behind them to a consumer that only stands in line.
+// finish makes sure that the broker has the acks: a channel of a quorum queue delays acks while 32 wait for the disk, and drops
+// them when it is closed. The queue confirms a consumer only after it has processed them.
 func (s *orderedSession) finish() error {
-	const autoAck, noLocal = false, false
-	s.feed.mu.Lock()
+	s.receiver.mu.Lock()
 	consumers := s.consumers()
-	s.feed.mu.Unlock()
+	s.receiver.mu.Unlock()
 	recent := 0
 	for _, c := range consumers {
 		c.acks.hurry()
 		recent += c.acks.recent()
 	}
-	if recent == 0 || s.feed.t.cfg.QueueType == Classic || s.machine == nil {
+	if recent == 0 || s.receiver.t.cfg.QueueType == Classic || s.machine == nil {
 		return s.why
 	}
-	tag := s.feed.sub.Group + "-last"
-	if _, err := s.group.ch.Consume(s.feed.queue, tag, autoAck, exclusive, noLocal, noWait, nil); err != nil {
+	tag := s.receiver.sub.Group + "-last"
+	if _, err := s.group.ch.Consume(s.receiver.queue, tag, autoAck, exclusive, noLocal, noWait, nil); err != nil {
 		return err
 	}
 	if err := s.group.ch.Cancel(tag, noWait); err != nil {
 		return err
 	}
 	if len(consumers) > 1 && recent >= pace {
-		return sleep(s.feed.life, ackMemory)
+		return sleep(s.receiver.life, ackMemory)
 	}
 	return s.why
 }
 
-// consumers returns those of the group's queue and of parked queues. The caller holds the feed's mu.
+// consumers returns the consumers of the group's queue and of parked queues.
 func (s *orderedSession) consumers() (all []*orderedConsumer) {
 	if s.group != nil {
 		all = append(all, s.group)
@@ -319,19 +327,19 @@ func (s *orderedSession) consumers() (all []*orderedConsumer) {
 	return slices.AppendSeq(all, maps.Values(s.passes))
 }
 
-// end ends what the session knows. Its connection is closed a moment later. The caller holds the feed's mu.
+// end ends the session for the receiver and the machine. close closes its connection then.
 func (s *orderedSession) end() {
 	if s.over {
 		return
 	}
 	s.over = true
-	f := s.feed
+	f := s.receiver
 	var out []ordered.Tag
 	for tag, it := range s.items {
 		switch {
 		case it.out:
 			out = append(out, tag)
-		case it.raw.Headers[headerNote] == nil:
+		case it.raw.Headers[headerControl] == nil:
 			f.unseen.add(&it.received)
 		}
 		if it.copied != nil {
@@ -347,19 +355,21 @@ func (s *orderedSession) end() {
 		s.machine.Close(out)
 	}
 	f.forget(s)
+	s.spill.close()
+	s.queue = nil
 	close(s.stopped)
 }
 
 // close closes the connection, and waits for the session's goroutines.
 func (s *orderedSession) close() {
-	s.feed.mu.Lock()
+	s.receiver.mu.Lock()
 	s.end()
 	s.timer.Stop()
 	if s.deadline != nil {
 		s.deadline.Stop()
 	}
 	consumers := s.consumers()
-	s.feed.mu.Unlock()
+	s.receiver.mu.Unlock()
 	for _, c := range consumers {
 		c.acks.end()
 	}
@@ -367,7 +377,16 @@ func (s *orderedSession) close() {
 	s.work.Wait()
 }
 
-// fail ends the session, if nothing else has.
+// try runs a function in the background, whose error ends the session.
+func (s *orderedSession) try(do func() error) {
+	s.work.Go(func() {
+		if err := do(); err != nil {
+			s.fail(err)
+		}
+	})
+}
+
+// fail ends the session with an error. Only the first one counts.
 func (s *orderedSession) fail(err error) {
 	select {
 	case s.lost <- err:
@@ -383,14 +402,14 @@ func (s *orderedSession) watchConnection() {
 		for b := range blocked { // until the connection is closed
 			s.blocked.Store(b.Active)
 			if b.Active {
-				s.feed.t.cfg.Logger.Warn("leat: amqp: the broker accepts no messages for now", "group", s.feed.sub.Group, "reason", b.Reason)
+				s.receiver.t.cfg.Logger.Warn("leat: amqp: the broker accepts no messages", "group", s.receiver.sub.Group, "reason", b.Reason)
 			}
 		}
 		s.fail(lost(<-closed))
 	})
 }
 
-// watch ends the session with a channel that the session needs.
+// watch ends the session when a channel is closed or its consumer cancelled.
 func (s *orderedSession) watch(ch *amqp.Channel) {
 	closed, cancelled := ch.NotifyClose(make(chan *amqp.Error, 1)), ch.NotifyCancel(make(chan string, 1))
 	s.work.Go(func() {
@@ -403,19 +422,15 @@ func (s *orderedSession) watch(ch *amqp.Channel) {
 	})
 }
 
-// consume begins to consume a queue over a channel of its own.
+// consume begins to consume a queue over its own channel.
 func (s *orderedSession) consume(from ordered.Source, queue string, prefetch int, alone bool) (*orderedConsumer, <-chan amqp.Delivery, error) {
-	const size, global = 0, false
-	const autoAck, noLocal = false, false
 	ch, err := s.conn.Channel()
 	if err != nil {
 		return nil, nil, err
 	}
-	c := &orderedConsumer{ch: ch, from: from, queue: queue, tag: queue}
-	if err := ch.Qos(prefetch, size, global); err != nil {
-		return nil, nil, err
-	}
-	deliveries, err := ch.Consume(queue, c.tag, autoAck, alone, noLocal, noWait, nil)
+	c := &orderedConsumer{ch: ch, from: from, queue: queue, tag: queue, taken: newByteBudget(s.receiver.mostBytes, overdueAlone)}
+	s.wire.meter.watch(c.tag, c.taken)
+	deliveries, err := consume(ch, queue, c.tag, prefetch, alone, consumerArguments(s.receiver.sub))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -424,32 +439,39 @@ func (s *orderedSession) consume(from ordered.Source, queue string, prefetch int
 	return c, deliveries, nil
 }
 
-// pump takes deliveries in until the consumer ends.
+// pump passes deliveries to arrive until the consumer ends.
 func (s *orderedSession) pump(c *orderedConsumer, deliveries <-chan amqp.Delivery) {
 	s.work.Go(func() {
 		for d := range deliveries {
+			_ = s.wire.room(s.receiver.life) // a large copy is written first; a closed connection has room
 			s.arrive(c, &d)
 		}
 	})
 }
 
-// arrive takes a delivery in.
+// arrive handles a delivery of the broker.
 func (s *orderedSession) arrive(c *orderedConsumer, d *amqp.Delivery) {
-	f := s.feed
+	f := s.receiver
 	it := newOrderedItem(s, c, d)
+	toFile := false
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	if !s.over {
 		s.take(it)
 		f.act()
+		toFile = s.keep(it)
 	}
+	f.mu.Unlock()
+	if toFile {
+		s.toFile(it)
+	}
+	s.wire.meter.release(c.taken, d.DeliveryTag)
 }
 
-// take passes a delivery on. The caller holds the feed's mu.
+// take passes a delivery to the takeover or the machine.
 func (s *orderedSession) take(it *orderedItem) {
 	now := time.Now()
-	if it.raw.Headers[headerNote] == nil {
-		s.feed.unseen.correct(&it.received)
+	if it.raw.Headers[headerControl] == nil {
+		s.receiver.unseen.correct(&it.received)
 	}
 	s.tags++
 	it.tag = s.tags
@@ -471,18 +493,18 @@ func (s *orderedSession) take(it *orderedItem) {
 	}
 }
 
-// judge corrects a message's count of crashes, once. The broker counts a crash for every message that the process had
+// countDelivery corrects a message's count of crashes, once. The broker counts a crash for every message that the process had
 // fetched, not only for the one that ended it. A suspect is handed out alone, so after a crash it is the first to be
-// redelivered, and its count is true. The count of any other message is bounded by what makes a suspect, or by its header.
-// A classic queue does not count; judge returns true if the message is to be sent away once with the count in a header.
-func (s *orderedSession) judge(it *orderedItem, first bool) (sendAway bool) {
-	if it.judged {
+// redelivered, and its count is right. The count of any other message is limited to that of a suspect, or that of its header. A
+// classic queue does not count; countDelivery returns true if the message must be published once with the count in a header.
+func (s *orderedSession) countDelivery(it *orderedItem, first bool) (sendAway bool) {
+	if it.checked {
 		return false
 	}
-	it.judged = true
+	it.checked = true
 	if most := max(fieldInt(it.raw.Headers[headerCrashes]), suspicion); !first && it.crashes > most {
 		it.attempts -= it.crashes - most
 		it.crashes = most
 	}
-	return first && it.raw.Redelivered && s.feed.t.cfg.QueueType == Classic
+	return first && it.raw.Redelivered && s.receiver.t.cfg.QueueType == Classic
 }

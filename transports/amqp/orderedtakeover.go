@@ -11,9 +11,9 @@ import (
 	"github.com/leatbus/leat/transports/internal/ordered"
 )
 
-// How a session takes the lead, and how it reads parked queues.
+// This file has the steps with which a session takes the lead, and reads parked queues.
 
-// orderedLog is the group's log, while a takeover reads it.
+// An orderedLog is the group's log while a takeover reads it.
 type orderedLog struct {
 	ch    *amqp.Channel
 	read  uint64 // the last delivery tag that the snapshot replaces
@@ -21,17 +21,16 @@ type orderedLog struct {
 }
 
 // takeOver reads the group's log until the takeover is ready.
-func (s *orderedSession) takeOver() {
+func (s *orderedSession) takeOver() error {
 	ch, deliveries, err := s.consumeLog()
 	if err != nil {
-		s.fail(err)
-		return
+		return err
 	}
-	f := s.feed
+	f := s.receiver
 	f.mu.Lock()
 	if s.over {
 		f.mu.Unlock()
-		return
+		return nil
 	}
 	now := time.Now()
 	s.log = &orderedLog{ch: ch}
@@ -45,17 +44,18 @@ func (s *orderedSession) takeOver() {
 	for d := range deliveries {
 		s.readLog(&d)
 	}
+	return nil
 }
 
-// consumeLog waits until no other session reads the log.
+// consumeLog begins to consume the log. It waits until no other session does.
 func (s *orderedSession) consumeLog() (*amqp.Channel, <-chan amqp.Delivery, error) {
-	const alone, autoAck, noLocal = true, false, false
+	const alone = true
 	for began := time.Now(); ; {
 		ch, err := s.conn.Channel()
 		if err != nil {
 			return nil, nil, err
 		}
-		deliveries, err := ch.Consume(keysName(s.feed.sub.Group), "log", autoAck, alone, noLocal, noWait, nil)
+		deliveries, err := ch.Consume(keysName(s.receiver.sub.Group), "log", autoAck, alone, noLocal, noWait, nil)
 		if err == nil {
 			return ch, deliveries, nil
 		}
@@ -65,15 +65,15 @@ func (s *orderedSession) consumeLog() (*amqp.Channel, <-chan amqp.Delivery, erro
 		if time.Since(began) > orderedPatience {
 			return nil, nil, fmt.Errorf("another process still reads the group's log: %w", err)
 		}
-		if err := sleep(s.feed.life, 2*lockPause); err != nil {
+		if err := sleep(s.receiver.life, 2*lockPause); err != nil {
 			return nil, nil, err
 		}
 	}
 }
 
-// readLog takes a record in.
+// readLog passes a record to the takeover.
 func (s *orderedSession) readLog(d *amqp.Delivery) {
-	f := s.feed
+	f := s.receiver
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if s.over || s.takeover == nil {
@@ -82,7 +82,7 @@ func (s *orderedSession) readLog(d *amqp.Delivery) {
 	if !s.takeover.Compacts() {
 		s.log.read = d.DeliveryTag
 	}
-	err := errors.New("it was not published by leat")
+	err := errors.New("not published by leat")
 	if trusted(d) {
 		err = s.takeover.Read(time.Now(), d.Body)
 	}
@@ -93,15 +93,9 @@ func (s *orderedSession) readLog(d *amqp.Delivery) {
 	f.act()
 }
 
-// lead begins to lead when nobody reads parked queues any more, and all that the last leader had is here.
-func (s *orderedSession) lead() {
-	if err := s.tryLead(); err != nil {
-		s.fail(err)
-	}
-}
-
-func (s *orderedSession) tryLead() error {
-	f := s.feed
+// lead begins to lead when no other process reads parked queues, and everything that the last leader had has arrived.
+func (s *orderedSession) lead() error {
+	f := s.receiver
 	f.mu.Lock()
 	pairs := s.takeover.Pairs()
 	f.mu.Unlock()
@@ -111,7 +105,7 @@ func (s *orderedSession) tryLead() error {
 	for pair := 1; pair <= pairs; pair++ {
 		for side := range ordered.Side(2) {
 			from := ordered.Source{Pair: pair, Side: side}
-			n, err := s.awaitAlone(&p, parkedName(f.sub.Group, from))
+			n, err := s.awaitExclusive(&p, parkedName(f.sub.Group, from))
 			if err != nil {
 				return err
 			}
@@ -130,8 +124,8 @@ func (s *orderedSession) tryLead() error {
 	return s.begins(counts)
 }
 
-// awaitAlone waits until a queue has no consumer, and returns how many messages it has.
-func (s *orderedSession) awaitAlone(p *prober, queue string) (int, error) {
+// awaitExclusive waits until a queue has no consumer, and returns how many messages it has.
+func (s *orderedSession) awaitExclusive(p *prober, queue string) (int, error) {
 	for began := time.Now(); ; {
 		q, there, err := p.queue(queue)
 		switch {
@@ -142,17 +136,17 @@ func (s *orderedSession) awaitAlone(p *prober, queue string) (int, error) {
 		case q.Consumers == 0:
 			return q.Messages, nil
 		case time.Since(began) > orderedPatience:
-			return 0, fmt.Errorf("somebody else consumes queue %q", queue)
+			return 0, fmt.Errorf("another client consumes queue %q", queue)
 		}
-		if err := sleep(s.feed.life, lockPause); err != nil {
+		if err := sleep(s.receiver.life, lockPause); err != nil {
 			return 0, err
 		}
 	}
 }
 
-// awaitArrivals waits until what the client library has received is taken in.
+// awaitArrivals waits until all messages that the client library has received have been passed on.
 func (s *orderedSession) awaitArrivals() error {
-	f := s.feed
+	f := s.receiver
 	for before := -1; ; {
 		f.mu.Lock()
 		n := s.arrivals
@@ -167,15 +161,14 @@ func (s *orderedSession) awaitArrivals() error {
 	}
 }
 
-// begins begins to lead. What the log had before the snapshot is not needed any more.
+// begins begins to lead. It acks the records of the log that the snapshot replaces.
 func (s *orderedSession) begins(counts map[ordered.Source]int) error {
-	const multiple = true
-	f := s.feed
+	f := s.receiver
 	f.mu.Lock()
 	log := s.log
 	f.mu.Unlock()
 	if log.read > 0 {
-		if err := log.ch.Ack(log.read, multiple); err != nil {
+		if err := log.ch.Ack(log.read, upTo); err != nil {
 			return err
 		}
 	}
@@ -195,22 +188,16 @@ func (s *orderedSession) begins(counts map[ordered.Source]int) error {
 	return nil
 }
 
-// passPrefetch is how many parked messages a pass has at once.
+// passPrefetch is how many parked messages a pass fetches ahead.
 const passPrefetch = 100
 
 // startPass consumes a parked queue.
-func (s *orderedSession) startPass(from ordered.Source) {
-	if err := s.tryPass(from); err != nil {
-		s.fail(err)
-	}
-}
-
-func (s *orderedSession) tryPass(from ordered.Source) error {
-	f := s.feed
+func (s *orderedSession) startPass(from ordered.Source) error {
+	f := s.receiver
 	p := prober{conn: s.conn}
 	defer p.close()
 	queue := parkedName(f.sub.Group, from)
-	if _, err := s.awaitAlone(&p, queue); err != nil {
+	if _, err := s.awaitExclusive(&p, queue); err != nil {
 		return err
 	}
 	const alone = true
@@ -244,14 +231,12 @@ func (s *orderedSession) tryPass(from ordered.Source) error {
 	return nil
 }
 
-// endPass cancels the consumer of a parked queue, and keeps its channel: the broker loses acks of a channel that is
-// closed soon after them.
+// endPass cancels the consumer of a parked queue, and keeps its channel open: the broker drops acks of a channel that is closed
+// soon after them.
 func (s *orderedSession) endPass(from ordered.Source) {
 	c := s.passes[from]
-	s.work.Go(func() {
+	s.try(func() error {
 		c.acks.hurry()
-		if err := c.ch.Cancel(c.tag, noWait); err != nil {
-			s.fail(err)
-		}
+		return c.ch.Cancel(c.tag, noWait)
 	})
 }

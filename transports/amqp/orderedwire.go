@@ -11,22 +11,22 @@ import (
 	"github.com/leatbus/leat/transports/internal/ordered"
 )
 
-// How the queues and the messages of an ordered group look on the broker; see the package ordered for what they mean.
+// This file has the names of an ordered group's queues and the format of its messages; the package ordered has their meaning.
 
 // strictKey is the one key of all messages in a strictly ordered group.
 const strictKey = "\x00strict"
 
-// parkedPattern is how such a name ends.
+// parkedPattern matches the end of a parked queue's name.
 var parkedPattern = regexp.MustCompile(`\.parked\.[1-9][0-9]?[ab]$`)
 
 func keysName(group string) string { return group + keysSuffix }
 
-// parkedName is one side of a pair of parked queues, such as shop.mail.parked.1a.
+// parkedName returns one side of a pair of parked queues, such as shop.mail.parked.1a.
 func parkedName(group string, from ordered.Source) string {
 	return fmt.Sprintf("%s%s%d%c", group, parkedInfix, from.Pair, "ab"[from.Side])
 }
 
-// parkedNames are the queues of the pairs that every process of an ordered group declares.
+// parkedNames returns the queues of the pairs that every process of an ordered group declares.
 func parkedNames(group string) (names []string) {
 	for pair := 1; pair <= parkedPairs; pair++ {
 		for side := range ordered.Side(2) {
@@ -36,7 +36,7 @@ func parkedNames(group string) (names []string) {
 	return names
 }
 
-// orderKey is the key within which the messages of a subscription keep their order, "" for none.
+// orderKey returns the key within which the messages of a subscription keep their order, "" for none.
 func orderKey(order driver.Order, partitionKey string) string {
 	if order == driver.OrderedStrictly {
 		return strictKey
@@ -44,14 +44,14 @@ func orderKey(order driver.Order, partitionKey string) string {
 	return shortKey(partitionKey)
 }
 
-// setName writes a name that is not zero.
+// setName sets a header to a name, unless it is zero.
 func setName(h amqp.Table, header string, name ordered.Name) {
 	if name != (ordered.Name{}) {
 		h[header] = name.String()
 	}
 }
 
-// nameIn reads a name; anything else is the zero name.
+// nameIn returns the name in a header, or the zero name if there is none.
 func nameIn(h amqp.Table, header string) (name ordered.Name) {
 	if text, ok := h[header].(string); ok {
 		name, _ = ordered.ParseName(text)
@@ -59,22 +59,22 @@ func nameIn(h amqp.Table, header string) (name ordered.Name) {
 	return name
 }
 
-// headOf is the name under which a message was sent away: into a delay, or into the poison queue. An earlier version gave
-// what it poisoned a place instead.
+// headOf returns the name under which a message was sent to a delay or to the poison queue. Messages that an earlier version
+// poisoned have a position instead.
 func headOf(d *amqp.Delivery) string {
 	if head, ok := d.Headers[headerHead].(string); ok {
 		return head
 	}
-	if p, ok := placeOf(d); ok {
-		return placeName(p.at)
+	if p, ok := legacyPositionOf(d); ok {
+		return legacyName(p.at)
 	}
 	return ""
 }
 
-// placeName is the name of a message that an earlier version has poisoned.
-func placeName(at int64) string { return fmt.Sprintf("place-%d", at) }
+// legacyName returns the name of a message that an earlier version poisoned.
+func legacyName(at int64) string { return fmt.Sprintf("place-%d", at) }
 
-// setCopyHeaders writes what a copy of a message tells about its way through the group.
+// setCopyHeaders sets the headers that the machine gives a copy.
 func setCopyHeaders(h amqp.Table, c ordered.Copy) {
 	if c.Head != "" {
 		h[headerHead] = c.Head
@@ -86,9 +86,9 @@ func setCopyHeaders(h amqp.Table, c ordered.Copy) {
 	}
 }
 
-// controlMessage makes a message that is not the application's.
+// controlMessage returns a control message.
 func controlMessage(queue string, control ordered.Control, head, partitionKey string, name ordered.Name) *outgoing {
-	h := amqp.Table{headerNote: string(control)}
+	h := amqp.Table{headerControl: string(control)}
 	if head != "" {
 		h[headerHead] = head
 	}

@@ -17,14 +17,15 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
-	"github.com/leatbus/leat/internal/testenv"
 )
 
 // A poisoned message holds back its key, whatever becomes of the processes, until an operator elsewhere
 // replays or drops it.
-func TestParkedKeysOutliveTheirProcesses(t *testing.T) {
+func TestPark_keysOutliveTheirProcesses(t *testing.T) {
 	b := ownBroker(t)
+	together := b.together(2, b.stop)
 	bothQueues(t, b.url(), func(t *testing.T, raw string) {
+		restart := together(t)
 		c := newCrew(t, raw, driver.OrderedByKey)
 		c.park = true
 		c.prepare()
@@ -58,8 +59,7 @@ func TestParkedKeysOutliveTheirProcesses(t *testing.T) {
 		}
 		c.awaitDone(keys*each - parked)
 		c.awaitReady()
-		b.stop(t)
-		b.start(t)
+		restart()
 		c.kill(0)
 		c.kill(0)
 		c.publish("k00/" + fmt.Sprintf("%04d", each))
@@ -114,12 +114,12 @@ func TestParkedKeysOutliveTheirProcesses(t *testing.T) {
 }
 
 // One parked key costs the others nothing that can be measured. It takes its time, and the machine.
-func TestOneParkedKeyCostsTheOthersNothing(t *testing.T) {
+func TestPark_oneKeyCostsOthersNothing(t *testing.T) {
 	if os.Getenv("LEAT_TEST_LONG") == "" {
 		t.Skip("set LEAT_TEST_LONG to measure")
 	}
 	const keys, each = 1000, 120
-	bothQueues(t, testenv.RabbitMQ(t), func(t *testing.T, raw string) {
+	eachQueue(t, sharedBroker(t), func(t *testing.T, raw string) {
 		measure := func(poisoned int) float64 {
 			transport := open(t, raw)
 			defer closeAll(t, transport)

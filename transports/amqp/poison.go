@@ -8,7 +8,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -19,51 +18,34 @@ import (
 )
 
 const (
-	// A list keeps so much in memory, for so long, for its further pages.
+	// The bounds of what a list keeps in memory for further pages, and how long it keeps it.
 	listMessages = 20_000
 	listBytes    = 64 << 20
 	listAge      = 10 * time.Second
 )
 
-// replayWindow is how many messages are replayed at once.
+// replayWindow is the number of messages that are replayed at once.
 const replayWindow = stride
 
-// poisonLocks are this process's own locks, beside the broker's: to that one a whole connection is
-// one client.
-type poisonLocks struct {
-	mu     sync.Mutex
-	groups map[string]*poisonQueue
-}
-
-// PoisonQueue is the queue <group>.poison. Its methods read messages and put them back where they
-// were; they exclude each other, here and in other processes, by a lock on the broker. A group that
-// has no poison queue yet has an empty one. Ids are given by leat when it poisons; what the broker
-// itself dead-lettered has one made of its content.
+// PoisonQueue returns the queue <group>.poison. Its methods read messages and requeue them at their positions. A lock on the broker
+// makes sure that only one of them runs at a time, in all processes. The poison queue of a group that has none is empty. leat
+// gives a message an id when it poisons it; the id of a message that the broker has dead-lettered is a digest of its content.
 func (t *Transport) PoisonQueue(group string) driver.PoisonQueue {
-	t.poison.mu.Lock()
-	defer t.poison.mu.Unlock()
-	if t.poison.groups == nil {
-		t.poison.groups = make(map[string]*poisonQueue)
-	}
-	q, ok := t.poison.groups[group]
-	if !ok {
-		q = &poisonQueue{t: t, group: group, turn: make(chan struct{}, 1)}
-		t.poison.groups[group] = q
-	}
-	return q
+	q, _ := t.poison.LoadOrStore(group, &poisonQueue{t: t, group: group, turn: make(chan struct{}, 1)})
+	return q.(*poisonQueue)
 }
 
 type poisonQueue struct {
 	t     *Transport
 	group string
-	turn  chan struct{} // holds one while somebody looks
+	turn  chan struct{} // a mutex: holds a token while a call reads the queue. The broker's lock is for a connection, which all calls share
 
-	// What the last List read and did not return, for the next page. The one whose turn it is has it.
+	// The messages that the last List read, for the next page. Guarded by turn.
 	pages   []driver.PoisonedMessage
 	pagesAt time.Time
 }
 
-// browse calls do with the queue open, while no other leat process has it open.
+// browse calls do with a browser of the queue. No other process of leat has one at the same time.
 func (q *poisonQueue) browse(ctx context.Context, do func(*browser) error) error {
 	conn, wire, err := q.t.publishing.connection(ctx)
 	if err != nil {
@@ -72,8 +54,7 @@ func (q *poisonQueue) browse(ctx context.Context, do func(*browser) error) error
 	return q.t.browse(&browser{ctx: ctx, conn: conn, wire: wire, queue: poisonName(q.group), group: q.group}, q.group+lockSuffix, do)
 }
 
-// List reads the whole queue, keeps its first 20,000 messages or 64 MiB, and answers further pages of
-// that from memory for ten seconds.
+// List reads the whole queue. It keeps the first 20,000 messages or 64 MiB for ten seconds, and returns further pages from memory.
 func (q *poisonQueue) List(ctx context.Context, after string, limit int) ([]driver.PoisonedMessage, error) {
 	if limit < 1 {
 		return nil, nil
@@ -84,7 +65,7 @@ func (q *poisonQueue) List(ctx context.Context, after string, limit int) ([]driv
 			return nil
 		}
 		for again := true; again; {
-			again = false // also where there is no queue
+			again = false // also if there is no queue
 			err := q.browse(ctx, func(b *browser) error {
 				all, void, err := list(b, after)
 				if err != nil {
@@ -103,7 +84,7 @@ func (q *poisonQueue) List(ctx context.Context, after string, limit int) ([]driv
 	return page, err
 }
 
-// nextPage is the page behind a message that an earlier List has read, nil where none is known.
+// nextPage returns the page after a message that an earlier List has read, nil if there is none.
 func (q *poisonQueue) nextPage(after string, limit int) []driver.PoisonedMessage {
 	if after == "" || time.Since(q.pagesAt) > listAge {
 		return nil
@@ -115,10 +96,9 @@ func (q *poisonQueue) nextPage(after string, limit int) []driver.PoisonedMessage
 	return q.pages[i+1 : min(i+1+limit, len(q.pages))]
 }
 
-// list reads the messages behind the one with the id after, up to the bounds of a list. It reads them
-// all, because the queue's order is not that of arrival for sure: somebody else may have looked into
-// it by other means. Void are those of which there is an edited copy, too; without them it is to be read
-// again.
+// list returns the messages after the one with the id after, up to the bounds of a list. It reads the whole queue, because its
+// order may not be that of arrival. Void are messages of which there is a later revision: the caller takes them out and reads
+// the queue again.
 func list(b *browser, after string) (all []driver.PoisonedMessage, void []*amqp.Delivery, err error) {
 	var first page
 	latest := make(revisions)
@@ -127,11 +107,11 @@ func list(b *browser, after string) (all []driver.PoisonedMessage, void []*amqp.
 			void = append(void, old)
 		}
 		if id > after {
-			first.add(shown(id, d))
+			first.add(shown(id, d, b.t.cfg.stock))
 		}
 		return true, nil
 	})
-	slices.SortFunc(first.messages, func(a, b driver.PoisonedMessage) int { return strings.Compare(a.ID, b.ID) })
+	first.trim()
 	return first.messages, void, err
 }
 
@@ -139,16 +119,16 @@ func list(b *browser, after string) (all []driver.PoisonedMessage, void []*amqp.
 func (q *poisonQueue) Get(ctx context.Context, id string) (found driver.PoisonedMessage, err error) {
 	err = q.all(ctx, "get", []string{id}, func(_ *browser, _ []string, all []*amqp.Delivery) error {
 		for _, d := range all {
-			found = shown(id, d)
+			found = shown(id, d, q.t.cfg.stock)
 		}
 		return nil
 	})
 	return found, err
 }
 
-// Replay publishes messages to the group's own queue and takes them out of this one when that is
-// confirmed, a window of them at once over one channel: a process killed in the middle leaves at most
-// a window of messages in both, and none in neither. The end of ctx stops it between two windows.
+// Replay publishes messages to the group's queue, and takes them out of the poison queue when the broker has confirmed them: up to
+// 1000 messages at once. If the process is killed, these may be in both queues; none is lost. The end of ctx stops Replay
+// after the current ones.
 func (q *poisonQueue) Replay(ctx context.Context, ids ...string) (n int, err error) {
 	err = q.all(ctx, "replay", ids, func(b *browser, _ []string, window []*amqp.Delivery) error {
 		return b.finish(func() error {
@@ -163,7 +143,7 @@ func (q *poisonQueue) Replay(ctx context.Context, ids ...string) (n int, err err
 	return n, err
 }
 
-// Drop deletes messages, and lets what is parked behind them go on.
+// Drop implements [driver.PoisonQueue].
 func (q *poisonQueue) Drop(ctx context.Context, ids ...string) (n int, err error) {
 	err = q.all(ctx, "drop", ids, func(b *browser, _ []string, window []*amqp.Delivery) error {
 		if err := b.release(window); err != nil {
@@ -178,9 +158,8 @@ func (q *poisonQueue) Drop(ctx context.Context, ids ...string) (n int, err error
 	return n, err
 }
 
-// Put publishes messages to the poison queue. The place of one that is changed is its id's: it is
-// published first and the old one taken then, so that a process killed in between leaves both: the new one
-// has a higher revision, and who lists them takes the old one away.
+// Put publishes messages to the poison queue. A message that is changed keeps its id. It is published before the old one is taken
+// out. If the process is killed in between, both are in the queue, and the next reader takes out the one with the lower revision.
 func (q *poisonQueue) Put(ctx context.Context, msgs ...driver.PoisonedMessage) error {
 	var added []*outgoing
 	var fresh []driver.PoisonedMessage
@@ -214,7 +193,7 @@ func (q *poisonQueue) Put(ctx context.Context, msgs ...driver.PoisonedMessage) e
 				return err
 			}
 		}
-		b.taken = nil // the new ones have the ids of the old
+		b.taken = nil // the new messages have the ids of the old ones
 		return nil
 	})
 	if len(added) == 0 || err != nil && !errors.Is(err, driver.ErrNotFound) {
@@ -231,14 +210,14 @@ func (q *poisonQueue) Put(ctx context.Context, msgs ...driver.PoisonedMessage) e
 		}
 		for _, o := range added {
 			if o.unroutable {
-				return fmt.Errorf("queue %q is not there; start the group's service once, which makes it", o.key)
+				return fmt.Errorf("queue %q does not exist; start the group's service once, which declares it", o.key)
 			}
 		}
-		return q.t.publisher.send(ctx, blocks) // a message is in the poison queue before the group knows of it
+		return q.t.publisher.send(ctx, blocks) // the message must be in the poison queue before the group blocks its key
 	}))
 }
 
-// outgoing is a poisoned message on its way to the poison queue.
+// outgoing returns the publishing of a message to the poison queue.
 func (q *poisonQueue) outgoing(m driver.PoisonedMessage) (*outgoing, error) {
 	if err := driver.ValidateTopic(m.Topic()); err != nil {
 		return nil, fmt.Errorf("message %s: %w", driver.MessageID(m.Message), err)
@@ -255,19 +234,25 @@ func (q *poisonQueue) outgoing(m driver.PoisonedMessage) (*outgoing, error) {
 	return &outgoing{key: poisonName(q.group), msg: p}, nil
 }
 
-// Len is exact unless another process looks into the queue right now, for which it waits.
+// Len returns the broker's count. The count does not include messages that another client reads, so Len waits for that client.
 func (q *poisonQueue) Len(ctx context.Context) (n int, err error) {
-	err = q.guard(ctx, "count", func(ctx context.Context) error {
-		return q.browse(ctx, func(b *browser) error {
-			n, err = b.ready()
+	err = q.enter(ctx, "count", func(ctx context.Context) error {
+		counted, _, err := q.t.counts.queue(ctx, q.t.consuming, poisonName(q.group))
+		if n = counted.Messages; err != nil || counted.Consumers == 0 {
 			return err
+		}
+		return q.inTurn(ctx, func(ctx context.Context) error {
+			return q.browse(ctx, func(b *browser) error {
+				n, err = b.ready()
+				return err
+			})
 		})
 	})
 	return n, err
 }
 
-// all calls do with the messages of these ids that are there: in the order of their arrival, as far as strideBytes of
-// them go. The error tells of those that are not.
+// all calls do with the messages that have these ids: in the order of their arrival, except that messages of more than strideBytes
+// are passed in several calls. It returns an error that wraps driver.ErrNotFound if there are ids without a message.
 func (q *poisonQueue) all(ctx context.Context, what string, ids []string, do func(b *browser, ids []string, found []*amqp.Delivery) error) error {
 	if len(ids) == 0 {
 		return nil
@@ -330,8 +315,13 @@ func missing(ids []string, wanted map[string]bool) error {
 	return nil
 }
 
-// guard waits for the turn.
+// guard calls do when no other call of this process reads the queue.
 func (q *poisonQueue) guard(ctx context.Context, what string, do func(context.Context) error) error {
+	return q.enter(ctx, what, func(ctx context.Context) error { return q.inTurn(ctx, do) })
+}
+
+// enter calls do. Closing the transport waits for it.
+func (q *poisonQueue) enter(ctx context.Context, what string, do func(context.Context) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -342,25 +332,29 @@ func (q *poisonQueue) guard(ctx context.Context, what string, do func(context.Co
 		return driver.ErrClosed
 	}
 	defer q.t.active.Add(-1)
-	select {
-	case q.turn <- struct{}{}:
-		defer func() { <-q.turn }()
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
 	if err := do(ctx); err != nil {
 		return fmt.Errorf("amqp: poison queue of group %q: %s: %w", q.group, what, err)
 	}
 	return nil
 }
 
-// replay publishes messages to the group's own queue, over the channel by which they are then taken, and returns those
-// that are safe there. In an ordered group they come before all of their keys, by the names that they have.
+func (q *poisonQueue) inTurn(ctx context.Context, do func(context.Context) error) error {
+	select {
+	case q.turn <- struct{}{}:
+		defer func() { <-q.turn }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	return do(ctx)
+}
+
+// replay publishes messages to the group's queue, and returns those that the broker has confirmed. In an ordered group a message is
+// handled before all others of its key, because its name is the head of the key.
 func (b *browser) replay(window []*amqp.Delivery) (safe []*amqp.Delivery, err error) {
 	out := make([]*outgoing, len(window))
 	for i, d := range window {
 		target, _ := d.Headers[headerQueue].(string)
-		if target == "" || headOf(d) != "" { // an earlier version named the queue that a message was held in
+		if target == "" || headOf(d) != "" { // an earlier version wrote the queue <group>.held
 			target = b.group
 		}
 		out[i] = &outgoing{key: target, msg: fresh(d)}
@@ -374,7 +368,7 @@ func (b *browser) replay(window []*amqp.Delivery) (safe []*amqp.Delivery, err er
 	return safe, err
 }
 
-// release lets the keys of messages go on without them, if the group is ordered.
+// release publishes control messages that release the keys of messages, if the group is ordered.
 func (b *browser) release(window []*amqp.Delivery) error {
 	if !slices.ContainsFunc(window, func(d *amqp.Delivery) bool { return headOf(d) != "" }) {
 		return nil
@@ -392,8 +386,8 @@ func (b *browser) release(window []*amqp.Delivery) error {
 	return b.send(out...)
 }
 
-// fresh is the message as it was before its first delivery, but for the bus that published it: that
-// one has settled its account of the message.
+// fresh returns the message as it was before its first delivery. The name of the bus that published it is left out, because the
+// bus does not track the message any more.
 func fresh(d *amqp.Delivery) amqp.Publishing {
 	topic, _ := d.Headers[headerTopic].(string)
 	p := copyOf(d, topic)
@@ -411,5 +405,5 @@ func fresh(d *amqp.Delivery) amqp.Publishing {
 	return p
 }
 
-// faultPrefix is what driver.Fault's headers have in common.
+// faultPrefix begins the names of driver.Fault's headers.
 const faultPrefix = "leat_fault_"

@@ -16,11 +16,10 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
-	"github.com/leatbus/leat/internal/testenv"
 )
 
 func TestPoisonQueue_ofThousands(t *testing.T) {
-	broker := testenv.RabbitMQ(t)
+	broker := sharedBroker(t)
 	transport, other := open(t, broker), open(t, broker)
 	group, topic := unique("ledger"), unique("order.paid.v1")
 	const n = 2500 // more than two strides
@@ -71,8 +70,8 @@ func TestPoisonQueue_ofThousands(t *testing.T) {
 }
 
 // A list is complete, however long its messages are under way.
-func TestAListOverASlowNetworkIsComplete(t *testing.T) {
-	broker := testenv.RabbitMQ(t)
+func TestPoisonQueue_listOverASlowNetworkIsComplete(t *testing.T) {
+	broker := sharedBroker(t)
 	u, err := rabbit.ParseURI(broker)
 	require.NoError(t, err)
 	transport := open(t, broker)
@@ -91,7 +90,7 @@ func TestAListOverASlowNetworkIsComplete(t *testing.T) {
 	closeAll(t, transport, slow)
 }
 
-// slowly is a way to a server that passes about a megabyte a second.
+// slowly returns a way to a server that passes about a megabyte a second.
 func slowly(t *testing.T, target string) string {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -130,8 +129,8 @@ func slowly(t *testing.T, target string) string {
 	return listener.Addr().String()
 }
 
-func TestPoisonQueuesOfManyProcessesDoNotDisturbEachOther(t *testing.T) {
-	broker := testenv.RabbitMQ(t)
+func TestPoisonQueue_isUsedByManyProcesses(t *testing.T) {
+	broker := sharedBroker(t)
 	transport := open(t, broker)
 	group, topic := unique("ledger"), unique("order.paid.v1")
 	feed := subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
@@ -154,8 +153,8 @@ func TestPoisonQueuesOfManyProcessesDoNotDisturbEachOther(t *testing.T) {
 	closeAll(t, transport)
 }
 
-func TestThePoisonQueueOfAnUnknownGroupIsEmpty(t *testing.T) {
-	transport := open(t, testenv.RabbitMQ(t))
+func TestPoisonQueue_ofAnUnknownGroupIsEmpty(t *testing.T) {
+	transport := open(t, sharedBroker(t))
 	poison := transport.PoisonQueue(unique("nobody"))
 	n, err := poison.Len(t.Context())
 	require.NoError(t, err)
@@ -184,8 +183,8 @@ func fillPoison(t *testing.T, transport driver.Transport, feed driver.Receiver, 
 
 // A foreign producer may fill a frame with headers. The fault has room beside them, its stack has not
 // and stays out: with it the broker would close the connection, again and again.
-func TestTheStackDoesNotBurstAFrame(t *testing.T) {
-	broker := testenv.RabbitMQ(t)
+func TestPoison_stackFitsInAFrame(t *testing.T) {
+	broker := sharedBroker(t)
 	transport := open(t, broker)
 	group, topic := unique("ledger"), unique("order.paid.v1")
 	feed := subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
@@ -211,8 +210,8 @@ func TestTheStackDoesNotBurstAFrame(t *testing.T) {
 }
 
 // The time of the first failure goes with a message through the delay queues.
-func TestTheFirstFailureOutlivesALongDelay(t *testing.T) {
-	transport := open(t, testenv.RabbitMQ(t))
+func TestHistory_firstFailureOutlivesALongDelay(t *testing.T) {
+	transport := open(t, sharedBroker(t))
 	group, topic := unique("ledger"), unique("order.paid.v1")
 	feed := subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
 	publish(t, transport, topic, "m-1")
@@ -228,10 +227,10 @@ func TestTheFirstFailureOutlivesALongDelay(t *testing.T) {
 	closeAll(t, transport)
 }
 
-// TestWhatIsTakenOutOfAPoisonQueueStaysOut takes many from between others: a quorum queue forgets acks that
+// TestPoisonQueue_takenMessagesStayOut takes many from between others: a quorum queue forgets acks that
 // wait for the disk when their channel is closed.
-func TestWhatIsTakenOutOfAPoisonQueueStaysOut(t *testing.T) {
-	transport := open(t, testenv.RabbitMQ(t))
+func TestPoisonQueue_takenMessagesStayOut(t *testing.T) {
+	transport := open(t, sharedBroker(t))
 	group, topic := unique("ledger"), unique("order.paid.v1")
 	feed := subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
 	const n = 600

@@ -1,10 +1,11 @@
 package amqp
 
 import (
-	"container/heap"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -13,9 +14,8 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// idOf is a message's id: the one that leat gave it, else one made of its content, for what the
-// broker dead-lettered by itself. Equal ones are numbered. Both begin with the time, so that the order
-// of ids is that of arrival.
+// idOf returns the id that leat gave a message, or a digest of its content if the broker has dead-lettered it. Equal digests are
+// numbered. Both begin with the time, so that the order of ids is that of arrival.
 func idOf(d *amqp.Delivery, seen map[string]int) string {
 	if id, ok := d.Headers[headerPoisonID].(string); ok {
 		return id
@@ -37,9 +37,10 @@ func idOf(d *amqp.Delivery, seen map[string]int) string {
 	return id
 }
 
-func shown(id string, d *amqp.Delivery) driver.PoisonedMessage {
+// shown returns a message as the poison queue's methods return it.
+func shown(id string, d *amqp.Delivery, names *stockNames) driver.PoisonedMessage {
 	msg := new(message.Message)
-	unmarshal(msg, d, nil)
+	unmarshal(msg, d, nil, names)
 	shown := driver.PoisonedMessage{ID: id, Message: msg, Fault: driver.FaultOf(msg.Metadata)}
 	if headOf(d) != "" {
 		shown.Parked = driver.Unknown
@@ -47,35 +48,54 @@ func shown(id string, d *amqp.Delivery) driver.PoisonedMessage {
 	return shown
 }
 
-// page keeps the messages with the lowest ids, up to the bounds of a list: a heap with the highest on
-// top.
+// A page collects the messages with the lowest ids, up to the bounds of a list.
 type page struct {
 	messages []driver.PoisonedMessage
-	bytes    int
+	bytes    int // of messages
 }
 
+// add adds a message. Now and then it removes those that are too many: up to a quarter more than the bounds is in memory.
 func (p *page) add(m driver.PoisonedMessage) {
-	heap.Push(p, m)
-	for len(p.messages) > listMessages || p.bytes > listBytes && len(p.messages) > 1 {
-		heap.Pop(p)
+	p.messages = append(p.messages, m)
+	p.bytes += len(m.Message.Payload)
+	if len(p.messages) >= listMessages*5/4 || p.bytes >= listBytes*5/4 {
+		p.trim()
 	}
 }
 
-func (p *page) Len() int           { return len(p.messages) }
-func (p *page) Less(i, j int) bool { return p.messages[i].ID > p.messages[j].ID }
-func (p *page) Swap(i, j int)      { p.messages[i], p.messages[j] = p.messages[j], p.messages[i] }
-
-func (p *page) Push(x any) {
-	m := x.(driver.PoisonedMessage)
-	p.messages = append(p.messages, m)
-	p.bytes += len(m.Message.Payload)
+// trim sorts the messages and removes the last ones, if they are too many.
+func (p *page) trim() {
+	slices.SortFunc(p.messages, func(a, b driver.PoisonedMessage) int { return strings.Compare(a.ID, b.ID) })
+	n, bytes := 0, 0
+	for n < len(p.messages) && n < listMessages && (n == 0 || bytes+len(p.messages[n].Message.Payload) <= listBytes) {
+		bytes += len(p.messages[n].Message.Payload)
+		n++
+	}
+	p.messages, p.bytes = slices.Delete(p.messages, n, len(p.messages)), bytes
 }
 
-func (p *page) Pop() any {
-	last := len(p.messages) - 1
-	m := p.messages[last]
-	p.messages[last] = driver.PoisonedMessage{}
-	p.messages = p.messages[:last]
-	p.bytes -= len(m.Message.Payload)
-	return m
+// revisionOf returns how often a poisoned message was changed in its queue.
+func revisionOf(d *amqp.Delivery) int64 { return int64(fieldInt(d.Headers[headerPoisonRev])) }
+
+// revisions has the latest revision of each message of a poison queue, by id. There are two of a message if a process was killed
+// while it changed the message.
+type revisions map[string]revision
+
+type revision struct {
+	tag uint64
+	rev int64
+}
+
+// enter records a message. If there are two revisions, it returns the one that is void.
+func (r revisions) enter(id string, d *amqp.Delivery) (void *amqp.Delivery) {
+	here := revision{d.DeliveryTag, revisionOf(d)}
+	there, twice := r[id]
+	if twice && there.rev > here.rev {
+		here, there = there, here
+	}
+	r[id] = here
+	if !twice {
+		return nil
+	}
+	return &amqp.Delivery{DeliveryTag: there.tag} // without its id, which is that of the other revision too
 }

@@ -15,19 +15,18 @@ import (
 )
 
 // policy sets one for the queues that match, until the test ends.
-func policy(t testing.TB, b *broker, pattern, definition string) {
+func policy(t testing.TB, b *broker, vhost, pattern, definition string) {
 	t.Helper()
-	b.ctl(t, "set_policy", "leat-test", pattern, definition, "--apply-to", "queues")
-	t.Cleanup(func() { b.ctl(t, "clear_policy", "leat-test") })
+	t.Cleanup(b.policy(t, "policies", vhost, "leat-test", pattern, definition))
 }
 
 const lowLimit = `{"delivery-limit":3}`
 
 // However often operators look into a poison queue, a delivery limit deletes nothing from it.
 func TestPolicy_deliveryLimitSparesWhatIsLookedAt(t *testing.T) {
-	b := ownBroker(t)
-	policy(t, b, ".*", lowLimit)
-	transport := open(t, b.url())
+	b, vhost, raw := managed(t)
+	policy(t, b, vhost, ".*", lowLimit)
+	transport := open(t, raw)
 	topic, group := unique("order.paid.v1"), unique("ledger")
 	feed := subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
 	const n = 10
@@ -73,25 +72,25 @@ func TestPolicy_deliveryLimitSparesWhatIsLookedAt(t *testing.T) {
 
 // However long a message of an ordered group waits, a delivery limit deletes neither it nor what is parked.
 func TestPolicy_deliveryLimitSparesWhatWaits(t *testing.T) {
-	b := ownBroker(t)
-	policy(t, b, ".*", lowLimit)
-	transport := open(t, b.url())
+	b, vhost, raw := managed(t)
+	policy(t, b, vhost, ".*", lowLimit)
+	transport := open(t, raw)
 	topic, group := unique("order.paid.v1"), unique("ledger")
 	sub := driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 4, Order: driver.OrderedByKey, Park: true}
 	feed := subscribe(t, transport, sub)
 	publishKeyed(t, transport, topic, "k/1", "j/1")
+	due := time.Now().Add(10 * time.Second)
 	for range 2 {
 		d := next(t, feed)
 		if driver.MessageID(d.Message) == "k/1" {
 			require.NoError(t, d.Settler.Poison(t.Context(), driver.NewFault(d, errors.New("bad"))))
 		} else {
-			require.NoError(t, d.Settler.Redeliver(10*time.Second))
+			require.NoError(t, d.Settler.Redeliver(time.Until(due)))
 		}
 	}
 	publishKeyed(t, transport, topic, "k/2", "k/3", "k/4", "k/5", "j/2", "j/3")
 	const held = 5 + 3
-	there := func() bool { return transport.HeldForTest() == held }
-	eventually(t, "they are held", there)
+	awaitHeld(t, transport, 5, 3, due)
 	queue := transport.PoisonQueue(group)
 	all, err := queue.List(t.Context(), "", 10)
 	require.NoError(t, err)
@@ -110,14 +109,14 @@ func TestPolicy_deliveryLimitSparesWhatWaits(t *testing.T) {
 
 // A look that loses messages says so.
 func TestPolicy_aLookThatLosesMessagesSaysSo(t *testing.T) {
-	b := ownBroker(t)
-	transport := open(t, b.url())
+	b, vhost, raw := managed(t)
+	transport := open(t, raw)
 	topic, group := unique("order.paid.v1"), unique("ledger")
 	feed := subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
 	publish(t, transport, topic, "a")
 	d := next(t, feed)
 	require.NoError(t, d.Settler.Poison(t.Context(), driver.NewFault(d, errors.New("bad"))))
-	policy(t, b, ".*", `{"delivery-limit":0}`)
+	policy(t, b, vhost, ".*", `{"delivery-limit":0}`)
 	_, err := transport.PoisonQueue(group).List(t.Context(), "", 10)
 	require.ErrorContains(t, err, "0 of 1")
 	require.ErrorContains(t, err, "delivery-limit")

@@ -25,53 +25,53 @@ type outgoing struct {
 	msg      amqp.Publishing
 
 	confirm    *amqp.DeferredConfirmation
+	sent       bool // the broker may have it
 	confirmed  bool
 	unroutable bool
-	refused    error // why the broker does not take it
+	refused    error // the reason why the broker refuses it
 }
 
-// publisher publishes with confirmations, pipelined over one long-lived channel that all callers
-// share. A goroutine opens the channel and replaces it when it was closed.
+// publisher publishes messages and waits for their confirmations. All callers share one long-lived channel, over which
+// publishings are pipelined. A goroutine opens the channel and replaces it when it is closed.
 //
-// The broker closes the channel, and with it fails everybody's messages, when one message is not to its liking, and
-// does not say which. So whatever was under way is published again over another channel, where one caller after the
-// other finds out which of its messages are refused.
+// When the broker refuses a message, it closes the channel without saying which message it was, and so fails the messages of
+// all callers. They are then published again over another channel, where one caller after the other finds its refused messages.
 type publisher struct {
-	link   *link
-	repair func(context.Context, *amqp.Connection) error // declares what is missing, for a new channel
-	sifts  chan struct{}                                 // holds one while a caller finds out
-	ctx    context.Context
-	cancel context.CancelFunc
-	done   chan struct{}
-	sound  bool // nothing needs repair: only at the start
+	link           *link
+	repair         func(context.Context, *amqp.Connection) error // declares what is missing, before a new channel is opened
+	findingRefused chan struct{}                                 // a mutex: holds a token while a caller finds its refused messages
+	ctx            context.Context
+	cancel         context.CancelFunc
+	done           chan struct{}
+	intact         bool // nothing needs to be declared again, as at the start
 
 	mu      sync.Mutex
-	lane    *lane
-	changed chan struct{} // closed when the lane changes
+	channel *confirmChannel
+	changed chan struct{} // closed when the confirm channel changes
 	lastErr error
 }
 
-// lane is one channel in confirm mode.
-type lane struct {
+// confirmChannel is a channel in confirm mode.
+type confirmChannel struct {
 	ch   *amqp.Channel
-	wire *coalescer
+	wire *writeBatcher
 	gone chan struct{} // closed after err was set
-	err  *amqp.Error   // why it was closed; nil when the connection just ended
+	err  *amqp.Error   // the reason why it was closed; nil if the connection ended without one
 
 	mu       sync.Mutex
 	returned map[returnKey]int
 }
 
-// returnKey tells which message came back: basic.return has no delivery tag. Two messages in flight
-// with the same key and id have the same fate.
+// returnKey identifies a returned message, because basic.return has no delivery tag. If one of two messages in flight with the
+// same key and id is returned, both are.
 type returnKey struct{ exchange, key, id string }
 
-// maxReturned bounds the memory for returns whose publishers gave up waiting.
+// maxReturned bounds the memory for returned messages whose publishers no longer wait.
 const maxReturned = 10_000
 
 func newPublisher(l *link, repair func(context.Context, *amqp.Connection) error) *publisher {
 	p := &publisher{
-		link: l, repair: repair, sifts: make(chan struct{}, 1), sound: true, changed: make(chan struct{}), done: make(chan struct{}),
+		link: l, repair: repair, findingRefused: make(chan struct{}, 1), intact: true, changed: make(chan struct{}), done: make(chan struct{}),
 	}
 	p.ctx, p.cancel = context.WithCancel(l.ctx)
 	go p.run()
@@ -81,26 +81,26 @@ func newPublisher(l *link, repair func(context.Context, *amqp.Connection) error)
 // stop ends the publisher when its link is closed too.
 func (p *publisher) stop() { p.cancel() }
 
-// run keeps a channel open.
+// run opens a channel, and another one whenever it was closed.
 func (p *publisher) run() {
 	defer close(p.done)
 	pause := newBackoff()
 	for p.ctx.Err() == nil {
-		ln, err := p.open()
+		cc, err := p.open()
 		if err != nil {
 			p.set(nil, err)
 			pause.Wait(p.ctx)
 			continue
 		}
 		pause.Reset()
-		p.set(ln, nil)
+		p.set(cc, nil)
 		select {
-		case <-ln.gone:
+		case <-cc.gone:
 			p.set(nil, nil)
-			p.sound = ln.refusal() != nil && !isCode(ln.err, amqp.NotFound) // nothing is missing
-			if ln.err != nil {
-				p.link.cfg.Logger.Warn("leat: amqp: publishing channel closed", "error", ln.err)
-				pause.Wait(p.ctx) // never in a hot loop
+			p.intact = cc.refusal() != nil && !isCode(cc.err, amqp.NotFound) // nothing is missing
+			if cc.err != nil {
+				p.link.cfg.Logger.Warn("leat: amqp: publishing channel closed", "error", cc.err)
+				pause.Wait(p.ctx) // no busy loop
 			}
 		case <-p.ctx.Done():
 			p.set(nil, nil) // the channel ends with its connection
@@ -108,12 +108,12 @@ func (p *publisher) run() {
 	}
 }
 
-func (p *publisher) open() (*lane, error) {
+func (p *publisher) open() (*confirmChannel, error) {
 	conn, wire, err := p.link.connection(p.ctx)
 	if err != nil {
 		return nil, err
 	}
-	if !p.sound {
+	if !p.intact {
 		if err := p.repair(p.ctx, conn); err != nil {
 			return nil, err
 		}
@@ -122,27 +122,26 @@ func (p *publisher) open() (*lane, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.sound = false
-	ln, err := newLane(ch, wire)
+	p.intact = false
+	cc, err := newConfirmChannel(ch, wire)
 	if err != nil {
 		closeQuietly(ch)
 	}
-	return ln, err
+	return cc, err
 }
 
-// newLane puts a channel into confirm mode.
-func newLane(ch *amqp.Channel, wire *coalescer) (*lane, error) {
-	ln := &lane{wire: wire, ch: ch, gone: make(chan struct{}), returned: make(map[returnKey]int)}
+// newConfirmChannel puts a channel into confirm mode.
+func newConfirmChannel(ch *amqp.Channel, wire *writeBatcher) (*confirmChannel, error) {
+	cc := &confirmChannel{wire: wire, ch: ch, gone: make(chan struct{}), returned: make(map[returnKey]int)}
 	closed := ch.NotifyClose(make(chan *amqp.Error, 1))
-	// The connection's reader hands a return to the first listener, then to the second, and only
-	// then reads the confirmation that follows it. One goroutine serves both, so a return is on
-	// record before anyone sees the confirmation.
+	// The connection's reader passes a return to its listeners before it reads the confirmation that follows. One goroutine
+	// receives both, so a return is recorded before its confirmation is seen.
 	returns, barrier := ch.NotifyReturn(make(chan amqp.Return)), ch.NotifyReturn(make(chan amqp.Return))
-	go ln.watch(closed, returns, barrier)
-	return ln, ch.Confirm(noWait)
+	go cc.watch(closed, returns, barrier)
+	return cc, ch.Confirm(noWait)
 }
 
-func (ln *lane) watch(closed <-chan *amqp.Error, returns, barrier <-chan amqp.Return) {
+func (cc *confirmChannel) watch(closed <-chan *amqp.Error, returns, barrier <-chan amqp.Return) {
 	for returns != nil || barrier != nil {
 		select {
 		case r, ok := <-returns:
@@ -150,59 +149,59 @@ func (ln *lane) watch(closed <-chan *amqp.Error, returns, barrier <-chan amqp.Re
 				returns = nil
 				continue
 			}
-			ln.record(r)
+			cc.record(r)
 		case _, ok := <-barrier:
 			if !ok {
 				barrier = nil
 			}
 		}
 	}
-	ln.err = <-closed
-	close(ln.gone)
+	cc.err = <-closed
+	close(cc.gone)
 }
 
-func (ln *lane) record(r amqp.Return) {
-	ln.mu.Lock()
-	defer ln.mu.Unlock()
-	if len(ln.returned) >= maxReturned {
-		clear(ln.returned)
+func (cc *confirmChannel) record(r amqp.Return) {
+	cc.mu.Lock()
+	defer cc.mu.Unlock()
+	if len(cc.returned) >= maxReturned {
+		clear(cc.returned)
 	}
-	ln.returned[returnKey{r.Exchange, r.RoutingKey, r.MessageId}]++
+	cc.returned[returnKey{r.Exchange, r.RoutingKey, r.MessageId}]++
 }
 
-// cameBack reports whether the message was returned.
-func (ln *lane) cameBack(o *outgoing) bool {
-	ln.mu.Lock()
-	defer ln.mu.Unlock()
-	if len(ln.returned) == 0 {
+// cameBack reports whether the broker has returned the message as unroutable.
+func (cc *confirmChannel) cameBack(o *outgoing) bool {
+	cc.mu.Lock()
+	defer cc.mu.Unlock()
+	if len(cc.returned) == 0 {
 		return false
 	}
 	k := returnKey{o.exchange, o.key, o.msg.MessageId}
-	n := ln.returned[k]
+	n := cc.returned[k]
 	if n <= 1 {
-		delete(ln.returned, k)
+		delete(cc.returned, k)
 	} else {
-		ln.returned[k] = n - 1
+		cc.returned[k] = n - 1
 	}
 	return n > 0
 }
 
-func (p *publisher) set(ln *lane, err error) {
+func (p *publisher) set(cc *confirmChannel, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.lane, p.lastErr = ln, err
+	p.channel, p.lastErr = cc, err
 	close(p.changed)
 	p.changed = make(chan struct{})
 }
 
-// current waits for an open channel.
-func (p *publisher) current(ctx context.Context) (*lane, error) {
+// current blocks until there is an open channel, and returns it.
+func (p *publisher) current(ctx context.Context) (*confirmChannel, error) {
 	for {
 		p.mu.Lock()
-		ln, changed, lastErr := p.lane, p.changed, p.lastErr
+		cc, changed, lastErr := p.channel, p.changed, p.lastErr
 		p.mu.Unlock()
-		if ln != nil && !ln.ch.IsClosed() {
-			return ln, nil
+		if cc != nil && !cc.ch.IsClosed() {
+			return cc, nil
 		}
 		select {
 		case <-changed:
@@ -214,40 +213,39 @@ func (p *publisher) current(ctx context.Context) (*lane, error) {
 	}
 }
 
-// send publishes and waits until every message is confirmed. What was under way when the connection
-// broke is published again, because nobody can know whether the broker has it. The error says how
-// many messages are not confirmed.
+// send publishes messages and blocks until all are confirmed. Messages that were not confirmed when the connection was lost are
+// published again, because it is unknown whether the broker has them. The error says how many messages are not confirmed.
 func (p *publisher) send(ctx context.Context, out []*outgoing) error {
 	pending := out
 	for len(pending) > 0 {
-		ln, err := p.current(ctx)
+		cc, err := p.current(ctx)
 		if err != nil {
 			return unconfirmed(pending, out, err)
 		}
-		pending, err = ln.send(ctx, p.link, pending)
+		pending, err = cc.send(ctx, p.link, pending)
 		if err != nil {
 			return unconfirmed(pending, out, err)
 		}
 		if len(pending) == 0 {
 			return nil
 		}
-		if refused := ln.refusal(); refused != nil {
-			return p.sift(ctx, pending, out, endsConnection(refused))
+		if refused := cc.refusal(); refused != nil {
+			return p.findRefused(ctx, pending, out, endsConnection(refused))
 		}
 	}
 	return nil
 }
 
-// sift publishes what the broker has closed a channel over, of this caller or another, and returns an error for
-// those messages only that the broker refuses.
-func (p *publisher) sift(ctx context.Context, pending, out []*outgoing, alone bool) error {
+// findRefused publishes messages again after the broker has closed their channel because of one message, of this caller or
+// another. It returns an error only for those that the broker refuses.
+func (p *publisher) findRefused(ctx context.Context, pending, out []*outgoing, ownConnection bool) error {
 	select {
-	case p.sifts <- struct{}{}:
-		defer func() { <-p.sifts }()
+	case p.findingRefused <- struct{}{}:
+		defer func() { <-p.findingRefused }()
 	case <-ctx.Done():
 		return unconfirmed(pending, out, context.Cause(ctx))
 	}
-	s := &sieve{p: p, alone: alone}
+	s := &refusedFinder{p: p, ownConnection: ownConnection}
 	defer s.close()
 	for _, o := range pending {
 		o.refused = nil
@@ -262,25 +260,26 @@ func (p *publisher) sift(ctx context.Context, pending, out []*outgoing, alone bo
 	return unconfirmed(refused, out, refused[0].refused)
 }
 
-// sieve is a channel that may be closed over a message without harm to others.
-type sieve struct {
-	p     *publisher
-	alone bool // on a connection of its own: the broker closes the whole connection over the message
-	conn  *amqp.Connection
-	lane  *lane
+// refusedFinder publishes over its own channel, so that other callers are not affected when the broker closes it.
+type refusedFinder struct {
+	p             *publisher
+	ownConnection bool // uses its own connection, because the broker closes the whole connection
+	conn          *amqp.Connection
+	channel       *confirmChannel
 }
 
-// pass publishes a batch, in its order, and marks the messages that the broker refuses.
-func (s *sieve) pass(ctx context.Context, batch []*outgoing) error {
+// pass publishes a batch in order, and marks the messages that the broker refuses. It divides the batch until a refused message
+// is alone.
+func (s *refusedFinder) pass(ctx context.Context, batch []*outgoing) error {
 	for len(batch) > 0 {
-		ln, err := s.open(ctx)
+		cc, err := s.open(ctx)
 		if err != nil {
 			return err
 		}
-		if batch, err = ln.send(ctx, s.p.link, batch); err != nil || len(batch) == 0 {
+		if batch, err = cc.send(ctx, s.p.link, batch); err != nil || len(batch) == 0 {
 			return err
 		}
-		refused := ln.refusal()
+		refused := cc.refusal()
 		switch {
 		case refused == nil: // the connection was lost
 		case len(batch) == 1:
@@ -296,16 +295,16 @@ func (s *sieve) pass(ctx context.Context, batch []*outgoing) error {
 	return nil
 }
 
-// open waits for the publisher's own channel, before which everything is repaired, and opens another one.
-func (s *sieve) open(ctx context.Context) (*lane, error) {
-	if s.lane != nil && !s.lane.ch.IsClosed() {
-		return s.lane, nil
+// open waits until the publisher has a channel again, before which everything missing is declared, and then opens another one.
+func (s *refusedFinder) open(ctx context.Context) (*confirmChannel, error) {
+	if s.channel != nil && !s.channel.ch.IsClosed() {
+		return s.channel, nil
 	}
 	if _, err := s.p.current(ctx); err != nil {
 		return nil, err
 	}
 	conn, wire, err := s.p.link.connection(ctx)
-	if err == nil && s.alone {
+	if err == nil && s.ownConnection {
 		s.close()
 		conn, wire, err = s.p.link.cfg.dial(ctx, s.p.link.role+", refused")
 		s.conn = conn
@@ -317,35 +316,34 @@ func (s *sieve) open(ctx context.Context) (*lane, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.lane, err = newLane(ch, wire)
-	return s.lane, err
+	s.channel, err = newConfirmChannel(ch, wire)
+	return s.channel, err
 }
 
-func (s *sieve) close() {
-	if s.lane != nil {
-		closeQuietly(s.lane.ch)
+func (s *refusedFinder) close() {
+	if s.channel != nil {
+		closeQuietly(s.channel.ch)
 	}
 	if s.conn != nil {
 		_ = s.conn.CloseDeadline(time.Now().Add(lastWords))
 	}
 }
 
-// refusal is why the broker closed the channel, if it did so because of what was published over it,
-// by this caller or another.
-func (ln *lane) refusal() error {
-	<-ln.gone
-	if ln.err == nil || !ln.err.Server { // else the client gave up the connection
+// refusal returns the error with which the broker closed the channel because of a message, of this caller or another, else nil.
+func (cc *confirmChannel) refusal() error {
+	<-cc.gone
+	if cc.err == nil || !cc.err.Server { // the client has closed it
 		return nil
 	}
-	switch ln.err.Code {
+	switch cc.err.Code {
 	case amqp.AccessRefused, amqp.NotFound, amqp.PreconditionFailed, amqp.ContentTooLarge, amqp.NotAllowed, amqp.NotImplemented,
 		amqp.FrameError, amqp.SyntaxError, amqp.UnexpectedFrame:
-		return fmt.Errorf("the broker refuses it: %w", ln.err)
+		return fmt.Errorf("the broker refuses it: %w", cc.err)
 	}
 	return nil
 }
 
-// endsConnection reports whether the broker closes the connection for that reason, not the channel alone.
+// endsConnection reports whether the broker closes the whole connection for that reason, and not only the channel.
 func endsConnection(refused error) bool {
 	return isCode(refused, amqp.FrameError) || isCode(refused, amqp.SyntaxError) || isCode(refused, amqp.UnexpectedFrame) ||
 		isCode(refused, amqp.NotAllowed) || isCode(refused, amqp.NotImplemented)
@@ -358,23 +356,22 @@ func unconfirmed(pending, all []*outgoing, err error) error {
 	return fmt.Errorf("%d of %d messages not confirmed by the broker: %w", len(pending), len(all), err)
 }
 
-// send publishes over this channel and returns what it did not get confirmed. Without an error that
-// is because the channel was closed.
-func (ln *lane) send(ctx context.Context, l *link, out []*outgoing) (pending []*outgoing, err error) {
+// send publishes over this channel and returns the messages that were not confirmed. If err is nil, the channel was closed.
+func (cc *confirmChannel) send(ctx context.Context, l *link, out []*outgoing) (pending []*outgoing, err error) {
 	waiting := 0 // index of the first message that waits for its confirmation
 	var again []*outgoing
 	for i, o := range out {
 		if i-waiting >= publishWindow {
-			if again, err = ln.await(ctx, l, out[waiting], again); err != nil {
+			if again, err = cc.await(ctx, l, out[waiting], again); err != nil {
 				return append(again, out[waiting:]...), err
 			}
 			waiting++
 		}
-		if err := ln.publish(ctx, o); err != nil {
+		if err := cc.publish(ctx, o); err != nil {
 			if ctx.Err() != nil {
 				return append(again, out[waiting:]...), notConnected(ctx, l.state())
 			}
-			<-ln.gone
+			<-cc.gone
 			o.confirm = nil
 			for _, rest := range out[i:] {
 				rest.confirm = nil
@@ -383,27 +380,27 @@ func (ln *lane) send(ctx context.Context, l *link, out []*outgoing) (pending []*
 		}
 	}
 	for i, o := range out[waiting:] {
-		if again, err = ln.await(ctx, l, o, again); err != nil {
+		if again, err = cc.await(ctx, l, o, again); err != nil {
 			return append(again, out[waiting+i:]...), err
 		}
 	}
 	return again, nil
 }
 
-func (ln *lane) publish(ctx context.Context, o *outgoing) (err error) {
+func (cc *confirmChannel) publish(ctx context.Context, o *outgoing) (err error) {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := ln.wire.room(ctx); err != nil {
+	if err := cc.wire.room(ctx); err != nil {
 		return err
 	}
-	const mandatory, immediate = true, false
-	o.confirm, err = ln.ch.PublishWithDeferredConfirm(o.exchange, o.key, mandatory, immediate, o.msg)
+	o.sent = true
+	o.confirm, err = cc.ch.PublishWithDeferredConfirm(o.exchange, o.key, mandatory, immediate, o.msg)
 	return err
 }
 
-// await waits for one confirmation. A message that has to be published again is appended to again.
-func (ln *lane) await(ctx context.Context, l *link, o *outgoing, again []*outgoing) ([]*outgoing, error) {
+// await waits for one confirmation. It appends a message that must be published again to again.
+func (cc *confirmChannel) await(ctx context.Context, l *link, o *outgoing, again []*outgoing) ([]*outgoing, error) {
 	if o.confirm == nil {
 		return append(again, o), nil
 	}
@@ -411,13 +408,13 @@ func (ln *lane) await(ctx context.Context, l *link, o *outgoing, again []*outgoi
 	case <-o.confirm.Done():
 	case <-ctx.Done():
 		return again, notConnected(ctx, l.state())
-	case <-ln.gone:
+	case <-cc.gone:
 	}
 	switch {
 	case o.confirm.Acked():
-		o.confirmed, o.unroutable = true, ln.cameBack(o)
+		o.confirmed, o.unroutable = true, cc.cameBack(o)
 		return again, nil
-	case ln.ch.IsClosed():
+	case cc.ch.IsClosed():
 		return append(again, o), nil
 	}
 	return again, errRefused
@@ -425,5 +422,5 @@ func (ln *lane) await(ctx context.Context, l *link, o *outgoing, again []*outgoi
 
 var errRefused = errors.New("the broker refused a message (basic.nack): the queue may be full (x-max-length, overflow) or have lost its leader")
 
-// closeQuietly closes a channel whose fate is of no interest any more.
+// closeQuietly closes a channel that is not needed any more, and ignores errors.
 func closeQuietly(ch *amqp.Channel) { _ = ch.Close() }

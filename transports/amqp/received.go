@@ -7,45 +7,48 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// received is a message as the broker has delivered it, with what leat counts of it. It belongs to one goroutine at a
-// time, or to the mutex of its feed.
+// received is a message as the broker has delivered it, with leat's counts. It belongs to one goroutine at a time, or is guarded
+// by the mutex of its receiver.
 type received struct {
 	t        *Transport
 	group    string
 	raw      *amqp.Delivery
-	queue    string         // where it came from
-	attempts int            // hand-overs that counted, before this one
-	crashes  int            // those of them that nobody settled
-	unseen   int            // deliveries that the broker counted, and that were none
+	queue    string         // that it was delivered from
+	attempts int            // earlier deliveries that count
+	crashes  int            // those of them that were not settled
+	unseen   int            // deliveries that the broker has counted although the message was only fetched
 	history  driver.History // its failures, in earlier deliveries
-	seen     bool           // it was handed out before, and waits for a redelivery in this process
-	counted  bool           // with an attempt that the broker does not know of
+	seen     bool           // it was delivered before, and waits for a redelivery in this process
+	counted  bool           // it has an attempt that is only counted in this process
 	read     bool           // msg is filled
 	msg      message.Message
 	delivery driver.Delivery
+
+	bytes   int      // of its body
+	spilled *spilled // the body, if it is not in memory
 }
 
-// receive counts the earlier deliveries of a message.
+// receive fills in a message with the counts of its earlier deliveries.
 func (r *received) receive(t *Transport, group, queue string, raw *amqp.Delivery) {
-	r.t, r.group, r.raw, r.queue = t, group, raw, queue
+	r.t, r.group, r.raw, r.queue, r.bytes = t, group, raw, queue, len(raw.Body)
 	r.attempts, r.crashes = handOvers(raw, queue)
 }
 
-// suspect reports whether the message was in so many crashes that it may be the cause.
+// suspect reports whether the message was in enough crashes to be their possible cause.
 func (r *received) suspect() bool { return r.crashes >= suspicion }
 
-// unpack reads the message, once.
+// unpack parses the message, once.
 func (r *received) unpack() {
 	if !r.read {
-		unmarshal(&r.msg, r.raw, r.t.cfg.ownKey)
-		if noted := driver.TakeHistory(r.msg.Metadata); r.history == (driver.History{}) {
-			r.history = noted
+		unmarshal(&r.msg, r.raw, r.t.cfg.ownKey, r.t.cfg.stock)
+		if recorded := driver.TakeHistory(r.msg.Metadata); r.history == (driver.History{}) {
+			r.history = recorded
 		}
 		r.read = true
 	}
 }
 
-// handOut makes the delivery.
+// handOut returns the delivery for a handler.
 func (r *received) handOut(settler driver.Settler) *driver.Delivery {
 	r.unpack()
 	d := &r.delivery
@@ -53,7 +56,7 @@ func (r *received) handOut(settler driver.Settler) *driver.Delivery {
 	d.Topic = topicOf(r.raw, r.queue, &r.t.cfg)
 	d.Group = r.group
 	d.Attempt = r.attempts + 1
-	d.FirstSeen = firstSeen(r.raw)
+	d.FirstSeen = r.raw.Timestamp
 	d.History = r.history
 	d.FixedDelays = true
 	d.Unreadable = unreadable(r.raw)
@@ -61,30 +64,31 @@ func (r *received) handOut(settler driver.Settler) *driver.Delivery {
 	return d
 }
 
-// repeat is for one more hand-over of the same delivery.
+// repeat fills in r for another delivery of the same message.
 func (r *received) repeat(before *received, attempts int) {
 	r.t, r.group, r.raw, r.queue, r.attempts, r.crashes = before.t, before.group, before.raw, before.queue, attempts, before.crashes
+	r.bytes = before.bytes
 	r.history, r.seen, r.counted = before.delivery.History, true, before.counted || attempts > before.attempts
 }
 
-// copy is the message as one of its own, with its attempts in a header.
+// copy returns a copy of the message for publishing, with its attempts in a header.
 func (r *received) copy(attempts int) amqp.Publishing {
 	r.unpack()
 	p := copyOf(r.raw, topicOf(r.raw, r.queue, &r.t.cfg))
 	p.Headers[headerAttempt] = int32(min(attempts, 1<<30)) //nolint:gosec // bounded
 	for _, name := range []string{
 		headerCrashes, driver.HeaderFaultFailedAt, driver.HeaderFaultFailures, driver.HeaderFaultWaiting,
-		headerHead, headerSeq, headerStamp, headerName, headerNote, headerRepeat,
+		headerHead, headerSeq, headerStamp, headerName, headerControl, headerRepeat,
 	} {
 		delete(p.Headers, name)
 	}
 	history := r.history
-	if r.delivery.Message != nil { // it was handed out
+	if r.delivery.Message != nil { // it was delivered
 		history = r.delivery.History
 	}
-	noted := make(message.Metadata, 3)
-	driver.SetHistory(noted, history)
-	setText(p.Headers, noted)
+	recorded := make(message.Metadata, 3)
+	driver.SetHistory(recorded, history)
+	setText(p.Headers, recorded)
 	if r.crashes > 0 {
 		p.Headers[headerCrashes] = int32(min(r.crashes, 1<<30))
 	}
@@ -94,11 +98,11 @@ func (r *received) copy(attempts int) amqp.Publishing {
 	return p
 }
 
-// unseen counts deliveries by the ids of their messages that a lost connection took back before anybody had seen them.
-// The broker counts them as crashes if they come to this process again.
+// unseen counts, by the ids of messages, deliveries that were lost with a connection before they reached a handler. If the broker
+// delivers them to this process again, it counts them as crashes.
 type unseen map[string]int
 
-// add counts a message that goes back without having been handed out.
+// add counts a message that was fetched and never delivered to a handler.
 func (u unseen) add(r *received) {
 	if r.seen || r.raw.MessageId == "" {
 		return
@@ -109,7 +113,7 @@ func (u unseen) add(r *received) {
 	u[r.raw.MessageId] = r.unseen + 1
 }
 
-// correct takes off the count what nobody here has seen.
+// correct subtracts such deliveries from the count of a message.
 func (u unseen) correct(r *received) {
 	n := min(u[r.raw.MessageId], r.crashes)
 	r.unseen = n

@@ -16,7 +16,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
-	"github.com/leatbus/leat/internal/testenv"
 )
 
 // A group whose queue somebody has made anew with other arguments keeps its process from consuming it, and from
@@ -36,7 +35,7 @@ func TestPublisher_publishesBesideAGroupInConflict(t *testing.T) {
 		})
 		require.NoError(t, err)
 	})
-	b.ctl(t, "close_all_connections", "testing")
+	b.closeConnections(t)
 	eventually(t, "it is connected again", func() bool { return transport.Health().Reconnects >= 2 && transport.Health().Connected })
 	publish(t, transport, topic, "a")
 	d := next(t, feed)
@@ -49,8 +48,7 @@ func TestPublisher_publishesBesideAGroupInConflict(t *testing.T) {
 // A broker that negotiates smaller frames than leat asks for gets no headers that burst them.
 func TestPublisher_keepsToTheNegotiatedFrame(t *testing.T) {
 	b := ownBroker(t)
-	b.ctl(t, "eval", "application:set_env(rabbit, frame_max, 32768).")
-	defer b.ctl(t, "eval", "application:set_env(rabbit, frame_max, 131072).")
+	defer b.setting(t, "frame_max", "32768")()
 	transport := open(t, b.url())
 	topic := unique("order.paid.v1")
 	feed := subscribe(t, transport, driver.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: 1})
@@ -72,8 +70,7 @@ func TestPublisher_keepsToTheNegotiatedFrame(t *testing.T) {
 // A message that the broker refuses fails alone: what others publish meanwhile is published.
 func TestPublisher_failsARefusedMessageAlone(t *testing.T) {
 	b := ownBroker(t)
-	b.ctl(t, "eval", "application:set_env(rabbit, max_message_size, 100000).")
-	defer b.ctl(t, "eval", "application:set_env(rabbit, max_message_size, 134217728).")
+	defer b.setting(t, "max_message_size", "100000")()
 	transport := open(t, b.url())
 	topic := unique("order.paid.v1")
 	feed := subscribe(t, transport, driver.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: 8})
@@ -123,7 +120,7 @@ func TestPublisher_failsARefusedMessageAlone(t *testing.T) {
 // A message whose headers fill a frame is redelivered and poisoned all the same: the largest foreign headers are
 // left out, and the record names them.
 func TestPoison_leavesOutHeadersThatDoNotFit(t *testing.T) {
-	broker := testenv.RabbitMQ(t)
+	broker := sharedBroker(t)
 	transport := open(t, broker)
 	topic, group := unique("order.paid.v1"), unique("ledger")
 	feed := subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})

@@ -11,37 +11,36 @@ import (
 	"github.com/leatbus/leat/internal/ids"
 )
 
-// A quorum queue counts how often a message was delivered and not acked, and a policy, which a client can't see, may
-// delete what was delivered too often. So what was delivered twice is written anew before a third time, unless the
-// queue is seen to spare a pilot that was delivered more often.
+// A quorum queue counts how often a message was delivered and not acked. A policy may have a delivery-limit, beyond which the
+// broker deletes the message, and AMQP has no way to read policies. So messages that were delivered twice are rewritten before
+// they are delivered again, which begins the count anew. This is not necessary if a test message, the pilot, was delivered
+// more often and is still in the queue.
 
-// renewAt is how many deliveries make a message of a poison queue, or a held one, be written anew, which begins the
-// count again: a policy may have set a delivery-limit, beyond which the broker deletes it. Only policies can be
-// lower than manyDeliveries, and AMQP can't read them.
+// renewAt is the number of deliveries after which a message of a poison queue is rewritten.
 const renewAt = 2
 
 const (
-	// pilotRounds bounds how often a pilot is delivered: what was delivered more often is written anew in any case.
+	// pilotRounds bounds how often a pilot is delivered. Messages that were delivered more often are always rewritten.
 	pilotRounds = 64
-	// pilotPatience is how long a pilot may take to be back in its queue.
+	// pilotPatience is how long it may take until a pilot is in its queue again.
 	pilotPatience = 500 * time.Millisecond
 	// pilotTimeout bounds all deliveries of a pilot.
 	pilotTimeout = 10 * time.Second
-	// pilotLife is when the broker deletes a pilot by itself, after its process was killed.
+	// pilotLife is the time after which the broker deletes a pilot whose process was killed.
 	pilotLife = time.Minute
 )
 
-// mustRenew reports whether what was read is to be written anew. It is called while nothing of that is back.
+// mustRenew reports whether the messages that were read must be rewritten. It is called before they are requeued.
 func (b *browser) mustRenew() bool {
 	if b.count < renewAt || b.removed >= b.visited {
 		return false
 	}
-	// A pilot is behind what was not read, and goes to a consumer of the browser's own that may fetch it.
+	// A pilot would come after messages that were not read, or be delivered to one of the browser's consumers.
 	return b.visited < b.before || b.credit > 0 || b.count > pilotRounds || !b.outlives(b.count+2)
 }
 
-// outlives reports whether a message of the queue was seen to outlive so many deliveries just now. False means that
-// this is not known.
+// outlives reports whether a pilot was still in the queue after this number of deliveries. False may also mean that this could not
+// be tested.
 func (b *browser) outlives(deliveredTimes int) (outlived bool) {
 	ctx, cancel := context.WithTimeout(b.ctx, pilotTimeout)
 	defer cancel()
@@ -55,7 +54,7 @@ func (b *browser) outlives(deliveredTimes int) (outlived bool) {
 		pilot := &outgoing{key: own.queue, msg: amqp.Publishing{
 			MessageId: id, DeliveryMode: amqp.Persistent, Expiration: strconv.FormatInt(pilotLife.Milliseconds(), 10), Headers: amqp.Table{headerPilot: true},
 		}}
-		sent = true // perhaps, also if there is an error
+		sent = true // possibly also if there is an error
 		if err := own.send(pilot); err != nil {
 			return err
 		}
@@ -66,29 +65,28 @@ func (b *browser) outlives(deliveredTimes int) (outlived bool) {
 			}
 		}
 	})
-	if sent && !outlived { // it may be in the queue still
+	if sent && !outlived { // it may still be in the queue
 		b.before++
 		b.gone++
 	}
 	return outlived && err == nil
 }
 
-// deliverPilot has the pilot delivered once more. It returns how often it was before, -1 when it does not come,
-// and acks it when that is often enough.
+// deliverPilot gets the pilot once more and returns how often it was delivered before, or -1 if it did not get it. It acks the
+// pilot if that is often enough.
 func (b *browser) deliverPilot(id string, enough int) (before int, done bool) {
-	const autoAck, multiple = false, false
 	ch, err := b.conn.Channel()
 	if err != nil {
 		return -1, false
 	}
-	defer closeQuietly(ch) // which puts it back
+	defer closeQuietly(ch) // requeues the pilot
 	for began := time.Now(); time.Since(began) < pilotPatience; {
 		d, there, err := ch.Get(b.queue, autoAck)
 		switch {
 		case err != nil || there && (d.MessageId != id || !isPilot(&d)):
-			return -1, false // somebody's, poisoned meanwhile
+			return -1, false // a message that was poisoned meanwhile
 		case there && deliveries(&d) >= enough:
-			return deliveries(&d), d.Ack(multiple) == nil
+			return deliveries(&d), d.Ack(single) == nil
 		case there:
 			return deliveries(&d), false
 		}
@@ -116,25 +114,25 @@ func withoutPilots(all []*amqp.Delivery) (messages, pilots []*amqp.Delivery) {
 	return messages, pilots
 }
 
-// renew writes what was visited anew, behind the others, and takes the old ones then.
+// renew publishes copies of the messages that were visited, and then takes the old ones out.
 func (b *browser) renew(ctx context.Context) error {
 	return b.onOwnConnection(ctx, "renew", func(again *browser) error {
 		if err := again.open(); err != nil {
 			return err
 		}
 		defer func() { again.close() }()
-		// Behind what was visited, something may have been fetched.
+		// The consumers may have fetched more than was visited.
 		if err := again.rewrite(b.visited - b.removed + stride); err != nil {
 			return err
 		}
-		again.removed, again.taken = 0, nil // for each there is another
-		return again.requeue()              // some of the new ones have come, too: the next look must not miss them
+		again.removed, again.taken = 0, nil // there is a copy of each
+		return again.requeue()              // also of copies that were delivered: the next reader must find them
 	})
 }
 
-// onOwnConnection calls do with a browser of the same queue that has a connection of its own, and is not open yet. It
-// closes that connection when the broker accepts no messages, or when ctx is done: a broker that accepts none stops
-// reading from a connection that has published, and answers nothing there.
+// onOwnConnection calls do with a browser of the same queue that has its own connection and is not open yet. It closes the
+// connection when the broker accepts no messages, or when ctx is done: a broker that accepts no messages does not read from
+// connections that have published, and so does not answer.
 func (b *browser) onOwnConnection(ctx context.Context, role string, do func(*browser) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -145,18 +143,11 @@ func (b *browser) onOwnConnection(ctx context.Context, role string, do func(*bro
 	hangUp := sync.OnceFunc(func() { _ = conn.CloseDeadline(time.Now().Add(lastWords)) })
 	defer hangUp()
 	defer context.AfterFunc(ctx, hangUp)()
-	blocked := conn.NotifyBlocked(make(chan amqp.Blocking, 1))
-	go func() {
-		for b := range blocked { // until the connection is closed
-			if b.Active {
-				cancel(errBlocked)
-			}
-		}
-	}()
+	cancelWhenBlocked(conn, cancel)
 	return do(&browser{ctx: ctx, t: b.t, conn: conn, wire: wire, queue: b.queue, group: b.group})
 }
 
-// rewrite publishes the first n messages of the queue, or a few more, to it and takes them then.
+// rewrite publishes copies of the first n messages of the queue, or a few more, to the queue, and then takes them out.
 func (b *browser) rewrite(n int) error {
 	seen := make(map[string]int)
 	err := b.walkStrides(func(window []*amqp.Delivery) (bool, error) {

@@ -17,19 +17,18 @@ import (
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/bus/driver"
-	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/middleware"
 	"github.com/leatbus/leat/transports/amqp"
 )
 
-// killsVariable is how often TestAReplayIsKilled kills.
+// killsVariable is how often TestReplay_isKilled kills.
 const killsVariable = "LEAT_TEST_KILLS"
 
 // TestMainOfTheProcessThatReplays replays a whole poison queue, until it is killed.
 func TestMainOfTheProcessThatReplays(t *testing.T) {
 	group := os.Getenv("LEAT_TEST_REPLAY_GROUP")
 	if group == "" {
-		t.Skip("this is the other process of TestAReplayIsKilled")
+		t.Skip("this is the other process of TestReplay_isKilled")
 	}
 	transport, err := openURL(t.Context(), os.Getenv("LEAT_TEST_REPLAY_URL"))
 	require.NoError(t, err)
@@ -42,8 +41,8 @@ func TestMainOfTheProcessThatReplays(t *testing.T) {
 
 // An operator's process that is killed in the middle of a replay leaves no message in neither place, and
 // at most a window of them in both. Those are handled once, where dedup is on.
-func TestAReplayIsKilled(t *testing.T) {
-	broker := testenv.RabbitMQ(t)
+func TestReplay_isKilled(t *testing.T) {
+	broker := sharedBroker(t)
 	kills := 3
 	if n, err := strconv.Atoi(os.Getenv(killsVariable)); err == nil {
 		kills = n
@@ -79,8 +78,8 @@ func TestAReplayIsKilled(t *testing.T) {
 }
 
 // An operator who interrupts a replay leaves no message in both places: what was published is taken out.
-func TestAnInterruptedReplayLeavesNothingInBothPlaces(t *testing.T) {
-	broker := testenv.RabbitMQ(t)
+func TestReplay_interruptedLeavesNoMessageInTwoQueues(t *testing.T) {
+	broker := sharedBroker(t)
 	for _, queue := range []string{"quorum", "classic"} {
 		t.Run(queue, func(t *testing.T) {
 			raw := withOptions(broker, "queue="+queue)
@@ -113,7 +112,7 @@ func TestAnInterruptedReplayLeavesNothingInBothPlaces(t *testing.T) {
 func killReplay(t *testing.T, raw, group string, when int) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestMainOfTheProcessThatReplays$")
-	cmd.Env = append(os.Environ(), "LEAT_TEST_REPLAY_GROUP="+group, "LEAT_TEST_REPLAY_URL="+raw)
+	cmd.Env = append(os.Environ(), "LEAT_TEST_REPLAY_GROUP="+group, "LEAT_TEST_REPLAY_URL="+patiently(raw))
 	out, err := cmd.StdoutPipe()
 	require.NoError(t, err)
 	require.NoError(t, cmd.Start())
@@ -173,7 +172,7 @@ func handleAll(t *testing.T, raw, service, topic string, n int) (handled map[str
 	return handled, stats
 }
 
-// poisoned are the ids of everything in a poison queue.
+// poisoned returns the ids of everything in a poison queue.
 func poisoned(t *testing.T, transport driver.Transport, group string) (ids []string) {
 	t.Helper()
 	list, err := transport.PoisonQueue(group).List(t.Context(), "", 100_000)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"strconv"
 	"strings"
 	"sync"
@@ -14,97 +15,92 @@ import (
 )
 
 const (
-	// soundSession is how long a session lasts that did not fail at once.
-	soundSession = 2 * time.Second
-	// assertInterval is how often bindings are made again that somebody may have taken away: a
-	// deleted exchange takes them along, and tells no consumer.
+	// stableSession is how long a session must last to count as successful.
+	stableSession = 2 * time.Second
+	// assertInterval is how often bindings are declared again: a deleted exchange deletes them without an error for consumers. A process
+	// with many groups does so for one group in each assertPace.
 	assertInterval = 30 * time.Second
-	// suspicion is how many times a message may be lost in a crash before it is handled alone.
+	assertPace     = 3 * time.Second
+	// suspicion is how many crashes a message may be in before it is delivered alone.
 	suspicion = 2
 )
 
-// session is one channel of a feed, from one loss of the connection to the next.
+// A session is one channel of a receiver, until the channel is closed.
 type session struct {
-	feed *feed
-	ch   *amqp.Channel
-	wire *coalescer
-	acks *acks
+	receiver *receiver
+	ch       *amqp.Channel
+	wire     *writeBatcher
+	acks     *acks
+	spill    spill
 
 	gone      chan *amqp.Error // the channel was closed
 	cancelled chan string      // the broker cancelled a consumer
 	over      atomic.Bool
 	pumps     sync.WaitGroup
-	consumers int // made so far, for their tags
+	consumers int // number of consumers so far, for their tags
 	tags      []string
 
-	// A message that crashes its process crashes the next as well, and the broker counts a delivery
-	// for every message that was fetched with it. So a session begins by fetching one message, and
-	// more as soon as it sees one that has not been in two crashes: then a bad one is alone when it
-	// crashes, and the count of the others stays true.
+	// A message that crashes its process also crashes the next one, and the broker counts a delivery of each message that was
+	// fetched with it. So a session begins by fetching one message, and fetches more after the first one that was in less
+	// than two crashes. Then a message that crashes its process is fetched alone, and the counts of the others are right.
 	careful atomic.Bool
-	wide    chan struct{} // may fetch more
-	idle    chan struct{} // closed when nothing is out, after the feed was closed
+	wide    chan struct{} // signals that more may be fetched
+	idle    chan struct{} // closed when all deliveries are settled, after the receiver was closed
 	settled func()
 	drained bool
 }
 
-// run consumes until the feed is closed, over as many sessions as it takes.
-func (f *feed) run() {
-	defer f.release()
-	pause := newBackoff()
-	for f.open.Err() == nil {
-		began := time.Now()
-		s, err := f.connectAlone()
-		if err == nil {
-			err = s.serve()
-			f.purge(s)
-		}
-		f.isolate()
-		if time.Since(began) > soundSession {
-			pause.Reset()
-		}
-		if f.open.Err() != nil {
-			return
-		}
-		f.t.cfg.Logger.Warn("leat: amqp: consuming is interrupted", "group", f.sub.Group, "error", err)
-		pause.Wait(f.open)
-	}
+// assertAfter returns when a group's bindings are declared again: at random, so that groups do not do so together.
+func (t *Transport) assertAfter() time.Duration {
+	every := max(assertInterval, time.Duration(t.topology.size())*assertPace)
+	return every/2 + rand.N(every)
 }
 
-// A queue that can't work, such as one of a cluster that has lost its majority, has the broker end the whole
-// connection over which somebody asks for it (INTERNAL_ERROR). The connection is shared by all groups, and one after
-// the other would lose it again and again.
+// runSession runs one session and returns why it has ended.
+func (f *receiver) runSession() error {
+	s, err := f.connectOneByOne(f.declared)
+	f.declared = false
+	if err == nil {
+		err = s.serve()
+		f.purge(s)
+	}
+	f.isolate()
+	return err
+}
 
-// sickFailures is how often that may happen to a group before it gets a connection of its own.
-const sickFailures = 3
+// If a queue does not work, for example because its cluster has lost its majority, the broker closes the whole connection of a
+// client that declares it (INTERNAL_ERROR). All groups share the connection, and would lose it again and again.
 
-// connectAlone is connect. While the connection was ended so a short time ago, one group connects at a time: then it
-// is known over which group it is ended.
-func (f *feed) connectAlone() (*session, error) {
+// unstableAfter is how often that may happen to a group before it gets its own connection.
+const unstableAfter = 3
+
+// connectOneByOne calls connect. For a while after the connection was closed in this way, one group connects at a time: then it is
+// known which group causes it.
+func (f *receiver) connectOneByOne(declared bool) (*session, error) {
 	l := f.link()
-	if l.isSick() {
+	if l.isUnstable() {
 		select {
-		case l.turn <- struct{}{}:
-			defer func() { <-l.turn }()
+		case l.connecting <- struct{}{}:
+			defer func() { <-l.connecting }()
 		case <-f.open.Done():
 			return nil, context.Cause(f.open)
 		}
 	}
-	s, err := f.connect()
-	f.blame(err)
+	s, err := f.connect(declared)
+	f.countConnectionFailure(err)
 	return s, err
 }
 
-// blame counts an operation of this group that ended the connection.
-func (f *feed) blame(err error) {
+// countConnectionFailure counts an operation of this group because of which the broker closed the connection.
+func (f *receiver) countConnectionFailure(err error) {
 	if isCode(err, amqp.InternalError) {
 		f.failures++
 	}
 }
 
-// isolate gives a group a connection of its own that has ended the shared one too often.
-func (f *feed) isolate() {
-	if f.failures < sickFailures || f.open.Err() != nil {
+// isolate gives the group its own connection if it has closed the shared one too often.
+func (f *receiver) isolate() {
+	if f.failures < unstableAfter || f.open.Err() != nil {
 		return
 	}
 	f.failures = 0
@@ -116,7 +112,7 @@ func (f *feed) isolate() {
 	}
 	l, err := openLink(f.open, f.t.cfg, "group "+f.sub.Group)
 	if err != nil {
-		return // next time
+		return // try again the next time
 	}
 	f.t.cfg.Logger.Error("leat: amqp: the broker ends the connection over this group's queues; the group gets a connection of its own",
 		"group", f.sub.Group)
@@ -132,8 +128,8 @@ func (f *feed) isolate() {
 	}
 }
 
-// connect opens a channel, makes what is missing and begins to consume.
-func (f *feed) connect() (*session, error) {
+// connect opens a channel, makes what is missing unless it was declared just now, and begins to consume.
+func (f *receiver) connect(declared bool) (*session, error) {
 	conn, wire, err := f.link().connection(f.open)
 	if err != nil {
 		return nil, err
@@ -142,7 +138,7 @@ func (f *feed) connect() (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &session{feed: f, ch: ch, wire: wire, wide: make(chan struct{}, 1), idle: make(chan struct{})}
+	s := &session{receiver: f, ch: ch, wire: wire, spill: spill{create: f.t.createSpill}, wide: make(chan struct{}, 1), idle: make(chan struct{})}
 	s.settled = sync.OnceFunc(func() { close(s.idle) })
 	s.gone = ch.NotifyClose(make(chan *amqp.Error, 1))
 	s.cancelled = ch.NotifyCancel(make(chan string, len(f.queues)+1))
@@ -152,9 +148,12 @@ func (f *feed) connect() (*session, error) {
 	f.mu.Lock()
 	f.session = s
 	f.mu.Unlock()
-	if err = f.t.topology.subscribe(ch, f.sub); err == nil {
-		f.adoptHeld(conn)
-		err = s.consume(s.firstPrefetch())
+	if !declared {
+		err = f.t.topology.subscribe(ch, f.sub)
+	}
+	if err == nil {
+		f.adoptLegacy(conn)
+		err = s.consume(1) // see careful
 	}
 	if err != nil {
 		s.close()
@@ -164,56 +163,45 @@ func (f *feed) connect() (*session, error) {
 	return s, nil
 }
 
-func (s *session) firstPrefetch() int {
-	if s.careful.Load() {
-		return 1
-	}
-	return s.feed.prefetch
-}
-
-// consume begins to fetch so many messages ahead from each queue.
+// consume begins to consume all queues with this prefetch.
 func (s *session) consume(prefetch int) error {
 	const size, global = 0, false
-	const autoAck, noLocal = false, false
-	prefetch = s.feed.bytes.fit(prefetch)
+	prefetch = s.receiver.bytes.fit(prefetch)
 	if err := s.ch.Qos(prefetch, size, global); err != nil {
 		return err
 	}
 	s.acks.fit(prefetch)
-	for _, queue := range s.feed.queues {
+	for _, queue := range s.receiver.queues {
 		s.consumers++
-		tag := s.feed.sub.Group + "-" + strconv.Itoa(s.consumers)
-		s.wire.meter.watch(tag, s.feed.bytes)
-		deliveries, err := s.ch.Consume(queue, tag, autoAck, exclusive, noLocal, noWait, nil)
+		tag := s.receiver.sub.Group + "-" + strconv.Itoa(s.consumers)
+		s.wire.meter.watch(tag, s.receiver.bytes)
+		deliveries, err := s.ch.Consume(queue, tag, autoAck, exclusive, noLocal, noWait, consumerArguments(s.receiver.sub))
 		if err != nil {
 			return err
 		}
 		s.tags = append(s.tags, tag)
 		s.pumps.Go(func() {
-			// The range ends when the broker cancels the consumer or the channel is gone; it
-			// never yields a message that nobody sent.
+			// The range ends when the broker cancels the consumer or the channel is closed.
 			for d := range deliveries {
-				s.feed.arrive(s, queue, &d)
+				s.receiver.arrive(s, queue, &d)
 			}
 		})
 	}
 	return nil
 }
 
-// judge decides after the first message whether more can be fetched at once.
-func (s *session) judge(it *item) {
+// correctAttempt allows the session to fetch more, after the first message that is no suspect.
+func (s *session) correctAttempt(it *item) {
 	if !it.suspect() && s.careful.CompareAndSwap(true, false) {
-		s.acks.hold()
+		s.acks.pause()
 		s.wide <- struct{}{}
 	}
 }
 
-func (s *session) isOver() bool { return s.over.Load() }
-
-// serve returns when the channel is gone or the feed was closed and nothing is out.
+// serve blocks until the channel is closed, or until the receiver is closed and all deliveries are settled.
 func (s *session) serve() error {
 	defer s.close()
-	assert := time.NewTicker(assertInterval)
+	assert := time.NewTimer(s.receiver.t.assertAfter())
 	defer assert.Stop()
 	for {
 		select {
@@ -222,39 +210,41 @@ func (s *session) serve() error {
 		case tag := <-s.cancelled:
 			return consumerCancelled(tag)
 		case <-s.wide:
-			if err := s.refocus(s.feed.prefetch); err != nil {
+			if err := s.consumeAgain(s.receiver.prefetch); err != nil {
 				return err
 			}
-		case <-s.feed.bytes.changed:
+		case <-s.receiver.bytes.changed:
 			if s.careful.Load() {
 				continue
 			}
-			if err := s.refocus(s.feed.prefetch); err != nil {
+			if err := s.consumeAgain(s.receiver.prefetch); err != nil {
 				return err
 			}
 		case <-assert.C:
-			if err := s.feed.t.topology.subscribe(s.ch, s.feed.sub); err != nil {
-				s.feed.blame(err)
+			assert.Reset(s.receiver.t.assertAfter())
+			if err := s.receiver.t.topology.subscribe(s.ch, s.receiver.sub); err != nil {
+				s.receiver.countConnectionFailure(err)
 				return err
 			}
-		case <-s.feed.open.Done():
+		case <-s.receiver.open.Done():
 			return s.drain()
 		}
 	}
 }
 
-// refocus replaces the consumers by ones that fetch another number. Acks that are held are sent then.
-func (s *session) refocus(prefetch int) error {
-	defer s.acks.goOn()
+// consumeAgain replaces the consumers by ones with another prefetch, and sends the paused acks.
+func (s *session) consumeAgain(prefetch int) error {
+	defer s.acks.resume()
 	if err := s.cancel(); err != nil {
 		return err
 	}
+	s.pumps.Wait() // later messages must not overtake those that the library has received for the cancelled consumers
 	return s.consume(prefetch)
 }
 
-// settle returns when everything has arrived that the queues sent so far: they answer behind it.
+// settle blocks until all messages have arrived that the queues have sent so far: a queue answers a request after them.
 func (s *session) settle() error {
-	for _, queue := range s.feed.queues {
+	for _, queue := range s.receiver.queues {
 		if _, err := s.ch.QueueDeclarePassive(queue, durable, autoDelete, exclusive, noWait, nil); err != nil {
 			return err
 		}
@@ -272,25 +262,25 @@ func (s *session) cancel() error {
 	return nil
 }
 
-// drain is the end of a session whose feed was closed: it gives back what was not handed out, and
-// stays until the rest is settled.
+// drain ends a session whose receiver was closed: it gives back the messages that were not delivered, and blocks until the others
+// are settled.
 //
-// What is not settled when the channel is closed goes back to its place in a quorum queue; what is
-// nacked, or had its consumer cancelled, to the end. So with one worker, which promises the order of arrival, the
-// consumer stays until everything that is out is settled; nor can the next one take over before.
+// When a channel is closed, a quorum queue puts unsettled messages back to their positions; when they are nacked or their consumer
+// is cancelled, to the end. So with one worker, which promises the order of arrival, the consumer stays until all deliveries are
+// settled, and the next consumer can't take over before.
 func (s *session) drain() error {
-	s.feed.t.active.Add(1) // Close waits for the last acks too
+	s.receiver.t.active.Add(1) // Close also waits for the last acks
 	s.drained = true
-	defer s.feed.release()
-	if s.feed.keepsPlace() {
-		s.feed.giveBack()
-		s.feed.release()
+	defer s.receiver.release()
+	if s.receiver.keepsOrder() {
+		s.receiver.giveBack()
+		s.receiver.release()
 		if err := s.awaitIdle(); err != nil {
 			return err
 		}
 		return s.rest()
 	}
-	s.acks.hold()
+	s.acks.pause()
 	if err := s.settle(); err != nil {
 		return err
 	}
@@ -298,28 +288,28 @@ func (s *session) drain() error {
 		return err
 	}
 	s.pumps.Wait()
-	s.acks.goOn()
-	s.feed.giveBack()
-	s.feed.release()
+	s.acks.resume()
+	s.receiver.giveBack()
+	s.receiver.release()
 	if err := s.awaitIdle(); err != nil {
 		return err
 	}
 	return s.rest()
 }
 
-// A channel keeps acks of quorum queues back while 32 wait for the disk, and forgets them when it is closed.
+// A channel delays acks of quorum queues while 32 of them wait for the disk, and drops them when it is closed.
 
-// rest gives the broker time to carry out many acks, where another consumer would be served.
+// rest gives the broker time to process many acks, if another consumer would get the messages otherwise.
 func (s *session) rest() error {
 	s.acks.hurry()
-	if s.feed.t.cfg.QueueType == Classic || s.acks.recent() < pace {
+	if s.receiver.t.cfg.QueueType == Classic || s.acks.recent() < pace {
 		return nil
 	}
-	return sleep(s.feed.life, ackMemory)
+	return sleep(s.receiver.life, ackMemory)
 }
 
 func (s *session) awaitIdle() error {
-	f := s.feed
+	f := s.receiver
 	f.mu.Lock()
 	if f.out == 0 {
 		s.settled()
@@ -335,11 +325,13 @@ func (s *session) awaitIdle() error {
 	}
 }
 
-// consumerCancelled tells the reasons that a broker may have: it does not say which it is. RabbitMQ 4.3 cancels a
-// consumer where earlier versions close the channel.
+var errAckTimeout = errors.New("everything unacked is redelivered: give handlers a timeout that is shorter, or raise consumer_timeout on the broker")
+
+// consumerCancelled returns an error with the possible reasons, because the broker gives none. RabbitMQ 4.3 cancels a consumer in
+// cases in which earlier versions close the channel.
 func consumerCancelled(tag string) error {
 	return fmt.Errorf("the broker cancelled the consumer %s: its queue was deleted or lost its leader, or an ack took longer than the "+
-		"broker's consumer_timeout, so that all that was out comes again: give handlers a timeout that is shorter, or raise consumer_timeout on the broker", tag)
+		"broker's consumer_timeout, so %w", tag, errAckTimeout)
 }
 
 func channelLost(reason *amqp.Error) error {
@@ -347,45 +339,44 @@ func channelLost(reason *amqp.Error) error {
 		return errors.New("the connection was lost")
 	}
 	if reason.Code == amqp.PreconditionFailed && strings.Contains(reason.Reason, "timed out") {
-		return fmt.Errorf("the broker waited longer than its consumer_timeout for an ack, so that all that was out comes again: "+
-			"give handlers a timeout that is shorter, or raise consumer_timeout on the broker: %w", reason)
+		return fmt.Errorf("the broker waited longer than its consumer_timeout for an ack, so %w: %w", errAckTimeout, reason)
 	}
 	return fmt.Errorf("the broker closed the channel: %w", reason)
 }
 
-// close ends the channel. What was not acked goes back to its queue.
+// close closes the channel. The broker requeues messages that were not acked.
 func (s *session) close() {
 	s.over.Store(true)
 	s.acks.end()
 	closeQuietly(s.ch)
 	s.pumps.Wait()
 	if s.drained {
-		s.feed.t.active.Add(-1)
+		s.receiver.t.active.Add(-1)
 	}
 }
 
-// keepsPlace reports whether the order of the queue is to be kept when a consumer ends.
-func (f *feed) keepsPlace() bool { return f.sub.Concurrency == 1 }
+// keepsOrder reports whether the order of the queue must be kept when a consumer ends.
+func (f *receiver) keepsOrder() bool { return f.sub.Concurrency == 1 }
 
-// giveBack returns what was never handed out. The broker would count each as delivered, which it
-// was not; so it is published again, at the end of the queue. Where place matters more than the
-// count, it is left to the end of the channel, but for what has an attempt that only this process knows.
-func (f *feed) giveBack() {
+// giveBack gives back the messages that were not delivered. If they were requeued, the broker would count a delivery for each, so
+// copies are published to the end of the queue. If the order matters more than the count, closing the channel requeues them,
+// except for those with an attempt that is only counted in this process.
+func (f *receiver) giveBack() {
 	f.mu.Lock()
 	back := make(map[*item]time.Duration)
-	for it, h := range f.held {
+	for it, h := range f.redeliveryTimers {
 		h.timer.Stop()
 		back[it] = time.Until(h.due)
 	}
-	clear(f.held)
+	clear(f.redeliveryTimers)
 	for _, it := range f.ready {
 		back[it] = 0
 	}
 	f.ready = nil
 	moves := make(map[*item]time.Duration)
 	for it, after := range back {
-		if !f.keepsPlace() || it.counted || after > 0 {
-			f.takeOut()
+		if !f.keepsOrder() || it.counted || after > 0 {
+			f.countDelivered()
 			moves[it] = after
 		}
 	}

@@ -2,6 +2,7 @@ package amqp_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/binary"
 	"io"
@@ -29,6 +30,8 @@ type sickBroker struct {
 	target   string
 	queue    atomic.Pointer[string] // nil: no queue is sick
 	ended    atomic.Int32
+	requests atomic.Int64 // methods that clients have sent
+	version  [2][]byte    // the broker's, and what clients are told; of the same length
 }
 
 func newSickBroker(t testing.TB, target string) *sickBroker {
@@ -69,6 +72,9 @@ func (b *sickBroker) serve(client net.Conn) {
 			if err != nil {
 				return
 			}
+			if b.version[0] != nil {
+				frame = bytes.ReplaceAll(frame, b.version[0], b.version[1])
+			}
 			mu.Lock()
 			_, err = client.Write(frame)
 			mu.Unlock()
@@ -88,6 +94,9 @@ func (b *sickBroker) serve(client net.Conn) {
 		frame, err := readFrame(in)
 		if err != nil {
 			return
+		}
+		if frame[0] == 1 {
+			b.requests.Add(1)
 		}
 		if b.isSick(frame) {
 			b.ended.Add(1)
@@ -126,7 +135,7 @@ func (b *sickBroker) isSick(frame []byte) bool {
 
 // A group whose queue makes the broker end the connection gets one of its own: others go on.
 func TestGroup_aSickQueueEndsNoOtherGroupsConnection(t *testing.T) {
-	broker := testenv.RabbitMQ(t)
+	broker := sharedBroker(t)
 	u, err := rabbit.ParseURI(broker)
 	require.NoError(t, err)
 	proxy := newSickBroker(t, u.Host+":"+itoa(u.Port))

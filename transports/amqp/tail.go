@@ -12,15 +12,15 @@ import (
 )
 
 const (
-	// A tail's queue keeps so much for a reader that is slow; then the oldest copies go.
+	// The limits of a tail's queue. If its reader is slow, the oldest copies are dropped.
 	tailMessages = 10_000
 	tailBytes    = 64 << 20
 	tailPrefetch = 100
 )
 
-// Tail reads from a queue of its own, which goes away with its connection. Copies that are published
-// while the connection is lost are missing. With topology=watermill a pattern is that of the topics
-// known when Tail begins. A user without the right to make queues can't tail.
+// Tail reads copies from its own queue, which the broker deletes when the connection ends. Messages that are published while the
+// connection is lost are missing. With topology=watermill a pattern matches the topics that are known when Tail begins. The user
+// needs the right to declare queues.
 func (t *Transport) Tail(ctx context.Context, pattern string, fn func(topic string, msg *message.Message) error) error {
 	if err := driver.ValidatePattern(pattern); err != nil {
 		return fmt.Errorf("amqp: tail: %w", err)
@@ -49,7 +49,7 @@ type tail struct {
 	pattern string
 	fn      func(topic string, msg *message.Message) error
 	began   bool  // it has been connected
-	ended   error // fn's
+	ended   error // of fn
 }
 
 var errTailLost = errors.New("the connection was lost")
@@ -58,7 +58,7 @@ func (tl *tail) run(i *inspection) error {
 	deliveries, err := tl.listen(i)
 	switch {
 	case isCode(err, amqp.AccessRefused):
-		return fmt.Errorf("the user has no right to make a queue for the copies (amq.gen-*) or to read from the exchange: %w", err)
+		return fmt.Errorf("the user has no right to declare a queue for the copies (amq.gen-*) or to read from the exchange: %w", err)
 	case err != nil:
 		return err
 	}
@@ -78,9 +78,9 @@ func (tl *tail) run(i *inspection) error {
 	}
 }
 
-// listen makes the queue and begins to consume.
+// listen declares the queue and begins to consume.
 func (tl *tail) listen(i *inspection) (<-chan amqp.Delivery, error) {
-	exchanges, err := tl.exchanges(i)
+	sources, err := tl.sources(i)
 	if err != nil {
 		return nil, err
 	}
@@ -95,24 +95,34 @@ func (tl *tail) listen(i *inspection) (<-chan amqp.Delivery, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, exchange := range exchanges {
-		if err := ch.QueueBind(q.Name, bindingKey(tl.pattern), exchange, noWait, nil); err != nil {
-			return nil, fmt.Errorf("exchange %q: %w", exchange, err)
+	for _, from := range sources {
+		if err := ch.QueueBind(q.Name, from.key, from.exchange, noWait, nil); err != nil {
+			return nil, fmt.Errorf("exchange %q: %w", from.exchange, err)
 		}
 	}
-	const size, global = 0, false
-	if err := ch.Qos(tailPrefetch, size, global); err != nil {
-		return nil, err
-	}
-	const autoAck, noLocal = false, false
-	return ch.Consume(q.Name, "tail", autoAck, ours, noLocal, noWait, nil)
+	return consume(ch, q.Name, "tail", tailPrefetch, ours, nil)
 }
 
-// exchanges are where the copies come from: one, or one for each topic.
-func (tl *tail) exchanges(i *inspection) ([]string, error) {
+// sources returns the exchanges of the copies: one, or with topology=watermill one for each topic.
+func (tl *tail) sources(i *inspection) ([]address, error) {
 	if !i.t.topology.watermill() {
-		return []string{i.t.cfg.ExchangeName}, nil
+		return []address{{i.t.cfg.ExchangeName, bindingKey(tl.pattern)}}, nil
 	}
+	matching, err := tl.topics(i)
+	if err != nil {
+		return nil, err
+	}
+	all := make([]address, len(matching))
+	for n, topic := range matching {
+		if all[n] = i.t.cfg.stock.of(topic); all[n].exchange == "" {
+			return nil, fmt.Errorf("topic %s is published to the default exchange, from which copies are not possible: %w", topic, driver.ErrUnsupported)
+		}
+	}
+	return all, nil
+}
+
+// topics returns those that match the pattern, of topology=watermill.
+func (tl *tail) topics(i *inspection) ([]string, error) {
 	if driver.ValidateTopic(tl.pattern) == nil {
 		return []string{tl.pattern}, nil
 	}
@@ -127,19 +137,18 @@ func (tl *tail) exchanges(i *inspection) ([]string, error) {
 		}
 	}
 	if matching == nil {
-		return nil, fmt.Errorf("with topology=watermill a pattern finds only topics that a leat group asks for, and none of those matches; name the topic: %w", driver.ErrUnsupported)
+		return nil, fmt.Errorf("with topology=watermill a pattern matches only topics of leat groups, and it matches none of them; use the topic's name: %w", driver.ErrUnsupported)
 	}
 	return matching, nil
 }
 
 func (tl *tail) show(i *inspection, d *amqp.Delivery) error {
-	const multiple = false
 	msg := new(message.Message)
-	distrust(d)
-	unmarshal(msg, d, nil)
+	dropForeignHeaders(d)
+	unmarshal(msg, d, nil, i.t.cfg.stock)
 	if err := tl.fn(topicOf(d, "", &i.t.cfg), msg); err != nil {
 		return err
 	}
-	_ = d.Ack(multiple) // where that fails the connection is lost, and the next read tells
+	_ = d.Ack(single) // if it fails, the connection is lost, and the next read fails too
 	return nil
 }

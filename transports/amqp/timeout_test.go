@@ -17,22 +17,19 @@ import (
 
 // A handler that takes longer than the broker waits for an ack: the group goes on, nothing is lost, and the
 // log names the cure.
-func TestAHandlerThatOutlastsTheConsumerTimeout(t *testing.T) {
+func TestConsumerTimeout_ofAHandler(t *testing.T) {
 	b := ownBroker(t)
-	setting := func(name, value string) {
-		b.ctl(t, "eval", "application:set_env(rabbit, "+name+", "+value+").")
-	}
-	setting("consumer_timeout", "3000")
-	setting("channel_tick_interval", "300")
-	defer setting("consumer_timeout", "1800000")
-	defer setting("channel_tick_interval", "60000")
+	t.Cleanup(b.setting(t, "consumer_timeout", "3000"))
+	t.Cleanup(b.setting(t, "channel_tick_interval", "300"))
 	for _, order := range []driver.Order{driver.Unordered, driver.OrderedByKey} {
 		t.Run(order.String(), func(t *testing.T) {
-			bothQueues(t, withOptions(b.url(), "heartbeat=2s"), func(t *testing.T, raw string) {
+			t.Parallel()
+			bothQueues(t, b.url(), func(t *testing.T, raw string) {
 				u, err := url.Parse(raw)
 				require.NoError(t, err)
 				cfg, err := amqp.ConfigFromURL(u)
 				require.NoError(t, err)
+				bePatient(&cfg)
 				log := new(testenv.Buffer)
 				cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
 				transport, err := amqp.New(t.Context(), cfg)
@@ -45,7 +42,7 @@ func TestAHandlerThatOutlastsTheConsumerTimeout(t *testing.T) {
 				publishKeyed(t, transport, topic, "a/1", "b/1")
 				slow := next(t, feed)
 				for driver.MessageID(slow.Message) != "a/1" {
-					ack(t, slow)
+					_ = slow.Settler.Ack() // a late one is redelivered
 					slow = next(t, feed)
 				}
 				log.Reset() // what is logged from now on ends the message's session, or a later one
@@ -58,8 +55,9 @@ func TestAHandlerThatOutlastsTheConsumerTimeout(t *testing.T) {
 				handled := map[string]bool{"a/1": order != driver.Unordered}
 				for !handled["a/1"] || !handled["a/2"] {
 					d := next(t, feed)
-					ack(t, d)
-					handled[driver.MessageID(d.Message)] = true
+					if err := d.Settler.Ack(); err == nil || order != driver.Unordered {
+						handled[driver.MessageID(d.Message)] = true
+					} // else this took too long, too
 				}
 				closeAll(t, transport)
 			})

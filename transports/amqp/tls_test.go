@@ -20,12 +20,10 @@ import (
 
 	rabbit "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
-
-	"github.com/leatbus/leat/internal/testenv"
 )
 
 func TestTLS(t *testing.T) {
-	broker := testenv.RabbitMQ(t)
+	broker := sharedBroker(t)
 	u, err := rabbit.ParseURI(broker)
 	require.NoError(t, err)
 	dir := t.TempDir()
@@ -42,7 +40,7 @@ func TestTLS(t *testing.T) {
 	})
 	address := "amqps://" + u.Username + ":" + u.Password + "@" + front + "/"
 	with := func(pairs ...string) string {
-		values := url.Values{"connect_timeout": {"3s"}} // enough for one try
+		values := url.Values{"connect_timeout": {"10s"}} // enough for one try on a busy machine
 		for i := 0; i < len(pairs); i += 2 {
 			values.Set(pairs[i], pairs[i+1])
 		}
@@ -116,7 +114,7 @@ func (a *authority) issue(t *testing.T, name, dir string) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
-// terminate is a TLS front of a plain server.
+// terminate returns a TLS front of a plain server.
 func terminate(t *testing.T, target string, cfg *tls.Config) string {
 	listener, err := tls.Listen("tcp", "127.0.0.1:0", cfg)
 	require.NoError(t, err)

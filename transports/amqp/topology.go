@@ -16,24 +16,24 @@ import (
 
 // manyDeliveries is the x-delivery-limit of group and poison queues. RabbitMQ 4 drops a message
 // after 20 deliveries by default; leat counts for itself. It is a number and not -1 (no limit),
-// because the same arguments must do on every version: a queue can't change them.
+// because the arguments of a queue can't change and must be valid on every version.
 const manyDeliveries = int64(1 << 30)
 
-// topology knows the names on the broker, and declares what is missing. What was declared is
-// remembered, so that it can be made again where it was deleted.
+// A topology has the names of objects on the broker, and declares those that are missing. It remembers what it has declared, so that
+// deleted objects can be declared again.
 type topology struct {
 	cfg *Config
 
 	mu        sync.Mutex
-	exchanges map[string]bool // fanout exchanges of topology=watermill that were published to
+	exchanges map[string]bool // fanout exchanges of topology=watermill to which messages were published
 	delays    bool            // something was published with a delay
 	groups    map[string]driver.Subscription
-	sick      map[string]time.Time // until when groups are not declared by the way
+	unstable  map[string]time.Time // until when groups are not declared over the publishing connection
 }
 
 func newTopology(cfg *Config) *topology {
 	t := &topology{cfg: cfg, groups: make(map[string]driver.Subscription)}
-	t.exchanges, t.sick = make(map[string]bool), make(map[string]time.Time)
+	t.exchanges, t.unstable = make(map[string]bool), make(map[string]time.Time)
 	return t
 }
 
@@ -46,31 +46,36 @@ func (t *topology) forQueues(queueType QueueType) *topology {
 
 func (t *topology) watermill() bool { return t.cfg.Topology == TopologyWatermill }
 
-// address is where a topic's messages are published.
+// address returns the exchange and the routing key for a topic's messages.
 func (t *topology) address(topic string) (exchange, key string) {
 	if t.watermill() {
-		return topic, ""
+		a := t.cfg.stock.of(topic)
+		return a.exchange, a.key
 	}
 	return t.cfg.ExchangeName, topic
 }
 
-// queues are the queues of a group: one, or with topology=watermill one for each topic.
+// delayKey returns the routing key with which a delayed message reaches its topic.
+func (t *topology) delayKey(topic string) (string, error) {
+	if t.watermill() {
+		return t.cfg.stock.delayKey(topic)
+	}
+	return topic, nil
+}
+
+// queues returns the queues of a group: one, or with topology=watermill those of its topics.
 func (t *topology) queues(s driver.Subscription) []string {
 	if !t.watermill() {
 		return []string{s.Group}
 	}
-	var names []string
-	for _, topic := range s.Known {
-		names = append(names, topic+"_"+s.Group)
-	}
-	return names
+	return t.cfg.stock.queuesOf(s)
 }
 
-func poisonName(group string) string { return group + poisonSuffix }
-func heldName(group string) string   { return group + heldSuffix }
-func leadName(group string) string   { return group + leadSuffix }
+func poisonName(group string) string      { return group + poisonSuffix }
+func legacyQueueName(group string) string { return group + heldSuffix }
+func leadName(group string) string        { return group + leadSuffix }
 
-// own are the queues of a group that only leat publishes to.
+// own returns the queues of a group to which only leat publishes.
 func (t *topology) own(s driver.Subscription) []string {
 	names := []string{poisonName(s.Group)}
 	if s.Order != driver.Unordered {
@@ -84,8 +89,11 @@ func (t *topology) own(s driver.Subscription) []string {
 	return names
 }
 
-// check says whether the subscription's names fit on the wire.
+// check returns an error if the subscription's names are too long for AMQP.
 func (t *topology) check(s driver.Subscription) error {
+	if t.watermill() && t.cfg.stock.queue == nil {
+		return fmt.Errorf("the group's queue has no name: set Queue.GenerateName of the Watermill configuration, or give FromWatermill a function")
+	}
 	for _, name := range append(t.queues(s), t.own(s)...) {
 		if err := checkName("queue", name); err != nil {
 			return err
@@ -97,16 +105,16 @@ func (t *topology) check(s driver.Subscription) error {
 	return nil
 }
 
-// declareShared makes what publishers need.
+// declareShared declares what publishers need.
 func (t *topology) declareShared(ch *amqp.Channel) error {
 	d := t.declarer(ch)
 	t.declareExchange(d)
 	return d.err
 }
 
-// ways are the levels for delays that this process needs: those for redeliveries if it has a group, and those of
+// allLevels returns the levels for delays that this process needs: those for redeliveries if it has a group, and those of
 // publishers when it has published with a delay.
-func (t *topology) ways() (all []levels) {
+func (t *topology) allLevels() (all []levels) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if len(t.groups) > 0 {
@@ -124,7 +132,7 @@ func (t *topology) delaysKnown() bool {
 	return t.delays
 }
 
-// publishDelayed makes the levels of publishers.
+// publishDelayed declares the levels for publishers.
 func (t *topology) publishDelayed(ctx context.Context, declare func(func(*amqp.Channel) error) error) error {
 	err := declare(func(ch *amqp.Channel) error { return t.publishing().declare(ctx, t.declarer(ch)) })
 	if err != nil {
@@ -136,7 +144,7 @@ func (t *topology) publishDelayed(ctx context.Context, declare func(func(*amqp.C
 	return nil
 }
 
-// declareDelays makes the levels for redeliveries, for the first group of this process.
+// declareDelays declares the levels for redeliveries, for the first group of this process.
 func (t *topology) declareDelays(ctx context.Context, ch *amqp.Channel) error {
 	t.mu.Lock()
 	declared := len(t.groups) > 0
@@ -153,9 +161,9 @@ func (t *topology) declareExchange(d *declarer) {
 	}
 }
 
-// repair makes again what is missing, before a new channel is published over: a missing exchange may be why the last
-// one was closed. What can't be made is logged, and keeps nothing else from being made, nor anybody from publishing.
-// The error is that of a lost connection.
+// repair declares again what is missing, before a new channel is used: a missing exchange may be the reason why the last channel
+// was closed. Other objects are declared, and messages published, even if one can't be declared, which is logged. It returns an
+// error if the connection is lost.
 func (t *topology) repair(ctx context.Context, conn *amqp.Connection) error {
 	p := prober{conn: conn}
 	defer p.close()
@@ -181,9 +189,9 @@ func (t *topology) repair(ctx context.Context, conn *amqp.Connection) error {
 		step(t.declareExchange)
 	}
 	topics, groups := t.remembered()
-	for _, way := range t.ways() {
+	for _, set := range t.allLevels() {
 		step(func(d *declarer) {
-			if err := way.declare(ctx, d); err != nil {
+			if err := set.declare(ctx, d); err != nil {
 				d.err = err
 			}
 		})
@@ -192,39 +200,46 @@ func (t *topology) repair(ctx context.Context, conn *amqp.Connection) error {
 		step(func(d *declarer) { t.declareTopic(d, topic) })
 	}
 	for _, s := range groups {
-		if t.isSick(s.Group) {
-			continue // its own consumer makes it
+		if t.isUnstable(s.Group) {
+			continue // its own consumer declares it
 		}
 		step(func(d *declarer) { t.declareGroup(d, s) })
 		if isCode(lost, amqp.InternalError) {
-			t.setSick(s.Group)
+			t.setUnstable(s.Group)
 		}
 	}
 	return lost
 }
 
-func (t *topology) isSick(group string) bool {
+func (t *topology) isUnstable(group string) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return time.Now().Before(t.sick[group])
+	return time.Now().Before(t.unstable[group])
 }
 
-// setSick keeps a group from being declared over the connection for publishing for a while: the broker ends the
-// connection over it.
-func (t *topology) setSick(group string) {
+// setUnstable keeps a group for a while from being declared over the publishing connection, because the broker closes the
+// connection for it.
+func (t *topology) setUnstable(group string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.sick[group] = time.Now().Add(sickFor)
+	t.unstable[group] = time.Now().Add(unstableFor)
 }
 
-// remembered is what was declared so far. No lock is held while the broker is asked.
+// remembered returns what was declared so far, so that no lock is held while the broker is called.
 func (t *topology) remembered() (topics []string, groups []driver.Subscription) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return slices.Collect(maps.Keys(t.exchanges)), slices.Collect(maps.Values(t.groups))
 }
 
-// subscription returns that of a group of this process.
+// size returns how many groups this process has.
+func (t *topology) size() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.groups)
+}
+
+// subscription returns the subscription of a group of this process.
 func (t *topology) subscription(group string) (s driver.Subscription, here bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -236,15 +251,22 @@ func (t *topology) declarer(ch *amqp.Channel) *declarer {
 	return &declarer{ch: ch, passive: t.cfg.Declare == DeclareNothing}
 }
 
-// declareTopic makes the fanout exchange of a topic, which gets what was published with a delay, too.
+// declareTopic declares the exchange of a topic, which also gets messages that were published with a delay.
 func (t *topology) declareTopic(d *declarer, topic string) {
-	d.exchange(topic, amqp.ExchangeFanout, nil)
-	delays := t.publishing().topics()
-	d.exchange(delays, amqp.ExchangeDirect, nil)
-	d.bindExchange(topic, topic, delays)
+	stock := t.cfg.stock
+	exchange := stock.of(topic).exchange
+	if exchange == "" {
+		return // the default exchange
+	}
+	d.exchange(exchange, stock.exchangeKind, stock.exchangeArgs)
+	if key, err := stock.delayKey(topic); err == nil { // else publishing with a delay fails
+		delays := t.publishing().topics()
+		d.exchange(delays, amqp.ExchangeDirect, nil)
+		d.bindExchange(exchange, key, delays)
+	}
 }
 
-// subscribe makes a group's queues and remembers them.
+// subscribe declares a group's queues and remembers them.
 func (t *topology) subscribe(ch *amqp.Channel, s driver.Subscription) error {
 	d := t.declarer(ch)
 	t.declareGroup(d, s)
@@ -274,10 +296,7 @@ func (t *topology) declareGroup(d *declarer, s driver.Subscription) {
 // bindGroup binds a group's queues to its topics.
 func (t *topology) bindGroup(d *declarer, s driver.Subscription) {
 	if t.watermill() {
-		for i, topic := range s.Known {
-			t.declareTopic(d, topic)
-			d.bind(t.queues(s)[i], "", topic, nil)
-		}
+		t.bindStock(d, s)
 		return
 	}
 	for _, topic := range s.Topics {
@@ -285,8 +304,24 @@ func (t *topology) bindGroup(d *declarer, s driver.Subscription) {
 	}
 }
 
-// bindingKey is a leat pattern as the topic exchange's: # stands for any number of words there, and
-// so > is * and # together, one word or more.
+// bindStock binds a group's queues as watermill-amqp does. The broker itself binds queues to the default exchange. Such a queue is
+// bound to the exchange for delayed messages.
+func (t *topology) bindStock(d *declarer, s driver.Subscription) {
+	stock := t.cfg.stock
+	for _, queue := range stock.bindings(s) {
+		t.declareTopic(d, queue.topic)
+		if a := stock.of(queue.topic); a.exchange != "" {
+			d.bind(queue.name, stock.bindingKey(queue.name), a.exchange, stock.bindingArgs)
+		} else if key, err := stock.delayKey(queue.topic); err == nil {
+			delays := t.publishing().topics()
+			d.exchange(delays, amqp.ExchangeDirect, nil)
+			d.bind(queue.name, key, delays, nil)
+		}
+	}
+}
+
+// bindingKey translates a leat pattern to that of a topic exchange. # stands for zero or more words there, so > becomes *.#, one
+// word or more.
 func bindingKey(pattern string) string {
 	if pattern == ">" {
 		return "#" // topics have at least one word
@@ -299,7 +334,7 @@ func bindingKey(pattern string) string {
 
 func (t *topology) queueArgs(s driver.Subscription) amqp.Table {
 	if t.watermill() {
-		return nil // a queue of the same name that a plain Watermill service declares has none
+		return t.cfg.stock.queueArgs // as a plain Watermill service declares the queue
 	}
 	args := t.thrownOutTo(poisonName(s.Group))
 	if s.Order != driver.Unordered {
@@ -308,8 +343,8 @@ func (t *topology) queueArgs(s driver.Subscription) amqp.Table {
 	return args
 }
 
-// thrownOutTo are the arguments of a queue that loses nothing which the broker itself throws out, by a policy with a limit
-// or a time to live.
+// thrownOutTo returns the arguments of a queue whose messages are dead-lettered when a policy with a limit or a time to live
+// removes them.
 func (t *topology) thrownOutTo(queue string) amqp.Table {
 	args := t.plainArgs()
 	args["x-dead-letter-exchange"] = ""
@@ -319,7 +354,7 @@ func (t *topology) thrownOutTo(queue string) amqp.Table {
 
 func (t *topology) plainArgs() amqp.Table { return plainArgs(t.cfg.QueueType) }
 
-// publishTo makes sure that a topic's exchange is there, where topics have their own.
+// publishTo declares a topic's exchange if topics have their own.
 func (t *topology) publishTo(topic string, declare func(func(*amqp.Channel) error) error) error {
 	if !t.watermill() {
 		return nil
@@ -344,14 +379,38 @@ func (t *topology) publishTo(topic string, declare func(func(*amqp.Channel) erro
 	return nil
 }
 
-// adopt refuses a subscription that disagrees with one of the same group in this process.
+// adopt returns an error if a subscription differs from one of the same group in this process.
 func (t *topology) adopt(s driver.Subscription) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if err := t.sharesNoQueue(s); err != nil {
+		return err
+	}
 	other, ok := t.groups[s.Group]
 	if !ok || other.Order == s.Order && slices.Equal(other.Topics, s.Topics) {
 		return nil
 	}
 	return fmt.Errorf("group %q is subscribed to %v (%s) already, and now to %v (%s); consumers of one group must agree, "+
 		"so give one of them another name", s.Group, other.Topics, other.Order, s.Topics, s.Order)
+}
+
+// sharesNoQueue returns an error if the group would have the queue of another group, because a Watermill configuration names queues
+// by topic alone. It is called with mu locked.
+func (t *topology) sharesNoQueue(s driver.Subscription) error {
+	if !t.watermill() {
+		return nil
+	}
+	queues := t.queues(s)
+	for _, other := range t.groups {
+		if other.Group == s.Group {
+			continue
+		}
+		for _, queue := range t.queues(other) {
+			if slices.Contains(queues, queue) {
+				return fmt.Errorf("groups %q and %q would take each other's messages from queue %q; give FromWatermill a function that names the queues of each group",
+					other.Group, s.Group, queue)
+			}
+		}
+	}
+	return nil
 }

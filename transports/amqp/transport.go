@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,22 +17,25 @@ import (
 	"github.com/leatbus/leat/internal/waitcounter"
 )
 
-// Transport is a [driver.Transport] on RabbitMQ.
+// A Transport is a [driver.Transport] on RabbitMQ. Its methods may be called concurrently.
 type Transport struct {
-	cfg        Config
-	topology   *topology
-	publishing *link
-	consuming  *link
-	extra      []*link // of groups with a connection of their own; guarded by mu
-	publisher  *publisher
-	unroutable atomic.Int64
-	poison     poisonLocks
-	migration  sync.Once
+	spillFailed sync.Once // logs that no temporary file can be written
+	createSpill func() (spillStore, error)
+	cfg         Config
+	topology    *topology
+	publishing  *link
+	consuming   *link
+	extra       []*link // of groups with a connection of their own; guarded by mu
+	publisher   *publisher
+	unroutable  atomic.Int64
+	poison      sync.Map // *poisonQueue by group
+	migration   sync.Once
 
-	ctx    context.Context // what goes on in the background; ends when Close gives up waiting
+	ctx    context.Context // of work in the background; ends when Close stops waiting
 	cancel context.CancelFunc
-	active waitcounter.Counter // publishes, deliveries that are out, redeliveries on their way
-	work   sync.WaitGroup      // goroutines: feeds, what goes on in the background
+	active waitcounter.Counter // publishings, deliveries that are not settled, redeliveries that are being published
+	work   sync.WaitGroup      // goroutines: receivers and work in the background
+	counts counter
 
 	mu       sync.Mutex
 	open     []subscription
@@ -41,8 +45,8 @@ type Transport struct {
 
 var _ driver.Transport = (*Transport)(nil)
 
-// Open makes a transport from its URL; see the package documentation. It blocks until the broker has
-// answered and everything is declared, for as long as ctx and connect_timeout allow.
+// Open opens a transport for a URL; see the package documentation. It blocks until the broker has answered and everything is
+// declared, as long as ctx and connect_timeout allow.
 func Open(ctx context.Context, u *url.URL) (driver.Transport, error) {
 	cfg, err := ConfigFromURL(u)
 	if err != nil {
@@ -56,13 +60,16 @@ func Open(ctx context.Context, u *url.URL) (driver.Transport, error) {
 	return t, nil
 }
 
-// New makes a transport. It blocks as Open does.
+// New returns a transport. It blocks as Open does.
 func New(ctx context.Context, cfg Config) (*Transport, error) {
 	cfg, err := cfg.withDefaults()
 	if err != nil {
 		return nil, fmt.Errorf("amqp: %w", err)
 	}
-	t := &Transport{cfg: cfg, finished: make(chan struct{})}
+	if cfg.stock != nil {
+		cfg.Logger.Info("leat: amqp: topology of a Watermill service", "limits", cfg.stock.limits())
+	}
+	t := &Transport{cfg: cfg, finished: make(chan struct{}), createSpill: newTemporaryFile, counts: counter{turn: make(chan struct{}, 1)}}
 	t.topology = newTopology(&t.cfg)
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	if t.publishing, err = openLink(ctx, t.cfg, "publish"); err != nil {
@@ -84,11 +91,11 @@ func New(ctx context.Context, cfg Config) (*Transport, error) {
 	return t, nil
 }
 
-// assertDelays makes the levels of the delays again where somebody has deleted a part of them: messages would come early.
+// assertDelays declares the levels of the delays again and again: if a part of them is deleted, messages are delivered too early.
 func (t *Transport) assertDelays() {
 	for sleep(t.ctx, delayAssertInterval) == nil {
-		for _, way := range t.topology.ways() {
-			err := withChannel(t.ctx, t.consuming, func(ch *amqp.Channel) error { return way.declare(t.ctx, t.topology.declarer(ch)) })
+		for _, set := range t.topology.allLevels() {
+			err := withChannel(t.ctx, t.consuming, func(ch *amqp.Channel) error { return set.declare(t.ctx, t.topology.declarer(ch)) })
 			if err != nil && t.ctx.Err() == nil {
 				t.cfg.Logger.Error("leat: amqp: the queues for delays can't be declared", "error", err)
 			}
@@ -96,7 +103,7 @@ func (t *Transport) assertDelays() {
 	}
 }
 
-// declare runs do on a channel of its own, and again when the connection was lost meanwhile.
+// declare calls do with its own channel, and again if the connection was lost.
 func (t *Transport) declare(ctx context.Context, do func(*amqp.Channel) error) error {
 	return withChannel(ctx, t.publishing, do)
 }
@@ -124,18 +131,16 @@ func withChannel(ctx context.Context, l *link, do func(*amqp.Channel) error) err
 	}
 }
 
-// Capabilities is everything; with topology=watermill there are no patterns, and the stock queues
-// have no single active consumer to keep an order by.
+// Capabilities returns all capabilities. With topology=watermill there are no patterns, and no order, because the queues have no
+// single active consumer.
 func (t *Transport) Capabilities() driver.Capabilities {
 	leat := !t.topology.watermill()
 	return driver.Capabilities{Durable: true, Delay: true, Patterns: leat, ByKey: leat, Strict: leat, Park: leat, Poison: true}
 }
 
-// Publish returns when the broker has confirmed every message: they are in the queues of their
-// groups, on disk. Calls share one channel and their confirmations are pipelined, so many callers, or
-// one call with many messages, are as fast as the broker. It waits for a lost connection and for a
-// broker that accepts no messages as long as ctx allows; what was under way when a connection broke is
-// published again and may arrive twice.
+// Publish returns when the broker has confirmed every message: they are in the queues of their groups, on disk. Calls share one
+// channel, and confirmations are pipelined. While the connection is lost, or the broker accepts no messages, Publish waits as
+// long as ctx allows. Messages that were not confirmed when the connection was lost are published again, and may arrive twice.
 func (t *Transport) Publish(ctx context.Context, topic string, msgs ...*message.Message) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -149,9 +154,27 @@ func (t *Transport) Publish(ctx context.Context, topic string, msgs ...*message.
 		return fmt.Errorf("amqp: publish %s: %w", topic, err)
 	}
 	if err := t.publisher.send(ctx, out); err != nil {
+		if errors.Is(err, driver.ErrClosed) {
+			err = closedMeanwhile(msgs, out)
+		}
 		return fmt.Errorf("amqp: publish %s: %w", topic, err)
 	}
 	return t.report(topic, out)
+}
+
+// closedMeanwhile returns [driver.ErrClosed] if the broker was sent none of the messages, else an error that names those that it
+// has not confirmed.
+func closedMeanwhile(msgs []*message.Message, out []*outgoing) error {
+	if !slices.ContainsFunc(out, func(o *outgoing) bool { return o.sent }) {
+		return driver.ErrClosed
+	}
+	var unknown []*message.Message
+	for i, o := range out {
+		if !o.confirmed {
+			unknown = append(unknown, msgs[i])
+		}
+	}
+	return driver.ClosedMeanwhile(unknown)
 }
 
 func (t *Transport) outgoing(ctx context.Context, topic string, msgs []*message.Message) ([]*outgoing, error) {
@@ -178,7 +201,7 @@ func (t *Transport) outgoing(ctx context.Context, topic string, msgs []*message.
 		}
 		if wait := time.Until(due); wait > 0 {
 			if wait > maxDelay {
-				return nil, fmt.Errorf("message %s is to be delivered in %s; at most %s is possible", driver.MessageID(msg), wait, maxDelay)
+				return nil, fmt.Errorf("message %s has a delay of %s; at most %s is possible", driver.MessageID(msg), wait, maxDelay)
 			}
 			if out[i], err = t.delayed(ctx, topic, wait, p); err != nil {
 				return nil, err
@@ -188,14 +211,18 @@ func (t *Transport) outgoing(ctx context.Context, topic string, msgs []*message.
 	return out, nil
 }
 
-// delayed makes a publishing that reaches the topic's groups after the wait.
+// delayed returns a publishing that reaches the topic's groups after the delay.
 func (t *Transport) delayed(ctx context.Context, topic string, wait time.Duration, msg amqp.Publishing) (*outgoing, error) {
 	if err := t.prepareDelays(ctx); err != nil {
 		return nil, err
 	}
+	key, err := t.topology.delayKey(topic)
+	if err != nil {
+		return nil, fmt.Errorf("message %s: %w", msg.MessageId, err)
+	}
 	l, n := t.topology.publishing(), units(wait)
-	o := l.delayed(topic, n, msg)
-	size, most := tableSize(msg.Headers), t.publishing.frame()-l.room(topic, n)
+	o := l.delayed(key, n, msg)
+	size, most := tableSize(msg.Headers), t.publishing.frame()-l.room(key, n)
 	if size > most {
 		return nil, fmt.Errorf("message %s has %d bytes of headers; at most %d are possible with a delay; put large data into the payload",
 			msg.MessageId, size, most)
@@ -203,17 +230,16 @@ func (t *Transport) delayed(ctx context.Context, topic string, wait time.Duratio
 	return o, nil
 }
 
-// prepareDelays makes the levels of publishers before the first delay. It goes on when the caller gives up: the end of a
-// declaration's context closes the connection.
+// prepareDelays declares the levels for publishers before the first delay. It goes on in the background when ctx is done, because
+// the end of a declaration's context closes the connection.
 func (t *Transport) prepareDelays(ctx context.Context) error {
 	if t.topology.delaysKnown() {
 		return nil
 	}
 	made := make(chan error, 1)
-	prepare := func(ctx context.Context) error {
-		return t.topology.publishDelayed(ctx, func(do func(*amqp.Channel) error) error { return t.declare(ctx, do) })
-	}
-	t.background(func(ctx context.Context) { made <- prepare(ctx) })
+	t.background(func(ctx context.Context) {
+		made <- t.topology.publishDelayed(ctx, func(do func(*amqp.Channel) error) error { return t.declare(ctx, do) })
+	})
 	select {
 	case err := <-made:
 		return err
@@ -222,7 +248,7 @@ func (t *Transport) prepareDelays(ctx context.Context) error {
 	}
 }
 
-// report counts the messages that no group wanted.
+// report counts the messages that were unroutable.
 func (t *Transport) report(topic string, out []*outgoing) error {
 	var topics []string
 	for _, o := range out {
@@ -234,18 +260,17 @@ func (t *Transport) report(topic string, out []*outgoing) error {
 		return nil
 	}
 	t.unroutable.Add(int64(len(topics)))
-	return &driver.UnroutableError{Topics: topics, Strict: t.cfg.Unroutable == RefuseUnroutable}
+	return &driver.UnroutableError{Topics: topics, Strict: t.cfg.StrictRoutes}
 }
 
-// subscription is what the transport does with a [driver.Receiver] when it is closed.
+// A subscription is a [driver.Receiver] that can be closed in two steps.
 type subscription interface {
 	driver.Receiver
-	shut()    // stops taking in
-	abandon() // gives up waiting for what is out
+	shut() // closes it for further messages, without waiting
 }
 
-// Subscribe declares the group's queues and binds them, or with declare=false checks that they are
-// there. It waits for a lost connection as long as ctx allows.
+// Subscribe declares the group's queues and binds them, or with declare=false checks that they exist. While the connection is lost,
+// it waits as long as ctx allows.
 func (t *Transport) Subscribe(ctx context.Context, s driver.Subscription) (driver.Receiver, error) {
 	if err := s.Validate(); err != nil {
 		return nil, fmt.Errorf("amqp: %w", err)
@@ -262,9 +287,9 @@ func (t *Transport) Subscribe(ctx context.Context, s driver.Subscription) (drive
 	}
 	var f subscription
 	if s.Order == driver.Unordered {
-		f = newFeed(t, s)
+		f = newReceiver(t, s)
 	} else {
-		f = newOrderedFeed(t, s)
+		f = newOrderedReceiver(t, s)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -275,7 +300,7 @@ func (t *Transport) Subscribe(ctx context.Context, s driver.Subscription) (drive
 	return f, nil
 }
 
-// prepare makes the group's queues.
+// prepare declares the group's queues.
 func (t *Transport) prepare(ctx context.Context, s driver.Subscription) error {
 	if err := t.topology.check(s); err != nil {
 		return err
@@ -303,7 +328,7 @@ func (t *Transport) links() []*link {
 	return append(links, t.extra...)
 }
 
-// enter counts something that Close waits for; false when the transport is closed.
+// enter adds something that Close waits for. It returns false if the transport is closed.
 func (t *Transport) enter() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -314,8 +339,8 @@ func (t *Transport) enter() bool {
 	return true
 }
 
-// background runs what goes on after its caller went away; Close waits for it. It must be called
-// while something else is counted as active.
+// background runs a function that may outlive its caller; Close waits for it. It must be called while something else is counted as
+// active.
 func (t *Transport) background(do func(ctx context.Context)) {
 	t.active.Add(1)
 	t.work.Go(func() {
@@ -324,8 +349,8 @@ func (t *Transport) background(do func(ctx context.Context)) {
 	})
 }
 
-// Close stops the feeds, waits within ctx until what is out is settled and what is on its way is
-// confirmed, and closes the connections. What is still out then comes again.
+// Close stops the receivers, waits as long as ctx allows until deliveries are settled and publishings confirmed, and closes the
+// connections. Deliveries that are not settled by then are redelivered.
 func (t *Transport) Close(ctx context.Context) error {
 	t.mu.Lock()
 	if t.closed {
@@ -338,24 +363,21 @@ func (t *Transport) Close(ctx context.Context) error {
 		}
 	}
 	t.closed = true
-	feeds := t.open
+	receivers := t.open
 	t.mu.Unlock()
 	defer close(t.finished)
 
 	var err error
-	for _, f := range feeds {
+	for _, f := range receivers {
 		f.shut()
 	}
-	for _, f := range feeds {
+	for _, f := range receivers {
 		err = errors.Join(err, f.Close(ctx))
 	}
 	if waitErr := t.active.Wait(ctx); waitErr != nil {
-		err = errors.Join(err, fmt.Errorf("amqp: close: not everything was settled and confirmed; it comes again: %w", waitErr))
+		err = errors.Join(err, fmt.Errorf("amqp: close: not everything was settled and confirmed; the rest is redelivered: %w", waitErr))
 	}
 	t.cancel()
-	for _, f := range feeds {
-		f.abandon()
-	}
 	t.publisher.stop()
 	for _, l := range t.links() {
 		l.close(ctx)

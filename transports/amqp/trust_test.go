@@ -12,11 +12,10 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
-	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports/amqp"
 )
 
-// forged are headers that only leat writes, as a producer may have written them.
+// forged returns headers that only leat writes, as a producer may have written them.
 func forged(group, victim, topic string) rabbit.Table {
 	return rabbit.Table{
 		"leat-attempt": int32(7), "leat-crashes": int32(3), "leat-topic": "forged.topic.v1", "leat-queue": victim, "leat-key": victim,
@@ -52,12 +51,13 @@ func requireNotBelieved(t testing.TB, d *driver.Delivery, topic string) {
 // Nobody who may only publish to the events exchange can forge what leat writes down for itself, on any way that the
 // message takes.
 func TestTrust_forgedHeadersOfProducersAreNotBelieved(t *testing.T) {
+	broker := sharedBroker(t)
 	for _, queue := range []string{"quorum", "classic"} {
 		for _, order := range []driver.Order{driver.Unordered, driver.OrderedByKey} {
 			for _, entrance := range []string{"events", "leat.delay." + queue + ".publish.in.events"} {
 				t.Run(queue+" "+order.String()+" "+entrance, func(t *testing.T) {
 					t.Parallel()
-					raw := withOptions(testenv.RabbitMQ(t), "queue="+queue)
+					raw := withOptions(broker, "queue="+queue)
 					transport := open(t, raw)
 					group, topic, victim := unique("ledger"), unique("order.paid.v1"), unique("victim")
 					feed := subscribe(t, transport, driver.Subscription{
@@ -111,7 +111,7 @@ func TestTrust_forgedHeadersOfProducersAreNotBelieved(t *testing.T) {
 
 // What the broker itself throws out into the poison queue has its producer's headers. They name no queue to replay to.
 func TestTrust_deadLetteringLendsNone(t *testing.T) {
-	raw := testenv.RabbitMQ(t)
+	raw := sharedBroker(t)
 	transport := open(t, raw)
 	group, topic, victim := unique("ledger"), unique("order.paid.v1"), unique("victim")
 	feed := subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
@@ -148,7 +148,7 @@ func TestTrust_deadLetteringLendsNone(t *testing.T) {
 
 // A message that says that this bus has published it is believed if this process has marked it.
 func TestTrust_ownMessagesAreMarked(t *testing.T) {
-	raw := testenv.RabbitMQ(t)
+	raw := sharedBroker(t)
 	transport := open(t, raw)
 	topic := unique("order.paid.v1")
 	feed := subscribe(t, transport, driver.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: 1})

@@ -1,9 +1,9 @@
 package amqp
 
 import (
+	"cmp"
 	"encoding/json"
 	"strings"
-	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -12,9 +12,21 @@ import (
 	"github.com/leatbus/leat/internal/ids"
 )
 
-// unmarshal reads a message from any producer into msg. It never fails: a header of any type is text
-// in the end, and what is missing is missing. The name of the bus that has published it stays if it is marked with the key.
-func unmarshal(msg *message.Message, d *amqp.Delivery, ownKey []byte) {
+// unmarshal reads a message from any producer into msg. It never fails: headers of any type are converted to text. The name of the
+// bus that has published the message is kept only if the message is marked with the key.
+// A service's own marshaler for Watermill, if there is one, decodes the message instead; if it can't, the message is marked
+// as unreadable.
+func unmarshal(msg *message.Message, d *amqp.Delivery, ownKey []byte, names *stockNames) {
+	if names != nil && names.marshaler != nil {
+		if err := names.unmarshal(msg, d); err != nil {
+			if d.Headers == nil {
+				d.Headers = make(amqp.Table)
+			}
+			d.Headers[headerTooBig] = "Watermill's marshaler: " + err.Error()
+		}
+		keepOwn(msg, d, ownKey)
+		return
+	}
 	h := make(message.Metadata, len(d.Headers)+1)
 	for name, field := range d.Headers {
 		if name := plainName(name); name != "" {
@@ -30,7 +42,7 @@ func unmarshal(msg *message.Message, d *amqp.Delivery, ownKey []byte) {
 	if version, ok := d.Headers[headerVersion].(string); ok && len(version) <= maxNameBytes {
 		h[driver.HeaderSpecVersion] = version
 	} else if h[driver.HeaderSpecVersion] == "1.0" {
-		delete(h, driver.HeaderSpecVersion) // what a missing one means
+		delete(h, driver.HeaderSpecVersion) // the default
 	}
 	if before := foreignDeaths(d); len(before) > 0 {
 		h["x-death"] = fieldText(before)
@@ -39,16 +51,26 @@ func unmarshal(msg *message.Message, d *amqp.Delivery, ownKey []byte) {
 	restoreExtra(h, d.Headers)
 
 	msg.UUID = d.MessageId
-	if id, ok := d.Headers[headerWatermillUUID]; ok {
+	uuid := headerWatermillUUID
+	if names != nil {
+		uuid = names.uuidHeader
+		delete(h, uuid)
+	}
+	if id, ok := d.Headers[uuid]; ok {
 		msg.UUID = fieldText(id)
 	}
 	if msg.UUID == "" && h[driver.HeaderID] == "" {
-		msg.UUID = ids.New() // a foreign producer's; nothing can work with a message that has no name
+		msg.UUID = ids.New() // of a foreign producer; a message must have an id
 	}
 	msg.Metadata = h
 	msg.Payload = d.Body
-	if instance := h[driver.HeaderInstance]; instance != "" && !isOwn(d.Headers, ownKey, instance, driver.MessageID(msg)) {
-		delete(h, driver.HeaderInstance)
+	keepOwn(msg, d, ownKey)
+}
+
+// keepOwn deletes the name of the bus that has published a message, unless the key proves it.
+func keepOwn(msg *message.Message, d *amqp.Delivery, ownKey []byte) {
+	if instance := msg.Metadata[driver.HeaderInstance]; instance != "" && !isOwn(d.Headers, ownKey, instance, driver.MessageID(msg)) {
+		delete(msg.Metadata, driver.HeaderInstance)
 	}
 }
 
@@ -61,14 +83,14 @@ func unreadable(d *amqp.Delivery) error {
 	return &UnreadableError{Reason: driver.OneLine(reason, mostReason)}
 }
 
-// UnreadableError says that the headers of a message are lost: a producer has written headers that can't be read.
+// An UnreadableError is the reason why the headers of a message can't be read, and are lost.
 type UnreadableError struct{ Reason string }
 
 func (e *UnreadableError) Error() string {
 	return "the message's headers can't be read, and are left out: " + e.Reason
 }
 
-// plainName is a wire header's name in leat, "" for one that is not the message's own.
+// plainName returns a wire header's name in leat, "" if it is not a header of the message.
 func plainName(wire string) string {
 	for _, prefix := range []string{wirePrefix, wirePrefixAlternate} {
 		if attribute, ok := strings.CutPrefix(wire, prefix); ok && attribute != "" {
@@ -85,7 +107,7 @@ func plainName(wire string) string {
 	return wire
 }
 
-// setForeign keeps the properties that leat does not write and a foreign producer may mean.
+// setForeign sets headers for properties that leat does not write and foreign producers may use.
 func setForeign(h message.Metadata, d *amqp.Delivery) {
 	set := func(name, value string) {
 		if value != "" {
@@ -98,7 +120,7 @@ func setForeign(h message.Metadata, d *amqp.Delivery) {
 	set(userHeader, userOf(d))
 }
 
-// userOf is the user who has published the message, as the broker has checked it.
+// userOf returns the user who has published the message, as the broker has checked it.
 func userOf(d *amqp.Delivery) string {
 	if user, ok := d.Headers[headerUser].(string); ok {
 		return user
@@ -116,13 +138,13 @@ func restoreExtra(h message.Metadata, headers amqp.Table) {
 		return // not written by leat
 	}
 	for name, value := range pairs {
-		if mayBeExtra(name) {
+		if wireName(name) == "" { // leat writes no other headers there
 			h[name] = string(value)
 		}
 	}
 }
 
-// deaths are the entries of x-death, which the broker writes for each queue that a message was
+// deaths returns the entries of x-death, which the broker writes for each queue that a message was
 // dead-lettered from.
 func deaths(field any) []amqp.Table {
 	list, _ := field.([]any)
@@ -135,9 +157,9 @@ func deaths(field any) []amqp.Table {
 	return tables
 }
 
-// foreignDeaths are the entries of x-death that do not tell of leat's own delays, and of the message that this is a copy
-// of. leat's own copies have no x-death: it is the broker's alone, which drops a message that expires in the same queue
-// twice, and by it a message is trusted.
+// foreignDeaths returns the entries of x-death, and of the original if the message is a copy, without those of leat's delays. leat's
+// own copies have no x-death, for two reasons: the broker drops a message that expires in the same queue twice, and a message
+// with x-death may not be trusted.
 func foreignDeaths(d *amqp.Delivery) []any {
 	before, _ := d.Headers[headerDeaths].([]any)
 	var foreign []any
@@ -149,9 +171,8 @@ func foreignDeaths(d *amqp.Delivery) []any {
 	return append(foreign, before...)
 }
 
-// handOvers are the earlier hand-overs of a delivery to the group that has the queue: those that
-// leat counted, those that the broker counted because nobody settled them, and those that a foreign
-// retry topology counted by dead-lettering.
+// handOvers returns how often a message was delivered to the group before: counted by leat, by the broker if the delivery was not
+// settled, and by a foreign retry topology that dead-letters. crashes are the deliveries that were not settled.
 func handOvers(d *amqp.Delivery, queue string) (attempts, crashes int) {
 	crashes = deliveries(d)
 	if crashes == 0 && d.Redelivered {
@@ -166,13 +187,13 @@ func handOvers(d *amqp.Delivery, queue string) (attempts, crashes int) {
 	return min(attempts, maxCount), min(crashes+fieldInt(d.Headers[headerCrashes]), maxCount)
 }
 
-// deliveries is how often the broker had delivered the message before, as far as it counts. RabbitMQ 4.3 counts in
-// x-acquired-count what was put back by choice, too, and in x-delivery-count only what failed.
+// deliveries returns how often the broker has delivered the message before, if it counts. RabbitMQ 4.3 counts all deliveries in
+// x-acquired-count, and those that failed in x-delivery-count.
 func deliveries(d *amqp.Delivery) int {
 	return max(fieldInt(d.Headers["x-delivery-count"]), fieldInt(d.Headers["x-acquired-count"]))
 }
 
-// renewed is the message as it stands in its queue, to be written there anew.
+// renewed returns a copy of the message, to be published to its queue again.
 func renewed(d *amqp.Delivery) amqp.Publishing {
 	p := copyOf(d, "")
 	for name, field := range d.Headers {
@@ -183,7 +204,7 @@ func renewed(d *amqp.Delivery) amqp.Publishing {
 	return p
 }
 
-// topicOf is where the message was published; "" where it went to the queue directly. It is valid UTF-8.
+// topicOf returns the topic to which the message was published, "" if it was published to the queue directly. It is valid UTF-8.
 func topicOf(d *amqp.Delivery, queue string, cfg *Config) string {
 	return shortName(wireTopic(d, queue, cfg))
 }
@@ -193,19 +214,16 @@ func wireTopic(d *amqp.Delivery, queue string, cfg *Config) string {
 		return topic
 	}
 	switch {
-	case d.RoutingKey == queue && d.Exchange == "":
+	case d.RoutingKey == queue && d.Exchange == "" && cfg.stock == nil:
 		return ""
-	case cfg.Topology == TopologyWatermill && !strings.HasPrefix(d.Exchange, delayPrefix):
-		return d.Exchange
+	case cfg.stock != nil:
+		return cmp.Or(cfg.stock.topicOf(d.Exchange, d.RoutingKey), d.Type)
 	}
 	return d.RoutingKey
 }
 
-// firstSeen is when the message was published, to the second; the zero time where it does not tell.
-func firstSeen(d *amqp.Delivery) time.Time { return d.Timestamp }
-
-// copyOf makes a publishing that is the same message: as it came, whatever its handler made of it,
-// but for what the broker and leat note down about one delivery.
+// copyOf returns a publishing of the message as it was delivered, even if its handler has changed it. Headers that the broker and
+// leat add for one delivery are left out.
 func copyOf(d *amqp.Delivery, topic string) amqp.Publishing {
 	h := make(amqp.Table, len(d.Headers)+4)
 	for name, field := range d.Headers {

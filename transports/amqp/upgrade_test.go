@@ -10,14 +10,12 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
-	"github.com/leatbus/leat/internal/testenv"
 )
 
 // What the version before held in an ordered group, delayed or parked, is handed out in its order, after the last process of
 // that version has given up the lead.
 func TestUpgrade_orderedGroupKeepsWhatWasHeld(t *testing.T) {
-	t.Parallel()
-	bothQueues(t, testenv.RabbitMQ(t), func(t *testing.T, raw string) {
+	bothQueues(t, sharedBroker(t), func(t *testing.T, raw string) {
 		topic, group := unique("order.paid.v1"), unique("ledger")
 		t.Cleanup(func() { cleanUp(t, raw, []string{group + ".held", group + ".lead"}) })
 		transport := open(t, raw)

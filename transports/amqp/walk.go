@@ -9,20 +9,21 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// walkPatience is how long the caller of Walk may take over what it was given before others may use the queue.
+// walkPatience is how long the caller of Walk may handle messages before others may use the queue.
 const walkPatience = time.Second
 
-// A walk is one call of Walk. It reads ahead of fn, and gives the queue back when fn is slow. What was read before is
-// passed over then, so a walk remembers the id of each message that it has read.
+// A walk is one call of Walk. It reads ahead of fn, and closes the queue for a while when fn is slow. Then it reads from the front
+// and skips messages that were shown, so it keeps the id of each message.
 type walk struct {
-	q      *poisonQueue
-	latest revisions
-	shown  map[string]bool // ids that were shown before the queue was given back
-	batch  chan []driver.PoisonedMessage
-	held   []driver.PoisonedMessage // what fn was too slow for
+	q       *poisonQueue
+	latest  revisions
+	shown   map[string]bool // ids that were shown before the queue was given back
+	batch   chan []driver.PoisonedMessage
+	pending []driver.PoisonedMessage // read, and not shown because fn was slow
 }
 
-// Walk reads the queue once, and shows each message once. One whose change was interrupted may be shown as it was before.
+// Walk reads the queue and calls fn once with each message. If a process was killed while it changed a message, fn may get the old
+// revision.
 func (q *poisonQueue) Walk(ctx context.Context, fn func(driver.PoisonedMessage) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -38,7 +39,7 @@ func (q *poisonQueue) Walk(ctx context.Context, fn func(driver.PoisonedMessage) 
 			err = fn(batch[i])
 		}
 		if err != nil {
-			cancel() // and wait until what was read is back
+			cancel() // and wait until the messages are requeued
 		}
 	}
 	if err != nil {
@@ -47,15 +48,15 @@ func (q *poisonQueue) Walk(ctx context.Context, fn func(driver.PoisonedMessage) 
 	return failed
 }
 
-// run reads until all was given to fn.
+// run reads until all messages are shown.
 func (w *walk) run(ctx context.Context) error {
 	for {
-		if err := w.q.guard(ctx, "walk", w.read); err != nil || w.held == nil {
+		if err := w.q.guard(ctx, "walk", w.read); err != nil || w.pending == nil {
 			return err
 		}
 		select {
-		case w.batch <- w.held:
-			w.held = nil
+		case w.batch <- w.pending:
+			w.pending = nil
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
@@ -79,11 +80,11 @@ func (w *walk) read(ctx context.Context) error {
 				}
 				i, here := at[id]
 				switch {
-				case here && old.DeliveryTag != d.DeliveryTag: // a change was interrupted, and this is the later of two
-					batch[i] = shown(id, d)
+				case here && old.DeliveryTag != d.DeliveryTag: // there are two revisions, and this is the later one
+					batch[i] = shown(id, d, b.t.cfg.stock)
 				case !here && !read && !w.shown[id]:
 					at[id] = len(batch)
-					batch = append(batch, shown(id, d))
+					batch = append(batch, shown(id, d, b.t.cfg.stock))
 				}
 			}
 			return w.show(ctx, batch)
@@ -91,7 +92,7 @@ func (w *walk) read(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if w.held != nil {
+		if w.pending != nil {
 			for id := range w.latest {
 				w.shown[id] = true
 			}
@@ -100,7 +101,7 @@ func (w *walk) read(ctx context.Context) error {
 	})
 }
 
-// show gives messages to fn. More is false when it is slow.
+// show passes messages to fn. More is false when fn is slow.
 func (w *walk) show(ctx context.Context, batch []driver.PoisonedMessage) (more bool, err error) {
 	if len(batch) == 0 {
 		return true, nil
@@ -111,7 +112,7 @@ func (w *walk) show(ctx context.Context, batch []driver.PoisonedMessage) (more b
 	case w.batch <- batch:
 		return true, nil
 	case <-timer.C:
-		w.held = batch
+		w.pending = batch
 		return false, nil
 	case <-ctx.Done():
 		return false, context.Cause(ctx)

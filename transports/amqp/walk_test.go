@@ -2,6 +2,7 @@ package amqp_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -14,10 +15,44 @@ import (
 	"github.com/leatbus/leat/internal/testenv"
 )
 
+// A walk that its caller ends while it reads comes to its end: closing a channel gets no answer that another call takes.
+func TestWalk_endsWhileItReads(t *testing.T) {
+	transport := open(t, withOptions(sharedBroker(t), "queue=classic"))
+	topic, group := unique("order.paid.v1"), unique("ledger")
+	subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+	queue := transport.PoisonQueue(group)
+	msgs := make([]driver.PoisonedMessage, 300)
+	for i := range msgs {
+		msgs[i].Message = newMessage(topic, itoa(i))
+		driver.Fault{Topic: topic, Group: group}.Set(msgs[i].Message.Metadata)
+	}
+	require.NoError(t, queue.Put(t.Context(), msgs...))
+	enough := errors.New("enough")
+	for i := range 100 { // at any time
+		ended := make(chan error, 1)
+		go func() {
+			ended <- queue.(driver.PoisonWalker).Walk(t.Context(), func(driver.PoisonedMessage) error {
+				<-time.After(time.Duration(i) * 50 * time.Microsecond)
+				return enough
+			})
+		}()
+		select {
+		case err := <-ended:
+			require.ErrorIs(t, err, enough)
+		case <-time.After(patience):
+			t.Fatal("the walk hangs")
+		}
+	}
+	n, err := queue.Len(t.Context())
+	require.NoError(t, err)
+	require.Len(t, msgs, n)
+	closeAll(t, transport)
+}
+
 // A walk shows each message once, though its caller uses the queue meanwhile, and many walks rewrite nothing if
 // no policy asks for it.
 func TestWalk_showsEachOnceAndRewritesNothing(t *testing.T) {
-	raw := withOptions(testenv.RabbitMQ(t), "queue=quorum")
+	raw := withOptions(sharedBroker(t), "queue=quorum")
 	transport, other := open(t, raw), open(t, raw)
 	group, topic := unique("ledger"), unique("order.paid.v1")
 	subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
@@ -69,7 +104,7 @@ func TestWalk_showsEachOnceAndRewritesNothing(t *testing.T) {
 // A connection that is lost in the middle ends a walk and nothing else, however the walk is to end: what it had read is
 // back, and the next walk shows it.
 func TestWalk_endsWithItsConnection(t *testing.T) {
-	transport := open(t, withOptions(testenv.RabbitMQ(t), "queue=quorum"))
+	transport := open(t, withOptions(sharedBroker(t), "queue=quorum"))
 	group, topic := unique("ledger"), unique("order.paid.v1")
 	subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
 	const n = 300 // more than the first stride, so that the browser is in the middle
@@ -100,9 +135,39 @@ func TestWalk_endsWithItsConnection(t *testing.T) {
 		})
 		stop()
 		require.Error(t, err, name)
-		ids = ids[:0]
-		require.NoError(t, walk(t.Context(), func() error { return nil }), name)
-		require.Len(t, ids, n, name)
+		// The broker gives up the lock of a lost connection before it has put back all that the connection had.
+		eventually(t, "all are shown again", func() bool {
+			ids = ids[:0]
+			require.NoError(t, walk(t.Context(), func() error { return nil }), name)
+			return len(ids) == n
+		})
+	}
+	closeAll(t, transport)
+}
+
+// A count that is given up does not get in the way of the next one, nor of a close.
+func TestPoisonQueue_countsThatAreGivenUp(t *testing.T) {
+	u, err := rabbit.ParseURI(sharedBroker(t))
+	require.NoError(t, err)
+	proxy := testenv.NewProxy(t, u.Host+":"+itoa(u.Port))
+	transport := open(t, "amqp://"+u.Username+":"+u.Password+"@"+proxy.Addr()+"/")
+	group := unique("ledger")
+	subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{unique("order.paid.v1")}, Concurrency: 1})
+	queue := transport.PoisonQueue(group)
+	count := func(patience time.Duration) error {
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		n, err := queue.Len(ctx)
+		require.Zero(t, n)
+		return err
+	}
+	require.NoError(t, count(patience))
+	for range 5 {
+		proxy.Stall()
+		require.ErrorIs(t, count(50*time.Millisecond), context.DeadlineExceeded)
+		require.ErrorIs(t, count(10*time.Millisecond), context.DeadlineExceeded, "the first still waits for its answer")
+		proxy.Resume()
+		require.NoError(t, count(patience))
 	}
 	closeAll(t, transport)
 }

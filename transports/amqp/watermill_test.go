@@ -18,9 +18,10 @@ import (
 	"github.com/leatbus/leat/transports/amqp"
 )
 
-// TestUniversalSuite runs Watermill's own suite over the transport as a plain Pub/Sub.
-func TestUniversalSuite(t *testing.T) {
-	broker := testenv.RabbitMQ(t)
+// TestWatermill_universalSuite runs Watermill's own suite over the transport as a plain Pub/Sub.
+func TestWatermill_universalSuite(t *testing.T) {
+	testenv.PatientWatermill()
+	broker := sharedBroker(t)
 	transport := open(t, broker)
 	features := tests.Features{
 		ConsumerGroups:                      true,
@@ -42,8 +43,8 @@ func TestUniversalSuite(t *testing.T) {
 
 // The stock names, tested both ways against plain Watermill services.
 
-func TestAPlainWatermillServiceHearsLeat(t *testing.T) {
-	broker := testenv.RabbitMQ(t)
+func TestWatermill_plainServiceGetsLeatsMessages(t *testing.T) {
+	broker := sharedBroker(t)
 	transport := open(t, withOptions(broker, "topology=watermill"))
 	topic := unique("order.paid.v1")
 	t.Cleanup(func() { deleteExchange(t, broker, topic) })
@@ -65,8 +66,8 @@ func TestAPlainWatermillServiceHearsLeat(t *testing.T) {
 	closeAll(t, transport)
 }
 
-func TestLeatHearsAPlainWatermillService(t *testing.T) {
-	broker := testenv.RabbitMQ(t)
+func TestWatermill_leatGetsMessagesOfAPlainService(t *testing.T) {
+	broker := sharedBroker(t)
 	transport := open(t, withOptions(broker, "topology=watermill"))
 	topic, other := unique("order.paid.v1"), unique("order.placed.v1")
 	t.Cleanup(func() {
@@ -111,8 +112,8 @@ func TestLeatHearsAPlainWatermillService(t *testing.T) {
 	closeAll(t, transport)
 }
 
-func TestLeatAndAPlainWatermillServiceShareAGroup(t *testing.T) {
-	broker := testenv.RabbitMQ(t)
+func TestWatermill_sharesAGroup(t *testing.T) {
+	broker := sharedBroker(t)
 	transport := open(t, withOptions(broker, "topology=watermill"))
 	topic, group := unique("order.paid.v1"), unique("ledger")
 	t.Cleanup(func() { deleteExchange(t, broker, topic) })
@@ -127,8 +128,8 @@ func TestLeatAndAPlainWatermillServiceShareAGroup(t *testing.T) {
 
 // The faults of the stock parts, each beside leat's transport without it.
 
-func TestStockFaultAnIntegerHeaderBlocksTheQueue(t *testing.T) {
-	broker := testenv.RabbitMQ(t)
+func TestStockFault_integerHeaderBlocksTheQueue(t *testing.T) {
+	broker := sharedBroker(t)
 	_, err := stock.DefaultMarshaler{}.Unmarshal(rabbit.Delivery{Headers: rabbit.Table{"retries": int32(3)}})
 	require.Error(t, err, "the stock marshaler refuses it, and its subscriber nacks and gets it again for ever")
 
@@ -147,8 +148,8 @@ func TestStockFaultAnIntegerHeaderBlocksTheQueue(t *testing.T) {
 	closeAll(t, transport)
 }
 
-func TestStockFaultUnroutableIsSilentlyLost(t *testing.T) {
-	broker := testenv.RabbitMQ(t)
+func TestStockFault_unroutableIsLost(t *testing.T) {
+	broker := sharedBroker(t)
 	topic := unique("order.payed.v1")
 	cfg := stock.NewDurablePubSubConfig(broker, nil)
 	cfg.Publish.ConfirmDelivery, cfg.Publish.Mandatory = true, true
@@ -167,13 +168,20 @@ func TestStockFaultUnroutableIsSilentlyLost(t *testing.T) {
 	closeAll(t, transport)
 }
 
-func TestStockFaultADeletedQueueHandsOutAGhost(t *testing.T) {
-	broker := testenv.RabbitMQ(t)
+func TestStockFault_deletedQueueDeliversAnEmptyMessage(t *testing.T) {
+	broker := sharedBroker(t)
 	topic := unique("order.paid.v1")
 	t.Cleanup(func() { deleteExchange(t, broker, topic) })
 	subscriber := stockSubscriber(t, broker, "plain")
 	msgs, err := subscriber.Subscribe(t.Context(), topic)
 	require.NoError(t, err)
+	withBroker(t, broker, func(ch *rabbit.Channel) {
+		eventually(t, "the stock subscriber consumes", func() bool {
+			q, err := ch.QueueDeclarePassive(topic+"_plain", true, false, false, false, nil)
+			require.NoError(t, err)
+			return q.Consumers == 1
+		})
+	})
 	deleteQueue(t, broker, topic+"_plain")
 	ghost := receive(t, msgs)
 	require.Empty(t, ghost.UUID, "a message that nobody published")
@@ -181,7 +189,7 @@ func TestStockFaultADeletedQueueHandsOutAGhost(t *testing.T) {
 	ghost.Ack()
 	eventually(t, "the stock subscriber is back", func() bool { return queueExists(t, broker, topic+"_plain") })
 	deleteQueue(t, broker, topic+"_plain")
-	// TestAQueueIsDeletedUnderItsConsumer shows leat's.
+	// TestFaults_aQueueIsDeletedUnderItsConsumer shows leat's.
 }
 
 const millisecond = 1_000_000

@@ -11,11 +11,10 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
-	"github.com/leatbus/leat/internal/testenv"
 )
 
-func TestForeignHeadersOfEveryTypeSurvive(t *testing.T) {
-	broker := testenv.RabbitMQ(t)
+func TestForeignHeaders_ofEveryTypeAreKept(t *testing.T) {
+	broker := sharedBroker(t)
 	transport := open(t, broker)
 	group, topic := unique("ledger"), unique("order.paid.v1")
 	feed := subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
@@ -68,8 +67,8 @@ func TestForeignHeadersOfEveryTypeSurvive(t *testing.T) {
 	closeAll(t, transport)
 }
 
-func TestPropertiesAreFilledForOthers(t *testing.T) {
-	broker := testenv.RabbitMQ(t)
+func TestProperties_areSetForOthers(t *testing.T) {
+	broker := sharedBroker(t)
 	transport := open(t, withOptions(broker, "app_id=shop"))
 	topic := unique("order.paid.v1")
 	withBroker(t, broker, func(ch *rabbit.Channel) {
@@ -100,8 +99,8 @@ func TestPropertiesAreFilledForOthers(t *testing.T) {
 }
 
 // Names that mean something else on the wire come back as they were, and act upon nothing.
-func TestHeaderNamesThatCollideWithTheWire(t *testing.T) {
-	transport := open(t, testenv.RabbitMQ(t))
+func TestHeaderNames_thatCollideWithTheWire(t *testing.T) {
+	transport := open(t, sharedBroker(t))
 	topic := unique("order.paid.v1")
 	feed := subscribe(t, transport, driver.Subscription{Group: unique("ledger"), Topics: []string{topic}, Concurrency: 1})
 	msg := newMessage(topic, "m")

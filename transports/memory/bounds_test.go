@@ -39,7 +39,7 @@ func send(ctx context.Context, transport driver.Transport, topic string, sizes .
 	return nil
 }
 
-// kilobytes is a bound of so many messages of 1 KiB.
+// kilobytes returns a bound of so many messages of 1 KiB.
 func kilobytes(n int) memory.Config {
 	return memory.Config{Bytes: n * 1800, Logger: slog.New(slog.DiscardHandler)}
 }

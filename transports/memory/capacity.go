@@ -11,16 +11,16 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// A group has three capacities with bounds of their own: weighted semaphores of messages and bytes. A message acquires one
-// of them when it is published and releases it when it is settled:
+// A group has three capacities, which are weighted semaphores of messages and bytes. A message acquires one of them when it is
+// published and releases it when it is settled:
 //
-//   - waiting: what waits to be handled, is in a handler, or waits for its next try
-//   - delayed: what was published with a delay, also when its time has come
-//   - parked: what waits behind a poisoned message of its key, also when the key was released. A message
-//     that begins to be parked later moves here if it fits; else it keeps what it has acquired.
+//   - waiting: for messages that wait to be handled, are in a handler, or wait for their next try
+//   - delayed: for messages that were published with a delay, also after the delay
+//   - parked: for messages that wait behind a poisoned message of their key, also after the key was released. A message that
+//     begins to be parked later moves here if it fits; otherwise it stays in its capacity.
 //
-// Nothing else moves between the capacities, so their sum is bounded whatever handlers do. A full one blocks only the
-// publishers whose messages would acquire it.
+// Messages move between capacities in no other way, so their sum is bounded. A full capacity blocks only the publishers whose
+// messages would acquire it.
 const (
 	waitingCapacity = iota
 	delayedCapacity
@@ -28,31 +28,30 @@ const (
 	capacities
 )
 
-// capacity is one of them. The group's mutex guards it.
+// capacity is one of these semaphores. The group's mutex guards it.
 type capacity struct {
-	what   string // for people
+	what   string // its name in errors and logs
 	limit  int    // messages; 0 means any number
 	bound  int    // bytes
 	count  int
 	bytes  int
 	warned time.Time
 
-	// blocked are the publishers that wait for room, by class and then by age. The first of them is the
-	// one whose turn it is: nobody passes it.
+	// blocked has the publishers that wait for this capacity, by class, oldest first. No publisher overtakes the first one.
 	blocked [classes]list.List
 }
 
-// Handlers go before other publishers.
+// The classes of publishers. Handlers go before others.
 const (
 	handlerClass = iota
 	otherClass
 	classes
 )
 
-// handlerOverdraft is how many times its bounds a capacity takes from publishing handlers.
+// handlerOverdraft is the factor by which publishing handlers may exceed the bounds of a capacity.
 const handlerOverdraft = 8
 
-// blockedNotice is how often the log says at most that a capacity blocks publishers.
+// blockedNotice is the shortest time between two log lines about the same full capacity.
 const blockedNotice = time.Minute
 
 func overdraft(class int) int {
@@ -62,15 +61,14 @@ func overdraft(class int) int {
 	return 1
 }
 
-// fits reports whether so many more messages of so many bytes are within the bounds. One message always
-// fits into an empty capacity.
+// fits reports whether count more messages with a total of bytes are within the bounds. One message always fits into an empty
+// capacity.
 func (a *capacity) fits(count, bytes, overdraft int) bool {
 	return (a.limit == 0 || a.count+count <= a.limit*overdraft) &&
 		(a.bytes+bytes <= a.bound*overdraft || a.count == 0 && count == 1)
 }
 
-// admits reports whether a message may acquire the capacity now: it fits, and no publisher is blocked whose turn
-// comes before.
+// admits reports whether a message may acquire the capacity now: it fits, and no publisher that goes before is blocked.
 func (a *capacity) admits(size, class int, ticket uint64) bool {
 	for c := range class + 1 {
 		if first := a.blocked[c].Front(); first != nil && (c < class || first.Value.(*publisher).ticket < ticket) {
@@ -86,15 +84,15 @@ func (a *capacity) acquire(it *item) {
 	a.bytes += it.size
 }
 
-// release gives back what a message has acquired, and lets the next publishers try.
+// release releases what a message has acquired, and wakes blocked publishers.
 func (a *capacity) release(it *item) {
 	a.count--
 	a.bytes -= it.size
 	a.wake()
 }
 
-// wake lets those publishers try again that fit, in their turn. They stay in the list until they are
-// admitted, or find another capacity full, or give up; each of these calls wake again.
+// wake wakes the first blocked publishers whose messages fit. They stay in the list until they are admitted, find another
+// capacity full, or give up; each of these calls wake again.
 func (a *capacity) wake() {
 	count, bytes := 0, 0
 	for class := range a.blocked {
@@ -110,7 +108,7 @@ func (a *capacity) wake() {
 	}
 }
 
-// wakeAll makes all publishers look again for the capacity they need.
+// wakeAll wakes all blocked publishers, because they may need another capacity now.
 func (a *capacity) wakeAll() {
 	for class := range a.blocked {
 		for el := a.blocked[class].Front(); el != nil; el = el.Next() {
@@ -119,14 +117,15 @@ func (a *capacity) wakeAll() {
 	}
 }
 
-// publisher is a call that is blocked by a full capacity. It holds nothing while it waits: neither a lock nor
-// room in the other groups that want its message. When it is woken it tries again from the start.
+// publisher is a call of Publish that is blocked by a full capacity. The mutex of the group in which it waits guards it. While it
+// waits it has no lock, and has acquired nothing in
+// the other groups of its message. When it is woken it tries again from the start.
 type publisher struct {
 	it     item
 	class  int
-	ticket uint64 // its age; a lower one is older
+	ticket uint64 // its age: a lower ticket is older
 
-	group    *group // where it waits; nil while it does not
+	group    *group // the group in which it waits; nil if it does not wait
 	capacity *capacity
 	element  *list.Element
 	woken    chan struct{} // has room for one token
@@ -135,12 +134,12 @@ type publisher struct {
 func (p *publisher) tryAgain() {
 	select {
 	case p.woken <- struct{}{}:
-	default: // it has not looked yet
+	default: // it is woken already
 	}
 }
 
-// join makes the publisher wait for a capacity, and reports whether it did not before. Older ones go before,
-// so that one who needs room in several groups gets on. The caller has locked the group.
+// join makes the publisher wait for a capacity, and reports whether it did not wait for it before. Older publishers go first, so
+// that one that needs capacity in several groups makes progress.
 func (p *publisher) join(g *group, a *capacity) bool {
 	if p.capacity == a {
 		return false
@@ -160,7 +159,7 @@ func (p *publisher) join(g *group, a *capacity) bool {
 	return true
 }
 
-// leave passes the turn on. The caller has locked p.group.
+// leave removes the publisher from the list of blocked ones and wakes others.
 func (p *publisher) leave() {
 	a := p.capacity
 	if a == nil {
@@ -171,11 +170,11 @@ func (p *publisher) leave() {
 	a.wake()
 }
 
-// newcomer is the ticket of a publisher that has not waited yet.
+// newcomer is the ticket of a publisher that has not waited yet: all blocked ones go before it.
 const newcomer = math.MaxUint64
 
-// enqueue puts a copy of the item into every group, or into none, and blocks while one of them has no room.
-// The groups are in the order of their numbers.
+// enqueue puts a copy of the item into every group, or into none, and blocks while one of them is full. The groups must be in the
+// order of their numbers.
 func (t *Transport) enqueue(ctx context.Context, groups []*group, it item, class int) error {
 	lock(groups)
 	_, full, err := refusal(groups, &it, class, newcomer)
@@ -189,7 +188,7 @@ func (t *Transport) enqueue(ctx context.Context, groups []*group, it item, class
 	return t.enqueueBlocked(ctx, groups, it, class)
 }
 
-// enqueueBlocked is enqueue for a publisher that has found a full capacity.
+// enqueueBlocked does what enqueue does, for a publisher that has found a full capacity.
 func (t *Transport) enqueueBlocked(ctx context.Context, groups []*group, it item, class int) error {
 	p := &publisher{it: it, class: class, ticket: t.tickets.Add(1), woken: make(chan struct{}, 1)}
 	for {
@@ -227,8 +226,8 @@ func (p *publisher) giveUp(cause error) error {
 	return fmt.Errorf("group %q is full (%d messages, %d bytes %s): %w", g.name, a.count, a.bytes, a.what, cause)
 }
 
-// blockedNotice returns what the log says of a full capacity, nil if it has said so a short time ago. The caller has
-// locked the group, and logs without the lock, as a logger may block.
+// blockedNotice returns the attributes of the log line about a full capacity, nil if it was logged a short time ago. The caller
+// has locked the group, and logs after it has unlocked it, because a logger may block.
 func (g *group) blockedNotice(a *capacity) []any {
 	now := time.Now()
 	if !a.warned.IsZero() && now.Sub(a.warned) < blockedNotice {
@@ -241,7 +240,7 @@ func (g *group) blockedNotice(a *capacity) []any {
 	}
 }
 
-// refusal returns the first capacity that has no room, nil if all have. The groups are locked.
+// refusal returns the first capacity that does not admit the item, nil if all do.
 func refusal(groups []*group, it *item, class int, ticket uint64) (*group, *capacity, error) {
 	for _, g := range groups {
 		if g.closed {
@@ -256,7 +255,7 @@ func refusal(groups []*group, it *item, class int, ticket uint64) (*group, *capa
 	return nil, nil, nil
 }
 
-// insert gives every group an item of its own. The groups are locked.
+// insert puts a copy of the item into every group.
 func insert(groups []*group, it *item) {
 	for _, g := range groups {
 		own := *it
@@ -266,7 +265,7 @@ func insert(groups []*group, it *item) {
 	}
 }
 
-// lock locks groups that are in the order of their numbers, in which all lock them.
+// lock locks groups for refusal and insert. They must be in the order of their numbers. All callers lock in this order, so there is no deadlock.
 func lock(groups []*group) {
 	for _, g := range groups {
 		g.mu.Lock()

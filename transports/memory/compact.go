@@ -11,17 +11,16 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// maxShared bounds the texts that the messages of a poison queue share, in bytes; what comes later is
-// written out.
+// maxShared bounds the texts that the messages of a poison queue share, in bytes. Further texts are written into each record.
 const maxShared = 256 << 10
 
-// records encodes the messages of one poison queue compactly, because it may grow long and is seldom read: texts behind
-// their lengths, the payload last. Texts that are in many messages, as the names of headers and the stack of a panic, are
-// kept once. The zero records is ready. The group's mutex guards it.
+// records encodes the messages of one poison queue compactly, because the queue may become long and is rarely read. A record has
+// each text with its length in front, and the payload last. Texts that many messages share, such as the names of headers and the
+// stack of a panic, are stored once. The zero value is ready to use. The group's mutex guards it.
 type records struct {
-	numbers map[string]uint64 // of the shared texts
-	texts   []string          // by number
-	bytes   int               // that they take
+	numbers map[string]uint64 // the number of each shared text
+	texts   []string          // the shared texts by number
+	bytes   int               // their total size
 }
 
 func (p *records) encode(uuid, topic string, headers message.Metadata, payload []byte) []byte {
@@ -40,7 +39,7 @@ func (p *records) encode(uuid, topic string, headers message.Metadata, payload [
 	return slices.Clip(append(data, payload...))
 }
 
-// recurs reports whether a header says the same in many poisoned messages of a group.
+// recurs reports whether a header has the same value in many poisoned messages of a group.
 func recurs(key string) bool {
 	switch key {
 	case driver.HeaderInstance, driver.HeaderFaultClass, driver.HeaderFaultStack, driver.HeaderFaultGroup, driver.HeaderFaultHandler,
@@ -51,7 +50,7 @@ func recurs(key string) bool {
 	}
 }
 
-// A text is its length times two and itself, or its number times two plus one.
+// A text is encoded as twice its length followed by the text, or as twice its number plus one if it is shared.
 
 func appendText(data []byte, text string) []byte {
 	data = binary.AppendUvarint(data, uint64(len(text))<<1)
@@ -81,7 +80,7 @@ func (p *records) share(text string) uint64 {
 	return n
 }
 
-// decode reads what encode wrote.
+// decode decodes what encode has written.
 func (p *records) decode(data []byte) (topic string, msg *message.Message) {
 	number := func() uint64 {
 		n, width := binary.Uvarint(data)

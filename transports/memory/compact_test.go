@@ -12,7 +12,7 @@ import (
 	"github.com/leatbus/leat/transports/memory"
 )
 
-// dead is a poison queue of that many bytes, and a function that makes messages for it.
+// dead returns a poison queue of that many bytes, and a function that makes messages for it.
 func dead(t *testing.T, size int) (driver.PoisonQueue, func(id int, headers message.Metadata) driver.PoisonedMessage) {
 	t.Helper()
 	transport := memory.New(memory.Config{PoisonBytes: size})
@@ -43,7 +43,7 @@ func fill(t *testing.T, queue driver.PoisonQueue, msgs ...driver.PoisonedMessage
 	}
 }
 
-func TestAPoisonQueueKeepsOnceWhatItsMessagesHaveInCommon(t *testing.T) {
+func TestPoisonQueue_sharesCommonFields(t *testing.T) {
 	queue, makeDead := dead(t, 100<<10)
 	var msgs []driver.PoisonedMessage
 	for i := range 500 { // with a stack in each, more than 2 MB
@@ -55,7 +55,7 @@ func TestAPoisonQueueKeepsOnceWhatItsMessagesHaveInCommon(t *testing.T) {
 	fill(t, queue, msgs...)
 }
 
-func TestAPoisonQueueKeepsWhatItsMessagesDoNotHaveInCommon(t *testing.T) {
+func TestPoisonQueue_keepsDifferentFields(t *testing.T) {
 	queue, makeDead := dead(t, 1<<20)
 	var msgs []driver.PoisonedMessage
 	for i := range 500 { // more names than are shared

@@ -37,6 +37,7 @@ func TestConformance(t *testing.T) {
 // TestWatermillSuite runs Watermill's universal Pub/Sub tests over the transport. One transport is the
 // message system; each publisher and subscriber is a view of it.
 func TestWatermillSuite(t *testing.T) {
+	testenv.PatientWatermill()
 	transport := memory.New(memory.Config{})
 	defer func() { require.NoError(t, transport.Close(context.Background())) }()
 	open := func(group string) (message.Publisher, message.Subscriber) {

@@ -11,7 +11,7 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// deliver returns the delivery of an item: the message is the handler's own, but for the payload's bytes.
+// deliver returns a delivery of an item. Its message is a copy for the handler; only the payload's bytes are shared.
 func (g *group) deliver(it *item) *driver.Delivery {
 	h := &delivery{group: g, item: it}
 	h.msg.UUID = it.msg.UUID
@@ -35,7 +35,7 @@ func (g *group) deliver(it *item) *driver.Delivery {
 	return d
 }
 
-// delivery is one delivery and its way back.
+// delivery is the [driver.Settler] of one delivery.
 type delivery struct {
 	driver.Delivery
 	msg   message.Message

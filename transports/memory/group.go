@@ -16,29 +16,29 @@ import (
 	"github.com/leatbus/leat/transports/internal/waiting"
 )
 
-// item is a message in one group. The message is shared between groups and never changed.
+// item is a message in one group. The message itself is shared between groups and never changed.
 type item struct {
 	msg       *message.Message
 	topic     string
-	key       string // order is kept within it; "" if the group keeps none
-	attempts  int    // deliveries that counted
+	key       string // messages of one key are ordered; "" if the group is unordered
+	attempts  int    // deliveries that count
 	since     time.Time
 	history   driver.History // its failures
 	due       time.Time
-	delayed   bool      // it was published with a delay
-	capacity  *capacity // that it has acquired
-	size      int       // bytes of that
-	seq       int       // ascending in the order of publishing; a replay keeps it
-	head      bool      // it is the head of its key
-	parked    bool      // it waits behind a poisoned message
+	delayed   bool      // was published with a delay
+	capacity  *capacity // the capacity that it has acquired
+	size      int       // its bytes in that
+	seq       int       // ascends in the order of publishing; does not change in a replay
+	head      bool      // is the head of its key
+	parked    bool      // waits behind a poisoned message
 	fence     uint64    // of its last delivery
-	untracked bool      // the bus that published it does not wait for its outcome any more
+	untracked bool      // the bus that published it does not track it any more
 }
 
-// itemOverhead is about what a message takes in a group beside its texts and its payload, in bytes.
+// itemOverhead is the approximate memory of a message in a group without its texts and its payload, in bytes.
 const itemOverhead = 512
 
-// newItem returns an item that no group has yet. Headers count, as there may be little else.
+// newItem returns an item that is in no group yet. Its size includes the headers.
 func newItem(msg *message.Message, topic string) item {
 	size := len(msg.UUID) + len(msg.Payload) + itemOverhead
 	for key, value := range msg.Metadata {
@@ -47,8 +47,8 @@ func newItem(msg *message.Message, topic string) item {
 	return item{msg: msg, topic: topic, size: size}
 }
 
-// group is a consumer group. mu guards everything below it, what the fields point to included; all methods of keyQueues,
-// capacity and poisonStore are called with it held. Whoever locks several groups locks them in the order of their numbers.
+// group is a consumer group. mu guards everything below it, including what the fields point to. All methods of keyQueues,
+// capacity and poisonStore are called with mu held. Several groups are always locked in the order of their numbers.
 type group struct {
 	name   string
 	number int
@@ -63,10 +63,10 @@ type group struct {
 	joined     uint64 // receivers so far
 	onPark     map[*receiver]func(*message.Message)
 	closed     bool
-	seq        int // the last one given
+	seq        int // the last seq that was assigned
 	capacities [capacities]capacity
 	unsettled  int // messages that are neither settled nor parked
-	out        int // handed out and not settled
+	out        int // delivered and not settled
 	ready      ring.Ring[*item]
 	keys       keyQueues
 	delayed    *delayqueue.Queue[*item]
@@ -86,7 +86,7 @@ func newGroup(name string, number int, cfg Config, busy *waitcounter.Counter) *g
 	return g
 }
 
-// join takes a subscription's topics and order, unless consumers with others are there.
+// join sets the group's topics and order to those of a subscription. It returns an error if other consumers have different ones.
 func (g *group) join(s driver.Subscription) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -122,10 +122,10 @@ func (g *group) notifyOnPark(r *receiver, fn func(*message.Message)) {
 	g.onPark[r] = fn
 }
 
-// strictKey is the one key of all messages in a strictly ordered group.
+// strictKey is the key of all messages in a strictly ordered group.
 const strictKey = "\x00strict"
 
-// orderKey returns the key within which the group keeps the message's order.
+// orderKey returns the key under which the group orders the message, "" if it does not.
 func (g *group) orderKey(msg *message.Message) string {
 	switch g.order {
 	case driver.OrderedByKey:
@@ -137,7 +137,7 @@ func (g *group) orderKey(msg *message.Message) string {
 	}
 }
 
-// countUnsettled adds to the number of messages that somebody may wait for.
+// countUnsettled adds n to the number of messages for which WaitIdle waits.
 func (g *group) countUnsettled(n int) {
 	g.unsettled += n
 	g.busy.Add(int64(n))
@@ -170,7 +170,7 @@ func (g *group) enter(it *item) {
 	g.waiting.Wake()
 }
 
-// take hands out the next message.
+// take removes the next message from the ready ones and returns it.
 func (g *group) take() (*item, bool) {
 	it, ok := g.ready.PopFront()
 	if ok {
@@ -182,7 +182,7 @@ func (g *group) take() (*item, bool) {
 	return it, ok
 }
 
-// giveBack makes a message that was handed out ready again, or delays it.
+// giveBack makes a delivered message ready again, or delays it.
 func (g *group) giveBack(it *item, after time.Duration) {
 	g.out--
 	switch {
@@ -192,12 +192,12 @@ func (g *group) giveBack(it *item, after time.Duration) {
 		it.due = time.Now().Add(after)
 		g.delayed.Push(it, it.due)
 	default:
-		g.ready.PushFront(it) // where it came from
+		g.ready.PushFront(it) // in front, to keep the order
 		g.waiting.Wake()
 	}
 }
 
-// done ends the life of a message that was handed out, and lets the next of its key go.
+// done removes a delivered message from the group, and makes the next message of its key ready.
 func (g *group) done(it *item) {
 	g.out--
 	g.forget(it)
@@ -206,14 +206,14 @@ func (g *group) done(it *item) {
 	}
 }
 
-// forget releases what a message has acquired.
+// forget releases the capacity of a message.
 func (g *group) forget(it *item) {
 	g.countUnsettled(-1)
 	it.capacity.release(it)
 }
 
-// setParked marks a message that waits behind a poisoned one, or does so no more. Nobody waits for a parked message: only
-// an operator knows how long it takes.
+// setParked marks a message as parked or not. WaitIdle and the bus do not wait for a parked message, because it waits for an
+// operator.
 func (g *group) setParked(it *item, parked bool) {
 	if it.parked == parked || g.closed {
 		return
@@ -254,13 +254,13 @@ func (g *group) releaseHold(x *poisoned) {
 	}
 }
 
-// recheckPublishers makes blocked publishers try again, because messages of a key belong to another capacity now.
+// recheckPublishers wakes the blocked publishers, because messages of a key need another capacity now.
 func (g *group) recheckPublishers() {
 	g.capacities[waitingCapacity].wakeAll()
 	g.capacities[parkedCapacity].wakeAll()
 }
 
-// capacityFor returns the capacity that the item would acquire.
+// capacityFor returns the capacity that the item must acquire.
 func (g *group) capacityFor(it *item) *capacity {
 	switch {
 	case it.delayed:
@@ -272,7 +272,7 @@ func (g *group) capacityFor(it *item) *capacity {
 	}
 }
 
-// next waits for a message.
+// next blocks until there is a message.
 func (g *group) next(ctx context.Context, done <-chan struct{}) (*driver.Delivery, error) {
 	it, err := g.waiting.Next(ctx, done)
 	if err != nil {
@@ -281,7 +281,7 @@ func (g *group) next(ctx context.Context, done <-chan struct{}) (*driver.Deliver
 	return g.deliver(it), nil
 }
 
-// backlog returns how many messages wait for now, and how many for a later time or an operator.
+// backlog returns how many messages can be delivered now, and how many wait for a time or an operator.
 func (g *group) backlog() (now, later int) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -298,5 +298,5 @@ func (g *group) close() {
 	for i := range g.capacities {
 		g.capacities[i].wakeAll()
 	}
-	g.busy.Add(-int64(g.unsettled - g.out)) // nobody will settle what was not handed out
+	g.busy.Add(-int64(g.unsettled - g.out)) // messages that were not delivered will never be settled
 }

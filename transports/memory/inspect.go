@@ -11,7 +11,7 @@ import (
 
 var _ driver.Inspector = (*Transport)(nil)
 
-// Groups returns the groups that were subscribed. The oldest message is that of those that wait.
+// Groups implements [driver.Inspector]. It returns the groups that were subscribed. Oldest is that of the waiting messages.
 func (t *Transport) Groups(context.Context) ([]driver.GroupInfo, error) {
 	var all []driver.GroupInfo
 	for _, g := range t.subscribed() {
@@ -20,7 +20,7 @@ func (t *Transport) Groups(context.Context) ([]driver.GroupInfo, error) {
 	return all, t.openOrErr()
 }
 
-// Topics returns the topics and patterns that groups ask for now.
+// Topics implements [driver.Inspector].
 func (t *Transport) Topics(context.Context) ([]driver.TopicInfo, error) {
 	groups := make(map[string]*driver.TopicInfo)
 	var all []*driver.TopicInfo
@@ -41,7 +41,7 @@ func (t *Transport) Topics(context.Context) ([]driver.TopicInfo, error) {
 	return infos, t.openOrErr()
 }
 
-// Diagnose has little to check: there is nothing outside of the process.
+// Diagnose implements [driver.Inspector]. It has little to check, since nothing is outside of the process.
 func (t *Transport) Diagnose(context.Context) []driver.Finding {
 	if err := t.openOrErr(); err != nil {
 		return []driver.Finding{{Check: "transport in memory", Err: err, Fix: "correct its configuration, and start the service again"}}
@@ -56,7 +56,7 @@ func (t *Transport) openOrErr() error {
 	return t.err
 }
 
-// subscribed returns the groups that somebody has subscribed, by name. Others were only asked for their poison queue.
+// subscribed returns the groups that were subscribed, by name. Other groups exist only because PoisonQueue was called for them.
 func (t *Transport) subscribed() (all []*group) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -71,7 +71,7 @@ func (t *Transport) subscribed() (all []*group) {
 	return all
 }
 
-// info counts what the group holds.
+// info returns the group's counts.
 func (g *group) info() driver.GroupInfo {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -89,19 +89,19 @@ func (g *group) info() driver.GroupInfo {
 	}
 }
 
-// oldest returns when the oldest message came that waits. The group is locked.
+// oldest returns when the oldest waiting message was published.
 func (g *group) oldest() (oldest time.Time) {
-	look := func(it *item) {
+	visit := func(it *item) {
 		if oldest.IsZero() || it.since.Before(oldest) {
 			oldest = it.since
 		}
 	}
-	g.ready.Each(look)
+	g.ready.Each(visit)
 	for _, q := range g.keys.byKey {
-		q.waiting.Each(look)
+		q.waiting.Each(visit)
 	}
 	for it := range g.delayed.All() {
-		look(it)
+		visit(it)
 	}
 	return oldest
 }

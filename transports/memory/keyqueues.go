@@ -7,28 +7,27 @@ import (
 	"github.com/leatbus/leat/transports/internal/ring"
 )
 
-// keyQueues keeps the order of messages within their keys. A key has at most one head: a message that is ready, handed
-// out or delayed. The later messages of the key wait behind it in the order of their seq. Poisoned messages hold back what
-// is behind them: it is parked.
+// keyQueues keeps the order of messages by key. A key has at most one head, which is ready, delivered or delayed. The later
+// messages of the key wait behind it in the order of their seq. Messages behind a poisoned one are parked.
 //
 // The group's mutex guards it.
 type keyQueues struct {
 	byKey     map[string]*keyQueue
-	ready     func(*item)       // is called with a message that becomes the head of its key
-	setParked func(*item, bool) // is called with a message that begins or ceases to be parked
-	parked    int               // messages that are parked
+	ready     func(*item)       // called when a message becomes the head of its key
+	setParked func(*item, bool) // called when a message begins or ceases to be parked
+	parked    int               // number of parked messages
 }
 
-// keyQueue is one key. It exists as long as the key has a head, a message waits, or a poisoned one holds the key back.
+// keyQueue is the queue of one key. It exists while the key has a head, waiting messages or holds.
 type keyQueue struct {
-	headed  bool
-	waiting ring.Ring[*item] // by seq; what is parked is at the end
+	headed  bool             // has a head
+	waiting ring.Ring[*item] // by seq; parked messages are at the end
 	holds   []int            // the seqs of poisoned messages, ascending
 }
 
 func (q *keyQueue) holdsBack(seq int) bool { return len(q.holds) > 0 && seq > q.holds[0] }
 
-// firstBehind returns the index of the first message that waits and has a higher seq.
+// firstBehind returns the index of the first waiting message with a higher seq.
 func (q *keyQueue) firstBehind(seq int) int {
 	low, high := 0, q.waiting.Len()
 	for low < high {
@@ -41,7 +40,7 @@ func (q *keyQueue) firstBehind(seq int) int {
 	return low
 }
 
-// unparked returns how many messages wait for the head, and not for an operator.
+// unparked returns how many waiting messages are not parked.
 func (q *keyQueue) unparked() int {
 	if len(q.holds) == 0 {
 		return q.waiting.Len()
@@ -62,7 +61,7 @@ func (k *keyQueues) queue(key string) *keyQueue {
 	return q
 }
 
-// enter reports whether the message is the head of its key now. If not, it waits.
+// enter adds a message to its key. It reports whether the message is now the head; otherwise it waits.
 func (k *keyQueues) enter(it *item) bool {
 	q := k.queue(it.key)
 	if !q.headed && q.waiting.Len() == 0 && !q.holdsBack(it.seq) {
@@ -71,7 +70,7 @@ func (k *keyQueues) enter(it *item) bool {
 	}
 	q.waiting.PushBack(it)
 	for i := q.waiting.Len() - 1; i > 0 && q.waiting.Get(i-1).seq > it.seq; i-- {
-		q.waiting.Swap(i-1, i) // it is replayed, or was delayed
+		q.waiting.Swap(i-1, i) // a message that is replayed or was delayed
 	}
 	if q.holdsBack(it.seq) {
 		k.mark(it, true)
@@ -80,14 +79,15 @@ func (k *keyQueues) enter(it *item) bool {
 	return false
 }
 
-// done lets the next message of a key go, as its head is settled.
+// done removes the head of a key, which is settled, and makes the next message the head.
 func (k *keyQueues) done(key string) {
 	q := k.byKey[key]
 	q.headed = false
 	k.advance(key, q)
 }
 
-// advance makes the first message of a key that has no head its head, unless it is held back.
+// advance makes the first waiting message of a key the head, if the key has none and the message is not parked. It deletes the
+// queue if nothing is left in it.
 func (k *keyQueues) advance(key string, q *keyQueue) {
 	first, ok := q.waiting.Front()
 	switch {
@@ -101,9 +101,9 @@ func (k *keyQueues) advance(key string, q *keyQueue) {
 	}
 }
 
-// hold parks what is behind seq, the place of a poisoned message.
+// hold parks the messages behind seq, which is that of a poisoned message.
 func (k *keyQueues) hold(key string, seq int) {
-	q := k.queue(key) // it is new for a message that an operator has added
+	q := k.queue(key) // may be new, if an operator has added the poisoned message
 	i, _ := slices.BinarySearch(q.holds, seq)
 	q.holds = slices.Insert(q.holds, i, seq)
 	for i := q.firstBehind(q.holds[0]); i < q.waiting.Len(); i++ {
@@ -111,15 +111,14 @@ func (k *keyQueues) hold(key string, seq int) {
 	}
 }
 
-// release undoes hold, and lets the key go on as far as its next poisoned message. It reports whether the key was held
-// there.
+// release removes a hold. Messages up to the next hold are not parked any more. It reports whether there was such a hold.
 func (k *keyQueues) release(key string, seq int) bool {
 	q := k.byKey[key]
 	if q == nil {
 		return false
 	}
-	i, held := slices.BinarySearch(q.holds, seq)
-	if !held {
+	i, found := slices.BinarySearch(q.holds, seq)
+	if !found {
 		return false
 	}
 	q.holds = slices.Delete(q.holds, i, i+1)
@@ -127,18 +126,18 @@ func (k *keyQueues) release(key string, seq int) bool {
 	return true
 }
 
-// releaseAll undoes every hold, and reports whether there was one.
-func (k *keyQueues) releaseAll() (held bool) {
+// releaseAll removes all holds, and reports whether there was one.
+func (k *keyQueues) releaseAll() (released bool) {
 	for key, q := range k.byKey {
 		if len(q.holds) > 0 {
-			q.holds, held = nil, true
+			q.holds, released = nil, true
 			k.unpark(key, q)
 		}
 	}
-	return held
+	return released
 }
 
-// unpark makes messages wait again that are not held back any more, and lets the key go on.
+// unpark marks the messages that are not held back any more as not parked, and advances the key.
 func (k *keyQueues) unpark(key string, q *keyQueue) {
 	for i := range q.unparked() {
 		k.mark(q.waiting.Get(i), false)
@@ -152,7 +151,7 @@ func (k *keyQueues) mark(it *item, parked bool) {
 	}
 	k.setParked(it, parked)
 	switch {
-	case it.parked != parked: // the group is closed
+	case it.parked != parked: // setParked did nothing, because the group is closed
 	case parked:
 		k.parked++
 	default:
@@ -160,7 +159,7 @@ func (k *keyQueues) mark(it *item, parked bool) {
 	}
 }
 
-// heldBack returns how many keys a poisoned message holds back.
+// heldBack returns the number of keys with a hold.
 func (k *keyQueues) heldBack() (n int) {
 	for _, q := range k.byKey {
 		if len(q.holds) > 0 {
@@ -170,21 +169,21 @@ func (k *keyQueues) heldBack() (n int) {
 	return n
 }
 
-// parks reports whether a message of the key would be parked. A seq of 0 is that of a message that is new.
+// parks reports whether a message of the key would be parked. A seq of 0 stands for a new message.
 func (k *keyQueues) parks(key string, seq int) bool {
 	q := k.byKey[key]
 	return q != nil && len(q.holds) > 0 && (seq == 0 || q.holdsBack(seq))
 }
 
-// behind returns how many messages wait behind a poisoned one of the key, and before the next one.
+// behind returns how many messages are parked between a poisoned one of the key and the next poisoned one.
 func (k *keyQueues) behind(key string, seq int) int {
 	q := k.byKey[key]
 	if q == nil || key == "" {
 		return 0
 	}
-	i, held := slices.BinarySearch(q.holds, seq)
+	i, found := slices.BinarySearch(q.holds, seq)
 	switch {
-	case !held:
+	case !found:
 		return 0
 	case i+1 < len(q.holds):
 		return q.firstBehind(q.holds[i+1]) - q.firstBehind(seq)
@@ -203,7 +202,7 @@ func (k *keyQueues) behindDelayed(delayed iter.Seq[*item]) (n int) {
 	return n
 }
 
-// unparked returns how many messages wait behind the head of their key.
+// unparked returns how many messages wait behind the head of their key and are not parked.
 func (k *keyQueues) unparked() (n int) {
 	for _, q := range k.byKey {
 		n += q.unparked()

@@ -17,7 +17,7 @@ import (
 
 const topic = "order.paid.v1"
 
-// ledger is a group that parks, and its poison queue.
+// ledger returns a group that parks, and its poison queue.
 func ledger(t *testing.T, transport *memory.Transport) (driver.Receiver, driver.PoisonQueue) {
 	t.Helper()
 	feed, err := transport.Subscribe(t.Context(), driver.Subscription{
@@ -61,7 +61,7 @@ func list(t *testing.T, queue driver.PoisonQueue) []driver.PoisonedMessage {
 	return all
 }
 
-func TestParkedMessagesTakeNoPlaceInTheirGroup(t *testing.T) {
+func TestPark_takesNoSlotInTheGroup(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		transport := memory.New(memory.Config{Queue: 100})
 		feed, queue := ledger(t, transport)
@@ -85,7 +85,7 @@ func TestParkedMessagesTakeNoPlaceInTheirGroup(t *testing.T) {
 	})
 }
 
-func TestTooMuchThatIsParkedSlowsThePublishers(t *testing.T) {
+func TestPark_tooManyBlockPublishers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		transport := memory.New(memory.Config{Bytes: 16 * 650})
 		feed, queue := ledger(t, transport)
@@ -120,7 +120,7 @@ func TestTooMuchThatIsParkedSlowsThePublishers(t *testing.T) {
 }
 
 // Two messages of a key are poisoned, the later one first: the earlier was published for later.
-func TestAKeyGoesOnAsFarAsItsNextPoisonedMessage(t *testing.T) {
+func TestPark_continuesUpToTheNextPoisonedMessage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		transport := memory.New(memory.Config{})
 		feed, queue := ledger(t, transport)

@@ -12,7 +12,7 @@ import (
 	"github.com/leatbus/leat/transports/memory"
 )
 
-func TestAConsumerThatJoinsItsGroupDoesNotHideTheGroupFromPublishers(t *testing.T) {
+func TestSubscribe_joiningKeepsTheGroupVisible(t *testing.T) {
 	transport := memory.New(memory.Config{})
 	sub := driver.Subscription{Group: "shop.ledger", Topics: []string{"order.paid.v1"}, Concurrency: 1}
 	_, err := transport.Subscribe(t.Context(), sub)

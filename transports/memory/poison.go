@@ -15,15 +15,15 @@ import (
 type poisoned struct {
 	id    int // ascending
 	data  []byte
-	taken bool   // somebody replays or drops it
-	seq   int    // its place in the group
+	taken bool   // is being replayed or dropped
+	seq   int    // its position in the group
 	key   string // the key that it holds back, "" for none
 }
 
-// recordOverhead is about what a poisoned message takes beside its data, in bytes.
+// recordOverhead is the approximate memory of a poisoned message without its data, in bytes.
 const recordOverhead = 64
 
-// poisonStore keeps the poisoned messages of a group, as compact records. The group's mutex guards it.
+// poisonStore stores the poisoned messages of a group as compact records. The group's mutex guards it.
 type poisonStore struct {
 	limit   int // bytes
 	bytes   int
@@ -32,7 +32,7 @@ type poisonStore struct {
 	records records
 }
 
-// put stores a message in x: behind the others, or in the place of what x was before.
+// put stores a message in x. If x is in the store already, the message replaces the one in it; else x is appended.
 func (s *poisonStore) put(x *poisoned, uuid, topic string, headers message.Metadata, payload []byte) error {
 	data := s.records.encode(uuid, topic, headers, payload)
 	more := len(data) - len(x.data)
@@ -52,7 +52,7 @@ func (s *poisonStore) put(x *poisoned, uuid, topic string, headers message.Metad
 	return nil
 }
 
-// after returns up to limit messages behind the one with the id.
+// after returns up to limit messages with higher ids.
 func (s *poisonStore) after(id, limit int) []*poisoned {
 	i, _ := s.search(id + 1)
 	return s.list[i:][:min(max(limit, 0), len(s.list)-i)]
@@ -72,7 +72,7 @@ func (s *poisonStore) find(id string) *poisoned {
 	return nil
 }
 
-// remove takes messages out.
+// remove removes messages.
 func (s *poisonStore) remove(done map[*poisoned]bool) {
 	s.list = slices.DeleteFunc(s.list, func(x *poisoned) bool {
 		if done[x] {
@@ -113,7 +113,7 @@ func (p *poisonQueue) Get(_ context.Context, id string) (driver.PoisonedMessage,
 	return p.show(x), nil
 }
 
-// show returns what operators see. The group is locked.
+// show returns a message as operators see it.
 func (p *poisonQueue) show(x *poisoned) driver.PoisonedMessage {
 	_, msg := p.group.poison.records.decode(x.data)
 	return driver.PoisonedMessage{
@@ -121,7 +121,7 @@ func (p *poisonQueue) show(x *poisoned) driver.PoisonedMessage {
 	}
 }
 
-// Replay hands messages to the group again. It blocks while the group is full.
+// Replay implements [driver.PoisonQueue]. It blocks while the group is full.
 func (p *poisonQueue) Replay(ctx context.Context, ids ...string) (int, error) {
 	return p.settle(ids, func(x *poisoned) error {
 		topic, msg := p.read(x)
@@ -137,7 +137,7 @@ func (p *poisonQueue) Drop(_ context.Context, ids ...string) (int, error) {
 	return p.settle(ids, func(*poisoned) error { return nil })
 }
 
-// Put fails if the poison queue has no room.
+// Put implements [driver.PoisonQueue]. It returns an error if the poison queue is full.
 func (p *poisonQueue) Put(_ context.Context, msgs ...driver.PoisonedMessage) error {
 	if p.transport.closed.Load() {
 		return driver.ErrClosed
@@ -162,7 +162,7 @@ func (p *poisonQueue) Put(_ context.Context, msgs ...driver.PoisonedMessage) err
 		if err := g.poison.put(x, m.Message.UUID, m.Topic(), m.Message.Metadata, m.Message.Payload); err != nil {
 			return fmt.Errorf("memory: group %q: %w", g.name, err)
 		}
-		if m.ID == "" { // its place is behind what is in the group
+		if m.ID == "" { // a new message is behind all others of the group
 			x.seq = g.nextSeq()
 			g.hold(x, g.orderKey(m.Message))
 		}
@@ -170,7 +170,7 @@ func (p *poisonQueue) Put(_ context.Context, msgs ...driver.PoisonedMessage) err
 	return missing
 }
 
-// settle calls do with each message and takes those out of the queue for which it succeeds.
+// settle calls do with each message, and removes those from the queue for which do returns nil.
 func (p *poisonQueue) settle(ids []string, do func(*poisoned) error) (int, error) {
 	if p.transport.closed.Load() {
 		return 0, driver.ErrClosed
@@ -200,7 +200,7 @@ func (p *poisonQueue) settle(ids []string, do func(*poisoned) error) (int, error
 	return len(done), firstErr
 }
 
-// claim finds a message that nobody else is replaying or dropping.
+// claim returns a message that is not being replayed or dropped by another call, and marks it as taken.
 func (p *poisonQueue) claim(id string) (*poisoned, error) {
 	p.group.mu.Lock()
 	defer p.group.mu.Unlock()

@@ -17,7 +17,7 @@ type watcher struct {
 	*tail.Buffer
 }
 
-// Tail gets its copies from Publish, also those of messages that reach no group.
+// Tail implements [driver.Inspector]. Publish makes the copies, also of messages that reach no group.
 func (t *Transport) Tail(ctx context.Context, pattern string, fn func(topic string, msg *message.Message) error) error {
 	if err := driver.ValidatePattern(pattern); err != nil {
 		return fmt.Errorf("memory: tail: %w", err)
@@ -48,7 +48,7 @@ func (t *Transport) removeTail(w *watcher) {
 	t.tailed.Store(int32(len(t.tails))) //nolint:gosec // a few
 }
 
-// show gives every watcher of the topic a copy. If nobody watches, it costs one atomic load.
+// show gives every watcher of the topic a copy. Without watchers it costs one atomic load.
 func (t *Transport) show(topic string, msgs []*message.Message) {
 	if t.tailed.Load() == 0 {
 		return
@@ -65,7 +65,7 @@ func (t *Transport) show(topic string, msgs []*message.Message) {
 	}
 }
 
-// endTails ends them all, once t.closed is set.
+// endTails ends all calls of Tail. t.closed is set before.
 func (t *Transport) endTails() {
 	t.tailing.Lock()
 	defer t.tailing.Unlock()

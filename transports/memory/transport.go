@@ -21,17 +21,17 @@ import (
 // Scheme is the URL scheme.
 const Scheme = "memory"
 
-// Config bounds the queues. The zero Config has the defaults of the URL's options.
+// Config configures the bounds of a [Transport]. The zero value has the defaults of the URL's options.
 //
-// A group has three capacities, each with these bounds: for messages that wait to be handled, for those published with a
-// delay, and for those parked behind poisoned ones.
+// A group has three capacities, each with these bounds: for messages that wait to be handled, for messages that were published
+// with a delay, and for messages that are parked behind poisoned ones.
 type Config struct {
-	Bytes       int // bytes a capacity of a group may hold, headers included; one message always fits
-	Queue       int // messages a capacity of a group may hold; 0 means any number
-	PoisonBytes int // bytes a poison queue may hold, headers included
-	// StrictRoutes makes Publish fail for a message that no group wants; see [driver.UnroutableError].
+	Bytes       int // bytes per capacity of a group, headers included; one message always fits
+	Queue       int // messages per capacity of a group; 0 means any number
+	PoisonBytes int // bytes per poison queue, headers included
+	// StrictRoutes makes Publish fail for a message that no group has subscribed to; see [driver.UnroutableError].
 	StrictRoutes bool
-	// Logger gets a line when publishers are blocked by a full group. nil means slog.Default().
+	// Logger logs when a full group blocks publishers. nil means slog.Default().
 	Logger *slog.Logger
 }
 
@@ -43,14 +43,14 @@ const (
 // Transport is a [driver.Transport] in memory.
 type Transport struct {
 	cfg   Config
-	err   error // what is wrong with cfg
+	err   error // cfg is invalid
 	table driver.TopicTable[*group]
 	busy  waitcounter.Counter // messages that are not settled, over all groups
 
 	unroutable atomic.Int64
 	tickets    atomic.Uint64 // of publishers that had to wait
 
-	mu     sync.Mutex
+	mu     sync.Mutex // guards groups
 	groups map[string]*group
 	closed atomic.Bool // written under mu
 
@@ -64,7 +64,8 @@ var (
 	_ driver.HealthChecker = (*Transport)(nil)
 )
 
-// Open makes a transport from its URL. Every call makes another one: they share nothing.
+// Open returns a transport for a URL. Each call returns a new one; they share nothing. It returns an error if the URL has a host,
+// a path or an unknown option. It does not block.
 func Open(ctx context.Context, u *url.URL) (driver.Transport, error) {
 	if u.Host != "" || (u.Path != "" && u.Path != "/") || u.User != nil {
 		return nil, errors.New("memory: the URL has a host or a path; write memory://")
@@ -75,7 +76,7 @@ func Open(ctx context.Context, u *url.URL) (driver.Transport, error) {
 		Bytes:        o.Int("bytes", defaultBytes, 1),
 		Queue:        o.Int("queue", 0, 0),
 		PoisonBytes:  o.Int("poison", defaultPoisonBytes, 0),
-		StrictRoutes: o.Choice("unroutable", "report", "report", "error") == "error",
+		StrictRoutes: o.StrictRoutes(),
 		Logger:       driver.LoggerFrom(ctx),
 	}
 	if err := o.Err(); err != nil {
@@ -84,7 +85,7 @@ func Open(ctx context.Context, u *url.URL) (driver.Transport, error) {
 	return New(cfg), nil
 }
 
-// New makes a transport. If a bound is negative, its methods return an error that says so.
+// New returns a transport. If a bound in cfg is negative, the methods of the transport return an error that says so.
 func New(cfg Config) *Transport {
 	var err error
 	for name, bound := range map[string]int{"Bytes": cfg.Bytes, "Queue": cfg.Queue, "PoisonBytes": cfg.PoisonBytes} {
@@ -104,19 +105,19 @@ func New(cfg Config) *Transport {
 	return &Transport{cfg: cfg, err: err, groups: make(map[string]*group)}
 }
 
-// Capabilities is everything but durability.
+// Capabilities implements [driver.Transport]: the transport supports everything except durability.
 func (t *Transport) Capabilities() driver.Capabilities {
 	return driver.Capabilities{Delay: true, Patterns: true, ByKey: true, Strict: true, Poison: true, Park: true}
 }
 
-// Health is connected until the transport is closed.
+// Health implements [driver.HealthChecker]: the transport is connected until it is closed.
 func (t *Transport) Health() driver.TransportHealth {
 	err := t.openOrErr()
 	return driver.TransportHealth{Transport: Scheme, Connected: err == nil, Err: err, Unroutable: t.unroutable.Load()}
 }
 
-// Publish queues each message in every group that wants it, in all or in none, and blocks while one
-// of them is full.
+// Publish implements [driver.Transport]. It puts each message into all groups of its topic or into none, and blocks while one of
+// them is full.
 func (t *Transport) Publish(ctx context.Context, topic string, msgs ...*message.Message) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -155,7 +156,7 @@ func (t *Transport) Publish(ctx context.Context, topic string, msgs ...*message.
 	return nil
 }
 
-// Subscribe makes the group, if it is new, and a receiver on it.
+// Subscribe implements [driver.Transport]. It does not block.
 func (t *Transport) Subscribe(_ context.Context, s driver.Subscription) (driver.Receiver, error) {
 	if err := s.Validate(); err != nil {
 		return nil, fmt.Errorf("memory: %w", err)
@@ -173,7 +174,7 @@ func (t *Transport) Subscribe(_ context.Context, s driver.Subscription) (driver.
 	return &receiver{group: g, done: make(chan struct{})}, nil
 }
 
-// group returns the group with the name, which it makes at first sight. t.mu is locked.
+// group returns the group with the name, and creates it if it does not exist.
 func (t *Transport) group(name string) *group {
 	g, ok := t.groups[name]
 	if !ok {
@@ -183,20 +184,19 @@ func (t *Transport) group(name string) *group {
 	return g
 }
 
-// PoisonQueue returns the poison queue of a group.
+// PoisonQueue implements [driver.Transport].
 func (t *Transport) PoisonQueue(group string) driver.PoisonQueue {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return &poisonQueue{group: t.group(group), transport: t}
 }
 
-// WaitIdle blocks until no group holds a message that is not settled: none waits, none is delayed,
-// none is in a handler. What handlers publish counts too, because they publish before they settle. What
-// is parked behind a poisoned message does not: it waits for an operator.
+// WaitIdle blocks until all messages in all groups are settled, or until ctx is done: none waits, none is delayed and none is in
+// a handler. This includes messages that handlers publish, because they are published before the handler's own is settled. It
+// does not include messages that are parked behind a poisoned one, because they wait for an operator.
 func (t *Transport) WaitIdle(ctx context.Context) error { return t.busy.Wait(ctx) }
 
-// Redeliver hands a message to one group that may have had it before, as a broker does that lost an
-// ack. It is for tests.
+// Redeliver delivers a message to one group that may have handled it before, as a broker does that lost an ack. It is for tests.
 func (t *Transport) Redeliver(ctx context.Context, name, topic string, msg *message.Message) error {
 	t.mu.Lock()
 	g, ok := t.groups[name]
@@ -205,11 +205,11 @@ func (t *Transport) Redeliver(ctx context.Context, name, topic string, msg *mess
 		return fmt.Errorf("memory: group %q: %w", name, driver.ErrNotFound)
 	}
 	it := newItem(msg, topic)
-	it.attempts, it.since, it.untracked = 1, time.Now(), true // the bus that published it has its outcome
+	it.attempts, it.since, it.untracked = 1, time.Now(), true // the bus that published it has its outcome already
 	return t.enqueue(ctx, []*group{g}, it, otherClass)
 }
 
-// Close drops what waits and wakes everybody who blocks with [driver.ErrClosed].
+// Close implements [driver.Transport]. It drops waiting messages; all blocked calls return [driver.ErrClosed].
 func (t *Transport) Close(context.Context) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -11,24 +11,26 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// SchemaAdapter lets a watermill-sql publisher insert into leat's tables, in the user's own
-// transaction: the messages are published when it commits, and never were when it rolls back.
+// A SchemaAdapter lets a watermill-sql publisher insert into leat's tables, in the user's own
+// transaction: the messages are published when it commits, and discarded when it rolls back.
 //
 //	adapter, err := sql.NewSchemaAdapter(sql.Config{Dialect: sql.Postgres})
 //	publisher, err := wsql.NewPublisher(tx, wsql.PublisherConfig{SchemaAdapter: adapter}, nil)
 //	err = publisher.Publish("order.paid.v1", msg)
 //	err = tx.Commit()
 //
-// It works with every driver of its dialect. A message that no group wants is not stored, and
-// nothing says so. At isolation levels above READ COMMITTED, the groups are those that the
-// transaction sees. It is for publishing only: a transport consumes. It does not know the version of the tables, so
-// it writes headers in the form that every release reads, which is not JSON.
+// It works with every driver of its dialect. A message that no group subscribes to is dropped without
+// an error. At isolation levels above READ COMMITTED, the groups are those that the transaction sees.
+// The adapter can't subscribe; use a transport for that. It does not know the version of the tables, so
+// it writes headers in the form that every release reads, which is not JSON; ForVersion changes that.
+//
+// A SchemaAdapter is immutable and may be used concurrently.
 type SchemaAdapter struct{ statements *statements }
 
 var _ wsql.SchemaAdapter = SchemaAdapter{}
 
-// NewSchemaAdapter makes an adapter for the tables that the configuration names. The tables must be
-// there; see [Migrate].
+// NewSchemaAdapter returns an adapter for the tables that the configuration names. The tables must
+// exist; see [Migrate]. It returns an error if the configuration is invalid.
 func NewSchemaAdapter(cfg Config) (SchemaAdapter, error) {
 	cfg = cfg.withDefaults()
 	if err := cfg.validate(); err != nil {
@@ -41,12 +43,19 @@ func NewSchemaAdapter(cfg Config) (SchemaAdapter, error) {
 	return SchemaAdapter{s}, nil
 }
 
+// ForVersion returns an adapter for tables of a version that [MigrationStatus] has returned. It writes headers as JSON if
+// that version supports it.
+func (a SchemaAdapter) ForVersion(version int) SchemaAdapter {
+	s := a.statements
+	return SchemaAdapter{&statements{dialect: s.dialect, cfg: s.cfg, names: s.names, bounded: s.bounded, json: version >= versionJSON}}
+}
+
 var (
 	errNoMessages  = errors.New("no messages")
 	errNoConsuming = errors.New("this adapter publishes only; consume by a transport's Subscribe")
 )
 
-// InsertQuery returns the insert of messages for every group that wants the topic.
+// InsertQuery returns the statement that inserts messages for every group that subscribes to the topic.
 func (a SchemaAdapter) InsertQuery(topic string, msgs message.Messages) (wsql.Query, error) {
 	if err := driver.ValidateTopic(topic); err != nil {
 		return wsql.Query{}, fmt.Errorf("sql: %w", err)
@@ -70,17 +79,17 @@ func (a SchemaAdapter) InsertQuery(topic string, msgs message.Messages) (wsql.Qu
 	return wsql.Query{Query: query, Args: args}, nil
 }
 
-// SelectQuery returns a query that fails: the adapter is for publishing.
+// SelectQuery returns a query that fails, because the adapter can't subscribe.
 func (a SchemaAdapter) SelectQuery(string, string, wsql.OffsetsAdapter) wsql.Query {
 	return wsql.Query{Query: "SELECT leat_cannot_be_consumed_by_a_watermill_sql_subscriber"}
 }
 
-// UnmarshalMessage fails: the adapter is for publishing.
+// UnmarshalMessage returns an error, because the adapter can't subscribe.
 func (a SchemaAdapter) UnmarshalMessage(wsql.Scanner) (wsql.Row, error) {
 	return wsql.Row{}, fmt.Errorf("sql: %w", errNoConsuming)
 }
 
-// SchemaInitializingQueries returns none: [Migrate] makes the tables, once for all topics.
+// SchemaInitializingQueries returns none: [Migrate] creates the tables, once for all topics.
 func (a SchemaAdapter) SchemaInitializingQueries(string) []wsql.Query { return nil }
 
 // SubscribeIsolationLevel returns the default; the adapter does not subscribe.

@@ -2,6 +2,7 @@ package sql_test
 
 import (
 	stdsql "database/sql"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -11,21 +12,27 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports/sql"
 )
 
-// publishInTx publishes by Watermill's own publisher in the user's own transaction.
+// publishInTx publishes with watermill-sql's publisher in a transaction.
 func publishInTx(t testing.TB, tx *stdsql.Tx, cfg sql.Config, topic string, msgs ...*message.Message) {
+	t.Helper()
+	require.NoError(t, publishWithAdapter(t, tx, cfg, topic, msgs...))
+}
+
+func publishWithAdapter(t testing.TB, tx *stdsql.Tx, cfg sql.Config, topic string, msgs ...*message.Message) error {
 	t.Helper()
 	adapter, err := sql.NewSchemaAdapter(cfg)
 	require.NoError(t, err)
 	publisher, err := wsql.NewPublisher(tx, wsql.PublisherConfig{SchemaAdapter: adapter}, nil)
 	require.NoError(t, err)
-	require.NoError(t, publisher.Publish(topic, msgs...))
+	return publisher.Publish(topic, msgs...)
 }
 
-// TestPublishInTheUsersTransaction: with the user's rows or not at all.
-func TestPublishInTheUsersTransaction(t *testing.T) {
+// TestSchemaAdapter_publishesInTheUsersTransaction checks that the messages are committed and rolled back with the user's rows.
+func TestSchemaAdapter_publishesInTheUsersTransaction(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
 		transport := s.start(t)
 		ctx := testContext(t)
@@ -35,11 +42,10 @@ func TestPublishInTheUsersTransaction(t *testing.T) {
 		require.NoError(t, err)
 		db := s.db(t)
 		if s.cfg.Dialect == sql.MySQL {
-			db = s.stdPool(t) // with prepared statements, as users have it
+			db = s.stdPool(t) // with prepared statements, as in a user's program
 		}
 		for _, end := range []string{"rolled back", "committed"} {
-			tx, err := db.BeginTx(ctx, nil)
-			require.NoError(t, err)
+			tx := begin(t, db, stdsql.LevelDefault)
 			msg := newMessage("order.paid.v1", end)
 			msg.Payload = []byte("\x00\xff" + end)
 			publishInTx(t, tx, s.cfg, "order.paid.v1", msg, newMessage("order.paid.v1", end+"/2"))
@@ -60,10 +66,9 @@ func TestPublishInTheUsersTransaction(t *testing.T) {
 	})
 }
 
-// TestOneConsumerKeepsTheOrderOfACommit: messages of one commit are there together, whenever a claim
-// looks.
-func TestOneConsumerKeepsTheOrderOfACommit(t *testing.T) {
-	eachSystemAtOnce(t, func(t *testing.T, s system) {
+// TestClaim_oneConsumerKeepsTheOrderOfACommit checks that a claim sees all messages of a commit or none.
+func TestClaim_oneConsumerKeepsTheOrderOfACommit(t *testing.T) {
+	eachSystem(t, func(t *testing.T, s system) {
 		if s.cfg.Dialect == sql.SQLite {
 			t.Skip("one connection writes at a time, and the user's would be in the way")
 		}
@@ -90,10 +95,13 @@ func TestOneConsumerKeepsTheOrderOfACommit(t *testing.T) {
 			for i, msg := range msgs {
 				msg.UUID = fmt.Sprintf("%03d/%d", round, i)
 			}
-			tx, err := db.BeginTx(ctx, nil)
-			require.NoError(t, err)
-			publishInTx(t, tx, s.cfg, "order.paid.v1", msgs...)
-			require.NoError(t, tx.Commit())
+			testenv.Insist(t, func() error {
+				tx := begin(t, db, stdsql.LevelDefault)
+				if err := publishWithAdapter(t, tx, s.cfg, "order.paid.v1", msgs...); err != nil {
+					return errors.Join(err, tx.Rollback())
+				}
+				return tx.Commit()
+			})
 		}
 		for round := range rounds {
 			for i := range each {
@@ -103,7 +111,7 @@ func TestOneConsumerKeepsTheOrderOfACommit(t *testing.T) {
 	})
 }
 
-func TestSchemaAdapterSaysWhatItCannotDo(t *testing.T) {
+func TestSchemaAdapter_rejectsUnsupportedCalls(t *testing.T) {
 	adapter, err := sql.NewSchemaAdapter(sql.Config{})
 	require.NoError(t, err)
 	_, err = adapter.InsertQuery("order.paid.v1", nil)
@@ -123,4 +131,28 @@ func TestSchemaAdapterSaysWhatItCannotDo(t *testing.T) {
 	query, err := adapter.InsertQuery(strings.Repeat("a.", 100)+"b", message.Messages{newMessage("a", "m")})
 	require.NoError(t, err)
 	require.Less(t, len(query.Args), 120)
+}
+
+func TestSchemaAdapter_refusesPrivateHeaders(t *testing.T) {
+	adapter, err := sql.NewSchemaAdapter(sql.Config{})
+	require.NoError(t, err)
+	for _, name := range []string{driver.HeaderFaultFailures, "leat_anything"} {
+		msg := newMessage("order.paid.v1", "m")
+		msg.Metadata[name] = "1"
+		_, err = adapter.InsertQuery("order.paid.v1", message.Messages{newMessage("order.paid.v1", "good"), msg})
+		require.ErrorContains(t, err, `header "`+name+`"`)
+		require.ErrorContains(t, err, "delete it")
+	}
+}
+
+func TestSchemaAdapter_writesHeadersInTheFormOfTheTables(t *testing.T) {
+	adapter, err := sql.NewSchemaAdapter(sql.Config{})
+	require.NoError(t, err)
+	msg := newMessage("order.paid.v1", "m")
+	msg.Metadata = message.Metadata{"colour": "red"}
+	for version, want := range map[int]string{0: "colour=red\n", 3: "colour=red\n", 4: `{"colour":"red"}`} {
+		query, err := adapter.ForVersion(version).InsertQuery("order.paid.v1", message.Messages{msg})
+		require.NoError(t, err)
+		require.Contains(t, query.Args, []byte(want), "version %d", version)
+	}
 }

@@ -8,8 +8,9 @@ import (
 	"github.com/leatbus/leat/transports/sql"
 )
 
-// TestAutocommit_offOnTheServer: leat's own connections commit, whatever the server's default is.
+// TestAutocommit_offOnTheServer checks that leat's own connections commit, whatever the server's default is.
 func TestAutocommit_offOnTheServer(t *testing.T) {
+	t.Parallel()
 	server := newPrivateMariaDB(t, "--autocommit=0")
 	s, ctx := server.system(), testContext(t)
 	consumer := s.start(t)
@@ -21,11 +22,12 @@ func TestAutocommit_offOnTheServer(t *testing.T) {
 	require.NoError(t, next(t, feed, patience).Settler.Ack())
 }
 
-// TestAutocommit_offOnAUsersPool is an error when the transport, the outbox or the inbox opens: what it writes
-// outside of a transaction would never be committed.
+// TestAutocommit_offOnAUsersPool expects an error when the transport, the outbox or the inbox opens, because their
+// statements outside of a transaction would never be committed.
 func TestAutocommit_offOnAUsersPool(t *testing.T) {
+	t.Parallel()
 	s := onMySQL(t)
-	closeNow(t, s.open(t)) // the tables are there
+	closeNow(t, s.open(t)) // creates the tables
 	pool, ctx := s.stdPool(t, "autocommit", "0"), testContext(t)
 	const want = "autocommit is off on the pool's connections, so that nothing would be committed; set autocommit=1"
 	_, err := sql.New(ctx, pool, s.cfg)

@@ -10,30 +10,46 @@ import (
 	"github.com/leatbus/leat/transports/internal/backoff"
 )
 
-// claims takes ready messages for consumers, and carries out how they were settled.
+// claims claims ready messages for consumers, and writes how they were settled.
 //
-// A claim is not waited for to reach the disk, so a crash of the server may undo it. What was settled
-// meanwhile is settled all the same, unless somebody else has the message by now.
+// The commit of a claim does not wait for the disk, so a crash of the server may undo it. Messages that were settled meanwhile are
+// still settled, unless another consumer has claimed them by then.
 type claims struct{ *database }
 
-// claim is a feed's wish for messages.
+// claim describes the messages that a receiver claims.
 type claim struct {
-	group group
-	owner int64 // the feed's consumer
-	from  int64 // no ready message before this id is wanted
-	limit int
-	bytes int
-	alone bool // the feed has one worker, who gets the messages in their order
+	group        group
+	owner        int64 // the receiver's consumer
+	from         int64 // no ready message before this id is wanted
+	limit        int
+	bytes        int
+	singleWorker bool // the receiver has one worker, who gets the messages in their order
 }
 
-// ready takes ready messages for their owner, in the order of their arrival.
+// sizedID is a message that may be taken, with its bytes.
+type sizedID struct{ id, size int64 }
+
+// fitting returns the first of the messages, as many as the claim wants within its bytes, and one at least.
+func (c claim) fitting(all []sizedID) (ids []int64) {
+	total := int64(0)
+	for _, m := range all {
+		if len(ids) == c.limit || len(ids) > 0 && total >= int64(c.bytes) {
+			break
+		}
+		ids = append(ids, m.id)
+		total += m.size
+	}
+	return ids
+}
+
+// ready claims ready messages for their owner, in the order of their arrival.
 func (cl claims) ready(ctx context.Context, c claim) (taken []record, err error) {
 	switch cl.name {
 	case Postgres:
 		taken, err = collect(ctx, cl.relaxed, scanRecord, cl.sql(claimPostgres),
 			c.group.id, c.from, c.group.id, c.group.id, c.limit, c.owner, c.bytes)
 	case SQLite:
-		taken, err = collect(ctx, cl.relaxed, scanRecord, cl.sql(claimSQLite),
+		taken, err = cl.collectTaken(ctx, cl.relaxed, cl.sql(claimSQLite),
 			c.owner, c.group.id, c.from, c.group.id, c.limit, c.bytes)
 	default:
 		taken, err = cl.byLock(ctx, c)
@@ -42,13 +58,13 @@ func (cl claims) ready(ctx context.Context, c claim) (taken []record, err error)
 	return taken, err
 }
 
-// byLock claims on systems whose UPDATE returns no rows.
+// byLock claims on databases whose UPDATE returns no rows.
 func (cl claims) byLock(ctx context.Context, c claim) ([]record, error) {
-	if !c.alone {
+	if !c.singleWorker {
 		return cl.lockAndTake(ctx, c, nil, cl.sql(claimMySQL), c.group.id, c.from, c.group.id, c.limit)
 	}
-	// What is locked, by the statement that acks, say, is skipped; the one worker of a feed had better
-	// wait for it. Not for ever: it may be somebody else's lock.
+	// Locked rows are skipped, for example those of a statement that acks. The single worker of a receiver waits for them, to keep
+	// the order, but not for ever: the lock may be another program's.
 	for patience := 50; ; patience-- {
 		seen, err := numbers(ctx, cl.pool, cl.sql(seeMySQL), c.group.id, c.from, c.group.id, c.limit)
 		if err != nil || len(seen) == 0 {
@@ -65,24 +81,20 @@ func (cl claims) byLock(ctx context.Context, c claim) ([]record, error) {
 	}
 }
 
-// lockAndTake takes the messages that a query locks; where order is given, only as far as none of it
-// is missing.
+// lockAndTake claims the messages that a query locks. If order is given, it stops at the first one that is missing.
 func (cl claims) lockAndTake(ctx context.Context, c claim, order []int64, query string, args ...any) (taken []record, err error) {
-	type sized struct{ id, size int64 }
 	err = cl.relaxed.inTx(ctx, func(tx executor) error {
-		free, err := collect(ctx, tx, func(r rows, m *sized) error { return r.Scan(&m.id, &m.size) }, query, args...)
+		free, err := collect(ctx, tx, func(r rows, m *sizedID) error { return r.Scan(&m.id, &m.size) }, query, args...)
 		if err != nil {
 			return err
 		}
-		var ids []int64
-		total := int64(0)
-		for i, m := range free {
-			if total >= int64(c.bytes) || order != nil && m.id != order[i] {
+		for i, id := range order {
+			if i < len(free) && free[i].id != id {
+				free = free[:i]
 				break
 			}
-			ids = append(ids, m.id)
-			total += m.size
 		}
+		ids := c.fitting(free)
 		if len(ids) == 0 {
 			return nil
 		}
@@ -92,13 +104,15 @@ func (cl claims) lockAndTake(ctx context.Context, c claim, order []int64, query 
 	return taken, err
 }
 
-// take makes messages the owner's that the transaction has locked, and reads them.
+// take sets the owner of messages that the transaction has locked, and reads them.
 func (cl claims) take(ctx context.Context, tx executor, ids []int64, to state, owner int64) ([]record, error) {
-	if cl.name != MySQL {
-		query, args := cl.withIDs(`UPDATE {messages} SET state = ?, owner = ?, attempt = {more} WHERE id {in}`, ids, to, owner)
-		return collect(ctx, tx, scanRecord, query+` RETURNING `+messageColumns, args...)
-	}
 	query, args := cl.withIDs(`UPDATE {messages} SET state = ?, owner = ?, attempt = {more} WHERE id {in}`, ids, to, owner)
+	switch cl.name {
+	case Postgres:
+		return collect(ctx, tx, scanRecord, query+` RETURNING `+messageColumns, args...)
+	case SQLite:
+		return cl.collectTaken(ctx, tx, query+` RETURNING `+takenColumns, args...)
+	}
 	if _, err := tx.exec(ctx, query, args...); err != nil {
 		return nil, err
 	}
@@ -117,7 +131,7 @@ func (cl claims) ack(ctx context.Context, ex executor, owner int64, ids []int64)
 	return err
 }
 
-// rewritten is a message with new headers.
+// rewritten has the new headers of a message.
 type rewritten struct {
 	id      int64
 	headers []byte
@@ -129,7 +143,7 @@ const (
 	delayAtOnce   = 500
 )
 
-// rewrite changes the headers of messages of the owner's.
+// rewrite changes the headers of messages that the owner has claimed.
 func (cl claims) rewrite(ctx context.Context, ex executor, owner int64, all []rewritten) error {
 	for some := range slices.Chunk(all, rewriteAtOnce) {
 		ids, args := make([]int64, len(some)), make([]any, 0, 2*len(some)+1)
@@ -146,7 +160,7 @@ func (cl claims) rewrite(ctx context.Context, ex executor, owner int64, all []re
 	return nil
 }
 
-// put gives messages back to their group, at once. cost is what is taken back of their attempts.
+// put gives messages back to their group without a delay. cost is subtracted from their attempts.
 func (cl claims) put(ctx context.Context, ex executor, owner int64, ids []int64, cost int) error {
 	query, args := cl.withIDs(`
 		UPDATE {messages} SET state = CASE WHEN state = {keyhead} THEN {keyed} ELSE state END, owner = 0, due_at = 0, attempt = attempt - ?
@@ -155,14 +169,14 @@ func (cl claims) put(ctx context.Context, ex executor, owner int64, ids []int64,
 	return err
 }
 
-// delayed is a message that is given back for later, with this many attempts counted.
+// delayed is a message that is given back with a delay and this number of attempts.
 type delayed struct {
 	id      int64
 	after   time.Duration
 	attempt int
 }
 
-// delay gives messages back to their group for later. Those that have a key keep their places in its queue.
+// delay gives messages back to their group with a delay. Messages with a key keep their positions in its queue.
 func (cl claims) delay(ctx context.Context, ex executor, owner int64, was state, all []delayed) error {
 	set, mine := `state = {delayed}, pos = {now} + `, `(m.owner = ? OR m.owner = 0 AND m.state = {ready} AND m.attempt <= `
 	if was == stateKeyHead {
@@ -206,11 +220,11 @@ func (cl claims) delayCases(set, mine string, owner int64, some []delayed) (quer
 	return strings.Replace(text, "{in}", "IN ("+list+")", 1), []any{owner}
 }
 
-// promoteAtOnce is how many messages are made ready before some are handed out.
+// promoteAtOnce is how many messages one call of promote makes ready.
 const promoteAtOnce = 2000
 
-// promote makes delayed messages of the group ready that are due, some of them if there are many. It returns how
-// long it is until the next; ok is false if there is none.
+// promote makes due delayed messages of the group ready, at most promoteAtOnce. It returns the time until the next one is due; ok is
+// false if there is none.
 func (cl claims) promote(ctx context.Context, g group) (wait time.Duration, ok bool, err error) {
 	type waiter struct{ id, wait int64 }
 	for limit, done := 1, 0; ; limit = 500 {
@@ -226,7 +240,7 @@ func (cl claims) promote(ctx context.Context, g group) (wait time.Duration, ok b
 			}
 		}
 		if len(due) > 0 {
-			query, args := cl.withIDs(`UPDATE {messages} SET `+g.place()+` WHERE state = {delayed} AND id {in}`, due)
+			query, args := cl.withIDs(`UPDATE {messages} SET `+g.readyColumns()+` WHERE state = {delayed} AND id {in}`, due)
 			err := cl.returning(ctx, g, func(ex executor) error {
 				_, err := ex.exec(ctx, query, args...)
 				return err
@@ -244,7 +258,7 @@ func (cl claims) promote(ctx context.Context, g group) (wait time.Duration, ok b
 	}
 }
 
-// owned returns the messages that a consumer has taken.
+// owned returns the messages that a consumer has claimed.
 func (cl claims) owned(ctx context.Context, g group, owner int64) ([]int64, error) {
 	return numbers(ctx, cl.pool, cl.sql(`SELECT id FROM {messages} WHERE group_id = ? AND state IN ({ready}, {keyhead}) AND owner = ?`), g.id, owner)
 }

@@ -13,7 +13,7 @@ import (
 	"github.com/leatbus/leat/transports/internal/backoff"
 )
 
-// clockless fails the test where a time of this process goes into a statement.
+// clockless is a pool that fails the test if a statement has a time of this process as an argument.
 type clockless struct {
 	pool
 	t *testing.T
@@ -56,7 +56,7 @@ func (d clockless) check(query string, args []any) {
 	}
 }
 
-// isNow recognizes a time of these days in any unit.
+// isNow reports whether a number is about the current time, in any unit.
 func isNow(arg any) bool {
 	n, ok := arg.(int64)
 	if _, isTime := arg.(time.Time); isTime || !ok {
@@ -70,18 +70,20 @@ func isNow(arg any) bool {
 	return false
 }
 
-// TestNoTimeOfThisProcessIsWritten: only the database's clock counts, whatever a transport does.
-func TestNoTimeOfThisProcessIsWritten(t *testing.T) {
+// TestClock_onlyTheDatabasesIsWritten checks that all times are by the database's clock, whatever a transport does.
+func TestClock_onlyTheDatabasesIsWritten(t *testing.T) {
 	require.True(t, isNow(time.Now().UnixMicro()))
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
-	db, err := source{url: mustParse(t, "sqlite://"+t.TempDir()+"/test.db"), cfg: Config{Dialect: SQLite}}.connect()
+	file := source{url: mustParse(t, "sqlite://"+t.TempDir()+"/test.db"), cfg: Config{Dialect: SQLite}}
+	db, err := file.connect()
 	require.NoError(t, err)
-	transport, err := open(ctx, clockless{db, t}, Config{Dialect: SQLite, Lease: time.Second, KeepHandled: time.Second, KeepPoisoned: time.Hour})
+	cfg := Config{Dialect: SQLite, KeepHandled: time.Second, KeepPoisoned: time.Hour}
+	transport, err := open(ctx, clockless{db, t}, cfg)
 	require.NoError(t, err)
 	for _, order := range []driver.Order{driver.Unordered, driver.OrderedByKey, driver.OrderedStrictly} {
 		topic := "order.paid.v" + string(rune('1'+int(order)))
-		feed, err := transport.Subscribe(ctx, driver.Subscription{Group: topic, Topics: []string{topic, "order.>"}, Order: order, Concurrency: 1, Park: order != driver.Unordered})
+		receiver, err := transport.Subscribe(ctx, driver.Subscription{Group: topic, Topics: []string{topic, "order.>"}, Order: order, Concurrency: 1, Park: order != driver.Unordered})
 		require.NoError(t, err)
 		msg := message.NewMessage("m", nil)
 		msg.Metadata = message.Metadata{
@@ -95,7 +97,7 @@ func TestNoTimeOfThisProcessIsWritten(t *testing.T) {
 			func(d *driver.Delivery) error { return d.Settler.GiveBack(0) },
 			func(d *driver.Delivery) error { return d.Settler.Poison(ctx, driver.Fault{Text: "test"}) },
 		} {
-			d, err := feed.Next(ctx)
+			d, err := receiver.Next(ctx)
 			require.NoError(t, err)
 			require.NoError(t, settle(d))
 		}
@@ -106,13 +108,18 @@ func TestNoTimeOfThisProcessIsWritten(t *testing.T) {
 		n, err := queue.Replay(ctx, list[0].ID)
 		require.NoError(t, err)
 		require.Equal(t, 1, n)
-		d, err := feed.Next(ctx)
+		d, err := receiver.Next(ctx)
 		require.NoError(t, err)
 		require.NoError(t, d.Settler.Ack())
-		require.NoError(t, feed.Close(ctx))
+		require.NoError(t, receiver.Close(ctx))
 	}
 	require.NoError(t, retention{transport.core}.clean(ctx, []group{{id: 1}}))
-	feed, err := transport.Subscribe(ctx, driver.Subscription{Group: "lease", Topics: []string{"order.>"}, Concurrency: 1})
+	other, err := file.connect()
+	require.NoError(t, err)
+	cfg.Lease = time.Second
+	quick, err := open(ctx, clockless{other, t}, cfg)
+	require.NoError(t, err)
+	receiver, err := quick.Subscribe(ctx, driver.Subscription{Group: "lease", Topics: []string{"order.>"}, Concurrency: 1})
 	require.NoError(t, err)
 	first, renewed := int64(0), int64(0)
 	for renewed == first { // until the lease is renewed
@@ -123,6 +130,7 @@ func TestNoTimeOfThisProcessIsWritten(t *testing.T) {
 			first = renewed
 		}
 	}
-	require.NoError(t, feed.Close(ctx))
+	require.NoError(t, receiver.Close(ctx))
+	require.NoError(t, quick.Close(ctx))
 	require.NoError(t, transport.Close(ctx))
 }

@@ -7,65 +7,56 @@ import (
 	"time"
 )
 
-// Dialect is a database system.
+// A Dialect names a kind of database.
 type Dialect string
 
-// The dialects. MySQL is MariaDB's too.
+// The dialects. Use MySQL for MariaDB too.
 const (
 	Postgres Dialect = "postgres"
 	MySQL    Dialect = "mysql"
 	SQLite   Dialect = "sqlite"
 )
 
-// Migration says what opening a transport does about the tables.
+// Migration configures whether opening a transport changes the tables.
 type Migration string
 
-// What opening does about tables that are missing or older than the program.
+// The values of [Config].Migrate, for tables that are missing or older than the program.
 const (
-	MigrateAuto  Migration = "auto"  // makes or alters them; safe when many instances start at once
-	MigrateCheck Migration = "check" // fails, and changes nothing
+	MigrateAuto  Migration = "auto"  // create or migrate them; safe when many instances start at once
+	MigrateCheck Migration = "check" // return a [*SchemaError]
 )
 
-// Unroutable says what Publish does with a message that no group wants.
-type Unroutable string
-
-// What becomes of a message that no group wants. It is never stored.
-const (
-	UnroutableReport Unroutable = "report" // reported; the bus counts and logs it
-	UnroutableError  Unroutable = "error"  // Publish fails
-)
-
-// Config is how a transport works. Its zero value does.
+// Config configures a [Transport]. The zero value is ready to use on PostgreSQL.
 type Config struct {
-	// Dialect is the database's. "" means [Postgres].
+	// Dialect is the dialect of the database. "" means [Postgres].
 	Dialect Dialect
-	// Schema is the PostgreSQL schema of the tables; it must exist. "" means the search path's first.
+	// Schema is the PostgreSQL schema of the tables; it must exist. "" means the first of the search path.
 	Schema string
-	// Prefix begins every table's name. "" means leat_.
+	// Prefix is the prefix of every table's name. "" means leat_.
 	Prefix string
-	// Migrate is what opening does about the tables. "" means [MigrateAuto].
+	// Migrate configures whether opening changes the tables. "" means [MigrateAuto].
 	Migrate Migration
-	// Unroutable is what becomes of messages that no group wants. "" means [UnroutableReport].
-	Unroutable Unroutable
-	// Lease is how long the messages of a process that died stay with it. It is renewed, so
-	// handlers may take longer. 0 means 30 s.
+	// StrictRoutes makes Publish fail for a message that no group has subscribed to; see [driver.UnroutableError].
+	StrictRoutes bool
+	// Lease is the time after which the messages of a process that died are redelivered. It is renewed
+	// while the process runs, so handlers may take longer. 0 means 30 s.
 	Lease time.Duration
-	// Prefetch is how many messages a feed may hold that it has not handed out yet. It takes that
-	// many only while its handlers keep up with them. 0 means 1000.
+	// Prefetch is how many undelivered messages a receiver may buffer. It claims that many only while its
+	// handlers keep up. 0 means 1000.
 	Prefetch int
-	// PrefetchBytes bounds the same in bytes of payload; one message always fits. 0 means 8 MiB.
+	// PrefetchBytes limits the same buffer by size, in bytes; one message always fits. 0 means 8 MiB.
 	PrefetchBytes int
-	// Poll is how often an idle transport looks, with one small query, whether anything was
-	// published. Processes of one PostgreSQL notify each other, and look four times a second at most: for
-	// what others insert, such as a publisher of watermill-sql. 0 means 25 ms.
+	// Poll is the interval at which an idle transport polls for new messages, with one small query. If
+	// PostgreSQL's notifications arrive, the interval is at least 250 ms: polling then only finds what
+	// others insert, such as a publisher of watermill-sql. 0 means 25 ms.
 	Poll time.Duration
-	// KeepHandled is how long handled messages of the groups that this process consumes stay in their
-	// table. 0 means not at all.
+	// KeepHandled is how long handled messages of the groups that this process consumes are kept in the
+	// table. 0 means that they are deleted at once.
 	KeepHandled time.Duration
-	// KeepPoisoned is how long messages stay in the poison queues of the groups that this process
+	// KeepPoisoned is how long messages are kept in the poison queues of the groups that this process
 	// consumes. 0 means until somebody drops them.
 	KeepPoisoned time.Duration
-	// Logger is nil for slog.Default().
+	// Logger is used for logs. nil means slog.Default().
 	Logger *slog.Logger
 }
 
@@ -87,9 +78,6 @@ func (c Config) withDefaults() Config {
 	if c.Migrate == "" {
 		c.Migrate = MigrateAuto
 	}
-	if c.Unroutable == "" {
-		c.Unroutable = UnroutableReport
-	}
 	if c.Lease == 0 {
 		c.Lease = defaultLease
 	}
@@ -108,8 +96,8 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// Names become parts of statements, so they are checked by what they may be, not by what they may
-// not. PostgreSQL cuts names at 63 bytes without a word, hence the limits.
+// Prefix and schema become parts of statements, so only known characters are allowed. PostgreSQL
+// truncates names to 63 bytes without an error, hence the limits.
 const (
 	maxPrefix = 30
 	maxSchema = 63
@@ -126,8 +114,6 @@ func (c Config) validate() error {
 		return fmt.Errorf("schema %q: only PostgreSQL has schemas; choose the database by the URL, or use a prefix", c.Schema)
 	case c.Migrate != MigrateAuto && c.Migrate != MigrateCheck:
 		return fmt.Errorf("migrate %q: it is %s or %s", c.Migrate, MigrateAuto, MigrateCheck)
-	case c.Unroutable != UnroutableReport && c.Unroutable != UnroutableError:
-		return fmt.Errorf("unroutable %q: it is %s or %s", c.Unroutable, UnroutableReport, UnroutableError)
 	case c.Lease < time.Second:
 		return fmt.Errorf("lease %s: it is at least 1s", c.Lease)
 	case c.Prefetch < 1 || c.PrefetchBytes < 1 || c.Poll < time.Millisecond || c.KeepHandled < 0 || c.KeepPoisoned < 0:

@@ -45,7 +45,7 @@ func (f *failures) count(code string) int {
 	return f.codes[code]
 }
 
-// pool is a user's own pool on the system, with settings of the server.
+// pool returns a pool of a user with settings of the server.
 func (s system) pool(t testing.TB, settings ...string) (*pgxpool.Pool, *failures) {
 	raw, _, _ := strings.Cut(s.url, "?")
 	cfg, err := pgxpool.ParseConfig(raw + "?sslmode=disable")
@@ -61,7 +61,7 @@ func (s system) pool(t testing.TB, settings ...string) (*pgxpool.Pool, *failures
 	return pool, f
 }
 
-// onPool is a transport over it.
+// onPool returns a transport over a pool.
 func (s system) onPool(t testing.TB, pool *pgxpool.Pool) driver.Transport {
 	transport, err := sql.NewPgx(testContext(t), pool, s.cfg)
 	require.NoError(t, err)
@@ -76,7 +76,7 @@ func (s system) table(name string) string {
 	return s.cfg.Schema + ".leat_" + name
 }
 
-// foreign is a transaction of somebody else's.
+// A foreign is a transaction of another application.
 type foreign struct {
 	*stdsql.Tx
 	t testing.TB
@@ -84,9 +84,8 @@ type foreign struct {
 }
 
 func (s system) foreign(t testing.TB, db *stdsql.DB) foreign {
-	tx, err := db.BeginTx(testContext(t), &stdsql.TxOptions{Isolation: stdsql.LevelReadCommitted})
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = tx.Rollback() }) // where the test fails in the middle
+	tx := begin(t, db, stdsql.LevelReadCommitted)
+	t.Cleanup(func() { _ = tx.Rollback() }) // if the test fails
 	return foreign{tx, t, s}
 }
 
@@ -96,7 +95,7 @@ func (f foreign) run(query string, args ...any) {
 	require.NoError(f.t, err)
 }
 
-// lock waits for the lock on a message, and reports whether it has it.
+// lock waits for the lock on a message, and reports whether it got the lock.
 func (f foreign) lock(id int64, how string) bool {
 	f.t.Helper()
 	err := f.lockRow(id, how)
@@ -107,13 +106,13 @@ func (f foreign) lock(id int64, how string) bool {
 	return true
 }
 
-// lockRow is lock for goroutines other than the test's.
+// lockRow does the same and returns the error, for goroutines other than the test's.
 func (f foreign) lockRow(id int64, how string) error {
 	var got int64
 	return f.QueryRowContext(testContext(f.t), fmt.Sprintf("SELECT id FROM %s WHERE id = %d FOR UPDATE %s", f.s.table("messages"), id, how)).Scan(&got)
 }
 
-// waitBlocked waits until a statement that begins so, the transport's or a foreign one, waits for a lock.
+// waitBlocked blocks until a statement with this beginning, of the transport or of another one, waits for a lock.
 func (s system) waitBlocked(t testing.TB, db *stdsql.DB, statement string) {
 	t.Helper()
 	query := `SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '` + statement + `%` + s.cfg.Schema + `%'`
@@ -121,18 +120,12 @@ func (s system) waitBlocked(t testing.TB, db *stdsql.DB, statement string) {
 		query = `SELECT count(*) FROM information_schema.processlist p JOIN information_schema.innodb_trx x ON x.trx_mysql_thread_id = p.id
 			WHERE x.trx_state = 'LOCK WAIT' AND p.db = DATABASE() AND p.info LIKE '` + statement + `%'`
 	}
-	// InnoDB shows its transactions from a cache that it renews only when nobody has looked for 100 ms.
-	require.Eventually(t, func() bool { return count(t, db, query) > 0 }, patience, 250*time.Millisecond, "nobody waits")
+	// InnoDB caches its list of transactions until it was not read for 100 ms.
+	require.Eventually(t, func() bool { return count(t, db, query) > 0 }, patience, 250*time.Millisecond, "no statement waits")
 }
 
-func count(t testing.TB, db *stdsql.DB, query string, args ...any) (n int) {
-	t.Helper()
-	require.NoError(t, db.QueryRowContext(context.Background(), query, args...).Scan(&n))
-	return n
-}
-
-// conflict has an ack of several messages wait for one of them, which is locked by the transaction that
-// it returns. The ack has locked the messages before that one, and not those behind.
+// conflict makes an ack of several messages wait for one of them, which the returned transaction has locked. The ack
+// has locked the messages in front of that one, and not those behind it.
 func conflict(t *testing.T, s system, transport driver.Transport) (tx foreign, c conflicting) {
 	ctx := testContext(t)
 	feed, err := transport.Subscribe(ctx, subscription("shop.ledger", 6, "order.paid.v1"))
@@ -152,7 +145,7 @@ func conflict(t *testing.T, s system, transport driver.Transport) (tx foreign, c
 	require.True(t, before.lock(id(0), ""))
 	require.True(t, tx.lock(c.awaited, ""))
 	require.NoError(t, deliveries[0].Settler.Ack())
-	s.waitBlocked(t, db, "DELETE") // the others' acks gather behind it
+	s.waitBlocked(t, db, "DELETE") // the other acks wait behind it
 	for _, d := range deliveries[1:] {
 		require.NoError(t, d.Settler.Ack())
 	}
@@ -160,7 +153,7 @@ func conflict(t *testing.T, s system, transport driver.Transport) (tx foreign, c
 	require.Eventually(t, func() bool {
 		return count(t, db, "SELECT count(*) FROM "+s.table("messages")) == 5
 	}, patience, 10*time.Millisecond)
-	require.Eventually(t, func() bool { // so it is under way, and goes on until the awaited one
+	require.Eventually(t, func() bool { // the ack has started, and runs until the locked message
 		probe := s.foreign(t, db)
 		free := probe.lock(c.locked, "SKIP LOCKED")
 		return assert.NoError(t, probe.Rollback()) && !free
@@ -168,7 +161,7 @@ func conflict(t *testing.T, s system, transport driver.Transport) (tx foreign, c
 	return tx, c
 }
 
-// conflicting are the ids of messages that an ack has locked, waits for, and has still to lock.
+// conflicting has the ids of messages that an ack has locked, waits for, and will lock.
 type conflicting struct{ locked, awaited, beyond int64 }
 
 func requireAllHandled(t *testing.T, s system) {
@@ -178,10 +171,10 @@ func requireAllHandled(t *testing.T, s system) {
 		patience, 10*time.Millisecond, "the acks were lost")
 }
 
-// TestDeadlock: the database rolls an ack back, because a foreign transaction and it wait for each
-// other. The ack is tried again. It is the last of the two to wait, so that it is the one that Postgres
-// ends: whoever waits looks for deadlocks once, after a second.
+// TestDeadlock checks that an ack is retried after a deadlock with a foreign transaction. The ack is the last of
+// the two to wait, so PostgreSQL rolls it back: a waiting statement checks for deadlocks once, after a second.
 func TestDeadlock(t *testing.T) {
+	t.Parallel()
 	for name, open := range map[string]func(testing.TB) system{"postgres": onPostgres, "mysql": onMySQL} {
 		t.Run(name, func(t *testing.T) {
 			s := open(t)
@@ -192,7 +185,7 @@ func TestDeadlock(t *testing.T) {
 			}
 			gate, ids := conflict(t, s, transport)
 			tx := s.foreign(t, db)
-			if s.cfg.Dialect == sql.MySQL { // the lighter transaction is rolled back
+			if s.cfg.Dialect == sql.MySQL { // InnoDB rolls back the transaction with fewer changes
 				tx.run("INSERT INTO heavy VALUES (0)" + manyValues(500))
 			} else {
 				tx.run("SET LOCAL deadlock_timeout = '1min'")
@@ -201,7 +194,7 @@ func TestDeadlock(t *testing.T) {
 			locked := make(chan bool, 1)
 			go func() { locked <- assert.NoError(t, tx.lockRow(ids.locked, "")) }()
 			s.waitBlocked(t, db, "SELECT id")
-			require.NoError(t, gate.Rollback()) // now the ack goes on to what tx has
+			require.NoError(t, gate.Rollback()) // the ack continues to the row that tx has locked
 			require.True(t, <-locked)
 			require.NoError(t, tx.Rollback())
 			requireAllHandled(t, s)
@@ -217,9 +210,10 @@ func manyValues(n int) string {
 	return b.String()
 }
 
-// TestSerializationFailure: on a pool whose transactions are serializable, statements fail that
-// would not at the level for which they are made.
+// TestSerializationFailure checks that statements are retried on a pool whose transactions are serializable, where
+// they fail more often than at READ COMMITTED.
 func TestSerializationFailure(t *testing.T) {
+	t.Parallel()
 	t.Run("of an ack", func(t *testing.T) {
 		s := onPostgres(t)
 		pool, failures := s.pool(t, "default_transaction_isolation", "serializable")
@@ -245,12 +239,13 @@ func TestSerializationFailure(t *testing.T) {
 	})
 }
 
-// TestStatementTimeout: the server ends statements while somebody keeps the table.
+// TestStatementTimeout checks that statements are retried that the server cancels while the table is locked.
 func TestStatementTimeout(t *testing.T) {
+	t.Parallel()
 	sub := subscription("shop.ledger", 4, "order.paid.v1")
 	t.Run("postgres", func(t *testing.T) {
 		s := onPostgres(t)
-		closeNow(t, s.open(t)) // which makes the tables in its own time
+		closeNow(t, s.open(t)) // creates the tables without the timeout
 		pool, failures := s.pool(t, "statement_timeout", "100")
 		transport := s.onPool(t, pool)
 		l, stop := load(t, transport, transport, sub)
@@ -275,7 +270,7 @@ func TestStatementTimeout(t *testing.T) {
 		if !strings.Contains(version, "MariaDB") {
 			t.Skip("MySQL has a timeout for SELECT only")
 		}
-		closeNow(t, s.open(t)) // which makes the tables in its own time
+		closeNow(t, s.open(t)) // creates the tables without the timeout
 		transport, err := sql.New(testContext(t), s.stdPool(t, "max_statement_time", "0.1"), s.cfg)
 		require.NoError(t, err)
 		t.Cleanup(func() { closeNow(t, transport) })
@@ -302,13 +297,13 @@ func TestStatementTimeout(t *testing.T) {
 	})
 }
 
-// stdPool is a user's own pool on MySQL, with settings of the server.
+// stdPool returns a pool of a user on MySQL with settings of the server.
 func (s system) stdPool(t testing.TB, settings ...string) *stdsql.DB {
 	cfg, err := mysql.ParseDSN(s.dsn(t))
 	require.NoError(t, err)
 	cfg.Params = map[string]string{}
 	for i := 0; i < len(settings); i += 2 {
-		if settings[i] == "interpolateParams" { // the driver's, not the session's
+		if settings[i] == "interpolateParams" { // an option of the driver, not of the session
 			cfg.InterpolateParams = true
 			continue
 		}

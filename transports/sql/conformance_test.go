@@ -12,16 +12,28 @@ import (
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports/sql"
 	"github.com/leatbus/leat/transports/transporttest"
 )
 
+// TestConformance runs the contract with the documented rights. Every second instance uses a pool of the user; the others
+// have their own.
 func TestConformance(t *testing.T) {
-	eachSystemAtOnce(t, func(t *testing.T, s system) {
+	eachSystem(t, func(t *testing.T, s system) {
+		owner := s
+		s, overPool := s.withDocumentedRights(t)
+		instances := 0
 		transporttest.Run(t, transporttest.Harness{
-			Open:    func(t testing.TB) driver.Transport { return s.open(t) },
-			URL:     s.url,
-			OpenURL: openURL,
+			Open: func(t testing.TB) driver.Transport {
+				if instances++; overPool != nil && instances%2 == 0 {
+					return overPool(t)
+				}
+				return s.open(t)
+			},
+			Operator: func(t testing.TB) driver.Transport { return owner.open(t) },
+			URL:      s.url,
+			OpenURL:  openURL,
 
 			Patience: patience,
 		})
@@ -30,8 +42,9 @@ func TestConformance(t *testing.T) {
 
 // TestWatermillSuite runs Watermill's universal Pub/Sub tests over the transport.
 func TestWatermillSuite(t *testing.T) {
-	eachSystemAtOnce(t, func(t *testing.T, s system) {
-		// The suite makes a hundred instances at once; here they are a few processes, with many
+	testenv.PatientWatermill()
+	eachSystem(t, func(t *testing.T, s system) {
+		// The suite opens a hundred instances at once; here they are a few processes with many
 		// subscribers each.
 		var transports [3]driver.Transport
 		for i := range transports {
@@ -42,13 +55,13 @@ func TestWatermillSuite(t *testing.T) {
 			transport := transports[int(n.Add(1))%len(transports)]
 			return bus.NewPublisher(transport), bus.NewSubscriber(transport, group, bus.NackPause(time.Millisecond))
 		}
-		t.Run("suite", func(t *testing.T) { // returns when its parallel tests are over
+		t.Run("suite", func(t *testing.T) { // returns when its parallel tests have ended
 			tests.TestPubSub(t, tests.Features{
 				ConsumerGroups:                      true,
 				GuaranteedOrder:                     false, // with competing consumers
 				GuaranteedOrderWithSingleSubscriber: true,
 				Persistent:                          true,
-				ForceShort:                          s.cfg.Dialect == sql.SQLite, // the size proves nothing of one process
+				ForceShort:                          s.cfg.Dialect == sql.SQLite, // a larger size tests nothing more in one process
 			}, func(t *testing.T) (message.Publisher, message.Subscriber) { return open(t, "test") }, open)
 		})
 	})

@@ -2,41 +2,48 @@ package sql
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
+
+	"github.com/leatbus/leat/bus/driver"
 )
 
-// A consumer is a feed as the database and the waker know it. Messages that bear its id are its own as long as
-// its row is renewed. So a lease costs one row for each feed and three updates in its time, however many messages
-// there are.
+// A consumer identifies a receiver in the database and to the waker. It owns the messages that have its id in the
+// column owner, as long as its row in {consumers} is renewed. So a lease costs one row for each receiver and three updates
+// per lease time, whatever the number of messages.
 type consumer struct {
 	id     int64
 	group  group
-	hints  atomic.Uint64 // reasons to look for messages so far
+	who    subscriber
+	hints  atomic.Uint64 // how often hint was called
 	signal chan struct{} // wakes the fetcher
 }
 
-func newConsumer(id int64, g group) *consumer {
-	return &consumer{id: id, group: g, signal: make(chan struct{}, 1)}
+func newConsumer(id int64, g group, who subscriber) *consumer {
+	return &consumer{id: id, group: g, who: who, signal: make(chan struct{}, 1)}
 }
 
-// newConsumerID returns a random id, so that none is used twice: not after a restore, and not while a
-// statement that bears it may still be on its way.
-func newConsumerID() int64 { return rand.Int64N(1<<62) + 1 } // a name, not a secret
+// newConsumerID returns a random id, so that no id is used twice: not after a restore of the database, and not
+// while a delayed statement may still contain it.
+func newConsumerID() int64 { return rand.Int64N(1<<62) + 1 } // need not be secret
 
-// poke lets the fetcher see what is wanted.
+// poke wakes the fetcher, which then checks how many messages are wanted.
 func (c *consumer) poke() { wake(c.signal) }
 
-// hint tells the fetcher that there may be something to fetch.
+// hint wakes the fetcher because there may be messages to claim.
 func (c *consumer) hint() {
 	c.hints.Add(1)
 	c.poke()
 }
 
-// wake lets one goroutine look that waits on the signal, now or next.
+// wake wakes the goroutine that waits on the signal, or the next one that does. It never blocks.
 func wake(signal chan<- struct{}) {
 	select {
 	case signal <- struct{}{}:
@@ -44,26 +51,49 @@ func wake(signal chan<- struct{}) {
 	}
 }
 
-// thisProcess shows operators whose lease it is.
+// thisProcess returns the host and the process id. Operators find them in {consumers}.
 func thisProcess() string {
 	host, _ := os.Hostname()
 	return host + "/" + strconv.Itoa(os.Getpid())
 }
 
-// consumers are the rows of all processes' consumers.
+// consumers reads and writes the table of consumers, which has those of all processes.
 type consumers struct {
 	*database
-	place string // this process, for operators
+	place string // of this process, as thisProcess returns it
 }
 
-func (c consumers) register(ctx context.Context, ex executor, g group, id int64) error {
+// subscriber is what a consumer's row says about its program.
+type subscriber struct{ program, topics string }
+
+// maxSubscriberTopics bounds the column; what is longer is unknown to others, as a part of it would be wrong.
+const maxSubscriberTopics, maxSubscriberProgram = 4000, 255
+
+func subscriberOf(s driver.Subscription) subscriber {
+	topics := strings.Join(s.Topics, "\n")
+	if len(topics) > maxSubscriberTopics {
+		topics = ""
+	}
+	if len(s.Program) > maxSubscriberProgram {
+		s.Program = ""
+	}
+	return subscriber{program: s.Program, topics: topics}
+}
+
+func (c consumers) register(ctx context.Context, ex executor, g group, id int64, who subscriber) error {
+	if c.programs {
+		_, err := ex.exec(ctx, c.sql(`INSERT INTO {consumers} (id, group_id, ordering, expires_at, place, program, topics) VALUES (?, ?, ?, {now} + ?, ?, ?, ?)`),
+			id, g.id, int(g.order), c.cfg.Lease.Microseconds(), c.place, who.program, who.topics)
+		return err
+	}
 	_, err := ex.exec(ctx, c.sql(`INSERT INTO {consumers} (id, group_id, ordering, expires_at, place) VALUES (?, ?, ?, {now} + ?, ?)`),
 		id, g.id, int(g.order), c.cfg.Lease.Microseconds(), c.place)
 	return err
 }
 
-// renew renews leases. If others took a consumer for dead and deleted its row, renew enters it again: its
-// messages are others' by now, but new ones must be its own.
+// renew renews leases. If another process has deleted the row of a consumer because its lease had expired, renew inserts
+// the row again: others may have claimed its messages by now, but messages that it claims from now on must be its own. If the
+// group was removed meanwhile, it renews the other leases and returns errRemoved.
 func (c consumers) renew(ctx context.Context, ex executor, all []*consumer) error {
 	ids := make([]int64, len(all))
 	for i, one := range all {
@@ -79,23 +109,44 @@ func (c consumers) renew(ctx context.Context, ex executor, all []*consumer) erro
 	if err != nil {
 		return err
 	}
-	alive := make(map[int64]bool, len(there))
-	for _, id := range there {
-		alive[id] = true
-	}
+	var removed error
 	for _, one := range all {
-		if !alive[one.id] {
-			if err := c.register(ctx, ex, one.group, one.id); err != nil {
+		if slices.Contains(there, one.id) {
+			continue
+		}
+		_, exists, err := number(ctx, ex, c.sql(`SELECT group_id FROM {turns} WHERE group_id = ?`), one.group.id)
+		switch {
+		case err != nil:
+			return err
+		case !exists:
+			removed = errors.Join(removed, fmt.Errorf("%s: %w", one.group.name, errRemoved))
+		default:
+			if err := c.register(ctx, ex, one.group, one.id, one.who); err != nil {
 				return err
 			}
 		}
 	}
-	return nil
+	return removed
 }
 
-// living returns the ids of the consumers of all groups whose leases have not run out.
-func (c consumers) living(ctx context.Context) ([]int64, error) {
+// unexpired returns the ids of the consumers of all groups whose leases have not expired.
+func (c consumers) unexpired(ctx context.Context) ([]int64, error) {
 	return numbers(ctx, c.pool, c.sql(`SELECT id FROM {consumers} WHERE expires_at > {now}`))
+}
+
+// of returns the living consumers of a group.
+func (c consumers) of(ctx context.Context, g group) ([]driver.Consumer, error) {
+	type row struct{ place, program, topics string }
+	found, err := collect(ctx, c.pool, func(r rows, x *row) error { return r.Scan(&x.place, &x.program, &x.topics) },
+		c.sql(`SELECT place, program, topics FROM {consumers} WHERE group_id = ? AND expires_at > {now}`), g.id)
+	all := make([]driver.Consumer, len(found))
+	for i, x := range found {
+		all[i] = driver.Consumer{Place: x.place, Program: x.program}
+		if x.topics != "" {
+			all[i].Topics = strings.Split(x.topics, "\n")
+		}
+	}
+	return all, err
 }
 
 // leave ends a lease.
@@ -104,11 +155,11 @@ func (c consumers) leave(ctx context.Context, id int64) error {
 	return err
 }
 
-// buryAfter is how long the lease of a dead consumer stays to be seen.
-const buryAfter = 10 * time.Minute
+// keepExpired is how long an expired lease is kept, for operators to see.
+const keepExpired = 10 * time.Minute
 
-// bury deletes the leases of consumers that are long dead.
-func (c consumers) bury(ctx context.Context) error {
-	_, err := c.relaxed.exec(ctx, c.sql(`DELETE FROM {consumers} WHERE expires_at < {now} - ?`), buryAfter.Microseconds())
+// deleteExpired deletes leases that expired long ago.
+func (c consumers) deleteExpired(ctx context.Context) error {
+	_, err := c.relaxed.exec(ctx, c.sql(`DELETE FROM {consumers} WHERE expires_at < {now} - ?`), keepExpired.Microseconds())
 	return err
 }

@@ -1,11 +1,11 @@
 package sql
 
-// core is what a transport and its feeds have in common: the database, what is done to its tables, and the
-// goroutines that serve all feeds.
+// core has what a transport and its receivers share: the database, the types that change its tables, and the goroutines that
+// serve all receivers.
 //
-// Each of its parts knows the ones before it and none behind it. A mutex of this package guards the fields below it, is
-// held for no statement, and is the last that its goroutine takes. Two are different: that of [leases], which is held
-// while a feed begins, and turn of [settlements].
+// Each part uses only the parts above it. A mutex in this package guards the fields below it, is not held during a statement, and
+// no other mutex is locked while it is held. There are two exceptions: the mutex of [leases], which is held while a receiver
+// starts, and claimLock of [settlements].
 type core struct {
 	*lifetime
 	*database

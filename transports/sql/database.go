@@ -9,20 +9,19 @@ import (
 	"github.com/leatbus/leat/transports/internal/backoff"
 )
 
-// database is a pool of connections and the tables that are reached by it. Everything else in this package that
-// works on the tables does so over one of these. It retries nothing by itself. Its methods may be called
-// concurrently.
+// A database is a pool of connections and one set of tables. All other types of this package access the tables
+// through it. Only retry and retryAlways retry. Its methods may be called concurrently.
 type database struct {
 	*statements
 	pool    pool
-	relaxed pool // the same, for commits that need not wait for the disk
+	relaxed pool // the same connections, for commits that need not wait for the disk
 	link    *link
 	arrays  bool // an insert may pass its messages as arrays
 
-	// What prepare finds out; nothing writes them afterwards.
-	born    int64 // when the tables were made: no others share it
-	file    *sqliteFile
-	tellsTx bool // the server says whether a transaction is open, as MariaDB does
+	// Set by schema.prepare and not written afterwards.
+	born             int64 // when the tables were created, in microseconds; identifies them
+	file             *sqliteFile
+	hasInTransaction bool // the server has @@in_transaction, as MariaDB does
 }
 
 func newDatabase(over pool, cfg Config) (*database, error) {
@@ -38,7 +37,7 @@ func newDatabase(over pool, cfg Config) (*database, error) {
 	return &database{statements: statements, pool: over, relaxed: relaxed(over), link: new(link), arrays: arrays}, nil
 }
 
-// newest changes when something is inserted, and sometimes before that is committed.
+// newest returns the highest id. It changes when messages are inserted, sometimes before they are committed.
 func (d *database) newest(ctx context.Context) (int64, error) {
 	query := `SELECT max(id) FROM {messages}`
 	if d.name == Postgres {
@@ -48,9 +47,9 @@ func (d *database) newest(ctx context.Context) (int64, error) {
 	return n, err
 }
 
-// noteReturns notes that messages come back to the group's key queues but from a consumer's hands; [keyLows] says what
-// for. It is called in the same transaction, and locks the group until that is committed.
-func (d *database) noteReturns(ctx context.Context, tx executor, g group) error {
+// markReturns records that messages return to the group's key queues from other states than being claimed; [keyLows] documents why. It
+// must be called in the same transaction, and locks the group until that ends.
+func (d *database) markReturns(ctx context.Context, tx executor, g group) error {
 	if d.name != Postgres || g.order == driver.Unordered {
 		return nil
 	}
@@ -58,20 +57,20 @@ func (d *database) noteReturns(ctx context.Context, tx executor, g group) error 
 	return err
 }
 
-// returning runs f, which makes messages come back to the group's key queues, and notes that if it matters.
+// returning runs f, which returns messages to the group's key queues, and calls markReturns in the same transaction if that is needed.
 func (d *database) returning(ctx context.Context, g group, f func(executor) error) error {
 	if d.name != Postgres || g.order == driver.Unordered {
 		return f(d.pool)
 	}
 	return d.pool.inTx(ctx, func(tx executor) error {
-		if err := d.noteReturns(ctx, tx, g); err != nil {
+		if err := d.markReturns(ctx, tx, g); err != nil {
 			return err
 		}
 		return f(tx)
 	})
 }
 
-// retry runs f until it succeeds, fails for good, or ctx is done.
+// retry runs f until it succeeds, returns an error that is not temporary, or ctx is done.
 func (d *database) retry(ctx context.Context, f func(ctx context.Context) error) error {
 	wait := newBackoff()
 	for {
@@ -92,7 +91,7 @@ func (d *database) retry(ctx context.Context, f func(ctx context.Context) error)
 	}
 }
 
-// retryAlways runs f until it succeeds or ctx is done: for what must be done some time.
+// retryAlways runs f until it succeeds or ctx is done, whatever the error. It calls report when f has failed several times.
 func (d *database) retryAlways(ctx context.Context, f func(ctx context.Context) error, report func(error)) error {
 	wait := newBackoff()
 	for {
@@ -115,18 +114,19 @@ func (d *database) retryAlways(ctx context.Context, f func(ctx context.Context) 
 	}
 }
 
-// temporary reports whether trying again makes sense, and lets go of connections that will not work.
+// temporary reports whether err is worth a retry. It also records a lost connection, and closes idle connections to a server that has
+// become read-only.
 func (d *database) temporary(err error) bool {
 	if connectionLost(err) {
 		d.link.fails(err)
 	}
 	if d.readOnly(err) {
-		d.pool.recycle() // they lead to a server that is no longer the primary
+		d.pool.recycle() // the server is no longer the primary
 	}
 	return d.retryable(err)
 }
 
-// explain adds what to do about an error whose text does not say it.
+// explain adds a hint to errors whose text has none.
 func (d *database) explain(err error) error {
 	switch code := postgresCode(err); {
 	case d.name != Postgres:
@@ -136,5 +136,5 @@ func (d *database) explain(err error) error {
 	return err
 }
 
-// statementTimeout is for a network that swallows packets.
+// statementTimeout bounds statements, for a network that drops packets.
 const statementTimeout = 15 * time.Second

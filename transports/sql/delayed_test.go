@@ -9,7 +9,7 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// TestPromote_handsOutTheFirstBeforeAllAreReady: many messages that are due at once are made ready bit by bit.
+// TestPromote_handsOutTheFirstBeforeAllAreReady checks that many messages with the same due time are made ready in batches.
 func TestPromote_handsOutTheFirstBeforeAllAreReady(t *testing.T) {
 	t.Parallel()
 	eachStore(t, func(t *testing.T, transport *Transport) {
@@ -22,16 +22,16 @@ func TestPromote_handsOutTheFirstBeforeAllAreReady(t *testing.T) {
 		waitingKeys(t, transport.database, sub.Group, n, -time.Second)
 		_, err = transport.pool.exec(ctx, transport.sql(`UPDATE {messages} SET state = 1, lane = 0, due_at = 0`))
 		require.NoError(t, err)
-		feed, err := transport.Subscribe(ctx, sub)
+		receiver, err := transport.Subscribe(ctx, sub)
 		require.NoError(t, err)
-		d, err := feed.Next(ctx)
+		d, err := receiver.Next(ctx)
 		require.NoError(t, err)
 		waiting, _, err := number(ctx, transport.pool, transport.sql(`SELECT count(*) FROM {messages} WHERE state = 1`))
 		require.NoError(t, err)
-		require.Greater(t, waiting, int64(n/2), "all were made ready first")
+		require.Greater(t, waiting, int64(n/2), "all messages were made ready first")
 		require.NoError(t, d.Settler.Ack())
 		for range 300 {
-			d, err := feed.Next(ctx)
+			d, err := receiver.Next(ctx)
 			require.NoError(t, err)
 			require.NoError(t, d.Settler.Ack())
 		}

@@ -9,12 +9,12 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// Diagnose reaches the database and checks its version, the tables and the user's rights on them. It
+// Diagnose connects to the database and checks its version, the tables and the user's rights on them. It
 // changes nothing.
 func (t *Transport) Diagnose(ctx context.Context) []driver.Finding {
 	findings, ok := doctor{t.database}.checkTables(ctx)
 	if !ok {
-		return findings // what follows would only say so again
+		return findings // the other checks would fail for the same reason
 	}
 	findings = append(findings, doctor{t.database}.checkRights(ctx, busTables())...)
 	if t.name == Postgres {
@@ -23,7 +23,7 @@ func (t *Transport) Diagnose(ctx context.Context) []driver.Finding {
 	return findings
 }
 
-// DiagnoseInbox does what [Transport.Diagnose] does for an [Inbox], which needs less.
+// DiagnoseInbox does the same as [Transport.Diagnose] for an [Inbox], which needs fewer tables and rights.
 func (t *Transport) DiagnoseInbox(ctx context.Context) []driver.Finding {
 	s := doctor{t.database}
 	findings, ok := s.checkTables(ctx)
@@ -41,7 +41,7 @@ func (t *Transport) DiagnoseInbox(ctx context.Context) []driver.Finding {
 		FROM (SELECT (SELECT min(seen_at) FROM {inbox}) AS oldest, (SELECT max(seen_at) FROM {inbox}) AS newest) seen WHERE oldest IS NOT NULL`))
 	switch {
 	case err != nil:
-		f.Err, f.Text, f.Fix = err, "", "see to the database"
+		f.Err, f.Text, f.Fix = err, "", "check the database server and its log"
 	case len(all) > 0:
 		age := func(micros int64) time.Duration {
 			return max(time.Duration(micros)*time.Microsecond, 0).Round(time.Second)
@@ -51,10 +51,10 @@ func (t *Transport) DiagnoseInbox(ctx context.Context) []driver.Finding {
 	return append(findings, f)
 }
 
-// doctor checks for operators.
+// doctor runs the checks of Diagnose.
 type doctor struct{ *database }
 
-// checkTables reaches the database; ok is false where there is no need to go on.
+// checkTables connects to the database and checks the version of the tables. ok is false if further checks are pointless.
 func (d doctor) checkTables(ctx context.Context) (findings []driver.Finding, ok bool) {
 	server := driver.Finding{Check: "reach the database", Fix: "start the database, or correct the URL's host, port, user and password"}
 	versions, err := collect(ctx, d.pool, func(r rows, v *string) error { return r.Scan(v) }, d.sql(d.askVersion()))
@@ -73,7 +73,7 @@ func (d doctor) checkTables(ctx context.Context) (findings []driver.Finding, ok 
 		tables.Err = &SchemaError{Found: version, Want: MinSchemaVersion, Prefix: d.cfg.Prefix}
 		tables.Fix = "run leat migrate up"
 	case version < SchemaVersion:
-		tables.Text = fmt.Sprintf("version %d; once no process of an older release runs, run leat migrate up, which leads to version %d", version, SchemaVersion)
+		tables.Text = fmt.Sprintf("version %d; once no process of an older release runs, run leat migrate up to migrate to version %d", version, SchemaVersion)
 	default:
 		tables.Text = fmt.Sprintf("version %d", version)
 	}
@@ -91,7 +91,7 @@ func (d doctor) askVersion() string {
 	}
 }
 
-// use is what a service does to a table.
+// use describes how a service uses a table: statements of checkRights are made of it.
 type use struct{ name, column, columns, values, rights string }
 
 func busTables() []use {
@@ -109,7 +109,7 @@ func inboxTables() []use {
 	return []use{{"inbox", "seen_at", "seen_at, group_name, message_id", "0, '', ''", "SELECT INSERT DELETE"}}
 }
 
-// checkRights tries on every table what a service does to it, with statements that concern no row.
+// checkRights runs on every table the statements that a service needs, with a condition that no row meets.
 func (d doctor) checkRights(ctx context.Context, tables []use) (findings []driver.Finding) {
 	for _, table := range tables {
 		f := driver.Finding{Check: "rights on " + d.cfg.Prefix + table.name}
@@ -137,7 +137,7 @@ func (d doctor) checkRights(ctx context.Context, tables []use) (findings []drive
 	return findings
 }
 
-// checkSequences checks the rights on the sequences by which PostgreSQL gives out ids.
+// checkSequences checks the rights on the sequences that PostgreSQL takes ids from.
 func (d doctor) checkSequences(ctx context.Context) (findings []driver.Finding) {
 	for _, name := range []string{"messages_id_seq", "groups_id_seq"} {
 		f := driver.Finding{Check: "rights on " + d.cfg.Prefix + name, Text: "USAGE, SELECT"}

@@ -19,7 +19,7 @@ type seatBooked struct{ Seat string }
 
 func (seatBooked) EventType() (name string, version int) { return "seat.booked", 1 }
 
-// openShop is the service's own database.
+// openShop returns the service's own database.
 func openShop() (db *stdsql.DB, remove func()) {
 	dir, err := os.MkdirTemp("", "shop-")
 	if err != nil {
@@ -38,7 +38,7 @@ func openShop() (db *stdsql.DB, remove func()) {
 	}
 }
 
-// An inbox records the message in the transaction of its handler: a message that comes twice has its effect once.
+// An inbox records the message in the transaction of its handler, so a message that is delivered twice has its effect once.
 func ExampleNewInbox() {
 	db, remove := openShop()
 	defer remove()
@@ -64,7 +64,7 @@ func ExampleNewInbox() {
 	// Output: 1 <nil>
 }
 
-// MigrationSQL is for databases whose tables a human makes. leat migrate print prints the same.
+// MigrationSQL is for databases whose tables an administrator creates. leat migrate print prints the same.
 func ExampleMigrationSQL() {
 	script, err := sql.MigrationSQL(sql.Config{Dialect: sql.Postgres, Schema: "bus"}, 0)
 	if err != nil {

@@ -26,9 +26,10 @@ import (
 	"github.com/leatbus/leat/transports/transporttest"
 )
 
-// TestServerIsRestarted runs the whole contract on a server that may be restarted, PostgreSQL in
-// immediate mode, MariaDB by a crash: clients are cut off, and what was not committed is gone.
-func TestServerIsRestarted(t *testing.T) {
+// TestServer_isRestarted runs the whole contract on a server that the tests restart, PostgreSQL in immediate mode and
+// MariaDB by a crash: clients lose their connections and their open transactions.
+func TestServer_isRestarted(t *testing.T) {
+	t.Parallel()
 	restarted := func(t *testing.T, server *private, how syscall.Signal) {
 		t.Parallel()
 		transporttest.Run(t, transporttest.Harness{
@@ -46,7 +47,8 @@ func TestServerIsRestarted(t *testing.T) {
 	t.Run("mariadb", func(t *testing.T) { restarted(t, newPrivateMariaDB(t), syscall.SIGKILL) })
 }
 
-func TestConnectionsAreTerminatedUnderLoad(t *testing.T) {
+func TestConnections_terminatedUnderLoad(t *testing.T) {
+	t.Parallel()
 	s := onPostgres(t)
 	name := "leat_" + s.cfg.Schema
 	transport := s.start(t, "application_name", name)
@@ -62,7 +64,8 @@ func TestConnectionsAreTerminatedUnderLoad(t *testing.T) {
 	t.Logf("%d accepted, %d handled twice", accepted, twice)
 }
 
-func TestConnectionsAreKilledUnderLoadOnMySQL(t *testing.T) {
+func TestConnections_killedUnderLoadOnMySQL(t *testing.T) {
+	t.Parallel()
 	s := onMySQL(t)
 	transport := s.start(t)
 	l, stop := load(t, transport, transport, subscription("shop.ledger", 4, "order.paid.v1"))
@@ -89,18 +92,19 @@ func killConnections(t *testing.T, db *stdsql.DB) {
 	}
 	require.NoError(t, rows.Err())
 	for _, id := range ids {
-		_, _ = db.ExecContext(testContext(t), fmt.Sprintf("KILL %d", id)) // it may be gone by itself
+		_, _ = db.ExecContext(testContext(t), fmt.Sprintf("KILL %d", id)) // the connection may have ended
 	}
 }
 
-func TestServerBecomesReadOnlyForAWhile(t *testing.T) {
+func TestServer_isReadOnlyForAWhile(t *testing.T) {
+	t.Parallel()
 	readOnly := func(t *testing.T, s system, on, off func()) {
 		transport := s.start(t)
 		l, stop := load(t, transport, transport, subscription("shop.ledger", 2, "order.paid.v1"))
 		l.waitAccepted(t, 100)
 		on()
 		before := -1
-		require.Eventually(t, func() bool { // what was under way comes through
+		require.Eventually(t, func() bool { // statements that had started succeed
 			last := before
 			before, _, _ = l.balance()
 			return before == last
@@ -123,7 +127,7 @@ func TestServerBecomesReadOnlyForAWhile(t *testing.T) {
 	})
 	t.Run("mariadb", func(t *testing.T) {
 		server := newPrivateMariaDB(t)
-		server.run(t, `CREATE USER service@'%' IDENTIFIED BY 'leat'`) // root may write all the same
+		server.run(t, `CREATE USER service@'%' IDENTIFIED BY 'leat'`) // root may write to a read-only server
 		server.run(t, `GRANT ALL ON test.* TO service@'%'`)
 		s := server.system()
 		s.url = as(t, s.url, "service")
@@ -131,8 +135,9 @@ func TestServerBecomesReadOnlyForAWhile(t *testing.T) {
 	})
 }
 
-// TestAStandbyTakesOver: the primary dies under load, and its standby is promoted. The URL names both.
-func TestAStandbyTakesOver(t *testing.T) {
+// TestServer_failsOverToAStandby kills the primary under load and promotes its standby. The URL has both.
+func TestServer_failsOverToAStandby(t *testing.T) {
+	t.Parallel()
 	primary := newPrivatePostgres(t)
 	standby := primary.standby(t)
 	both, err := url.Parse(primary.url)
@@ -154,8 +159,9 @@ func TestAStandbyTakesOver(t *testing.T) {
 	t.Logf("%d accepted, %d handled twice", accepted, twice)
 }
 
-// A publisher whose context is over says so, and what the database last said.
-func TestPublishWaitsWithinItsContext(t *testing.T) {
+// TestPublish_waitsWithinItsContext checks that Publish ends with its context, and that the error has the database's last one.
+func TestPublish_waitsWithinItsContext(t *testing.T) {
+	t.Parallel()
 	server := newPrivatePostgres(t)
 	transport := server.system().start(t)
 	_, err := transport.Subscribe(testContext(t), subscription("shop.ledger", 1, "order.paid.v1"))
@@ -169,18 +175,19 @@ func TestPublishWaitsWithinItsContext(t *testing.T) {
 	require.NoError(t, transport.Publish(testContext(t), "order.paid.v1", newMessage("order.paid.v1", "m")))
 }
 
-// foreignVariable is how long TestForeignTransaction keeps its transaction open; 30s shows that no
-// time-out is at work.
+// foreignVariable is how long TestInTx_openTransactionDelaysNothing keeps its transaction open; with 30s no timeout
+// can hide a failure.
 const foreignVariable = "LEAT_TEST_FOREIGN"
 
-// TestForeignTransaction: a transaction that somebody leaves open, having published in it and locked
-// what it read, delays nothing and nobody; when it commits, its messages come.
-func TestForeignTransaction(t *testing.T) {
+// TestInTx_openTransactionDelaysNothing checks that an open transaction that has published, and locked the rows it has read, delays
+// nothing else, and that its messages are delivered after its commit.
+func TestInTx_openTransactionDelaysNothing(t *testing.T) {
+	t.Parallel()
 	open := 3 * time.Second
 	if d, err := time.ParseDuration(os.Getenv(foreignVariable)); err == nil {
 		open = d
 	}
-	for name, on := range map[string]func(testing.TB) system{"postgres": onPostgres, "mysql": onMySQL} { // SQLite has one writer, and must wait
+	for name, on := range map[string]func(testing.TB) system{"postgres": onPostgres, "mysql": onMySQL} { // SQLite has one writer, so others must wait
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := on(t)
@@ -191,8 +198,7 @@ func TestForeignTransaction(t *testing.T) {
 			require.NoError(t, err)
 			before := latencies(t, transport, feed, time.Second)
 
-			tx, err := s.db(t).BeginTx(ctx, &stdsql.TxOptions{Isolation: stdsql.LevelRepeatableRead})
-			require.NoError(t, err)
+			tx := begin(t, s.db(t), stdsql.LevelRepeatableRead)
 			publishInTx(t, tx, s.cfg, "order.paid.v1", newMessage("order.paid.v1", "foreign"))
 			newcomer := s.start(t)
 			subscribed := make(chan error, 1)
@@ -200,13 +206,13 @@ func TestForeignTransaction(t *testing.T) {
 				_, err := newcomer.Subscribe(ctx, subscription("shop.newcomer", 1, "order.new.v1"))
 				subscribed <- err
 			}()
-			if s.cfg.Dialect == sql.Postgres { // on MySQL this one waits, see the package's documentation
+			if s.cfg.Dialect == sql.Postgres { // on MySQL it waits; see the package's documentation
 				require.NoError(t, <-subscribed)
 				close(subscribed)
 			}
 			during := latencies(t, transport, feed, open)
 			again, err := s.start(t).Subscribe(ctx, subscription("shop.ledger", 1, "order.paid.v1"))
-			require.NoError(t, err, "an instance starts meanwhile")
+			require.NoError(t, err, "start an instance meanwhile")
 			require.NoError(t, again.Close(ctx))
 			t.Logf("best %s, p50 %s; with the transaction open %s, %s", before[0], before[1], during[0], during[1])
 			require.Less(t, during[0], open, "it does not wait for the transaction; bench/ has the figures")
@@ -220,10 +226,10 @@ func TestForeignTransaction(t *testing.T) {
 	}
 }
 
-// latencies are the best and p50 from before the publish to the handler.
+// latencies returns the lowest and the median latency from the publish to the delivery.
 func latencies(t *testing.T, transport driver.Transport, feed driver.Receiver, span time.Duration) [2]time.Duration {
 	var all []time.Duration
-	for i, end := 0, time.Now().Add(span); i == 0 || time.Now().Before(end); i++ {
+	for i, end := 0, time.Now().Add(span); i < 20 || time.Now().Before(end); i++ {
 		id := fmt.Sprintf("m-%d", i)
 		began := time.Now()
 		require.NoError(t, transport.Publish(testContext(t), "order.paid.v1", newMessage("order.paid.v1", id)))
@@ -237,7 +243,8 @@ func latencies(t *testing.T, transport driver.Transport, feed driver.Receiver, s
 	return [2]time.Duration{all[0], all[len(all)/2]}
 }
 
-func TestManyInstancesStartAtOnce(t *testing.T) {
+func TestOpen_manyInstancesAtOnce(t *testing.T) {
+	t.Parallel()
 	start := func(t *testing.T, s system, n int) {
 		transports := make([]driver.Transport, n)
 		errs := make([]error, n)
@@ -255,7 +262,7 @@ func TestManyInstancesStartAtOnce(t *testing.T) {
 		require.Equal(t, sql.SchemaVersion, version)
 	}
 	t.Run("postgres", func(t *testing.T) { start(t, newPrivatePostgres(t).system(), 50) })
-	t.Run("mariadb", func(t *testing.T) { // a server of its own: others need connections, too
+	t.Run("mariadb", func(t *testing.T) { // a server of its own, since it uses all connections
 		s := newPrivateMariaDB(t).system()
 		s.cfg.Dialect = sql.MySQL
 		start(t, s, 50)
@@ -263,10 +270,11 @@ func TestManyInstancesStartAtOnce(t *testing.T) {
 	t.Run("sqlite", func(t *testing.T) { start(t, onSQLite(t), 50) })
 }
 
-func TestDumpIsRestoredElsewhere(t *testing.T) {
+func TestServer_dumpIsRestored(t *testing.T) {
+	t.Parallel()
 	dump, psql := program(t, "postgres", "pg_dump"), program(t, "postgres", "psql")
 	old, fresh := newPrivatePostgres(t), newPrivatePostgres(t)
-	for range 100 { // the old server's transaction ids are far ahead
+	for range 100 { // advances the old server's transaction ids
 		old.run(t, `SELECT pg_current_xact_id()`)
 	}
 	first := old.system().open(t)
@@ -295,7 +303,8 @@ func TestDumpIsRestoredElsewhere(t *testing.T) {
 	require.Len(t, seen, 21)
 }
 
-func TestDiskIsFull(t *testing.T) {
+func TestServer_diskIsFull(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t)
 	db, err := stdsql.Open("sqlite", "file:"+filepath.Join(t.TempDir(), "small.db")+"?_pragma=busy_timeout(5000)&_pragma=journal_mode(WAL)&_txlock=immediate")
 	require.NoError(t, err)
@@ -317,21 +326,21 @@ func TestDiskIsFull(t *testing.T) {
 		require.Less(t, accepted, 100)
 	}
 	require.ErrorContains(t, err, "full")
-	run(t, db, "PRAGMA max_page_count = 1000") // somebody makes room
+	run(t, db, "PRAGMA max_page_count = 1000") // the disk has space again
 	require.NoError(t, transport.Publish(ctx, "order.paid.v1", newMessage("order.paid.v1", "after")))
 	for range accepted + 1 {
 		require.NoError(t, next(t, feed, patience).Settler.Ack())
 	}
 }
 
-// childVariable makes this program a consumer that handles nothing and is killed for it.
+// childVariable makes this program a consumer that settles nothing until it is killed.
 const childVariable = "LEAT_SQL_TEST_CHILD"
 
-// TestConsumerIsKilled: a process dies by kill -9 in the middle of handling. Its messages come again
-// when its lease has run out, with their attempts counted, and no others do.
-func TestConsumerIsKilled(t *testing.T) {
+// TestLease_killedConsumersMessagesAreRedelivered kills a process while it handles messages. These are redelivered when the lease has expired, with
+// their attempts counted, and no others are.
+func TestLease_killedConsumersMessagesAreRedelivered(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
-		transport := s.start(t) // whose lease is long enough for a busy machine
+		transport := s.start(t) // with a lease that is long enough for a busy machine
 		ctx := testContext(t)
 		sub := subscription("shop.ledger", 3, "order.paid.v1")
 		feed, err := transport.Subscribe(ctx, sub)
@@ -339,7 +348,7 @@ func TestConsumerIsKilled(t *testing.T) {
 		for i := range 10 {
 			require.NoError(t, transport.Publish(ctx, "order.paid.v1", newMessage("order.paid.v1", fmt.Sprintf("m-%d", i))))
 		}
-		taken := startAndKill(t, withOption(t, s.url, "lease", "1s"))
+		taken := startAndKill(t, withOption(t, s.url, "lease", "10s")) // a shorter one may expire before it is killed
 		require.Len(t, taken, 3)
 		attempts := map[string]int{}
 		for range 10 {
@@ -358,10 +367,10 @@ func TestConsumerIsKilled(t *testing.T) {
 	})
 }
 
-// TestCrashesAreCounted: a message that kills its process again and again comes with every hand-over
-// counted, which is how the retry step knows it.
-func TestCrashesAreCounted(t *testing.T) {
-	eachSystemAtOnce(t, func(t *testing.T, s system) {
+// TestLease_crashesCountAttempts checks that every delivery of a message counts as an attempt although the process dies, so that
+// the retry step can poison it.
+func TestLease_crashesCountAttempts(t *testing.T) {
+	eachSystem(t, func(t *testing.T, s system) {
 		transport, ctx := s.start(t), testContext(t)
 		sub := subscription("shop.ledger", 3, "order.paid.v1")
 		feed, err := transport.Subscribe(ctx, sub)
@@ -370,7 +379,8 @@ func TestCrashesAreCounted(t *testing.T) {
 		require.NoError(t, transport.Publish(ctx, "order.paid.v1", newMessages(3)...))
 		const crashes = 4
 		for range crashes {
-			require.Len(t, startAndKill(t, withOption(t, s.url, "lease", "1s")), 3)
+			require.Len(t, startAndKill(t, withOption(t, s.url, "lease", "1h")), 3)
+			run(t, s.db(t), "UPDATE "+s.table("consumers")+" SET expires_at = 0") // its lease expires
 		}
 		feed, err = transport.Subscribe(ctx, sub)
 		require.NoError(t, err)
@@ -385,7 +395,7 @@ func TestCrashesAreCounted(t *testing.T) {
 	})
 }
 
-// startAndKill returns what the child had taken.
+// startAndKill starts a child, kills it, and returns the messages that it had claimed.
 func startAndKill(t *testing.T, raw string) (taken []string) {
 	child := exec.Command(os.Args[0], "-test.run=TestChild")
 	child.Env = append(os.Environ(), childVariable+"="+raw)
@@ -407,7 +417,7 @@ func startAndKill(t *testing.T, raw string) (taken []string) {
 func TestChild(t *testing.T) {
 	raw := os.Getenv(childVariable)
 	if raw == "" {
-		t.Skip("for TestConsumerIsKilled")
+		t.Skip("for TestLease_killedConsumersMessagesAreRedelivered")
 	}
 	u, err := url.Parse(raw)
 	require.NoError(t, err)
@@ -426,10 +436,20 @@ func TestChild(t *testing.T) {
 	select {}
 }
 
-// TestLeaseIsRenewed: a handler may take much longer than the lease.
-func TestLeaseIsRenewed(t *testing.T) {
-	eachSystemAtOnce(t, func(t *testing.T, s system) {
-		const lease = 10 * time.Second // a busy machine may be late by some seconds
+// awaitRenewal blocks until the lease of the consumer that has the message is renewed.
+func (s system) awaitRenewal(t *testing.T, db *stdsql.DB, uuid string) {
+	t.Helper()
+	expiry := func() int {
+		return count(t, db, fmt.Sprintf("SELECT c.expires_at FROM %s c JOIN %s m ON m.owner = c.id WHERE m.uuid = '%s'", s.table("consumers"), s.table("messages"), uuid))
+	}
+	before := expiry()
+	require.Eventually(t, func() bool { return expiry() > before }, patience, 100*time.Millisecond, "the lease is not renewed")
+}
+
+// TestLease_isRenewed checks that a handler may take much longer than the lease.
+func TestLease_isRenewed(t *testing.T) {
+	eachSystem(t, func(t *testing.T, s system) {
+		const lease = 45 * time.Second // a busy machine may renew it some seconds late
 		first, second := s.start(t, "lease", lease.String()), s.start(t, "lease", lease.String())
 		ctx := testContext(t)
 		slow, err := first.Subscribe(ctx, subscription("shop.ledger", 1, "order.paid.v1"))
@@ -438,7 +458,8 @@ func TestLeaseIsRenewed(t *testing.T) {
 		d := next(t, slow, patience)
 		other, err := second.Subscribe(ctx, subscription("shop.ledger", 1, "order.paid.v1"))
 		require.NoError(t, err)
-		waiting, cancel := context.WithTimeout(ctx, lease*3/2)
+		s.awaitRenewal(t, s.db(t), "m")
+		waiting, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
 		defer cancel()
 		_, err = other.Next(waiting)
 		require.ErrorIs(t, err, context.DeadlineExceeded)
@@ -446,8 +467,9 @@ func TestLeaseIsRenewed(t *testing.T) {
 	})
 }
 
-// TestLocksOfOthers: the user's transactions lock leat's rows in every order, and cut some of leat's off.
-func TestLocksOfOthers(t *testing.T) {
+// TestConflicts_locksOfOthers runs transactions of a user that lock leat's rows in every order and kill some of leat's connections.
+func TestConflicts_locksOfOthers(t *testing.T) {
+	t.Parallel()
 	s := onPostgres(t)
 	transport := s.start(t)
 	l, stop := load(t, transport, transport, subscription("shop.ledger", 4, "order.paid.v1"))
@@ -455,7 +477,8 @@ func TestLocksOfOthers(t *testing.T) {
 	table := pgx.Identifier{s.cfg.Schema, "leat_messages"}.Sanitize()
 	for round := range 10 {
 		l.waitAccepted(t, (round+1)*50)
-		tx, err := db.BeginTx(testContext(t), nil)
+		tx := begin(t, db, stdsql.LevelDefault)
+		_, err := tx.ExecContext(testContext(t), "SET LOCAL deadlock_timeout = '1min'") // so that a deadlock ends leat's transaction, not this one
 		require.NoError(t, err)
 		_, err = tx.ExecContext(testContext(t), "SELECT id FROM "+table+" ORDER BY id DESC FOR UPDATE")
 		require.NoError(t, err)

@@ -9,15 +9,15 @@ import (
 	"github.com/leatbus/leat/transports/internal/backoff"
 )
 
-// fetcher is the goroutine that takes messages from the database.
+// fetcher is the goroutine that claims messages from the database.
 type fetcher struct {
-	*feed
+	*receiver
 	prefetch   int             // how many to take beyond the calls that wait
 	fetched    time.Time       // when the last were taken
 	took       time.Time       // when the last were taken; unlike fetched never zero
 	number     int             // how many they were
 	before     int64           // how many deliveries were finished then
-	during     int64           // how many of them since the fetch before
+	starved    bool            // workers waited for the last one, and had handled most of what the one before got
 	full       bool            // the last claim got all it asked for
 	seen       uint64          // the hints before the last claim
 	empty      bool            // it found less than it asked for
@@ -26,11 +26,10 @@ type fetcher struct {
 	sure       bool // everything taken is known
 	low        lowest
 	lows       *keyLows
-	walk       keyWalk // where the last walk over the key queues ended
 	rounds     keyRounds
 	due        time.Time // when a delayed message is due; zero for none
 	keyDue     time.Time // when a message is due that holds back its key queue; zero for none
-	lookDue    time.Time // when to look for delayed messages of other processes
+	pollDue    time.Time // when to look for delayed messages of other processes
 	reconciler reconciler
 }
 
@@ -43,12 +42,12 @@ const (
 	giveUp     = 300 * time.Millisecond
 )
 
-func newFetcher(f *feed) *fetcher {
-	return &fetcher{feed: f, sure: true, lows: &keyLows{database: f.core.database}, walk: newKeyWalk(), reconciler: newReconciler(f.core.groups, f.group)}
+func newFetcher(f *receiver) *fetcher {
+	return &fetcher{receiver: f, sure: true, lows: &keyLows{database: f.core.database}, rounds: keyRounds{walk: newKeyWalk()}, reconciler: newReconciler(f.core.groups, f.group)}
 }
 
-// start begins to take messages for the feed, and to carry out how they are settled.
-func (f *feed) start() {
+// start starts the goroutines that claim messages and write how they were settled.
+func (f *receiver) start() {
 	f.fetching.Go(newFetcher(f).run)
 	f.settlements.running.Go(f.settlements.run)
 }
@@ -71,7 +70,7 @@ func (f *fetcher) run() {
 	}
 }
 
-// leave gives back what the last claim took, if its answer was lost.
+// leave gives back the messages of the last claim, if its answer was lost.
 func (f *fetcher) leave() {
 	ctx, cancel := context.WithTimeout(f.talking, statementTimeout)
 	defer cancel()
@@ -80,8 +79,8 @@ func (f *fetcher) leave() {
 	}
 }
 
-// demand returns how many messages to take now: as many as are waited for, and beyond them as many as
-// were handled in about the time of one fetch.
+// demand returns how many messages to claim now: as many as calls of Next wait, plus as many as are handled in about the time of
+// one fetch.
 func (f *fetcher) demand() int {
 	if f.bundle > 0 {
 		if len(f.buffer) > 0 || f.waiting.Load() == 0 {
@@ -89,25 +88,28 @@ func (f *fetcher) demand() int {
 		}
 		return f.bundle
 	}
-	held := len(f.buffer)
-	between := int(f.pushed.Load()-f.handed.Load()) - held // out of the buffer, and its caller still counts as waiting
+	heldBack := len(f.buffer)
+	between := int(f.pushed.Load()-f.handed.Load()) - heldBack // out of the buffer, and its caller still counts as waiting
 	want := max(int(f.waiting.Load())-max(between, 0), 0)
 	if f.group.order != driver.OrderedStrictly {
-		f.adapt(held, want)
+		f.adapt(heldBack)
 		want += f.prefetch
 	} else if f.settlements.out() > 0 {
 		return 0
 	}
-	if held*2 > want || want == 0 {
+	if heldBack*2 > want || want == 0 || heldBack > 0 && f.room() <= 0 {
 		return 0
 	}
-	return min(want, f.cap()) - held
+	return min(want, f.cap()) - heldBack
 }
 
-// adapt learns from how long the last fetch lasted. It is more than halfway through it that it is
-// asked; but only what was handled counts, as workers may take many and finish none.
-func (f *fetcher) adapt(held, want int) {
-	if f.fetched.IsZero() || held*2 > f.prefetch {
+// room returns how many bytes the buffer may take beyond those it has.
+func (f *fetcher) room() int { return f.core.cfg.PrefetchBytes - int(f.bytes.Load()) }
+
+// adapt changes the prefetch by how long the messages of the last fetch lasted. It is called when more than half of them are taken,
+// but counts only handled ones, because workers may take many and finish none.
+func (f *fetcher) adapt(heldBack int) {
+	if f.fetched.IsZero() || heldBack*2 > f.prefetch {
 		return
 	}
 	lasted := time.Since(f.fetched)
@@ -115,7 +117,7 @@ func (f *fetcher) adapt(held, want int) {
 	switch {
 	case lasted > fallBehind:
 		f.prefetch /= 2
-	case lasted < keepUp && f.full && (handled > 0 && 2*handled >= f.number || f.starving(held, want)):
+	case lasted < keepUp && f.full && (handled > 0 && 2*handled >= f.number || f.starved):
 		f.prefetch = min(max(2*f.prefetch, 2*int(f.waiting.Load()), 4), f.core.cfg.Prefetch)
 	case lasted < keepUp:
 		return // too early to tell
@@ -123,15 +125,7 @@ func (f *fetcher) adapt(held, want int) {
 	f.fetched = time.Time{}
 }
 
-// starving reports whether workers wait although messages were handled quickly during the last fetch. Then they
-// stand in two halves, one of which handles while the other's messages are fetched, so that no fetch ever sees any
-// of its own messages handled.
-func (f *fetcher) starving(held, want int) bool {
-	return held == 0 && want > 0 && 2*f.during >= int64(f.number)
-}
-
-// worthwhile reports whether a claim may find something: the last one did, something happened since,
-// or it is time to look.
+// worthwhile reports whether a claim may find messages: the last one did, something has happened since, or it is time to poll.
 func (f *fetcher) worthwhile() bool {
 	now := time.Now()
 	if local := f.settlements.dueAt.Swap(0); local != 0 {
@@ -155,7 +149,7 @@ func (f *fetcher) isWalkDue(now time.Time) bool {
 	return !due.IsZero() && !now.Before(due)
 }
 
-// rest waits until something is wanted. A buffer that nobody takes from goes back to the group: its
+// rest blocks until messages are needed. If no call of Next takes messages from the buffer, it gives them back to the group, whose
 // other consumers may be free.
 func (f *fetcher) rest() {
 	handed := f.handed.Load()
@@ -172,7 +166,7 @@ func (f *fetcher) rest() {
 	}
 }
 
-// pause waits until something may be there.
+// pause blocks until there may be messages.
 func (f *fetcher) pause() {
 	until := f.nextPoll
 	for _, due := range []time.Time{f.due, f.keyDue, f.rounds.walkDue()} {
@@ -189,7 +183,7 @@ func (f *fetcher) pause() {
 	}
 }
 
-// fetch takes up to want messages.
+// fetch claims up to want messages.
 func (f *fetcher) fetch(want int) error {
 	ctx, cancel := context.WithTimeout(f.talking, statementTimeout)
 	defer cancel()
@@ -204,23 +198,22 @@ func (f *fetcher) fetch(want int) error {
 	if err := f.promoteDue(ctx, hinted); err != nil {
 		return err
 	}
-	f.settlements.turn.Lock()
-	defer f.settlements.turn.Unlock()
+	f.settlements.claimLock.Lock()
+	defer f.settlements.claimLock.Unlock()
 	f.sure = false // until the database has answered
-	taken, err := f.claim(ctx, want)
+	room := max(f.room(), 1)
+	began := time.Now()
+	taken, err := f.claim(ctx, want, room)
 	if err != nil {
 		return err
 	}
+	for _, m := range taken {
+		room -= len(m.payload) + len(m.headers)
+	}
 	f.core.link.works()
 	f.sure = true
-	f.full = len(taken) >= want
-	f.empty = !f.full && !f.rounds.goOn(time.Now()) && !f.settlements.keys.left()
-	now, finished := time.Now(), f.settlements.finished.Load()
-	f.during = 0
-	if now.Sub(f.took) < keepUp {
-		f.during = finished - f.before
-	}
-	f.fetched, f.took, f.number, f.before = now, now, len(taken), finished
+	f.claimed(began, want, len(taken))
+	f.empty = !f.full && room > 0 && !f.rounds.goOn(time.Now()) && !f.settlements.keys.left()
 	f.deliver(taken)
 	if len(taken) > 0 || hinted {
 		f.wait.Reset()
@@ -229,8 +222,19 @@ func (f *fetcher) fetch(want int) error {
 	return nil
 }
 
-// schedule sets when to look again without a hint: soon after something was there, as what was
-// inserted before may be committed later, and then ever more seldom.
+// claimed records for adapt what a claim has got, before that is put into the buffer.
+//
+// Often the workers have handled all that the claim before has got, and wait, while this one still goes on. So no claim sees
+// its own messages handled, however quick the workers are. starved says that it was so.
+func (f *fetcher) claimed(began time.Time, want, got int) {
+	now, finished := time.Now(), f.settlements.finished.Load()
+	f.full = got >= want
+	f.starved = len(f.buffer) == 0 && f.waiting.Load() > 0 && began.Sub(f.took) < keepUp && f.number > 0 && 2*(finished-f.before) >= int64(f.number)
+	f.fetched, f.took, f.number, f.before = now, now, got, finished
+}
+
+// schedule sets when to poll again without a hint: soon after messages were found, because earlier ids may be committed later, and
+// then less and less often.
 func (f *fetcher) schedule() {
 	wait := min(f.wait.Next(), longestPoll)
 	if f.wait.AtLongest() {
@@ -239,9 +243,9 @@ func (f *fetcher) schedule() {
 	f.nextPoll = time.Now().Add(wait)
 }
 
-func (f *fetcher) claim(ctx context.Context, want int) ([]record, error) {
+func (f *fetcher) claim(ctx context.Context, want, room int) ([]record, error) {
 	c := claim{
-		group: f.group, owner: f.consumer.id, limit: want, bytes: f.core.cfg.PrefetchBytes, alone: f.alone,
+		group: f.group, owner: f.consumer.id, limit: want, bytes: room, singleWorker: f.singleWorker,
 	}
 	var taken []record
 	if f.group.order != driver.OrderedStrictly {
@@ -261,7 +265,7 @@ func (f *fetcher) claim(ctx context.Context, want int) ([]record, error) {
 		want = 1
 	}
 	c.limit = want - len(taken)
-	found, err := f.claimKeys(ctx, keyClaim{claim: c, lows: f.lows, walk: f.walk, runs: f.bundle > 0})
+	found, err := f.claimKeys(ctx, keyClaim{claim: c, lows: f.lows, walk: f.rounds.walk, runs: f.bundle > 0})
 	if err != nil {
 		f.lows.forget()
 		f.deliver(taken) // these are known
@@ -270,7 +274,7 @@ func (f *fetcher) claim(ctx context.Context, want int) ([]record, error) {
 	return append(taken, found...), nil
 }
 
-// claimKeys claims from the key queues, where the feed's hints lead and where the walk goes on.
+// claimKeys claims from the key queues that the receiver's hints name, and from those where the walk continues.
 func (f *fetcher) claimKeys(ctx context.Context, c keyClaim) ([]record, error) {
 	if err := f.lows.begin(ctx); err != nil {
 		return nil, err
@@ -302,7 +306,6 @@ func (f *fetcher) claimKeys(ctx context.Context, c keyClaim) ([]record, error) {
 		f.rounds.orphans, f.rounds.orphan = began, found.orphans
 	}
 	f.lows.took(found.looking)
-	f.walk = found.walk
 	if byKey {
 		f.rounds.claimed(began, found)
 		if found.walked {
@@ -323,11 +326,11 @@ func (f *fetcher) claimKeys(ctx context.Context, c keyClaim) ([]record, error) {
 	return found.taken, nil
 }
 
-// promoteDue makes delayed messages ready. What this process delays it knows of; for what others
-// do it looks when something was published, and now and then.
+// promoteDue makes delayed messages ready. It records those that this process has delayed; for those of other processes it queries
+// when messages were published, and from time to time.
 func (f *fetcher) promoteDue(ctx context.Context, hinted bool) error {
 	now := time.Now()
-	if !f.isDue(now) && now.Before(f.lookDue) && !hinted {
+	if !f.isDue(now) && now.Before(f.pollDue) && !hinted {
 		return nil
 	}
 	if f.isDue(now) {
@@ -341,11 +344,11 @@ func (f *fetcher) promoteDue(ctx context.Context, hinted bool) error {
 	if ok {
 		f.dueIn(wait)
 	}
-	f.lookDue = now.Add(longestPoll / 2)
+	f.pollDue = now.Add(longestPoll / 2)
 	return f.reconciler.run(ctx)
 }
 
-// dueIn notes when a delayed message is due.
+// dueIn records when a delayed message is due.
 func (f *fetcher) dueIn(wait time.Duration) {
 	at := time.Now().Add(max(wait, 0))
 	if f.due.IsZero() || at.Before(f.due) {
@@ -353,8 +356,8 @@ func (f *fetcher) dueIn(wait time.Duration) {
 	}
 }
 
-// settleDoubts gives back what a claim took whose answer was lost: the database says that it is this
-// feed's, and the feed has never seen it.
+// settleDoubts gives back the messages of a claim whose answer was lost: in the database this receiver owns them, but it does not
+// have them.
 func (f *fetcher) settleDoubts(ctx context.Context) error {
 	if f.sure {
 		return nil
@@ -370,7 +373,7 @@ func (f *fetcher) settleDoubts(ctx context.Context) error {
 	return err
 }
 
-// trouble waits before the next try.
+// trouble waits before the next try after an error.
 func (f *fetcher) trouble(err error) {
 	if f.ctx.Err() != nil {
 		return

@@ -2,23 +2,24 @@ package sql
 
 import "github.com/leatbus/leat/bus/driver"
 
-// group is a group's row.
+// A group has the columns of a group's row.
 type group struct {
 	id    int64
 	name  string
 	order driver.Order
-	park  bool // as this consumer asks; unknown to operators
+	park  bool // as this consumer is configured; not stored, so false in an operator's process
 }
 
-// lockedGroup is a transaction that has locked a group: no other one claims from its key queues, joins it, or takes
-// away its holds meanwhile.
+// A lockedGroup is a transaction that has locked a group: until it ends, no other transaction claims from the group's key queues, joins
+// the group, or removes its holds.
 type lockedGroup struct {
 	executor
 	group group
+	fence int64 // the group's fencing number; 0 if the tables have none
 }
 
-// place returns the columns of a message of the group that becomes ready.
-func (g group) place() string {
+// readyColumns returns the assignments for a message of the group that becomes ready.
+func (g group) readyColumns() string {
 	switch g.order {
 	case driver.OrderedByKey:
 		return "state = CASE WHEN lane = 0 THEN {ready} ELSE {keyed} END, pos = lane"
@@ -29,9 +30,9 @@ func (g group) place() string {
 	}
 }
 
-// misplaced returns the conditions on messages that were inserted while the group had another order. The
-// index finds each but the first one's: in a group that is ordered by key, all its ready messages are read.
-func (g group) misplaced() []string {
+// misplacedConditions returns the conditions on messages that were inserted while the group had another order. An index supports all
+// but the first one: in a group that is ordered by key, all ready messages are read.
+func (g group) misplacedConditions() []string {
 	switch g.order {
 	case driver.OrderedByKey:
 		return []string{"state = {ready} AND lane <> 0", "state = {keyed} AND pos = 0"}

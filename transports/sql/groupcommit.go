@@ -11,31 +11,31 @@ import (
 	"github.com/leatbus/leat/transports/internal/backoff"
 )
 
-// groupCommit lets publishers that come at the same time share a statement and its commit:
+// A groupCommit lets concurrent publishers share a statement and its commit:
 //
-//   - A publisher that comes while no commit is under way is the leader: it commits by itself, and waits for nobody.
-//   - Publishers that come meanwhile are waiters. What waits when the leader is done is one batch, and one commit.
-//   - If many wait, more commits are made at once.
-//   - If the leader takes longer than leaderPatience, the waiters go on without it.
+//   - A publisher that arrives while no commit is running is the leader: it commits its own messages without waiting.
+//   - Publishers that arrive meanwhile are waiters. All of them are one batch and one commit after the leader's.
+//   - If there are many waiters, several commits run at once.
+//   - If the leader takes longer than leaderPatience, the waiters commit without it.
 //
-// What the database can't do now is tried again, for as long as the publisher waits, and beside the others: it may
-// be that publisher's own statement that takes too long or too much memory.
+// A failed insert is retried separately for each publisher, as long as it waits: the messages of one publisher may take too long or too
+// much memory.
 //
-// After a commit, the next one yields until the publishers that were released have come back. Otherwise publishers
-// alternate in two halves, and make two commits where one will do.
+// After a commit, the next one yields until the released publishers can join it. Otherwise publishers alternate in two half-size
+// batches.
 type groupCommit struct {
 	*lifetime
 	publisher
-	some chan struct{} // somebody waits, and there is no leader
-	many chan struct{} // more wait than one commit should keep waiting, or for longer
+	some chan struct{} // there are waiters, and no leader
+	many chan struct{} // there are many waiters, or they have waited too long
 
 	mu      sync.Mutex
-	busy    bool // there is a leader, or commit sees to the waiters
+	busy    bool // there is a leader, or commit serves the waiters
 	waiters []*insertion
-	began   time.Time // when the latest commit began
+	began   time.Time // start of the latest commit
 }
 
-// insertion is one publisher's part of a commit.
+// An insertion is one publisher's part of a commit.
 type insertion struct {
 	ctx      context.Context
 	batch    batch
@@ -45,13 +45,13 @@ type insertion struct {
 }
 
 const (
-	// manyWaiters is how many publishers must wait for a further commit to be made at the same time.
+	// manyWaiters is the number of waiters from which further commits run at the same time.
 	manyWaiters = 64
-	// leaderPatience is how long waiters wait for the leader.
+	// leaderPatience is how long waiters wait for the leader's commit.
 	leaderPatience = 2 * time.Second
 )
 
-// newGroupCommit makes a group commit that has at most as many commits under way at once as there are committers.
+// newGroupCommit returns a group commit that runs up to that many commits at once.
 func newGroupCommit(life *lifetime, p publisher, committers int) *groupCommit {
 	c := &groupCommit{lifetime: life, publisher: p, some: make(chan struct{}, 1), many: make(chan struct{}, 1)}
 	c.work.Go(c.commit)
@@ -61,8 +61,8 @@ func newGroupCommit(life *lifetime, p publisher, committers int) *groupCommit {
 	return c
 }
 
-// insert blocks until the rows are committed or ctx is done; in the latter case they may still be
-// committed.
+// insert inserts a batch. It blocks until the rows are committed or ctx is done; in the latter case they may
+// still be committed. It returns 0 if no group wants the messages, and another number if groups do.
 func (c *groupCommit) insert(ctx context.Context, b batch) (int64, error) {
 	i := c.enter(ctx, b)
 	if i == nil {
@@ -78,7 +78,7 @@ func (c *groupCommit) insert(ctx context.Context, b batch) (int64, error) {
 	}
 }
 
-// enter makes a publisher wait for the next commit, unless it returns nil: then the publisher is the leader.
+// enter adds a publisher to the waiters of the next commit. It returns nil if the publisher is the leader instead.
 func (c *groupCommit) enter(ctx context.Context, b batch) *insertion {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -94,7 +94,7 @@ func (c *groupCommit) enter(ctx context.Context, b batch) *insertion {
 	return i
 }
 
-// lead commits one batch by itself, and hands over to commit if others wait by then.
+// lead commits one batch alone. Afterwards, or after leaderPatience, it hands the waiters over to commit.
 func (c *groupCommit) lead(ctx context.Context, b batch) (inserted int64, err error) {
 	ctx, cancel := c.while(ctx)
 	defer cancel()
@@ -114,22 +114,22 @@ func (c *groupCommit) lead(ctx context.Context, b batch) (inserted int64, err er
 	return inserted, err
 }
 
-// handOver leaves the waiters to commit.
+// handOver makes commit serve the waiters, if there are any.
 func (c *groupCommit) handOver() {
-	if !c.rest() {
+	if !c.idle() {
 		wake(c.some)
 	}
 }
 
-// rest ends the commits if nobody waits.
-func (c *groupCommit) rest() bool {
+// idle reports whether there are no waiters. If so, the next publisher becomes the leader.
+func (c *groupCommit) idle() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.busy = len(c.waiters) > 0
 	return !c.busy
 }
 
-// commit sees to those who wait until none does.
+// commit runs commits, one after the other, until there are no waiters.
 func (c *groupCommit) commit() {
 	for {
 		select {
@@ -141,7 +141,7 @@ func (c *groupCommit) commit() {
 			if last > 1 {
 				c.yield()
 			}
-			if c.rest() {
+			if c.idle() {
 				break
 			}
 			batch := c.take()
@@ -158,7 +158,7 @@ func (c *groupCommit) begin() {
 	c.began = time.Now()
 }
 
-// help makes further commits at the same time, once many wait, until none does.
+// help runs further commits at the same time when there are many waiters, until there are none.
 func (c *groupCommit) help() {
 	for {
 		select {
@@ -172,7 +172,7 @@ func (c *groupCommit) help() {
 	}
 }
 
-// yield lets the goroutines run first that are ready to, as long as they bring more. It waits for no others.
+// yield lets runnable goroutines run as long as that adds waiters. It does not wait for blocked ones.
 func (c *groupCommit) yield() {
 	for before, now := -1, c.count(); before < now && now < manyWaiters; before, now = now, c.count() {
 		runtime.Gosched()
@@ -185,7 +185,7 @@ func (c *groupCommit) count() int {
 	return len(c.waiters)
 }
 
-// take returns what waits, up to what one statement takes.
+// take removes and returns waiters, as many as fit into one statement.
 func (c *groupCommit) take() (group []*insertion) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -201,10 +201,10 @@ func (c *groupCommit) take() (group []*insertion) {
 	return group
 }
 
-// run commits a group. After an error it tries one by one, because it need not be everybody's: at once, or
-// beside the others if the database may be able to do it later.
+// run commits several insertions together. After an error it commits each of them separately, because one of them may have caused it:
+// at once, or in the background with retries if the error is temporary.
 func (c *groupCommit) run(group []*insertion) {
-	group = c.leave(group)
+	group = c.waiting(group)
 	if len(group) == 0 {
 		return
 	}
@@ -227,7 +227,7 @@ func (c *groupCommit) run(group []*insertion) {
 	}
 }
 
-// tryAgain commits what one publisher waits for, as long as he does.
+// tryAgain retries one insertion until it succeeds or its publisher's context is done.
 func (c *groupCommit) tryAgain(i *insertion) {
 	ctx, cancel := c.while(i.ctx)
 	defer cancel()
@@ -241,11 +241,11 @@ func (c *groupCommit) tryAgain(i *insertion) {
 	}
 	if err == nil {
 		c.link.works()
-	} // else nobody waits any more
+	}
 }
 
-// leave takes those out whose callers have gone.
-func (c *groupCommit) leave(group []*insertion) (stay []*insertion) {
+// waiting returns the insertions whose publishers still wait.
+func (c *groupCommit) waiting(group []*insertion) (stay []*insertion) {
 	for _, i := range group {
 		if i.ctx.Err() == nil {
 			stay = append(stay, i)
@@ -262,7 +262,8 @@ func (c *groupCommit) fail(group []*insertion, err error) {
 	}
 }
 
-// insertBatch inserts all or none. One context of a publisher's does not end the others' commit.
+// insertBatch inserts all or none. It does not use the contexts of the publishers, since one that is canceled must not abort
+// the others' commit.
 func (c *groupCommit) insertBatch(group []*insertion) error {
 	ctx, cancel := context.WithTimeout(c.ctx, statementTimeout)
 	defer cancel()
@@ -278,8 +279,8 @@ func (c *groupCommit) insertBatch(group []*insertion) error {
 	return nil
 }
 
-// merge makes one batch of each topic; of[n] is the batch that the nth insertion is part of. All
-// messages of a topic reach the same groups, so that what is true of a batch is of its parts.
+// merge makes one batch of each topic; of[n] is the index of the batch that has the nth insertion. All messages of a
+// topic reach the same groups, so if a batch has inserted no row, none of its insertions has.
 func merge(group []*insertion) (batches []batch, of []int) {
 	index := make(map[string]int, 1)
 	for _, i := range group {

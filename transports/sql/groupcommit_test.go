@@ -18,7 +18,7 @@ import (
 	"github.com/leatbus/leat/transports/internal/backoff"
 )
 
-// slowPool takes some time for each statement, and counts them.
+// slowPool is a pool whose statements take some time. It counts them.
 type slowPool struct {
 	pool
 	took       time.Duration
@@ -43,7 +43,7 @@ func (d *slowPool) takes(took time.Duration) {
 	d.took = took
 }
 
-// combining runs f with a groupCommit over the database, and closes its transport.
+// combining runs f with a groupCommit over the pool, and ends its lifetime.
 func combining(t *testing.T, db pool, f func(t *testing.T, c *groupCommit)) {
 	synctest.Test(t, func(t *testing.T) {
 		s, err := newDatabase(db, Config{Dialect: Postgres})
@@ -60,10 +60,10 @@ func combining(t *testing.T, db pool, f func(t *testing.T, c *groupCommit)) {
 
 func oneMessage() batch { return batch{"order.paid.v1", []publication{{uuid: "m"}}} }
 
-// TestPublishersMeetInOneCommit: publishers whom a commit releases, and who go on at once, are all in the
-// next. Else they would stay in two halves, of which each waits for the other's commit.
-func TestPublishersMeetInOneCommit(t *testing.T) {
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // so that those who are ready run in turn
+// TestGroupCommit_publishersShareACommit checks that publishers that publish again after a commit are all in the next one. Otherwise
+// they alternate in two halves, each of which waits for the other's commit.
+func TestGroupCommit_publishersShareACommit(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // so that runnable goroutines run one after the other
 	const publishers, each = 8, 50
 	statements := func(publishers int) (n int) {
 		db := &slowPool{took: time.Millisecond}
@@ -88,16 +88,16 @@ func TestPublishersMeetInOneCommit(t *testing.T) {
 	require.Less(t, statements(publishers), each*3/2)
 }
 
-// TestAPublisherThatGivesUpLeavesTheOthers: who commits by himself has the time that his context gives him.
-// Those who have gathered meanwhile are committed all the same, whoever of them has gone.
-func TestAPublisherThatGivesUpLeavesTheOthers(t *testing.T) {
+// TestGroupCommit_canceledPublisherLeavesTheOthers checks that the leader's context bounds its own commit only. The waiters are
+// committed anyway, also if one of them has given up.
+func TestGroupCommit_canceledPublisherLeavesTheOthers(t *testing.T) {
 	db := &slowPool{took: time.Hour}
 	combining(t, db, func(t *testing.T, c *groupCommit) {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 		patient := make(chan error, 1)
 		go func() {
-			time.Sleep(time.Millisecond) // the other one is under way
+			time.Sleep(time.Millisecond) // the other one has started
 			_, err := c.insert(context.Background(), oneMessage())
 			patient <- err
 		}()
@@ -120,7 +120,7 @@ func TestAPublisherThatGivesUpLeavesTheOthers(t *testing.T) {
 	})
 }
 
-// stubbornPool takes its time for statements with one message, and then cancels them.
+// stubbornPool is a pool that cancels statements with one message after some time.
 type stubbornPool struct {
 	pool
 	took time.Duration
@@ -137,7 +137,8 @@ func (d *stubbornPool) exec(ctx context.Context, _ string, args ...any) (int64, 
 	return 0, &pgconn.PgError{Code: "57014"}
 }
 
-// TestGroupCommit_aStatementThatNeverSucceedsHoldsUpNobody, whether it comes first, or meets others in a commit.
+// TestGroupCommit_aStatementThatNeverSucceedsHoldsUpNobody checks that a statement that always fails delays no other publisher, whether
+// it is the first or shares a commit.
 func TestGroupCommit_aStatementThatNeverSucceedsHoldsUpNobody(t *testing.T) {
 	for _, took := range []time.Duration{150 * time.Millisecond, 20 * time.Second} { // by the server, by the client
 		for _, first := range []bool{true, false} {
@@ -155,7 +156,7 @@ func TestGroupCommit_aStatementThatNeverSucceedsHoldsUpNobody(t *testing.T) {
 								return
 							}
 							assert.NoError(t, err)
-							assert.Less(t, time.Since(began), statementTimeout+3*time.Second, "it waits for the other")
+							assert.Less(t, time.Since(began), statementTimeout+3*time.Second, "the publisher waits for the other")
 						})
 						synctest.Wait()
 					}

@@ -9,33 +9,47 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// errDisagree is for a consumer that asks for another order than the others of its group.
+// errDisagree is returned to a consumer whose order differs from that of the others of its group.
 var errDisagree = errors.New("all its consumers must ask for the same order; stop the others first, or use another group name")
 
-// groups are the rows of groups and of their subscriptions.
+// groups reads and writes the rows of groups and of their subscriptions.
 type groups struct {
 	*database
 	holds     holds
 	consumers consumers
 }
 
-// subscribe makes sure that the group exists with these topics, and registers a consumer of it.
+// subscribe creates the group if it does not exist, adds its topics, and registers a consumer.
 func (gs groups) subscribe(ctx context.Context, sub driver.Subscription, owner int64) (g group, err error) {
 	err = gs.retry(ctx, func(ctx context.Context) error {
-		if g, err = gs.ensure(ctx, sub.Group, sub.Order); err != nil {
-			return err
+		g, err = gs.trySubscribe(ctx, sub, owner)
+		for errors.Is(err, errRemoved) { // by an operator, after its row was found
+			g, err = gs.trySubscribe(ctx, sub, owner)
 		}
-		if err := gs.addTopics(ctx, g, sub.Topics); err != nil {
-			return err
-		}
-		return gs.locked(ctx, gs.pool, g, func(tx lockedGroup) error { return gs.join(ctx, tx, sub, owner) })
+		return err
 	})
 	g.order, g.park = sub.Order, sub.Park
 	return g, err
 }
 
-// ensure finds or makes the group's row. What is there already is only read: a transaction of the
-// user's that publishes may hold locks on it.
+func (gs groups) trySubscribe(ctx context.Context, sub driver.Subscription, owner int64) (g group, err error) {
+	if g, err = gs.ensure(ctx, sub.Group, sub.Order); err != nil {
+		return g, err
+	}
+	if err := gs.addTopics(ctx, g, sub.Topics); err != nil {
+		return g, err
+	}
+	return g, gs.locked(ctx, gs.pool, g, func(tx lockedGroup) error {
+		if err := gs.join(ctx, tx, sub, owner); err != nil {
+			return err
+		}
+		tx.group.order = sub.Order
+		return gs.raiseFence(ctx, &tx)
+	})
+}
+
+// ensure finds or creates the group's row. An existing row is only read, because a user's transaction that publishes may have it
+// locked.
 func (gs groups) ensure(ctx context.Context, name string, order driver.Order) (group, error) {
 	g, ok, err := gs.find(ctx, name)
 	if ok || err != nil {
@@ -54,7 +68,7 @@ func (gs groups) ensure(ctx context.Context, name string, order driver.Order) (g
 	}
 	g, ok, err = gs.find(ctx, name)
 	if !ok && err == nil {
-		err = fmt.Errorf("group %q was dropped while it was made", name)
+		err = fmt.Errorf("group %q was deleted while it was created", name)
 	}
 	return g, err
 }
@@ -69,20 +83,14 @@ func (gs groups) find(ctx context.Context, name string) (g group, ok bool, err e
 	return found[0], true, nil
 }
 
-// addTopics adds what is missing. It takes nothing away: while a new release that wants fewer topics
-// is rolled out, the old one still wants them all.
+// addTopics adds missing topics. It removes none: while a release with fewer topics is rolled out, the old one still needs all.
 func (gs groups) addTopics(ctx context.Context, g group, topics []string) error {
-	have, err := collect(ctx, gs.pool, func(r rows, p *string) error { return r.Scan(p) },
-		gs.sql(`SELECT pattern FROM {subscriptions} WHERE group_id = ?`), g.id)
+	have, err := gs.topics(ctx, g)
 	if err != nil {
 		return err
 	}
-	there := make(map[string]bool, len(have))
-	for _, p := range have {
-		there[p] = true
-	}
 	for _, topic := range topics {
-		if there[topic] {
+		if slices.Contains(have, topic) {
 			continue
 		}
 		p := gs.row(topic)
@@ -95,7 +103,12 @@ func (gs groups) addTopics(ctx context.Context, g group, topics []string) error 
 	return nil
 }
 
-// join registers the consumer, unless others are there that want another order.
+func (gs groups) topics(ctx context.Context, g group) ([]string, error) {
+	return collect(ctx, gs.pool, func(r rows, p *string) error { return r.Scan(p) },
+		gs.sql(`SELECT pattern FROM {subscriptions} WHERE group_id = ? ORDER BY pattern`), g.id)
+}
+
+// join registers the consumer. It returns an error if the group has consumers with another order.
 func (gs groups) join(ctx context.Context, tx lockedGroup, sub driver.Subscription, owner int64) error {
 	g, order := tx.group, sub.Order
 	others, err := collect(ctx, tx, func(r rows, o *driver.Order) error { return r.Scan(o) },
@@ -104,37 +117,37 @@ func (gs groups) join(ctx context.Context, tx lockedGroup, sub driver.Subscripti
 		return err
 	}
 	if len(others) > 0 {
-		return fmt.Errorf("group %q is to be %s here, and is %s for its other consumers: %w", g.name, order, others[0], errDisagree)
+		return fmt.Errorf("group %q: this consumer's order is %s, and that of the others is %s: %w", g.name, order, others[0], errDisagree)
 	}
 	changed := g.order != order
 	g.order, g.park = order, sub.Park
-	if err := gs.holds.adjust(ctx, lockedGroup{tx.executor, g}, changed); err != nil {
+	if err := gs.holds.adjust(ctx, lockedGroup{tx.executor, g, tx.fence}, changed); err != nil {
 		return err
 	}
 	if changed {
 		if _, err := tx.exec(ctx, gs.sql(`UPDATE {groups} SET ordering = ? WHERE id = ?`), int(order), g.id); err != nil {
 			return err
 		}
-		if err := gs.noteReturns(ctx, tx, g); err != nil {
+		if err := gs.markReturns(ctx, tx, g); err != nil {
 			return err
 		}
 		if _, err := gs.rearrange(ctx, tx, g, func(f func(executor) error) error { return f(tx) }); err != nil {
 			return err
 		}
 	}
-	return gs.consumers.register(ctx, tx, g, owner)
+	return gs.consumers.register(ctx, tx, g, owner, subscriberOf(sub))
 }
 
-// rearrange puts messages where the group's order wants them, and returns how many were elsewhere. It changes them
-// within change, some at a time.
+// rearrange changes the states of messages to those for the group's order, and returns how many it has changed. It changes them in
+// several calls of change.
 func (gs groups) rearrange(ctx context.Context, ex executor, g group, change func(func(executor) error) error) (moved int, err error) {
-	for _, misplaced := range g.misplaced() {
+	for _, misplaced := range g.misplacedConditions() {
 		ids, err := numbers(ctx, ex, gs.sql(`SELECT id FROM {messages} WHERE group_id = ? AND `+misplaced+` AND owner NOT IN ({live})`), g.id, g.id)
 		if err != nil {
 			return moved, err
 		}
 		for some := range slices.Chunk(ids, 1000) {
-			query, args := gs.withIDs(`UPDATE {messages} SET `+g.place()+` WHERE `+misplaced+` AND id {in}`, some)
+			query, args := gs.withIDs(`UPDATE {messages} SET `+g.readyColumns()+` WHERE `+misplaced+` AND id {in}`, some)
 			err := change(func(ex executor) error {
 				_, err := ex.exec(ctx, query, args...)
 				return err
@@ -148,27 +161,50 @@ func (gs groups) rearrange(ctx context.Context, ex executor, g group, change fun
 	return moved, nil
 }
 
-// locked runs f in a transaction that has locked the group.
+// raiseFence increments the fencing number of an ordered group: a consumer joins, or messages are taken from one that may not have
+// noticed that its lease expired.
+func (d *database) raiseFence(ctx context.Context, tx *lockedGroup) error {
+	if !d.fenced || tx.group.order == driver.Unordered {
+		return nil
+	}
+	tx.fence++
+	_, err := tx.exec(ctx, d.sql(`UPDATE {turns} SET fence = fence + 1 WHERE group_id = ?`), tx.group.id)
+	return err
+}
+
+// fenceColumn returns the expression for the group's fencing number in {turns}.
+func (d *database) fenceColumn() string {
+	if d.fenced {
+		return "fence"
+	}
+	return "0"
+}
+
+// locked locks the group in a transaction and calls f.
 func (gs groups) locked(ctx context.Context, over pool, g group, f func(lockedGroup) error) error {
 	return over.inTx(ctx, func(tx executor) error {
-		if err := gs.lock(ctx, tx, g); err != nil {
+		fence, err := gs.lock(ctx, tx, g)
+		if err != nil {
 			return err
 		}
-		return f(lockedGroup{tx, g})
+		return f(lockedGroup{tx, g, fence})
 	})
 }
 
-// lock makes the transaction the only one that claims from the group's key queues, or that changes its holds. It
-// is the group's row in {turns}. A transaction locks one group, and locks it before any message.
-func (gs groups) lock(ctx context.Context, tx executor, g group) error {
-	query := `SELECT group_id FROM {turns} WHERE group_id = ? FOR UPDATE`
+// lock locks the group's row in {turns}, and returns the group's fencing number, or errRemoved. Only a transaction that has this lock
+// claims from the group's key queues or changes its holds. A transaction locks at most one group, and locks it before any message.
+func (gs groups) lock(ctx context.Context, tx executor, g group) (fence int64, err error) {
+	query := `SELECT ` + gs.fenceColumn() + ` FROM {turns} WHERE group_id = ?`
 	switch gs.name {
-	case Postgres: // a process that hangs in the middle must not hold up the others
-		query = `SELECT group_id FROM {turns} WHERE group_id = ? AND set_config('idle_in_transaction_session_timeout', '10s', true) IS NOT NULL FOR UPDATE`
+	case Postgres: // a process that hangs in the transaction must not block the others
+		query += ` AND set_config('idle_in_transaction_session_timeout', '10s', true) IS NOT NULL FOR UPDATE`
 	case SQLite: // there is one writer anyway
-		query = `SELECT group_id FROM {turns} WHERE group_id = ?`
 	case MySQL:
+		query += ` FOR UPDATE`
 	}
-	_, _, err := number(ctx, tx, gs.sql(query), g.id)
-	return err
+	fence, there, err := number(ctx, tx, gs.sql(query), g.id)
+	if err == nil && !there {
+		err = errRemoved
+	}
+	return fence, err
 }

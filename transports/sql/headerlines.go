@@ -8,7 +8,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 )
 
-// The form that headers have in tables before versionJSON: lines of key=value, with \ before what would be mistaken.
+// Before versionJSON, headers are written as lines of key=value. A backslash escapes =, newline and itself.
 
 func encodeLines(headers message.Metadata) []byte {
 	size := 0
@@ -44,7 +44,7 @@ func appendEscaped(b []byte, s string) []byte {
 
 func decodeLines(b []byte) (message.Metadata, error) {
 	headers := make(message.Metadata, bytes.Count(b, []byte{'\n'}))
-	text := string(b) // all keys and values share it
+	text := string(b) // one allocation, which all keys and values share
 	for text != "" {
 		line, rest, whole := strings.Cut(text, "\n")
 		eq := unescapedEquals(line)
@@ -57,7 +57,7 @@ func decodeLines(b []byte) (message.Metadata, error) {
 	return headers, nil
 }
 
-// unescapedEquals returns where the key of a line ends.
+// unescapedEquals returns the index of the = that ends the key of a line, -1 if there is none.
 func unescapedEquals(line string) int {
 	for i := 0; i < len(line); i++ {
 		switch line[i] {

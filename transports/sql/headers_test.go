@@ -36,7 +36,7 @@ func TestHeaders_comeBackExactly(t *testing.T) {
 	require.NotNil(t, decoded)
 }
 
-// TestHeaders_areJSON for any reader.
+// TestHeaders_areJSON checks that headers are valid JSON.
 func TestHeaders_areJSON(t *testing.T) {
 	headers := message.Metadata{"ce_type": "order.paid", `q"\`: "\n\x01é", "bytes": "\xff\x00", "\xff": "x"}
 	var read map[string]string
@@ -83,8 +83,8 @@ func TestHeaders_refuseAnythingElse(t *testing.T) {
 	}
 }
 
-// TestHeaders_linesAreNotTakenForJSON: whoever publishes chooses the names of headers, and must not write one that leat
-// believes is its own.
+// TestHeaders_linesAreNotTakenForJSON checks that no name of a header makes the lines valid JSON. Otherwise a publisher could
+// forge private headers.
 func TestHeaders_linesAreNotTakenForJSON(t *testing.T) {
 	text := encodeLines(message.Metadata{`{"leat_deliver_at":"`: `"}`})
 	require.Equal(t, "{\"leat_deliver_at\":\"=\"}\n", string(text))

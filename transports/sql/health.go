@@ -6,8 +6,8 @@ import (
 
 var _ driver.HealthChecker = (*Transport)(nil)
 
-// Health returns that of the last statements; a process that publishes and consumes nothing learns nothing
-// new. A database refuses messages one by one, so that it is never blocked.
+// Health returns the health by the results of the latest statements. A process that neither publishes nor consumes gets
+// no new results. Blocked is always false: a database has no flow control. Health does not block.
 func (t *Transport) Health() driver.TransportHealth {
 	l := t.link
 	l.mu.Lock()
@@ -18,6 +18,9 @@ func (t *Transport) Health() driver.TransportHealth {
 	}
 	if h.Err == nil && !h.Connected {
 		h.Err = driver.ErrClosed
+	}
+	if h.Err == nil && l.removed != nil {
+		h.Connected, h.Err = false, l.removed
 	}
 	if err := t.file.gone(); err != nil && h.Err == nil {
 		h.Connected, h.Err = false, err

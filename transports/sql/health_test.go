@@ -1,7 +1,6 @@
 package sql_test
 
 import (
-	"net/url"
 	"testing"
 	"time"
 
@@ -9,21 +8,17 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
-	"github.com/leatbus/leat/internal/testenv"
 )
 
-func TestHealthFollowsTheDatabase(t *testing.T) {
+func TestHealth_followsTheDatabase(t *testing.T) {
+	t.Parallel()
 	s := onPostgres(t)
-	u, err := url.Parse(s.url)
-	require.NoError(t, err)
-	proxy := testenv.NewProxy(t, u.Host)
-	u.Host = proxy.Addr()
-	s.url = u.String()
+	proxy := s.throughProxy(t)
 	transport := s.start(t)
 	health := func() driver.TransportHealth { return transport.(driver.HealthChecker).Health() }
 	require.Equal(t, driver.TransportHealth{Transport: "postgres", Connected: true}, health())
 
-	_, err = transport.Subscribe(t.Context(), subscription("shop.ledger", 1, "order.paid.v1")) // it asks now and then
+	_, err := transport.Subscribe(t.Context(), subscription("shop.ledger", 1, "order.paid.v1")) // so that it polls
 	require.NoError(t, err)
 	require.ErrorIs(t, transport.Publish(t.Context(), "nobody.v1", message.NewMessage("m", nil)), driver.ErrUnroutable)
 	require.EqualValues(t, 1, health().Unroutable)
@@ -36,7 +31,7 @@ func TestHealthFollowsTheDatabase(t *testing.T) {
 	require.Error(t, health().Err)
 	proxy.Accept()
 	require.NoError(t, <-published)
-	var back driver.TransportHealth // once: another idle connection may turn out to be lost
+	var back driver.TransportHealth // read once, since another idle connection may be lost
 	require.Eventually(t, func() bool { back = health(); return back.Connected }, patience, time.Millisecond, "the return is noticed")
 	require.GreaterOrEqual(t, back.Reconnects, 1)
 	require.NoError(t, back.Err)

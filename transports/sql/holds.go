@@ -7,21 +7,19 @@ import (
 )
 
 const (
-	// walkOver is how many key queues that are held back a claim walks over. Where it finds more, their
-	// messages are moved out of its way.
+	// walkOver is how many held-back key queues a claim skips. If there are more, their messages are moved to the state parked.
 	walkOver = 32
-	// parkAtOnce is how many messages one claim moves, so that it takes no long.
+	// parkAtOnce is how many messages one claim moves. It keeps the transaction short.
 	parkAtOnce = "1000"
 )
 
-// holds are the poisoned messages that hold back their keys' queues, in groups that park: a row in {holds}, written
-// in the same commit as the poisoning, names the queue. A claim leaves the heads of queues alone that have such a
-// row for an earlier message. Ids are places: a replayed message has its own again, in front of what waited behind
-// it. Who takes a hold away, by a replay, a drop or the retention, has locked the group, and puts back what had
-// been moved out of the claims' way.
+// holds reads and writes the table of holds: the poisoned messages that hold back key queues, in groups that park. A row in {holds},
+// written in the commit that poisons a message, names its queue. A claim skips the head of a queue that has such a row for an earlier
+// message. A replayed message keeps its id, and so its position in front of the messages behind it. A replay, a drop or the retention
+// removes a hold; it locks the group for that, and moves parked messages back.
 type holds struct{ *database }
 
-// add makes a poisoned message hold its key queue back. A message without a key has none.
+// add adds a hold for a poisoned message. A message without a key gets none.
 func (h holds) add(ctx context.Context, tx executor, g group, id int64) error {
 	query := `INSERT INTO {holds} (message_id, group_id, pos, created_at) SELECT id, group_id, lane, {now} FROM {messages} WHERE id = ? AND lane <> 0 ` + h.ignore
 	if g.order == driver.OrderedStrictly {
@@ -31,9 +29,8 @@ func (h holds) add(ctx context.Context, tx executor, g group, id int64) error {
 	return err
 }
 
-// addSince makes messages hold their key queues back that an operator has added to the poison queue of an ordered
-// group, since the message with this id. Whether the group parks is not known here: holds mean nothing to
-// one that does not.
+// addSince adds holds for messages that an operator has added to the poison queue of an ordered group, from this id on. It is not
+// known here whether the group parks; a group that does not park ignores holds.
 func (h holds) addSince(ctx context.Context, tx executor, g group, since int64) error {
 	queue, which := "lane", "AND lane <> 0 "
 	switch g.order {
@@ -47,7 +44,7 @@ func (h holds) addSince(ctx context.Context, tx executor, g group, since int64) 
 	return err
 }
 
-// park moves messages of key queues out of the claims' way whose first is held back, and so are all.
+// park moves the messages of key queues that are held back to the state parked, so that claims don't read them.
 func (h holds) park(ctx context.Context, tx lockedGroup, queues []int64) error {
 	query, args := h.withIDs(`
 		SELECT m.id FROM {messages} m WHERE m.group_id = ? AND m.state = {keyed}
@@ -62,7 +59,7 @@ func (h holds) park(ctx context.Context, tx lockedGroup, queues []int64) error {
 	return err
 }
 
-// release takes away what poisoned messages hold back.
+// release removes the holds of poisoned messages.
 func (h holds) release(ctx context.Context, tx lockedGroup, ids []int64) error {
 	query, args := h.withIDs(`SELECT DISTINCT pos FROM {holds} WHERE message_id {in}`, ids)
 	queues, err := numbers(ctx, tx, query, args...)
@@ -78,28 +75,28 @@ func (h holds) release(ctx context.Context, tx lockedGroup, ids []int64) error {
 	if err != nil || n == 0 {
 		return err
 	}
-	return h.noteReturns(ctx, tx, tx.group)
+	return h.markReturns(ctx, tx, tx.group)
 }
 
 const unparkReleased = `
 	UPDATE {messages} AS m SET state = {keyed} WHERE m.group_id = ? AND m.state = {parked}
 	AND NOT EXISTS (SELECT 1 FROM {holds} h WHERE h.group_id = m.group_id AND h.pos = m.pos AND h.message_id < m.id)`
 
-// unpark puts back what nothing holds back any more: all, where the group does not park. Besides when
-// that changes, it runs now and then, for what consumers left behind that did not agree.
+// unpark moves parked messages back that are not held back any more: all of them if the group does not park. It runs when that
+// changes, and from time to time, for messages that consumers with different settings have left.
 func (h holds) unpark(ctx context.Context, tx executor, g group) error {
 	query := unparkReleased
 	if !g.park {
-		query = `UPDATE {messages} SET ` + g.place() + ` WHERE group_id = ? AND state = {parked}`
+		query = `UPDATE {messages} SET ` + g.readyColumns() + ` WHERE group_id = ? AND state = {parked}`
 	}
 	n, err := tx.exec(ctx, h.sql(query), g.id)
 	if err != nil || n == 0 {
 		return err
 	}
-	return h.noteReturns(ctx, tx, g)
+	return h.markReturns(ctx, tx, g)
 }
 
-// adjust makes the holds fit what the group asks for.
+// adjust changes the holds to those of the group's settings.
 func (h holds) adjust(ctx context.Context, tx lockedGroup, reordered bool) error {
 	g := tx.group
 	var query string
@@ -122,7 +119,7 @@ func (h holds) adjust(ctx context.Context, tx lockedGroup, reordered bool) error
 	return h.unpark(ctx, tx, g)
 }
 
-// behind counts, for poisoned messages, what each holds back up to the next of its key queue.
+// behind counts, for poisoned messages, the messages that each holds back, up to the next poisoned one of its key queue.
 func (h holds) behind(ctx context.Context, ids []int64) (map[int64]int, error) {
 	type count struct{ id, n int64 }
 	query, args := h.withIDs(`

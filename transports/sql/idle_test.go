@@ -11,8 +11,8 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// TestWaker_idleGroupsCostLittle: two processes with fifteen groups each, which want nothing of what a third
-// one publishes, ask the database less than they would if each group asked by itself.
+// TestWaker_idleGroupsCostLittle checks that two processes with fifteen idle groups each, while a third one publishes for
+// other groups, run fewer queries than if each group polled.
 func TestWaker_idleGroupsCostLittle(t *testing.T) {
 	ctx := t.Context()
 	const groups, messages = 15, 100
@@ -27,28 +27,28 @@ func TestWaker_idleGroupsCostLittle(t *testing.T) {
 	for p := range 2 {
 		idle := start(db)
 		for g := range groups {
-			feed, err := idle.Subscribe(ctx, driver.Subscription{Group: fmt.Sprintf("idle%d.g%d", p, g), Topics: []string{"nothing.v1"}, Concurrency: 2})
+			receiver, err := idle.Subscribe(ctx, driver.Subscription{Group: fmt.Sprintf("idle%d.g%d", p, g), Topics: []string{"nothing.v1"}, Concurrency: 2})
 			require.NoError(t, err)
 			waiting, cancel := context.WithCancel(ctx)
 			ended := make(chan struct{})
 			go func() {
 				defer close(ended)
-				_, _ = feed.Next(waiting)
+				_, _ = receiver.Next(waiting)
 			}()
 			t.Cleanup(func() { cancel(); <-ended })
 		}
 	}
 	busy := start(busyDB)
-	feed, err := busy.Subscribe(ctx, driver.Subscription{Group: "busy.ledger", Topics: []string{"order.paid.v1"}, Concurrency: 1})
+	receiver, err := busy.Subscribe(ctx, driver.Subscription{Group: "busy.ledger", Topics: []string{"order.paid.v1"}, Concurrency: 1})
 	require.NoError(t, err)
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	for range 20 { // the feeds look often at first
+	for range 20 { // the receivers poll often at first
 		before, began := trips.n.Load(), time.Now()
 		for range messages {
 			<-tick.C
 			require.NoError(t, busy.Publish(ctx, "order.paid.v1", keyedMessage("m")))
-			d, err := feed.Next(ctx)
+			d, err := receiver.Next(ctx)
 			require.NoError(t, err)
 			require.NoError(t, d.Settler.Ack())
 		}

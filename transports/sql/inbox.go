@@ -21,34 +21,33 @@ import (
 	"github.com/leatbus/leat/transports/internal/backoff"
 )
 
-// InboxConfig is how an inbox works. Its zero value does, on PostgreSQL.
+// InboxConfig configures an [Inbox]. The zero value is ready to use on PostgreSQL.
 type InboxConfig struct {
-	// Tables are the tables that the inbox uses: the same as a transport's, made and migrated the
-	// same way. Services may share them.
+	// Tables configures the tables of the inbox: the same as a transport's, created and migrated the
+	// same way. Several services may share them.
 	Tables Config
-	// Keep is how long ids are remembered. A message that is redelivered later is handled again. It holds for
-	// the groups that this inbox is used for; ids of a group that nobody handles any more stay. 0 means 7
-	// days.
+	// Keep is how long ids are kept. A message that is redelivered later is handled again. It applies to the
+	// groups that this inbox has recorded messages for; ids of a group without handlers stay. 0 means 7 days.
 	Keep time.Duration
-	// Isolation is the level of the handlers' transactions. 0 means READ COMMITTED. What fails to
-	// serialize is tried again like any other failure. SQLite knows one level.
+	// Isolation is the isolation level of the handlers' transactions. 0 means READ COMMITTED. A
+	// serialization failure is retried like any other failure. SQLite has only one level.
 	Isolation stdsql.IsolationLevel
 }
 
 const (
 	defaultInboxKeep = 7 * 24 * time.Hour
-	// maxInboxID is what fits the column; what is longer, or no text, is hashed.
+	// maxInboxID is the size of the column, in bytes. A longer id, or one that is not valid text, is hashed.
 	maxInboxID = 255
-	// undoTimeout bounds a rollback, whose caller's context may be over.
+	// undoTimeout bounds a rollback, since the caller's context may be done.
 	undoTimeout = 5 * time.Second
 )
 
-// Inbox is a [handlers.Inbox] in the tables of this package: the handler's transaction also records the
-// message, so that both happen once or not at all. TX is *sql.Tx or pgx.Tx. Its methods may be called
-// concurrently.
+// An Inbox is a [handlers.Inbox] in the tables of this package: the handler's transaction also records the
+// message, so that both are committed or neither is. TX is *sql.Tx or pgx.Tx. Its methods may be called
+// concurrently. Close it after the bus.
 //
-// A handler's transaction begins with the record. So the same message in two places at once is one
-// transaction that waits for the other, and on SQLite it has the right to write from its beginning.
+// A handler's transaction records the message first. So if the same message is handled twice at once, the second
+// transaction waits for the first, and on SQLite the transaction is the writer from its start.
 //
 // [handlers.Inbox]: https://pkg.go.dev/github.com/leatbus/leat/handlers#Inbox
 type Inbox[TX any] struct {
@@ -60,10 +59,10 @@ type Inbox[TX any] struct {
 	ctx     context.Context
 	cancel  context.CancelFunc
 	work    sync.WaitGroup
-	release func() error // closes the pool where it is the inbox's own
+	release func() error // closes the pool if the inbox owns it
 }
 
-// inboxTx is a transaction that is under way.
+// An inboxTx is an open transaction.
 type inboxTx[TX any] struct {
 	executor
 	tx       TX
@@ -71,12 +70,12 @@ type inboxTx[TX any] struct {
 	rollback func(ctx context.Context) error
 }
 
-// NewInbox makes an inbox in the database of a pool, which stays the caller's: handlers get their
-// transactions from it. It sees to the tables and waits for the database as [New] does.
+// NewInbox returns an inbox that begins the handlers' transactions on db, which the caller owns. Like
+// [New], it creates and migrates the tables, and blocks until the database can be reached or ctx is done.
 //
-// Each handler holds a connection of the pool while it runs, and waits for one if all are in use. Give the pool
-// as many as the handlers' concurrencies add up to, and three more for a transport on the same pool. A handler
-// that publishes by [bus.Bus.Publish] needs another connection meanwhile; publish by [bus.Bus.InTx].
+// Each handler uses a connection of the pool while it runs, and waits for one if all are in use. Give the pool
+// as many as the sum of the handlers' concurrencies, and three more for a transport on the same pool. A handler
+// that calls [bus.Bus.Publish] needs one more connection meanwhile; publish by [bus.Bus.InTx].
 func NewInbox(ctx context.Context, db *stdsql.DB, cfg InboxConfig) (*Inbox[*stdsql.Tx], error) {
 	isolation := cfg.Isolation
 	if isolation == stdsql.LevelDefault {
@@ -97,7 +96,7 @@ func NewInbox(ctx context.Context, db *stdsql.DB, cfg InboxConfig) (*Inbox[*stds
 	})
 }
 
-// NewPgxInbox does what [NewInbox] does over a pgx pool.
+// NewPgxInbox does the same as [NewInbox] with a pgx pool.
 func NewPgxInbox(ctx context.Context, pool *pgxpool.Pool, cfg InboxConfig) (*Inbox[pgx.Tx], error) {
 	cfg.Tables.Dialect = Postgres
 	options := pgx.TxOptions{IsoLevel: pgx.ReadCommitted}
@@ -113,8 +112,8 @@ func NewPgxInbox(ctx context.Context, pool *pgxpool.Pool, cfg InboxConfig) (*Inb
 	})
 }
 
-// OpenInbox makes an inbox with connections of its own, from the URL of a transport, whose options name
-// the tables.
+// OpenInbox returns an inbox with its own connections, for the URL of a transport. The URL's options replace
+// cfg.Tables.
 func OpenInbox(ctx context.Context, u *url.URL, cfg InboxConfig) (*Inbox[*stdsql.Tx], error) {
 	db, tables, err := OpenDB(u)
 	if err != nil {
@@ -153,9 +152,10 @@ func newInbox[TX any](ctx context.Context, over pool, cfg InboxConfig, begin fun
 	return i, nil
 }
 
-// Once runs fn in a transaction that records the id for the group, unless it is recorded already. It is
-// for handlers.Tx; see [handlers.Inbox]. Its errors are those of the database, deadlocks and failures
-// to serialize included, or fn's.
+// Once runs fn in a transaction that also records the id for the group. If the id is recorded already, it returns
+// true and does not call fn. It blocks while another transaction records the same id. It returns fn's error, an
+// error of the database (including deadlocks and serialization failures), or [driver.ErrClosed]. handlers.Tx
+// calls it; see [handlers.Inbox].
 //
 // [handlers.Inbox]: https://pkg.go.dev/github.com/leatbus/leat/handlers#Inbox
 func (i *Inbox[TX]) Once(ctx context.Context, group, id string, fn func(ctx context.Context, tx TX) error) (seen bool, err error) {
@@ -168,15 +168,15 @@ func (i *Inbox[TX]) Once(ctx context.Context, group, id string, fn func(ctx cont
 		return false, fmt.Errorf("sql: begin: %w", err)
 	}
 	done := false
-	defer func() { // also where fn panics
+	defer func() { // also if fn panics
 		if !done {
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 			defer cancel()
-			_ = u.rollback(ctx) // whatever it says, nothing is committed
+			_ = u.rollback(ctx) // nothing is committed, even if this fails
 		}
 	}()
 	query := `INSERT INTO {inbox} (seen_at, group_name, message_id) VALUES ({now}, ?, ?) ON CONFLICT DO NOTHING`
-	if i.database.name == MySQL { // what IGNORE would cut is not there
+	if i.database.name == MySQL { // IGNORE also truncates values without an error, but inboxID fits the column
 		query = `INSERT IGNORE INTO {inbox} (seen_at, group_name, message_id) VALUES ({now}, ?, ?)`
 	}
 	recorded, err := u.exec(ctx, i.database.sql(query), group, inboxID(id))
@@ -194,16 +194,16 @@ func (i *Inbox[TX]) Once(ctx context.Context, group, id string, fn func(ctx cont
 	}
 	done = true
 	if err := u.commit(ctx); err != nil {
-		return false, fmt.Errorf("sql: commit: %w", err)
+		return false, fmt.Errorf("sql: commit: %w", i.database.txError(err))
 	}
 	return false, nil
 }
 
-// recorded fails if the transaction is no more: InnoDB rolls all of it back for a deadlock. If the handler
-// does not return that error, its next statements are transactions of their own.
+// recorded returns an error if the transaction has been rolled back: InnoDB does that for a deadlock. If the handler
+// does not return the deadlock's error, its next statements run outside the transaction.
 func (i *Inbox[TX]) recorded(ctx context.Context, u inboxTx[TX], group, id string) error {
 	if i.database.name != MySQL {
-		return nil // on the others the commit fails
+		return nil // on other databases the commit fails
 	}
 	_, there, err := number(ctx, u, i.database.sql(`SELECT seen_at FROM {inbox} WHERE group_name = ? AND message_id = ?`), group, inboxID(id))
 	if err == nil && !there {
@@ -223,7 +223,7 @@ func inboxID(id string) string {
 	return "sha256:" + hex.EncodeToString(sum[:])
 }
 
-// Check reads the inbox's table.
+// Check returns an error if the inbox's table can't be read.
 func (i *Inbox[TX]) Check(ctx context.Context) error {
 	_, _, err := number(ctx, i.database.pool, i.database.sql(`SELECT max(seen_at) FROM {inbox}`))
 	if err != nil {
@@ -232,15 +232,15 @@ func (i *Inbox[TX]) Check(ctx context.Context) error {
 	return nil
 }
 
-// Close ends the cleaning, and the connections that are the inbox's own. Close the bus first: its
-// handlers need them.
+// Close stops the cleanup, and closes the connections that the inbox owns. Close the bus first, because its
+// handlers use them.
 func (i *Inbox[TX]) Close() error {
 	i.cancel()
 	i.work.Wait()
 	return i.release()
 }
 
-// cleanUp deletes ids whose time is over.
+// cleanUp deletes expired ids until the inbox is closed.
 func (i *Inbox[TX]) cleanUp() {
 	every := min(cleanEvery, max(i.keep, time.Second))
 	for backoff.Sleep(i.ctx, every) {
@@ -249,27 +249,27 @@ func (i *Inbox[TX]) cleanUp() {
 		cancel()
 		if err != nil && i.ctx.Err() == nil {
 			i.database.temporary(err)
-			i.database.cfg.Logger.Warn("leat: sql: clean up of the inbox failed", "error", err)
+			i.database.cfg.Logger.Warn("leat: sql: inbox cleanup failed", "error", err)
 		}
 	}
 }
 
-// inboxCursor is how far the cleaning has come. Rows are read by their time, others' groups' too, so that each
-// pass reads only what has come of age since the one before.
+// An inboxCursor is the position of the cleanup. Rows of all groups are read by their time, so that each pass
+// reads only the rows that have expired since the previous one.
 type inboxCursor struct {
 	mu     sync.Mutex
 	groups map[string]bool // those that this inbox has recorded messages for
-	seenAt int64           // what is no later is cleaned
-	whole  time.Time       // when the last pass from the beginning began
-	passes int             // how many times that was
+	seenAt int64           // rows up to this time are cleaned
+	whole  time.Time       // start of the last pass from the first row
+	passes int             // number of passes from the first row
 }
 
-// wholeInbox is how often a pass begins at the first row, for those whose transactions were open for so long
-// that a pass went by before their commit.
-const wholeInbox = time.Hour
+// fullPassEvery is how often a pass starts at the first row, for rows of long transactions that were committed
+// after a pass had read past them.
+const fullPassEvery = time.Hour
 
-// use notes that the inbox records messages of a group. What an earlier process has recorded for it is behind
-// the cursor by now.
+// use records that the inbox is used for a group. For a new group it rewinds the cursor, because rows that
+// an earlier process has recorded may be behind it.
 func (c *inboxCursor) use(group string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -279,7 +279,7 @@ func (c *inboxCursor) use(group string) {
 	}
 }
 
-// rewind makes the next pass begin at the first row. It is called with the lock.
+// rewind makes the next pass start at the first row. The caller holds mu.
 func (c *inboxCursor) rewind() {
 	c.seenAt, c.whole = 0, time.Now()
 	c.passes++
@@ -288,7 +288,7 @@ func (c *inboxCursor) rewind() {
 func (c *inboxCursor) start() (groups []any, seenAt int64, pass int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if time.Since(c.whole) > wholeInbox {
+	if time.Since(c.whole) > fullPassEvery {
 		c.rewind()
 	}
 	for group := range c.groups {
@@ -297,7 +297,7 @@ func (c *inboxCursor) start() (groups []any, seenAt int64, pass int) {
 	return groups, c.seenAt, c.passes
 }
 
-// move goes on to a time, unless the next pass is to begin at the first row.
+// move sets the cursor to a time, unless rewind was called since the pass started.
 func (c *inboxCursor) move(pass int, to int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -306,8 +306,8 @@ func (c *inboxCursor) move(pass int, to int64) {
 	}
 }
 
-// clean deletes ids of the groups that this inbox is used for, some at a time. Rows are deleted by their
-// primary keys, so that none is waited for that a handler's transaction has not committed yet.
+// clean deletes ids of the groups that this inbox is used for, in batches. Rows are deleted by their
+// primary keys, so that it does not wait for rows that a handler's transaction has not committed yet.
 func (i *Inbox[TX]) clean(ctx context.Context) error {
 	groups, from, pass := i.cursor.start()
 	if len(groups) == 0 {
@@ -344,7 +344,7 @@ func (i *Inbox[TX]) cleanSpan(ctx context.Context, groups []any, from, limit int
 		ids[x.group] = append(ids[x.group], x.id)
 	}
 	remove := `DELETE FROM {inbox}`
-	if s.name == MySQL { // by the other index it would lock whatever lies between, and wait for its writers
+	if s.name == MySQL { // the other index would lock the gaps between the rows, and wait for their writers
 		remove = `DELETE i FROM {inbox} i FORCE INDEX (PRIMARY)`
 	}
 	for group, all := range ids {

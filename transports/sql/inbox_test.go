@@ -26,7 +26,7 @@ import (
 	"github.com/leatbus/leat/transports/sql"
 )
 
-// tables are an application's, beside leat's.
+// tables creates tables of an application.
 func (s system) tables(t testing.TB, db *stdsql.DB) {
 	run(t, db, "CREATE TABLE "+s.named("accounts")+" (id INT PRIMARY KEY, cents BIGINT NOT NULL)")
 	run(t, db, "CREATE TABLE "+s.named("bookings")+" (event VARCHAR(100) NOT NULL)")
@@ -40,11 +40,6 @@ func (s system) named(name string) string {
 	return name
 }
 
-func (s system) number(t testing.TB, db *stdsql.DB, query string) (n int) {
-	require.NoError(t, db.QueryRowContext(testContext(t), query).Scan(&n))
-	return n
-}
-
 func (s system) inbox(t testing.TB, db *stdsql.DB, cfg sql.InboxConfig) *sql.Inbox[*stdsql.Tx] {
 	cfg.Tables = s.cfg
 	inbox, err := sql.NewInbox(testContext(t), db, cfg)
@@ -53,7 +48,7 @@ func (s system) inbox(t testing.TB, db *stdsql.DB, cfg sql.InboxConfig) *sql.Inb
 	return inbox
 }
 
-// book is an effect: it adds up, and leaves a row.
+// book is the effect of a handler: it adds to a balance and inserts a row.
 func (s system) book(ctx context.Context, tx *stdsql.Tx, account int, event string) error {
 	if _, err := tx.ExecContext(ctx, fmt.Sprintf("UPDATE %s SET cents = cents + 1 WHERE id = %d", s.named("accounts"), account)); err != nil {
 		return err
@@ -62,8 +57,9 @@ func (s system) book(ctx context.Context, tx *stdsql.Tx, account int, event stri
 	return err
 }
 
-// TestTheSameMessageFiftyTimesAtOnce, and half of the handler's runs fail: its effect is there once.
-func TestTheSameMessageFiftyTimesAtOnce(t *testing.T) {
+// TestInbox_sameMessageFiftyTimesAtOnce handles one message fifty times at once while half of the handler's runs fail. The
+// effect must happen once.
+func TestInbox_sameMessageFiftyTimesAtOnce(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
 		db := s.service(t)
 		s.tables(t, db)
@@ -85,15 +81,15 @@ func TestTheSameMessageFiftyTimesAtOnce(t *testing.T) {
 			require.NoError(t, b.Publish(testContext(t), paid{"o-1"}, bus.WithID("the-same")))
 		}
 		require.NoError(t, b.Idle(testContext(t)))
-		require.Equal(t, 1, s.number(t, db, "SELECT cents FROM "+s.named("accounts")+" WHERE id = 1"))
-		require.Equal(t, 1, s.number(t, db, "SELECT count(*) FROM "+s.named("bookings")))
+		require.Equal(t, 1, count(t, db, "SELECT cents FROM "+s.named("accounts")+" WHERE id = 1"))
+		require.Equal(t, 1, count(t, db, "SELECT count(*) FROM "+s.named("bookings")))
 		stats := b.Stats().Groups["ledger"]
 		require.EqualValues(t, 1, stats.Handled)
 		require.EqualValues(t, 49, stats.Duplicates)
 	})
 }
 
-// consuming is a bus in memory that runs the handler until the end of the test.
+// consuming returns a bus on the memory transport that runs the handler until the end of the test.
 func consuming(t testing.TB, handler bus.Handler) *bus.Bus {
 	b, err := bus.New(memory.New(memory.Config{}), bus.Config{Service: "shop", Stack: middleware.Standard(middleware.Config{})})
 	require.NoError(t, err)
@@ -108,15 +104,15 @@ func consuming(t testing.TB, handler bus.Handler) *bus.Bus {
 	return b
 }
 
-// TestTransactionsThatDeadlockAreTriedAgain: handlers that lock two rows in two orders.
-func TestTransactionsThatDeadlockAreTriedAgain(t *testing.T) {
+// TestInbox_retriesDeadlocks runs handlers that lock two rows in opposite orders.
+func TestInbox_retriesDeadlocks(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
 		db := s.service(t)
 		s.tables(t, db)
 		const n = 24
 		handler := handlers.Tx("ledger", s.inbox(t, db, sql.InboxConfig{Isolation: stdsql.LevelSerializable}), func(ctx context.Context, tx *stdsql.Tx, e paid) error {
 			first := int(e.OrderID[len(e.OrderID)-1]) % 2
-			if s.cfg.Dialect == sql.Postgres { // which looks for deadlocks after a second
+			if s.cfg.Dialect == sql.Postgres { // which checks for deadlocks after a second
 				if _, err := tx.ExecContext(ctx, "SET LOCAL deadlock_timeout = '10ms'"); err != nil {
 					return err
 				}
@@ -131,13 +127,14 @@ func TestTransactionsThatDeadlockAreTriedAgain(t *testing.T) {
 			require.NoError(t, b.Publish(testContext(t), paid{fmt.Sprintf("o-%d", i)}))
 		}
 		require.NoError(t, b.Idle(testContext(t)))
-		require.Equal(t, n, s.number(t, db, "SELECT cents FROM "+s.named("accounts")+" WHERE id = 1"))
-		require.Equal(t, n, s.number(t, db, "SELECT cents FROM "+s.named("accounts")+" WHERE id = 2"))
-		require.Equal(t, 2*n, s.number(t, db, "SELECT count(*) FROM "+s.named("bookings")))
+		require.Equal(t, n, count(t, db, "SELECT cents FROM "+s.named("accounts")+" WHERE id = 1"))
+		require.Equal(t, n, count(t, db, "SELECT cents FROM "+s.named("accounts")+" WHERE id = 2"))
+		require.Equal(t, 2*n, count(t, db, "SELECT count(*) FROM "+s.named("bookings")))
 	})
 }
 
-func TestInboxOfPgx(t *testing.T) {
+func TestInbox_pgx(t *testing.T) {
+	t.Parallel()
 	s := onPostgres(t)
 	pool, _ := s.pool(t)
 	db, ctx := s.db(t), testContext(t)
@@ -165,16 +162,16 @@ func TestInboxOfPgx(t *testing.T) {
 		return book(ctx, tx)
 	})
 	require.ErrorIs(t, err, context.Canceled)
-	require.Equal(t, 2, s.number(t, db, "SELECT count(*) FROM "+s.named("bookings")))
-	require.Equal(t, 2, s.number(t, db, "SELECT count(*) FROM "+s.named("leat_inbox")))
+	require.Equal(t, 2, count(t, db, "SELECT count(*) FROM "+s.named("bookings")))
+	require.Equal(t, 2, count(t, db, "SELECT count(*) FROM "+s.named("leat_inbox")))
 	require.NoError(t, inbox.Check(ctx))
 	run(t, db, "ALTER TABLE "+s.named("leat_inbox")+" RENAME TO gone")
 	require.ErrorContains(t, inbox.Check(ctx), "leat_inbox")
 }
 
-// TestIdsAreForgotten after their time, whatever transactions are open, and others are not.
-func TestIdsAreForgotten(t *testing.T) {
-	eachSystemAtOnce(t, func(t *testing.T, s system) {
+// TestInbox_deletesExpiredIDs checks that expired ids are deleted, although transactions are open, and others are not.
+func TestInbox_deletesExpiredIDs(t *testing.T) {
+	eachSystem(t, func(t *testing.T, s system) {
 		db, ctx := s.service(t), testContext(t)
 		nothing := func(context.Context, *stdsql.Tx) error { return nil }
 		long := s.inbox(t, db, sql.InboxConfig{Keep: time.Hour})
@@ -200,9 +197,9 @@ func TestIdsAreForgotten(t *testing.T) {
 	})
 }
 
-// TestInbox_forgetsOnlyIdsOfItsOwnGroups: a service that shares the tables may keep its ids for longer.
+// TestInbox_forgetsOnlyIdsOfItsOwnGroups checks that a service that shares the tables may keep its ids longer.
 func TestInbox_forgetsOnlyIdsOfItsOwnGroups(t *testing.T) {
-	eachSystemAtOnce(t, func(t *testing.T, s system) {
+	eachSystem(t, func(t *testing.T, s system) {
 		db, ctx := s.service(t), testContext(t)
 		nothing := func(context.Context, *stdsql.Tx) error { return nil }
 		billing, mail := s.inbox(t, db, sql.InboxConfig{}), s.inbox(t, db, sql.InboxConfig{Keep: time.Second})
@@ -219,13 +216,13 @@ func TestInbox_forgetsOnlyIdsOfItsOwnGroups(t *testing.T) {
 	})
 }
 
-// TestInbox_forgetsIdsOfGroupsThatItLearnsOfLater: the cleaning has passed them by.
+// TestInbox_forgetsIdsOfGroupsThatItLearnsOfLater checks that ids of a new group are deleted although the cursor is past them.
 func TestInbox_forgetsIdsOfGroupsThatItLearnsOfLater(t *testing.T) {
-	eachSystemAtOnce(t, func(t *testing.T, s system) {
+	eachSystem(t, func(t *testing.T, s system) {
 		db, ctx := s.service(t), testContext(t)
 		nothing := func(context.Context, *stdsql.Tx) error { return nil }
 		before, inbox := s.inbox(t, db, sql.InboxConfig{}), s.inbox(t, db, sql.InboxConfig{Keep: time.Second})
-		_, err := before.Once(ctx, "mail.second", "old", nothing) // by the process before this one
+		_, err := before.Once(ctx, "mail.second", "old", nothing) // by an earlier process
 		require.NoError(t, err)
 		_, err = inbox.Once(ctx, "mail.first", "m-1", nothing)
 		require.NoError(t, err)
@@ -237,27 +234,27 @@ func TestInbox_forgetsIdsOfGroupsThatItLearnsOfLater(t *testing.T) {
 }
 
 func awaitRows(t testing.TB, s system, db *stdsql.DB, n int) {
-	require.Eventually(t, func() bool { return s.number(t, db, "SELECT count(*) FROM "+s.named("leat_inbox")) == n }, patience, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return count(t, db, "SELECT count(*) FROM "+s.named("leat_inbox")) == n }, patience, 20*time.Millisecond)
 }
 
 // bookerVariable makes this program a service that books messages until it is killed.
 const bookerVariable = "LEAT_SQL_TEST_BOOKER"
 
-// TestBookersAreKilled: processes whose handlers write in the inbox's transaction die by kill -9 at any
-// point, and every message was published twice. Each has its effect once.
-func TestBookersAreKilled(t *testing.T) {
+// TestInbox_survivesKills kills processes whose handlers write in the inbox's transaction, at random points, while every
+// message is published twice. Each must have its effect once.
+func TestInbox_survivesKills(t *testing.T) {
 	kills := 20
 	if n, err := strconv.Atoi(os.Getenv(killsVariable)); err == nil {
 		kills = n
 	}
-	eachSystemAtOnce(t, func(t *testing.T, s system) {
+	eachSystem(t, func(t *testing.T, s system) {
 		db := s.service(t)
 		s.tables(t, db)
 		transport, ctx := s.start(t, "lease", "1s"), context.Background()
 		_, err := transport.Subscribe(ctx, subscription("shop.ledger", 1, "order.*", "order.paid.*"))
 		require.NoError(t, err)
 		published, kills := 0, kills
-		if s.cfg.Dialect == sql.SQLite { // where one writer waits for the other
+		if s.cfg.Dialect == sql.SQLite { // which has one writer
 			kills = (kills + 1) / 2
 		}
 		for round := range kills {
@@ -277,11 +274,11 @@ func TestBookersAreKilled(t *testing.T) {
 			_ = last.Wait()
 		}()
 		require.Eventually(t, func() bool {
-			return s.number(t, db, "SELECT count(*) FROM "+s.named("leat_messages")) == 0
+			return count(t, db, "SELECT count(*) FROM "+s.named("leat_messages")) == 0
 		}, patience, 50*time.Millisecond)
-		require.Equal(t, published, s.number(t, db, "SELECT cents FROM "+s.named("accounts")+" WHERE id = 1"))
-		require.Equal(t, published, s.number(t, db, "SELECT count(*) FROM "+s.named("bookings")))
-		require.Equal(t, published, s.number(t, db, "SELECT count(DISTINCT event) FROM "+s.named("bookings")))
+		require.Equal(t, published, count(t, db, "SELECT cents FROM "+s.named("accounts")+" WHERE id = 1"))
+		require.Equal(t, published, count(t, db, "SELECT count(*) FROM "+s.named("bookings")))
+		require.Equal(t, published, count(t, db, "SELECT count(DISTINCT event) FROM "+s.named("bookings")))
 	})
 }
 
@@ -292,7 +289,7 @@ func startBooker(t *testing.T, arguments string) *exec.Cmd {
 	return booker
 }
 
-// bookAndDie kills a booker after some of its handlers' runs.
+// bookAndDie kills a booker after its handlers have run several times.
 func bookAndDie(t *testing.T, arguments string, booked *atomic.Int64) {
 	booker := exec.Command(os.Args[0], "-test.run=TestBooker$")
 	booker.Env = append(os.Environ(), bookerVariable+"="+arguments)
@@ -305,7 +302,7 @@ func bookAndDie(t *testing.T, arguments string, booked *atomic.Int64) {
 			booked.Add(1)
 		}
 	}
-	time.Sleep(rand.N(5 * time.Millisecond)) // any point will do
+	time.Sleep(rand.N(5 * time.Millisecond)) // a random point
 	require.NoError(t, booker.Process.Kill())
 	_ = booker.Wait() // it was killed
 }
@@ -313,7 +310,7 @@ func bookAndDie(t *testing.T, arguments string, booked *atomic.Int64) {
 func TestBooker(t *testing.T) {
 	raw, schema, ok := strings.Cut(os.Getenv(bookerVariable), " ")
 	if !ok {
-		t.Skip("for TestBookersAreKilled")
+		t.Skip("for TestInbox_survivesKills")
 	}
 	ctx := context.Background()
 	transport, err := openURL(ctx, raw)

@@ -15,9 +15,8 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// A publish is one statement, which finds the groups that want the topic and gives each its own row.
-// Nothing about groups is remembered outside of the database, so a group that was there when the
-// statement began is not missed.
+// A publish is one statement, which finds the groups of the topic and inserts a row for each. Groups are not cached outside of the
+// database, so a group that existed when the statement began is not missed.
 
 const (
 	insertInto = `
@@ -40,25 +39,24 @@ WHERE g.id = ? AND g.created_at = ?`
 	insertOrder = ` ORDER BY m.n`
 )
 
-// routeFilter is a condition on the groups that get the messages of an insert. It appends its arguments.
+// A routeFilter returns a condition on the groups that get the messages of an insert, and appends its arguments.
 type routeFilter func(args []any) (where string, _ []any)
 
-// publication is a message as it is inserted.
+// A publication has the column values of a message to insert.
 type publication struct {
 	uuid    string
 	headers []byte
 	payload []byte
-	key     int64 // its key's queue, the column key queue
+	key     int64 // the number of its key queue, for the column lane
 	delay   int64 // microseconds from the insert
 }
 
-// maxUUID is what fits the column. It is checked here, because some servers cut what is too long.
+// maxUUID is the size of the column. It is checked here, because some servers truncate longer values.
 const maxUUID = 255
 
-var errNUL = errors.New("it is not valid UTF-8, or has a NUL")
+var errNUL = errors.New("it is not valid UTF-8, or contains a NUL")
 
-// columnUUID returns the message's UUID as it stands in its column: "" if the headers have it, as they have
-// an event's id, and it does not fit.
+// columnUUID returns the value of the column for a message's UUID: "" if it is too long and also in the headers, as an event's id is.
 func columnUUID(msg *message.Message) (string, error) {
 	uuid := msg.UUID
 	valid := utf8.ValidString(uuid) && strings.IndexByte(uuid, 0) < 0
@@ -106,8 +104,7 @@ func (s *statements) newPublication(msg *message.Message) (publication, error) {
 	}, nil
 }
 
-// delayOf makes a span of the time at which the message is due: this process's clock said when that
-// is, and the database's clock need not agree with it.
+// delayOf returns the time until the message is due. The due time is by this process's clock, which may differ from the database's.
 func delayOf(msg *message.Message) (microseconds int64, err error) {
 	due, err := driver.ParseDeliverAt(msg)
 	if err != nil {
@@ -119,7 +116,7 @@ func delayOf(msg *message.Message) (microseconds int64, err error) {
 	return 0, nil
 }
 
-// insert returns the statement for messages of one topic, for any driver.
+// insert returns the statement that inserts messages of one topic, for any driver.
 func (s *statements) insert(topic string, msgs []publication, to routeFilter) (query string, args []any) {
 	args = make([]any, 0, 5*len(msgs)+8)
 	values := make([]string, len(msgs))
@@ -133,14 +130,14 @@ func (s *statements) insert(topic string, msgs []publication, to routeFilter) (q
 	return s.complete(insertInto + s.text() + insertFrom + table + where + insertOrder), args
 }
 
-// insertArrays does the same for a driver that takes arrays: one statement for any number of messages.
+// insertArrays does the same for a driver that supports array arguments: the statement is the same for any number of messages.
 func (s *statements) insertArrays(topic string, msgs []publication, to routeFilter) (query string, args []any) {
 	var (
 		uuids    = make([]string, len(msgs))
 		headers  = make([][]byte, len(msgs))
 		payloads = make([][]byte, len(msgs))
 		keys     = make([]int64, len(msgs))
-		delays   []int64 // NULL where nothing is for later, as it mostly is
+		delays   []int64 // NULL if no message is delayed, the usual case
 	)
 	for i, m := range msgs {
 		uuids[i], headers[i], payloads[i], keys[i] = m.uuid, m.headers, m.payload, m.key
@@ -155,7 +152,7 @@ func (s *statements) insertArrays(topic string, msgs []publication, to routeFilt
 	return s.sql(insertInto + s.text() + insertFrom + insertPostgresRows + where + insertOrder), args
 }
 
-// text returns the place of an argument that is a text; PostgreSQL must be told.
+// text returns the placeholder of a text argument. PostgreSQL needs its type.
 func (s *statements) text() string {
 	if s.dollars {
 		return "?::text"
@@ -163,14 +160,14 @@ func (s *statements) text() string {
 	return "?"
 }
 
-// wanted leads to the groups that want the topic. Its text depends on the number of the topic's
-// segments only.
+// wanted returns the condition on groups that have subscribed to the topic. Its text depends only on the number of the topic's
+// segments.
 func (s *statements) wanted(topic string) routeFilter {
 	return func(args []any) (string, []any) { return s.route(topic, args) }
 }
 
-// only leads to one group, in these tables and not in others of the same names: the time at which it was
-// made tells, in microseconds.
+// only returns the condition on this one group. It compares the time of creation, in microseconds, so that it matches no group with the
+// same id in other tables.
 func (g group) only(born int64) routeFilter {
 	return func(args []any) (string, []any) { return insertOne, append(args, g.id, born) }
 }
@@ -181,7 +178,7 @@ func (s *statements) route(topic string, args []any) (where string, _ []any) {
 	b.WriteString(s.text())
 	b.WriteString(insertUnion)
 	args = append(args, topic)
-	for i, c := range cuts(topic) {
+	for i, c := range topicPrefixes(topic) {
 		if i > 0 {
 			b.WriteString(" UNION ALL ")
 		}

@@ -7,10 +7,10 @@ import (
 	"time"
 )
 
-// A claim from the key queues of a group walks from one to the next. Thousands of them may wait for a redelivery,
-// so that a walk over all takes seconds. keyHints say where a feed's next claim may find something all the
-// same: in key queues of which the feed has settled a message, and at messages that are due by now. They are only
-// hints: a claim checks what it takes, and the walk finds what no hint names.
+// A claim from the key queues of a group walks from one queue to the next. If thousands of them wait for a redelivery, a walk over
+// all takes seconds. So keyHints record where the receiver's next claim may find messages: in key queues of which it has settled a
+// message, and in those with messages that are due. They are only hints: a claim checks what it claims, and the walk finds
+// messages without hints.
 type keyHints struct {
 	mu      sync.Mutex
 	settled map[int64]struct{} // key queues
@@ -46,7 +46,7 @@ func (h *waitingHeads) Pop() any {
 	return last
 }
 
-// settle notes that a key queue may have a message that can be taken.
+// settle records that a key queue may have a message that can be claimed.
 func (l *keyHints) settle(queue int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -58,7 +58,7 @@ func (l *keyHints) settle(queue int64) {
 	}
 }
 
-// wait notes that a message can be taken at that time.
+// wait records when a message can be claimed.
 func (l *keyHints) wait(h keyHead, at time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -73,7 +73,7 @@ func (l *keyHints) wait(h keyHead, at time.Time) {
 	heap.Push(&l.waiting, waitingHead{h, at})
 }
 
-// take removes the hints that the next claim follows.
+// take removes and returns the hints for the next claim.
 func (l *keyHints) take(now time.Time) (queues []int64, due []keyHead) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -94,7 +94,7 @@ func (l *keyHints) take(now time.Time) (queues []int64, due []keyHead) {
 	return queues, due
 }
 
-// restore puts hints back that a claim took and did not follow.
+// restore adds hints again that a claim did not follow.
 func (l *keyHints) restore(queues []int64, due []keyHead) {
 	for _, queue := range queues {
 		l.settle(queue)
@@ -114,15 +114,14 @@ func (l *keyHints) next() time.Time {
 	return l.waiting[0].at
 }
 
-// left reports whether there are key queues that a claim has not looked at yet.
+// left reports whether there are key queues that no claim has examined yet.
 func (l *keyHints) left() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return len(l.settled) > 0
 }
 
-// keyWalk is how far the walk over a group's key queues has come. The walks of some claims make a round, so that
-// every key queue gets its turn.
+// keyWalk is the position of the walk over a group's key queues. Several claims complete a round over all of them.
 type keyWalk struct {
 	after   int64 // the walk goes on behind this key queue
 	start   int64 // the round began behind this one
@@ -134,7 +133,7 @@ const noKeyQueue = math.MinInt64
 
 func newKeyWalk() keyWalk { return keyWalk{after: noKeyQueue, start: noKeyQueue} }
 
-// step goes on to a key queue, or to the end of all, and reports whether that completes the round.
+// step moves to a key queue, or to the end of all, and reports whether that completes the round.
 func (w *keyWalk) step(last int64, end bool) (round bool) {
 	switch {
 	case !end:

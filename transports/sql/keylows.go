@@ -7,19 +7,17 @@ import (
 	"time"
 )
 
-// keyLows says where a look-up in a key queue may begin. On PostgreSQL, deleted rows stay in the index as long as
-// somebody's snapshot may see them, and each look-up from the start of a key queue walks over those of its key.
-// Lower bounds are used only while look-ups are slow. It belongs to the goroutine of one feed.
+// keyLows has lower bounds of ids at which look-ups in key queues begin. On PostgreSQL, deleted rows stay in the index as long as a
+// snapshot may see them, and a look-up from the start of a key queue reads all those of its key. The bounds are used only while
+// look-ups are slow. A keyLows belongs to the goroutine of one receiver.
 //
-// No message may be overlooked for them: one that is overlooked while it is out, or before a later one of its key,
-// breaks the order. An id is a lower bound of a key queue as long as no message with a smaller one can come to be
-// keyed or keyhead there:
+// A bound must not hide a message: if one is missed that is claimed, or that is before another one of its key, the order breaks. An
+// id is a lower bound of a key queue as long as no message with a smaller id can get the state keyed or keyhead there:
 //
-//   - When it was found, under the group's lock, nothing in front of it was, and everything in front of it was
-//     settled: no transaction that may have inserted such a message was open any more.
-//   - Since then no message has come back to a key queue of the group but from a consumer's hands, that is, from
-//     poisoned, parked, delayed or another order. Whoever makes one do so changes created_at in the group's row in
-//     {turns}, in the same transaction and under the same lock.
+//   - When the bound was found, under the group's lock, no message in front of it had such a state, and no transaction that may have
+//     inserted such a message was still open.
+//   - Since then no message has returned to a key queue of the group from the states poisoned, parked or delayed, or from another
+//     order. A transaction that returns one also changes created_at in the group's row in {turns}, under the same lock.
 type keyLows struct {
 	*database
 	until    time.Time // bounds are found and used until then; zero if look-ups are quick
@@ -38,12 +36,12 @@ const (
 	// and quickHead what it may take for each message that it finds.
 	slowLookUp = 2 * time.Millisecond
 	quickHead  = 50 * time.Microsecond
-	// slowInARow is how many look-ups must be slow. One or two may have waited for the machine.
+	// slowInARow is how many look-ups in a row must be slow. One or two may be slow because the machine is busy.
 	slowInARow = 3
-	// boundsLast is how long bounds are used until look-ups begin at the start again. What somebody has done to the
-	// tables by hand is seen then.
+	// boundsLast is how long bounds are used. After that, look-ups begin at the start again, and find messages that were changed by
+	// hand.
 	boundsLast = 10 * time.Second
-	// settleEvery is the shortest time between two looks at the open transactions.
+	// settleEvery is the shortest time between two queries for open transactions.
 	settleEvery = 100 * time.Millisecond
 	// maxKeyLows bounds the memory that bounds take.
 	maxKeyLows = 4096
@@ -66,7 +64,7 @@ func (l *keyLows) begin(ctx context.Context) error {
 	return l.settle(ctx)
 }
 
-// settle finds out up to which id everything is settled. A transaction locks the table before it gets an id for a row.
+// settle finds the id up to which no open transaction can insert rows. A transaction locks the table before it gets an id.
 func (l *keyLows) settle(ctx context.Context) error {
 	newest, err := l.newest(ctx)
 	if err != nil {
@@ -90,15 +88,15 @@ func (l *keyLows) settle(ctx context.Context) error {
 	return nil
 }
 
-// slow reports whether look-ups were slow a while ago.
+// slow reports whether look-ups were slow recently.
 func (l *keyLows) slow() bool { return !l.until.IsZero() }
 
-// walksOver reports whether a look-up has walked over deleted rows, by how long it has taken.
+// walksOver reports whether a look-up has probably read deleted rows, because it was slow.
 func (l *keyLows) walksOver(took time.Duration) bool {
 	return l.name == Postgres && took > slowLookUp+2*l.baseline
 }
 
-// took notes how long the look-ups of a claim have taken.
+// took records how long the look-ups of a claim took.
 func (l *keyLows) took(d time.Duration) {
 	if !l.bounded || !l.walksOver(d) {
 		l.inARow = 0
@@ -109,8 +107,8 @@ func (l *keyLows) took(d time.Duration) {
 	}
 }
 
-// locked notes what the group's row says, now that it is locked, and what that took. It reports whether messages came
-// back to key queues.
+// locked records the value of the group's row after it was locked, and how long that took. It reports whether messages were returned
+// to key queues.
 func (l *keyLows) locked(returns int64, took time.Duration) (changed bool) {
 	if l.baseline == 0 || took < l.baseline {
 		l.baseline = took
@@ -123,7 +121,7 @@ func (l *keyLows) locked(returns int64, took time.Duration) (changed bool) {
 	return changed
 }
 
-// found notes that a message is the first of its key queue, and that none of the queue is out.
+// found records that a message is the first of its key queue, and that none of the queue is claimed.
 func (l *keyLows) found(queue, id int64) {
 	if !l.slow() || l.settled == 0 {
 		return
@@ -143,7 +141,7 @@ func (l *keyLows) of(queues []int64) []int64 {
 	return lows
 }
 
-// forget makes look-ups begin at the start: also after an error, as another server may have taken over.
+// forget drops all bounds. It is also called after an error, because another server may have taken over.
 func (l *keyLows) forget() {
 	*l = keyLows{database: l.database, returns: l.returns, baseline: l.baseline}
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// litter leaves n deleted rows of one key queue, or of as many, in the index, as messages do that were handled.
+// litter leaves n deleted rows of one key queue, or of n key queues, in the index, as handled messages do.
 func litter(t *testing.T, s *database, g group, n int, queue string) {
 	for _, query := range []string{
 		`INSERT INTO {messages} (group_id, state, pos, lane, first_at, topic, uuid, headers, payload)
@@ -27,7 +27,7 @@ func litter(t *testing.T, s *database, g group, n int, queue string) {
 	}
 }
 
-// holdSnapshot begins a transaction that sees what is deleted from now on.
+// holdSnapshot begins a transaction that sees the rows that are deleted from now on.
 func holdSnapshot(t *testing.T, s *database) {
 	tx, err := s.pool.(*pgxPool).pool.BeginTx(t.Context(), pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
 	require.NoError(t, err)
@@ -50,7 +50,7 @@ func buffers(t *testing.T, s *database, query string, args ...any) int {
 	return plans[0].Plan.Hit + plans[0].Plan.Read
 }
 
-// keyedFeed is a feed of an ordered group, whose fetcher does not run.
+// keyedFeed returns the fetcher of a receiver of an ordered group. It does not run.
 func keyedFeed(t *testing.T, s *database, order driver.Order) (*core, *fetcher) {
 	c := newCore(s)
 	t.Cleanup(func() { c.cancel(driver.ErrClosed) })
@@ -58,7 +58,7 @@ func keyedFeed(t *testing.T, s *database, order driver.Order) (*core, *fetcher) 
 	id := newConsumerID()
 	g, err := c.groups.subscribe(t.Context(), sub, id)
 	require.NoError(t, err)
-	return c, newFetcher(newFeed(c, newConsumer(id, g), sub))
+	return c, newFetcher(newReceiver(c, newConsumer(id, g, subscriberOf(sub)), sub))
 }
 
 // insertKeyed inserts one message, over the pool or in a transaction.
@@ -69,8 +69,8 @@ func insertKeyed(t *testing.T, ex executor, s *database, g group, queue int64) (
 	return ids[0]
 }
 
-// TestKeyLows_lookUpsDoNotWalkOverDeletedRows: somebody's snapshot keeps them in the index. Without lower bounds a claim
-// takes time in proportion to what was handled since.
+// TestKeyLows_lookUpsDoNotWalkOverDeletedRows checks that claims are fast although a snapshot keeps deleted rows in the index.
+// Without lower bounds a claim takes time in proportion to the number of deleted rows.
 func TestKeyLows_lookUpsDoNotWalkOverDeletedRows(t *testing.T) {
 	t.Parallel()
 	for _, order := range []driver.Order{driver.OrderedByKey, driver.OrderedStrictly} {
@@ -88,14 +88,14 @@ func TestKeyLows_lookUpsDoNotWalkOverDeletedRows(t *testing.T) {
 				require.Less(t, n, 1000, "the look-ups are not taken for slow")
 				id := insertKeyed(t, s.pool, s, f.group, queue)
 				f.settlements.keys.settle(queue)
-				taken, err := f.claimKeys(ctx, keyClaim{claim: claim{group: f.group, owner: f.consumer.id, limit: 1, bytes: 1 << 20}, lows: f.lows, walk: f.walk})
+				taken, err := f.claimKeys(ctx, keyClaim{claim: claim{group: f.group, owner: f.consumer.id, limit: 1, bytes: 1 << 20}, lows: f.lows, walk: f.rounds.walk})
 				require.NoError(t, err)
 				require.Len(t, taken, 1)
 				require.Equal(t, id, taken[0].id)
 				require.NoError(t, c.claims.ack(ctx, s.pool, f.consumer.id, []int64{id}))
 			}
 			id := insertKeyed(t, s.pool, s, f.group, queue)
-			_, err := f.claimKeys(ctx, keyClaim{claim: claim{group: f.group, owner: 1, limit: 0, bytes: 1}, lows: f.lows, walk: f.walk})
+			_, err := f.claimKeys(ctx, keyClaim{claim: claim{group: f.group, owner: 1, limit: 0, bytes: 1}, lows: f.lows, walk: f.rounds.walk})
 			require.NoError(t, err)
 			for _, low := range []int64{0, f.lows.of([]int64{queue})[0]} {
 				first := buffers(t, s, s.sql(headsOfPostgres), f.group.id, []int64{queue}, []int64{low})
@@ -111,8 +111,8 @@ func TestKeyLows_lookUpsDoNotWalkOverDeletedRows(t *testing.T) {
 	}
 }
 
-// TestKeyRounds_walksOverDeletedRowsSeldom: a group of whose many keys each has a message or two is littered with key
-// queues that have none any more.
+// TestKeyRounds_walksOverDeletedRowsSeldom checks a group with many keys of a message or two, whose index has deleted rows of
+// many empty key queues.
 func TestKeyRounds_walksOverDeletedRowsSeldom(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
@@ -128,8 +128,8 @@ func TestKeyRounds_walksOverDeletedRowsSeldom(t *testing.T) {
 			claims++
 		}
 		noWalk := f.rounds.litter && f.rounds.noWalk(time.Now())
-		for taken := 0; taken == 0; { // the first claim takes for old what is there
-			found, err := f.claimKeys(ctx, keyClaim{claim: claim{group: f.group, owner: f.consumer.id, limit: 1, bytes: 1 << 20}, lows: f.lows, walk: f.walk})
+		for taken := 0; taken == 0; { // the first claim treats existing rows as old
+			found, err := f.claimKeys(ctx, keyClaim{claim: claim{group: f.group, owner: f.consumer.id, limit: 1, bytes: 1 << 20}, lows: f.lows, walk: f.rounds.walk})
 			require.NoError(t, err)
 			taken = len(found)
 		}
@@ -141,22 +141,64 @@ func TestKeyRounds_walksOverDeletedRowsSeldom(t *testing.T) {
 	require.LessOrEqual(t, walks, 2+int(time.Since(began)/time.Second), "of %d claims", claims)
 }
 
-// TestKeyLows_keepTheOrder plays a random history of one group's consumers, publishers and operators, in which every
-// look-up begins at its lower bound. Whatever a consumer takes is the first of its key, and none else of it is out.
+// TestKeyRounds_messagesOfTheTimeWhenWalksBecomeRare checks that a claim soon finds a message that was inserted about when the group
+// was found to be littered, wherever the walk stood: walks are rare from then on, and over many keys that wait they take long.
+func TestKeyRounds_messagesOfTheTimeWhenWalksBecomeRare(t *testing.T) {
+	t.Parallel()
+	const waiting = 1500 // three claims walk over them
+	for claims := range 6 {
+		for _, queue := range []int64{-1, 700*1000003 + 1, 1 << 40} {
+			for _, before := range []bool{true, false} {
+				t.Run(fmt.Sprintf("after %d claims, queue %d, before %t", claims, queue, before), func(t *testing.T) {
+					s, _ := pgxStore(t)
+					_, f := keyedFeed(t, s, driver.OrderedByKey)
+					waitingKeys(t, s, f.group.name, waiting, time.Hour)
+					claim := func() []record {
+						taken, err := f.claimKeys(t.Context(), keyClaim{claim: claim{group: f.group, owner: f.consumer.id, limit: 1, bytes: 1 << 20}, lows: f.lows, walk: f.rounds.walk})
+						require.NoError(t, err)
+						return taken
+					}
+					for range claims {
+						require.Empty(t, claim())
+					}
+					var id int64
+					if before {
+						id = insertKeyed(t, s.pool, s, f.group, queue)
+					}
+					for !f.rounds.litter {
+						f.rounds.littered(true)
+					}
+					if !before {
+						id = insertKeyed(t, s.pool, s, f.group, queue)
+					}
+					var taken []record
+					for n := 0; len(taken) == 0; n++ {
+						require.Less(t, n, 10, "the message is not found")
+						taken = claim()
+					}
+					require.Equal(t, id, taken[0].id)
+				})
+			}
+		}
+	}
+}
+
+// TestKeyLows_keepTheOrder runs random actions of a group's consumers, publishers and operators, while every look-up starts
+// at its lower bound. A claimed message must be the first of its key, and no other of the key may be claimed.
 func TestKeyLows_keepTheOrder(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
 	s, _ := pgxStore(t)
 	const keys = 4
-	var feeds []*fetcher
+	var receivers []*fetcher
 	var c *core
 	for range 3 {
 		var f *fetcher
 		c, f = keyedFeed(t, s, driver.OrderedByKey)
 		f.lows.until = time.Now().Add(time.Hour)
-		feeds = append(feeds, f)
+		receivers = append(receivers, f)
 	}
-	g := feeds[0].group
+	g := receivers[0].group
 	seed := rand.Uint64()
 	random := rand.New(rand.NewPCG(seed, 0))
 	defer func() {
@@ -180,16 +222,16 @@ func TestKeyLows_keepTheOrder(t *testing.T) {
 	}
 	bounded := 0
 	for range 1500 {
-		f := feeds[random.IntN(len(feeds))]
+		f := receivers[random.IntN(len(receivers))]
 		queue := 1 + random.Int64N(keys)
 		what := random.IntN(12)
-		if what >= 4 && what <= 8 && random.IntN(5) > 0 { // what comes back makes the feeds forget their bounds
+		if what >= 4 && what <= 8 && random.IntN(5) > 0 { // a returned message makes the receivers reset their bounds
 			what = 11
 		}
 		switch what {
 		case 0, 1:
 			insertKeyed(t, s.pool, s, g, queue)
-		case 2: // is committed later than others with larger ids
+		case 2: // committed later than others with larger ids
 			tx, err := s.pool.(*pgxPool).pool.Begin(ctx)
 			require.NoError(t, err)
 			insertKeyed(t, pgxExecutor{tx}, s, g, queue)
@@ -239,7 +281,7 @@ func TestKeyLows_keepTheOrder(t *testing.T) {
 			if f.lows.low[queue] > 0 {
 				bounded++
 			}
-			found, err := f.claimKeys(ctx, keyClaim{claim: claim{group: g, owner: f.consumer.id, limit: 2, bytes: 1 << 20}, lows: f.lows, walk: f.walk})
+			found, err := f.claimKeys(ctx, keyClaim{claim: claim{group: g, owner: f.consumer.id, limit: 2, bytes: 1 << 20}, lows: f.lows, walk: f.rounds.walk})
 			require.NoError(t, err)
 			for _, m := range found {
 				taken[m.id] = f

@@ -14,8 +14,8 @@ import (
 	"github.com/leatbus/leat/transports/internal/backoff"
 )
 
-// TestKeyQueues_quickHandlersAreKeptBusy compares a group that is ordered by key with one that is not, in the same
-// run, with handlers of a millisecond. Two halves of the workers that take turns halve the speed at least.
+// TestKeyQueues_quickHandlersAreKeptBusy compares the speed of a group that is ordered by key with an unordered one, with
+// handlers that take a millisecond. If the workers alternate in two halves, the speed is halved.
 func TestKeyQueues_quickHandlersAreKeptBusy(t *testing.T) {
 	eachStore(t, func(t *testing.T, transport *Transport) {
 		ctx := t.Context()
@@ -25,7 +25,7 @@ func TestKeyQueues_quickHandlersAreKeptBusy(t *testing.T) {
 		const messages, keys, workers = 3000, 200, 10
 		drain := func(group string, order driver.Order) time.Duration {
 			sub := driver.Subscription{Group: group, Topics: []string{group}, Concurrency: workers, Order: order}
-			feed, err := transport.Subscribe(ctx, sub)
+			receiver, err := transport.Subscribe(ctx, sub)
 			require.NoError(t, err)
 			var msgs []*message.Message
 			for i := range messages {
@@ -39,7 +39,7 @@ func TestKeyQueues_quickHandlersAreKeptBusy(t *testing.T) {
 			for range workers {
 				wg.Go(func() {
 					for {
-						d, err := feed.Next(consuming)
+						d, err := receiver.Next(consuming)
 						if err != nil {
 							return
 						}
@@ -55,10 +55,10 @@ func TestKeyQueues_quickHandlersAreKeptBusy(t *testing.T) {
 			took := time.Since(began)
 			stop()
 			wg.Wait()
-			require.NoError(t, feed.Close(ctx))
+			require.NoError(t, receiver.Close(ctx))
 			return took
 		}
-		for range 5 { // whoever else uses the machine may take the time of one of the two
+		for range 5 { // other load on the machine may slow down one of the two
 			unordered, ordered := drain("unordered", driver.Unordered), drain("ordered", driver.OrderedByKey)
 			t.Logf("unordered %.0f/s, ordered by key %.0f/s: %.2f of it",
 				messages/unordered.Seconds(), messages/ordered.Seconds(), unordered.Seconds()/ordered.Seconds())
@@ -67,5 +67,57 @@ func TestKeyQueues_quickHandlersAreKeptBusy(t *testing.T) {
 			}
 		}
 		require.Fail(t, "the workers of the ordered group wait")
+	})
+}
+
+// TestKeyQueues_claimsReadNoWholeQueues: to see that messages are the first of their keys, MariaDB and MySQL read a few rows for each,
+// however long the queues are.
+func TestKeyQueues_claimsReadNoWholeQueues(t *testing.T) {
+	eachStore(t, func(t *testing.T, transport *Transport) {
+		if transport.name != MySQL {
+			t.Skip("the other planners read the index from its start")
+		}
+		ctx := t.Context()
+		const keys, each = 20, 200
+		sub := driver.Subscription{Group: "ledger", Topics: []string{"order.paid.v1"}, Concurrency: 1, Order: driver.OrderedByKey}
+		receiver, err := transport.Subscribe(ctx, sub)
+		require.NoError(t, err)
+		require.NoError(t, receiver.Close(ctx))
+		var msgs []*message.Message
+		for i := range keys * each {
+			msgs = append(msgs, keyedMessage(fmt.Sprintf("key-%d", i%keys)))
+		}
+		require.NoError(t, transport.Publish(ctx, "order.paid.v1", msgs...))
+		g, _, err := transport.groups.find(ctx, "ledger")
+		require.NoError(t, err)
+		queues := transport.keyQueues
+		require.NoError(t, queues.groups.locked(ctx, transport.pool, g, func(tx lockedGroup) error {
+			heads, _, err := queues.heads(ctx, tx, g, noKeyQueue, keys)
+			require.NoError(t, err)
+			require.Len(t, heads, keys)
+			read := func() (n int) {
+				counts, err := collect(ctx, tx, func(r rows, n *int) error { return r.Scan(new(string), n) }, `SHOW SESSION STATUS LIKE 'Handler_read%'`)
+				require.NoError(t, err)
+				for _, count := range counts {
+					n += count
+				}
+				return n
+			}
+			c := keyClaim{claim: claim{group: g}, lows: new(keyLows)}
+			before := read()
+			free, err := queues.freeHeads(ctx, tx, c, heads, new(keysFound))
+			require.NoError(t, err)
+			require.Len(t, free, keys)
+			require.Less(t, read()-before, 20*keys)
+			for _, h := range heads {
+				c.queues = append(c.queues, h.queue)
+			}
+			before = read()
+			first, err := queues.headsOf(ctx, tx, c)
+			require.NoError(t, err)
+			require.ElementsMatch(t, heads, first)
+			require.Less(t, read()-before, 20*keys)
+			return nil
+		}))
 	})
 }

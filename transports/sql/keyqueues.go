@@ -12,17 +12,16 @@ import (
 )
 
 const (
-	// walkLimit is how many key queues one claim looks at, at most, before it returns less than it was asked for.
-	// Key queues that wait are walked over, so it is generous.
+	// walkLimit is how many key queues one claim examines at most. Queues that wait are examined as well, so it is generous.
 	walkLimit = 512
-	// walkAhead is how many key queues it looks at beyond those it needs. Most key queues are free.
+	// walkAhead is how many more key queues than it needs a claim examines. Most key queues are free.
 	walkAhead = 32
 	// freshLimit is how many new rows one claim reads.
 	freshLimit = 1000
 )
 
-// keyQueues takes messages from the queues of their keys. Only the first message of a queue can be taken, and none
-// while another of the queue is out. A claim locks the group.
+// keyQueues claims messages from the queues of their keys. Only the first message of a queue can be claimed, and none while another
+// message of the queue is claimed. A claim locks the group.
 type keyQueues struct {
 	*database
 	claims claims
@@ -31,7 +30,7 @@ type keyQueues struct {
 	runs   keyRuns
 }
 
-// keyClaim is a feed's wish for messages that are ordered by their keys.
+// keyClaim describes the messages that a receiver claims from key queues.
 type keyClaim struct {
 	claim
 	runs    bool      // what stands behind the first of a queue may be taken with it
@@ -47,7 +46,7 @@ type keyClaim struct {
 	fresh   int64     // rows with ids beyond this one are new; 0 to leave them to the walk
 }
 
-// keysFound is what a claim from the key queues of a group found.
+// keysFound is the result of a claim from the key queues of a group.
 type keysFound struct {
 	taken   []record
 	walk    keyWalk       // where the next claim goes on, so that every key gets its turn
@@ -66,8 +65,8 @@ type keysFound struct {
 // keyHead is the first message of a key queue.
 type keyHead struct{ queue, id int64 }
 
-// claim takes the first message of keys of which none is taken. One claim runs at a time for a
-// group: otherwise one that sees a late commit could take a second message of a key.
+// claim claims the first messages of key queues in which none is claimed. One claim runs at a time for a group: otherwise one that
+// sees a late commit could claim a second message of a key.
 func (k keyQueues) claim(ctx context.Context, c keyClaim) (found keysFound, err error) {
 	var looking time.Duration
 	if !c.busy { // spares idle groups the transaction
@@ -82,7 +81,7 @@ func (k keyQueues) claim(ctx context.Context, c keyClaim) (found keysFound, err 
 		found = keysFound{walk: c.walk, looking: looking}
 		if c.orphans {
 			began := time.Now()
-			if err := k.orphans(ctx, tx); err != nil {
+			if err := k.orphans(ctx, &tx); err != nil {
 				return err
 			}
 			found.orphans = time.Since(began)
@@ -97,18 +96,22 @@ func (k keyQueues) claim(ctx context.Context, c keyClaim) (found keysFound, err 
 		if err != nil || len(free) == 0 {
 			return err
 		}
-		slices.Sort(free)
-		if len(free) > c.limit {
-			if slices.ContainsFunc(free[c.limit:], func(id int64) bool { return walked[id] }) {
+		slices.SortFunc(free, func(a, b sizedID) int { return int(a.id - b.id) })
+		ids := c.fitting(free)
+		if len(ids) < len(free) {
+			if slices.ContainsFunc(free[len(ids):], func(m sizedID) bool { return walked[m.id] }) {
 				found.walk, found.round = c.walk, false // the walk is to come here again
 			}
-			free, found.left = free[:c.limit], true
+			found.left = true
 		} else if c.runs {
-			if free, err = k.runs.extend(ctx, tx, c.claim, free); err != nil {
+			if ids, err = k.runs.extend(ctx, tx, c.claim, ids); err != nil {
 				return err
 			}
 		}
-		found.taken, err = k.claims.take(ctx, tx, free, stateKeyHead, c.owner)
+		found.taken, err = k.claims.take(ctx, tx, ids, stateKeyHead, c.owner)
+		for i := range found.taken {
+			found.taken[i].fence = tx.fence
+		}
 		return err
 	})
 	slices.SortFunc(found.taken, func(a, b record) int { return int(a.id - b.id) })
@@ -117,24 +120,27 @@ func (k keyQueues) claim(ctx context.Context, c keyClaim) (found keysFound, err 
 
 // locked does what [groups.locked] does for a claim, whose commit need not wait for the disk: a crash of the server
 // that undoes it is a redelivery.
-// It says whether messages came back to key queues since the claim before.
+// It reports whether messages were returned to key queues since the last claim.
 func (k keyQueues) locked(ctx context.Context, c keyClaim, f func(tx lockedGroup, changed bool) error) error {
 	if k.name != Postgres {
 		return k.groups.locked(ctx, k.relaxed, c.group, func(tx lockedGroup) error { return f(tx, false) })
 	}
 	return k.relaxed.inTx(ctx, func(tx executor) error {
 		began := time.Now()
-		returns, _, err := number(ctx, tx, k.sql(`SELECT created_at FROM {turns} WHERE group_id = ?
+		type row struct{ returns, fence int64 }
+		turn, err := collect(ctx, tx, func(r rows, x *row) error { return r.Scan(&x.returns, &x.fence) },
+			k.sql(`SELECT created_at, `+k.fenceColumn()+` FROM {turns} WHERE group_id = ?
 			AND set_config('idle_in_transaction_session_timeout', '10s', true) IS NOT NULL
 			AND set_config('synchronous_commit', 'off', true) IS NOT NULL FOR UPDATE`), c.group.id)
 		if err != nil {
 			return err
 		}
-		return f(lockedGroup{tx, c.group}, c.lows.locked(returns, time.Since(began)))
+		turn = append(turn, row{}) // the group may have been dropped
+		return f(lockedGroup{tx, c.group, turn[0].fence}, c.lows.locked(turn[0].returns, time.Since(began)))
 	})
 }
 
-// hinted returns the messages that the hints lead to.
+// hinted returns the first messages of the key queues that the hints name.
 func (k keyQueues) hinted(ctx context.Context, tx executor, c keyClaim, found *keysFound) (heads []keyHead, err error) {
 	heads = slices.Clone(c.due)
 	if len(c.queues) > 0 {
@@ -158,7 +164,7 @@ func (k keyQueues) hinted(ctx context.Context, tx executor, c keyClaim, found *k
 
 // headsOf returns the first message of each of the key queues that the claim names.
 func (k keyQueues) headsOf(ctx context.Context, tx executor, c keyClaim) (heads []keyHead, err error) {
-	const first = `SELECT l.pos, (SELECT m.id FROM {messages} m {hint} WHERE m.group_id = ? AND m.state = {keyed} AND m.pos = l.pos ORDER BY m.pos, m.id LIMIT 1) FROM `
+	const first = `SELECT l.pos, (SELECT m.id FROM {messages} m {force} WHERE m.group_id = ? AND m.state = {keyed} AND m.pos = l.pos ORDER BY m.pos, m.id LIMIT 1) FROM `
 	var query string
 	args := []any{c.group.id}
 	if k.name == Postgres {
@@ -169,11 +175,7 @@ func (k keyQueues) headsOf(ctx context.Context, tx executor, c keyClaim) (heads 
 		for i, queue := range c.queues {
 			selects[i] = "SELECT " + strconv.FormatInt(queue, 10) + " AS pos"
 		}
-		hint := ""
-		if k.name == MySQL {
-			hint = "FORCE INDEX ({queue})"
-		}
-		query = k.complete(strings.Replace(first, "{hint}", hint, 1) + `(` + strings.Join(selects, " UNION ALL ") + `) l`)
+		query = k.complete(first + `(` + strings.Join(selects, " UNION ALL ") + `) l`)
 	}
 	type row struct {
 		queue int64
@@ -214,23 +216,30 @@ func (k keyQueues) any(ctx context.Context, g group) (bool, error) {
 	return ok, err
 }
 
-// orphans puts back into their key queues what consumers had taken that are no more. Their attempt has
-// been counted.
-func (k keyQueues) orphans(ctx context.Context, tx lockedGroup) error {
-	_, err := tx.exec(ctx, k.sql(`UPDATE {messages} SET state = {keyed}, owner = 0 WHERE group_id = ? AND state = {keyhead} AND owner NOT IN ({live})`), tx.group.id, tx.group.id)
+// orphans returns the messages of dead consumers to their key queues. Their attempts are counted. A consumer that is only late may still work on them, so what is handed out from now on has a higher fencing
+// number, and the number waits for the disk: a crash of the server must not give it out twice.
+func (k keyQueues) orphans(ctx context.Context, tx *lockedGroup) error {
+	n, err := tx.exec(ctx, k.sql(`UPDATE {messages} SET state = {keyed}, owner = 0 WHERE group_id = ? AND state = {keyhead} AND owner NOT IN ({live})`), tx.group.id, tx.group.id)
+	if err != nil || n == 0 || !k.fenced {
+		return err
+	}
+	if err := k.raiseFence(ctx, tx); err != nil || k.name != Postgres {
+		return err
+	}
+	_, err = tx.exec(ctx, `SET LOCAL synchronous_commit TO DEFAULT`)
 	return err
 }
 
-// walk returns which of the heads can be taken, and goes on over the key queues until it has found as many as the
-// claim needs, has come round, or has looked at as many as it may. It returns which messages it came by.
-func (k keyQueues) walk(ctx context.Context, tx lockedGroup, c keyClaim, heads []keyHead, found *keysFound) (free []int64, walked map[int64]bool, err error) {
+// walk returns which of the heads can be claimed. It continues over the key queues until it has found as many as the claim needs,
+// has completed the round, or has examined walkLimit of them. It also returns the messages that it has passed.
+func (k keyQueues) walk(ctx context.Context, tx lockedGroup, c keyClaim, heads []keyHead, found *keysFound) (free []sizedID, walked map[int64]bool, err error) {
 	limit := max(walkLimit, c.limit)
 	if c.brief {
 		limit = c.limit + walkAhead
 	}
 	walked, seen := make(map[int64]bool), make(map[int64]bool)
 	for looked, step := 0, c.limit+walkAhead; ; step *= 4 {
-		// Where the hints alone may do, the walk can wait a little.
+		// If the hints may suffice, the walk can wait a little.
 		if !c.noWalk && (looked > 0 || !c.hints || len(heads) < c.limit) {
 			step = min(step, limit-looked, walkLimit)
 			began := time.Now()
@@ -304,28 +313,28 @@ func (k keyQueues) pagedHeads(ctx context.Context, tx executor, g group, after i
 	return found[:min(len(found), limit)], nil
 }
 
-// freeHeads leaves out those of keys that are taken or held back, and those that are not due yet. The
-// walk was another snapshot: what was taken then may have come back to its key queue since, in front.
-func (k keyQueues) freeHeads(ctx context.Context, tx lockedGroup, c keyClaim, heads []keyHead, found *keysFound) (free []int64, err error) {
-	type head struct{ id, wait, queue, held int64 }
+// freeHeads leaves out heads whose key has a claimed message or is held back, and those that are not due. The walk used another
+// snapshot: a message that was claimed then may be in front of its key queue again.
+func (k keyQueues) freeHeads(ctx context.Context, tx lockedGroup, c keyClaim, heads []keyHead, found *keysFound) (free []sizedID, err error) {
+	type head struct{ id, wait, queue, held, size int64 }
 	ids, queues := make([]int64, len(heads)), make([]int64, len(heads))
 	for i, h := range heads {
 		ids[i], queues[i] = h.id, h.queue
 	}
-	held, args := "0", []any{}
+	heldBack, args := "0", []any{}
 	if tx.group.park { // the first question is asked once for all heads
-		held = `CASE WHEN EXISTS (SELECT 1 FROM {holds} WHERE group_id = ?)
+		heldBack = `CASE WHEN EXISTS (SELECT 1 FROM {holds} WHERE group_id = ?)
 			AND EXISTS (SELECT 1 FROM {holds} h WHERE h.group_id = m.group_id AND h.pos = m.pos AND h.message_id < m.id) THEN 1 ELSE 0 END`
 		args = append(args, tx.group.id)
 	}
 	var query string
 	if k.name == Postgres {
-		query, args = k.sql(`SELECT m.id, CASE WHEN m.due_at > 0 THEN m.due_at ELSE 0 END - {now}, m.pos, `+held+freeHeadsPostgres), append(args, ids, c.lows.of(queues))
+		query, args = k.sql(`SELECT m.id, CASE WHEN m.due_at > 0 THEN m.due_at ELSE 0 END - {now}, m.pos, octet_length(m.payload) + octet_length(m.headers), `+heldBack+freeHeadsPostgres), append(args, ids, c.lows.of(queues))
 	} else {
-		query, args = k.withIDs(`SELECT m.id, CASE WHEN m.due_at > 0 THEN m.due_at ELSE 0 END - {now}, m.pos, `+held+freeHeads, ids, args...)
+		query, args = k.withIDs(`SELECT m.id, CASE WHEN m.due_at > 0 THEN m.due_at ELSE 0 END - {now}, m.pos, octet_length(m.payload) + octet_length(m.headers), `+heldBack+freeHeads, ids, args...)
 	}
 	began := time.Now()
-	all, err := collect(ctx, tx, func(r rows, h *head) error { return r.Scan(&h.id, &h.wait, &h.queue, &h.held) }, query, args...)
+	all, err := collect(ctx, tx, func(r rows, h *head) error { return r.Scan(&h.id, &h.wait, &h.queue, &h.size, &h.held) }, query, args...)
 	if err != nil {
 		return nil, err
 	}
@@ -338,20 +347,21 @@ func (k keyQueues) freeHeads(ctx context.Context, tx lockedGroup, c keyClaim, he
 		case h.held != 0:
 			parked = append(parked, h.queue)
 		case wait <= 0:
-			free = append(free, h.id)
+			free = append(free, sizedID{h.id, h.size})
 		default:
 			found.waiting = append(found.waiting, waitingHead{keyHead{h.queue, h.id}, time.Now().Add(wait)})
 		}
 	}
-	slices.Sort(free)
 	if len(parked) > walkOver {
 		err = k.holds.park(ctx, tx, parked)
 	}
 	return free, err
 }
 
-// freeHeads are the conditions on messages that are first in their key queues, none of which is out.
+// freeHeads has the conditions on first messages of key queues in which none is claimed. A scalar subquery stays what it is. Of NOT
+// EXISTS with {keyhead}, MariaDB makes a list of all claimed messages, for which it reads the whole index; with "t.id < m.id" it
+// reads the whole queue of each key. MySQL 9 sorts the whole queue of each key unless ORDER BY names all columns of the index.
 const freeHeads = ` FROM {messages} m WHERE m.state = {keyed}
-	AND NOT EXISTS (SELECT 1 FROM {messages} t WHERE t.group_id = m.group_id AND t.state = {keyhead} AND t.pos = m.pos)
-	AND NOT EXISTS (SELECT 1 FROM {messages} t WHERE t.group_id = m.group_id AND t.state = {keyed} AND t.pos = m.pos AND t.id < m.id)
+	AND (SELECT t.id FROM {messages} t {force} WHERE t.group_id = m.group_id AND t.state = {keyhead} AND t.pos = m.pos LIMIT 1) IS NULL
+	AND (SELECT t.id FROM {messages} t {force} WHERE t.group_id = m.group_id AND t.state = {keyed} AND t.pos = m.pos ORDER BY t.group_id, t.state, t.pos, t.id LIMIT 1) = m.id
 	AND m.id {in}`

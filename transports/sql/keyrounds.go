@@ -14,9 +14,11 @@ import (
 // long as somebody's snapshot may see them. Then there is a walk now and then only, and claims look at new rows and
 // where hints lead otherwise.
 type keyRounds struct {
+	walk    keyWalk // where the last walk ended
 	opened  bool
 	crowded bool
 	litter  bool
+	behind  bool          // the first round since the group became littered has not ended; only this round finds rows that were there before
 	slow    int           // walks in a row
 	owed    bool          // claims have left the walk out
 	claims  int           // of the round so far
@@ -30,7 +32,7 @@ type keyRounds struct {
 	walked  time.Time     // when the last claim was that did not only follow hints
 }
 
-// walkEvery is how long claims may follow hints alone that lead to enough messages. Else keys of which this feed
+// walkEvery is how long claims may follow hints alone that lead to enough messages. Else keys of which this receiver
 // has settled nothing would get no turn.
 const walkEvery = 20 * time.Millisecond
 
@@ -59,7 +61,7 @@ func (l *keyRounds) fresh(now time.Time) (id int64, brief bool) {
 
 // noWalk reports whether the next claim is to leave the walk out.
 func (l *keyRounds) noWalk(now time.Time) bool {
-	return l.litter && now.Before(l.next)
+	return l.litter && !l.behind && now.Before(l.next)
 }
 
 // walkDue returns when the walk is due that claims have left out, zero for none.
@@ -70,7 +72,8 @@ func (l *keyRounds) walkDue() time.Time {
 	return l.next
 }
 
-// littered notes whether a walk was slow for what it found. The next claim takes everything for old that is there.
+// littered notes whether a walk was slow for what it found. If that makes the group littered, a round begins that goes
+// over everything that is there, without a pause: only rows that are inserted later count as new.
 func (l *keyRounds) littered(slow bool) {
 	l.slow++
 	if !slow {
@@ -79,12 +82,14 @@ func (l *keyRounds) littered(slow bool) {
 	was := l.litter
 	l.litter = l.slow >= slowInARow || was && slow
 	if l.litter && !was {
-		l.opened = false
+		l.opened, l.behind = false, true
+		l.walk = keyWalk{after: l.walk.after, start: l.walk.after}
+		l.claims, l.spent, l.next = 0, 0, time.Time{}
 	}
 }
 
 func (l *keyRounds) claimed(began time.Time, found keysFound) {
-	l.more, l.busy = found.more, len(found.taken) > 0
+	l.walk, l.more, l.busy = found.walk, found.more, len(found.taken) > 0
 	l.owed = l.litter && !found.walked
 	if found.walked {
 		l.walked = began
@@ -103,7 +108,7 @@ func (l *keyRounds) claimed(began time.Time, found keysFound) {
 	switch {
 	case found.round && l.claims == 0:
 		l.crowded = false
-	case found.round, l.litter && !found.crowded:
+	case found.round, l.litter && !found.crowded && !l.behind:
 	default:
 		l.claims++
 		l.crowded = l.crowded || found.crowded
@@ -114,7 +119,7 @@ func (l *keyRounds) claimed(began time.Time, found keysFound) {
 		share = 10
 	}
 	l.next = time.Now().Add(max(time.Second, time.Duration(share)*l.spent))
-	l.claims, l.spent = 0, 0
+	l.behind, l.claims, l.spent = false, 0, 0
 }
 
 // goOn reports whether a claim that found less than it wanted is to be followed by another at once.

@@ -7,28 +7,28 @@ import (
 	"strings"
 )
 
-// keyRuns takes messages of a key queue along with its head. A relay needs no answer for one message of a key before
-// it takes the next: it publishes them in their order. While any of a run is out, or back and waiting, its queue
-// stands still like any other's.
+// keyRuns claims several messages of a key queue at once, a run, for relays. A relay publishes the messages of a key in
+// order, so it can claim the next one before the previous one is settled. No message behind a run can be claimed until
+// all of the run are settled for good.
 type keyRuns struct{ *database }
 
-// runsFrom is how many key queues one claim lengthens. Where more are free, their heads alone make a batch.
+// runsFrom is the number of free key queues up to which runs are claimed. If there are more, their heads make a batch.
 const runsFrom = 64
 
-// Each key queue is read by the index, in its order.
+// Each key queue is read by the index, in order.
 const (
 	runPostgres = `(SELECT id, pos, CASE WHEN due_at > 0 THEN due_at ELSE 0 END - {now} AS wait FROM {messages}
 	WHERE (group_id, state, pos, id) >= (?::integer, {keyed}::smallint, ?::bigint, 0::bigint)
 	AND (group_id, state, pos, id) <= (?::integer, {keyed}::smallint, ?::bigint, 9223372036854775807)
 	ORDER BY group_id, state, pos, id LIMIT %d)`
-	runMySQL = `(SELECT id, pos, CASE WHEN due_at > 0 THEN due_at ELSE 0 END - {now} AS wait FROM {messages} FORCE INDEX ({queue})
+	runMySQL = `(SELECT id, pos, CASE WHEN due_at > 0 THEN due_at ELSE 0 END - {now} AS wait FROM {messages} {force}
 	WHERE group_id = ? AND state = {keyed} AND pos = ? ORDER BY id LIMIT %d)`
 	runSQLite = `SELECT * FROM (SELECT id, pos, CASE WHEN due_at > 0 THEN due_at ELSE 0 END - {now} AS wait FROM {messages} INDEXED BY {queue}
 	WHERE group_id = ? AND state = {keyed} AND pos = ? ORDER BY id LIMIT %d)`
 )
 
-// extend returns the messages of the key queues with these free heads, as many of each as there is room for, and at
-// least one. None is taken that has one in front of it that stays.
+// extend returns the messages to claim from the key queues with these free heads: as many of each as there is room for, and at
+// least one message. It returns no message without those in front of it.
 func (k keyRuns) extend(ctx context.Context, tx executor, c claim, heads []int64) (ids []int64, err error) {
 	ids = heads
 	if each := c.limit / len(heads); len(heads) <= runsFrom && each > 1 {
@@ -37,25 +37,18 @@ func (k keyRuns) extend(ctx context.Context, tx executor, c claim, heads []int64
 		}
 	}
 	slices.Sort(ids)
-	type sized struct{ id, bytes int64 }
 	query, args := k.withIDs(`SELECT id, octet_length(payload) + octet_length(headers) FROM {messages} WHERE id {in}`, ids)
-	sizes, err := collect(ctx, tx, func(r rows, m *sized) error { return r.Scan(&m.id, &m.bytes) }, query, args...)
+	sized, err := collect(ctx, tx, func(r rows, m *sizedID) error { return r.Scan(&m.id, &m.size) }, query, args...)
 	if err != nil {
 		return nil, err
 	}
-	bytes := make(map[int64]int64, len(sizes))
-	for _, m := range sizes {
-		bytes[m.id] = m.bytes
-	}
-	n, total := 0, int64(0)
-	for n < len(ids) && (n == 0 || total < int64(c.bytes)) {
-		total += bytes[ids[n]]
-		n++
-	}
-	return ids[:n], nil // in the order of arrival, so that of each key queue what is left out is behind
+	slices.SortFunc(sized, func(a, b sizedID) int { return int(a.id - b.id) })
+	c.limit = len(sized)
+	return c.fitting(sized), nil // sorted by id, so what does not fit is behind what does
 }
 
-// lengthen finds what stands behind the heads, up to a number of messages in each key queue.
+// lengthen returns the heads and the messages behind them, up to a number of messages in each key queue and up to the first one that
+// waits for its redelivery.
 func (k keyRuns) lengthen(ctx context.Context, tx executor, g group, heads []int64, each int) (ids []int64, err error) {
 	query, args := k.withIDs(`SELECT pos FROM {messages} WHERE id {in}`, heads)
 	queues, err := numbers(ctx, tx, query, args...)
@@ -69,12 +62,12 @@ func (k keyRuns) lengthen(ctx context.Context, tx executor, g group, heads []int
 		return nil, err
 	}
 	slices.SortFunc(found, func(a, b row) int { return int(a.id - b.id) })
-	held := make(map[int64]bool)
+	heldBack := make(map[int64]bool)
 	for _, m := range found {
 		if m.wait > 0 {
-			held[m.pos] = true
+			heldBack[m.pos] = true
 		}
-		if !held[m.pos] {
+		if !heldBack[m.pos] {
 			ids = append(ids, m.id)
 		}
 	}

@@ -20,17 +20,17 @@ import (
 	"github.com/leatbus/leat/transports/sql"
 )
 
-// workerVariable makes this program a worker that publishes and consumes until it is killed, and
-// tells by lines of "ok" and "out" what was accepted, and what is handled.
+// workerVariable makes this program a worker that publishes and consumes until it is killed. It prints lines with
+// "ok" and "out" for accepted and handled messages.
 const workerVariable = "LEAT_SQL_TEST_WORKER"
 
-// killsVariable is how often TestWorkersAreKilled kills; a nightly run may want 200.
+// killsVariable is how often TestTransport_survivesKills kills workers, for example 200 in a nightly run.
 const killsVariable = "LEAT_TEST_KILLS"
 
-// TestWorkersAreKilled: processes that publish and consume by key die by kill -9, over and over, and
-// others take their place. Nothing is lost, and no key has two messages out.
-func TestWorkersAreKilled(t *testing.T) {
-	rounds := 10 // on each of two sides
+// TestTransport_survivesKills repeatedly kills processes that publish and consume by key, and starts others. No message may be
+// lost, and no key may have two messages in flight.
+func TestTransport_survivesKills(t *testing.T) {
+	rounds := 10 // for each of two workers
 	if n, err := strconv.Atoi(os.Getenv(killsVariable)); err == nil {
 		rounds = (n + 1) / 2
 	}
@@ -39,7 +39,7 @@ func TestWorkersAreKilled(t *testing.T) {
 		transport := s.start(t, "lease", "1s")
 		sub := subscription("shop.ledger", 4, "order.paid.v1")
 		sub.Order = driver.OrderedByKey
-		_, err := transport.Subscribe(testContext(t), sub) // the group is there, and nobody takes here
+		_, err := transport.Subscribe(testContext(t), sub) // creates the group; this receiver claims nothing
 		require.NoError(t, err)
 		l := newLedger()
 		var wg sync.WaitGroup
@@ -82,7 +82,7 @@ func workAndDie(t *testing.T, l *ledger, raw, name string) {
 		what, id, _ := strings.Cut(lines.Text(), " ")
 		switch what {
 		case "ok":
-			if l.accept(id); kill == nil { // it is in the middle
+			if l.accept(id); kill == nil { // while it publishes
 				kill = time.AfterFunc(rand.N(300*time.Millisecond), func() { _ = worker.Process.Kill() })
 			}
 		case "out":
@@ -98,7 +98,7 @@ func workAndDie(t *testing.T, l *ledger, raw, name string) {
 func TestWorker(t *testing.T) {
 	raw, name, ok := strings.Cut(os.Getenv(workerVariable), " ")
 	if !ok {
-		t.Skip("for TestWorkersAreKilled")
+		t.Skip("for TestTransport_survivesKills")
 	}
 	ctx := context.Background()
 	u, err := url.Parse(raw)
@@ -130,9 +130,9 @@ func TestWorker(t *testing.T) {
 	}
 }
 
-// TestOrderByKeyAcrossInstances: one message of a key at a time, in order, whoever takes it, while
-// some fail and come again.
-func TestOrderByKeyAcrossInstances(t *testing.T) {
+// TestKeyQueues_orderAcrossInstances checks that messages of a key are delivered one at a time and in order by several
+// instances, while some fail and are redelivered.
+func TestKeyQueues_orderAcrossInstances(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
 		ctx := testContext(t)
 		sub := subscription("shop.ledger", 4, "order.paid.v1")

@@ -2,6 +2,7 @@ package sql
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"slices"
 	"sync"
@@ -10,13 +11,13 @@ import (
 	"github.com/leatbus/leat/transports/internal/backoff"
 )
 
-// holder is a feed that has a lease.
+// A holder is a receiver that has a lease.
 type holder interface {
 	Close(ctx context.Context) error
-	end(ctx context.Context) error // gives back what is out, and ends the lease
+	end(ctx context.Context) error // gives back unsettled messages, and ends the lease
 }
 
-// leases are those of a transport's feeds. Its lock is held while a feed begins, and never during a statement.
+// leases renews the leases of a transport's receivers. mu is held while a receiver starts, and never during a statement.
 type leases struct {
 	*lifetime
 	consumers
@@ -30,7 +31,7 @@ func newLeases(life *lifetime, all consumers) *leases {
 	return &leases{lifetime: life, consumers: all, holders: make(map[*consumer]holder)}
 }
 
-// add enters the lease of a feed and lets it begin, unless the transport is closed.
+// add adds the lease of a receiver and calls begin, unless the transport is closed.
 func (l *leases) add(c *consumer, h holder, begin func()) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -42,7 +43,7 @@ func (l *leases) add(c *consumer, h holder, begin func()) error {
 	return nil
 }
 
-// close returns the feeds that there are; no other will come.
+// close returns all receivers. After it, add returns [driver.ErrClosed].
 func (l *leases) close() []holder {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -71,7 +72,7 @@ func (l *leases) groups() []group {
 	return slices.Collect(maps.Values(byID))
 }
 
-// end ends a lease.
+// end deletes a receiver's lease, once.
 func (l *leases) end(ctx context.Context, c *consumer) error {
 	l.mu.Lock()
 	_, there := l.holders[c]
@@ -83,7 +84,7 @@ func (l *leases) end(ctx context.Context, c *consumer) error {
 	return l.retry(ctx, func(ctx context.Context) error { return l.leave(ctx, c.id) })
 }
 
-// keep renews the leases until the transport closes, and more often if the database is away.
+// keep renews the leases until the transport closes, and more often while the database can't be reached.
 func (l *leases) keep() {
 	interval := l.cfg.Lease / 3
 	wait := interval
@@ -97,28 +98,35 @@ func (l *leases) keep() {
 		err := l.renew(ctx, l.relaxed, all)
 		cancel()
 		if err != nil && l.ctx.Err() == nil {
-			err = l.renewAside(all, err)
+			err = l.renewOnExtraConn(all, err)
+		}
+		switch {
+		case l.ctx.Err() != nil:
+		case err == nil:
+			l.link.works()
+			l.link.misses(nil)
+		case errors.Is(err, errRemoved):
+			l.link.misses(err)
+		default:
+			l.temporary(err)
+			wait = min(interval, longestBackoff)
 		}
 		if err != nil && l.ctx.Err() == nil {
-			l.temporary(err)
 			l.cfg.Logger.Warn("leat: sql: leases not renewed", "error", err)
-			wait = min(interval, longestBackoff)
-		} else if err == nil {
-			l.link.works()
 		}
 	}
 }
 
-// renewAside renews leases on a connection of its own if all of the pool's are in use: by handlers, perhaps, that
-// work on the messages which would go to others. It returns failed if that is not the reason.
-func (l *leases) renewAside(all []*consumer, failed error) error {
+// renewOnExtraConn renews leases on an additional connection if all connections of the pool are in use, perhaps by handlers of the messages
+// whose leases would expire. It returns failed if that is not the reason.
+func (l *leases) renewOnExtraConn(all []*consumer, failed error) error {
 	crowded, ok := l.pool.(exhaustible)
-	if !ok || l.name == SQLite || !crowded.exhausted() { // its one connection is in use while anything is done
+	if !ok || l.name == SQLite || !crowded.exhausted() { // SQLite's only connection is in use during every statement
 		return failed
 	}
 	l.cfg.Logger.Warn("leat: sql: pool exhausted", "error", failed,
 		"hint", "give the pool a connection for each handler that holds one, and three more; in a transaction, publish by InTx")
 	ctx, cancel := context.WithTimeout(l.ctx, statementTimeout)
 	defer cancel()
-	return crowded.aside(ctx, failed, func(ex executor) error { return l.renew(ctx, ex, all) })
+	return crowded.onExtraConn(ctx, failed, func(ex executor) error { return l.renew(ctx, ex, all) })
 }

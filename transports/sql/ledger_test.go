@@ -13,7 +13,7 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// ledger keeps account of what was accepted and what was handled.
+// A ledger records which messages were accepted and which were handled.
 type ledger struct {
 	mu       sync.Mutex
 	accepted map[string]bool
@@ -34,7 +34,8 @@ func (l *ledger) handle(id string) {
 	l.handled[id]++
 }
 
-// missing is how many were accepted and not handled; twice is how many were handled more than once.
+// balance returns how many messages were accepted, how many of them were not handled (missing), and how many were handled more than
+// once (twice).
 func (l *ledger) balance() (accepted, missing, twice int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -51,8 +52,15 @@ func (l *ledger) balance() (accepted, missing, twice int) {
 	return len(l.accepted), missing, twice
 }
 
-// load publishes and consumes until the test ends or stop is called, which waits until everything
-// accepted is handled.
+// deliveries returns how often a message was handled.
+func (l *ledger) deliveries(id string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.handled[id]
+}
+
+// load publishes and consumes until the test ends or stop is called. stop waits until all accepted messages are
+// handled.
 func load(t *testing.T, publisher, consumer driver.Transport, sub driver.Subscription) (l *ledger, stop func()) {
 	l = newLedger()
 	ctx, cancel := context.WithCancel(testContext(t))
@@ -91,7 +99,7 @@ func load(t *testing.T, publisher, consumer driver.Transport, sub driver.Subscri
 	return l, stop
 }
 
-// pace keeps a load below what the machine can do.
+// pace limits the rate of a load.
 func pace(ctx context.Context) {
 	select {
 	case <-time.After(time.Millisecond):
@@ -117,7 +125,7 @@ func newMessage(topic, id string) *message.Message {
 	return msg
 }
 
-// next takes one delivery.
+// next returns the next delivery.
 func next(t testing.TB, feed driver.Receiver, within time.Duration) *driver.Delivery {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), within)
@@ -147,7 +155,7 @@ func (l *ledger) join(t *testing.T, consumer driver.Transport, sub driver.Subscr
 	}
 }
 
-// work handles what the feed hands out until ctx ends.
+// work handles the receiver's deliveries until ctx is done.
 func (l *ledger) work(ctx context.Context, feed driver.Receiver) {
 	for {
 		d, err := feed.Next(ctx)

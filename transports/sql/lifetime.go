@@ -9,8 +9,8 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// lifetime is how long a transport works. Its context ends with [driver.ErrClosed] when the transport closes,
-// and its goroutines end with the context.
+// A lifetime has a transport's context, which ends with [driver.ErrClosed] when the transport closes, and its
+// goroutines, which end with the context.
 type lifetime struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
@@ -23,7 +23,7 @@ func newLifetime() *lifetime {
 	return l
 }
 
-// while returns ctx, which also ends with the lifetime.
+// while returns a copy of ctx that also ends with the lifetime.
 func (l *lifetime) while(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	stop := context.AfterFunc(l.ctx, func() { cancel(driver.ErrClosed) })
@@ -33,7 +33,7 @@ func (l *lifetime) while(ctx context.Context) (context.Context, context.CancelFu
 	}
 }
 
-// failure returns the error for the caller of what failed.
+// failure wraps an error for the user. It returns [driver.ErrClosed] as it is.
 func failure(what string, err error) error {
 	if errors.Is(err, driver.ErrClosed) {
 		return driver.ErrClosed

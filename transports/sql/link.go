@@ -5,16 +5,24 @@ import (
 	"sync/atomic"
 )
 
-// link is whether the database can be reached, by the last statement that could tell.
+// A link records whether the database can be reached, by the latest statement that showed it.
 type link struct {
 	lost atomic.Bool
 
 	mu         sync.Mutex
 	err        error
+	removed    error // groups of this process that an operator has removed
 	reconnects int
 }
 
-// fails notes that a connection was lost or could not be made.
+// misses records that groups of this process were removed; nil means none.
+func (l *link) misses(removed error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.removed = removed
+}
+
+// fails records that a connection was lost or could not be made.
 func (l *link) fails(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -22,7 +30,7 @@ func (l *link) fails(err error) {
 	l.lost.Store(true)
 }
 
-// works notes that the database has answered.
+// works records that a statement succeeded.
 func (l *link) works() {
 	if !l.lost.Load() {
 		return

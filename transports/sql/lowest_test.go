@@ -8,8 +8,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestLowest_anIdleClaimWalksOverDeletedRowsSeldom: while somebody's snapshot keeps them, a claim from the start
-// takes time in proportion to them.
+// TestLowest_anIdleClaimWalksOverDeletedRowsSeldom checks that few claims start at the first row. While a snapshot keeps deleted
+// rows, such a claim takes time in proportion to their number.
 func TestLowest_anIdleClaimWalksOverDeletedRowsSeldom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, took := range []time.Duration{time.Millisecond, 100 * time.Millisecond} {

@@ -19,38 +19,37 @@ import (
 	"github.com/leatbus/leat/transports/sql"
 )
 
-func TestMain(m *testing.M) { testenv.Main(m) }
-
-// patience is how long a test waits for what must happen. It is generous: the machine may be busy with
-// other things.
-const patience = 3 * time.Minute
-
-// system is a database of one test's own.
-type system struct {
-	url string
-	cfg sql.Config // names its tables
+func TestMain(m *testing.M) {
+	testenv.AtOnce(4) // they mostly wait for servers and leases
+	testenv.Main(m)
 }
 
-// systems is one of each dialect.
+// patience is how long a test waits for an event. It is long, because the machine may be busy.
+const patience = 5 * time.Minute
+
+// A system is a database for one test.
+type system struct {
+	url string
+	cfg sql.Config // for its tables
+}
+
+// systems returns a constructor for each dialect.
 func systems() map[string]func(t testing.TB) system {
 	return map[string]func(t testing.TB) system{"postgres": onPostgres, "mysql": onMySQL, "sqlite": onSQLite}
 }
 
+// eachSystem runs a parallel test on each system.
 func eachSystem(t *testing.T, test func(t *testing.T, s system)) {
+	t.Parallel()
 	for name, open := range systems() {
-		t.Run(name, func(t *testing.T) { test(t, open(t)) })
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test(t, open(t))
+		})
 	}
 }
 
-// eachSystemAtOnce is for tests that wait more than they work.
-func eachSystemAtOnce(t *testing.T, test func(t *testing.T, s system)) {
-	eachSystem(t, func(t *testing.T, s system) {
-		t.Parallel()
-		test(t, s)
-	})
-}
-
-// onPostgres has a schema of its own.
+// onPostgres returns a system with its own schema.
 func onPostgres(t testing.TB) system {
 	raw := testenv.Postgres(t)
 	schema := fmt.Sprintf("leat_test_%08x", rand.Uint32())
@@ -63,7 +62,7 @@ func onPostgres(t testing.TB) system {
 	return system{url: withOption(t, raw, "schema", schema), cfg: sql.Config{Dialect: sql.Postgres, Schema: schema}}
 }
 
-// onMySQL has a database of its own.
+// onMySQL returns a system with its own database.
 func onMySQL(t testing.TB) system { return onMySQLAt(t, testenv.MySQL(t)) }
 
 func onMySQLAt(t testing.TB, raw string) system {
@@ -84,7 +83,7 @@ func onSQLite(t testing.TB) system {
 	return system{url: "sqlite://" + filepath.Join(t.TempDir(), "leat.db"), cfg: sql.Config{Dialect: sql.SQLite}}
 }
 
-// dsn is the system as go-sql-driver/mysql names it.
+// dsn returns the system's DSN for go-sql-driver/mysql.
 func (s system) dsn(t testing.TB) string {
 	u, err := url.Parse(s.url)
 	require.NoError(t, err)
@@ -94,14 +93,25 @@ func (s system) dsn(t testing.TB) string {
 	return cfg.FormatDSN()
 }
 
-// db is the system's database without leat.
+// db opens the system's database with database/sql.
 func (s system) db(t testing.TB) *stdsql.DB {
 	db := openDB(t, s.url)
 	t.Cleanup(func() { require.NoError(t, db.Close()) })
 	return db
 }
 
-// open makes an instance. The caller closes it.
+// throughProxy makes the system be reached through a proxy.
+func (s *system) throughProxy(t testing.TB) *testenv.Proxy {
+	t.Helper()
+	u, err := url.Parse(s.url)
+	require.NoError(t, err)
+	proxy := testenv.NewProxy(t, u.Host)
+	u.Host = proxy.Addr()
+	s.url = u.String()
+	return proxy
+}
+
+// open returns an instance. The caller closes it.
 func (s system) open(t testing.TB, options ...string) driver.Transport {
 	raw := s.url
 	for i := 0; i < len(options); i += 2 {
@@ -112,7 +122,7 @@ func (s system) open(t testing.TB, options ...string) driver.Transport {
 	return transport
 }
 
-// start is open, closed at the end of the test.
+// start returns an instance that is closed at the end of the test.
 func (s system) start(t testing.TB, options ...string) driver.Transport {
 	transport := s.open(t, options...)
 	t.Cleanup(func() {
@@ -132,6 +142,9 @@ func openURL(ctx context.Context, raw string) (driver.Transport, error) {
 }
 
 func openDB(t testing.TB, raw string) *stdsql.DB {
+	if !strings.HasPrefix(raw, "sqlite") {
+		raw = withOption(t, raw, "connect_timeout", "60") // the machine may be busy
+	}
 	u, err := url.Parse(raw)
 	require.NoError(t, err)
 	db, _, err := sql.OpenDB(u)
@@ -139,10 +152,30 @@ func openDB(t testing.TB, raw string) *stdsql.DB {
 	return db
 }
 
+// run executes a statement.
 func run(t testing.TB, db *stdsql.DB, query string, args ...any) {
 	t.Helper()
-	_, err := db.ExecContext(context.Background(), query, args...)
-	require.NoError(t, err)
+	testenv.Insist(t, func() error {
+		_, err := db.ExecContext(context.Background(), query, args...)
+		return err
+	})
+}
+
+// count returns the number that a query returns.
+func count(t testing.TB, db *stdsql.DB, query string, args ...any) (n int) {
+	t.Helper()
+	testenv.Insist(t, func() error { return db.QueryRowContext(context.Background(), query, args...).Scan(&n) })
+	return n
+}
+
+// begin begins a transaction.
+func begin(t testing.TB, db *stdsql.DB, level stdsql.IsolationLevel) (tx *stdsql.Tx) {
+	t.Helper()
+	testenv.Insist(t, func() (err error) {
+		tx, err = db.BeginTx(testContext(t), &stdsql.TxOptions{Isolation: level})
+		return err
+	})
+	return tx
 }
 
 func withOption(t testing.TB, raw, name, value string) string {

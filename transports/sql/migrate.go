@@ -12,29 +12,33 @@ import (
 	"strings"
 )
 
-// One file for each version, and for each dialect where they differ, with the tables' names in braces. A file that has been
-// released never changes; what comes later is a new file.
+// There is one file for each version, or for each version and dialect if they differ, with the tables' names in braces. A released file
+// never changes; later changes are new files.
 //
 //go:embed migrations/*.sql
 var migrations embed.FS
 
-// SchemaVersion is the newest version of the tables that this program knows: [Migrate] leads to it, and new tables
+// SchemaVersion is the newest version of the tables that this program knows. [Migrate] migrates to it, and new tables
 // have it.
-const SchemaVersion = 5
+const SchemaVersion = 7
 
-// MinSchemaVersion is the oldest version of the tables that this program works with. Opening with [MigrateAuto] leads
-// older tables to it and no further: what came later is not understood by processes of the release before this one,
-// which may be running while this one is rolled out.
+// MinSchemaVersion is the oldest version of the tables that this program works with. Opening with [MigrateAuto] migrates
+// older tables to it and no further: processes of the previous release may still run while this one is rolled out, and
+// do not understand later versions.
 const MinSchemaVersion = 3
 
 const (
 	// versionJSON is the first version in which headers are written as JSON.
 	versionJSON = 4
-	// versionReturns is the first version in which every process notes what comes back to key queues.
+	// versionReturns is the first version in which every process calls markReturns.
 	versionReturns = 5
+	// versionFences is the first version in which every process raises the fencing numbers of groups.
+	versionFences = 6
+	// versionPrograms is the first version in which consumers have their programs and topics.
+	versionPrograms = 7
 )
 
-// SchemaError says that the tables are not what the program needs.
+// A SchemaError reports that the tables are missing or have a version that the program can't use.
 type SchemaError struct {
 	Found, Want int
 	Prefix      string
@@ -49,13 +53,13 @@ func (e *SchemaError) Error() string {
 		"run leat migrate up, or let the transport do it with the option migrate=auto", e.Prefix, found, e.Want)
 }
 
-// Fix returns what to do about it.
+// Fix returns how to fix the error.
 func (e *SchemaError) Fix() string { return "run leat migrate up with this URL, or a newer service" }
 
-// Migrate makes the tables that the configuration names, or brings them up to [SchemaVersion]. Any
-// number of processes may do so at once: one does it, and the others wait for it. Tables that are
-// newer than the program are left alone. All processes that use the tables must be of this release or a later one;
-// those that run go on as before until they are restarted.
+// Migrate creates the tables that the configuration names, or migrates them to [SchemaVersion]. It blocks until
+// that is done or ctx is done. Several processes may call it at once: one migrates, and the others wait for it. It does
+// not change tables that are newer than the program. All processes that use the tables must be of this release or a
+// later one; running processes use the new version after a restart.
 func Migrate(ctx context.Context, db *stdsql.DB, cfg Config) error {
 	d, err := newDatabase(&stdPool{db: db}, cfg)
 	if err != nil {
@@ -67,8 +71,8 @@ func Migrate(ctx context.Context, db *stdsql.DB, cfg Config) error {
 	return nil
 }
 
-// MigrationStatus returns the version of the tables that are there, 0 for none. The program needs
-// [MinSchemaVersion], and knows up to [SchemaVersion].
+// MigrationStatus returns the version of the existing tables, 0 if there are none. The program supports
+// versions from [MinSchemaVersion], and knows those up to [SchemaVersion].
 func MigrationStatus(ctx context.Context, db *stdsql.DB, cfg Config) (version int, err error) {
 	d, err := newDatabase(&stdPool{db: db}, cfg)
 	if err != nil {
@@ -81,7 +85,7 @@ func MigrationStatus(ctx context.Context, db *stdsql.DB, cfg Config) (version in
 	return version, nil
 }
 
-// MigrationSQL returns what [Migrate] runs on tables of the version from, as a script for other tools.
+// MigrationSQL returns the statements that [Migrate] runs on tables of the version from, as a script for other tools.
 func MigrationSQL(cfg Config, from int) (string, error) {
 	cfg = cfg.withDefaults()
 	if err := cfg.validate(); err != nil {
@@ -99,7 +103,7 @@ func MigrationSQL(cfg Config, from int) (string, error) {
 	return b.String(), nil
 }
 
-// migration returns every statement that leads from one version to another.
+// migration returns the statements that migrate from one version to another.
 func (s *statements) migration(from, to int) (all []string) {
 	names := strings.NewReplacer(
 		"{subscriptions_depth}", s.quote(s.cfg.Prefix+"subscriptions_depth"),
@@ -115,7 +119,7 @@ func (s *statements) migration(from, to int) (all []string) {
 			script, err = migrations.ReadFile(fmt.Sprintf("migrations/all_%d.sql", version))
 		}
 		if err != nil {
-			panic(err) // the file is part of the program
+			panic(err) // the files are embedded
 		}
 		for statement := range strings.SplitSeq(s.names.Replace(names.Replace(string(script))), ";\n") {
 			if statement = strings.TrimSpace(statement); statement != "" {
@@ -127,21 +131,21 @@ func (s *statements) migration(from, to int) (all []string) {
 	return all
 }
 
-// schema makes and alters the tables, and sees to them when they are opened.
+// schema creates, migrates and checks the tables.
 type schema struct{ *database }
 
-// migrate leads older tables to a version. New ones get the newest: no older process works with them.
+// migrate migrates older tables to a version. New tables get the newest version, since no older process uses them.
 func (s schema) migrate(ctx context.Context, to int) error {
 	return s.retry(ctx, func(ctx context.Context) error {
 		version, err := s.version(ctx, s.pool)
 		if err != nil || version >= to {
 			return err
 		}
-		return s.pool.inTx(ctx, func(tx executor) error { return s.migrateAlone(ctx, tx, to) })
+		return s.pool.inTx(ctx, func(tx executor) error { return s.migrateExclusively(ctx, tx, to) })
 	})
 }
 
-func (s schema) migrateAlone(ctx context.Context, tx executor, to int) error {
+func (s schema) migrateExclusively(ctx context.Context, tx executor, to int) error {
 	unlock, err := s.lockMigration(ctx, tx)
 	if err != nil {
 		return err
@@ -156,16 +160,16 @@ func (s schema) migrateAlone(ctx context.Context, tx executor, to int) error {
 	}
 	for _, statement := range s.migration(version, to) {
 		if _, err := tx.exec(ctx, statement); err != nil {
-			return fmt.Errorf("migrate to version %d (leat migrate print shows what for, should somebody else have to do it): %w", to, err)
+			return fmt.Errorf("migrate to version %d (if this user lacks the right, leat migrate print prints the statements for another one): %w", to, err)
 		}
 	}
 	return nil
 }
 
-// errLocked is a wait for another process's migration that took too long.
+// errLocked is returned when another process's migration takes too long.
 var errLocked = errors.New("another process has been changing the tables for 60s")
 
-// lockMigration keeps other processes out. SQLite's transaction is the only writer's by itself.
+// lockMigration blocks until no other process migrates. SQLite needs no lock, because a transaction is the only writer.
 func (s schema) lockMigration(ctx context.Context, tx executor) (unlock func(), err error) {
 	h := fnv.New64a()
 	_, _ = h.Write([]byte("leat migration of " + s.table("messages"))) // never fails
@@ -191,7 +195,7 @@ func (s schema) version(ctx context.Context, ex executor) (int, error) {
 	args := []any{s.cfg.Prefix + "migrations"}
 	there := `SELECT count(*) FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = ?`
 	switch s.name {
-	case Postgres: // not to_regclass: it may answer from what the connection remembers
+	case Postgres: // not to_regclass, which may return what the connection has cached
 		there = `SELECT count(*) FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 			WHERE c.relname = ?::text AND (n.nspname = ?::text OR ?::text = '' AND n.nspname = ANY (current_schemas(false)))`
 		args = append(args, s.cfg.Schema, s.cfg.Schema)
@@ -207,7 +211,7 @@ func (s schema) version(ctx context.Context, ex executor) (int, error) {
 	return int(version), err
 }
 
-// prepare sees to the tables when a transport opens.
+// prepare creates, migrates and checks the tables when a transport opens, as [Config].Migrate says.
 func (s schema) prepare(ctx context.Context) error {
 	if err := s.checkAutocommit(ctx); err != nil {
 		return err
@@ -227,8 +231,8 @@ func (s schema) prepare(ctx context.Context) error {
 var errAutocommit = errors.New("autocommit is off on the pool's connections, so that nothing would be committed; " +
 	"set autocommit=1 in the DSN, and in init_connect or my.cnf if it comes from there")
 
-// checkAutocommit looks at the connections of MySQL. It fails on a user's pool whose statements outside of a transaction are never committed:
-// Publish would return nil for messages that nobody gets.
+// checkAutocommit returns an error if autocommit is off on the connections of a user's MySQL pool. Statements outside of a transaction
+// would never be committed: Publish would return nil for messages that are lost.
 func (s schema) checkAutocommit(ctx context.Context) error {
 	if s.name != MySQL {
 		return nil
@@ -243,7 +247,7 @@ func (s schema) checkAutocommit(ctx context.Context) error {
 			err = errAutocommit
 		}
 		if err == nil {
-			s.tellsTx = strings.Contains(found[0].version, "MariaDB")
+			s.hasInTransaction = strings.Contains(found[0].version, "MariaDB")
 		}
 		return err
 	})
@@ -260,12 +264,13 @@ func (s schema) prepareTables(ctx context.Context) error {
 		if err == nil && version < MinSchemaVersion {
 			err = &SchemaError{Found: version, Want: MinSchemaVersion, Prefix: s.cfg.Prefix}
 		}
-		s.json, s.bounded = version >= versionJSON, version >= versionReturns && s.name == Postgres
+		s.json, s.fenced, s.programs = version >= versionJSON, version >= versionFences, version >= versionPrograms
+		s.bounded = version >= versionReturns && s.name == Postgres
 		return err
 	})
 }
 
-// findFile remembers the file, if there is one.
+// findFile records the file of a SQLite database, unless it is in memory.
 func (s schema) findFile(ctx context.Context) error {
 	if s.name != SQLite {
 		return nil
@@ -273,7 +278,7 @@ func (s schema) findFile(ctx context.Context) error {
 	paths, err := collect(ctx, s.pool, func(r rows, path *string) error { return r.Scan(path) },
 		`SELECT file FROM pragma_database_list WHERE name = 'main'`)
 	if err != nil || len(paths) == 0 || paths[0] == "" {
-		return err // "" is a database in memory
+		return err // the path of a database in memory is ""
 	}
 	info, err := os.Stat(paths[0])
 	if err == nil {

@@ -24,18 +24,18 @@ import (
 	"github.com/leatbus/leat/transports/internal/backoff"
 )
 
-// Schemes returns the URL schemes.
+// Schemes returns the URL schemes that [Open] supports.
 func Schemes() []string { return []string{"postgres", "postgresql", "mysql", "mariadb", "sqlite"} }
 
-// Open makes a transport from its URL; see the package's documentation for the options. It connects,
-// sees to the tables, and waits for a server that is just starting as long as ctx allows, but no
-// longer than the option wait.
+// Open returns a transport for a URL; see the package's documentation for the options. It connects,
+// and creates and migrates the tables. If the server is starting, it blocks until ctx is done or the time of
+// the option wait has passed.
 func Open(ctx context.Context, u *url.URL) (driver.Transport, error) {
 	source, err := parse(u)
 	if err != nil {
 		return nil, fmt.Errorf("sql: %w", err)
 	}
-	source.silence = mysqlSilence
+	source.silence = mysqlIdleTimeout
 	source.cfg.Logger = driver.LoggerFrom(ctx)
 	db, err := source.connect()
 	if err != nil {
@@ -51,8 +51,8 @@ func Open(ctx context.Context, u *url.URL) (driver.Transport, error) {
 	return t, nil
 }
 
-// OpenDB opens the database of a URL through database/sql, with the configuration that the URL's
-// options make: for [Migrate] and its like. The pool is the caller's to close.
+// OpenDB opens the database of a URL through database/sql, and returns the configuration of the URL's
+// options, for functions such as [Migrate]. It does not connect. The caller must close the pool.
 func OpenDB(u *url.URL) (*stdsql.DB, Config, error) {
 	source, err := parse(u)
 	if err != nil {
@@ -74,8 +74,8 @@ func OpenDB(u *url.URL) (*stdsql.DB, Config, error) {
 	}
 }
 
-// OpenExistingDB does what [OpenDB] does for a database that is only looked at. If a SQLite file is not there, it
-// makes none and returns an error that is [os.ErrNotExist], with the configuration.
+// OpenExistingDB does the same as [OpenDB], but does not create a SQLite file. If the file does not exist, it returns the
+// configuration and an error that wraps [os.ErrNotExist].
 func OpenExistingDB(u *url.URL) (*stdsql.DB, Config, error) {
 	source, err := parse(u)
 	if err != nil || source.cfg.Dialect != SQLite {
@@ -83,7 +83,7 @@ func OpenExistingDB(u *url.URL) (*stdsql.DB, Config, error) {
 	}
 	path, err := locateSQLite(u)
 	if err == nil {
-		_, err = os.Stat(path) //nolint:gosec // the operator says where to look
+		_, err = os.Stat(path) //nolint:gosec // the operator chooses the path
 	}
 	if err != nil {
 		return nil, source.cfg, fmt.Errorf("sql: %w", err)
@@ -91,19 +91,19 @@ func OpenExistingDB(u *url.URL) (*stdsql.DB, Config, error) {
 	return OpenDB(u)
 }
 
-// source is what a URL says.
+// A source has the contents of a URL.
 type source struct {
 	url         *url.URL
 	cfg         Config
 	connections int
-	silence     time.Duration // after which MySQL gives up on a connection; 0 for the server's own time
+	silence     time.Duration // after which MySQL closes an idle connection; 0 for the server's setting
 	wait        time.Duration
-	driver      url.Values // what goes to the driver
+	driver      url.Values // options for the driver
 }
 
 var errScheme = errors.New("use postgres, postgresql, mysql (MariaDB's too) or sqlite")
 
-// parse reads a URL. Its errors never show the URL: there may be a password in it.
+// parse reads a URL. Its errors never contain the URL, which may have a password.
 func parse(u *url.URL) (source, error) {
 	s := source{url: u, driver: url.Values{}}
 	o := urlopt.New(u)
@@ -126,7 +126,7 @@ func parse(u *url.URL) (source, error) {
 	}
 	s.cfg.Prefix = o.String("prefix", defaultPrefix)
 	s.cfg.Migrate = Migration(o.Choice("migrate", string(MigrateAuto), string(MigrateAuto), string(MigrateCheck)))
-	s.cfg.Unroutable = Unroutable(o.Choice("unroutable", string(UnroutableReport), string(UnroutableReport), string(UnroutableError)))
+	s.cfg.StrictRoutes = o.StrictRoutes()
 	s.cfg.Lease = o.Duration("lease", defaultLease)
 	s.cfg.Prefetch = o.Int("prefetch", defaultPrefetch, 1)
 	s.cfg.Poll = o.Duration("poll", defaultPoll)
@@ -151,9 +151,9 @@ func parse(u *url.URL) (source, error) {
 const (
 	defaultConnections = 12
 	defaultWait        = 15 * time.Second
-	// mysqlSilence is how long a transport's own connection to MySQL may be silent, also within a
-	// transaction: a host that vanishes in the middle of a claim would keep its locks for eight hours.
-	mysqlSilence = 30 * time.Second
+	// mysqlIdleTimeout is how long a transport's own connection to MySQL may be idle, also within a
+	// transaction. Otherwise a host that vanishes during a claim would keep its locks for eight hours.
+	mysqlIdleTimeout = 30 * time.Second
 )
 
 func (s source) connect() (pool, error) {
@@ -178,7 +178,7 @@ func (s source) connectPostgres() (pool, error) {
 	clean.RawQuery = s.driver.Encode()
 	cfg, err := pgxpool.ParseConfig(clean.String())
 	if parse, ok := errors.AsType[*pgconn.ParseConfigError](err); ok {
-		parts := strings.Split(parse.Error(), "`: ") // the first is the URL, options included
+		parts := strings.Split(parse.Error(), "`: ") // the first part has the URL with its options
 		return nil, fmt.Errorf("the URL can't be used: %s", strings.Join(parts[1:], ""))
 	} else if err != nil {
 		return nil, err
@@ -196,8 +196,8 @@ var (
 	errNoDatabase = errors.New("the URL names no database; write mysql://user:password@host:3306/database")
 	errNoFile     = errors.New("the URL names no file; write sqlite:///path/to/file.db, or sqlite:file.db for one in the working directory")
 	errNotAHost   = errors.New("a SQLite file has no user and no port; write sqlite:///path/to/file.db")
-	errFileNUL    = errors.New("the file's name has a NUL character, %00; leave it out")
-	errInMemory   = errors.New("a database in memory outlives no process; use memory://, which is quicker")
+	errFileNUL    = errors.New("the file's name has a NUL character, %00; remove it")
+	errInMemory   = errors.New("a database in memory is lost when the process ends; use memory://, which is faster")
 )
 
 func (s source) connectMySQL() (pool, error) {
@@ -224,8 +224,8 @@ func (s source) connectMySQL() (pool, error) {
 		}
 		cfg.Timeout = d
 	}
-	cfg.InterpolateParams = true // one round trip in place of three
-	cfg.RejectReadOnly = true    // a failover is under way: the connection leads to the wrong server
+	cfg.InterpolateParams = true // one round trip instead of three
+	cfg.RejectReadOnly = true    // after a failover, the connection is to the wrong server
 	cfg.Logger = &mysql.NopLogger{}
 	cfg.MaxAllowedPacket = 0 // ask the server
 	cfg.Params = map[string]string{"sql_mode": "'STRICT_ALL_TABLES'", "autocommit": "1"}
@@ -245,14 +245,14 @@ func (s source) connectMySQL() (pool, error) {
 	return &stdPool{db: db, owned: true, tx: &stdsql.TxOptions{Isolation: stdsql.LevelReadCommitted}}, nil
 }
 
-// sqlitePath returns the file of a URL: sqlite:///path and sqlite:////path are from the root,
-// sqlite:path and sqlite://./path from the working directory.
+// sqlitePath returns the file of a URL: sqlite:///path and sqlite:////path are absolute,
+// sqlite:path and sqlite://./path relative to the working directory.
 func sqlitePath(u *url.URL) (string, error) {
 	path := u.Host + u.Path
 	if u.Opaque != "" {
 		var err error
 		if path, err = url.PathUnescape(u.Opaque); err != nil {
-			return "", errors.New("the file's name can't be read; write %25 for a % in it")
+			return "", errors.New("the file's name can't be decoded; write %25 for a % in it")
 		}
 	}
 	switch {
@@ -268,21 +268,21 @@ func sqlitePath(u *url.URL) (string, error) {
 	return filepath.Clean(path), nil
 }
 
-// locateSQLite returns the file of a URL; its directory must be there.
+// locateSQLite returns the file of a URL. It returns an error if the file's directory does not exist.
 func locateSQLite(u *url.URL) (string, error) {
 	path, err := sqlitePath(u)
 	if err != nil {
 		return "", err
 	}
-	if info, err := os.Stat(filepath.Dir(path)); err != nil || !info.IsDir() { //nolint:gosec // the operator says where
-		return "", fmt.Errorf("the directory of %s is missing; make it first, or write sqlite:///path from the root and sqlite:path from the working directory", path)
+	if info, err := os.Stat(filepath.Dir(path)); err != nil || !info.IsDir() { //nolint:gosec // the operator chooses the path
+		return "", fmt.Errorf("the directory of %s is missing; create it, or write sqlite:///path for an absolute path and sqlite:path for one relative to the working directory", path)
 	}
 	return path, nil
 }
 
 func (s source) connectSQLite() (pool, error) {
 	if !slices.Contains(stdsql.Drivers(), sqliteDriver) {
-		return nil, errNoDriver // before a file is made
+		return nil, errNoDriver // before the file is created
 	}
 	path, err := locateSQLite(s.url)
 	if err != nil {
@@ -290,9 +290,9 @@ func (s source) connectSQLite() (pool, error) {
 	}
 	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
 		if s.cfg.Migrate == MigrateCheck {
-			return nil, &SchemaError{Found: 0, Want: MinSchemaVersion, Prefix: s.cfg.Prefix} // opening would make an empty file
+			return nil, &SchemaError{Found: 0, Want: MinSchemaVersion, Prefix: s.cfg.Prefix} // opening would create an empty file
 		}
-		// SQLite would make the file readable for every user of the machine. Its -wal and -shm files get the same mode.
+		// SQLite would create the file readable by all users. The -wal and -shm files get the mode of the file.
 		file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 		if err != nil {
 			return nil, err

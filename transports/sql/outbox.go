@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -16,22 +17,22 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// OutboxConfig is how an outbox works. Its zero value does, on PostgreSQL.
+// OutboxConfig configures an [Outbox]. The zero value is ready to use on PostgreSQL.
 type OutboxConfig struct {
-	// Tables are the tables that the outbox uses: the same as the transport's, made and migrated
+	// Tables configures the tables of the outbox: the same as a transport's, created and migrated
 	// the same way. Several services may share them.
 	Tables Config
-	// Service names the outbox, <service>.outbox. "" means [bus.DefaultService].
+	// Service is the service's name; the outbox is named <service>.outbox. "" means [driver.DefaultService].
 	Service string
-	// Batch is how many messages are published at once. 0 means 1000.
+	// Batch is the maximum number of messages that are published at once. 0 means 1000.
 	Batch int
-	// Patience is how long a batch waits for the transport before it is given back for a later try,
-	// or to another relay. 0 means 10 s.
+	// Patience is how long a batch waits for the transport. After that it is given back, and retried later by
+	// this relay or another one. 0 means 10 s.
 	Patience time.Duration
-	// Retry is when a message is tried again that the transport refuses; only the delays are used.
-	// Then it goes to the outbox's poison queue. nil delays mean 1 s, 5 s, 30 s, 5 min and 30 min. A
-	// refusal counts only if the transport takes other messages of the topic: one that is away, or whose
-	// queue is full, costs no try.
+	// Retry configures the delays before a message that the transport refuses is retried; its other fields are
+	// ignored. After the last delay, the message is moved to the outbox's poison queue. nil delays mean
+	// 1 s, 5 s, 30 s, 5 min and 30 min. A refusal counts as an attempt only if the transport accepts other
+	// messages of the topic, so neither an unreachable transport nor a full queue uses up attempts.
 	Retry bus.RetryPolicy
 }
 
@@ -42,7 +43,7 @@ const (
 )
 
 func (c OutboxConfig) withDefaults() OutboxConfig {
-	c.Service = cmp.Or(c.Service, bus.DefaultService())
+	c.Service = cmp.Or(c.Service, driver.DefaultService())
 	c.Batch = cmp.Or(c.Batch, defaultBatch)
 	c.Patience = cmp.Or(c.Patience, defaultPatience)
 	if c.Retry.Delays == nil {
@@ -58,20 +59,20 @@ func (c OutboxConfig) validate() error {
 	return c.Retry.Validate()
 }
 
-// Outbox is a [driver.Outbox] in the tables of this package. It is a group like any other, to which only
-// [bus.Bus.InTx] publishes, and which only relays consume. Its methods may be called concurrently.
+// An Outbox is a [driver.Outbox] in the tables of this package. Its messages are in a group that only
+// [bus.Bus.InTx] publishes to and only relays consume. Its methods may be called concurrently.
 type Outbox struct {
 	cfg       OutboxConfig
 	transport *Transport
 	group     group
-	born      int64 // when the group was made: no other group shares it
+	born      int64 // when the group was created, in microseconds; identifies it
 	outcomes  *outcomes
 }
 
 var _ driver.Outbox = (*Outbox)(nil)
 
-// NewOutbox makes an outbox in the database of a pool, which stays the caller's. It sees to the tables
-// and waits for the database as [New] does.
+// NewOutbox returns an outbox in the database of db, which the caller owns. Like [New], it creates and
+// migrates the tables, and blocks until the database can be reached or ctx is done.
 func NewOutbox(ctx context.Context, db *stdsql.DB, cfg OutboxConfig) (*Outbox, error) {
 	t, err := New(ctx, db, cfg.Tables)
 	if err != nil {
@@ -80,7 +81,7 @@ func NewOutbox(ctx context.Context, db *stdsql.DB, cfg OutboxConfig) (*Outbox, e
 	return newOutbox(ctx, t, cfg)
 }
 
-// NewPgxOutbox does what [NewOutbox] does over a pgx pool.
+// NewPgxOutbox does the same as [NewOutbox] with a pgx pool.
 func NewPgxOutbox(ctx context.Context, pool *pgxpool.Pool, cfg OutboxConfig) (*Outbox, error) {
 	t, err := NewPgx(ctx, pool, cfg.Tables)
 	if err != nil {
@@ -89,8 +90,8 @@ func NewPgxOutbox(ctx context.Context, pool *pgxpool.Pool, cfg OutboxConfig) (*O
 	return newOutbox(ctx, t, cfg)
 }
 
-// OpenOutbox makes an outbox with connections of its own, from the URL of a transport: the same options,
-// and [OutboxConfig].Tables is read from them.
+// OpenOutbox returns an outbox with its own connections, for the URL of a transport. The URL's options replace
+// cfg.Tables.
 func OpenOutbox(ctx context.Context, u *url.URL, cfg OutboxConfig) (*Outbox, error) {
 	t, err := Open(ctx, u)
 	if err != nil {
@@ -119,7 +120,7 @@ func newOutbox(ctx context.Context, t *Transport, cfg OutboxConfig) (*Outbox, er
 	return o, nil
 }
 
-// prepare makes the group.
+// prepare finds or creates the group.
 func (o *Outbox) prepare(ctx context.Context) (err error) {
 	t := o.transport
 	if o.group, err = t.groups.ensure(ctx, o.Group(), driver.OrderedByKey); err != nil {
@@ -134,36 +135,37 @@ func (o *Outbox) Group() string { return o.cfg.group() }
 
 func (c OutboxConfig) group() string { return c.Service + "." + outboxHandler }
 
-// PublishTx inserts the messages into the outbox, in the user's transaction.
+// PublishTx inserts the messages into the outbox in the user's transaction. It returns an error, and no [driver.UnroutableError],
+// if tx is not a transaction on the outbox's database. The relay publishes the messages after the commit.
 func (o *Outbox) PublishTx(ctx context.Context, tx any, topic string, msgs ...*message.Message) error {
 	if o.transport.leases.isClosed() {
 		return fmt.Errorf("sql: outbox: %w", driver.ErrClosed)
 	}
 	inserted, err := o.transport.publisher.insertTx(ctx, tx, topic, msgs, o.insert)
 	if err == nil && inserted == 0 && len(msgs) > 0 {
-		err = o.nowhere(ctx, tx)
+		err = o.noRowsError(ctx, tx)
 	}
 	if err != nil {
 		return fmt.Errorf("sql: outbox: %w", err)
 	}
-	// The commit comes in a moment: from now on, relays look often for a while.
+	// The transaction is about to commit; the relays now poll often for a while.
 	o.transport.waker.published(topic)
 	return nil
 }
 
-// nowhere returns why nothing was inserted.
-func (o *Outbox) nowhere(ctx context.Context, tx any) error {
+// noRowsError returns the reason why nothing was inserted.
+func (o *Outbox) noRowsError(ctx context.Context, tx any) error {
 	ex, _, err := o.transport.userTx(tx)
 	if err == nil {
 		err = o.transport.rolledBack(ctx, ex)
 	}
 	if err == nil {
-		err = fmt.Errorf("%w (or somebody has deleted the outbox %s: restart the service)", errElsewhere, o.Group())
+		err = fmt.Errorf("%w (or the group %s was deleted: restart the service)", errElsewhere, o.Group())
 	}
 	return err
 }
 
-// insert returns the insert of a batch into the outbox, and not into one of the same name elsewhere.
+// insert returns the statement that inserts a batch into this outbox, and not into one of the same name in another database.
 func (o *Outbox) insert(b batch, arrays bool) (query string, args []any) {
 	p, m := o.transport.publisher, b.rows[0]
 	if p.name != Postgres || len(b.rows) > 1 || m.delay > 0 {
@@ -176,27 +178,37 @@ func (o *Outbox) insert(b batch, arrays bool) (query string, args []any) {
 	return p.sql(insertOnePostgres), []any{int(in), m.key, m.key, b.topic, m.uuid, m.headers, m.payload, o.group.id, o.born}
 }
 
-// PoisonQueue returns where the messages are that the transport would not take.
+// PoisonQueue returns the poison queue of the outbox, with the messages that the transport has refused.
 func (o *Outbox) PoisonQueue() driver.PoisonQueue { return o.transport.PoisonQueue(o.Group()) }
 
-// pendingQuery reads the index alone, and one row: ids are given out in the order of first_at.
-const pendingQuery = `SELECT p.n, COALESCE({now} - CASE WHEN m.first_at < 0 THEN 0 ELSE m.first_at END, 0) FROM (
-	SELECT count(*) AS n, min(id) AS id FROM {messages} WHERE group_id = ? AND state IN ({ready}, {delayed}, {keyed}, {keyhead})
+// pendingQuery reads a bounded number of index entries of each state, and one row: the lowest id has the earliest first_at.
+const (
+	pendingQuery = `SELECT p.n, COALESCE({now} - CASE WHEN m.first_at < 0 THEN 0 ELSE m.first_at END, 0) FROM (
+	SELECT count(*) AS n, min(id) AS id FROM (` +
+		pendingIn + `{ready}` + pendingOrder + ` UNION ALL ` +
+		pendingIn + `{delayed}` + pendingOrder + ` UNION ALL ` +
+		pendingIn + `{keyed}` + pendingOrder + ` UNION ALL ` +
+		pendingIn + `{keyhead}` + pendingOrder + `) w
 ) p LEFT JOIN {messages} m ON m.id = p.id`
+	pendingIn    = `SELECT id FROM (SELECT id FROM {messages} {force} WHERE group_id = ? AND state = `
+	pendingOrder = ` ORDER BY pos, id LIMIT ?) s`
+)
 
-// Stats counts what is committed and not relayed yet, by every process that shares the outbox.
+// Stats returns the number and the greatest age of the messages that are committed and not relayed yet, of all processes that share the
+// outbox. It counts at most 50,000 messages with a key and 50,000 without one; OldestAge is that of the oldest message counted.
 func (o *Outbox) Stats(ctx context.Context) (stats driver.OutboxStats, err error) {
 	type row struct{ n, age int64 }
-	all, err := collect(ctx, o.transport.pool, func(r rows, v *row) error { return r.Scan(&v.n, &v.age) }, o.transport.sql(pendingQuery), o.group.id)
+	args := slices.Repeat([]any{o.group.id, inspectAtMost}, 4)
+	all, err := collect(ctx, o.transport.pool, func(r rows, v *row) error { return r.Scan(&v.n, &v.age) }, o.transport.sql(pendingQuery), args...)
 	if err != nil {
 		return stats, fmt.Errorf("sql: outbox: %w", err)
 	}
 	return driver.OutboxStats{Pending: int(all[0].n), OldestAge: max(time.Duration(all[0].age)*time.Microsecond, 0)}, nil
 }
 
-// Problem returns why the relay of this process does not move messages, of any of their topics; nil if it
-// does.
+// Problem returns the error that keeps the relay of this process from publishing messages of any topic, nil if there
+// is none.
 func (o *Outbox) Problem() error { return o.outcomes.problem() }
 
-// Close ends the relay, and gives back what it holds.
+// Close stops the relay, gives back its unsettled messages, and closes the outbox's transport.
 func (o *Outbox) Close(ctx context.Context) error { return o.transport.Close(ctx) }

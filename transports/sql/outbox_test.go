@@ -18,6 +18,7 @@ import (
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports/memory"
 	"github.com/leatbus/leat/transports/sql"
 )
@@ -41,11 +42,11 @@ func (s system) outbox(t testing.TB, cfg sql.OutboxConfig, options ...string) *s
 	return o
 }
 
-// far is a transport beyond the outbox: it keeps what it gets, in order, and fails as it is told.
+// A far is the transport of an outbox's bus. It records messages in order, and fails as fail says.
 type far struct {
 	mu   sync.Mutex
 	got  []*message.Message
-	fail func(msgs []*message.Message) error // nil for never
+	fail func(msgs []*message.Message) error // nil means never
 }
 
 func (f *far) publish(_ context.Context, topic string, msgs ...*message.Message) error {
@@ -65,7 +66,7 @@ func (f *far) publish(_ context.Context, topic string, msgs ...*message.Message)
 	return nil
 }
 
-// ids are what came, each the first time.
+// ids returns the ids of the published messages, each once, in the order of the first publishes.
 func (f *far) ids() (ids []string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -98,29 +99,43 @@ func relay(t testing.TB, o driver.Outbox, f *far) (stop func()) {
 	return stop
 }
 
-// service is a pool as a service has it, which knows nothing of leat.
+// service returns a pool of a service.
 func (s system) service(t testing.TB) *stdsql.DB {
 	if s.cfg.Dialect != sql.SQLite {
 		return s.db(t)
 	}
 	u, err := url.Parse(s.url)
 	require.NoError(t, err)
-	db, err := stdsql.Open("sqlite", "file:"+u.Path+"?_pragma=busy_timeout(20000)&_txlock=immediate")
+	db, err := stdsql.Open("sqlite", "file:"+u.Path+"?_pragma=busy_timeout(180000)&_txlock=immediate")
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, db.Close()) })
 	return db
 }
 
-// inTx writes messages in a transaction of its own.
+// inTx publishes messages in a new transaction, and commits.
 func inTx(t testing.TB, db *stdsql.DB, p driver.TxPublisher, msgs ...*message.Message) {
 	t.Helper()
-	ctx := testContext(t)
+	testenv.Insist(t, func() error {
+		tx, err := published(testContext(t), db, p, msgs...)
+		if err != nil {
+			return err
+		}
+		return tx.Commit()
+	})
+}
+
+// published returns a new transaction in which it has published messages.
+func published(ctx context.Context, db *stdsql.DB, p driver.TxPublisher, msgs ...*message.Message) (*stdsql.Tx, error) {
 	tx, err := db.BeginTx(ctx, nil)
-	require.NoError(t, err)
-	for _, msg := range msgs {
-		require.NoError(t, p.PublishTx(ctx, tx, driver.TopicOf(msg), msg))
+	if err != nil {
+		return nil, err
 	}
-	require.NoError(t, tx.Commit())
+	for _, msg := range msgs {
+		if err := p.PublishTx(ctx, tx, driver.TopicOf(msg), msg); err != nil {
+			return nil, errors.Join(err, tx.Rollback())
+		}
+	}
+	return tx, nil
 }
 
 func keyed(topic, key string, n int) *message.Message {
@@ -129,7 +144,7 @@ func keyed(topic, key string, n int) *message.Message {
 	return msg
 }
 
-func TestWhatIsCommittedIsRelayedAndWhatIsRolledBackIsNot(t *testing.T) {
+func TestRelay_publishesCommittedMessagesOnly(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
 		o, db, f := s.outbox(t, sql.OutboxConfig{}), s.service(t), &far{}
 		relay(t, o, f)
@@ -142,13 +157,15 @@ func TestWhatIsCommittedIsRelayedAndWhatIsRolledBackIsNot(t *testing.T) {
 				want = append(want, msg.UUID)
 				continue
 			}
-			tx, err := db.BeginTx(testContext(t), nil)
-			require.NoError(t, err)
+			tx := begin(t, db, stdsql.LevelDefault)
 			_ = o.PublishTx(testContext(t), tx, "order.paid.v1", msg)
 			require.NoError(t, tx.Rollback())
 		}
 		require.ElementsMatch(t, want, f.await(t, len(want)))
-		require.Equal(t, "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", f.got[0].Metadata[driver.HeaderTraceParent])
+		f.mu.Lock()
+		first := f.got[0]
+		f.mu.Unlock()
+		require.Equal(t, "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", first.Metadata[driver.HeaderTraceParent])
 		require.Eventually(t, func() bool {
 			stats, err := o.Stats(testContext(t))
 			require.NoError(t, err)
@@ -157,9 +174,9 @@ func TestWhatIsCommittedIsRelayedAndWhatIsRolledBackIsNot(t *testing.T) {
 	})
 }
 
-// TestOrderByKeyThroughManyRelays: keys whose messages are of several topics, relays that compete, and a
-// transport that refuses some, keeps a part of others, and is away now and then.
-func TestOrderByKeyThroughManyRelays(t *testing.T) {
+// TestRelay_manyKeepTheOrderByKey checks the order by key with several topics per key, competing relays, and a transport that
+// refuses some messages, accepts a part of a batch, and is sometimes unreachable.
+func TestRelay_manyKeepTheOrderByKey(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
 		db, f := s.service(t), &far{}
 		f.fail = func(msgs []*message.Message) error {
@@ -169,7 +186,7 @@ func TestOrderByKeyThroughManyRelays(t *testing.T) {
 			case 1:
 				return fmt.Errorf("away: %w", context.DeadlineExceeded)
 			case 2:
-				f.got = append(f.got, msgs[:len(msgs)/2]...) // confirmed, and nobody was told
+				f.got = append(f.got, msgs[:len(msgs)/2]...) // accepted, but the confirmation is lost
 				return errors.New("connection lost")
 			case 3:
 				f.got = append(f.got, msgs[:len(msgs)/2]...)
@@ -208,7 +225,7 @@ func TestOrderByKeyThroughManyRelays(t *testing.T) {
 	})
 }
 
-func TestAMessageThatIsNeverTakenIsSetAsideAndStopsNobody(t *testing.T) {
+func TestRelay_poisonsRefusedMessages(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
 		db, f := s.service(t), &far{}
 		f.fail = func(msgs []*message.Message) error {
@@ -226,7 +243,7 @@ func TestAMessageThatIsNeverTakenIsSetAsideAndStopsNobody(t *testing.T) {
 		a := slices.DeleteFunc(slices.Clone(ids), func(id string) bool { return id[0] != 'a' })
 		require.Equal(t, []string{"a-0000", "a-0002", "a-0003"}, a)
 
-		queue := s.start(t).PoisonQueue("shop.outbox") // as the command line sees it
+		queue := s.start(t).PoisonQueue("shop.outbox") // as for the command line
 		list, err := queue.List(testContext(t), "", 10)
 		require.NoError(t, err)
 		require.Len(t, list, 1)
@@ -242,8 +259,8 @@ func TestAMessageThatIsNeverTakenIsSetAsideAndStopsNobody(t *testing.T) {
 	})
 }
 
-// TestARelayKeepsWithinItsBytes, with keys and without.
-func TestARelayKeepsWithinItsBytes(t *testing.T) {
+// TestRelay_staysWithinItsBytes checks the limit of bytes with and without keys.
+func TestRelay_staysWithinItsBytes(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
 		db, f, largest := s.service(t), &far{}, 0
 		f.fail = func(msgs []*message.Message) error {
@@ -269,7 +286,7 @@ func TestARelayKeepsWithinItsBytes(t *testing.T) {
 	})
 }
 
-func TestATransportThatIsAwayCostsNoTry(t *testing.T) {
+func TestRelay_countsNoTryWhileTheTransportIsUnreachable(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
 		db, f := s.service(t), &far{}
 		tries := 0
@@ -298,8 +315,8 @@ func TestATransportThatIsAwayCostsNoTry(t *testing.T) {
 	})
 }
 
-// TestInTxOnABus: through the bus's whole publish path, onto a transport that is not SQL.
-func TestInTxOnABus(t *testing.T) {
+// TestInTx_onABus publishes with a bus whose transport is not SQL.
+func TestInTx_onABus(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
 		transport := memory.New(memory.Config{})
 		feed, err := transport.Subscribe(testContext(t), subscription("shop.ledger", 1, "order.>"))
@@ -314,8 +331,7 @@ func TestInTxOnABus(t *testing.T) {
 
 		parent := &driver.Delivery{Message: newMessage("order.placed.v1", "cause")}
 		parent.Message.Metadata[driver.HeaderTraceParent] = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-		tx, err := db.BeginTx(ctx, nil)
-		require.NoError(t, err)
+		tx := begin(t, db, stdsql.LevelDefault)
 		require.NoError(t, b.InTx(tx).PublishAll((&bus.Delivery{Delivery: *parent}).NewContext(ctx), []bus.Event{paid{"o-1"}, paid{"o-2"}}))
 		require.NoError(t, tx.Commit())
 		for _, want := range []string{"o-1", "o-2"} {
@@ -341,9 +357,10 @@ type paid struct{ OrderID string }
 func (paid) EventType() (name string, version int) { return "order.paid", 1 }
 func (p paid) PartitionKey() string                { return p.OrderID }
 
-// TestPostgresIsRestarted under transactions of which 30 % roll back: what was committed is relayed, and
-// nothing else.
-func TestPostgresIsRestarted(t *testing.T) {
+// TestRelay_postgresIsRestarted restarts PostgreSQL during transactions of which 30 % roll back. All committed messages must be
+// relayed, and no others.
+func TestRelay_postgresIsRestarted(t *testing.T) {
+	t.Parallel()
 	server := newPrivatePostgres(t)
 	s := server.system()
 	s.cfg.Dialect = sql.Postgres
@@ -371,16 +388,11 @@ func TestPostgresIsRestarted(t *testing.T) {
 	}
 	stop()
 	wg.Wait()
-	rows, err := db.QueryContext(ctx, `SELECT id FROM orders`)
-	require.NoError(t, err)
-	defer func() { _ = rows.Close() }()
 	var want []string
-	for rows.Next() {
-		var id string
-		require.NoError(t, rows.Scan(&id))
-		want = append(want, id)
-	}
-	require.NoError(t, rows.Err())
+	testenv.Insist(t, func() (err error) { // the pool may still have connections to the server that was stopped
+		want, err = orderIDs(ctx, db)
+		return err
+	})
 	f.await(t, len(want))
 	require.Eventually(t, func() bool {
 		stats, err := first.Stats(ctx)
@@ -393,6 +405,22 @@ func TestPostgresIsRestarted(t *testing.T) {
 		require.Less(t, last[id[:2]], id, "the order of a key")
 		last[id[:2]] = id
 	}
+}
+
+func orderIDs(ctx context.Context, db *stdsql.DB) (ids []string, err error) {
+	rows, err := db.QueryContext(ctx, `SELECT id FROM orders`)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }()
+	for rows.Next() {
+		var id string
+		if err := rows.Scan(&id); err != nil {
+			return nil, err
+		}
+		ids = append(ids, id)
+	}
+	return ids, rows.Err()
 }
 
 func orderInTx(ctx context.Context, db *stdsql.DB, p driver.TxPublisher, msg *message.Message, undo bool) error {

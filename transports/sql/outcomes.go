@@ -8,8 +8,8 @@ import (
 	"sync"
 )
 
-// outcomes is what an outbox's transport did with the latest messages of each topic. From it follows whether a refusal
-// is the message's fault or the transport's.
+// outcomes records whether an outbox's transport has accepted the latest messages of each topic. It shows whether a refusal is caused by
+// the message or by the transport.
 type outcomes struct {
 	logger *slog.Logger
 
@@ -21,7 +21,7 @@ type topicOutcomes struct {
 	count    int64      // of outcomes so far
 	success  int64      // the latest success, 0 for none
 	failures [2]refused // the latest failures of two messages, the later one first
-	problem  string     // why the topic's messages do not move, "" if they do
+	problem  string     // why the topic's messages are not relayed, "" if they are
 }
 
 type refused struct {
@@ -33,7 +33,7 @@ func newOutcomes(logger *slog.Logger) *outcomes {
 	return &outcomes{logger: logger, topics: make(map[string]topicOutcomes)}
 }
 
-// change lets f change the outcomes of a topic, and returns what they were.
+// change calls f to change the outcomes of a topic, and returns the previous ones.
 func (o *outcomes) change(topic string, f func(*topicOutcomes)) (was topicOutcomes) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -44,7 +44,7 @@ func (o *outcomes) change(topic string, f func(*topicOutcomes)) (was topicOutcom
 	return was
 }
 
-// succeeded notes that messages of a topic are safe.
+// succeeded records that the transport accepted messages of a topic.
 func (o *outcomes) succeeded(topic string) {
 	o.change(topic, func(t *topicOutcomes) {
 		t.count++
@@ -52,7 +52,7 @@ func (o *outcomes) succeeded(topic string) {
 	})
 }
 
-// failed notes that the transport refused a message.
+// failed records that the transport refused a message.
 func (o *outcomes) failed(topic string, id int64) {
 	o.change(topic, func(t *topicOutcomes) {
 		t.count++
@@ -75,22 +75,22 @@ func (o *outcomes) othersSucceed(topic string, id int64) bool {
 	return t.success > other.at
 }
 
-// note keeps why the messages of a topic do not move, nil if they do.
-func (o *outcomes) note(topic string, away error) {
+// setProblem records why the messages of a topic are not relayed, nil if they are.
+func (o *outcomes) setProblem(topic string, down error) {
 	text := ""
-	if away != nil {
-		text = away.Error()
+	if down != nil {
+		text = down.Error()
 	}
 	was := o.change(topic, func(t *topicOutcomes) { t.problem = text }).problem
 	switch {
 	case was == "" && text != "":
-		o.logger.Warn("leat: sql: outbox blocked", "topic", topic, "error", away)
+		o.logger.Warn("leat: sql: outbox blocked", "topic", topic, "error", down)
 	case was != "" && text == "":
 		o.logger.Info("leat: sql: outbox resumed", "topic", topic)
 	}
 }
 
-// problem returns why messages do not move, nil if they do.
+// problem returns why messages are not relayed, nil if they are.
 func (o *outcomes) problem() error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -106,7 +106,7 @@ func (o *outcomes) problem() error {
 	slices.Sort(all)
 	text := all[0]
 	if more := len(all) - 1; more > 0 {
-		text = fmt.Sprintf("%s (and %d topics more)", text, more)
+		text = fmt.Sprintf("%s (and %d more topics)", text, more)
 	}
 	return errors.New(text)
 }

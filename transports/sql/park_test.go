@@ -30,7 +30,7 @@ func parking(concurrency int) driver.Subscription {
 	return sub
 }
 
-// publishKeyed publishes messages whose key is what comes before the slash.
+// publishKeyed publishes messages. The key is the part of the id before the slash.
 func publishKeyed(t testing.TB, transport driver.Transport, ids ...string) {
 	t.Helper()
 	for _, id := range ids {
@@ -74,10 +74,10 @@ func replayAll(t testing.TB, transport driver.Transport, list []driver.PoisonedM
 	require.Equal(t, len(ids), n)
 }
 
-// TestManyParkedKeys: what waits behind many poisoned messages is moved out of the claims' way, and
-// comes back in order.
-func TestManyParkedKeys(t *testing.T) {
-	eachSystemAtOnce(t, func(t *testing.T, s system) {
+// TestPark_manyKeys checks that messages behind many poisoned ones are moved to the state parked, and delivered in order
+// after a replay.
+func TestPark_manyKeys(t *testing.T) {
+	eachSystem(t, func(t *testing.T, s system) {
 		const keys, each = 70, 4
 		transport := s.start(t)
 		feed, err := transport.Subscribe(testContext(t), parking(8))
@@ -116,12 +116,20 @@ func TestManyParkedKeys(t *testing.T) {
 		for _, p := range dead {
 			require.Equal(t, each-1, p.Parked, driver.MessageID(p.Message))
 		}
+		parkedKeys := func() int {
+			groups, err := operator.(driver.Inspector).Groups(testContext(t))
+			require.NoError(t, err)
+			require.Len(t, groups, 1)
+			return groups[0].ParkedKeys
+		}
+		require.Equal(t, keys, parkedKeys())
 		replayAll(t, operator, dead[1:])
 		n, err := operator.PoisonQueue("shop.ledger").Drop(testContext(t), dead[0].ID)
 		require.NoError(t, err)
 		require.Equal(t, 1, n)
 		require.Zero(t, count(t, db, moved))
 		require.Zero(t, count(t, db, "SELECT count(*) FROM "+s.table("holds")))
+		require.Zero(t, parkedKeys())
 		got, want := map[string][]string{}, map[string][]string{}
 		for k := range keys {
 			for i := range each {
@@ -140,10 +148,10 @@ func TestManyParkedKeys(t *testing.T) {
 	})
 }
 
-// TestAKeyGoesOnAsFarAsItsNextPoisonedMessage: two of a key are poisoned, the later one first, as the
-// earlier was published for later.
-func TestAKeyGoesOnAsFarAsItsNextPoisonedMessage(t *testing.T) {
-	eachSystemAtOnce(t, func(t *testing.T, s system) {
+// TestPark_continuesUpToTheNextPoisonedMessage poisons two messages of a key, the later one first, because the earlier one
+// was delayed.
+func TestPark_continuesUpToTheNextPoisonedMessage(t *testing.T) {
+	eachSystem(t, func(t *testing.T, s system) {
 		transport := s.start(t)
 		feed, err := transport.Subscribe(testContext(t), parking(2))
 		require.NoError(t, err)
@@ -153,7 +161,7 @@ func TestAKeyGoesOnAsFarAsItsNextPoisonedMessage(t *testing.T) {
 		require.NoError(t, transport.Publish(testContext(t), parkTopic, late))
 		publishKeyed(t, transport, "a/2", "a/3")
 		poisonNext(t, feed, "a/2")
-		run(t, s.db(t), "UPDATE "+s.table("messages")+" SET pos = 0 WHERE state = 1") // its time has come
+		run(t, s.db(t), "UPDATE "+s.table("messages")+" SET pos = 0 WHERE state = 1") // makes the message due
 		poisonNext(t, feed, "a/1")
 		dead := deadLetters(t, transport)
 		require.Equal(t, []int{1, 0}, []int{dead[0].Parked, dead[1].Parked})
@@ -164,9 +172,9 @@ func TestAKeyGoesOnAsFarAsItsNextPoisonedMessage(t *testing.T) {
 	})
 }
 
-// TestRetentionReleasesWhatIsParked: nobody could replay it any more.
-func TestRetentionReleasesWhatIsParked(t *testing.T) {
-	eachSystemAtOnce(t, func(t *testing.T, s system) {
+// TestRetention_releasesParkedMessages checks that messages are released when the retention deletes the poisoned one.
+func TestRetention_releasesParkedMessages(t *testing.T) {
+	eachSystem(t, func(t *testing.T, s system) {
 		transport := s.start(t, "keep_poisoned", "1s")
 		feed, err := transport.Subscribe(testContext(t), parking(2))
 		require.NoError(t, err)
@@ -177,9 +185,9 @@ func TestRetentionReleasesWhatIsParked(t *testing.T) {
 	})
 }
 
-// TestParkingOutlivesAnotherOrder: what a message holds back is its group's, or its key's.
-func TestParkingOutlivesAnotherOrder(t *testing.T) {
-	eachSystemAtOnce(t, func(t *testing.T, s system) {
+// TestPark_survivesAChangeOfOrder checks that a poisoned message holds back its key, or its group after a change to strict order.
+func TestPark_survivesAChangeOfOrder(t *testing.T) {
+	eachSystem(t, func(t *testing.T, s system) {
 		transport := s.start(t)
 		subscribe := func(order driver.Order) driver.Receiver {
 			sub := parking(1)
@@ -223,16 +231,16 @@ func TestParkingOutlivesAnotherOrder(t *testing.T) {
 	})
 }
 
-// parkerVariable makes this program a consumer that poisons what has "bad" in its id, until there is
-// a file "mended", and writes what it has handled into a file "handled" that all consumers share.
+// parkerVariable makes this program a consumer that poisons messages with "bad" in the id until a file "mended" exists, and
+// writes the ids of handled messages into a file "handled" that all consumers share.
 const parkerVariable = "LEAT_SQL_TEST_PARKER"
 
-// TestThreeProcessesKeepTheOrderOfAParkedKey: three processes consume one group. Whoever takes what
-// is replayed and what waits behind it, the order is that of publishing.
-func TestThreeProcessesKeepTheOrderOfAParkedKey(t *testing.T) {
+// TestPark_threeProcessesKeepTheOrder checks that three processes of one group handle a replayed message, and the
+// messages behind it, in the order of publishing.
+func TestPark_threeProcessesKeepTheOrder(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
 		transport, dir := s.start(t), t.TempDir()
-		feed, err := transport.Subscribe(testContext(t), parking(1)) // the group is there, and nobody takes here
+		feed, err := transport.Subscribe(testContext(t), parking(1)) // creates the group; this receiver claims nothing
 		require.NoError(t, err)
 		require.NoError(t, feed.Close(testContext(t)))
 		for range 3 {
@@ -319,7 +327,7 @@ func startParker(t *testing.T, raw, dir string) {
 func TestParker(t *testing.T) {
 	raw, dir, ok := strings.Cut(os.Getenv(parkerVariable), " ")
 	if !ok {
-		t.Skip("for TestThreeProcessesKeepTheOrderOfAParkedKey")
+		t.Skip("for TestPark_threeProcessesKeepTheOrder")
 	}
 	ctx := t.Context()
 	u, err := url.Parse(raw)

@@ -6,16 +6,16 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// A pattern is matched by the database, in the statement that inserts: so no publisher works from a
-// stale list of groups. LIKE knows no segments, but where text and pattern have the same number of
-// dots no % can span one. So a pattern carries its number of segments, its depth, and is compared
-// with a topic of that depth; a pattern that ends in > with the topic cut to the segments before it.
+// The database matches patterns, in the statement that inserts, so no publisher uses a stale list of
+// groups. LIKE has no segments, but if text and pattern have the same number of dots, no % matches one.
+// So each pattern is stored with its number of segments, the depth, and compared with topics of that
+// depth. A pattern that ends in > is compared with the topic's first segments, as many as are in front of the >.
 
-// stored is a pattern as a row of the subscriptions.
+// A stored is a row of {subscriptions} for a pattern.
 type stored struct {
 	pattern string
 	depth   int    // 0 for a plain topic, n for n segments, -(n+1) for n segments before >
-	matches string // LIKE's or GLOB's pattern
+	matches string // the pattern for LIKE or GLOB
 }
 
 func (d dialect) row(pattern string) stored {
@@ -37,20 +37,20 @@ func (d dialect) row(pattern string) stored {
 	return stored{pattern: pattern, depth: depth, matches: strings.Join(segments, ".")}
 }
 
-// cut is a topic cut to what patterns of one depth are compared with.
-type cut struct {
+// A topicPrefix is the part of a topic that patterns of one depth are compared with.
+type topicPrefix struct {
 	depth int
 	text  string
 }
 
-func cuts(topic string) []cut {
-	all := []cut{{-1, ""}}
+func topicPrefixes(topic string) []topicPrefix {
+	all := []topicPrefix{{-1, ""}}
 	depth := 1
 	for i := range len(topic) {
 		if topic[i] == '.' {
 			depth++
-			all = append(all, cut{-depth, topic[:i]})
+			all = append(all, topicPrefix{-depth, topic[:i]})
 		}
 	}
-	return append(all, cut{depth, topic})
+	return append(all, topicPrefix{depth, topic})
 }

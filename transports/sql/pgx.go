@@ -8,7 +8,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// pgxPool is a *pgxpool.Pool.
+// pgxPool implements pool with a *pgxpool.Pool.
 type pgxPool struct {
 	pool  *pgxpool.Pool
 	owned bool
@@ -28,7 +28,7 @@ func (d *pgxPool) inTx(ctx context.Context, f func(executor) error) error {
 	})
 }
 
-// pipeline runs the statements without BEGIN and COMMIT: what PostgreSQL gets before one Sync is one transaction.
+// pipeline runs the statements without BEGIN and COMMIT: PostgreSQL runs all statements before a Sync in one transaction.
 func (d *pgxPool) pipeline(ctx context.Context, statements []statement) (affected []int64, err error) {
 	var b pgx.Batch
 	for _, s := range statements {
@@ -38,7 +38,7 @@ func (d *pgxPool) pipeline(ctx context.Context, statements []statement) (affecte
 	for range statements {
 		tag, err := results.Exec()
 		if err != nil {
-			_ = results.Close() // it says the same
+			_ = results.Close() // returns the same error
 			return nil, err
 		}
 		affected = append(affected, tag.RowsAffected())
@@ -51,7 +51,7 @@ func (d *pgxPool) exhausted() bool {
 	return stat.AcquiredConns() >= stat.MaxConns()
 }
 
-func (d *pgxPool) aside(ctx context.Context, _ error, f func(executor) error) error {
+func (d *pgxPool) onExtraConn(ctx context.Context, _ error, f func(executor) error) error {
 	conn, err := pgx.ConnectConfig(ctx, d.pool.Config().ConnConfig)
 	if err != nil {
 		return err
@@ -72,7 +72,7 @@ func (d *pgxPool) close() {
 	}
 }
 
-// pgxQueryer is what a pool, a connection and a transaction of pgx have in common.
+// A pgxQueryer is a pool, a connection or a transaction of pgx.
 type pgxQueryer interface {
 	Exec(ctx context.Context, query string, args ...any) (pgconn.CommandTag, error)
 	Query(ctx context.Context, query string, args ...any) (pgx.Rows, error)

@@ -8,30 +8,30 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// poison sets messages aside, and brings them back.
+// poison moves messages to the poison queue, and back.
 type poison struct {
 	*database
 	groups groups
 	holds  holds
 }
 
-// errLost is a message that another consumer has: this one's lease had run out.
-var errLost = errors.New("its lease has run out, and another consumer has it")
+// errLost is returned if another consumer has claimed the message.
+var errLost = errors.New("its lease has expired, and another consumer has claimed it")
 
-// set sets one message of the owner's aside. It may be called again if the answer was lost.
+// set poisons one message of the owner. It may be called again if the connection was lost.
 func (p poison) set(ctx context.Context, g group, owner, id int64, headers []byte) error {
 	if !g.park {
-		return p.setAside(ctx, p.pool, owner, id, headers)
+		return p.move(ctx, p.pool, owner, id, headers)
 	}
 	return p.pool.inTx(ctx, func(tx executor) error {
-		if err := p.setAside(ctx, tx, owner, id, headers); err != nil {
+		if err := p.move(ctx, tx, owner, id, headers); err != nil {
 			return err
 		}
 		return p.holds.add(ctx, tx, g, id)
 	})
 }
 
-func (p poison) setAside(ctx context.Context, ex executor, owner, id int64, headers []byte) error {
+func (p poison) move(ctx context.Context, ex executor, owner, id int64, headers []byte) error {
 	n, err := ex.exec(ctx, p.sql(`UPDATE {messages} SET state = {poisoned}, pos = {now}, owner = 0, headers = ? WHERE owner = ? AND id = ?`),
 		headers, owner, id)
 	if err != nil || n == 1 {
@@ -44,8 +44,8 @@ func (p poison) setAside(ctx context.Context, ex executor, owner, id int64, head
 	return err
 }
 
-// replay makes poisoned messages ready, as they were before their first hand-over. It returns which of
-// them were there, and how many it changed.
+// replay makes poisoned messages ready, as they were before their first delivery. It returns the ids that it
+// found, and how many messages it changed.
 func (p poison) replay(ctx context.Context, tx lockedGroup, ids []int64) (found []int64, n int64, err error) {
 	g := tx.group
 	type row struct {
@@ -59,25 +59,25 @@ func (p poison) replay(ctx context.Context, tx lockedGroup, ids []int64) (found 
 	}
 	fresh := make([]any, 0, 2*len(rows)+1)
 	for _, x := range rows {
-		if headers, err := decodeHeaders(x.headers); err == nil { // else they stay, and it is poisoned again
+		if headers, err := decodeHeaders(x.headers); err == nil { // otherwise the headers stay, and the message is poisoned again
 			driver.ClearFault(headers)
 			x.headers = p.encodeHeaders(headers)
 		}
 		found = append(found, x.id)
 		fresh = append(fresh, x.id, x.headers)
 	}
-	query, args = p.withIDs(`UPDATE {messages} SET `+g.place()+`, attempt = 0, due_at = 0, headers = CASE id`+
+	query, args = p.withIDs(`UPDATE {messages} SET `+g.readyColumns()+`, attempt = 0, due_at = 0, headers = CASE id`+
 		strings.Repeat(p.whenHeaders, len(rows))+` END WHERE group_id = ? AND state = {poisoned} AND id {in}`, found, append(fresh, g.id)...)
 	if n, err = tx.exec(ctx, query, args...); err != nil {
 		return nil, 0, err
 	}
-	if err := p.noteReturns(ctx, tx, g); err != nil {
+	if err := p.markReturns(ctx, tx, g); err != nil {
 		return nil, 0, err
 	}
 	return found, n, p.holds.release(ctx, tx, found)
 }
 
-// drop deletes poisoned messages. It returns which of them were there, and how many it deleted.
+// drop deletes poisoned messages. It returns the ids that it found, and how many messages it deleted.
 func (p poison) drop(ctx context.Context, tx lockedGroup, ids []int64) (found []int64, n int64, err error) {
 	g := tx.group
 	query, args := p.withIDs(`SELECT id FROM {messages} WHERE group_id = ? AND state = {poisoned} AND id {in}`, ids, g.id)

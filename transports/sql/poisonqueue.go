@@ -14,7 +14,7 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// poisonQueue is a group's poisoned messages. An id is the time of the poisoning and the row's.
+// A poisonQueue is a group's poison queue. The id of a message is the time when it was poisoned, and the id of its row.
 type poisonQueue struct {
 	core  *core
 	group string
@@ -27,8 +27,8 @@ type poisoned struct {
 
 const poisonedColumns = "pos, " + messageColumns
 
-// listPoisoned begins where a page ended. The index is read from there on: no database does so for
-// "pos > ? OR pos = ? AND id > ?" alone.
+// listPoisoned returns a page after a position. "pos >= ?" makes the databases start there in the index; with
+// "pos > ? OR pos = ? AND id > ?" alone, none does.
 const listPoisoned = `SELECT ` + poisonedColumns + ` FROM {messages} WHERE group_id = ? AND state = {poisoned}
 	AND pos >= ? AND (pos > ? OR id > ?) ORDER BY pos, id LIMIT ?`
 
@@ -77,7 +77,7 @@ func (q *poisonQueue) Get(ctx context.Context, id string) (m driver.PoisonedMess
 	return m, err
 }
 
-// Replay changes the rows in place, many in one statement: a message is either poisoned or ready.
+// Replay changes the rows in place, many in one statement. No message is lost or doubled, even if it fails.
 func (q *poisonQueue) Replay(ctx context.Context, ids ...string) (int, error) {
 	return q.each(ctx, "replay", ids, q.core.poison.replay)
 }
@@ -86,7 +86,7 @@ func (q *poisonQueue) Drop(ctx context.Context, ids ...string) (int, error) {
 	return q.each(ctx, "drop", ids, q.core.poison.drop)
 }
 
-// Put writes all messages or, where it fails with another error than [driver.ErrNotFound], none.
+// Put writes all messages, or none if it returns another error than [driver.ErrNotFound].
 func (q *poisonQueue) Put(ctx context.Context, msgs ...driver.PoisonedMessage) (err error) {
 	records := make([]publication, len(msgs))
 	for i, m := range msgs {
@@ -120,7 +120,7 @@ func (q *poisonQueue) Put(ctx context.Context, msgs ...driver.PoisonedMessage) (
 		})
 	})
 	if err == nil && !there {
-		return fmt.Errorf("sql: group %q: %w; start its service once, which makes it", q.group, driver.ErrNotFound)
+		return fmt.Errorf("sql: group %q: %w; start its service once, which creates it", q.group, driver.ErrNotFound)
 	}
 	return errors.Join(err, missing)
 }
@@ -129,11 +129,11 @@ func (q *poisonQueue) put(ctx context.Context, tx executor, g group, m driver.Po
 	if m.ID != "" {
 		_, row, err := q.position(m.ID)
 		if err != nil {
-			return 0, nil //nolint:nilerr // an id that was never given is not there
+			return 0, nil //nolint:nilerr // there is no message with an invalid id
 		}
 		n, err := tx.exec(ctx, q.core.sql(`UPDATE {messages} SET lane = ?, topic = ?, uuid = ?, headers = ?, payload = ?
 			WHERE id = ? AND group_id = ? AND state = {poisoned}`), p.key, m.Topic(), p.uuid, p.headers, p.payload, row, g.id)
-		if n == 0 && err == nil { // MySQL does not count a row that was so before
+		if n == 0 && err == nil { // MySQL does not count rows whose values did not change
 			n, _, err = number(ctx, tx, q.core.sql(`SELECT count(*) FROM {messages} WHERE id = ? AND group_id = ? AND state = {poisoned}`), row, g.id)
 		}
 		return n, err
@@ -155,11 +155,11 @@ func (q *poisonQueue) Len(ctx context.Context) (n int, err error) {
 	return n, err
 }
 
-// atOnce is how many messages of a poison queue one commit changes.
+// atOnce is how many messages of a poison queue are changed in one commit.
 const atOnce = 250
 
-// each does something with messages, many at once, and reports the first that was not there. change
-// says which it has found and how many of them it has changed.
+// each calls change with the messages in batches. It returns how many were changed, and an error for the first id that
+// was not found. change returns the ids that it has found, and how many of them it has changed.
 func (q *poisonQueue) each(ctx context.Context, what string, ids []string,
 	change func(context.Context, lockedGroup, []int64) (found []int64, n int64, err error),
 ) (done int, missing error) {
@@ -175,7 +175,7 @@ func (q *poisonQueue) each(ctx context.Context, what string, ids []string,
 				rows = append(rows, row)
 			}
 		}
-		n, seen := int64(0), make(map[int64]bool) // over all tries: the answer to a change may be lost
+		n, seen := int64(0), make(map[int64]bool) // over all attempts: one may succeed although its connection is lost
 		err := q.do(ctx, what, func(ctx context.Context, g group) (err error) {
 			if len(rows) == 0 {
 				return nil
@@ -203,7 +203,7 @@ func (q *poisonQueue) each(ctx context.Context, what string, ids []string,
 	return done, missing
 }
 
-// do runs f with the group's row, if there is one.
+// do calls f with the group's row if there is one, and retries while the database can't be reached.
 func (q *poisonQueue) do(ctx context.Context, what string, f func(context.Context, group) error) error {
 	if q.core.leases.isClosed() {
 		return driver.ErrClosed
@@ -237,7 +237,7 @@ func (q *poisonQueue) notFound(id string) error {
 	return fmt.Errorf("sql: poisoned message %q of group %q: %w", id, q.group, driver.ErrNotFound)
 }
 
-// show makes what operators see.
+// show returns messages as operators see them.
 func (q *poisonQueue) show(ctx context.Context, found []poisoned) ([]driver.PoisonedMessage, error) {
 	if len(found) == 0 {
 		return nil, nil
@@ -253,7 +253,7 @@ func (q *poisonQueue) show(ctx context.Context, found []poisoned) ([]driver.Pois
 	list := make([]driver.PoisonedMessage, len(found))
 	for i, p := range found {
 		headers, err := decodeHeaders(p.headers)
-		if err != nil { // which is why it is here
+		if err != nil { // the reason why it was poisoned
 			headers = make(message.Metadata)
 			q.unreadable(p, err).Record(headers)
 		}

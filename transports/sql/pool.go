@@ -6,47 +6,48 @@ import (
 	"database/sql/driver"
 )
 
-// executor runs statements, on a pool or in a transaction.
+// An executor runs statements, on a pool or in a transaction.
 type executor interface {
 	exec(ctx context.Context, query string, args ...any) (affected int64, err error)
 	query(ctx context.Context, query string, args ...any) (rows, error)
 }
 
-// database is a pool of connections. Its methods may be called concurrently.
+// A pool is a pool of connections. Its methods may be called concurrently.
 type pool interface {
 	executor
-	// inTx runs f in a transaction at READ COMMITTED (SQLite: as the only writer).
+	// inTx runs f in a transaction at READ COMMITTED (on SQLite, as the only writer), and commits if f returns nil.
 	inTx(ctx context.Context, f func(executor) error) error
-	// recycle closes idle connections, so that the next statement looks for the server anew.
+	// recycle closes idle connections, so that the next statement connects again.
 	recycle()
 	close()
 }
 
-// statement is a query with its arguments.
+// A statement is a query with its arguments.
 type statement struct {
 	query string
 	args  []any
 }
 
-// pipeliner is a database that runs some statements in one round trip, all or none.
+// A pipeliner is a pool that can run several statements in one round trip and one transaction.
 type pipeliner interface {
 	pipeline(ctx context.Context, statements []statement) (affected []int64, err error)
 }
 
-// relaxer is a database that can commit without waiting for the disk. What is committed so outlives
-// the process, but not always the machine.
+// A relaxer is a pool that can commit without waiting for the disk. Such a commit survives a crash of
+// the process, but not always one of the machine.
 type relaxer interface {
 	relaxed() pool
 }
 
-// exhaustible is a pool whose connections may all be in use.
+// An exhaustible is a pool with a limited number of connections.
 type exhaustible interface {
+	// exhausted reports whether all connections are in use.
 	exhausted() bool
-	// aside runs f on a connection beyond the pool's, or returns failed if none can be made.
-	aside(ctx context.Context, failed error, f func(executor) error) error
+	// onExtraConn runs f on an additional connection. It returns failed if the pool supports none.
+	onExtraConn(ctx context.Context, failed error, f func(executor) error) error
 }
 
-// relaxed returns the pool for what may be done twice: claims and acks.
+// relaxed returns the pool for statements that may be lost and repeated: claims and acks.
 func relaxed(db pool) pool {
 	if r, ok := db.(relaxer); ok {
 		return r.relaxed()
@@ -54,7 +55,7 @@ func relaxed(db pool) pool {
 	return db
 }
 
-// rows is what *sql.Rows and pgx.Rows have in common.
+// rows are *sql.Rows or pgx.Rows.
 type rows interface {
 	Next() bool
 	Scan(dest ...any) error
@@ -62,7 +63,7 @@ type rows interface {
 	Close()
 }
 
-// collect reads all rows.
+// collect runs a query and returns all rows.
 func collect[T any](ctx context.Context, ex executor, scan func(rows, *T) error, query string, args ...any) ([]T, error) {
 	r, err := ex.query(ctx, query, args...)
 	if err != nil {
@@ -80,12 +81,12 @@ func collect[T any](ctx context.Context, ex executor, scan func(rows, *T) error,
 	return all, r.Err()
 }
 
-// numbers reads rows of one integer.
+// numbers runs a query whose rows are one integer each.
 func numbers(ctx context.Context, ex executor, query string, args ...any) ([]int64, error) {
 	return collect(ctx, ex, func(r rows, n *int64) error { return r.Scan(n) }, query, args...)
 }
 
-// number reads one integer; ok is false where there is no row, or a NULL.
+// number runs a query for one integer; ok is false if there is no row, or a NULL.
 func number(ctx context.Context, ex executor, query string, args ...any) (n int64, ok bool, err error) {
 	all, err := collect(ctx, ex, func(r rows, n *stdsql.NullInt64) error { return r.Scan(n) }, query, args...)
 	if err != nil || len(all) == 0 {
@@ -94,7 +95,7 @@ func number(ctx context.Context, ex executor, query string, args ...any) (n int6
 	return all[0].Int64, all[0].Valid, nil
 }
 
-// stdPool is a *sql.DB.
+// stdPool implements pool with a *sql.DB.
 type stdPool struct {
 	db    *stdsql.DB
 	owned bool
@@ -126,13 +127,13 @@ func (d *stdPool) exhausted() bool {
 	return stats.MaxOpenConnections > 0 && stats.InUse >= stats.MaxOpenConnections
 }
 
-// aside fails: database/sql does not tell the pool's address.
-func (d *stdPool) aside(_ context.Context, failed error, _ func(executor) error) error {
+// onExtraConn returns failed: database/sql does not expose the connector of a pool.
+func (d *stdPool) onExtraConn(_ context.Context, failed error, _ func(executor) error) error {
 	return failed
 }
 
-// recycle tells the pool that its idle connections are bad, one by one: the limits of a pool that
-// is the user's are not ours to change.
+// recycle marks the idle connections as bad, one by one. Setting the maximum of idle connections to 0 and back is no
+// alternative, because database/sql does not return the limit that the user has set.
 func (d *stdPool) recycle() {
 	ctx, cancel := context.WithTimeout(context.Background(), recycleTimeout)
 	defer cancel()
@@ -152,7 +153,7 @@ func (d *stdPool) close() {
 	}
 }
 
-// stdQueryer is what *sql.DB, *sql.Conn and *sql.Tx have in common.
+// A stdQueryer is a *sql.DB, *sql.Conn or *sql.Tx.
 type stdQueryer interface {
 	ExecContext(ctx context.Context, query string, args ...any) (stdsql.Result, error)
 	QueryContext(ctx context.Context, query string, args ...any) (*stdsql.Rows, error)

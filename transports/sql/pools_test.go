@@ -19,17 +19,16 @@ import (
 	"github.com/leatbus/leat/transports/sql"
 )
 
-// mysqlVariable names one more server of MySQL's, of another version, for the tests of users' pools.
+// mysqlVariable is the URL of another MySQL server, of another version, for the tests of users' pools.
 const mysqlVariable = "LEAT_TEST_MYSQL9_URL"
 
-// userPool is a pool as a service may have it.
+// A userPool is a pool of a service.
 type userPool struct {
 	open  func(t testing.TB) driver.Transport
 	begin func(t testing.TB) (tx any, commit func())
 }
 
-// userPools is one of every driver that the package's users have, and of some settings that roles and
-// sessions have at companies.
+// userPools returns a constructor for every driver that users may have, and for common settings of roles and sessions.
 func userPools() map[string]func(t testing.TB) userPool {
 	pools := map[string]func(t testing.TB) userPool{
 		"pgx": func(t testing.TB) userPool {
@@ -55,10 +54,6 @@ func userPools() map[string]func(t testing.TB) userPool {
 		},
 	}
 	for server, on := range map[string]func(t testing.TB) system{"mysql": onMySQL, "mysql 9": onOtherMySQL} {
-		isolation := "transaction_isolation"
-		if server == "mysql" { // which is MariaDB
-			isolation = "tx_isolation"
-		}
 		pools[server] = func(t testing.TB) userPool {
 			s := on(t)
 			return onStd(t, s, s.stdPool(t))
@@ -69,6 +64,9 @@ func userPools() map[string]func(t testing.TB) userPool {
 		}
 		pools[server+" with settings of the session"] = func(t testing.TB) userPool {
 			s := on(t)
+			var isolation string // MySQL and newer versions of MariaDB know the first, older ones the second
+			require.NoError(t, s.stdPool(t).QueryRowContext(testContext(t),
+				`SHOW VARIABLES WHERE Variable_name IN ('transaction_isolation', 'tx_isolation')`).Scan(&isolation, new(string)))
 			return onStd(t, s, s.stdPool(t, "sql_mode", "'ANSI,TRADITIONAL,NO_BACKSLASH_ESCAPES'", "sql_safe_updates", "1",
 				isolation, "'SERIALIZABLE'", "time_zone", "'+05:30'"))
 		}
@@ -112,10 +110,10 @@ func onStd(t testing.TB, s system, db *stdsql.DB) userPool {
 	}
 }
 
-// TestUserPools_keepEveryByte: a large payload and large headers come back exactly, by whatever driver they
-// were inserted, one by one and many at once, in transactions of the user's, and after a stay in the poison
-// queue.
+// TestUserPools_keepEveryByte checks that a large payload and large headers are delivered unchanged with every driver: after
+// single and batch inserts, inserts in the user's transaction, and a replay from the poison queue.
 func TestUserPools_keepEveryByte(t *testing.T) {
+	t.Parallel()
 	for name, open := range userPools() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -178,7 +176,7 @@ func TestUserPools_keepEveryByte(t *testing.T) {
 	}
 }
 
-// largeMessage has a payload and a header beyond 64 KiB, with every byte in them.
+// largeMessage returns a message with a payload and a header of more than 64 KiB that have every byte.
 func largeMessage(id string) *message.Message {
 	msg := newMessage("order.paid.v1", id)
 	msg.Metadata[driver.HeaderPartitionKey] = "k'\"\\%_" + id

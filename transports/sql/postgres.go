@@ -28,7 +28,7 @@ func postgresDialect() dialect {
 }
 
 func postgresCode(err error) string {
-	// Not *pgconn.PgError, so that other drivers of database/sql are understood as well.
+	// An interface, not *pgconn.PgError, to support other drivers of database/sql.
 	var coded interface{ SQLState() string }
 	if errors.As(err, &coded) {
 		return coded.SQLState()
@@ -36,7 +36,7 @@ func postgresCode(err error) string {
 	return ""
 }
 
-// postgresRetryable reports whether the same statement may well succeed later.
+// postgresRetryable reports whether the same statement may succeed later.
 func postgresRetryable(err error) bool {
 	code := postgresCode(err)
 	if code == "" {
@@ -63,13 +63,15 @@ func postgresRetryable(err error) bool {
 	return false
 }
 
-// claimPostgres takes messages in one statement: it skips what others are just taking, keeps within
-// the bytes, and does not wait for the disk, because a claim that a crash of the server undoes is a
-// redelivery. The row comparison is there for the planner: with equalities it may believe that the
-// primary key is an order to read in, and walk through every other group's messages. So is "owner = 0":
-// a table that is analyzed while nothing of it is taken has statistics in which every owner is 0. From them
-// the planner concludes that "owner <> ALL" alone leaves one row, so that LIMIT saves nothing, and it sorts
-// the group's whole backlog for each claim.
+// claimPostgres claims messages in one statement. It skips rows that others are claiming, and stays within the limit of
+// bytes. It does not wait for the disk: if a crash of the server undoes a claim, the messages are redelivered.
+//
+// Two conditions are there for the planner:
+//   - The row comparison: with equalities instead, it may read in the order of the primary key, and so all other groups'
+//     messages.
+//   - "owner = 0": if the table is analyzed while no message is claimed, every owner is 0 in its statistics. With
+//     "owner <> ALL" alone the planner then expects one row, ignores the LIMIT, and sorts the group's whole backlog for
+//     each claim.
 const claimPostgres = `
 WITH free AS MATERIALIZED (
 	SELECT ctid AS place, id, octet_length(payload) + octet_length(headers) AS size
@@ -86,7 +88,7 @@ WHERE ctid = ANY (ARRAY(SELECT place FROM fits WHERE before < ?))
 AND (SELECT set_config('synchronous_commit', 'off', true)) IS NOT NULL
 RETURNING ` + messageColumns
 
-// headsPostgres walks from key to key by the index, whatever number of messages a key has.
+// headsPostgres skips from key to key in the index, so its cost does not depend on the number of messages per key.
 const headsPostgres = `
 WITH RECURSIVE walk(pos) AS (
 	(SELECT pos FROM {messages} WHERE group_id = ? AND state = {keyed} AND pos > ? ORDER BY pos LIMIT 1)
@@ -97,8 +99,8 @@ WITH RECURSIVE walk(pos) AS (
 SELECT keys.pos, (SELECT m.id FROM {messages} m WHERE m.group_id = ? AND m.state = {keyed} AND m.pos = keys.pos ORDER BY m.pos, m.id LIMIT 1)
 FROM (SELECT pos FROM walk WHERE pos IS NOT NULL LIMIT ?) keys`
 
-// headsOfPostgres and freeHeadsPostgres begin each look-up at its lower bound. A scalar subquery stays what it is;
-// of EXISTS the planner may make a join that reads all key queues.
+// headsOfPostgres and freeHeadsPostgres start each look-up at its lower bound. They use scalar subqueries, because the planner may
+// turn EXISTS into a join that reads all key queues.
 const (
 	headsOfPostgres = `
 SELECT l.pos, (SELECT m.id FROM {messages} m WHERE m.group_id = ? AND m.state = {keyed} AND m.pos = l.pos AND m.id >= l.low ORDER BY m.pos, m.id LIMIT 1)
@@ -111,12 +113,12 @@ AND (SELECT t.id FROM {messages} t WHERE t.group_id = m.group_id AND t.state = {
 	ORDER BY t.pos, t.id LIMIT 1) IS NULL`
 )
 
-// insertPostgres takes any number of messages with a constant number of arguments.
+// insertPostgresRows is a table of any number of messages, with a constant number of arguments.
 const insertPostgresRows = `unnest(?::text[], ?::bytea[], ?::bytea[], ?::bigint[], ?::bigint[])
 	WITH ORDINALITY AS m(uuid, headers, payload, lane, delay, n)`
 
-// insertOnePostgres is the insert of one message into an outbox, which is most of them: what the other
-// works out for any group and number is known here.
+// insertOnePostgres inserts one message into an outbox, the most common insert. It is cheaper than the general
+// statement, because state and position are known.
 const insertOnePostgres = `
 INSERT INTO {messages} (group_id, state, pos, lane, first_at, topic, uuid, headers, payload)
 SELECT g.id, ?::smallint, ?::bigint, ?::bigint, {now}, ?::text, ?::text, ?::bytea, ?::bytea

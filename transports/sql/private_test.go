@@ -21,7 +21,7 @@ import (
 	"github.com/leatbus/leat/internal/testenv"
 )
 
-// private is a server of one test's own, to be stopped and killed.
+// A private is a server for one test, which may stop and kill it.
 type private struct {
 	url     string
 	dir     string
@@ -45,8 +45,7 @@ func newPrivatePostgres(t testing.TB) *private {
 	return p
 }
 
-// standby is a second server that has everything that the first has committed, in the moment in which it
-// is committed.
+// standby returns a second server with synchronous replication of the first.
 func (p *private) standby(t testing.TB) *private {
 	backup, port := program(t, "postgres", "pg_basebackup"), testenv.FreePort(t)
 	data := filepath.Join(p.dir, "standby")
@@ -75,7 +74,7 @@ func newPrivateMariaDB(t testing.TB, options ...string) *private {
 	server := program(t, "mariadb", "mariadbd", "mysqld")
 	p, port := newPrivate(t, "mysql"), testenv.FreePort(t)
 	data := filepath.Join(p.dir, "data")
-	// A server clears its directory of temporary tables when it starts, those of others, too.
+	// A server deletes all files in its directory of temporary tables when it starts, also those of other servers.
 	tmp := "--tmpdir=" + p.dir
 	p.prepare(t, install, "--no-defaults", "--datadir="+data, tmp, "--auth-root-authentication-method=normal")
 	p.url = fmt.Sprintf("mysql://root@127.0.0.1:%s/test", port)
@@ -90,9 +89,9 @@ func newPrivateMariaDB(t testing.TB, options ...string) *private {
 	return p
 }
 
-// newPrivate has a directory, and a user where root is not allowed to run the server.
+// newPrivate returns a server with a directory, and with a user if root may not run the server.
 func newPrivate(t testing.TB, account string) *private {
-	top, err := os.MkdirTemp("", "leat-"+account+"-") //nolint:usetesting // another user must reach it, and sockets want short paths
+	top, err := os.MkdirTemp("", "leat-"+account+"-") //nolint:usetesting // another user must access it, and socket paths must be short
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, os.RemoveAll(top)) })
 	p := &private{dir: top, as: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}}
@@ -103,8 +102,8 @@ func newPrivate(t testing.TB, account string) *private {
 	return p
 }
 
-// program finds a server's program, which Debian does not put into the PATH. Without it the test is
-// skipped, or fails where the service is required.
+// program returns the path of a server's program, which on Debian is not in the PATH. If it does not exist, program skips the
+// test, or fails it if the service is required.
 func program(t testing.TB, service string, names ...string) string {
 	t.Helper()
 	directories, err := filepath.Glob("/usr/lib/postgresql/*/bin")
@@ -151,7 +150,7 @@ func (p *private) prepare(t testing.TB, name string, args ...string) {
 	require.NoError(t, err, string(out))
 }
 
-// start waits until the server answers.
+// start starts the server and waits until it accepts connections.
 func (p *private) start(t testing.TB) {
 	p.cmd = exec.Command(p.command[0], p.command[1:]...)
 	p.cmd.SysProcAttr, p.cmd.Dir = p.as, p.dir
@@ -161,13 +160,13 @@ func (p *private) start(t testing.TB) {
 	require.Eventually(t, func() bool { return db.PingContext(context.Background()) == nil }, patience, 50*time.Millisecond)
 }
 
-// stop is immediate for PostgreSQL by SIGQUIT, fast by SIGINT; for MariaDB a crash by SIGKILL.
+// stop stops the server. On PostgreSQL, SIGQUIT is an immediate and SIGINT a fast shutdown; on MariaDB, SIGKILL is a crash.
 func (p *private) stop(t testing.TB, how syscall.Signal) {
 	if p.cmd == nil {
 		return
 	}
 	require.NoError(t, p.cmd.Process.Signal(how))
-	_ = p.cmd.Wait() // its exit code tells how it was stopped
+	_ = p.cmd.Wait() // an error, since it was stopped by a signal
 	p.cmd = nil
 }
 
@@ -178,5 +177,5 @@ func (p *private) run(t testing.TB, query string, args ...any) {
 	run(t, db, query, args...)
 }
 
-// system is the whole server as one.
+// system returns the server as a system.
 func (p *private) system() system { return system{url: p.url} }

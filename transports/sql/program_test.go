@@ -8,8 +8,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestAProgramThatIsRequiredAndLackingFails, and is a skip otherwise, with the fix.
-func TestAProgramThatIsRequiredAndLackingFails(t *testing.T) {
+// TestProgram_missingFailsIfRequired checks that a missing program fails the test if it is required, and skips it otherwise.
+func TestProgram_missingFailsIfRequired(t *testing.T) {
 	for required, want := range map[string]verdict{"redis,postgres": {failed: true}, "redis": {skipped: true}, "": {skipped: true}} {
 		t.Setenv("LEAT_TEST_REQUIRE", required)
 		got := ask(t, func(tb testing.TB) { program(tb, "postgres", "leat-has-no-such-program") })
@@ -19,7 +19,7 @@ func TestAProgramThatIsRequiredAndLackingFails(t *testing.T) {
 	}
 }
 
-// ask hears what a helper tells a test, without ending this one.
+// ask returns the calls that a helper makes on its test, without ending this test.
 func ask(t *testing.T, help func(testing.TB)) *verdict {
 	v := &verdict{TB: t}
 	ended := make(chan struct{})
@@ -31,7 +31,7 @@ func ask(t *testing.T, help func(testing.TB)) *verdict {
 	return v
 }
 
-// verdict hears what a helper tells a test.
+// A verdict records the calls that a helper makes on its test.
 type verdict struct {
 	testing.TB
 	skipped, failed bool

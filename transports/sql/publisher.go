@@ -9,7 +9,7 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// What one statement inserts at most: servers bound the size and the number of arguments.
+// The limits of one insert. Servers limit the size of a statement and the number of its arguments.
 const (
 	maxInsert      = 400
 	maxInsertBytes = 4 << 20
@@ -26,16 +26,16 @@ func (s *statements) publications(msgs []*message.Message) ([]publication, error
 	return rows, nil
 }
 
-// publisher inserts messages.
+// A publisher inserts messages.
 type publisher struct{ *database }
 
-// batch is messages of one topic.
+// A batch has messages of one topic.
 type batch struct {
 	topic string
 	rows  []publication
 }
 
-// insertAll inserts all batches or none, and returns the number of rows for each.
+// insertAll inserts all batches or none, and returns the number of rows of each.
 func (p publisher) insertAll(ctx context.Context, batches []batch) (inserted []int64, err error) {
 	var chunks []batch
 	var of []int // the batch of each chunk
@@ -55,7 +55,7 @@ func (p publisher) insertAll(ctx context.Context, batches []batch) (inserted []i
 	return inserted, nil
 }
 
-// insertChunks inserts all or none: in one round trip where they are small and the driver can.
+// insertChunks inserts all chunks or none, in one round trip if small is set and the pool supports it.
 func (p publisher) insertChunks(ctx context.Context, chunks []batch, small bool) (affected []int64, err error) {
 	statements := make([]statement, len(chunks))
 	for i, c := range chunks {
@@ -79,7 +79,7 @@ func (p publisher) insertChunks(ctx context.Context, chunks []batch, small bool)
 	})
 }
 
-// chunks cuts a batch into what one statement takes. One message always fits.
+// chunks divides a batch into parts that fit into one statement. One message always fits.
 func (b batch) chunks() (all []batch) {
 	start, size := 0, 0
 	for i, row := range b.rows {
@@ -93,7 +93,7 @@ func (b batch) chunks() (all []batch) {
 	return append(all, batch{b.topic, b.rows[start:]})
 }
 
-// wantedHere does what wanted does, in these tables and not in others of the same names.
+// wantedHere returns the condition of wanted, which here matches no groups of other tables with the same names.
 func (p publisher) wantedHere(topic string) routeFilter {
 	return func(args []any) (string, []any) {
 		where, args := p.route(topic, args)
@@ -101,8 +101,8 @@ func (p publisher) wantedHere(topic string) routeFilter {
 	}
 }
 
-// nobody returns why nothing was inserted.
-func (p publisher) nobody(ctx context.Context, tx any, topic string, n int) error {
+// noRowsError returns the reason why no row was inserted.
+func (p publisher) noRowsError(ctx context.Context, tx any, topic string, n int) error {
 	ex, _, err := p.userTx(tx)
 	if err != nil {
 		return err
@@ -117,11 +117,10 @@ func (p publisher) nobody(ctx context.Context, tx any, topic string, n int) erro
 	if err := p.rolledBack(ctx, ex); err != nil {
 		return err
 	}
-	return &driver.UnroutableError{Topics: slices.Repeat([]string{topic}, n), Strict: p.cfg.Unroutable == UnroutableError}
+	return &driver.UnroutableError{Topics: slices.Repeat([]string{topic}, n), Strict: p.cfg.StrictRoutes}
 }
 
-// insertTx inserts messages in the user's transaction, by the statements that insert makes. It returns how
-// many rows were made.
+// insertTx inserts messages in the user's transaction with the statements that insert returns, and returns the number of rows.
 func (p publisher) insertTx(ctx context.Context, tx any, topic string, msgs []*message.Message,
 	insert func(b batch, arrays bool) (query string, args []any),
 ) (inserted int64, err error) {
@@ -150,7 +149,7 @@ func (p publisher) insertTx(ctx context.Context, tx any, topic string, msgs []*m
 	return inserted, nil
 }
 
-// insertSome returns the insert of a batch, in a form that the transaction's driver takes.
+// insertSome returns the statement that inserts a batch, in the form for the driver.
 func (p publisher) insertSome(b batch, arrays bool, to routeFilter) (query string, args []any) {
 	if arrays {
 		return p.insertArrays(b.topic, b.rows, to)

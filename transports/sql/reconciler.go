@@ -5,26 +5,26 @@ import (
 	"time"
 )
 
-// A reconciler looks now and then for messages in the wrong place, for one feed.
+// A reconciler periodically moves messages that are in a wrong state, for one receiver.
 //
-//   - If the group's order has changed, a publisher whose transaction is older than the change has not seen it, and may
-//     insert after it. While a feed lives no other order can come, so the longer it lives the less is to be
-//     expected: the reconciler looks ever less often, because in a group that is ordered by key a look may read all
-//     that waits.
-//   - If consumers of a group don't agree whether to park, parked messages may stay behind at any time.
+//   - If the group's order has changed, a publisher whose transaction began before the change may still insert
+//     messages for the old order. While a receiver runs, the order can't change, so such messages become less likely
+//     with time. The reconciler doubles its interval up to reconcileSeldom, because in a group that is ordered by
+//     key it may read all waiting messages.
+//   - If consumers of a group differ in whether they park, parked messages may be left at any time.
 type reconciler struct {
 	groups groups
 	group  group
 
-	unpark, rearrange time.Time     // when to do it next
-	wait              time.Duration // until the rearranging after that
+	unpark, rearrange time.Time     // when each runs next
+	wait              time.Duration // between the next rearrange and the one after it
 }
 
 const (
-	// reconcileEvery is the shortest time between two looks, and reconcileSeldom the longest.
+	// reconcileEvery is the shortest interval, and reconcileSeldom the longest.
 	reconcileEvery  = 15 * time.Second
 	reconcileSeldom = time.Hour
-	// reconcileShare is how many times as long as a look has taken nothing is looked for.
+	// reconcileShare bounds the load: after a run, the reconciler pauses for that many times its duration.
 	reconcileShare = 100
 )
 
@@ -33,6 +33,7 @@ func newReconciler(all groups, g group) reconciler {
 	return reconciler{groups: all, group: g, unpark: first, rearrange: first, wait: reconcileEvery}
 }
 
+// run does what is due. It returns an error of the database, and continues at the next call.
 func (r *reconciler) run(ctx context.Context) error {
 	now := time.Now()
 	if now.Before(r.unpark) {
@@ -51,7 +52,7 @@ func (r *reconciler) run(ctx context.Context) error {
 			return err
 		}
 		r.wait = min(2*r.wait, reconcileSeldom)
-		if moved > 0 { // their publisher may not be the last one
+		if moved > 0 { // there may be more such publishers
 			r.wait = reconcileEvery
 		}
 		r.rearrange = now.Add(r.wait)

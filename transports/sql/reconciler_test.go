@@ -12,7 +12,7 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// askedPool counts what it is asked by a part of the text, and finds the ids that it has.
+// askedPool is a pool that counts statements by a part of their text, and returns its ids for queries.
 type askedPool struct {
 	pool
 	took  time.Duration
@@ -55,8 +55,9 @@ func (r *idRows) Scan(dest ...any) error {
 	return nil
 }
 
-// TestMessagesInTheWrongPlaceAreLookedForEverMoreSeldom: a look may read all that waits in a group.
-func TestMessagesInTheWrongPlaceAreLookedForEverMoreSeldom(t *testing.T) {
+// TestReconciler_backsOff checks that the interval grows, because each query may read all waiting
+// messages of a group.
+func TestReconciler_backsOff(t *testing.T) {
 	const misplaced, parked = "SELECT id FROM", "state = 6"
 	looks := func(db *askedPool, span time.Duration) (rearrange, unpark int) {
 		db.asked = map[string]int{misplaced: 0, parked: 0}
@@ -81,8 +82,8 @@ func TestMessagesInTheWrongPlaceAreLookedForEverMoreSeldom(t *testing.T) {
 	require.LessOrEqual(t, unpark, int(time.Hour/time.Second)/reconcileShare)
 }
 
-// TestMessagesAreMovedToWhereTheOrderWantsThem: those of every other order, and the index finds them.
-func TestMessagesAreMovedToWhereTheOrderWantsThem(t *testing.T) {
+// TestReconciler_movesMisplacedMessages checks that messages in the states of every other order are moved, and found by the index.
+func TestReconciler_movesMisplacedMessages(t *testing.T) {
 	ctx := t.Context()
 	db, err := source{url: mustParse(t, "sqlite://"+t.TempDir()+"/test.db"), cfg: Config{Dialect: SQLite}}.connect()
 	require.NoError(t, err)
@@ -98,12 +99,12 @@ func TestMessagesAreMovedToWhereTheOrderWantsThem(t *testing.T) {
 			g.order = from
 			_, err = db.exec(ctx, s.sql(`DELETE FROM {messages}`))
 			require.NoError(t, err)
-			for _, lane := range []int64{0, -7, 7} { // they come from a delay, for example
+			for _, lane := range []int64{0, -7, 7} { // positive and negative hashes, and none
 				_, err = db.exec(ctx, s.sql(`INSERT INTO {messages} (group_id, state, pos, lane, first_at, topic, uuid, headers, payload)
 					VALUES (?, 1, 0, ?, 0, 'order.paid.v1', 'm', '', '')`), g.id, lane)
 				require.NoError(t, err)
 			}
-			_, err = db.exec(ctx, s.sql(`UPDATE {messages} SET `+g.place()))
+			_, err = db.exec(ctx, s.sql(`UPDATE {messages} SET `+g.readyColumns()))
 			require.NoError(t, err)
 			g.order = to
 			_, err = groups{database: s}.rearrange(ctx, db, g, func(f func(executor) error) error { return f(db) })
@@ -114,7 +115,7 @@ func TestMessagesAreMovedToWhereTheOrderWantsThem(t *testing.T) {
 		}
 	}
 	for _, order := range orders {
-		for _, misplaced := range (group{order: order}).misplaced() {
+		for _, misplaced := range (group{order: order}).misplacedConditions() {
 			plan, err := collect(ctx, db, func(r rows, text *string) error { var n int; return r.Scan(&n, &n, &n, text) },
 				s.sql(`EXPLAIN QUERY PLAN SELECT id FROM {messages} WHERE group_id = 1 AND `+misplaced))
 			require.NoError(t, err)
@@ -124,9 +125,9 @@ func TestMessagesAreMovedToWhereTheOrderWantsThem(t *testing.T) {
 	}
 }
 
-// placeValues is place as a pair of values.
+// placeValues returns the state and the position of the group's ready messages as a pair of values.
 func placeValues(g group) string {
-	_, state, _ := strings.Cut(g.place(), "state = ")
+	_, state, _ := strings.Cut(g.readyColumns(), "state = ")
 	state, pos, _ := strings.Cut(state, ", pos = ")
 	return state + ", " + pos
 }

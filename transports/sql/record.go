@@ -1,6 +1,6 @@
 package sql
 
-// record is a message as it is read.
+// A record is a row of {messages}.
 type record struct {
 	id      int64
 	state   state
@@ -10,6 +10,7 @@ type record struct {
 	uuid    string
 	headers []byte
 	payload []byte
+	fence   int64 // the group's fencing number when it was claimed
 }
 
 const messageColumns = "id, state, attempt, first_at, topic, uuid, headers, payload"

@@ -13,8 +13,8 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// TestRedeliver_manyShareAStatement: what is given back for later takes no statement each, with the time of its
-// first failure and without, in every order.
+// TestRedeliver_manyShareAStatement checks that messages that are redelivered later share statements, with and without the
+// time of the first failure, in every order.
 func TestRedeliver_manyShareAStatement(t *testing.T) {
 	ctx := t.Context()
 	db, cfg, trips := pgxSchema(t)
@@ -26,7 +26,7 @@ func TestRedeliver_manyShareAStatement(t *testing.T) {
 		sub := driver.Subscription{Group: fmt.Sprintf("shop.g%d", order), Topics: []string{"order.paid.v1"}, Concurrency: n, Order: order}
 		subscribed, err := transport.Subscribe(ctx, sub)
 		require.NoError(t, err)
-		feed := subscribed.(*feed)
+		receiver := subscribed.(*receiver)
 		var msgs []*message.Message
 		for i := range n {
 			msgs = append(msgs, keyedMessage(fmt.Sprintf("key-%d", i)))
@@ -34,7 +34,7 @@ func TestRedeliver_manyShareAStatement(t *testing.T) {
 		require.NoError(t, transport.Publish(ctx, "order.paid.v1", msgs...))
 		var out []*driver.Delivery
 		for range n {
-			d, err := feed.Next(ctx)
+			d, err := receiver.Next(ctx)
 			require.NoError(t, err)
 			out = append(out, d)
 		}
@@ -43,17 +43,17 @@ func TestRedeliver_manyShareAStatement(t *testing.T) {
 			d.FailedSince = time.Now()
 			require.NoError(t, d.Settler.Redeliver(time.Hour))
 		}
-		require.NoError(t, feed.settlements.flush(ctx))
+		require.NoError(t, receiver.settlements.flush(ctx))
 		require.Less(t, trips.n.Load()-before, int64(n/3))
 		delayed, _, err := number(ctx, db, transport.sql(`SELECT count(*) FROM {messages} WHERE group_id = ? AND owner = 0 AND attempt = 1
-			AND CASE WHEN state = 1 THEN pos ELSE due_at END BETWEEN {now} + 3000000000 AND {now} + 3600000000`), feed.group.id)
+			AND CASE WHEN state = 1 THEN pos ELSE due_at END BETWEEN {now} + 3000000000 AND {now} + 3600000000`), receiver.group.id)
 		require.NoError(t, err)
 		require.EqualValues(t, n, delayed)
-		require.NoError(t, feed.Close(ctx))
+		require.NoError(t, receiver.Close(ctx))
 	}
 }
 
-// TestPoisonQueue_aPageReadsNoneBefore: the list goes on by the index.
+// TestPoisonQueue_aPageReadsNoneBefore checks that a page is read by the index from its position.
 func TestPoisonQueue_aPageReadsNoneBefore(t *testing.T) {
 	s, _ := pgxStore(t)
 	_, text := explain(t, s.pool.(*pgxPool), "force_custom_plan", s.sql(listPoisoned), 1, 5, 5, 7, 10)

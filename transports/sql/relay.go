@@ -16,20 +16,20 @@ import (
 )
 
 const (
-	// relayGrace is how long a batch may go on that is under way when the relay is stopped.
+	// relayGrace is how long the current batches may take when the relay is stopped.
 	relayGrace = 2 * time.Second
-	// longestRelayWait is the longest wait between two tries of a transport that is away.
+	// longestRelayWait is the longest wait between two attempts while the transport can't be reached.
 	longestRelayWait = 5 * time.Second
-	// topicWait is how long messages of a topic wait that the transport refuses while it takes others.
+	// topicWait is the delay of a topic's messages if the transport accepts only messages of other topics.
 	topicWait = time.Second
-	// firstRelayWait is the first.
+	// firstRelayWait is the first wait between two attempts; each further one is twice as long.
 	firstRelayWait = 50 * time.Millisecond
-	// relayBundles is how many bundles are under way at once.
+	// relayBundles is how many bundles are published at once.
 	relayBundles = 4
 )
 
-// Relay publishes what is committed, in batches. It is a consumer of the outbox's group: leases, claims
-// and acks are those of every feed.
+// Relay publishes committed messages in batches, until ctx is done or the outbox is closed; then it returns nil. It is a
+// consumer of the outbox's group, with the leases, claims and acks of every receiver.
 func (o *Outbox) Relay(ctx context.Context, publish driver.PublishFunc) error {
 	f, err := o.transport.join(ctx, driver.Subscription{Group: o.Group(), Concurrency: o.cfg.Batch, Order: driver.OrderedByKey})
 	if err != nil {
@@ -39,30 +39,30 @@ func (o *Outbox) Relay(ctx context.Context, publish driver.PublishFunc) error {
 	if err := o.transport.begin(f, []string{">"}); err != nil {
 		return ended(ctx, err)
 	}
-	r := &relay{outbox: o, feed: f, publish: publish}
+	r := &relay{outbox: o, receiver: f, publish: publish}
 	err = r.run(ctx)
 	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), relayGrace)
 	defer cancel()
 	return errors.Join(err, ended(ctx, f.Close(closing)))
 }
 
-// ended leaves out errors that are only the end.
+// ended returns err, or nil if the relay was stopped.
 func ended(ctx context.Context, err error) error {
 	if ctx.Err() != nil || errors.Is(err, driver.ErrClosed) {
-		return nil //nolint:nilerr // to be told to end is no error
+		return nil //nolint:nilerr // being stopped is no error
 	}
 	return err
 }
 
-// relay moves one feed's messages.
+// A relay publishes the messages of one receiver.
 type relay struct {
-	outbox  *Outbox
-	feed    *feed
-	publish driver.PublishFunc
+	outbox   *Outbox
+	receiver *receiver
+	publish  driver.PublishFunc
 }
 
-// run publishes several bundles at once, so that none waits for the broker's answer to another. No two have
-// messages of one key.
+// run publishes several bundles at once, so that they do not wait for each other's confirmations. No two bundles have messages of the
+// same key.
 func (r *relay) run(ctx context.Context) error {
 	publishing, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
@@ -81,58 +81,59 @@ func (r *relay) run(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// work publishes one bundle after the other until ctx ends.
+// work publishes one bundle after the other until ctx is done.
 func (r *relay) work(ctx, publishing context.Context) error {
-	var wait time.Duration // before the next try, while the transport is away
+	var wait time.Duration // before the next attempt, while the transport can't be reached
 	for failures := 0; ; {
-		taken, err := r.feed.nextBundle(ctx)
+		taken, err := r.receiver.nextBundle(ctx)
 		if err != nil {
 			return ended(ctx, err)
 		}
 		b := newBundle(r, failures)
-		away := b.publish(publishing, taken)
+		down := b.publish(publishing, taken)
 		if ctx.Err() != nil {
-			return nil //nolint:nilerr // to be told to end is no error
+			return nil //nolint:nilerr // being stopped is no error
 		}
-		if failures++; !away {
+		if failures++; !down {
 			failures = 0
 		}
-		if wait = nextWait(wait, away); wait > 0 && !backoff.Sleep(ctx, bus.RetryPolicy{}.Spread(wait)) {
+		if wait = nextWait(wait, down); wait > 0 && !backoff.Sleep(ctx, bus.RetryPolicy{}.Spread(wait)) {
 			return nil
 		}
 	}
 }
 
-// nextWait grows while the transport is away.
-func nextWait(last time.Duration, away bool) time.Duration {
-	if !away {
+// nextWait doubles the wait while the transport can't be reached.
+func nextWait(last time.Duration, down bool) time.Duration {
+	if !down {
 		return 0
 	}
 	return min(max(2*last, firstRelayWait), longestRelayWait)
 }
 
-// bundle is what one claim took. Of a key it never publishes a message while another in front of it is
-// not safe: it goes out in waves, each of which has of a key only messages of one topic, and what stands
-// behind a failed one goes back with it. No claim gets messages of that key before all of them are back.
+// A bundle has the messages of one claim. It never publishes a message before the messages in front of it in its
+// key queue are accepted by the transport. So it is published in waves: in a wave, all messages of a key have
+// the same topic. If a message fails, the ones behind it in its key queue are given back with it. No claim gets
+// messages of that key before all of them are given back.
 //
-// What the transport refuses is judged when the whole bundle is through. A refusal counts only if another
-// message of the topic succeeded: most clients answer at once while their broker is away, and a broker
-// whose queue is full refuses everything.
+// Refused messages are settled at the end of the bundle. A refusal counts as an attempt only if another
+// message of the topic succeeded: most clients return an error at once while their broker can't be reached, and a broker
+// whose queue is full refuses every message.
 type bundle struct {
 	*relay
-	probes int // how many messages of a topic fail one by one before the rest of it is given back untried
+	probes int // after how many refusals the other messages of a topic are given back
 
-	mu     sync.Mutex
-	topics map[string]*bundleTopic
-	stuck  map[string]bool // keys of which a message has failed
+	mu           sync.Mutex
+	topics       map[string]*bundleTopic
+	heldBackKeys map[string]bool // keys of which a message has failed
 }
 
-// bundleTopic is what became of a bundle's messages of one topic.
+// A bundleTopic has the outcomes of a bundle's messages of one topic.
 type bundleTopic struct {
 	succeeded bool
-	away      error // why messages were not published, or refused by a transport that is away
+	away      error // why messages were not published, if that is not the fault of the messages
 	refused   []refusal
-	untried   []*delivery // those that are to go back without a verdict
+	untried   []*delivery // to be given back, without an attempt counted
 }
 
 type refusal struct {
@@ -141,26 +142,26 @@ type refusal struct {
 }
 
 const (
-	// fewProbes is how many messages are tried one by one before a transport counts as away that refuses
-	// each of them.
+	// fewProbes is the number of refused messages from which the transport counts as unreachable, if it has
+	// accepted none.
 	fewProbes = 8
-	// allProbes is after how many bundles without a success all messages of one are tried one by one.
-	// Else some bad ones in front could keep good ones waiting for ever.
+	// allProbes is the number of bundles without a success after which all messages of one are tried.
+	// Otherwise some bad messages in front could block good ones forever.
 	allProbes = 8
 )
 
-// newBundle makes a bundle for a worker that has seen only failures in its last ones.
+// newBundle returns a bundle for a worker whose latest bundles, as many as failures, have all failed.
 func newBundle(r *relay, failures int) *bundle {
-	b := &bundle{relay: r, probes: fewProbes, topics: make(map[string]*bundleTopic), stuck: make(map[string]bool)}
+	b := &bundle{relay: r, probes: fewProbes, topics: make(map[string]*bundleTopic), heldBackKeys: make(map[string]bool)}
 	if failures%allProbes == allProbes-1 {
 		b.probes = math.MaxInt
 	}
 	return b
 }
 
-// publish publishes and settles all. It reports whether the transport is away: nothing was published of
-// what was tried, and that is nobody's fault.
-func (b *bundle) publish(ctx context.Context, rest []*delivery) (away bool) {
+// publish publishes and settles all messages. It returns true if the transport seems unreachable: no message was
+// published, and messages failed without a fault of their own.
+func (b *bundle) publish(ctx context.Context, rest []*delivery) (down bool) {
 	for len(rest) > 0 {
 		var now map[string][]*delivery
 		now, rest = b.wave(rest)
@@ -170,11 +171,11 @@ func (b *bundle) publish(ctx context.Context, rest []*delivery) (away bool) {
 		}
 		topics.Wait()
 	}
-	return b.judge(ctx)
+	return b.settleRefused(ctx)
 }
 
-// judge settles what was refused. No goroutine of the bundle runs any more.
-func (b *bundle) judge(ctx context.Context) (away bool) {
+// settleRefused settles the refused messages, after all goroutines of the bundle have ended.
+func (b *bundle) settleRefused(ctx context.Context) (down bool) {
 	moved := false
 	for _, t := range b.topics {
 		moved = moved || t.succeeded
@@ -189,19 +190,19 @@ func (b *bundle) judge(ctx context.Context) (away bool) {
 			t.untried = append(t.untried, r.d)
 		}
 		wait := time.Duration(0)
-		if moved { // else they would come back at once, in front of the topics that move
+		if moved { // otherwise they are claimed again at once, in front of the other topics
 			wait = bus.RetryPolicy{}.Spread(topicWait)
 		}
 		for _, d := range t.untried {
 			_ = d.GiveBack(wait)
 		}
-		away = away || t.away != nil
-		b.outbox.outcomes.note(topic, t.away)
+		down = down || t.away != nil
+		b.outbox.outcomes.setProblem(topic, t.away)
 	}
-	return away && !moved
+	return down && !moved
 }
 
-// update lets f change what became of a topic.
+// update calls f to change the outcomes of a topic.
 func (b *bundle) update(name string, f func(*bundleTopic)) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -213,15 +214,15 @@ func (b *bundle) update(name string, f func(*bundleTopic)) {
 	f(t)
 }
 
-// wave returns what can be published now, by topic: of a key its first messages of one topic. The rest comes
-// after it.
+// wave returns the messages that can be published now, by topic: of each key, the first messages that have the same topic. rest has the
+// messages for the next waves.
 func (b *bundle) wave(batch []*delivery) (now map[string][]*delivery, rest []*delivery) {
 	now = make(map[string][]*delivery)
 	topicOf, closed := make(map[string]string), make(map[string]bool)
 	for _, d := range batch {
 		key, topic := driver.PartitionKey(d.delivery.Message), d.delivery.Topic
 		switch first, begun := topicOf[key]; {
-		case b.isStuck(d):
+		case b.isHeldBack(d):
 			giveBack(d)
 			continue
 		case key == "":
@@ -237,13 +238,13 @@ func (b *bundle) wave(batch []*delivery) (now map[string][]*delivery, rest []*de
 	return now, rest
 }
 
-// send publishes messages of one topic, and acks those that are safe. What the transport refuses is found
-// by halves; a transport that is away costs no message a try.
+// send publishes messages of one topic, and acks those that the transport has accepted. If it refuses the batch, send
+// divides it in halves to find the refused messages. If the transport can't be reached, no attempt is counted.
 func (b *bundle) send(ctx context.Context, topic string, batch []*delivery) {
-	if batch = b.unstuck(batch); len(batch) == 0 {
+	if batch = b.giveBackHeldBack(batch); len(batch) == 0 {
 		return
 	}
-	if err := b.hopeless(topic); err != nil {
+	if err := b.refusesAll(topic); err != nil {
 		b.giveBackAll(topic, batch, err)
 		return
 	}
@@ -267,13 +268,13 @@ func (b *bundle) send(ctx context.Context, topic string, batch []*delivery) {
 	}
 }
 
-// giveBackAll gives messages back at the end, without a try counted.
+// giveBackAll makes settleRefused give back messages, without an attempt counted, and holds back their keys.
 func (b *bundle) giveBackAll(topic string, batch []*delivery, err error) {
 	b.update(topic, func(t *bundleTopic) {
 		t.away, t.untried = fmt.Errorf("publish %s: %w", topic, err), append(t.untried, batch...)
 	})
 	for _, d := range batch {
-		b.hold(d)
+		b.holdBackKey(d)
 	}
 }
 
@@ -282,15 +283,15 @@ func (b *bundle) succeeded(topic string) {
 	b.update(topic, func(t *bundleTopic) { t.succeeded = true })
 }
 
-// refuse keeps a message that the transport refused for the judgement.
+// refuse records a refused message for settleRefused, and holds back its key.
 func (b *bundle) refuse(topic string, d *delivery, err error) {
-	b.hold(d)
+	b.holdBackKey(d)
 	b.outbox.outcomes.failed(topic, d.id)
 	b.update(topic, func(t *bundleTopic) { t.refused = append(t.refused, refusal{d, err}) })
 }
 
-// hopeless returns the last error of a topic of which enough messages were refused, and none was taken.
-func (b *bundle) hopeless(topic string) (err error) {
+// refusesAll returns the latest error of a topic if at least b.probes of its messages were refused, and none was accepted.
+func (b *bundle) refusesAll(topic string) (err error) {
 	b.update(topic, func(t *bundleTopic) {
 		if n := len(t.refused); !t.succeeded && n >= b.probes {
 			err = t.refused[n-1].err
@@ -299,7 +300,7 @@ func (b *bundle) hopeless(topic string) (err error) {
 	return err
 }
 
-// ackSafe acks what is safe, and returns the rest.
+// ackSafe acks the messages that the transport has accepted, and returns the others.
 func ackSafe(batch []*delivery, err error) (rest []*delivery) {
 	if err != nil {
 		failed, ok := errors.AsType[*driver.PublishError](err)
@@ -321,21 +322,21 @@ func ackSafe(batch []*delivery, err error) (rest []*delivery) {
 		batch = safe
 	}
 	for _, d := range batch {
-		_ = d.Ack() // it fails only if the feed is closed, and then it is redelivered
+		_ = d.Ack() // fails only if the receiver is closed, and then the message is redelivered
 	}
 	return rest
 }
 
-// refused tries a message again later, and sets it aside after its last try. What stands behind it
-// waits for it, but not for one that is set aside. Its attempts also count relays that died; the first
-// refusal is never the last.
+// refused redelivers a refused message later, or poisons it after its last attempt. The messages behind it in its
+// key queue wait until then. The attempts include those of relays that died, so the first refusal never poisons
+// the message if there are delays.
 func (b *bundle) refused(ctx context.Context, d *delivery, err error) {
-	logger, attempt := b.feed.core.cfg.Logger, d.delivery.Attempt
+	logger, attempt := b.receiver.core.cfg.Logger, d.delivery.Attempt
 	retry := b.outbox.cfg.Retry
 	first := d.delivery.FailedSince.IsZero()
 	if tries := len(retry.Delays); attempt <= tries || first && tries > 0 {
 		logger.Warn("leat: sql: outbox message refused",
-			"outbox", b.outbox.Group(), "message_id", driver.MessageID(d.delivery.Message), "attempt", attempt, "error", err)
+			"outbox", b.outbox.Group(), "message_id", driver.OneLine(driver.MessageID(d.delivery.Message), driver.MaxClassBytes), "attempt", attempt, "error", err)
 		if first {
 			d.delivery.FailedSince = time.Now()
 		}
@@ -343,7 +344,7 @@ func (b *bundle) refused(ctx context.Context, d *delivery, err error) {
 		return
 	}
 	logger.Error("leat: sql: outbox message poisoned",
-		"outbox", b.outbox.Group(), "message_id", driver.MessageID(d.delivery.Message), "attempt", attempt, "error", err)
+		"outbox", b.outbox.Group(), "message_id", driver.OneLine(driver.MessageID(d.delivery.Message), driver.MaxClassBytes), "attempt", attempt, "error", err)
 	if err := d.Poison(ctx, driver.NewFault(&d.delivery, err)); err != nil {
 		_ = d.Redeliver(longestRelayWait)
 	}
@@ -351,25 +352,25 @@ func (b *bundle) refused(ctx context.Context, d *delivery, err error) {
 
 func giveBack(d *delivery) { _ = d.GiveBack(0) }
 
-// hold keeps back what stands behind d.
-func (b *bundle) hold(d *delivery) {
+// holdBackKey marks the key of d: the bundle publishes no further messages of it.
+func (b *bundle) holdBackKey(d *delivery) {
 	if key := driver.PartitionKey(d.delivery.Message); key != "" {
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		b.stuck[key] = true
+		b.heldBackKeys[key] = true
 	}
 }
 
-func (b *bundle) isStuck(d *delivery) bool {
+func (b *bundle) isHeldBack(d *delivery) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return len(b.stuck) > 0 && b.stuck[driver.PartitionKey(d.delivery.Message)]
+	return len(b.heldBackKeys) > 0 && b.heldBackKeys[driver.PartitionKey(d.delivery.Message)]
 }
 
-// unstuck gives back what stands behind a failed message.
-func (b *bundle) unstuck(batch []*delivery) (free []*delivery) {
+// giveBackHeldBack gives back the messages of held-back keys, and returns the others.
+func (b *bundle) giveBackHeldBack(batch []*delivery) (free []*delivery) {
 	for _, d := range batch {
-		if b.isStuck(d) {
+		if b.isHeldBack(d) {
 			giveBack(d)
 		} else {
 			free = append(free, d)
@@ -386,9 +387,9 @@ func messagesOf(batch []*delivery) []*message.Message {
 	return msgs
 }
 
-// nextBundle waits for messages and takes all that one claim took: what stands behind a message in its
-// key queue is in no other.
-func (f *feed) nextBundle(ctx context.Context) ([]*delivery, error) {
+// nextBundle blocks until there are messages, and returns all of one claim. No other bundle has messages of the same
+// key queues.
+func (f *receiver) nextBundle(ctx context.Context) ([]*delivery, error) {
 	f.waiting.Add(1)
 	f.poke()
 	defer f.poke()

@@ -8,16 +8,15 @@ import (
 )
 
 const (
-	// cleanEvery is how often a transport clears away what is too old, and more often where
-	// messages are kept for less.
+	// cleanEvery is how often a transport deletes expired rows. The interval is shorter if messages are
+	// kept for a shorter time.
 	cleanEvery = 30 * time.Second
-	// cleanAtOnce is how many messages one statement deletes.
+	// cleanAtOnce is how many rows one statement deletes.
 	cleanAtOnce = 1000
 )
 
-// retention deletes handled and poisoned messages whose time is over, and leases of the dead. It touches
-// messages only of groups that this process consumes: the tables may be shared, and another service may keep
-// its own for longer.
+// retention deletes expired leases, and handled and poisoned messages whose time to be kept is over. It deletes only messages
+// of groups that this process consumes: other services may share the tables, and keep their messages longer.
 type retention struct{ *core }
 
 func (r retention) run() {
@@ -27,7 +26,7 @@ func (r retention) run() {
 		cancel()
 		if err != nil && r.ctx.Err() == nil {
 			r.temporary(err)
-			r.cfg.Logger.Warn("leat: sql: clean up failed", "error", err)
+			r.cfg.Logger.Warn("leat: sql: cleanup failed", "error", err)
 		}
 	}
 }
@@ -46,7 +45,7 @@ func (r retention) clean(ctx context.Context, groups []group) error {
 	if err := r.file.gone(); err != nil {
 		return err
 	}
-	if err := r.leases.bury(ctx); err != nil {
+	if err := r.leases.deleteExpired(ctx); err != nil {
 		return err
 	}
 	if err := r.groups.cleanTails(ctx); err != nil {
@@ -68,8 +67,8 @@ func (r retention) clean(ctx context.Context, groups []group) error {
 	})
 }
 
-// cleanState calls remove with messages of the groups in that state for longer than they are kept, some at
-// a time.
+// cleanState calls remove, in batches, with the messages of the groups that have been in a state for longer than
+// keep. 0 means to keep them.
 func (r retention) cleanState(ctx context.Context, groups []group, in state, keep time.Duration, remove func([]int64, group) error) error {
 	if keep == 0 {
 		return nil

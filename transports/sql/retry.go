@@ -24,7 +24,7 @@ func newBackoff() backoff.Backoff {
 	return backoff.Backoff{First: firstBackoff, Longest: longestBackoff}
 }
 
-// contextError says that ctx is over, and what the database last said.
+// contextError returns the cause of ctx's end, with the latest error of the database.
 func contextError(ctx context.Context, err error) error {
 	cause := context.Cause(ctx)
 	if errors.Is(err, cause) || errors.Is(err, ctx.Err()) {
@@ -33,16 +33,16 @@ func contextError(ctx context.Context, err error) error {
 	return &waitError{cause: cause, last: err}
 }
 
-// waitError is a wait for the database that the caller's context ended.
+// A waitError is returned if the caller's context ended while the database failed. It wraps the context's cause only.
 type waitError struct{ cause, last error }
 
 func (e *waitError) Error() string {
-	return e.cause.Error() + "; the database last said: " + e.last.Error()
+	return e.cause.Error() + "; the database's last error: " + e.last.Error()
 }
 
 func (e *waitError) Unwrap() error { return e.cause }
 
-// connectionLost recognizes what every driver lets through from the network.
+// connectionLost reports whether err is a network error. It works for every driver.
 func connectionLost(err error) bool {
 	var network net.Error
 	return errors.Is(err, driver.ErrBadConn) || errors.Is(err, stdsql.ErrConnDone) ||

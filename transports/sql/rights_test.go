@@ -1,6 +1,7 @@
 package sql_test
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"net/url"
@@ -12,81 +13,60 @@ import (
 
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/sql"
-	"github.com/leatbus/leat/transports/transporttest"
 )
 
-// TestRightsThatAreDocumented runs the whole contract as a user who has the rights that the package's
-// documentation lists and no others, over pools that are the user's.
-func TestRightsThatAreDocumented(t *testing.T) {
-	t.Run("postgres", func(t *testing.T) {
-		t.Parallel()
-		s := onPostgres(t)
-		closeNow(t, s.open(t)) // somebody else makes the tables
-		name := fmt.Sprintf("leat_test_%08x", rand.Uint32())
-		db := s.db(t)
+// withDocumentedRights returns the system for a user with the rights that the package's documentation lists, and a function that
+// opens a transport over a pool of that user. The function is nil for SQLite, which has no users.
+func (s system) withDocumentedRights(t testing.TB) (system, func(t testing.TB) driver.Transport) {
+	if s.cfg.Dialect == sql.SQLite {
+		return s, nil
+	}
+	closeNow(t, s.open(t)) // another user creates the tables
+	name := fmt.Sprintf("leat_test_%08x", rand.Uint32())
+	db, on := s.db(t), ""
+	if s.cfg.Dialect == sql.Postgres {
+		on = s.cfg.Schema + "."
 		run(t, db, "CREATE ROLE "+name+" LOGIN PASSWORD 'leat'")
 		t.Cleanup(func() {
 			run(t, db, "DROP OWNED BY "+name)
 			run(t, db, "DROP ROLE "+name)
 		})
-		for _, grant := range documentedGrants(t) {
-			on, tables := "", grant.on
-			if grant.schema {
-				on, tables = "SCHEMA ", []string{s.cfg.Schema}
-			}
-			for _, table := range tables {
-				if !grant.schema {
-					table = s.cfg.Schema + "." + table
-				}
+	} else {
+		run(t, db, "CREATE USER "+name+"@'%' IDENTIFIED BY 'leat'")
+		t.Cleanup(func() { run(t, db, "DROP USER "+name) })
+	}
+	for _, grant := range documentedGrants(t) {
+		switch {
+		case grant.postgres && s.cfg.Dialect != sql.Postgres:
+		case grant.schema:
+			run(t, db, fmt.Sprintf("GRANT %s ON SCHEMA %s TO %s", grant.rights, s.cfg.Schema, name))
+		default:
+			for _, table := range grant.on {
 				run(t, db, fmt.Sprintf("GRANT %s ON %s%s TO %s", grant.rights, on, table, name))
 			}
 		}
-		s.url = as(t, withOption(t, s.url, "migrate", "check"), name)
-		s.cfg.Migrate = sql.MigrateCheck
+	}
+	s.url = as(t, withOption(t, s.url, "migrate", "check"), name)
+	s.cfg.Migrate = sql.MigrateCheck
+	if s.cfg.Dialect == sql.Postgres {
 		pool, _ := s.pool(t)
-		transporttest.Run(t, transporttest.Harness{
-			Open: func(t testing.TB) driver.Transport {
-				transport, err := sql.NewPgx(testContext(t), pool, s.cfg)
-				require.NoError(t, err)
-				return transport
-			},
-			URL:     s.url,
-			OpenURL: openURL,
-		})
-		require.NoError(t, pool.Ping(testContext(t)), "the pool is the user's to close")
-	})
-	t.Run("mysql", func(t *testing.T) {
-		t.Parallel()
-		s := onMySQL(t)
-		closeNow(t, s.open(t))
-		name := fmt.Sprintf("leat_test_%08x", rand.Uint32())
-		db := s.db(t)
-		run(t, db, "CREATE USER "+name+"@'%' IDENTIFIED BY 'leat'")
-		t.Cleanup(func() { run(t, db, "DROP USER "+name) })
-		for _, grant := range documentedGrants(t) {
-			for _, table := range grant.on {
-				if !grant.postgres {
-					run(t, db, fmt.Sprintf("GRANT %s ON %s TO %s", grant.rights, table, name))
-				}
-			}
+		t.Cleanup(func() { require.NoError(t, pool.Ping(context.Background()), "the pool is the user's to close") })
+		return s, func(t testing.TB) driver.Transport {
+			transport, err := sql.NewPgx(testContext(t), pool, s.cfg)
+			require.NoError(t, err)
+			return transport
 		}
-		s.url = as(t, withOption(t, s.url, "migrate", "check"), name)
-		s.cfg.Migrate = sql.MigrateCheck
-		pool := s.stdPool(t)
-		transporttest.Run(t, transporttest.Harness{
-			Open: func(t testing.TB) driver.Transport {
-				transport, err := sql.New(testContext(t), pool, s.cfg)
-				require.NoError(t, err)
-				return transport
-			},
-			URL:     s.url,
-			OpenURL: openURL,
-		})
-		require.NoError(t, pool.PingContext(testContext(t)), "the pool is the user's to close")
-	})
+	}
+	pool := s.stdPool(t)
+	t.Cleanup(func() { require.NoError(t, pool.PingContext(context.Background()), "the pool is the user's to close") })
+	return s, func(t testing.TB) driver.Transport {
+		transport, err := sql.New(testContext(t), pool, s.cfg)
+		require.NoError(t, err)
+		return transport
+	}
 }
 
-// grant is a line of the documentation.
+// A grant is a GRANT line of the documentation.
 type grant struct {
 	rights           string
 	on               []string
@@ -117,8 +97,9 @@ func as(t testing.TB, raw, name string) string {
 	return u.String()
 }
 
-// TestPostgresThroughDatabaseSQL: a pool of database/sql serves as well, without LISTEN.
-func TestPostgresThroughDatabaseSQL(t *testing.T) {
+// TestPostgres_throughDatabaseSQL checks that a pool of database/sql works, without LISTEN.
+func TestPostgres_throughDatabaseSQL(t *testing.T) {
+	t.Parallel()
 	s := onPostgres(t)
 	pool := s.db(t)
 	one, err := sql.New(testContext(t), pool, s.cfg)

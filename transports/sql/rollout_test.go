@@ -15,7 +15,7 @@ import (
 	"github.com/leatbus/leat/transports/sql"
 )
 
-// makeVersion3 makes the tables as the release before JSON headers made them.
+// makeVersion3 creates the tables of the last release without JSON headers.
 func (s system) makeVersion3(t testing.TB, db *stdsql.DB) {
 	script, err := sql.MigrationSQL(s.cfg, 0)
 	require.NoError(t, err)
@@ -27,7 +27,7 @@ func (s system) makeVersion3(t testing.TB, db *stdsql.DB) {
 	}
 }
 
-// insert puts a message into a group's queue, with headers as another program may have written them.
+// insert inserts a message for a group, with any headers.
 func (s system) insert(t testing.TB, db *stdsql.DB, group string, state, queue int, uuid string, headers []byte) {
 	arg := func(n int) string {
 		if s.cfg.Dialect == sql.Postgres {
@@ -40,7 +40,7 @@ func (s system) insert(t testing.TB, db *stdsql.DB, group string, state, queue i
 		s.table("messages"), state, queue, queue, uuid, arg(1), s.table("groups"), group), headers)
 }
 
-// headersOf returns the column.
+// headersOf returns the column headers of a message.
 func (s system) headersOf(t testing.TB, db *stdsql.DB, uuid string) (headers string) {
 	var text []byte
 	row := db.QueryRowContext(t.Context(), fmt.Sprintf("SELECT headers FROM %s WHERE uuid = '%s'", s.table("messages"), uuid))
@@ -48,8 +48,8 @@ func (s system) headersOf(t testing.TB, db *stdsql.DB, uuid string) (headers str
 	return string(text)
 }
 
-// TestHeaders_areWrittenAsTheTablesAreOld: processes of the release before, which know lines only, run beside new ones
-// until leat migrate up. Processes that were started before that and after it read what the others write.
+// TestHeaders_areWrittenAsTheTablesAreOld checks that headers are written as lines until leat migrate up, for processes of the
+// previous release. Processes that started before and after the migration must read each other's headers.
 func TestHeaders_areWrittenAsTheTablesAreOld(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
 		ctx, db := testContext(t), s.db(t)
@@ -103,7 +103,7 @@ func TestHeaders_areWrittenAsTheTablesAreOld(t *testing.T) {
 		}
 		require.Len(t, seen, 4)
 		require.NoError(t, firstFeed.Close(ctx))
-		run(t, db, fmt.Sprintf("UPDATE %s SET pos = 0", s.table("messages"))) // an hour later
+		run(t, db, fmt.Sprintf("UPDATE %s SET pos = 0", s.table("messages"))) // makes the delayed messages due
 		secondFeed, err := second.Subscribe(ctx, subscription("shop.ledger", 1, "order.paid.v1"))
 		require.NoError(t, err)
 		for range 4 {
@@ -114,7 +114,7 @@ func TestHeaders_areWrittenAsTheTablesAreOld(t *testing.T) {
 	})
 }
 
-// TestHeaders_canBeQueriedByOperators as the documentation says.
+// TestHeaders_canBeQueriedByOperators runs the queries of the documentation.
 func TestHeaders_canBeQueriedByOperators(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
 		ctx, db := testContext(t), s.db(t)
@@ -139,9 +139,9 @@ func TestHeaders_canBeQueriedByOperators(t *testing.T) {
 	})
 }
 
-// TestHostileHeaders_endInThePoisonQueue with the reason, whatever stands in the column, and stop nobody.
+// TestHostileHeaders_endInThePoisonQueue checks that messages with invalid headers are poisoned with the reason, and delay no others.
 func TestHostileHeaders_endInThePoisonQueue(t *testing.T) {
-	hostile := map[string]string{ // and what the reason says
+	hostile := map[string]string{ // and a part of the reason
 		`{"a":`:                               "string",
 		`{"a":1}`:                             "string",
 		`[]`:                                  "object",
@@ -180,7 +180,7 @@ func TestHostileHeaders_endInThePoisonQueue(t *testing.T) {
 				return list
 			}
 			handed := make(chan *driver.Delivery)
-			go func() { // somebody always waits, as a feed takes nothing for nobody
+			go func() { // a call of Next waits, since a receiver claims nothing otherwise
 				for {
 					d, err := feed.Next(ctx)
 					if err != nil {

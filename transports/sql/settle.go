@@ -13,24 +13,25 @@ import (
 	"github.com/leatbus/leat/transports/internal/backoff"
 )
 
-// delivery is one message that the feed's consumer has taken: the [driver.Settler] of its hand-over.
+// A delivery is a message that the receiver has claimed. It is the [driver.Settler] of its delivery.
 type delivery struct {
 	delivery    driver.Delivery
 	settlements *settlements
 	id          int64
 	state       state       // ready, or head of its key's queue
-	keyQueue    int64       // that queue
-	behind      []*delivery // what is handed out with it, to a relay
+	keyQueue    int64       // the number of that queue
+	behind      []*delivery // the rest of its bundle, for a relay
+	size        int64       // in bytes, for the limit of the receiver's buffer
 	headers     []byte
 
-	history driver.History // as it was taken
+	history driver.History // as claimed
 	settled atomic.Bool
 }
 
 var errSettled = errors.New("settled already")
 
-// Ack, Redeliver and GiveBack return at once; what they ask for is carried out together with others',
-// within milliseconds, and again until it succeeds.
+// Ack, Redeliver and GiveBack return at once. They are written in batches within milliseconds, and retried until they succeed.
+// They return an error if the delivery is already settled or the receiver is closed.
 
 func (d *delivery) Ack() error { return d.settle(settlement{d: d, ack: true}) }
 
@@ -44,46 +45,64 @@ func (d *delivery) GiveBack(after time.Duration) error {
 
 func (d *delivery) settle(s settlement) error {
 	if !d.settled.CompareAndSwap(false, true) {
-		return fmt.Errorf("sql: message %s: %w", d.delivery.Message.UUID, errSettled)
+		return fmt.Errorf("sql: message %s: %w", d.messageID(), errSettled)
 	}
 	d.settlements.finished.Add(1)
-	return d.settlements.add(s)
+	s.d = d.withoutMessage()
+	return d.settlements.add(d, s)
 }
 
-// Poison moves the message in one statement and waits for its commit, within ctx.
+// messageID returns the message's id for errors. Any program may have written it, in any length.
+func (d *delivery) messageID() string {
+	return driver.OneLine(d.delivery.Message.UUID, driver.MaxClassBytes)
+}
+
+// withoutMessage returns what writing a settlement needs. The message may be large, and the database slow.
+func (d *delivery) withoutMessage() *delivery {
+	rest := &delivery{id: d.id, state: d.state, keyQueue: d.keyQueue, history: d.history}
+	rest.delivery.Attempt, rest.delivery.History = d.delivery.Attempt, d.delivery.History
+	if rest.delivery.History != d.history {
+		rest.headers = d.headers
+	}
+	rest.settled.Store(true)
+	return rest
+}
+
+// Poison moves the message to the poison queue. It blocks until that is committed or ctx is done. After an error, the delivery can be
+// settled again.
 func (d *delivery) Poison(ctx context.Context, fault driver.Fault) error {
 	if !d.settled.CompareAndSwap(false, true) {
-		return fmt.Errorf("sql: message %s: %w", d.delivery.Message.UUID, errSettled)
+		return fmt.Errorf("sql: message %s: %w", d.messageID(), errSettled)
 	}
 	if err := d.settlements.poison(ctx, d, fault); err != nil {
 		d.settled.Store(false)
-		return failure(fmt.Sprintf("poison message %s of group %q", d.delivery.Message.UUID, d.delivery.Group), err)
+		return failure(fmt.Sprintf("poison message %s of group %q", d.messageID(), d.delivery.Group), err)
 	}
 	return nil
 }
 
-// settlement is how a delivery ended.
+// A settlement describes how a delivery was settled.
 type settlement struct {
 	d     *delivery
 	ack   bool
-	after time.Duration // else when it is redelivered
-	cost  int           // what is taken back of the attempt that was counted when it was taken
+	after time.Duration // until it is redelivered, if it is not acked
+	cost  int           // 1 if the attempt, which the claim has counted, is subtracted; else 0
 }
 
-// settlements carries out how a feed's deliveries ended. While some are carried out, the next gather.
+// settlements writes how a receiver's deliveries were settled. While one batch is written, the next one is collected.
 //
-// turn is held while the fetcher takes messages, and while some are given back: else a message that was given back
-// could be taken again while it is still known here. mu is taken within it, and never held during a statement.
+// claimLock is held while the fetcher claims messages, and while some are given back. Otherwise a message that was given back could be
+// claimed again while it is still in known. mu may be locked while claimLock is held, but not the other way round.
 type settlements struct {
-	core     *core
-	consumer *consumer
-	running  sync.WaitGroup
-	signal   chan struct{}
-	ctx      context.Context
-	cancel   context.CancelFunc
-	turn     sync.Mutex
+	core      *core
+	consumer  *consumer
+	running   sync.WaitGroup
+	signal    chan struct{}
+	ctx       context.Context
+	cancel    context.CancelFunc
+	claimLock sync.Mutex
 
-	// For the fetcher.
+	// Read by the fetcher.
 	finished atomic.Int64 // deliveries settled so far
 	back     atomic.Bool  // messages came back to the group
 	dueAt    atomic.Int64 // when a message is redelivered that was delayed here, in Unix nanoseconds; 0 for none
@@ -92,7 +111,7 @@ type settlements struct {
 	mu      sync.Mutex
 	pending []settlement
 	busy    bool
-	known   map[int64]*delivery // everything that was taken and is not settled in the database
+	known   map[int64]*delivery // all messages that are claimed and whose settlement is not written
 	idle    []chan struct{}     // closed when nothing is pending
 	closed  bool
 }
@@ -103,7 +122,7 @@ func newSettlements(shared *core, of *consumer) *settlements {
 	return s
 }
 
-// track enters a delivery, and reports whether its message was not in hand already.
+// track adds a delivery. It reports whether the receiver did not have its message already.
 func (s *settlements) track(d *delivery) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -114,7 +133,7 @@ func (s *settlements) track(d *delivery) bool {
 	return true
 }
 
-// drop forgets deliveries; their messages may have been taken again meanwhile.
+// drop removes deliveries; their messages may have been claimed again meanwhile.
 func (s *settlements) drop(all ...*delivery) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -125,14 +144,14 @@ func (s *settlements) drop(all ...*delivery) {
 	}
 }
 
-// out returns how many messages are taken and not settled.
+// out returns how many messages are claimed and not settled.
 func (s *settlements) out() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.known)
 }
 
-// unknown leaves out the messages that were taken.
+// unknown returns those of the messages that the receiver has not claimed.
 func (s *settlements) unknown(ids []int64) (unknown []int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -144,11 +163,15 @@ func (s *settlements) unknown(ids []int64) (unknown []int64) {
 	return unknown
 }
 
-func (s *settlements) add(settled settlement) error {
+// add adds the settlement of a delivery, whose message is not needed any more.
+func (s *settlements) add(d *delivery, settled settlement) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		return driver.ErrClosed
+	}
+	if s.known[d.id] == d {
+		s.known[d.id] = settled.d
 	}
 	s.pending = append(s.pending, settled)
 	if len(s.pending) == 1 && !s.busy {
@@ -158,10 +181,9 @@ func (s *settlements) add(settled settlement) error {
 }
 
 const (
-	// flushInterval is how long settlements wait for more if they come quickly: it saves commits, and
-	// delays nobody.
+	// flushInterval is how long settlements wait for more if they arrive quickly. It saves commits.
 	flushInterval = 2 * time.Millisecond
-	// minBatch is how many must have come together before that is worth while.
+	// minBatch is the size of a batch from which the next one waits for more settlements.
 	minBatch = 8
 )
 
@@ -186,7 +208,7 @@ func (s *settlements) run() {
 	}
 }
 
-// take returns what is pending, nil for nothing. A batch is bounded, as a statement should be.
+// take returns the pending settlements, nil if there are none. A batch is bounded, because statements should be.
 func (s *settlements) take() (batch []settlement) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -209,7 +231,7 @@ func (s *settlements) awaited() bool {
 	return len(s.idle) > 0
 }
 
-// carryOut tries until it succeeds or the feed ends.
+// carryOut writes a batch. It retries until it succeeds or the receiver is closed.
 func (s *settlements) carryOut(batch []settlement) {
 	again := slices.ContainsFunc(batch, func(x settlement) bool { return !x.ack })
 	err := s.core.retryAlways(s.ctx, func(ctx context.Context) error { return s.try(ctx, batch, again) }, func(err error) {
@@ -232,13 +254,13 @@ func (s *settlements) carryOut(batch []settlement) {
 	}
 }
 
-// try carries out a batch once; again says that some of its messages are given back.
+// try writes a batch once. again says that some of its messages are given back.
 func (s *settlements) try(ctx context.Context, batch []settlement, again bool) error {
 	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 	defer cancel()
 	if again {
-		s.turn.Lock()
-		defer s.turn.Unlock()
+		s.claimLock.Lock()
+		defer s.claimLock.Unlock()
 	}
 	if err := s.write(ctx, batch); err != nil {
 		return err
@@ -251,7 +273,7 @@ func (s *settlements) try(ctx context.Context, batch []settlement, again bool) e
 	return nil
 }
 
-// delayed notes that a message is redelivered then.
+// delayed records when a message is redelivered.
 func (s *settlements) delayed(after time.Duration) {
 	at := time.Now().Add(after).UnixNano()
 	for {
@@ -266,7 +288,7 @@ func (s *settlements) delayed(after time.Duration) {
 	}
 }
 
-// hintKey tells the fetcher where there may be something to take, now that the head of a key's queue is settled.
+// hintKey gives the fetcher a hint that a message of a key queue may be claimed, since the queue's head is settled.
 func (s *settlements) hintKey(x settlement) {
 	switch {
 	case x.d.state != stateKeyHead || s.consumer.group.order != driver.OrderedByKey:
@@ -277,11 +299,11 @@ func (s *settlements) hintKey(x settlement) {
 	}
 }
 
-// poison moves a message to the poison queue, and lets go of it. Headers that can't be read stay as they are, and
-// are the fault themselves.
+// poison moves a message to the poison queue and drops its delivery. Headers that can't be decoded are the reason for the fault, and
+// stay as they are.
 func (s *settlements) poison(ctx context.Context, d *delivery, fault driver.Fault) error {
 	kept := d.headers
-	if headers, err := decodeHeaders(d.headers); err == nil { // the handler may have changed those of the message
+	if headers, err := decodeHeaders(d.headers); err == nil { // not the message's headers, which the handler may have changed
 		fault.Record(headers)
 		kept = s.core.encodeHeaders(headers)
 	}
@@ -301,10 +323,10 @@ func (s *settlements) poison(ctx context.Context, d *delivery, fault driver.Faul
 	return nil
 }
 
-// write may be repeated: a message that is not this consumer's any more is left alone.
+// write writes a batch. It may be repeated: it does not change messages that another consumer has claimed meanwhile.
 func (s *settlements) write(ctx context.Context, batch []settlement) error {
 	var acked []int64
-	if err := s.noteFailures(ctx, batch); err != nil {
+	if err := s.writeFailures(ctx, batch); err != nil {
 		return err
 	}
 	var put [2][]int64 // by cost
@@ -340,9 +362,9 @@ func (s *settlements) write(ctx context.Context, batch []settlement) error {
 	return nil
 }
 
-// noteFailures keeps with a message how often and since when its handler has failed with it, while it is still
-// this consumer's.
-func (s *settlements) noteFailures(ctx context.Context, batch []settlement) error {
+// writeFailures writes the history of the messages that were not acked, if the handler's failure has changed it. The consumer still owns
+// them.
+func (s *settlements) writeFailures(ctx context.Context, batch []settlement) error {
 	var all []rewritten
 	for _, x := range batch {
 		now := &x.d.delivery
@@ -351,7 +373,7 @@ func (s *settlements) noteFailures(ctx context.Context, batch []settlement) erro
 		}
 		headers, err := decodeHeaders(x.d.headers)
 		if err != nil {
-			continue // it was never handed out
+			continue // it was never delivered
 		}
 		driver.SetHistory(headers, now.History)
 		all = append(all, rewritten{x.d.id, s.core.encodeHeaders(headers)})
@@ -359,7 +381,7 @@ func (s *settlements) noteFailures(ctx context.Context, batch []settlement) erro
 	return s.core.claims.rewrite(ctx, s.core.relaxed, s.consumer.id, all)
 }
 
-// flush waits until everything is carried out that was settled.
+// flush blocks until all settlements are written.
 func (s *settlements) flush(ctx context.Context) error {
 	s.mu.Lock()
 	if len(s.pending) == 0 && !s.busy {
@@ -378,8 +400,8 @@ func (s *settlements) flush(ctx context.Context) error {
 	}
 }
 
-// close gives back what nobody has settled, carries everything out, and ends. The attempt counts:
-// somebody has begun to handle it.
+// close gives back all unsettled messages, writes all settlements, and stops run. It counts the attempts, because handlers have
+// started.
 func (s *settlements) close(ctx context.Context) error {
 	s.mu.Lock()
 	s.closed = true

@@ -11,15 +11,13 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// TestHeldSnapshot_nothingIsMissed: somebody's old snapshot keeps deleted rows in the tables, as a dump or a
-// replication slot does. What is published, comes back and is committed late is handled all the same, in every
-// order.
+// TestHeldSnapshot_nothingIsMissed checks that published, returned and late committed messages are handled in every order
+// while an old snapshot keeps deleted rows in the tables, as a dump or a replication slot does.
 func TestHeldSnapshot_nothingIsMissed(t *testing.T) {
 	t.Parallel()
 	s, ctx := onPostgres(t), testContext(t)
 	transport := s.start(t)
-	snapshot, err := s.db(t).BeginTx(ctx, &stdsql.TxOptions{Isolation: stdsql.LevelRepeatableRead})
-	require.NoError(t, err)
+	snapshot := begin(t, s.db(t), stdsql.LevelRepeatableRead)
 	defer func() { _ = snapshot.Rollback() }()
 	var n int
 	require.NoError(t, snapshot.QueryRowContext(ctx, "SELECT count(*) FROM "+s.table("messages")).Scan(&n))
@@ -35,8 +33,7 @@ func TestHeldSnapshot_nothingIsMissed(t *testing.T) {
 
 		feed, err := transport.Subscribe(ctx, subscription(sub.Group+".slow", 1, "order.slow.v1"))
 		require.NoError(t, err)
-		tx, err := s.db(t).BeginTx(ctx, nil)
-		require.NoError(t, err)
+		tx := begin(t, s.db(t), stdsql.LevelDefault)
 		publishInTx(t, tx, s.cfg, "order.slow.v1", newMessage("order.slow.v1", "late"))
 		require.NoError(t, transport.Publish(ctx, "order.slow.v1", newMessage("order.slow.v1", "early")))
 		d := next(t, feed, patience)

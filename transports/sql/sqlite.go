@@ -1,6 +1,7 @@
 package sql
 
 import (
+	"context"
 	"errors"
 	"strings"
 )
@@ -10,7 +11,7 @@ const sqliteDriver = "sqlite"
 
 var errNoDriver = errors.New(`sqlite:// needs the driver; add import _ "github.com/leatbus/leat/transports/sqlite" to the main package`)
 
-// sqliteError is the driver's error, by what it has: this package must not import the driver.
+// A sqliteError is an error of the driver. It is an interface, because this package must not import the driver.
 type sqliteError interface {
 	error
 	Code() int // SQLite's result code
@@ -22,7 +23,7 @@ func sqliteDialect() dialect {
 		now:     "CAST(unixepoch('now', 'subsec') * 1000000 AS INTEGER)",
 		quote:   func(s string) string { return `"` + s + `"` },
 		ignore:  "ON CONFLICT DO NOTHING",
-		like:    "GLOB %s", // LIKE takes a for A
+		like:    "GLOB %s", // LIKE ignores case
 		anyText: "*",
 		literal: strings.NewReplacer("[", "[[]", "*", "[*]", "?", "[?]"),
 
@@ -50,6 +51,40 @@ func sqliteRetryable(err error) bool {
 	}
 }
 
+// takenColumns are messageColumns for RETURNING, but without a large payload, and with the payload's size. SQLite keeps what a statement
+// returns in memory until the statement ends, beside the two copies of a row that it has while it writes the row.
+const takenColumns = "id, state, attempt, first_at, topic, uuid, headers, CASE WHEN length(payload) <= 65536 THEN payload END, length(payload)"
+
+// collectTaken runs a statement that returns takenColumns. It reads the large payloads afterwards, one at a time.
+func (cl claims) collectTaken(ctx context.Context, ex executor, query string, args ...any) ([]record, error) {
+	var sizes []int
+	taken, err := collect(ctx, ex, func(r rows, m *record) error {
+		size := 0
+		err := r.Scan(&m.id, &m.state, &m.attempt, &m.firstAt, &m.topic, &m.uuid, &m.headers, &m.payload, &size)
+		sizes = append(sizes, size)
+		return err
+	}, query, args...)
+	if err != nil {
+		return nil, err
+	}
+	kept := taken[:0]
+	for i, m := range taken {
+		if len(m.payload) < sizes[i] {
+			found, err := collect(ctx, ex, func(r rows, payload *[]byte) error { return r.Scan(payload) },
+				cl.sql(`SELECT payload FROM {messages} WHERE id = ?`), m.id)
+			if err != nil {
+				return nil, err
+			}
+			if len(found) == 0 {
+				continue // deleted meanwhile, with its group
+			}
+			m.payload = found[0]
+		}
+		kept = append(kept, m)
+	}
+	return kept, nil
+}
+
 const claimSQLite = `
 UPDATE {messages} SET owner = ?, attempt = {more} WHERE id IN (
 	SELECT id FROM (
@@ -60,7 +95,7 @@ UPDATE {messages} SET owner = ?, attempt = {more} WHERE id IN (
 			ORDER BY id LIMIT ?
 		)
 	) WHERE before < ?
-) RETURNING ` + messageColumns
+) RETURNING ` + takenColumns
 
 const headsSQLite = `
 WITH RECURSIVE walk(pos) AS (

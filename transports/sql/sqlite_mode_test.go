@@ -21,7 +21,7 @@ func TestSQLiteFile_isForItsUserAlone(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "leat.db")
 	transport, err := Open(t.Context(), &url.URL{Scheme: "sqlite", Path: path})
 	require.NoError(t, err)
-	feed, err := transport.Subscribe(t.Context(), driver.Subscription{Group: "shop.mail", Topics: []string{"order.>"}, Concurrency: 1})
+	receiver, err := transport.Subscribe(t.Context(), driver.Subscription{Group: "shop.mail", Topics: []string{"order.>"}, Concurrency: 1})
 	require.NoError(t, err)
 	require.NoError(t, transport.Publish(t.Context(), "order.paid.v1", message.NewMessage("1", nil)))
 	files, err := filepath.Glob(path + "*")
@@ -32,7 +32,7 @@ func TestSQLiteFile_isForItsUserAlone(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, os.FileMode(0o600), info.Mode(), file)
 	}
-	require.NoError(t, feed.Close(context.Background()))
+	require.NoError(t, receiver.Close(context.Background()))
 	require.NoError(t, transport.Close(context.Background()))
 
 	_, err = Open(t.Context(), &url.URL{Scheme: "sqlite", Opaque: "a%00b"})

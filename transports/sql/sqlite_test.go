@@ -2,6 +2,7 @@ package sql_test
 
 import (
 	"context"
+	stdsql "database/sql"
 	"os"
 	"testing"
 	"time"
@@ -13,31 +14,30 @@ import (
 	"github.com/leatbus/leat/handlers"
 )
 
-// TestSQLite_inTxBeforeTheFirstSubscription: the subscription writes, and the caller's transaction is the one
-// writer. It is an error with the fix, and not a wait for the caller's own commit.
+// TestSQLite_inTxBeforeTheFirstSubscription checks that a subscription returns an error with the fix while the caller's
+// transaction is the writer, and does not wait for that transaction.
 func TestSQLite_inTxBeforeTheFirstSubscription(t *testing.T) {
+	t.Parallel()
 	s, ctx := onSQLite(t), testContext(t)
 	b, err := bus.New(s.open(t), bus.Config{Service: "shop"})
 	require.NoError(t, err)
 	defer func() { require.NoError(t, b.Close(context.Background())) }()
 	require.NoError(t, b.Handle(handlers.Func("ledger", func(context.Context, paid) error { return nil })))
 	db := s.service(t)
-	tx, err := db.BeginTx(ctx, nil)
-	require.NoError(t, err)
+	tx := begin(t, db, stdsql.LevelDefault)
 	err = b.InTx(tx).Publish(ctx, paid{"1"})
 	require.NoError(t, tx.Rollback())
 	require.ErrorContains(t, err, "SQLite has one writer, which is the open transaction; run the bus or publish once before it begins")
 
 	_ = b.Publish(ctx, paid{"2"})
-	tx, err = db.BeginTx(ctx, nil)
-	require.NoError(t, err)
+	tx = begin(t, db, stdsql.LevelDefault)
 	require.NoError(t, b.InTx(tx).Publish(ctx, paid{"3"}))
 	require.NoError(t, tx.Commit())
 }
 
-// TestSQLite_fileIsGone: what is published into a file that was deleted or replaced is lost with the process,
-// so that Publish fails and the health says why.
+// TestSQLite_fileIsGone checks that Publish fails, and that the health has the reason, if the file was deleted or replaced.
 func TestSQLite_fileIsGone(t *testing.T) {
+	t.Parallel()
 	for name, harm := range map[string]func(t *testing.T, path string){
 		"deleted": func(t *testing.T, path string) { require.NoError(t, os.Remove(path)) },
 		"replaced": func(t *testing.T, path string) {

@@ -11,15 +11,15 @@ import (
 	"github.com/leatbus/leat/transports/internal/backoff"
 )
 
-// sqlitePool is one connection to a file. SQLite has one writer at a time; queueing for it here
-// is fair and costs nothing, where SQLite's own waiting sleeps.
+// sqlitePool implements pool with one connection to a file. SQLite has one writer at a time. Waiting for the
+// connection is fair and has no delay, while SQLite's own waiting sleeps.
 type sqlitePool struct {
 	stdPool
 	wait *waitForDisk
-	want bool // commits wait for the disk
+	want bool // whether commits wait for the disk
 }
 
-// waitForDisk is how the one connection is set.
+// waitForDisk is the current setting of the connection.
 type waitForDisk struct {
 	mu sync.Mutex
 	on bool
@@ -37,7 +37,7 @@ func (d *sqlitePool) relaxed() pool {
 	return &sqlitePool{stdPool: d.stdPool, wait: d.wait, want: false}
 }
 
-// conn takes the connection and sets it as wanted.
+// conn returns the connection, and changes its setting if necessary.
 func (d *sqlitePool) conn(ctx context.Context) (*stdsql.Conn, error) {
 	conn, err := d.db.Conn(ctx)
 	if err != nil {
@@ -60,7 +60,7 @@ func (d *sqlitePool) conn(ctx context.Context) (*stdsql.Conn, error) {
 }
 
 func (d *sqlitePool) exec(ctx context.Context, query string, args ...any) (affected int64, err error) {
-	err = d.patiently(ctx, func(conn *stdsql.Conn) error {
+	err = d.withConn(ctx, func(conn *stdsql.Conn) error {
 		affected, err = stdExec(ctx, conn, query, args)
 		return err
 	})
@@ -83,7 +83,7 @@ func (d *sqlitePool) query(ctx context.Context, query string, args ...any) (r ro
 }
 
 func (d *sqlitePool) inTx(ctx context.Context, f func(executor) error) error {
-	return d.patiently(ctx, func(conn *stdsql.Conn) error {
+	return d.withConn(ctx, func(conn *stdsql.Conn) error {
 		tx, err := conn.BeginTx(ctx, nil)
 		if err != nil {
 			return err
@@ -96,8 +96,8 @@ func (d *sqlitePool) inTx(ctx context.Context, f func(executor) error) error {
 	})
 }
 
-// patiently does something with the connection, and again while another process writes.
-func (d *sqlitePool) patiently(ctx context.Context, f func(*stdsql.Conn) error) error {
+// withConn calls f with the connection, and retries while another process writes.
+func (d *sqlitePool) withConn(ctx context.Context, f func(*stdsql.Conn) error) error {
 	conn, err := d.conn(ctx)
 	if err != nil {
 		return err
@@ -106,12 +106,12 @@ func (d *sqlitePool) patiently(ctx context.Context, f func(*stdsql.Conn) error) 
 	return whileBusy(ctx, func() error { return f(conn) })
 }
 
-// whileBusy waits for other processes' transactions, which are short. SQLite itself would wait ever
-// longer for each, up to 100 ms, and so wait most of the time for nobody.
+// whileBusy retries f while another process writes. Such transactions are short. SQLite's own waiting sleeps ever
+// longer, up to 100 ms, most of it after the other transaction has ended.
 func whileBusy(ctx context.Context, f func() error) error {
-	for patience := time.Now().Add(busyPatience); ; {
+	for deadline := time.Now().Add(busyTimeout); ; {
 		err := f()
-		if err == nil || !sqliteRetryable(err) || time.Now().After(patience) {
+		if err == nil || !sqliteRetryable(err) || time.Now().After(deadline) {
 			return err
 		}
 		if !backoff.Sleep(ctx, time.Millisecond/2+rand.N(time.Millisecond)) {
@@ -120,10 +120,10 @@ func whileBusy(ctx context.Context, f func() error) error {
 	}
 }
 
-// busyPatience is how long a statement waits for other processes.
-const busyPatience = 10 * time.Second
+// busyTimeout is how long a statement waits for other processes.
+const busyTimeout = 10 * time.Second
 
-// connRows gives its connection back with its end.
+// connRows releases its connection when it is closed.
 type connRows struct {
 	rows
 	conn *stdsql.Conn

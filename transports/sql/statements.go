@@ -23,18 +23,20 @@ func dialectOf(name Dialect) (dialect, error) {
 	}
 }
 
-// statements completes statements for one set of tables. It may be used concurrently.
+// statements replaces the placeholders of statements, for one dialect and one set of tables. It may be used concurrently.
 type statements struct {
 	dialect
-	cfg     Config
-	names   *strings.Replacer
-	json    bool     // headers are written as JSON; set before the statements are used, as bounded is
-	bounded bool     // look-ups in key queues may have lower bounds
-	done    sync.Map // statement as written → statement as sent
+	cfg      Config
+	names    *strings.Replacer
+	json     bool     // headers are written as JSON; not written after the tables are prepared, nor are the next three
+	bounded  bool     // look-ups in key queues may have lower bounds
+	fenced   bool     // groups have fencing numbers
+	programs bool     // consumers have programs and topics
+	done     sync.Map // statement as written → statement as sent
 }
 
-// moreAttempts counts an attempt. Numbers in a row may be anybody's: one that overflows would make every claim of the group
-// fail. Times are compared with 0 before they are subtracted from, for the same reason.
+// moreAttempts increments the attempt. Others may write any number into a row, and an overflow would make every claim of
+// the group fail. Times are compared with 0 before a subtraction for the same reason.
 const moreAttempts = "CASE WHEN attempt < 2000000000 THEN attempt + 1 ELSE attempt END"
 
 func newStatements(cfg Config) (*statements, error) {
@@ -43,7 +45,12 @@ func newStatements(cfg Config) (*statements, error) {
 		return nil, err
 	}
 	s := &statements{dialect: d, cfg: cfg}
-	pairs := append(statePairs(), "{now}", d.now, "{more}", moreAttempts, "{queue}", d.quote(cfg.Prefix+"messages_queue"))
+	queue := d.quote(cfg.Prefix + "messages_queue")
+	force := "" // the planners of the others choose the index by themselves
+	if d.name == MySQL {
+		force = "FORCE INDEX (" + queue + ")"
+	}
+	pairs := append(statePairs(), "{now}", d.now, "{more}", moreAttempts, "{queue}", queue, "{force}", force)
 	for _, table := range []string{"groups", "subscriptions", "consumers", "turns", "messages", "holds", "inbox", "states", "migrations", "messages_id_seq"} {
 		pairs = append(pairs, "{"+table+"}", s.table(table))
 	}
@@ -59,7 +66,7 @@ func (s *statements) table(name string) string {
 	return full
 }
 
-// sql completes a statement. Statements must be constants: they are kept.
+// sql returns the statement for a query. The query must be one of a bounded number, because statements are cached.
 func (s *statements) sql(query string) string {
 	if done, ok := s.done.Load(query); ok {
 		return done.(string)
@@ -69,6 +76,7 @@ func (s *statements) sql(query string) string {
 	return done
 }
 
+// complete returns the statement for a query, and does not cache it.
 func (s *statements) complete(query string) string {
 	query = strings.ReplaceAll(query, "{live}", "SELECT id FROM {consumers} WHERE group_id = ? AND expires_at > {now}")
 	query = s.names.Replace(query)
@@ -90,7 +98,7 @@ func (s *statements) complete(query string) string {
 	return b.String()
 }
 
-// withIDs completes a statement that ends in a list of ids. There must be at least one.
+// withIDs returns the statement and the arguments for a query that has {in} for a list of ids. There must be at least one id.
 func (s *statements) withIDs(query string, ids []int64, args ...any) (string, []any) {
 	query = s.sql(query)
 	if s.dollars {

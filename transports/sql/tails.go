@@ -7,17 +7,18 @@ import (
 )
 
 const (
-	// tailPrefix begins the names of such groups, which Groups and Topics don't show.
+	// tailPrefix is the prefix of the names of tails' groups, which Groups and Topics don't return.
 	tailPrefix = "leat-tail."
-	// tailAbandoned is how long a tail may be without its consumer before it is taken for dead.
+	// tailAbandoned is the age from which a tail without a consumer is removed.
 	tailAbandoned = time.Minute
-	// tailForgotten is when its last row goes: no transaction of somebody's that has seen it is still open.
+	// tailForgotten is the age from which its rows are deleted. By then, no transaction that has read them is open.
 	tailForgotten = time.Hour
 )
 
 func isTail(group string) bool { return strings.HasPrefix(group, tailPrefix) }
 
-// silence takes a group's subscriptions and messages away. It needs no more rights than a service has.
+// silence removes a group's subscriptions and messages. It changes the rows of subscriptions instead of deleting them, for which a
+// service needs no right.
 func (gs groups) silence(ctx context.Context, id int64) error {
 	if _, err := gs.pool.exec(ctx, gs.sql(`UPDATE {subscriptions} SET pattern = '', depth = 0, matches = '' WHERE group_id = ? AND pattern <> ''`), id); err != nil {
 		return err
@@ -26,17 +27,21 @@ func (gs groups) silence(ctx context.Context, id int64) error {
 	return err
 }
 
-// cleanTails clears away what tails have left behind whose process died.
+// cleanTails removes the tails of processes that died.
 func (gs groups) cleanTails(ctx context.Context) error {
 	type row struct {
-		id  int64
-		old bool
+		id   int64
+		name string
+		old  bool
 	}
-	all, err := collect(ctx, gs.pool, func(r rows, x *row) error { return r.Scan(&x.id, &x.old) }, gs.sql(`
-		SELECT id, created_at < {now} - ? FROM {groups} WHERE name LIKE '`+tailPrefix+`%' AND created_at < {now} - ?
+	all, err := collect(ctx, gs.pool, func(r rows, x *row) error { return r.Scan(&x.id, &x.name, &x.old) }, gs.sql(`
+		SELECT id, name, created_at < {now} - ? FROM {groups} WHERE name LIKE '`+tailPrefix+`%' AND created_at < {now} - ?
 		AND id NOT IN (SELECT group_id FROM {consumers} WHERE expires_at > {now})`),
 		tailForgotten.Microseconds(), tailAbandoned.Microseconds())
 	for _, x := range all {
+		if !isTail(x.name) { // SQLite's LIKE ignores case
+			continue
+		}
 		if err := gs.silence(ctx, x.id); err != nil {
 			return err
 		}
@@ -47,7 +52,7 @@ func (gs groups) cleanTails(ctx context.Context) error {
 			`DELETE FROM {subscriptions} WHERE group_id = ?`, `DELETE FROM {turns} WHERE group_id = ?`, `DELETE FROM {groups} WHERE id = ?`,
 		} {
 			if _, err := gs.pool.exec(ctx, gs.sql(table), x.id); err != nil {
-				return nil //nolint:nilerr // a user without the right leaves three rows that do nothing
+				return nil //nolint:nilerr // without the right to delete, three rows are left that have no effect
 			}
 		}
 	}

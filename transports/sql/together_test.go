@@ -31,7 +31,7 @@ func (c *tripCounter) TraceBatchStart(ctx context.Context, _ *pgx.Conn, _ pgx.Tr
 func (c *tripCounter) TraceBatchQuery(context.Context, *pgx.Conn, pgx.TraceBatchQueryData) {}
 func (c *tripCounter) TraceBatchEnd(context.Context, *pgx.Conn, pgx.TraceBatchEndData)     {}
 
-// pgxStore has a schema of its own.
+// pgxStore returns a database with its own schema, over a pgx pool.
 func pgxStore(t *testing.T) (*database, *tripCounter) {
 	db, cfg, trips := pgxSchema(t)
 	s, err := newDatabase(db, cfg)
@@ -49,19 +49,22 @@ func pgxSchema(t *testing.T) (*pgxPool, Config, *tripCounter) {
 	pool, err := pgxpool.NewWithConfig(ctx, cfg)
 	require.NoError(t, err)
 	schema := fmt.Sprintf("leat_together_%08x", rand.Uint32())
-	_, err = pool.Exec(ctx, "CREATE SCHEMA "+schema)
-	require.NoError(t, err)
+	run := func(ctx context.Context, query string) {
+		testenv.Insist(t, func() error {
+			_, err := pool.Exec(ctx, query)
+			return err
+		})
+	}
+	run(ctx, "CREATE SCHEMA "+schema)
 	t.Cleanup(func() {
-		_, err := pool.Exec(context.Background(), "DROP SCHEMA "+schema+" CASCADE")
-		require.NoError(t, err)
+		run(context.Background(), "DROP SCHEMA "+schema+" CASCADE")
 		pool.Close()
 	})
 	return &pgxPool{pool: pool}, Config{Dialect: Postgres, Schema: schema}, trips
 }
 
-// TestTopicsShareACommit: publishers of different topics who come together are inserted in one round trip,
-// all or none.
-func TestTopicsShareACommit(t *testing.T) {
+// TestGroupCommit_topicsShareARoundTrip checks that messages of different topics are inserted in one round trip, all or none.
+func TestGroupCommit_topicsShareARoundTrip(t *testing.T) {
 	ctx := t.Context()
 	s, trips := pgxStore(t)
 	for group, topics := range map[string][]string{"shop.ledger": {"order.paid.v1"}, "shop.audit": {"order.>"}} {
@@ -79,7 +82,7 @@ func TestTopicsShareACommit(t *testing.T) {
 		}
 		return all
 	}
-	for range 2 { // the first time, statements are prepared
+	for range 2 { // the first one prepares the statements
 		trips.n.Store(0)
 		inserted, err := publisher{s}.insertAll(ctx, batches("a", "b", "c"))
 		require.NoError(t, err)

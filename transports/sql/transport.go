@@ -15,14 +15,17 @@ import (
 
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/intx"
+	"github.com/leatbus/leat/internal/waitcounter"
 )
 
-// Transport is a [driver.Transport] over a database. Its methods may be called concurrently.
+// A Transport is a [driver.Transport] over a database. Its methods may be called concurrently. [New], [NewPgx] and
+// [Open] return one; close it after use.
 type Transport struct {
 	*core
 	commits *groupCommit
 
 	unroutable atomic.Int64
+	publishing waitcounter.Counter // calls of Publish
 
 	closeOnce sync.Once
 	closeErr  error
@@ -33,20 +36,20 @@ var (
 	_ driver.TxPublisher = (*Transport)(nil)
 )
 
-// New makes a transport over a pool of database/sql, which stays the caller's. It sees to the tables
-// first, as [Config.Migrate] says, and waits for the database as long as ctx allows. The transport keeps no
-// connection while a handler runs; two are enough. If handlers hold connections of the same pool, as those of
-// an [Inbox] do, it needs one for each of them and three more.
+// New returns a transport over a pool of database/sql, which the caller owns. It creates and migrates the tables,
+// or checks them, as [Config].Migrate says. It blocks until the database can be reached or ctx is done. The transport
+// uses no connection while a handler runs, so two connections are enough. If handlers use connections of the same pool,
+// as those of an [Inbox] do, the pool needs one for each of them and three more.
 func New(ctx context.Context, db *stdsql.DB, cfg Config) (*Transport, error) {
 	tx := &stdsql.TxOptions{Isolation: stdsql.LevelReadCommitted}
 	if cfg.Dialect == SQLite {
-		tx = nil // it knows one level, which is the highest
+		tx = nil // SQLite has only one level, the highest
 	}
 	return open(ctx, &stdPool{db: db, tx: tx}, cfg)
 }
 
-// NewPgx does what [New] does over a pgx pool. Besides the pool's connections it has one of its own, on which it
-// listens.
+// NewPgx does the same as [New] with a pgx pool. While it consumes, the transport has one more connection besides the pool's, to listen
+// for notifications.
 func NewPgx(ctx context.Context, pool *pgxpool.Pool, cfg Config) (*Transport, error) {
 	cfg.Dialect = Postgres
 	return open(ctx, &pgxPool{pool: pool}, cfg)
@@ -68,13 +71,14 @@ func open(ctx context.Context, over pool, cfg Config) (*Transport, error) {
 	return t, nil
 }
 
-// Capabilities returns everything.
+// Capabilities returns what the transport supports, which is everything.
 func (t *Transport) Capabilities() driver.Capabilities {
 	return driver.Capabilities{Durable: true, Delay: true, Patterns: true, ByKey: true, Strict: true, Poison: true, Park: true}
 }
 
-// Subscribe makes the group if it is new, adds the topics it does not have yet, and registers a
-// consumer of it. A group keeps its topics and its order when its consumers go.
+// Subscribe creates the group if it does not exist, adds the topics that it lacks, and registers a
+// consumer. A group without consumers keeps its topics and its order. Subscribe blocks until the database can be reached or ctx
+// is done. It returns an error if the group has consumers with another order, and [driver.ErrClosed] after Close.
 func (t *Transport) Subscribe(ctx context.Context, s driver.Subscription) (driver.Receiver, error) {
 	if err := s.Validate(); err != nil {
 		return nil, fmt.Errorf("sql: %w", err)
@@ -90,50 +94,53 @@ func (t *Transport) Subscribe(ctx context.Context, s driver.Subscription) (drive
 }
 
 // join registers a consumer of the group.
-func (t *Transport) join(ctx context.Context, s driver.Subscription) (*feed, error) {
+func (t *Transport) join(ctx context.Context, s driver.Subscription) (*receiver, error) {
 	if t.leases.isClosed() {
 		return nil, driver.ErrClosed
 	}
 	ctx, cancel := t.while(ctx)
 	defer cancel()
-	beside := intx.Is(ctx) && t.name == SQLite
-	if beside {
-		ctx, cancel = context.WithTimeout(ctx, besideTx)
+	callerInTx := intx.Is(ctx) && t.name == SQLite
+	if callerInTx {
+		ctx, cancel = context.WithTimeout(ctx, sqliteTxWait)
 		defer cancel()
 	}
 	id := newConsumerID()
 	g, err := t.groups.subscribe(ctx, s, id)
-	if beside && errors.Is(err, context.DeadlineExceeded) {
-		err = errBesideTx
+	if callerInTx && errors.Is(err, context.DeadlineExceeded) {
+		err = errSQLiteTx
 	}
 	if err != nil {
 		return nil, failure(fmt.Sprintf("subscribe group %q", s.Group), err)
 	}
-	return newFeed(t.core, newConsumer(id, g), s), nil
+	return newReceiver(t.core, newConsumer(id, g, subscriberOf(s)), s), nil
 }
 
-// besideTx is how long a subscription waits for the right to write while a transaction of its caller's is
-// open. If that transaction has the right, it would wait for its own end.
-const besideTx = time.Second
+// sqliteTxWait bounds how long a subscription waits for SQLite's writer while its caller has an open transaction. If
+// that transaction is the writer, the subscription would wait forever.
+const sqliteTxWait = time.Second
 
-var errBesideTx = errors.New("SQLite has one writer, which is the open transaction; run the bus or publish once before it begins")
+var errSQLiteTx = errors.New("SQLite has one writer, which is the open transaction; run the bus or publish once before it begins")
 
-// begin makes the feed take messages, woken by those of some topics.
-func (t *Transport) begin(f *feed, topics []string) error {
+// begin starts the receiver, which is woken by messages of the topics.
+func (t *Transport) begin(f *receiver, topics []string) error {
 	return t.leases.add(f.consumer, f, func() {
 		t.waker.add(f.consumer, topics)
 		f.start()
 	})
 }
 
-// Publish inserts the messages for every group that wants them, in one transaction: all are there
-// when it returns nil, none when it returns another error, but for one case. Where the connection
-// breaks while the database commits, nobody can tell; Publish tries again, so that messages may be
-// there twice. It blocks as long as the database is away and ctx allows.
+// Publish inserts the messages for every group that subscribes to the topic, in one transaction: all are
+// stored if it returns nil, and none if it returns an error. There is one exception. If the connection breaks
+// during the commit, the result is unknown. Publish retries, so messages may be stored twice; if ctx ends first, they may
+// be stored although it returns an error. It blocks until the database can be reached or ctx is done. It returns a
+// [*driver.UnroutableError] if no group subscribes to the topic, and [driver.ErrClosed] after Close.
 func (t *Transport) Publish(ctx context.Context, topic string, msgs ...*message.Message) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	t.publishing.Add(1) // before it is checked whether Close was called, which waits for it
+	defer t.publishing.Add(-1)
 	if t.leases.isClosed() {
 		return driver.ErrClosed
 	}
@@ -151,18 +158,21 @@ func (t *Transport) Publish(ctx context.Context, topic string, msgs ...*message.
 	if err == nil {
 		err = t.file.gone()
 	}
+	if errors.Is(err, driver.ErrClosed) { // it may be committed
+		err = driver.ClosedMeanwhile(msgs)
+	}
 	if err != nil {
 		return failure(fmt.Sprintf("publish %s: %d messages are not safe", topic, len(msgs)), err)
 	}
 	if inserted == 0 {
 		t.unroutable.Add(int64(len(msgs)))
-		return &driver.UnroutableError{Topics: slices.Repeat([]string{topic}, len(msgs)), Strict: t.cfg.Unroutable == UnroutableError}
+		return &driver.UnroutableError{Topics: slices.Repeat([]string{topic}, len(msgs)), Strict: t.cfg.StrictRoutes}
 	}
 	t.waker.published(topic)
 	return nil
 }
 
-// insert returns how many rows were made, 0 where no group wants the topic.
+// insert inserts messages. It returns 0 if no group subscribes to the topic, and another number if groups do.
 func (t *Transport) insert(ctx context.Context, topic string, rows []publication) (inserted int64, err error) {
 	if len(rows) < maxInsert {
 		return t.commits.insert(ctx, batch{topic, rows})
@@ -179,8 +189,9 @@ func (t *Transport) insert(ctx context.Context, topic string, rows []publication
 	return inserted, err
 }
 
-// PublishTx inserts the messages for every group that wants them, in the user's transaction. Consumers
-// get them after its commit, within milliseconds in this process.
+// PublishTx inserts the messages for every group that subscribes to the topic, in the user's transaction. Consumers
+// get them after its commit, those of this process within milliseconds. It returns a [*driver.UnroutableError] if no group
+// subscribes to the topic, and another error if tx is not a transaction on the transport's database.
 func (t *Transport) PublishTx(ctx context.Context, tx any, topic string, msgs ...*message.Message) error {
 	if t.leases.isClosed() {
 		return driver.ErrClosed
@@ -189,7 +200,7 @@ func (t *Transport) PublishTx(ctx context.Context, tx any, topic string, msgs ..
 		return t.publisher.insertSome(b, arrays, t.inOpenTx(t.publisher.wantedHere(topic)))
 	})
 	if err == nil && inserted == 0 {
-		err = t.publisher.nobody(ctx, tx, topic, len(msgs))
+		err = t.publisher.noRowsError(ctx, tx, topic, len(msgs))
 	}
 	if err != nil {
 		return fmt.Errorf("sql: publish %s in transaction: %w", topic, err)
@@ -203,19 +214,20 @@ func (t *Transport) PoisonQueue(group string) driver.PoisonQueue {
 	return &poisonQueue{core: t.core, group: group}
 }
 
-// Close stops the feeds, gives back what they hold, carries out what is settled and ends the leases.
-// It waits for that as long as ctx allows; what it could not give back is redelivered when the lease
-// has run out.
+// Close stops the receivers, writes all settlements, waits some seconds for publishes in flight, gives back the unsettled
+// messages and ends the leases. It blocks until that is done or ctx is done. Messages that it could not give back are
+// redelivered when the lease has expired. Further calls return the result of the first one.
 func (t *Transport) Close(ctx context.Context) error {
 	t.closeOnce.Do(func() {
-		feeds := t.leases.close()
+		receivers := t.leases.close()
 		var errs []error
-		for _, f := range feeds {
+		for _, f := range receivers {
 			errs = append(errs, f.Close(ctx))
 		}
-		for _, f := range feeds {
+		for _, f := range receivers {
 			errs = append(errs, f.end(ctx))
 		}
+		t.awaitPublishers(ctx)
 		t.cancel(driver.ErrClosed)
 		errs = append(errs, t.release(ctx))
 		t.closeErr = errors.Join(errs...)
@@ -223,11 +235,22 @@ func (t *Transport) Close(ctx context.Context) error {
 	return t.closeErr
 }
 
-// releaseGrace is how long a transport's Close may go on after its context is over.
+// awaitPublishers waits for publishes in flight, at most closePatience: a publisher without a deadline waits as long as the
+// database is away.
+func (t *Transport) awaitPublishers(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, closePatience)
+	defer cancel()
+	_ = t.publishing.Wait(ctx) // then their errors say that the messages may be stored
+}
+
+// closePatience is how long Close waits for publishers.
+const closePatience = 5 * time.Second
+
+// releaseGrace is how long Close may take to close the connections after its context is done.
 const releaseGrace = 250 * time.Millisecond
 
-// release ends the goroutines and closes the connections. Those of a network that swallows everything close by
-// themselves later: the driver waits for the server's answer to a cancellation.
+// release waits for the goroutines and closes the connections. If the network drops packets, the connections close
+// later in the background, because the driver waits for the server to confirm a cancellation.
 func (t *Transport) release(ctx context.Context) error {
 	released := make(chan struct{})
 	go func() {
@@ -243,7 +266,7 @@ func (t *Transport) release(ctx context.Context) error {
 	select {
 	case <-released:
 		return nil
-	case <-time.After(releaseGrace): // what needs no network is done by then
+	case <-time.After(releaseGrace): // enough for everything that does not wait for the network
 		return fmt.Errorf("sql: close the connections: %w", context.Cause(ctx))
 	}
 }

@@ -10,22 +10,23 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// A transaction of the user's may be another database's, and nothing else would say so: its rows would
-// wait where nobody looks. So the insert itself asks for something that only the right tables have,
-// and makes no row elsewhere.
+// The user's transaction may be one on another database that also has leat's tables. Its rows would be
+// stored there and never be delivered. So the insert has a condition that only the right tables meet.
 
 var (
-	errTxType     = errors.New("this is no transaction that can be used here; pass a *sql.Tx (or what embeds one), or a pgx.Tx on PostgreSQL")
+	errTxType     = errors.New("it is not a supported transaction; pass a *sql.Tx (or a type that embeds one), or a pgx.Tx on PostgreSQL")
 	errTxOver     = errors.New("the transaction is over; publish before its commit")
 	errRolledBack = errors.New("the database has rolled the transaction back, for a deadlock whose error was not returned; " +
-		"return the errors of all statements, and begin again")
-	errElsewhere = errors.New("the transaction is not one of the database that has these tables; begin it on the same database")
+		"return the errors of all statements, and retry the transaction")
+	errConflict = errors.New("the transaction conflicts with another one that was committed meanwhile, which its isolation level does not allow; " +
+		"run the whole transaction again, or begin it at READ COMMITTED")
+	errElsewhere = errors.New("the transaction is not on the database that has these tables; begin it on the same database")
 )
 
-// inOpenTx returns to, which leads to no group if the server has rolled the transaction back. The insert would be
-// a transaction of its own.
+// inOpenTx adds a condition to the filter: it matches no group if the server has rolled the transaction back.
+// Otherwise the insert would run, and commit, outside of it.
 func (d *database) inOpenTx(to routeFilter) routeFilter {
-	if !d.tellsTx {
+	if !d.hasInTransaction {
 		return to
 	}
 	return func(args []any) (string, []any) {
@@ -36,7 +37,7 @@ func (d *database) inOpenTx(to routeFilter) routeFilter {
 
 // rolledBack returns an error if the server has rolled the transaction back, as MySQL does for a deadlock.
 func (d *database) rolledBack(ctx context.Context, ex executor) error {
-	if !d.tellsTx {
+	if !d.hasInTransaction {
 		return nil
 	}
 	open, _, err := number(ctx, ex, `SELECT @@in_transaction`)
@@ -46,21 +47,21 @@ func (d *database) rolledBack(ctx context.Context, ex executor) error {
 	return d.txError(err)
 }
 
-// stdTx is *sql.Tx, and what embeds it.
+// A stdTx is a *sql.Tx, or a type that embeds it.
 type stdTx interface {
 	stdQueryer
 	Commit() error
 	Rollback() error
 }
 
-// pgxTx is pgx.Tx, as far as it is used.
+// A pgxTx is a pgx.Tx, with the methods that are used.
 type pgxTx interface {
 	pgxQueryer
 	Commit(ctx context.Context) error
 	Rollback(ctx context.Context) error
 }
 
-// userTx runs statements in the user's transaction.
+// userTx returns an executor for the user's transaction. arrays reports whether its driver supports array arguments.
 func (d *database) userTx(tx any) (ex executor, arrays bool, err error) {
 	if std, ok := tx.(*stdsql.Tx); ok && std == nil {
 		return nil, false, fmt.Errorf("a nil %T: %w", tx, errTxType)
@@ -78,11 +79,13 @@ func (d *database) userTx(tx any) (ex executor, arrays bool, err error) {
 	}
 }
 
-// txError makes clear what the mistake is in a transaction that can't be used.
+// txError replaces errors that show a wrong use of the transaction by an error that explains it.
 func (d *database) txError(err error) error {
 	switch {
 	case errors.Is(err, stdsql.ErrTxDone), errors.Is(err, pgx.ErrTxClosed):
 		return errTxOver
+	case postgresCode(err) == "40001", mysqlNumber(err) == 1020:
+		return fmt.Errorf("%w: %w", errConflict, err)
 	case d.foreign(err):
 		return fmt.Errorf("%w: %w", errElsewhere, err)
 	default:
@@ -90,7 +93,7 @@ func (d *database) txError(err error) error {
 	}
 }
 
-// foreign recognizes the errors of a database that lacks leat's tables, or is of another kind.
+// foreign reports whether an error is from a database that lacks leat's tables or has another dialect.
 func (d *database) foreign(err error) bool {
 	_, lite := errors.AsType[sqliteError](err)
 	switch {

@@ -10,20 +10,22 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports/memory"
 	"github.com/leatbus/leat/transports/sql"
 )
 
-// unencodable has a field that JSON does not know.
+// unencodable has a field that JSON can't encode.
 type unencodable struct{ F func() }
 
 func (unencodable) EventType() (name string, version int) { return "order.paid", 1 }
 
-// busWith has a transport of no use, and an outbox.
+// busWith returns a bus with an outbox. Its transport is not used.
 func busWith(t testing.TB, o driver.Outbox) *bus.Bus {
 	b, err := bus.New(memory.New(memory.Config{}), bus.Config{Service: "shop", Outbox: o})
 	require.NoError(t, err)
@@ -31,8 +33,8 @@ func busWith(t testing.TB, o driver.Outbox) *bus.Bus {
 	return b
 }
 
-// TestMistakesInTx: each is a clear error, and nothing is written.
-func TestMistakesInTx(t *testing.T) {
+// TestInTx_mistakes checks that each mistake is an error, and that nothing is written.
+func TestInTx_mistakes(t *testing.T) {
 	t.Run("no outbox", func(t *testing.T) {
 		require.ErrorIs(t, busWith(t, nil).InTx(new(stdsql.Tx)).Publish(t.Context(), paid{"1"}), bus.ErrNoOutbox)
 	})
@@ -40,18 +42,16 @@ func TestMistakesInTx(t *testing.T) {
 		o := s.outbox(t, sql.OutboxConfig{})
 		b, db, ctx := busWith(t, o), s.service(t), testContext(t)
 		require.ErrorContains(t, b.InTx(nil).Publish(ctx, paid{"1"}), "the transaction is nil")
-		require.ErrorContains(t, b.InTx((*stdsql.Tx)(nil)).Publish(ctx, paid{"1"}), "a nil *sql.Tx: this is no transaction")
-		require.ErrorContains(t, b.InTx(db).Publish(ctx, paid{"1"}), "a *sql.DB: this is no transaction")
-		over, err := db.BeginTx(ctx, nil)
-		require.NoError(t, err)
+		require.ErrorContains(t, b.InTx((*stdsql.Tx)(nil)).Publish(ctx, paid{"1"}), "a nil *sql.Tx: it is not a supported transaction")
+		require.ErrorContains(t, b.InTx(db).Publish(ctx, paid{"1"}), "a *sql.DB: it is not a supported transaction")
+		over := begin(t, db, stdsql.LevelDefault)
 		require.NoError(t, over.Rollback())
 		require.ErrorContains(t, b.InTx(over).Publish(ctx, paid{"1"}), "the transaction is over; publish before its commit")
 
-		tx, err := db.BeginTx(ctx, nil)
-		require.NoError(t, err)
+		tx := begin(t, db, stdsql.LevelDefault)
 		require.ErrorContains(t, b.InTx(tx).Publish(ctx, nil), "event is nil")
 		require.ErrorContains(t, b.InTx(tx).PublishAll(ctx, []bus.Event{paid{"1"}, unencodable{}}), "event 2 of 2: order.paid.v1: encode")
-		require.ErrorContains(t, b.InTx(tx).Publish(ctx, paid{"1"}, bus.RequireRoute()), "RequireRoute can't be kept by an outbox")
+		require.ErrorContains(t, b.InTx(tx).Publish(ctx, paid{"1"}, bus.RequireRoute()), "RequireRoute doesn't work with an outbox")
 		require.ErrorContains(t, b.InTx(tx).Publish(ctx, paid{strings.Repeat("x", 17<<20)}), "at most 16777216 are allowed")
 		require.NoError(t, tx.Commit())
 		stats, err := b.OutboxStats(ctx)
@@ -60,23 +60,23 @@ func TestMistakesInTx(t *testing.T) {
 	})
 }
 
-// TestTransactionOfAnotherDatabase: with leat's tables in it, and the same names; without; of another kind.
-func TestTransactionOfAnotherDatabase(t *testing.T) {
+// TestInTx_anotherDatabase uses databases with leat's tables under the same names, without tables, and of another dialect.
+func TestInTx_anotherDatabase(t *testing.T) {
+	t.Parallel()
 	publish := func(t *testing.T, b *bus.Bus, db *stdsql.DB, opts ...bus.PublishOption) error {
-		tx, err := db.BeginTx(testContext(t), nil)
-		require.NoError(t, err)
+		tx := begin(t, db, stdsql.LevelDefault)
 		defer func() { _ = tx.Rollback() }()
 		return b.InTx(tx).Publish(testContext(t), paid{"1"}, opts...)
 	}
 	for name, on := range systems() {
 		t.Run(name, func(t *testing.T) {
 			s, twin, empty := on(t), on(t), on(t)
-			if name == "postgres" { // whose tables are found by the search path
+			if name == "postgres" { // the tables are found by the search path
 				s.url, twin.url, empty.url = s.searched(t), twin.searched(t), empty.searched(t)
 			}
 			twin.outbox(t, sql.OutboxConfig{})
 			b, ctx := busWith(t, s.outbox(t, sql.OutboxConfig{})), testContext(t)
-			const want = "the transaction is not one of the database that has these tables"
+			const want = "the transaction is not on the database that has these tables"
 			require.ErrorContains(t, publish(t, b, twin.service(t)), want)
 			require.ErrorContains(t, publish(t, b, empty.service(t)), want)
 			for other, onOther := range systems() {
@@ -94,13 +94,13 @@ func TestTransactionOfAnotherDatabase(t *testing.T) {
 	}
 }
 
-// searched finds the system's tables by the search path, as an application's connection may.
+// searched returns a URL that finds the system's tables by the search path.
 func (s system) searched(t testing.TB) string {
 	return withOption(t, withOption(t, s.url, "search_path", s.cfg.Schema), "schema", "")
 }
 
-// TestInTxOnItsOwnTransport: the publish itself goes into the groups, with the commit.
-func TestInTxOnItsOwnTransport(t *testing.T) {
+// TestInTx_onItsOwnTransport checks that messages are inserted for the groups in the user's transaction.
+func TestInTx_onItsOwnTransport(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
 		transport, ctx := s.open(t), testContext(t)
 		feed, err := transport.Subscribe(ctx, subscription("shop.ledger", 1, "order.*"))
@@ -112,8 +112,7 @@ func TestInTxOnItsOwnTransport(t *testing.T) {
 		defer func() { require.NoError(t, b.Close(ctx)) }()
 		db := s.service(t)
 		for i := range 4 {
-			tx, err := db.BeginTx(ctx, nil)
-			require.NoError(t, err)
+			tx := begin(t, db, stdsql.LevelDefault)
 			require.NoError(t, b.InTx(tx).Publish(ctx, paid{fmt.Sprint(i)}))
 			if i%2 == 0 {
 				require.NoError(t, tx.Rollback())
@@ -133,7 +132,8 @@ func TestInTxOnItsOwnTransport(t *testing.T) {
 	})
 }
 
-func TestInTxOfPgx(t *testing.T) {
+func TestInTx_pgx(t *testing.T) {
+	t.Parallel()
 	s := onPostgres(t)
 	pool, _ := s.pool(t)
 	ctx := testContext(t)
@@ -161,8 +161,9 @@ func TestInTxOfPgx(t *testing.T) {
 	require.ErrorContains(t, o.PublishTx(ctx, over, "order.paid.v1", newMessage("order.paid.v1", "x")), "the transaction is over")
 }
 
-// TestLateCommitIsNotLost: A takes the lower id, B commits first.
-func TestLateCommitIsNotLost(t *testing.T) {
+// TestRelay_lateCommitIsNotLost runs transactions A and B: A has the lower id, and B commits first.
+func TestRelay_lateCommitIsNotLost(t *testing.T) {
+	t.Parallel()
 	for name, on := range map[string]func(testing.TB) system{"postgres": onPostgres, "mysql": onMySQL} { // SQLite has one writer
 		for _, key := range []string{"", "a"} {
 			t.Run(name+" key="+key, func(t *testing.T) {
@@ -170,11 +171,13 @@ func TestLateCommitIsNotLost(t *testing.T) {
 				o, db, f, ctx := s.outbox(t, sql.OutboxConfig{}), s.service(t), &far{}, testContext(t)
 				relay(t, o, f)
 				for i := range 10 {
-					a, err := db.BeginTx(ctx, nil)
-					require.NoError(t, err)
-					require.NoError(t, o.PublishTx(ctx, a, "order.paid.v1", keyed("order.paid.v1", key, 2*i)))
+					var a *stdsql.Tx
+					testenv.Insist(t, func() (err error) {
+						a, err = published(ctx, db, o, keyed("order.paid.v1", key, 2*i))
+						return err
+					})
 					inTx(t, db, o, keyed("order.paid.v1", key, 2*i+1))
-					f.await(t, 2*i+1) // B is on its way, and what was in front of it is not there yet
+					f.await(t, 2*i+1) // B is relayed, and A is not committed yet
 					require.NoError(t, a.Commit())
 					f.await(t, 2*i+2)
 				}
@@ -183,9 +186,10 @@ func TestLateCommitIsNotLost(t *testing.T) {
 	}
 }
 
-// TestRelaysBlockNoTransactionOfTheUsers: whatever a relay that hangs in the middle of a claim has locked,
-// the service's transactions go on.
-func TestRelaysBlockNoTransactionOfTheUsers(t *testing.T) {
+// TestRelay_blocksNoUserTransaction checks that the service's transactions succeed although a relay hangs in a
+// claim and keeps its locks.
+func TestRelay_blocksNoUserTransaction(t *testing.T) {
+	t.Parallel()
 	for name, on := range map[string]func(testing.TB) system{"postgres": onPostgres, "mysql": onMySQL} {
 		t.Run(name, func(t *testing.T) {
 			s := on(t)
@@ -193,8 +197,7 @@ func TestRelaysBlockNoTransactionOfTheUsers(t *testing.T) {
 			for i := range 20 {
 				inTx(t, db, o, keyed("order.paid.v1", "a", i), keyed("order.paid.v1", "", i))
 			}
-			hung, err := s.db(t).BeginTx(ctx, &stdsql.TxOptions{Isolation: stdsql.LevelReadCommitted})
-			require.NoError(t, err)
+			hung := begin(t, s.db(t), stdsql.LevelReadCommitted)
 			for _, query := range []string{
 				"SELECT group_id FROM " + s.named("leat_turns") + " FOR UPDATE",
 				"SELECT id FROM " + s.named("leat_messages") + " FOR UPDATE",
@@ -214,18 +217,62 @@ func TestRelaysBlockNoTransactionOfTheUsers(t *testing.T) {
 	}
 }
 
-// TestDelayedInTx: the outbox holds a message until it is due, whatever its transport can do.
-func TestDelayedInTx(t *testing.T) {
+// TestInTx_delayed checks that the outbox keeps a message until it is due, whether its transport supports delays or not.
+func TestInTx_delayed(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
 		o, db, f, ctx := s.outbox(t, sql.OutboxConfig{}), s.service(t), &far{}, testContext(t)
 		b := busWith(t, o)
 		relay(t, o, f)
 		due := time.Now().Add(300 * time.Millisecond)
-		tx, err := db.BeginTx(ctx, nil)
-		require.NoError(t, err)
+		tx := begin(t, db, stdsql.LevelDefault)
 		require.NoError(t, b.InTx(tx).Publish(ctx, paid{"1"}, bus.WithDelay(time.Until(due))))
 		require.NoError(t, tx.Commit())
 		f.await(t, 1)
 		require.False(t, time.Now().Before(due))
 	})
+}
+
+// TestTx_errorsNameConflictsOfSnapshots: at REPEATABLE READ and SERIALIZABLE, PostgreSQL refuses a transaction that conflicts with
+// one that was committed meanwhile. The error says what to do, and keeps the server's.
+func TestTx_errorsNameConflictsOfSnapshots(t *testing.T) {
+	t.Parallel()
+	s := onPostgres(t)
+	o, db, ctx := s.outbox(t, sql.OutboxConfig{}), s.service(t), testContext(t)
+	requireConflict := func(err error) {
+		t.Helper()
+		require.ErrorContains(t, err, "run the whole transaction again, or begin it at READ COMMITTED")
+		var failed *pgconn.PgError
+		require.ErrorAs(t, err, &failed)
+		require.Equal(t, "40001", failed.Code)
+	}
+	runIn := func(tx *stdsql.Tx, query string) {
+		t.Helper()
+		_, err := tx.ExecContext(ctx, query)
+		require.NoError(t, err)
+	}
+	run(t, db, "CREATE TABLE "+s.named("orders")+" (id text)")
+
+	// Each reads what the other writes.
+	publishes, other := begin(t, db, stdsql.LevelSerializable), begin(t, db, stdsql.LevelSerializable)
+	defer func() { _, _ = publishes.Rollback(), other.Rollback() }()
+	runIn(publishes, "SELECT count(*) FROM "+s.named("orders"))
+	runIn(other, "SELECT count(*) FROM "+s.table("messages"))
+	runIn(other, "INSERT INTO "+s.named("orders")+" VALUES ('other')")
+	require.NoError(t, other.Commit())
+	requireConflict(o.PublishTx(ctx, publishes, "order.paid.v1", newMessage("order.paid.v1", "m")))
+
+	// The same message is handled twice at once.
+	inbox := s.inbox(t, db, sql.InboxConfig{Isolation: stdsql.LevelRepeatableRead})
+	second := make(chan error, 1)
+	_, err := inbox.Once(ctx, "shop.ledger", "m", func(ctx context.Context, _ *stdsql.Tx) error {
+		go func() {
+			_, err := inbox.Once(ctx, "shop.ledger", "m", func(context.Context, *stdsql.Tx) error { return nil })
+			second <- err
+		}()
+		waits := "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%" + s.cfg.Schema + "%'"
+		require.Eventually(t, func() bool { return count(t, db, waits) > 0 }, patience, time.Millisecond)
+		return nil
+	})
+	require.NoError(t, err)
+	requireConflict(<-second)
 }

@@ -8,10 +8,10 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestAUUIDThatIsNoEventsIDMustFitItsColumn(t *testing.T) {
+func TestUUID_mustFitItsColumn(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
 		transport := s.start(t)
-		for uuid, want := range map[string]string{strings.Repeat("x", 300): "at most 255 fit", "a\x00": "has a NUL"} {
+		for uuid, want := range map[string]string{strings.Repeat("x", 300): "at most 255 fit", "a\x00": "contains a NUL"} {
 			err := transport.Publish(testContext(t), "order.paid.v1", message.NewMessage(uuid, nil))
 			require.ErrorContains(t, err, want)
 		}

@@ -17,48 +17,44 @@ import (
 	"github.com/leatbus/leat/transports/internal/backoff"
 )
 
-// waker tells feeds that there may be something for them. It hears of messages in three ways: from
-// publishers of this process; by NOTIFY from those of others, on PostgreSQL; and by looking for rows of its
-// groups. None of them is relied on: every feed looks by itself for a while after it was woken, and now and
-// then.
+// A waker wakes receivers when there may be messages for them. It learns of messages in three ways: from publishers of this process; by
+// NOTIFY from those of other processes, on PostgreSQL; and by polling for rows of its groups. None of them has to be reliable: every
+// receiver also polls for a while after it was woken, and from time to time.
 //
-// A NOTIFY in the publisher's own transaction would make all commits of the database queue up behind
-// one lock, to the disk and back. So it is sent afterwards, by itself and for many at once: it writes
-// nothing, so that it holds the lock for a moment only. Where no other process consumes there is none.
+// A NOTIFY in the publisher's own transaction would serialize all commits of the database behind one lock, which is held until the
+// disk has the commit. So the notification is sent afterwards, in a transaction that writes nothing, for many messages at once. It is
+// not sent if no other process consumes.
 type waker struct {
 	*lifetime
 	consumers
-	id      string // tells this process's notifications
+	id      string // identifies the notifications of this waker
 	channel string
 	topics  driver.TopicTable[*consumer]
-	looking sync.Once
+	started sync.Once // polling and listening, with the first receiver
 
 	receives atomic.Bool // notifications arrive
 
-	mu     sync.Mutex
-	feeds  map[*consumer]struct{}
-	news   map[string]struct{} // topics to notify others of
-	notify chan struct{}       // nil where nobody listens
+	mu        sync.Mutex
+	receivers map[*consumer]struct{}
+	news      map[string]struct{} // topics to notify others of
+	notify    chan struct{}       // nil if the pool does not support notifications
 }
 
 const (
 	// notifyEvery is the least time between two notifications.
 	notifyEvery = 5 * time.Millisecond
-	// maxNotified is how many topics a notification names; what has more is for everybody. Its
-	// text may have 8000 bytes.
+	// maxNotified is how many topics a notification names; one with more wakes all receivers. Its text may have 8000 bytes.
 	maxNotified = 25
-	// pollListening is how often a process looks for new rows to which others notify it. It is for what was
-	// inserted without a notification, and for those that a broken connection lost.
+	// pollListening is how often a process polls for new rows although it gets notifications: messages may be inserted without one, and
+	// a lost connection loses notifications.
 	pollListening = 250 * time.Millisecond
-	// pingTopic is in a process's notification to itself.
+	// pingTopic is the topic of a process's notification to itself.
 	pingTopic = "leat.ping"
-	// longestPoll is the longest time between two looks of a feed that was woken, and of the waker for the
-	// groups of all feeds. A feed that has found nothing for some looks leaves it to the waker, and looks only
-	// every idlePoll.
+	// longestPoll is the longest time between two polls of a receiver that was woken, and of the waker for the groups of all
+	// receivers. A receiver that has found nothing several times relies on the waker, and polls only every idlePoll.
 	longestPoll = time.Second
 	idlePoll    = 30 * time.Second
-	// askOthers is how long the answer holds whether there is anybody to notify. Who has just come looks by
-	// himself meanwhile.
+	// askOthers is how long the waker caches whether another process consumes. A new process polls meanwhile.
 	askOthers = time.Second
 )
 
@@ -70,7 +66,7 @@ func newWaker(life *lifetime, all consumers) *waker {
 		consumers: all,
 		id:        fmt.Sprintf("%x", newConsumerID()),
 		channel:   fmt.Sprintf("leat_%x", h.Sum64()),
-		feeds:     make(map[*consumer]struct{}),
+		receivers: make(map[*consumer]struct{}),
 		news:      make(map[string]struct{}),
 	}
 }
@@ -82,14 +78,14 @@ func (w *waker) start() {
 	}
 }
 
-// add makes the wake look out for a feed, from the first one on. The transport is open.
+// add adds a receiver, and starts polling and listening with the first one. The transport must be open.
 func (w *waker) add(f *consumer, patterns []string) {
 	w.mu.Lock()
-	w.feeds[f] = struct{}{}
+	w.receivers[f] = struct{}{}
 	w.mu.Unlock()
 	w.topics.Set(f, patterns...)
-	w.looking.Do(func() {
-		w.work.Go(w.look)
+	w.started.Do(func() {
+		w.work.Go(w.poll)
 		if db, ok := w.pool.(*pgxPool); ok {
 			w.work.Go(func() { w.listen(db) })
 		}
@@ -98,7 +94,7 @@ func (w *waker) add(f *consumer, patterns []string) {
 
 func (w *waker) remove(f *consumer) {
 	w.mu.Lock()
-	delete(w.feeds, f)
+	delete(w.receivers, f)
 	w.mu.Unlock()
 	w.topics.Set(f)
 }
@@ -106,23 +102,23 @@ func (w *waker) remove(f *consumer) {
 func (w *waker) all() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for f := range w.feeds {
+	for f := range w.receivers {
 		f.hint()
 	}
 }
 
-// group wakes the feeds of one group.
+// group wakes the receivers of one group.
 func (w *waker) group(name string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for f := range w.feeds {
+	for f := range w.receivers {
 		if f.group.name == name {
 			f.hint()
 		}
 	}
 }
 
-// published wakes the consumers of a topic, here and elsewhere, after the commit.
+// published wakes the consumers of a topic, in this and other processes. It is called after the commit.
 func (w *waker) published(topic string) {
 	for _, f := range w.topics.Match(topic) {
 		f.hint()
@@ -157,7 +153,7 @@ func (w *waker) sendNotifications() {
 		}
 		cancel()
 		if err != nil {
-			w.temporary(err) // others look by themselves
+			w.temporary(err) // other processes poll
 		}
 		if !backoff.Sleep(w.ctx, notifyEvery) {
 			return
@@ -167,20 +163,20 @@ func (w *waker) sendNotifications() {
 
 // others reports whether another process consumes anything.
 func (w *waker) others(ctx context.Context) (bool, error) {
-	ids, err := w.living(ctx)
+	ids, err := w.unexpired(ctx)
 	if err != nil {
 		return true, err
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	own := make(map[int64]bool, len(w.feeds))
-	for f := range w.feeds {
+	own := make(map[int64]bool, len(w.receivers))
+	for f := range w.receivers {
 		own[f.id] = true
 	}
 	return slices.ContainsFunc(ids, func(id int64) bool { return !own[id] }), nil
 }
 
-// notification names the sender and the topics; no topics are all.
+// notification returns the text of the next notification: the sender's id and the topics. A text without topics means all.
 func (w *waker) notification() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -200,7 +196,7 @@ func (w *waker) notified(text string) {
 	w.receives.Store(true)
 	lines := strings.Split(text, "\n")
 	switch {
-	case lines[0] == w.id: // its feeds know
+	case lines[0] == w.id: // published has woken the receivers
 	case len(lines) == 1:
 		w.all()
 	default:
@@ -212,7 +208,7 @@ func (w *waker) notified(text string) {
 	}
 }
 
-// listen receives notifications on a connection of its own, and connects again when it breaks.
+// listen receives notifications on its own connection, and reconnects when that is lost.
 func (w *waker) listen(db *pgxPool) {
 	wait := newBackoff()
 	for w.ctx.Err() == nil {
@@ -240,7 +236,7 @@ func (w *waker) listenOnce(db *pgxPool, connected func()) error {
 	}
 	connected()
 	defer w.receives.Store(false)
-	w.all() // for what was published meanwhile
+	w.all() // for messages that were published while it did not listen
 	w.work.Go(w.ping)
 	for {
 		n, err := conn.WaitForNotification(ctx)
@@ -251,21 +247,21 @@ func (w *waker) listenOnce(db *pgxPool, connected func()) error {
 	}
 }
 
-// ping has the process notify itself, which shows that notifications arrive. It goes out on another connection, as
-// those of others do: a pooler may bring back one's own.
+// ping sends a notification to this process, which shows that notifications arrive. It uses another connection than listen, as other
+// processes do, because a pooler may deliver a connection's own notifications only.
 func (w *waker) ping() {
 	ctx, cancel := context.WithTimeout(w.ctx, statementTimeout)
 	defer cancel()
-	_, _ = w.pool.exec(ctx, w.sql(`SELECT pg_notify(?, ?)`), w.channel, w.id+"\n"+pingTopic) // else it looks more often
+	_, _ = w.pool.exec(ctx, w.sql(`SELECT pg_notify(?, ?)`), w.channel, w.id+"\n"+pingTopic) // if it fails, the waker polls more often
 }
 
-// look wakes feeds in whose groups something is there. One query serves all feeds of the process: often for
-// new rows, and once a second for whatever else the groups have that can be taken.
+// poll wakes the receivers of groups that have messages. One query serves all receivers of the process: often for new rows, and once a
+// second for all other messages that can be claimed.
 //
 // A row is new until it has been read for half a second: ids are given out before they are committed.
-func (w *waker) look() {
+func (w *waker) poll() {
 	var rows newRows
-	scouted := time.Now()
+	readAll := time.Now()
 	for backoff.Sleep(w.ctx, w.pause()) {
 		consumed := w.consumed()
 		if len(consumed) == 0 {
@@ -273,10 +269,10 @@ func (w *waker) look() {
 		}
 		ctx, cancel := context.WithTimeout(w.ctx, statementTimeout)
 		groups, all, err := rows.read(ctx, w.database)
-		if now := time.Now(); err == nil && now.Sub(scouted) > longestPoll {
-			scouted = now
+		if now := time.Now(); err == nil && now.Sub(readAll) > longestPoll {
+			readAll = now
 			var more []int64
-			more, err = w.scout(ctx, consumed)
+			more, err = w.claimable(ctx, consumed)
 			groups = append(groups, more...)
 		}
 		cancel()
@@ -292,18 +288,17 @@ func (w *waker) look() {
 	}
 }
 
-// consumed returns the ids of the groups of the feeds.
+// consumed returns the ids of the groups of the receivers.
 func (w *waker) consumed() (ids []int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for f := range w.feeds {
+	for f := range w.receivers {
 		ids = append(ids, f.group.id)
 	}
 	return ids
 }
 
-// pause returns how long it is until the next look: less often where notifications arrive. Behind a pooler
-// they may never do.
+// pause returns the time until the next poll, which is longer if notifications arrive. Behind a pooler they may never arrive.
 func (w *waker) pause() time.Duration {
 	if w.receives.Load() {
 		return max(w.cfg.Poll, pollListening)
@@ -311,30 +306,30 @@ func (w *waker) pause() time.Duration {
 	return w.cfg.Poll
 }
 
-// groups wakes the feeds of some groups.
+// groups wakes the receivers of some groups.
 func (w *waker) groups(ids []int64) {
 	if len(ids) == 0 {
 		return
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for f := range w.feeds {
+	for f := range w.receivers {
 		if slices.Contains(ids, f.group.id) {
 			f.hint()
 		}
 	}
 }
 
-// newRows remembers how far the rows of all groups were read.
+// newRows records how far the rows of all groups were read.
 type newRows struct {
 	newest int64
 	seen   watermark
 }
 
-// newRowsLimit is how many new rows are told apart. If there are more, all feeds are woken.
+// newRowsLimit is up to how many new rows read returns their groups. If there are more, all receivers are woken.
 const newRowsLimit = 1000
 
-// read returns the groups of new rows; all, if they are too many to say.
+// read returns the groups of new rows. all is true if there are too many rows.
 func (r *newRows) read(ctx context.Context, d *database) (groups []int64, all bool, err error) {
 	newest, found, err := r.ask(ctx, d)
 	if err != nil {
@@ -356,13 +351,13 @@ func (r *newRows) read(ctx context.Context, d *database) (groups []int64, all bo
 	return groups, all, nil
 }
 
-// rowsOf is how many new rows a group has.
+// rowsOf is the number of new rows of a group.
 type rowsOf struct{ n, group int64 }
 
 const newRowsByGroup = `SELECT group_id, count(*) AS n FROM (SELECT group_id FROM {messages} WHERE id > ? ORDER BY id LIMIT ?) n GROUP BY group_id`
 
-// ask reads how far ids were given out, and what rows are new. On PostgreSQL both is one query; elsewhere
-// the second is asked only if the first says that there may be any.
+// ask reads the highest id and the new rows. On PostgreSQL that is one query. On other databases the second query runs only if the
+// highest id has changed.
 func (r *newRows) ask(ctx context.Context, d *database) (newest int64, found []rowsOf, err error) {
 	if d.name == Postgres {
 		type row struct {
@@ -380,7 +375,7 @@ func (r *newRows) ask(ctx context.Context, d *database) (newest int64, found []r
 		return newest, found, err
 	}
 	newest, err = d.newest(ctx)
-	newest = max(newest, r.newest) // it falls when rows are deleted
+	newest = max(newest, r.newest) // newest decreases when rows are deleted
 	if err != nil || newest == r.newest && newest == r.seen.older || newest-r.seen.older > 10*newRowsLimit {
 		return newest, nil, err
 	}
@@ -388,8 +383,8 @@ func (r *newRows) ask(ctx context.Context, d *database) (newest int64, found []r
 	return newest, found, err
 }
 
-// scout returns those of the groups that have a message that can be taken, is due, or waits in a key queue.
-func (w *waker) scout(ctx context.Context, ids []int64) ([]int64, error) {
+// claimable returns those of the groups that have a message that can be claimed, is due, or waits in a key queue.
+func (w *waker) claimable(ctx context.Context, ids []int64) ([]int64, error) {
 	query, args := w.withIDs(`SELECT g.id FROM {groups} g WHERE (
 		EXISTS (SELECT 1 FROM {messages} m WHERE m.group_id = g.id AND m.state = {ready}
 			AND (m.owner = 0 OR m.owner NOT IN (SELECT c.id FROM {consumers} c WHERE c.group_id = g.id AND c.expires_at > {now})))

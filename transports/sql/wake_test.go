@@ -13,9 +13,9 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// TestOthersAreNotified: a publisher tells other processes of its messages, where there are any that consume.
-func TestOthersAreNotified(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+// TestWaker_notifiesOtherProcesses checks that a publisher notifies other processes if any of them consumes.
+func TestWaker_notifiesOtherProcesses(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	db, cfg, _ := pgxSchema(t)
 	start := func() *Transport {
@@ -25,9 +25,9 @@ func TestOthersAreNotified(t *testing.T) {
 		return transport
 	}
 	subscribe := func(transport *Transport) driver.Receiver {
-		feed, err := transport.Subscribe(ctx, driver.Subscription{Group: "shop.ledger", Topics: []string{"order.paid.v1"}, Concurrency: 1})
+		receiver, err := transport.Subscribe(ctx, driver.Subscription{Group: "shop.ledger", Topics: []string{"order.paid.v1"}, Concurrency: 1})
 		require.NoError(t, err)
-		return feed
+		return receiver
 	}
 	here, elsewhere := start(), start()
 	others := func() bool {
@@ -38,7 +38,7 @@ func TestOthersAreNotified(t *testing.T) {
 	require.False(t, others())
 	subscribe(here)
 	require.False(t, others())
-	feed := subscribe(elsewhere)
+	receiver := subscribe(elsewhere)
 	require.True(t, others())
 
 	conn, err := pgx.ConnectConfig(ctx, db.pool.Config().ConnConfig)
@@ -48,13 +48,13 @@ func TestOthersAreNotified(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, here.Publish(ctx, "order.paid.v1", message.NewMessage("m", nil)))
 	payload := ""
-	for payload == "" || strings.HasSuffix(payload, pingTopic) { // which processes send to themselves
+	for payload == "" || strings.HasSuffix(payload, pingTopic) { // a process's notification to itself
 		n, err := conn.WaitForNotification(ctx)
 		require.NoError(t, err)
 		payload = n.Payload
 	}
 	require.Equal(t, []string{here.waker.id, "order.paid.v1"}, strings.Split(payload, "\n"))
 
-	require.NoError(t, feed.Close(ctx))
+	require.NoError(t, receiver.Close(ctx))
 	require.False(t, others())
 }

@@ -6,16 +6,16 @@ import "time"
 // committed.
 const lateCommit = time.Second / 2
 
-// watermark is an id up to which rows are not new any more.
+// A watermark is an id up to which rows are no longer new.
 type watermark struct {
 	older, recent int64 // recent becomes older when lateCommit has gone by since turned
 	turned        time.Time
 }
 
-// reset takes all rows up to id for old.
+// reset makes all rows up to id old.
 func (w *watermark) reset(now time.Time, id int64) { w.older, w.recent, w.turned = id, id, now }
 
-// advance notes that rows up to id were read.
+// advance records that rows up to id were read.
 func (w *watermark) advance(now time.Time, id int64) {
 	if now.Sub(w.turned) > lateCommit {
 		w.older, w.recent, w.turned = w.recent, id, now

@@ -15,7 +15,7 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// testBounds is promise 8.
+// testBounds tests promise 8.
 func testBounds(t *testing.T, h Harness) {
 	if h.Bound == 0 {
 		t.Run("a consumer takes no more than it can handle", func(t *testing.T) { testConsumerBound(t, h) })
@@ -25,21 +25,21 @@ func testBounds(t *testing.T, h Harness) {
 		w := newWorld(t, h)
 		transport := w.open()
 		slow, quick := w.topic("slow.v1"), w.topic("quick.v1")
-		slowFeed := w.subscribe(transport, w.subscription("slow", slow))
-		quickFeed := w.subscribe(transport, w.subscription("quick", quick))
+		slowReceiver := w.subscribe(transport, w.subscription("slow", slow))
+		quickReceiver := w.subscribe(transport, w.subscription("quick", quick))
 
 		accepted := w.fill(transport, slow, 2*h.Bound)
 		require.Less(t, accepted, 2*h.Bound, "nothing stopped the publisher")
 		require.GreaterOrEqual(t, accepted, h.Bound/2)
 		w.publish(transport, quick, "q")
-		require.Equal(t, []string{"q"}, w.collect(quickFeed, 1))
+		require.Equal(t, []string{"q"}, w.collect(quickReceiver, 1))
 
 		unblocked := make(chan error, 1)
 		go func() { unblocked <- transport.Publish(w.ctx, slow, newMessage(slow, "last")) }()
-		got := w.collect(slowFeed, accepted+1)
+		got := w.collect(slowReceiver, accepted+1)
 		require.NoError(t, <-unblocked)
 		require.Equal(t, "last", got[len(got)-1])
-		w.nothing(slowFeed, 50*time.Millisecond)
+		w.nothing(slowReceiver, 50*time.Millisecond)
 	})
 
 	t.Run("publishers that wait for a full group hold nothing in others", func(t *testing.T) {
@@ -47,7 +47,7 @@ func testBounds(t *testing.T, h Harness) {
 		transport := w.open()
 		both, slow, quick := w.topic("both.v1"), w.topic("slow.v1"), w.topic("quick.v1")
 		w.subscribe(transport, w.subscription("slow", both, slow))
-		quickFeed := w.subscribe(transport, w.subscription("quick", both, quick))
+		quickReceiver := w.subscribe(transport, w.subscription("quick", both, quick))
 		w.fill(transport, slow, 2*h.Bound)
 
 		waiting, cancel := context.WithCancel(w.ctx)
@@ -61,10 +61,10 @@ func testBounds(t *testing.T, h Harness) {
 		cancel()
 		publishers.Wait()
 		require.Equal(t, h.Bound/2, accepted)
-		for _, id := range w.collect(quickFeed, accepted) {
+		for _, id := range w.collect(quickReceiver, accepted) {
 			require.NotContains(t, id, "blocked")
 		}
-		w.nothing(quickFeed, 50*time.Millisecond)
+		w.nothing(quickReceiver, 50*time.Millisecond)
 	})
 
 	t.Run("delayed messages hold back only those who publish with a delay", func(t *testing.T) {
@@ -74,7 +74,7 @@ func testBounds(t *testing.T, h Harness) {
 			t.Skip("the transport has no delays")
 		}
 		topic := w.topic("later.v1")
-		feed := w.subscribe(transport, w.subscription("later", topic))
+		receiver := w.subscribe(transport, w.subscription("later", topic))
 		delayed := 0
 		for ; delayed < 2*h.Bound; delayed++ {
 			msg := newMessage(topic, fmt.Sprintf("later-%06d", delayed))
@@ -86,22 +86,22 @@ func testBounds(t *testing.T, h Harness) {
 		}
 		require.Less(t, delayed, 2*h.Bound, "nothing stopped the publisher")
 		w.publish(transport, topic, "now")
-		require.Equal(t, []string{"now"}, w.collect(feed, 1))
+		require.Equal(t, []string{"now"}, w.collect(receiver, 1))
 	})
 
 	t.Run("a handler that publishes to its own full group does not stand still", func(t *testing.T) {
 		w := newWorld(t, h)
 		transport := w.open()
 		topic := w.topic("slow.v1")
-		feed := w.subscribe(transport, w.subscription("slow", topic))
+		receiver := w.subscribe(transport, w.subscription("slow", topic))
 		accepted := w.fill(transport, topic, 2*h.Bound)
-		d := w.next(feed)
+		d := w.next(receiver)
 		handling := driver.ContextWithDelivery(w.ctx, d)
-		for range 3 { // one acked makes room for one only
+		for range 3 { // an acked message makes room for one message
 			require.NoError(t, transport.Publish(handling, topic, newMessage(topic, "from-handler")))
 		}
 		w.ack(d)
-		require.Len(t, w.collect(feed, accepted-1+3), accepted-1+3)
+		require.Len(t, w.collect(receiver, accepted-1+3), accepted-1+3)
 	})
 }
 
@@ -118,11 +118,11 @@ func (w *world) fill(transport driver.Transport, topic string, limit int) int {
 	return limit
 }
 
-// accepts publishes, or finds that Publish blocks. What comes too late only because the machine is busy
-// gets another try.
+// accepts publishes a message and reports whether Publish returned. It tries many times for a short time, because the machine may
+// be busy: the time of one try may be over before Publish runs.
 func (w *world) accepts(transport driver.Transport, topic string, msg *message.Message) bool {
-	for _, within := range []time.Duration{100 * time.Millisecond, 2 * time.Second} {
-		ctx, cancel := context.WithTimeout(w.ctx, within)
+	for range 30 {
+		ctx, cancel := context.WithTimeout(w.ctx, 100*time.Millisecond)
 		err := transport.Publish(ctx, topic, msg)
 		cancel()
 		if err == nil {
@@ -133,15 +133,14 @@ func (w *world) accepts(transport driver.Transport, topic string, msg *message.M
 	return false
 }
 
-// testConsumerBound: 64 MiB wait in the message system; a consumer that handles nothing must not
-// fetch them.
+// testConsumerBound tests that a consumer that handles nothing does not fetch 64 MiB that wait in the message system.
 func testConsumerBound(t *testing.T, h Harness) {
 	w := newWorld(t, h)
 	transport := w.open()
 	topic := w.topic("slow.v1")
 	sub := w.subscription("slow", topic)
 	sub.Concurrency = 4
-	feed := w.subscribe(transport, sub)
+	receiver := w.subscribe(transport, sub)
 	payload := bytes.Repeat([]byte("x"), 64<<10)
 	for i := range 32 {
 		msgs := make([]*message.Message, 32)
@@ -152,12 +151,14 @@ func testConsumerBound(t *testing.T, h Harness) {
 		require.NoError(t, transport.Publish(w.ctx, topic, msgs...))
 	}
 	before := heap()
-	d := w.next(feed)
+	d := w.next(receiver)
 	ctx, cancel := context.WithTimeout(w.ctx, 500*time.Millisecond)
 	defer cancel()
-	<-ctx.Done() // let it fetch what it wants
-	grown := heap() - before
-	require.Less(t, grown, int64(32<<20), "the consumer holds %d MiB of a backlog of 64", grown>>20)
+	<-ctx.Done()                                                                   // let it fetch what it wants
+	w.eventually("the consumer holds little of a backlog of 64 MiB", func() bool { // other tests of the process may hold something for a while
+		grown := heap() - before
+		return grown < 32<<20
+	})
 	w.ack(d)
 }
 

@@ -9,7 +9,7 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// testDelay is promise 4.
+// testDelay tests promise 4.
 func testDelay(t *testing.T, h Harness) {
 	const delay = 400 * time.Millisecond
 
@@ -20,7 +20,7 @@ func testDelay(t *testing.T, h Harness) {
 		topic := w.topic("order.paid.v1")
 		ledger := w.subscribe(transport, w.subscription("ledger", topic))
 		mail := w.subscribe(transport, w.subscription("mail", topic))
-		w.untilTelling(delay, func(delay time.Duration) (told bool) {
+		w.untilTelling(delay, func(delay time.Duration) (attemptCounted bool) {
 			w.publish(transport, topic, "late")
 			d := w.next(ledger)
 			began := time.Now()
@@ -32,11 +32,11 @@ func testDelay(t *testing.T, h Harness) {
 					require.Equal(t, 2, d.Attempt)
 					require.GreaterOrEqual(t, time.Since(began), delay, "it came early")
 				}
-				told = driver.MessageID(d.Message) == "late" // it was the second
+				attemptCounted = driver.MessageID(d.Message) == "late" // it was the second
 				w.ack(d)
 			}
-			require.Equal(t, []string{"late", "next"}, w.collect(mail, 2))
-			return told
+			require.ElementsMatch(t, []string{"late", "next"}, w.collect(mail, 2)) // it has no order
+			return attemptCounted
 		})
 		w.nothing(mail, delay)
 	})
@@ -46,14 +46,14 @@ func testDelay(t *testing.T, h Harness) {
 		transport := w.open()
 		skipWithoutDelay(t, transport)
 		topic := w.topic("order.paid.v1")
-		feed := w.subscribe(transport, w.subscription("ledger", topic))
+		receiver := w.subscribe(transport, w.subscription("ledger", topic))
 		for _, at := range []string{"tomorrow", "2026-13-01T00:00:00Z", "\x00", "9999999999999999"} {
 			msg := newMessage(topic, "at "+at)
 			msg.Metadata[driver.HeaderDeliverAt] = at
 			require.ErrorContains(t, transport.Publish(w.ctx, topic, newMessage(topic, "before"), msg), driver.HeaderDeliverAt)
 		}
 		w.publish(transport, topic, "good")
-		require.Equal(t, []string{"good"}, w.collect(feed, 1), "none of the others was published")
+		require.Equal(t, []string{"good"}, w.collect(receiver, 1), "none of the others was published")
 	})
 
 	t.Run("short ones overtake long ones", func(t *testing.T) {
@@ -61,18 +61,18 @@ func testDelay(t *testing.T, h Harness) {
 		transport := w.open()
 		skipWithoutDelay(t, transport)
 		topic := w.topic("order.paid.v1")
-		feed := w.subscribe(transport, w.subscription("ledger", topic))
-		w.untilTelling(1500*time.Millisecond, func(long time.Duration) (told bool) {
+		receiver := w.subscribe(transport, w.subscription("ledger", topic))
+		w.untilTelling(1500*time.Millisecond, func(long time.Duration) (attemptCounted bool) {
 			w.publish(transport, topic, "long", "short")
 			for range 2 {
-				d := w.next(feed)
+				d := w.next(receiver)
 				wait := 200 * time.Millisecond
 				if driver.MessageID(d.Message) == "long" {
 					wait = long
 				}
 				require.NoError(t, d.Settler.GiveBack(wait))
 			}
-			return w.collect(feed, 2)[0] == "short"
+			return w.collect(receiver, 2)[0] == "short"
 		})
 	})
 
@@ -87,8 +87,8 @@ func testDelay(t *testing.T, h Harness) {
 		msg := newMessage(topic, "m")
 		msg.Metadata[driver.HeaderDeliverAt] = due.UTC().Format(time.RFC3339Nano)
 		require.NoError(t, transport.Publish(w.ctx, topic, msg))
-		for _, feed := range []driver.Receiver{ledger, mail} {
-			d := w.next(feed)
+		for _, receiver := range []driver.Receiver{ledger, mail} {
+			d := w.next(receiver)
 			require.False(t, time.Now().Before(due), "it came early")
 			require.Equal(t, 1, d.Attempt)
 			w.ack(d)
@@ -101,10 +101,10 @@ func testDelay(t *testing.T, h Harness) {
 		defer func() { _ = first.Close(w.ctx) }()
 		skipUnlessDurable(t, first)
 		topic := w.topic("order.paid.v1")
-		feed := w.subscribe(first, w.subscription("ledger", topic))
+		receiver := w.subscribe(first, w.subscription("ledger", topic))
 		w.publish(first, topic, "m")
 		began := time.Now()
-		require.NoError(t, w.next(feed).Settler.Redeliver(time.Second))
+		require.NoError(t, w.next(receiver).Settler.Redeliver(time.Second))
 		require.NoError(t, first.Close(w.ctx))
 
 		second := w.open()
@@ -121,11 +121,11 @@ func testDelay(t *testing.T, h Harness) {
 		w := newWorld(t, h)
 		transport := w.open()
 		topic := w.topic("order.paid.v1")
-		feed := w.subscribe(transport, w.subscription("ledger", topic))
+		receiver := w.subscribe(transport, w.subscription("ledger", topic))
 		w.publish(transport, topic, "m")
-		require.NoError(t, w.next(feed).Settler.Redeliver(time.Second))
+		require.NoError(t, w.next(receiver).Settler.Redeliver(time.Second))
 		h.Restart(t)
-		d := w.next(feed)
+		d := w.next(receiver)
 		require.Equal(t, "m", driver.MessageID(d.Message))
 		require.Equal(t, 2, d.Attempt)
 		w.ack(d)
@@ -144,11 +144,11 @@ func skipUnlessDurable(t *testing.T, transport driver.Transport) {
 	}
 }
 
-// untilTelling tries with a delay, and again with longer ones: on a busy machine a short one may be over
-// before the test has done what it is to outlast.
-func (w *world) untilTelling(delay time.Duration, try func(delay time.Duration) (told bool)) {
+// untilTelling runs a test with a delay, and again with longer ones: on a busy machine, a short delay may end before the test
+// has done what the delay should outlast.
+func (w *world) untilTelling(delay time.Duration, try func(delay time.Duration) (attemptCounted bool)) {
 	w.Helper()
-	for range 3 {
+	for range 4 {
 		if try(delay) {
 			return
 		}

@@ -1,7 +1,7 @@
-// Package transporttest is the contract of [bus.Transport] as a test suite, one file a promise. Every
+// Package transporttest tests that a transport keeps the promises of [driver.Transport], with one file per promise. Every
 // transport runs it:
 //
 //	func TestConformance(t *testing.T) { transporttest.Run(t, harness) }
 //
-// Third parties are welcome to.
+// Transports of other modules can run it, too.
 package transporttest

@@ -12,7 +12,7 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// testFidelity is promise 5.
+// testFidelity tests promise 5.
 func testFidelity(t *testing.T, h Harness) {
 	big := bytes.Repeat([]byte("0123456789abcdef"), 1<<16) // 1 MiB
 	binary := make([]byte, 256)
@@ -33,11 +33,11 @@ func testFidelity(t *testing.T, h Harness) {
 			w := newWorld(t, h)
 			transport := w.open()
 			topic := w.topic("order.paid.v1")
-			feed := w.subscribe(transport, w.subscription("ledger", topic))
+			receiver := w.subscribe(transport, w.subscription("ledger", topic))
 			msg := newMessage(topic, "m")
 			msg.Payload = c.payload
 			require.NoError(t, transport.Publish(w.ctx, topic, msg))
-			d := w.next(feed)
+			d := w.next(receiver)
 			require.True(t, bytes.Equal(c.payload, d.Message.Payload), "payload changed")
 			w.ack(d)
 		})
@@ -47,7 +47,7 @@ func testFidelity(t *testing.T, h Harness) {
 		w := newWorld(t, h)
 		transport := w.open()
 		topic := w.topic("order.paid.v1")
-		feed := w.subscribe(transport, w.subscription("ledger", topic))
+		receiver := w.subscribe(transport, w.subscription("ledger", topic))
 		headers := message.Metadata{
 			driver.HeaderID:            "0190b7a0-7b0e-7cc4-9c6a-000000000001",
 			driver.HeaderType:          topic,
@@ -76,11 +76,11 @@ func testFidelity(t *testing.T, h Harness) {
 		msg := &message.Message{UUID: headers[driver.HeaderID], Payload: []byte("{}"), Metadata: headers}
 		want := maps.Clone(headers)
 		require.NoError(t, transport.Publish(w.ctx, topic, msg))
-		d := w.next(feed)
+		d := w.next(receiver)
 		require.Equal(t, headers[driver.HeaderID], d.Message.UUID)
 		require.Equal(t, want, d.Message.Metadata)
 		require.NoError(t, d.Settler.Redeliver(0))
-		d = w.next(feed)
+		d = w.next(receiver)
 		require.Equal(t, want, d.Message.Metadata, "after a redelivery")
 		w.ack(d)
 	})
@@ -89,10 +89,10 @@ func testFidelity(t *testing.T, h Harness) {
 		w := newWorld(t, h)
 		transport := w.open()
 		topic := w.topic("order.paid.v1")
-		feed := w.subscribe(transport, w.subscription("ledger", topic))
+		receiver := w.subscribe(transport, w.subscription("ledger", topic))
 		msg := newMessage(topic, strings.Repeat("é", 300))
 		require.NoError(t, transport.Publish(w.ctx, topic, msg))
-		d := w.next(feed)
+		d := w.next(receiver)
 		require.Equal(t, msg.UUID, d.Message.UUID)
 		require.Equal(t, msg.UUID, driver.MessageID(d.Message))
 		w.ack(d)
@@ -102,9 +102,9 @@ func testFidelity(t *testing.T, h Harness) {
 		w := newWorld(t, h)
 		transport := w.open()
 		topic := w.topic("order.paid.v1")
-		feed := w.subscribe(transport, w.subscription("ledger", topic))
+		receiver := w.subscribe(transport, w.subscription("ledger", topic))
 		require.NoError(t, transport.Publish(w.ctx, topic, &message.Message{UUID: "m", Payload: []byte("{}")}))
-		d := w.next(feed)
+		d := w.next(receiver)
 		require.Equal(t, "m", driver.MessageID(d.Message))
 		require.NotNil(t, d.Message.Metadata)
 		require.Equal(t, topic, d.Topic)

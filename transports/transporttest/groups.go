@@ -9,7 +9,7 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// testGroups is promise 1.
+// testGroups tests promise 1.
 func testGroups(t *testing.T, h Harness) {
 	t.Run("two groups get all, two consumers of a group share", func(t *testing.T) {
 		w := newWorld(t, h)
@@ -17,11 +17,11 @@ func testGroups(t *testing.T, h Harness) {
 		second := w.another(first)
 		topic := w.topic("order.paid.v1")
 		published := ids("m", 200)
-		sheets := map[string]*tallySheet{"ledger": newTallySheet(), "mail": newTallySheet()}
+		sheets := map[string]*idCounter{"ledger": newIDCounter(), "mail": newIDCounter()}
 		for group, sheet := range sheets {
 			for _, transport := range []driver.Transport{first, second} {
-				feed := w.subscribe(transport, w.subscription(group, topic))
-				w.consume(feed, 2, func(d *driver.Delivery) {
+				receiver := w.subscribe(transport, w.subscription(group, topic))
+				w.consume(receiver, 2, func(d *driver.Delivery) {
 					sheet.add(driver.MessageID(d.Message))
 					w.ack(d)
 				})
@@ -40,10 +40,10 @@ func testGroups(t *testing.T, h Harness) {
 		w := newWorld(t, h)
 		transport := w.open()
 		topic := w.topic("order.paid.v1")
-		feed := w.subscribe(transport, w.subscription("ledger", topic))
+		receiver := w.subscribe(transport, w.subscription("ledger", topic))
 		before := time.Now().Add(-time.Minute)
 		w.publish(transport, topic, "m")
-		d := w.next(feed)
+		d := w.next(receiver)
 		require.Equal(t, topic, d.Topic)
 		require.Equal(t, w.group("ledger"), d.Group)
 		require.Equal(t, 1, d.Attempt)
@@ -69,8 +69,8 @@ func testGroups(t *testing.T, h Harness) {
 		require.ElementsMatch(t, []string{"a", "b"}, w.collect(one, 2))
 		require.ElementsMatch(t, []string{"a", "b", "c", "d"}, w.collect(rest, 4))
 		require.ElementsMatch(t, []string{"a", "b", "c", "d"}, w.collect(both, 4), "a message that several patterns take comes once")
-		for _, feed := range []driver.Receiver{one, rest, both} {
-			w.nothing(feed, 50*time.Millisecond)
+		for _, receiver := range []driver.Receiver{one, rest, both} {
+			w.nothing(receiver, 50*time.Millisecond)
 		}
 	})
 }

@@ -17,30 +17,34 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// Harness is what the suite needs to know of a transport.
+// Harness describes a transport to the suite.
 type Harness struct {
-	// Open makes one more instance on the same message system, as another process would. The suite
-	// closes it. A transport that is not durable may answer with a world of its own each time.
+	// Open returns another instance on the same message system, as another process does. The suite closes it. If the
+	// transport is not durable, instances need not share anything.
 	Open func(t testing.TB) driver.Transport
+	// Operator returns another instance with the rights to delete groups. The suite closes it. nil means Open.
+	Operator func(t testing.TB) driver.Transport
 	// URL opens the transport without options, through OpenURL.
 	URL string
-	// OpenURL is the transport's opener.
+	// OpenURL opens the transport for a URL.
 	OpenURL func(ctx context.Context, rawURL string) (driver.Transport, error)
-	// Restart stops the message system and starts it again. nil where there is none to restart, or
-	// where the suite may not; then promise 9 and the restart half of promise 4 are not tested.
+	// Restart stops the message system and starts it again. If it is nil, because there is none or it must not be restarted,
+	// promise 9 and restarts in promise 4 are not tested.
 	Restart func(t testing.TB)
-	// Bound is about how many messages of 1 KiB a group holds before Publish blocks, and about how many
-	// more that were published with a delay. 0 means that the message system keeps them outside of this
-	// process.
+	// Bound is the approximate number of messages of 1 KiB in a group at which Publish blocks, and also of delayed messages. 0
+	// means that the message system stores them outside of this process.
 	Bound int
-	// Patience is how long the suite waits for what must happen; 0 means five minutes. The machine may be
-	// busy, its disk slow, and a restart of the message system takes its time.
+	// Patience is how long the suite waits for something that must happen. 0 means five minutes: the machine may be busy, its
+	// disk slow, and a restart of the message system takes time.
 	Patience time.Duration
-	// OnlyRestart limits the suite to the promises for which it needs Restart, where the others are tested without it.
+	// Begin is called at the start of each promise's test. It may make the test parallel, or block. nil means that the tests
+	// run one after the other. Each test uses its own names.
+	Begin func(t *testing.T)
+	// OnlyRestart limits the suite to the promises for which it needs Restart, if the others are tested in another run.
 	OnlyRestart bool
 }
 
-// Run tests every promise.
+// Run tests every promise. It blocks until all tests have ended.
 func Run(t *testing.T, h Harness) {
 	if h.Patience == 0 {
 		h.Patience = 5 * time.Minute
@@ -65,15 +69,21 @@ func Run(t *testing.T, h Harness) {
 		{"11 poisoned messages can be walked through", testWalk},
 		{"12 mistakes are clear errors at start", testMistakes},
 		{"operators see what is there", testInspect},
+		{"operators remove groups", testRemove},
 	} {
 		if h.OnlyRestart && !strings.HasPrefix(promise.name, "04") && !strings.HasPrefix(promise.name, "09") {
 			continue
 		}
-		t.Run(promise.name, func(t *testing.T) { promise.test(t, h) })
+		t.Run(promise.name, func(t *testing.T) {
+			if h.Begin != nil {
+				h.Begin(t)
+			}
+			promise.test(t, h)
+		})
 	}
 }
 
-// world is one test's corner of the message system: its instances, names and patience.
+// world has the instances, the names and the patience of one test.
 type world struct {
 	testing.TB
 	h      Harness
@@ -87,9 +97,19 @@ func newWorld(t testing.TB, h Harness) *world {
 	return &world{TB: t, h: h, ctx: ctx, prefix: fmt.Sprintf("t%08x", rand.Uint32())}
 }
 
-// open makes an instance and closes it at the end of the test.
-func (w *world) open() driver.Transport {
-	transport := w.h.Open(w.TB)
+// open returns a new instance, which it closes at the end of the test.
+func (w *world) open() driver.Transport { return w.closing(w.h.Open(w.TB)) }
+
+// operator returns a new instance with the rights to delete groups, which it closes at the end of the test.
+func (w *world) operator() driver.Transport {
+	if w.h.Operator == nil {
+		return w.open()
+	}
+	return w.closing(w.h.Operator(w.TB))
+}
+
+// closing returns the instance, which it closes at the end of the test.
+func (w *world) closing(transport driver.Transport) driver.Transport {
 	w.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), w.h.Patience)
 		defer cancel()
@@ -98,7 +118,7 @@ func (w *world) open() driver.Transport {
 	return transport
 }
 
-// another is a further instance where instances share a message system, else the same one.
+// another returns another instance if instances share a message system, else the same one.
 func (w *world) another(transport driver.Transport) driver.Transport {
 	if transport.Capabilities().Durable {
 		return w.open()
@@ -115,9 +135,9 @@ func (w *world) subscription(group string, topics ...string) driver.Subscription
 
 func (w *world) subscribe(transport driver.Transport, s driver.Subscription) driver.Receiver {
 	w.Helper()
-	feed, err := transport.Subscribe(w.ctx, s)
+	receiver, err := transport.Subscribe(w.ctx, s)
 	require.NoError(w, err)
-	return feed
+	return receiver
 }
 
 func (w *world) publish(transport driver.Transport, topic string, ids ...string) {
@@ -127,22 +147,22 @@ func (w *world) publish(transport driver.Transport, topic string, ids ...string)
 	}
 }
 
-// next takes one delivery, or fails the test.
-func (w *world) next(feed driver.Receiver) *driver.Delivery {
+// next returns one delivery, or fails the test.
+func (w *world) next(receiver driver.Receiver) *driver.Delivery {
 	w.Helper()
-	d, err := feed.Next(w.ctx)
+	d, err := receiver.Next(w.ctx)
 	require.NoError(w, err, "a message should have come")
 	require.NotNil(w, d.Message)
 	require.NotEmpty(w, driver.MessageID(d.Message), "an empty message came that nobody published")
 	return d
 }
 
-// nothing makes sure that no message comes for a while.
-func (w *world) nothing(feed driver.Receiver, during time.Duration) {
+// nothing fails the test if a message arrives within a short time.
+func (w *world) nothing(receiver driver.Receiver, during time.Duration) {
 	w.Helper()
 	ctx, cancel := context.WithTimeout(w.ctx, during)
 	defer cancel()
-	d, err := feed.Next(ctx)
+	d, err := receiver.Next(ctx)
 	if err == nil {
 		w.Fatalf("message %s came, attempt %d, where none was due", driver.MessageID(d.Message), d.Attempt)
 	}
@@ -158,25 +178,25 @@ func (w *world) ack(d *driver.Delivery) {
 }
 
 // collect acks n messages and returns their ids in the order of arrival.
-func (w *world) collect(feed driver.Receiver, n int) []string {
+func (w *world) collect(receiver driver.Receiver, n int) []string {
 	w.Helper()
 	ids := make([]string, 0, n)
 	for range n {
-		d := w.next(feed)
+		d := w.next(receiver)
 		ids = append(ids, driver.MessageID(d.Message))
 		w.ack(d)
 	}
 	return ids
 }
 
-// consume runs n consumers on the feed until the test ends or the returned function is called.
-func (w *world) consume(feed driver.Receiver, n int, handle func(*driver.Delivery)) (stop func()) {
+// consume runs n consumers on the receiver until the test ends or the returned function is called.
+func (w *world) consume(receiver driver.Receiver, n int, handle func(*driver.Delivery)) (stop func()) {
 	ctx, cancel := context.WithCancel(w.ctx)
 	var wg sync.WaitGroup
 	for range n {
 		wg.Go(func() {
 			for {
-				d, err := feed.Next(ctx)
+				d, err := receiver.Next(ctx)
 				if err != nil {
 					return
 				}
@@ -230,16 +250,16 @@ func ids(prefix string, n int) []string {
 	return all
 }
 
-// tallySheet counts ids concurrently.
-type tallySheet struct {
+// idCounter counts ids. It may be used concurrently.
+type idCounter struct {
 	mu    sync.Mutex
 	seen  map[string]int
 	order []string
 }
 
-func newTallySheet() *tallySheet { return &tallySheet{seen: make(map[string]int)} }
+func newIDCounter() *idCounter { return &idCounter{seen: make(map[string]int)} }
 
-func (s *tallySheet) add(id string) int {
+func (s *idCounter) add(id string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.seen[id]++
@@ -247,26 +267,26 @@ func (s *tallySheet) add(id string) int {
 	return s.seen[id]
 }
 
-func (s *tallySheet) counts() map[string]int {
+func (s *idCounter) counts() map[string]int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return maps.Clone(s.seen)
 }
 
-// all is what was added, in order.
-func (s *tallySheet) all() []string {
+// all returns the ids that were added, in order.
+func (s *idCounter) all() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.order)
 }
 
-func (s *tallySheet) len() int {
+func (s *idCounter) len() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.seen)
 }
 
-// once is the count of each id when every one was seen once.
+// once returns the expected counts if every id was seen once.
 func once(ids []string) map[string]int {
 	counts := make(map[string]int, len(ids))
 	for _, id := range ids {

@@ -12,7 +12,7 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// testInspect is for transports that are a [driver.Inspector]. A count may be unknown, and may lag.
+// testInspect tests transports that are a [driver.Inspector]. A count may be unknown or late.
 func testInspect(t *testing.T, h Harness) {
 	w := newWorld(t, h)
 	began := time.Now()
@@ -41,6 +41,14 @@ func testInspect(t *testing.T, h Harness) {
 		found, err = finder.FindGroup(w.ctx, w.group("nobody"))
 		require.NoError(w, err)
 		require.Empty(w, found)
+	})
+
+	t.Run("consumers say what they are", func(t *testing.T) {
+		lister, ok := inspector.(driver.ConsumerLister)
+		if !ok {
+			t.Skip("this transport lists no consumers")
+		}
+		testConsumers(t, w, transport, lister)
 	})
 
 	t.Run("groups", func(*testing.T) {
@@ -89,9 +97,40 @@ func testInspect(t *testing.T, h Harness) {
 	})
 }
 
+// testConsumers tests [driver.ConsumerLister]. A consumer may be listed only from its first call of Next on.
+func testConsumers(t *testing.T, w *world, transport driver.Transport, lister driver.ConsumerLister) {
+	none, err := lister.Consumers(w.ctx, w.group("nobody"))
+	if errors.Is(err, driver.ErrUnsupported) {
+		t.Skip("this message system lists no consumers")
+	}
+	require.NoError(t, err)
+	require.Empty(t, none)
+	sub := w.subscription("stock", w.topic("stock.counted.v1"), w.topic("stock.>"))
+	sub.Program = "acme.example/shop/cmd/stock"
+	receiver := w.subscribe(transport, sub)
+	stop := w.consume(receiver, 1, func(*driver.Delivery) {})
+	var all driver.GroupConsumers
+	w.eventually("the consumer is listed", func() bool {
+		all, err = lister.Consumers(w.ctx, sub.Group)
+		require.NoError(t, err)
+		return len(all.Consumers) == 1 && all.Consumers[0].Place != "" // which may be known later
+	})
+	require.ElementsMatch(t, sub.Topics, all.Topics)
+	require.Equal(t, sub.Program, all.Consumers[0].Program)
+	require.Equal(t, sub.Topics, all.Consumers[0].Topics)
+	stop()
+	require.NoError(t, receiver.Close(w.ctx))
+	w.eventually("the consumer has gone", func() bool {
+		all, err = lister.Consumers(w.ctx, sub.Group)
+		require.NoError(t, err)
+		return len(all.Consumers) == 0
+	})
+	require.ElementsMatch(t, sub.Topics, all.Topics, "a group keeps its topics")
+}
+
 var errEnough = errors.New("seen enough")
 
-// tail looks at a topic: copies come, groups get all they would have got, and nothing is left behind.
+// tail tests Tail: copies arrive, groups get all their messages, and no group remains afterwards.
 func (w *world) tail(t *testing.T, transport driver.Transport, inspector driver.Inspector, topic string) {
 	topics, err := inspector.Topics(w.ctx)
 	require.NoError(t, err)
@@ -143,7 +182,7 @@ func (w *world) tail(t *testing.T, transport driver.Transport, inspector driver.
 	require.Error(t, inspector.Tail(w.ctx, "order.>.paid", nil), "no pattern")
 }
 
-// mine are the topics of this test; others may run beside it.
+// mine returns the topics of this test; other tests may run at the same time.
 func (w *world) mine(all []driver.TopicInfo) (mine []driver.TopicInfo) {
 	for _, topic := range all {
 		if driver.MatchTopic(w.prefix+".>", topic.Topic) {
@@ -163,7 +202,7 @@ func (w *world) groups(inspector driver.Inspector) map[string]driver.GroupInfo {
 	return byName
 }
 
-// is reports whether a count is so, as far as the transport can tell.
+// is reports whether a count has a value or is unknown.
 func is(count, want int) bool { return count == want || count == driver.Unknown }
 
 // inAll reports whether counts add up, unless one of them is unknown.

@@ -9,7 +9,7 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// testMistakes is promise 12.
+// testMistakes tests promise 12.
 func testMistakes(t *testing.T, h Harness) {
 	t.Run("an unknown option names the known ones", func(t *testing.T) {
 		w := newWorld(t, h)

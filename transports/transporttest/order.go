@@ -14,16 +14,16 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// testOrder is promise 7.
+// testOrder tests promise 7.
 func testOrder(t *testing.T, h Harness) {
 	t.Run("concurrency 1 keeps the order of arrival", func(t *testing.T) {
 		w := newWorld(t, h)
 		transport := w.open()
 		topic := w.topic("order.paid.v1")
-		feed := w.subscribe(transport, w.subscription("ledger", topic))
+		receiver := w.subscribe(transport, w.subscription("ledger", topic))
 		published := ids("m", 200)
 		w.publish(transport, topic, published...)
-		require.Equal(t, published, w.collect(feed, len(published)))
+		require.Equal(t, published, w.collect(receiver, len(published)))
 	})
 
 	t.Run("by key, with many consumers", func(t *testing.T) {
@@ -31,12 +31,12 @@ func testOrder(t *testing.T, h Harness) {
 		transport := w.open()
 		skipUnlessByKey(t, transport)
 		const keys, each = 20, 20
-		feed := w.subscribe(transport, w.byKey(8))
-		lanes := newLanes()
-		w.consume(feed, 8, func(d *driver.Delivery) {
-			lanes.enter(w, d)
+		receiver := w.subscribe(transport, w.byKey(8))
+		overlaps := newKeyOverlaps()
+		w.consume(receiver, 8, func(d *driver.Delivery) {
+			overlaps.enter(w, d)
 			runtime.Gosched()
-			lanes.leave(d)
+			overlaps.leave(d)
 			w.ack(d)
 		})
 		topic := w.topic("order.paid.v1")
@@ -46,8 +46,8 @@ func testOrder(t *testing.T, h Harness) {
 				require.NoError(t, transport.Publish(w.ctx, topic, withKey(newMessage(topic, fmt.Sprintf("%s/%03d", key, i)), key)))
 			}
 		}
-		w.eventually("all arrive", func() bool { return lanes.total() == keys*each })
-		lanes.requireOrder(t, each)
+		w.eventually("all arrive", func() bool { return overlaps.total() == keys*each })
+		overlaps.requireOrder(t, each)
 	})
 
 	t.Run("a message that waits holds back its key and no other", func(t *testing.T) {
@@ -55,10 +55,10 @@ func testOrder(t *testing.T, h Harness) {
 		transport := w.open()
 		skipUnlessByKey(t, transport)
 		topic := w.topic("order.paid.v1")
-		feed := w.subscribe(transport, w.byKey(4))
+		receiver := w.subscribe(transport, w.byKey(4))
 		var wait atomic.Int64 // how long a/1 waits after its first delivery
-		sheet := newTallySheet()
-		w.consume(feed, 4, func(d *driver.Delivery) {
+		sheet := newIDCounter()
+		w.consume(receiver, 4, func(d *driver.Delivery) {
 			id := driver.MessageID(d.Message)
 			if id == "a/1" && d.Attempt == 1 {
 				if err := d.Settler.Redeliver(time.Duration(wait.Load())); err != nil {
@@ -69,7 +69,7 @@ func testOrder(t *testing.T, h Harness) {
 			sheet.add(id)
 			w.ack(d)
 		})
-		w.untilTelling(time.Second, func(delay time.Duration) (told bool) {
+		w.untilTelling(time.Second, func(delay time.Duration) (attemptCounted bool) {
 			wait.Store(int64(delay))
 			before := len(sheet.all())
 			for _, id := range []string{"a/1", "a/2", "b/1", "a/3", "b/2"} {
@@ -89,14 +89,14 @@ func testOrder(t *testing.T, h Harness) {
 		transport := w.open()
 		skipUnlessByKey(t, transport)
 		topic := w.topic("order.paid.v1")
-		feed := w.subscribe(transport, w.byKey(2))
+		receiver := w.subscribe(transport, w.byKey(2))
 		for _, id := range []string{"a/1", "a/2"} {
 			require.NoError(t, transport.Publish(w.ctx, topic, withKey(newMessage(topic, id), "a")))
 		}
-		d := w.next(feed)
+		d := w.next(receiver)
 		require.Equal(t, "a/1", driver.MessageID(d.Message))
 		require.NoError(t, d.Settler.Poison(w.ctx, driver.NewFault(d, errBroken)))
-		require.Equal(t, []string{"a/2"}, w.collect(feed, 1))
+		require.Equal(t, []string{"a/2"}, w.collect(receiver, 1))
 	})
 
 	t.Run("a change of consumer raises the fencing number", func(t *testing.T) { testFence(t, h) })
@@ -111,41 +111,41 @@ func testOrder(t *testing.T, h Harness) {
 		sub := w.subscription("ledger", topic)
 		sub.Order = driver.OrderedStrictly
 		published := ids("m", 60)
-		lanes := newLanes()
-		feeds := []driver.Receiver{w.subscribe(first, sub), w.subscribe(w.another(first), sub)}
+		keys := newKeyOverlaps()
+		receivers := []driver.Receiver{w.subscribe(first, sub), w.subscribe(w.another(first), sub)}
 		w.publish(first, topic, published...)
-		for _, feed := range feeds {
-			w.consume(feed, 1, func(d *driver.Delivery) {
-				lanes.enter(w, d)
+		for _, receiver := range receivers {
+			w.consume(receiver, 1, func(d *driver.Delivery) {
+				keys.enter(w, d)
 				runtime.Gosched()
-				lanes.leave(d)
+				keys.leave(d)
 				w.ack(d)
 			})
 		}
-		w.eventually("all arrive", func() bool { return lanes.total() == len(published) })
-		require.Equal(t, published, lanes.order[""])
+		w.eventually("all arrive", func() bool { return keys.total() == len(published) })
+		require.Equal(t, published, keys.order[""])
 	})
 }
 
-// testFence is the fencing number of promise 7.
+// testFence tests the fencing token of promise 7.
 func testFence(t *testing.T, h Harness) {
 	w := newWorld(t, h)
 	first := w.open()
 	skipUnlessByKey(t, first)
 	topic, sub := w.topic("order.paid.v1"), w.byKey(2)
-	feed := w.subscribe(first, sub)
+	receiver := w.subscribe(first, sub)
 	require.NoError(t, first.Publish(w.ctx, topic, withKey(newMessage(topic, "a/1"), "a")))
-	d := w.next(feed)
+	d := w.next(receiver)
 	if d.Fence == 0 {
 		t.Skip("this transport has no fencing numbers yet")
 	}
 	w.ack(d)
 	for i := range 3 {
-		require.NoError(t, feed.Close(w.ctx))
-		feed = w.subscribe(w.another(first), sub)
+		require.NoError(t, receiver.Close(w.ctx))
+		receiver = w.subscribe(w.another(first), sub)
 		id := fmt.Sprintf("a/%d", i+2)
 		require.NoError(t, first.Publish(w.ctx, topic, withKey(newMessage(topic, id), "a")))
-		next := w.next(feed)
+		next := w.next(receiver)
 		require.Equal(t, id, driver.MessageID(next.Message))
 		require.Greater(t, next.Fence, d.Fence, "another consumer has a higher number")
 		w.ack(next)
@@ -165,19 +165,19 @@ func (w *world) byKey(concurrency int) driver.Subscription {
 	return s
 }
 
-// lanes watches that no key has two messages out.
-type lanes struct {
+// keyOverlaps checks that no key has two unsettled deliveries.
+type keyOverlaps struct {
 	mu    sync.Mutex
 	busy  map[string]string
 	order map[string][]string
 	n     int
 }
 
-func newLanes() *lanes {
-	return &lanes{busy: make(map[string]string), order: make(map[string][]string)}
+func newKeyOverlaps() *keyOverlaps {
+	return &keyOverlaps{busy: make(map[string]string), order: make(map[string][]string)}
 }
 
-func (l *lanes) enter(w *world, d *driver.Delivery) {
+func (l *keyOverlaps) enter(w *world, d *driver.Delivery) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	key, id := driver.PartitionKey(d.Message), driver.MessageID(d.Message)
@@ -189,19 +189,19 @@ func (l *lanes) enter(w *world, d *driver.Delivery) {
 	l.n++
 }
 
-func (l *lanes) leave(d *driver.Delivery) {
+func (l *keyOverlaps) leave(d *driver.Delivery) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.busy, driver.PartitionKey(d.Message))
 }
 
-func (l *lanes) total() int {
+func (l *keyOverlaps) total() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.n
 }
 
-func (l *lanes) requireOrder(t *testing.T, each int) {
+func (l *keyOverlaps) requireOrder(t *testing.T, each int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for key, got := range l.order {

@@ -6,30 +6,31 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// testPark is the other half of promise 7: order past a poisoned message.
+// testPark tests the other half of promise 7: the order behind a poisoned message.
 func testPark(t *testing.T, h Harness) {
 	t.Run("a poisoned message holds back its key and no other", func(t *testing.T) {
 		w := newWorld(t, h)
 		transport := w.open()
 		skipUnlessParks(t, transport)
-		feed := w.subscribe(transport, w.parking(4))
+		receiver := w.subscribe(transport, w.parking(4))
 		w.publishKeyed(transport, "a/1", "b/1", "a/2", "b/2", "/1")
-		w.poison(feed, "a/1")
+		w.poison(receiver, "a/1")
 		w.publishKeyed(transport, "a/3", "b/3", "/2")
-		require.ElementsMatch(t, []string{"b/1", "b/2", "b/3", "/1", "/2"}, w.collect(feed, 5), "others go on")
-		w.nothing(feed, 50*time.Millisecond)
+		require.ElementsMatch(t, []string{"b/1", "b/2", "b/3", "/1", "/2"}, w.collect(receiver, 5), "others go on")
+		w.nothing(receiver, 50*time.Millisecond)
 		w.parked(transport, 2)
 
-		// An operator replays it, from elsewhere, and it comes first.
+		// An operator replays it from another process, and it is delivered first.
 		queue := w.another(transport).PoisonQueue(w.group("ledger"))
 		w.replay(queue, w.listPoisoned(queue, 10)...)
 		w.publishKeyed(transport, "a/4")
-		require.Equal(t, []string{"a/1", "a/2", "a/3", "a/4"}, w.collect(feed, 4))
+		require.Equal(t, []string{"a/1", "a/2", "a/3", "a/4"}, w.collect(receiver, 4))
 		w.parked(transport, 0)
 	})
 
@@ -37,57 +38,57 @@ func testPark(t *testing.T, h Harness) {
 		w := newWorld(t, h)
 		transport := w.open()
 		skipUnlessParks(t, transport)
-		feed := w.subscribe(transport, w.parking(4))
+		receiver := w.subscribe(transport, w.parking(4))
 		w.publishKeyed(transport, "a/1", "a/2", "a/3", "a/4")
 		queue := w.another(transport).PoisonQueue(w.group("ledger"))
-		w.poison(feed, "a/1")
+		w.poison(receiver, "a/1")
 		w.replay(queue, w.listPoisoned(queue, 10)...)
-		w.poison(feed, "a/1") // again
-		w.nothing(feed, 50*time.Millisecond)
+		w.poison(receiver, "a/1") // again
+		w.nothing(receiver, 50*time.Millisecond)
 		w.parked(transport, 3)
 		w.replay(queue, w.listPoisoned(queue, 10)...)
-		w.ack(w.nextIs(feed, "a/1"))
-		w.poison(feed, "a/2")
-		w.nothing(feed, 50*time.Millisecond)
+		w.ack(w.nextIs(receiver, "a/1"))
+		w.poison(receiver, "a/2")
+		w.nothing(receiver, 50*time.Millisecond)
 		w.parked(transport, 2)
 		w.replay(queue, w.listPoisoned(queue, 10)...)
-		require.Equal(t, []string{"a/2", "a/3", "a/4"}, w.collect(feed, 3))
+		require.Equal(t, []string{"a/2", "a/3", "a/4"}, w.collect(receiver, 3))
 	})
 
 	t.Run("a dropped message releases its key", func(t *testing.T) {
 		w := newWorld(t, h)
 		transport := w.open()
 		skipUnlessParks(t, transport)
-		feed := w.subscribe(transport, w.parking(4))
+		receiver := w.subscribe(transport, w.parking(4))
 		w.publishKeyed(transport, "a/1", "a/2", "a/3", "b/1")
-		w.poison(feed, "a/1")
-		w.poison(feed, "b/1")
+		w.poison(receiver, "a/1")
+		w.poison(receiver, "b/1")
 		w.publishKeyed(transport, "b/2")
 		queue := w.another(transport).PoisonQueue(w.group("ledger"))
 		poisoned := w.listPoisoned(queue, 10)
 		n, err := queue.Drop(w.ctx, poisoned[0].ID)
 		require.NoError(t, err)
 		require.Equal(t, 1, n)
-		require.Equal(t, []string{"a/2", "a/3"}, w.collect(feed, 2))
-		w.nothing(feed, 50*time.Millisecond)
+		require.Equal(t, []string{"a/2", "a/3"}, w.collect(receiver, 2))
+		w.nothing(receiver, 50*time.Millisecond)
 		w.replay(queue, poisoned[1])
-		require.Equal(t, []string{"b/1", "b/2"}, w.collect(feed, 2))
+		require.Equal(t, []string{"b/1", "b/2"}, w.collect(receiver, 2))
 	})
 
 	t.Run("a message that waits for its next try is not passed by the parked", func(t *testing.T) {
 		w := newWorld(t, h)
 		transport := w.open()
 		skipUnlessParks(t, transport)
-		feed := w.subscribe(transport, w.parking(4))
+		receiver := w.subscribe(transport, w.parking(4))
 		w.publishKeyed(transport, "a/1", "a/2", "a/3")
 		queue := w.another(transport).PoisonQueue(w.group("ledger"))
-		w.poison(feed, "a/1")
+		w.poison(receiver, "a/1")
 		w.replay(queue, w.listPoisoned(queue, 10)...)
-		require.NoError(t, w.nextIs(feed, "a/1").Settler.Redeliver(200*time.Millisecond))
-		d := w.nextIs(feed, "a/1")
+		require.NoError(t, w.nextIs(receiver, "a/1").Settler.Redeliver(200*time.Millisecond))
+		d := w.nextIs(receiver, "a/1")
 		require.Equal(t, 2, d.Attempt)
 		w.ack(d)
-		require.Equal(t, []string{"a/2", "a/3"}, w.collect(feed, 2))
+		require.Equal(t, []string{"a/2", "a/3"}, w.collect(receiver, 2))
 	})
 
 	t.Run("a strictly ordered group stops", func(t *testing.T) {
@@ -99,52 +100,72 @@ func testPark(t *testing.T, h Harness) {
 		}
 		sub := w.parking(1)
 		sub.Order = driver.OrderedStrictly
-		feed := w.subscribe(transport, sub)
+		receiver := w.subscribe(transport, sub)
 		w.publishKeyed(transport, "a/1", "b/1", "/1")
-		w.poison(feed, "a/1")
-		w.nothing(feed, 50*time.Millisecond)
+		w.poison(receiver, "a/1")
+		w.nothing(receiver, 50*time.Millisecond)
 		w.parked(transport, 2)
 		queue := w.another(transport).PoisonQueue(w.group("ledger"))
 		w.replay(queue, w.listPoisoned(queue, 10)...)
 		w.publishKeyed(transport, "a/2")
-		require.Equal(t, []string{"a/1", "b/1", "/1", "a/2"}, w.collect(feed, 4))
+		require.Equal(t, []string{"a/1", "b/1", "/1", "a/2"}, w.collect(receiver, 4))
+	})
+
+	t.Run("the publisher's process is told of each message that is parked", func(t *testing.T) {
+		w := newWorld(t, h)
+		transport := w.open()
+		skipUnlessParks(t, transport)
+		receiver := w.subscribe(transport, w.parking(4))
+		notifier, ok := receiver.(driver.ParkNotifier)
+		if !ok {
+			t.Skip("the transport parks outside of the publisher's process")
+		}
+		attemptCounted := make(chan string, 10)
+		notifier.OnPark(func(msg *message.Message) { attemptCounted <- driver.MessageID(msg) })
+		w.publishKeyed(transport, "a/1", "a/2", "b/1")
+		w.poison(receiver, "a/1")
+		w.publishKeyed(transport, "a/3")
+		require.Equal(t, []string{"b/1"}, w.collect(receiver, 1))
+		require.Equal(t, "a/2", <-attemptCounted)
+		require.Equal(t, "a/3", <-attemptCounted)
+		require.Empty(t, attemptCounted, "neither the poisoned message nor those of other keys")
 	})
 
 	t.Run("it outlives the consumers", func(t *testing.T) {
 		w := newWorld(t, h)
 		first := w.open()
 		skipUnlessParks(t, first)
-		feed := w.subscribe(first, w.parking(4))
+		receiver := w.subscribe(first, w.parking(4))
 		w.publishKeyed(first, "a/1", "a/2")
-		w.poison(feed, "a/1")
-		require.NoError(t, feed.Close(w.ctx))
+		w.poison(receiver, "a/1")
+		require.NoError(t, receiver.Close(w.ctx))
 		if first.Capabilities().Durable {
 			require.NoError(t, first.Close(w.ctx))
 		}
 		second := w.another(first)
-		feed = w.subscribe(second, w.parking(4))
+		receiver = w.subscribe(second, w.parking(4))
 		w.publishKeyed(second, "a/3", "b/1")
-		require.Equal(t, []string{"b/1"}, w.collect(feed, 1))
-		w.nothing(feed, 50*time.Millisecond)
+		require.Equal(t, []string{"b/1"}, w.collect(receiver, 1))
+		w.nothing(receiver, 50*time.Millisecond)
 		w.parked(second, 2)
 		queue := second.PoisonQueue(w.group("ledger"))
 		w.replay(queue, w.listPoisoned(queue, 10)...)
-		require.Equal(t, []string{"a/1", "a/2", "a/3"}, w.collect(feed, 3))
+		require.Equal(t, []string{"a/1", "a/2", "a/3"}, w.collect(receiver, 3))
 	})
 
 	t.Run("a group that does not park any more lets everything go", func(t *testing.T) {
 		w := newWorld(t, h)
 		transport := w.open()
 		skipUnlessParks(t, transport)
-		feed := w.subscribe(transport, w.parking(4))
+		receiver := w.subscribe(transport, w.parking(4))
 		w.publishKeyed(transport, "a/1", "a/2", "a/3")
-		w.poison(feed, "a/1")
-		w.nothing(feed, 50*time.Millisecond)
+		w.poison(receiver, "a/1")
+		w.nothing(receiver, 50*time.Millisecond)
 		w.parked(transport, 2)
-		require.NoError(t, feed.Close(w.ctx))
-		feed = w.subscribe(w.another(transport), w.byKey(4))
+		require.NoError(t, receiver.Close(w.ctx))
+		receiver = w.subscribe(w.another(transport), w.byKey(4))
 		w.publishKeyed(transport, "a/4")
-		require.Equal(t, []string{"a/2", "a/3", "a/4"}, w.collect(feed, 3))
+		require.Equal(t, []string{"a/2", "a/3", "a/4"}, w.collect(receiver, 3))
 	})
 
 	t.Run("many keys, several of them poisoned, many consumers", func(t *testing.T) {
@@ -152,10 +173,10 @@ func testPark(t *testing.T, h Harness) {
 		transport := w.open()
 		skipUnlessParks(t, transport)
 		const keys, each, bad = 12, 15, 3
-		feeds := []driver.Receiver{w.subscribe(transport, w.parking(4)), w.subscribe(w.another(transport), w.parking(4))}
-		lanes, poisoned := newLanes(), newTallySheet()
-		for _, feed := range feeds {
-			w.consume(feed, 4, func(d *driver.Delivery) {
+		receivers := []driver.Receiver{w.subscribe(transport, w.parking(4)), w.subscribe(w.another(transport), w.parking(4))}
+		overlaps, poisoned := newKeyOverlaps(), newIDCounter()
+		for _, receiver := range receivers {
+			w.consume(receiver, 4, func(d *driver.Delivery) {
 				id := driver.MessageID(d.Message)
 				for k := range bad {
 					if id == fmt.Sprintf("%d/%03d", k, 2*k) && poisoned.add(id) == 1 {
@@ -165,8 +186,8 @@ func testPark(t *testing.T, h Harness) {
 						return
 					}
 				}
-				lanes.enter(w, d)
-				lanes.leave(d)
+				overlaps.enter(w, d)
+				overlaps.leave(d)
 				w.ack(d)
 			})
 		}
@@ -179,14 +200,15 @@ func testPark(t *testing.T, h Harness) {
 				w.publishKeyed(transport, fmt.Sprintf("%d/%03d", k, i))
 			}
 		}
-		w.eventually("the others arrive", func() bool { return lanes.total() == keys*each-bad-waiting })
+		w.eventually("the others arrive", func() bool { return overlaps.total() == keys*each-bad-waiting })
 		w.parked(transport, waiting)
 		queue := w.another(transport).PoisonQueue(w.group("ledger"))
+		w.eventually("the bad ones are poisoned", func() bool { return len(w.listPoisoned(queue, 2)) == bad })
 		for _, p := range w.listPoisoned(queue, 2) {
 			w.replay(queue, p)
 		}
-		w.eventually("the parked arrive", func() bool { return lanes.total() == keys*each })
-		lanes.requireOrder(t, each)
+		w.eventually("the parked arrive", func() bool { return overlaps.total() == keys*each })
+		overlaps.requireOrder(t, each)
 	})
 
 	t.Run("a group without an order can't park", func(t *testing.T) {
@@ -210,7 +232,7 @@ func (w *world) parking(concurrency int) driver.Subscription {
 	return s
 }
 
-// publishKeyed publishes messages whose key is what comes before the slash.
+// publishKeyed publishes messages. The key of each is the part before the slash.
 func (w *world) publishKeyed(transport driver.Transport, ids ...string) {
 	w.Helper()
 	topic := w.topic("order.paid.v1")
@@ -223,19 +245,19 @@ func (w *world) publishKeyed(transport driver.Transport, ids ...string) {
 	}
 }
 
-func (w *world) nextIs(feed driver.Receiver, id string) *driver.Delivery {
+func (w *world) nextIs(receiver driver.Receiver, id string) *driver.Delivery {
 	w.Helper()
-	d := w.next(feed)
+	d := w.next(receiver)
 	require.Equal(w, id, driver.MessageID(d.Message))
 	return d
 }
 
-// poison poisons the message with this id, and gives back what comes before it.
-func (w *world) poison(feed driver.Receiver, id string) {
+// poison poisons the message with this id, and gives back those that are delivered before it.
+func (w *world) poison(receiver driver.Receiver, id string) {
 	w.Helper()
 	var others []*driver.Delivery
-	d := w.next(feed)
-	for ; driver.MessageID(d.Message) != id; d = w.next(feed) {
+	d := w.next(receiver)
+	for ; driver.MessageID(d.Message) != id; d = w.next(receiver) {
 		others = append(others, d)
 	}
 	require.NoError(w, d.Settler.Poison(w.ctx, driver.NewFault(d, errBroken)))
@@ -255,7 +277,7 @@ func (w *world) replay(queue driver.PoisonQueue, list ...driver.PoisonedMessage)
 	require.Equal(w, len(ids), n)
 }
 
-// parked waits until so many messages of the group are shown as parked.
+// parked blocks until n messages of the group are reported as parked.
 func (w *world) parked(transport driver.Transport, want int) {
 	w.Helper()
 	queue := transport.PoisonQueue(w.group("ledger"))

@@ -16,7 +16,7 @@ import (
 
 var errBroken = errors.New("the handler is broken")
 
-// testPoison is promise 11.
+// testPoison tests promise 11.
 func testPoison(t *testing.T, h Harness) {
 	w := newWorld(t, h)
 	transport := w.open()
@@ -62,9 +62,10 @@ func testPoison(t *testing.T, h Harness) {
 	n, err = queue.Replay(w.ctx, all[1].ID, all[4].ID)
 	require.NoError(t, err)
 	require.Equal(t, 2, n)
-	for _, want := range []string{"m-0001", "m-0004"} {
+	var replayed []string // in any order: the group has none for messages that come back
+	for range 2 {
 		d := w.next(ledger)
-		require.Equal(t, want, driver.MessageID(d.Message))
+		replayed = append(replayed, driver.MessageID(d.Message))
 		require.Equal(t, 1, d.Attempt)
 		require.Equal(t, topic, d.Topic)
 		for key := range d.Message.Metadata {
@@ -72,6 +73,7 @@ func testPoison(t *testing.T, h Harness) {
 		}
 		w.ack(d)
 	}
+	require.ElementsMatch(t, []string{"m-0001", "m-0004"}, replayed)
 	w.nothing(mail, 50*time.Millisecond)
 
 	// Drop one, and one that is not there.
@@ -98,7 +100,7 @@ func testPoison(t *testing.T, h Harness) {
 	require.ElementsMatch(t, []string{"m-0002", "m-0003", "m-0005", "m-0006"}, messageIDs(w.listPoisoned(queue, 100)))
 }
 
-// testPut is promise 11 for an operator who changes messages and brings some from elsewhere.
+// testPut tests promise 11 for an operator who changes messages and imports others.
 func testPut(t *testing.T, h Harness) {
 	w := newWorld(t, h)
 	transport := w.open()
@@ -170,11 +172,11 @@ func testPut(t *testing.T, h Harness) {
 	require.NoError(t, queue.Put(w.ctx))
 }
 
-// testRecord poisons a message of odd bytes and headers that has panicked, failed before and been
-// redelivered. The record tells all of it, and the message is untouched beside it and after a replay.
+// testRecord poisons a message with unusual bytes and headers that has panicked, has failed before and was redelivered. The
+// record has all of that, and the message is unchanged in it and after a replay.
 func testRecord(w *world, transport driver.Transport) {
 	topic := w.topic("record.made.v1")
-	feed := w.subscribe(transport, w.subscription("record", topic))
+	receiver := w.subscribe(transport, w.subscription("record", topic))
 	msg := newMessage(topic, "m-record")
 	msg.Payload = []byte("\x00\xff{not json\r\n")
 	msg.Metadata["Grüße"] = "a=b\nc"
@@ -188,26 +190,26 @@ func testRecord(w *world, transport driver.Transport) {
 		require.Equal(w, headers, m.Metadata)
 	}
 
-	d := w.next(feed)
+	d := w.next(receiver)
 	require.Zero(w, d.FailedSince)
 	require.Zero(w, d.Failures)
 	failed := time.Now().Add(-time.Minute).UTC()
 	d.FailedSince, d.Failures = failed, 3
 	require.NoError(w, d.Settler.Redeliver(20*time.Millisecond))
-	d = w.next(feed)
+	d = w.next(receiver)
 	require.True(w, failed.Equal(d.FailedSince), "%s is not %s", d.FailedSince, failed)
 	require.Equal(w, 3, d.Failures)
 	untouched(d.Message)
 	d.Failures, d.WaitingSince = 4, failed.Add(time.Second)
 	require.NoError(w, d.Settler.GiveBack(0))
-	d = w.next(feed)
+	d = w.next(receiver)
 	require.True(w, failed.Equal(d.FailedSince), "given back at once: %s is not %s", d.FailedSince, failed)
 	require.Equal(w, 4, d.Failures, "given back at once")
 	require.True(w, failed.Add(time.Second).Equal(d.WaitingSince))
 	untouched(d.Message)
 	d.Failures, d.WaitingSince, d.DueAgain = 0, time.Time{}, failed.Add(time.Hour)
 	require.NoError(w, d.Settler.GiveBack(50*time.Millisecond))
-	d = w.next(feed)
+	d = w.next(receiver)
 	require.True(w, failed.Equal(d.FailedSince), "given back: %s is not %s", d.FailedSince, failed)
 	require.Zero(w, d.Failures, "a count of zero is known, too")
 	require.Zero(w, d.WaitingSince, "it waits no more")
@@ -239,13 +241,13 @@ func testRecord(w *world, transport driver.Transport) {
 	n, err := queue.Replay(w.ctx, record.ID)
 	require.NoError(w, err)
 	require.Equal(w, 1, n)
-	d = w.next(feed)
+	d = w.next(receiver)
 	untouched(d.Message)
 	require.Zero(w, d.History, "a replayed message has not failed")
 	w.ack(d)
 }
 
-// panicked is a handler's panic, deep in recursion.
+// panicked returns a handler's panic, deep in recursion.
 func panicked() (err error) {
 	defer func() { err = driver.NewPanicError(recover()) }()
 	var fall func(int)

@@ -11,7 +11,7 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// testPublish is promise 2.
+// testPublish tests promise 2.
 func testPublish(t *testing.T, h Harness) {
 	t.Run("what was accepted is there, for another instance too", func(t *testing.T) {
 		w := newWorld(t, h)
@@ -26,8 +26,8 @@ func testPublish(t *testing.T, h Harness) {
 		require.NoError(t, first.Publish(w.ctx, topic, msgs...))
 
 		second := w.another(first)
-		feed := w.subscribe(second, w.subscription("ledger", topic))
-		require.ElementsMatch(t, published, w.collect(feed, len(published)))
+		receiver := w.subscribe(second, w.subscription("ledger", topic))
+		require.ElementsMatch(t, published, w.collect(receiver, len(published)))
 	})
 
 	t.Run("no message is nothing", func(t *testing.T) {
@@ -41,18 +41,18 @@ func testPublish(t *testing.T, h Harness) {
 		w := newWorld(t, h)
 		transport := w.open()
 		topic := w.topic("order.paid.v1")
-		feed := w.subscribe(transport, w.subscription("ledger", topic))
+		receiver := w.subscribe(transport, w.subscription("ledger", topic))
 		ctx, cancel := context.WithCancel(w.ctx)
 		cancel()
 		require.ErrorIs(t, transport.Publish(ctx, topic, newMessage(topic, "m")), context.Canceled)
-		w.nothing(feed, 100*time.Millisecond)
+		w.nothing(receiver, 100*time.Millisecond)
 	})
 
 	t.Run("a message that reaches no group is reported", func(t *testing.T) {
 		w := newWorld(t, h)
 		transport := w.open()
 		topic := w.topic("order.paid.v1")
-		feed := w.subscribe(transport, w.subscription("ledger", topic))
+		receiver := w.subscribe(transport, w.subscription("ledger", topic))
 		nowhere := w.topic("order.payed.v1")
 		err := transport.Publish(w.ctx, nowhere, newMessage(nowhere, "a"), newMessage(nowhere, "b"))
 		require.ErrorIs(t, err, driver.ErrUnroutable)
@@ -60,16 +60,16 @@ func testPublish(t *testing.T, h Harness) {
 		require.ErrorAs(t, err, &unroutable)
 		require.Equal(t, []string{nowhere, nowhere}, unroutable.Topics)
 		w.publish(transport, topic, "c") // and the transport works on
-		require.Equal(t, []string{"c"}, w.collect(feed, 1))
+		require.Equal(t, []string{"c"}, w.collect(receiver, 1))
 	})
 
 	t.Run("from many goroutines at once", func(t *testing.T) {
 		w := newWorld(t, h)
 		transport := w.open()
 		topic := w.topic("order.paid.v1")
-		feed := w.subscribe(transport, w.subscription("ledger", topic))
-		sheet := newTallySheet()
-		w.consume(feed, 1, func(d *driver.Delivery) {
+		receiver := w.subscribe(transport, w.subscription("ledger", topic))
+		sheet := newIDCounter()
+		w.consume(receiver, 1, func(d *driver.Delivery) {
 			sheet.add(driver.MessageID(d.Message))
 			w.ack(d)
 		})

@@ -11,7 +11,7 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// testReconnect is promise 9.
+// testReconnect tests promise 9.
 func testReconnect(t *testing.T, h Harness) {
 	if h.Restart == nil {
 		t.Skip("no message system to restart")
@@ -21,17 +21,17 @@ func testReconnect(t *testing.T, h Harness) {
 	topic := w.topic("order.paid.v1")
 	sub := w.subscription("ledger", topic)
 	sub.Concurrency = 4
-	feed := w.subscribe(transport, sub)
-	sheet := newTallySheet()
-	w.consume(feed, 4, func(d *driver.Delivery) {
+	receiver := w.subscribe(transport, sub)
+	sheet := newIDCounter()
+	w.consume(receiver, 4, func(d *driver.Delivery) {
 		if driver.MessageID(d.Message) == "" || len(d.Message.Payload) == 0 {
 			w.Errorf("an empty message was handed out")
 		}
 		sheet.add(driver.MessageID(d.Message))
-		_ = d.Settler.Ack() // what can't be acked comes again
+		_ = d.Settler.Ack() // a message that can't be acked is redelivered
 	})
 
-	accepted := newTallySheet()
+	accepted := newIDCounter()
 	var stop atomic.Bool
 	published := make(chan int)
 	go func() {

@@ -9,7 +9,7 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// testWalk is for a poison queue that shows all its messages in one walk.
+// testWalk tests a poison queue that is a [driver.PoisonWalker].
 func testWalk(t *testing.T, h Harness) {
 	w := newWorld(t, h)
 	transport := w.open()
@@ -50,10 +50,25 @@ func testWalk(t *testing.T, h Harness) {
 	n = 0
 	require.NoError(t, walker.Walk(w.ctx, func(m driver.PoisonedMessage) error {
 		n++
-		_, err := queue.Replay(w.ctx, m.ID) // a walk doesn't keep the queue from others
+		_, err := queue.Replay(w.ctx, m.ID) // a walk does not block other users of the queue
 		return err
 	}))
 	require.Equal(t, len(published), n)
 	require.ElementsMatch(t, published, w.collect(ledger, len(published)))
 	require.Empty(t, walk())
+
+	// Whoever counts while somebody reads counts everything.
+	many := make([]driver.PoisonedMessage, 300)
+	for i := range many {
+		many[i].Message = newMessage(topic, ids("n", i+1)[i])
+		driver.Fault{Topic: topic, Group: w.group("ledger")}.Set(many[i].Message.Metadata)
+	}
+	require.NoError(t, queue.Put(w.ctx, many...))
+	require.ErrorIs(t, walker.Walk(w.ctx, func(driver.PoisonedMessage) (err error) {
+		if n, err = queue.Len(w.ctx); err != nil {
+			return err
+		}
+		return enough
+	}), enough)
+	require.Len(t, many, n)
 }

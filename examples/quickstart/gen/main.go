@@ -1,5 +1,5 @@
-// Command gen writes events.ndjson, the events that come with the quickstart: about 1,000 CloudEvents of a
-// shop, with everything in them that can go wrong. It always writes the same.
+// Command gen writes events.ndjson, the events of the quickstart: about 1,000 CloudEvents of a shop, with
+// many kinds of errors. Its output is always the same.
 package main
 
 import (
@@ -18,15 +18,15 @@ const (
 )
 
 func main() {
-	if err := os.WriteFile(file, Events(), 0o644); err != nil { //nolint:gosec // it is for everybody
+	if err := os.WriteFile(file, Events(), 0o644); err != nil { //nolint:gosec // a public file
 		fmt.Fprintln(os.Stderr, "gen:", err)
 		os.Exit(1)
 	}
 }
 
-// Events is the file.
+// Events returns the contents of the file.
 func Events() []byte {
-	g := &generator{random: rand.New(rand.NewPCG(1, 2)), now: time.Date(2026, 3, 2, 8, 0, 0, 0, time.UTC)} // to be foreseen
+	g := &generator{random: rand.New(rand.NewPCG(1, 2)), now: time.Date(2026, 3, 2, 8, 0, 0, 0, time.UTC)} // deterministic
 	for number := 1; number <= orders; number++ {
 		g.order(fmt.Sprintf("A-%04d", 1000+number))
 	}
@@ -43,7 +43,7 @@ type generator struct {
 
 type object = map[string]any
 
-// order is what happens to one order: it is placed, and mostly paid.
+// order adds the events of one order: it is placed, and mostly paid.
 func (g *generator) order(id string) {
 	n := g.random.IntN(1000)
 	cents := 100 + g.random.IntN(50_000)
@@ -111,7 +111,7 @@ func (g *generator) event(eventType, subject string, data object) []byte {
 		"subject": subject, "time": g.now.Format(time.RFC3339), "data": data,
 	})
 	if err != nil {
-		panic(err) // nothing here can fail to encode
+		panic(err) // all these values can be encoded
 	}
 	g.lines = append(g.lines, text)
 	return text
@@ -125,7 +125,7 @@ func (g *generator) scatter(lines []string) {
 	}
 }
 
-// malformed are lines that are no CloudEvents.
+// malformed returns lines that are not valid CloudEvents.
 func malformed() []string {
 	return []string{
 		`this is not JSON`,

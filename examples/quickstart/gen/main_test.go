@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-func TestTheCommittedEventsAreTheGenerated(t *testing.T) {
+func TestEvents_committedFileIsCurrent(t *testing.T) {
 	committed, err := os.ReadFile("../" + file)
 	if err != nil {
 		t.Fatal(err)

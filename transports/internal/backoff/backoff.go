@@ -1,4 +1,4 @@
-// Package backoff paces what is tried again and again.
+// Package backoff computes the delays between retries.
 package backoff
 
 import (
@@ -7,8 +7,9 @@ import (
 	"time"
 )
 
-// A Backoff is the pause before the next try: First, doubled with each try up to Longest, and up to half of that less by
-// chance, so that processes that failed together do not come back together. It belongs to one goroutine.
+// A Backoff computes the pause before the next try. The pause begins with First and doubles with each try, up to Longest. Each is
+// shortened at random by up to a half, so that processes that failed together do not retry together. It belongs to one
+// goroutine.
 type Backoff struct {
 	First, Longest time.Duration
 	last           time.Duration
@@ -20,16 +21,16 @@ func (b *Backoff) Next() time.Duration {
 	return b.last/2 + rand.N(b.last/2+1)
 }
 
-// Wait pauses before the next try. It returns false if ctx is done first.
+// Wait blocks for the pause before the next try. It returns false if ctx is done first.
 func (b *Backoff) Wait(ctx context.Context) bool { return Sleep(ctx, b.Next()) }
 
-// Reset makes the next pause the first again.
+// Reset makes the next pause the first one again.
 func (b *Backoff) Reset() { b.last = 0 }
 
 // AtLongest reports whether the pause has stopped growing.
 func (b *Backoff) AtLongest() bool { return b.last >= b.Longest }
 
-// Sleep pauses for d. It returns false if ctx is done first.
+// Sleep blocks for d. It returns false if ctx is done first.
 func Sleep(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()

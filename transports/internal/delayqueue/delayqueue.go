@@ -1,4 +1,4 @@
-// Package delayqueue holds items until their time comes.
+// Package delayqueue provides a queue that releases items when they are due.
 package delayqueue
 
 import (
@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// A Queue holds items until they are due. Its owner's mutex guards it: the queue locks it when an item comes due, and
-// its methods are called with it held.
+// A Queue stores items until they are due. The owner's mutex guards it: its methods are called with the mutex held, and the queue
+// locks it itself when an item is due.
 type Queue[T any] struct {
 	mu      *sync.Mutex
 	release func(T)
@@ -18,7 +18,7 @@ type Queue[T any] struct {
 	closed  bool
 }
 
-// New returns an empty queue. It calls release with each item that is due, with mu held.
+// New returns an empty queue, which calls release with each item that is due. release is called with mu held.
 func New[T any](mu *sync.Mutex, release func(T)) *Queue[T] {
 	return &Queue[T]{mu: mu, release: release}
 }
@@ -45,7 +45,7 @@ func (q *Queue[T]) All() iter.Seq[T] {
 	}
 }
 
-// Close keeps the queue from releasing anything more. The items stay in it.
+// Close stops the queue: it releases no more items. They stay in it.
 func (q *Queue[T]) Close() {
 	q.closed = true
 	if q.timer != nil {
@@ -53,7 +53,7 @@ func (q *Queue[T]) Close() {
 	}
 }
 
-// arm sets the timer to the first item.
+// arm sets the timer for the first item.
 func (q *Queue[T]) arm() {
 	if q.timer != nil {
 		q.timer.Stop()
@@ -78,7 +78,7 @@ type entry[T any] struct {
 	due   time.Time
 }
 
-// items is a heap, the first to be due on top.
+// items is a heap; the first item is the next one that is due.
 type items[T any] []entry[T]
 
 func (h items[T]) Len() int           { return len(h) }

@@ -5,17 +5,17 @@ import (
 	"slices"
 )
 
-// What a session has in memory is bounded:
+// The memory of a session is bounded:
 //
 //   - Deliveries of the group's queue: by Prefetch. Of those, the ones that wait for a time, for a pass, or behind
 //     one that does: by Held and HeldBytes. So there is always room for what must arrive: ticks, fences, and messages
 //     that come back.
 //   - Deliveries of a parked queue: by the prefetch of its consumer.
-//   - Keys that the log knows: by MaxKeys and MaxKeyBytes. Beyond that a message that would make another key known
-//     stays here. When Prefetch is used up by such, the group has stopped; Report says so before. What
-//     operators import, and what was parked when the log was lost, is not refused.
+//   - Keys in the log: by MaxKeys and MaxKeyBytes. Beyond that, a message that would add a key stays here. When such messages
+//     use up Prefetch, the group has stopped; a Report precedes this. Messages that operators import, and those that were
+//     parked when the log was lost, are accepted in any case.
 
-// heldUp returns how many messages of the key wait here for something that may take long, and their bytes.
+// heldUp returns how many messages of the key wait here for a time or a pass, which may take long, and their bytes.
 func (m *Machine) heldUp(k *keyQueue) (n, bytes int) {
 	c := k.current
 	waits := c != nil && c.phase == waiting && !c.stuck
@@ -33,7 +33,7 @@ func (m *Machine) heldUp(k *keyQueue) (n, bytes int) {
 	return n, bytes
 }
 
-// relieve makes room: of the keys that wait, the one with the most messages (then bytes) here is sent away or parked.
+// relieve makes room: it sends away or parks the messages of the waiting key with the most messages (then bytes) here.
 func (m *Machine) relieve() {
 	for !m.over && (len(m.waiting) > 0 || len(m.state.keys) > 0) {
 		var worst *keyQueue
@@ -62,7 +62,7 @@ func (m *Machine) relieveKey(k *keyQueue) {
 	m.depart(it, ToDelay, it.due)
 }
 
-// roomFor reports whether the key may be known.
+// roomFor reports whether the key may be added to the log.
 func (m *Machine) roomFor(key string) bool {
 	return m.state.keys[key] != nil || len(m.state.keys)+len(m.departing) < m.config.MaxKeys && m.state.bytes < m.config.MaxKeyBytes
 }
@@ -75,10 +75,11 @@ func (m *Machine) report(full bool) {
 	}
 }
 
-// Stats is what operators are told of a group.
+// Stats has the counts of a group, for operators.
 type Stats struct {
-	Poisoned int  // messages in the poison queue that hold back a key
-	Delayed  int  // messages that are delayed elsewhere and hold back a key
+	Poisoned int  // messages in the poison queue that block a key
+	Stopped  int  // keys that they block
+	Delayed  int  // messages that are delayed elsewhere and block a key
 	Keys     int  // keys of which something is away or parked
 	Draining int  // of those, keys that are released, and whose parked messages are being handed out
 	Parked   int  // messages in parked queues
@@ -87,20 +88,22 @@ type Stats struct {
 	Full     bool // the limit on keys is reached
 }
 
-// Stats returns what the group has. It takes time in proportion to the number of known keys.
+// Stats returns the counts of the group. It takes time in proportion to the number of known keys.
 func (m *Machine) Stats() Stats {
 	s := Stats{Keys: len(m.state.keys), Here: m.leader.unacked, Waiting: len(m.waiting), Full: m.full}
 	for _, k := range m.state.keys {
 		if len(k.away) == 0 {
 			s.Draining++
 		}
+		poisoned := 0
 		for _, a := range k.away {
 			if a.Poison {
-				s.Poisoned++
-			} else {
-				s.Delayed++
+				poisoned++
 			}
 		}
+		s.Poisoned += poisoned
+		s.Delayed += len(k.away) - poisoned
+		s.Stopped += min(poisoned, 1)
 	}
 	for _, p := range m.pairs {
 		s.Parked += p.messages

@@ -5,23 +5,23 @@
 // behind a poisoned or delayed one of its key; other keys go on. (Elsewhere "parking lot" is a name for a dead-letter
 // queue. Here the poison queue has the messages that failed, and the parked queues those that wait behind them.)
 //
-// The package has no broker in it: a [Takeover] and then a [Machine] are told what has happened, with the time, and
-// return what is to be done. Tags are opaque, and nothing is given back to the broker but in a takeover. The adapter of a
-// transport does the rest; what it must do is below.
+// The package does not use a broker. A [Takeover], and then a [Machine], has methods for events, which take the time, and returns
+// the effects that the caller must carry out. Tags are opaque. Messages are given back to the broker only in a takeover. The rest
+// is done by a transport's adapter; see "What the adapter must do".
 //
 // # Design
 //
-// The group's queue has a single active consumer, and that one leads. It holds nothing unacked for longer than a
-// handler, or a short wait. What has to wait for longer is copied elsewhere, and a small log says for which keys
-// something is there. At rest, parked messages cost nothing: no consumer, nothing unacked, nothing to read at a takeover.
+// The group's queue has a single active consumer, and that one leads. A message is unacked no longer than its handler runs, or for
+// a short wait. Messages that wait longer are copied elsewhere, and a small log has their keys. While nothing is released, parked
+// messages cost nothing: no consumer, no unacked message, nothing to read at a takeover.
 //
 //   - A message that has to wait for long, or is poisoned, is copied to a delay or to the poison queue, under a name. It
-//     is away, and becomes the head of its key. The log says so (block).
-//   - What follows it is copied to a pair of parked queues. The log says for which key, and in which pair (park).
-//   - When the head comes back to the group's queue under its name, it runs first of its key. When it is handled, the
-//     log says so (done), and the key is released.
-//   - A pass reads the pair, hands out what is of released keys, and moves everything else to the other side of the
-//     pair (turn). When it has found nothing more of a key, the key is open again (open).
+//     is away, and becomes the head of its key. The leader writes this to the log (block).
+//   - Later messages of the key are copied to a pair of parked queues. The log has the key and the pair (park).
+//   - When the head is in the group's queue again, with its name, it runs first of its key. When it is handled, the leader
+//     writes this to the log (done), and the key is released.
+//   - A pass reads the pair, hands out messages of released keys, and moves all others to the other side of the pair (turn).
+//     When it finds no message of a key, the key is open again (open).
 //
 // The states of a key:
 //
@@ -41,33 +41,34 @@
 //	                                      └──────────────┘
 //
 // Files: name, record, state (the log); key, memory, budget (the messages of a session); takeover, leader (who leads).
-// These are of use to a transport with random access as well. Only parked and pass are for queues: how messages are
-// parked, and how they are read again. machine has the events, effect what is to be done.
+// These would also serve a transport with random access. Only parked and pass are for queues: how messages are parked and read
+// again. machine has the events, effect the effects.
 //
 // # Invariants
 //
-//  1. What a leader has acked in the group's queue was handled, or its copy and the record by which it is found were
+//  1. A message that a leader has acked in the group's queue was handled, or its copy and the record that refers to it were
 //     confirmed before.
-//  2. A message is away before the log says so. The log says so before the message is acked, before anything is parked
-//     behind it, and before it runs again if it has come back already. The log says that it is done before the
-//     returned message is acked.
+//  2. A message is away before the record of that (block) is written. The record is confirmed before the message is acked, before
+//     anything is parked behind it, and before it runs again. The record that it is done is confirmed before the returned message
+//     is acked.
 //  3. A parked copy counts if the log has its key in that pair since an epoch that is not later than the copy's. Any
-//     other is a duplicate, and is dropped: who wrote it did not lead any more and could not ack the original. If the
-//     log was lost, all copies count: better twice than never.
-//  4. All that is on the other side of a pair comes before all that is on the current side. A message leaves its side
-//     when it was handled, or when it is confirmed on the other side, behind all that was before it.
-//  5. There is one pass for each turn, and one turn for each fence. What a fence has proved is valid for any later leader.
+//     other is a duplicate, and is dropped: its writer did not lead any more and could not ack the original. If the log was
+//     lost, all copies count, because a duplicate is better than a loss.
+//  4. The messages on the other side of a pair come before those on the current side. A message leaves its side when it was
+//     handled, or when it is confirmed on the other side, behind all messages that were before it.
+//  5. There is one pass for each turn, and one turn for each fence. If a fence has returned, what was confirmed before it was sent is
+//     valid for any later leader.
 //  6. No follower is parked past a message of its key that is unacked in the group's queue and not in the log.
 //  7. An epoch is claimed only by a session to which the group's queue has delivered after it had read the log, and the
-//     claim is void if somebody has claimed one in between. So if a record is void, so are its writer's later acks in
+//     claim is void if another session has claimed one in between. So if a record is void, so are its writer's later acks in
 //     the group's queue.
 //  8. A leader has something unacked in the group's queue at any time. So if it loses the queue, the next one sees a
 //     redelivery, and so does the first if it gets the queue back; then it steps down.
-//  9. At most one message of a key is out in a process, over all of its sessions. What the process has handled is
-//     remembered, and is acked when it is redelivered.
+//  9. At most one message of a key is out in a process, over all of its sessions. The process remembers the messages that it
+//     has handled, and acks them when they are redelivered.
 //
-// Each delivery carries the epoch as a fencing number. It grows with each session that leads, also if somebody has
-// deleted the log. For a few ticks two processes may deliver messages of a key, if the nodes of the broker lost
+// Each delivery has the epoch as a fencing number. It grows with each session that leads, also after the log was deleted. For a few
+// ticks two processes may deliver messages of a key, if the nodes of the broker lost
 // contact or one process stood still: the order of the first deliveries holds, later repeats are possible, and those
 // of the one that was replaced have the lower number.
 //
@@ -75,7 +76,7 @@
 //
 //	what happens                              what follows                                              handled again
 //	the leader is killed                      the queue gives back what was out; the log says the rest  what was out
-//	… between a copy and its block            the original runs; the copy is one that nobody waits for  1
+//	… between a copy and its block            the original runs; no key waits for the copy              1
 //	… between a block and the ack             the original has the print of what is away, and is acked  0
 //	… between a parked copy and its ack       it is parked twice; the second is dropped or handled      1
 //	… in a pass                               both sides have messages; a pass moves all, another reads 0
@@ -99,7 +100,7 @@
 //	g.parked.1a     a pair of parked queues; likewise; up to Takeover.Pairs pairs, of which
 //	g.parked.1b     earlier processes may have declared more than Config.Pairs
 //
-// Fields of a message. On the wire they are headers; believe them only on messages that came through the default
+// Fields of a message. On the wire they are headers; trust them only on messages that came through the default
 // exchange. The application's key, its id and its body are what they are; a parked copy keeps its topic.
 //
 //	leat-head     Message.Head, text               leat-seq     Message.Seq      Name.String, ParseName
@@ -107,7 +108,7 @@
 //	leat-repeat   Message.Redelivered, if true     leat-name    Message.Name     likewise
 //
 // Key is the partition key, or a digest of a long one; for strict order one constant, also for messages without a key; ""
-// for a message without a key in a group ordered by key. Print is a hash of the id and the body, 0 without an id, and
+// for a message without a key in a group ordered by key. Print is a cryptographic hash of the id and the body, zero without an id, and
 // must be the same for a copy as for its original. Redelivered is the broker's flag, or leat-repeat.
 //
 // A session:
@@ -117,7 +118,8 @@
 //     nacked or can't be routed, end the session. Confirmed takes the highest op up to which all are confirmed.
 //  2. Consume g with Config.Prefetch, the same in all processes. Config.Held is less by at least 4. The broker's
 //     global prefetch is not used. Also with strict order Prefetch is at least 8: the machine hands out one at a time.
-//  3. Every Config.Tick, publish a tick to g with a unique id, while the session does not lead.
+//  3. Publish a tick to g, with a unique id and Config.Process as its leat-head: at once, and again after each Config.Idle,
+//     while the session does not lead.
 //  4. At the first delivery from g, consume g.keys exclusively with unlimited prefetch; if that is refused, try again
 //     every 50 ms or so, and end the session after 30 s. Then NewTakeover; pass it the deliveries of g so far, in order,
 //     and each later one, and each message of g.keys. Carry out its effects. Return is

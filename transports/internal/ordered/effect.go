@@ -18,7 +18,7 @@ type Source struct {
 	Side Side
 }
 
-// Adopted is the pair in the source of a message that an earlier version held.
+// Adopted is the pair of the source of a message that was passed to [Takeover.Adopt].
 const Adopted = -1
 
 // Control says what a control message in the group's queue or in a parked queue is for. It is the value of a header.
@@ -27,18 +27,18 @@ type Control string
 // The control messages. ControlNone marks a message of the application.
 const (
 	ControlNone   Control = ""
-	ControlTick   Control = "tick"   // from each process of the group, every Config.Tick; it has no meaning beside its arrival
+	ControlTick   Control = "tick"   // from each process of the group; only its arrival counts
 	ControlFence  Control = "fence"  // from the leader to itself: if it arrives, the process led when it sent it
 	ControlMarker Control = "marker" // from the leader to a parked queue: the end of what a pass reads
-	ControlDrop   Control = "drop"   // from an operator: the poisoned message Head will never come back
+	ControlDrop   Control = "drop"   // from an operator: the poisoned message Head was dropped
 	ControlBlock  Control = "block"  // from an operator: the message Head of this key was put into the poison queue
 )
 
-// A Message is what the machine knows of a delivery.
+// A Message describes a delivery.
 type Message struct {
 	Tag         Tag
 	Key         string // "" if the message has no key: it is not ordered, and never parked
-	Print       uint64 // a fingerprint of its id and body; 0 if it has no id
+	Print       Print  // of its id and body; zero if it has no id
 	Size        int    // bytes that it takes here
 	Redelivered bool   // the broker delivered it before; for a parked copy, also if Copy.Repeat was set
 
@@ -51,14 +51,14 @@ type Message struct {
 	Stamp   Name   // the pass that moved it to its queue, or zero
 }
 
-// A Target is where a copy goes.
+// A Target is the destination of a copy.
 type Target int
 
 // The targets of a [Copy].
 const (
-	ToDelay  Target = iota // comes back to the group's queue after a time
-	ToPoison               // comes back when an operator replays it
-	ToParked               // waits until its key is released
+	ToDelay  Target = iota // a delay, from which it returns to the group's queue
+	ToPoison               // the poison queue, from which an operator may replay it
+	ToParked               // a parked queue, in which it waits until its key is released
 )
 
 // An Effect is something that the adapter must do. Effects are carried out in their order. Those with an Op are
@@ -83,7 +83,7 @@ type Copy struct {
 	After  time.Duration // ToDelay
 	Pair   int           // ToParked
 	Side   Side
-	Head   string // ToDelay, ToPoison; "" if nothing waits for it
+	Head   string // ToDelay, ToPoison; "" if no key waits for it
 	Seq    Name   // ToParked
 	Stamp  Name
 	Repeat bool
@@ -107,7 +107,7 @@ type Write struct {
 	Record *Record
 }
 
-// StartPass consumes a parked queue, when nobody else does. See "What the adapter must do".
+// StartPass consumes a parked queue when it has no other consumer. See "What the adapter must do".
 type StartPass struct {
 	Pair int
 	Side Side
@@ -125,7 +125,7 @@ type Renew struct{}
 // StepDown ends the session. The machine has no more effects. The adapter closes the connection and begins anew.
 type StepDown struct{ Reason string }
 
-// Report says that the limit on keys was reached, or is not any more.
+// Report reports that the limit on keys was reached, or that there is room again.
 type Report struct{ Full bool }
 
 func (Deliver) effect()   {}

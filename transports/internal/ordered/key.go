@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// What a session has of the messages of a key. This part knows nothing of how messages are parked; see parked.go.
+// This file has the messages of a key in a session. How messages are parked is in parked.go.
 
 // phase is what happens to the current message of a key.
 type phase int
@@ -21,8 +21,8 @@ type item struct {
 	msg     Message
 	from    Source
 	key     *keyQueue // nil if the message has no key
-	awaited bool      // it came back under a name that the log knows
-	written bool      // the record that it is away is on its way
+	awaited bool      // it returned with a name that is in the log
+	written bool      // the record that it is away was published
 	phase   phase
 	due     time.Time
 
@@ -42,7 +42,7 @@ func (it *item) memo() memo { return memo{it.msg.Print, it.msg.Head} }
 type keyQueue struct {
 	name    string
 	current *item
-	heads   []*item // messages that came back
+	heads   []*item // messages that returned
 	parked  []*item // read from a parked queue by a pass
 	here    []*item // from the group's queue
 	parking bool    // the record that allows parking is not confirmed yet
@@ -75,7 +75,7 @@ func (m *Machine) pairOf(key string) int {
 	return 0
 }
 
-// run takes the next step of a key. It is called whenever something of the key has changed.
+// run takes the next step of a key. It is called after each change.
 func (m *Machine) run(k *keyQueue) {
 	m.parkBlocked(k)
 	for !m.over && k.current == nil && m.memory.out[k.name] == 0 {
@@ -111,9 +111,9 @@ func (m *Machine) next(k *keyQueue) *item {
 	for len(k.heads) > 0 {
 		it := pop(&k.heads)
 		if _, a := m.find(it.msg.Head); a != nil {
-			return it // it is not being sent away any more: it would be current
+			return it // it has been sent away: else it would be current
 		}
-		m.ack(it) // another copy of it was faster
+		m.ack(it) // another copy was handled before
 	}
 	switch {
 	case m.blocked(k.name):
@@ -150,7 +150,7 @@ func (m *Machine) finish(it *item) {
 		m.settle(it)
 		return
 	}
-	// The log must say so before the message is acked: else nobody would know that its key may go on.
+	// The record must be confirmed before the message is acked. Otherwise a later leader would keep the key blocked.
 	m.done(it.msg.Head, func() { m.settle(it) })
 }
 
@@ -174,11 +174,11 @@ func (m *Machine) settle(it *item) {
 	}
 }
 
-// sendAway copies a message to where it waits for long.
+// sendAway copies a message to a delay or to the poison queue.
 //
 //  1. The copy is confirmed, under a new name.
-//  2. The record that the name is away is confirmed. From then on what follows may be parked, and the message may run
-//     again if it has come back already.
+//  2. The record that the name is away is confirmed. From then on later messages may be parked, and the message may run again if
+//     it has returned already.
 //  3. For a parked message: a fence has returned. Its ack is valid even if this process does not lead any more,
 //     and the record is not. Acks in the group's queue need none: the queue has taken back what a deposed leader acks.
 //  4. It is acked.
@@ -190,7 +190,7 @@ func (m *Machine) sendAway(it *item, to Target, after time.Duration) {
 		m.copy(it, Copy{To: to, After: after}, func() { m.finish(it) })
 		return
 	}
-	a := &away{Head: m.name().String(), Print: it.msg.Print, Poison: to == ToPoison}
+	a := &away{Head: m.name().String(), Digest: it.msg.Print, Poison: to == ToPoison}
 	m.departing[a.Head] = departure{it.key.name, a}
 	m.copy(it, Copy{To: to, After: after, Head: a.Head}, func() {
 		delete(m.departing, a.Head)
@@ -211,7 +211,7 @@ func (m *Machine) sendAway(it *item, to Target, after time.Duration) {
 	})
 }
 
-// departure is a message that is being sent away. The log does not know it yet, but it may come back at any moment.
+// A departure is a message that is being sent away. Its record is not written yet, but it may return at any time.
 type departure struct {
 	key  string
 	away *away
@@ -225,7 +225,7 @@ func (m *Machine) find(head string) (key string, a *away) {
 	return m.state.find(head)
 }
 
-// logged lets a message that is away come back.
+// logged allows a message that is away to run when it returns.
 func (m *Machine) logged(a *away) {
 	a.logged = true
 	if a.drop != 0 {
@@ -236,9 +236,9 @@ func (m *Machine) logged(a *away) {
 	}
 }
 
-// isAway reports whether a redelivered message is the original of a copy that is away. It is not needed any more.
+// isAway reports whether a redelivered message is the original of a copy that is away. The original is not needed any more.
 func (m *Machine) isAway(msg *Message) bool {
 	k := m.state.keys[msg.Key]
-	return msg.Redelivered && msg.Print != 0 && msg.Head == "" && k != nil &&
-		slices.ContainsFunc(k.away, func(a *away) bool { return a.logged && a.Print == msg.Print })
+	return msg.Redelivered && msg.Print != (Print{}) && msg.Head == "" && k != nil &&
+		slices.ContainsFunc(k.away, func(a *away) bool { return a.logged && a.Digest == msg.Print })
 }

@@ -7,21 +7,23 @@ import (
 
 // Config configures a [Machine]. All fields must be set, except as noted.
 type Config struct {
-	Park        bool          // later messages of a key wait behind its poisoned one
-	Prefetch    int           // how many deliveries of the group's queue the broker leaves unacked here, at least 8
-	Held        int           // how many of them may wait for a time or for a pass; less than Prefetch by at least 4
-	HeldBytes   int           // and how many bytes
-	MaxKeys     int           // how many keys may be known, in memory and in the log
-	MaxKeyBytes int           // and the bytes of their names
-	Pairs       int           // of parked queues, 1 to 64
-	LogRecords  int           // the length of the log that asks for a new session
-	Short       time.Duration // the longest wait of a message that stays here
-	Tick        time.Duration // how often each process sends a tick
+	Park        bool                 // later messages of a key wait behind its poisoned one
+	Prefetch    int                  // how many deliveries of the group's queue the broker leaves unacked here, at least 8
+	Held        int                  // how many of them may wait for a time or for a pass; less than Prefetch by at least 4
+	HeldBytes   int                  // and how many bytes
+	MaxKeys     int                  // how many keys may be known, in memory and in the log
+	MaxKeyBytes int                  // and the bytes of their names
+	Pairs       int                  // of parked queues, 1 to 64
+	LogRecords  int                  // the length of the log after which a new session begins
+	Short       time.Duration        // the longest wait of a message that stays here
+	Tick        time.Duration        // how often the leader sends a tick while there is something to do and nothing arrives
+	Idle        func() time.Duration // how long after a tick each process sends another one in any case; at least Tick
+	Process     string               // names the process in its ticks, at most 200 bytes
 }
 
-// A Machine makes the decisions of one session of a group's leader: what may be handed out, what is parked, what must
-// be written. Its methods report events; afterwards, Effects returns what must be done. It has no clock, starts no
-// goroutines and does no I/O. It is not safe for concurrent use, and neither is it beside its Memory.
+// A Machine makes the decisions of one session of a group's leader: which messages may be handed out, which are parked, which
+// records are written. Its methods report events; then Effects returns what must be done. It has no clock, starts no goroutines
+// and does no I/O. A Machine and its Memory are not safe for concurrent use.
 type Machine struct {
 	config Config
 	memory *Memory
@@ -55,8 +57,8 @@ type pending struct {
 // New returns the machine of a session that leads: its takeover is ready. Counts are the messages in the parked queues,
 // none of which has a consumer any more.
 //
-// All that was delivered to the last leader has arrived during the takeover, because its Prefetch was the same. (If it
-// was higher, a few sessions step down until the rest is handled.)
+// Everything that was delivered to the last leader has arrived during the takeover, because its Prefetch was the same. (If it was
+// higher, a few sessions step down until the rest is handled.)
 func New(t *Takeover, counts map[Source]int, now time.Time) *Machine {
 	m := &Machine{
 		config: t.config, memory: t.memory, state: t.state, now: now,
@@ -84,7 +86,7 @@ func New(t *Takeover, counts map[Source]int, now time.Time) *Machine {
 	return m
 }
 
-// Effects returns what is to be done, and forgets it. It is called after each event.
+// Effects returns the effects since the last call. It must be called after each event.
 func (m *Machine) Effects() []Effect {
 	m.relieve()
 	effects := m.effects
@@ -121,7 +123,7 @@ func (m *Machine) copy(it *item, c Copy, then func()) {
 // write applies a record to the state and writes it to the log.
 func (m *Machine) write(r *Record, then func()) {
 	r.Epoch, r.N = m.state.epoch, m.state.last+1
-	_ = m.state.Apply(r) // at worst it is full, and what is written counts at the next takeover
+	_ = m.state.Apply(r) // if it is full, the record counts at the next takeover
 	m.emit(Write{m.op(then), r})
 }
 
@@ -144,7 +146,7 @@ func (m *Machine) Arrived(now time.Time, from Source, msg *Message) {
 	}
 	m.now = now
 	if len(msg.Key) > maxKey {
-		msg.Key = msg.Key[:maxKey] // the adapter has a digest for long keys; sharing a key costs only time
+		msg.Key = msg.Key[:maxKey] // the adapter uses digests of long keys; if messages share a key, this only costs time
 	}
 	if len(msg.Head) > maxHead {
 		msg.Head = ""
@@ -163,7 +165,7 @@ func (m *Machine) Arrived(now time.Time, from Source, msg *Message) {
 	}
 }
 
-// enter takes a message of the group's queue in.
+// enter handles an application's message from the group's queue.
 func (m *Machine) enter(it *item) {
 	if key, a := m.find(it.msg.Head); a != nil {
 		it.awaited = true
@@ -187,7 +189,7 @@ func (m *Machine) enter(it *item) {
 	}
 }
 
-// control takes a control message of the group's queue in.
+// control handles a control message from the group's queue.
 func (m *Machine) control(it *item) {
 	switch it.msg.Control {
 	case ControlTick:
@@ -218,7 +220,7 @@ func (m *Machine) control(it *item) {
 	case ControlFence:
 		m.fenced(it.msg.Name)
 	}
-	m.ack(it) // also what a later version may send
+	m.ack(it) // also if a later version has sent it
 }
 
 // Handled reports that a worker has handled a message.
@@ -229,7 +231,7 @@ func (m *Machine) Handled(now time.Time, tag Tag) {
 	}
 }
 
-// Failed reports that a message is to be delivered again, after a time. The adapter keeps count of its attempts.
+// Failed reports that a message must be delivered again after a time. The adapter counts its attempts.
 func (m *Machine) Failed(now time.Time, tag Tag, after time.Duration) {
 	it := m.take(now, tag, false)
 	switch {
@@ -241,7 +243,7 @@ func (m *Machine) Failed(now time.Time, tag Tag, after time.Duration) {
 	}
 }
 
-// Poisoned reports that a message goes to the poison queue. It is there when it is acked.
+// Poisoned reports that a message must be copied to the poison queue. The copy is confirmed when the message is acked.
 func (m *Machine) Poisoned(now time.Time, tag Tag) {
 	if it := m.take(now, tag, false); it != nil {
 		m.depart(it, ToPoison, now)
@@ -276,7 +278,7 @@ func (m *Machine) wait(it *item, due time.Time) {
 	m.wake()
 }
 
-// wake delivers what is due.
+// wake delivers the messages that are due.
 func (m *Machine) wake() {
 	for i := 0; i < len(m.waiting); {
 		it := m.waiting[i]
@@ -294,8 +296,8 @@ func (m *Machine) wake() {
 	}
 }
 
-// depart sends a message away, if there is room for its key. If not, it waits here, and so does its key: the group
-// stops consuming when Prefetch is used up.
+// depart sends a message away, if there is room for its key. Otherwise the message and its key wait here. The group stops consuming
+// when Prefetch is used up.
 func (m *Machine) depart(it *item, to Target, until time.Time) {
 	if it.key != nil && (to != ToPoison || m.config.Park) && !m.roomFor(it.key.name) {
 		it.stuck, it.to, it.until = true, to, until
@@ -333,9 +335,9 @@ func (m *Machine) Advance(now time.Time) {
 	}
 }
 
-// Next returns the time at which Advance is to be called.
+// Next returns the time at which Advance must be called.
 func (m *Machine) Next() time.Time {
-	next := m.leader.nextTick
+	next := m.nextTick()
 	for _, it := range m.waiting {
 		next = earlier(next, it.due)
 	}
@@ -354,8 +356,8 @@ func earlier(a, b time.Time) time.Time {
 	return a
 }
 
-// Stop hands nothing out any more and begins no pass. What workers have can still be settled. What waits here for its
-// time is sent away: only this process knows of that.
+// Stop ends handing out and begins no pass. Messages that workers have can still be settled. Messages that wait here are sent away,
+// because no other process has their attempts.
 func (m *Machine) Stop(now time.Time) {
 	m.now = now
 	m.stopping = true
@@ -371,22 +373,24 @@ func (m *Machine) Stop(now time.Time) {
 	}
 }
 
-// Leave acks the last tick of a session that has stopped. It is the last that the session does before its connection is
-// closed: who leads has something unacked.
+// Leave ends the lead of a session that has stopped. It is the last call before the connection is closed, because a leader has
+// something unacked at any time. The last tick is acked, so that an idle group's queue is empty when no process is left. If
+// another process stands by, or keys are being released, the tick stays unacked: the broker delivers it to the next process,
+// which leads then without waiting for a message.
 func (m *Machine) Leave() {
-	if m.stopping && m.leader.tick != 0 {
+	if m.stopping && m.leader.tick != 0 && !m.leader.standby && !slices.ContainsFunc(m.pairs, (*parkedQueues).wanted) {
 		m.emit(Ack{m.leader.tick})
 		m.leader.tick = 0
 	}
 }
 
 // Settled reports whether all publishings are confirmed and all fences have returned. If no worker has a message either,
-// a stopped session can be closed, and nothing of what it did is done again. A fence can't return if Prefetch messages
+// a stopped session can be closed, and no message is handled again. A fence can't return if Prefetch messages
 // that are not settled are in front of it; the adapter waits for a limited time.
 func (m *Machine) Settled() bool { return m.over || len(m.pending)+len(m.leader.fences) == 0 }
 
-// Close ends the session. Out are the messages that workers have: they report to this machine still, and other sessions
-// of the process deliver nothing of their keys before that.
+// Close ends the session. Out are the messages that workers have. They are still reported to this machine, and until then other
+// sessions of the process deliver no message of their keys.
 func (m *Machine) Close(out []Tag) {
 	m.over, m.stopped = true, true
 	kept := make(map[Tag]*item, len(out))
@@ -402,7 +406,7 @@ func (m *Machine) Close(out []Tag) {
 	}
 }
 
-// stepDown ends the session from within.
+// stepDown ends the session.
 func (m *Machine) stepDown(reason string) {
 	m.emit(StepDown{reason})
 	m.over = true

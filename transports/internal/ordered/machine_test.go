@@ -1,6 +1,7 @@
 package ordered
 
 import (
+	"encoding/binary"
 	"fmt"
 	"slices"
 	"strings"
@@ -21,10 +22,16 @@ type bench struct {
 	last uint64 // publishing
 }
 
+// printOf is a print that is zero for 0.
+func printOf(n uint64) (p Print) {
+	binary.BigEndian.PutUint64(p[:], n)
+	return p
+}
+
 func testConfig() Config {
 	return Config{
 		Park: true, Prefetch: 20, Held: 10, HeldBytes: 1 << 20, MaxKeys: 10, MaxKeyBytes: 1 << 10, Pairs: 1, LogRecords: 1000,
-		Short: time.Second, Tick: time.Second,
+		Short: time.Second, Tick: time.Second, Idle: func() time.Duration { return time.Minute }, Process: "me",
 	}
 }
 
@@ -56,7 +63,7 @@ func leadWith(t *testing.T, config Config, adopted []*Message, log ...*Record) *
 		over.Confirmed(last)
 	}
 	b := &bench{t: t, Machine: New(over, nil, now), now: now, tag: 1}
-	b.Arrived(now, Source{}, &Message{Tag: 2, Control: ControlTick})
+	b.Arrived(now, Source{}, &Message{Tag: 2, Control: ControlTick, Head: config.Process})
 	b.tag = 2
 	return b
 }
@@ -106,7 +113,7 @@ func (b *bench) wants(effects ...string) {
 
 func (b *bench) confirm() { b.Confirmed(b.now, b.last) }
 
-// started is a machine whose first effects are out of the way.
+// started returns a machine whose first effects are out of the way.
 func started(t *testing.T, log ...*Record) *bench {
 	b := lead(t, testConfig(), log...)
 	b.Effects()
@@ -158,14 +165,14 @@ func TestKey_open_becomesBlocked(t *testing.T) {
 	}
 }
 
-// blocked is a machine with a key whose message of this name is in the poison queue, and which has a parked one.
+// blocked returns a machine with a key whose message of this name is in the poison queue, and which has a parked one.
 func blocked(t *testing.T) (*bench, string) {
 	b := started(t)
-	b.Poisoned(b.now, b.arrives(Message{Key: "k", Print: 7}))
+	b.Poisoned(b.now, b.arrives(Message{Key: "k", Print: printOf(7)}))
 	b.confirmAll()
-	b.arrives(Message{Key: "k", Print: 8})
+	b.arrives(Message{Key: "k", Print: printOf(8)})
 	b.confirmAll()
-	require.Equal(t, Stats{Poisoned: 1, Keys: 1, Parked: 1, Here: 1}, b.Stats())
+	require.Equal(t, Stats{Poisoned: 1, Stopped: 1, Keys: 1, Parked: 1, Here: 1}, b.Stats())
 	return b, b.state.keys["k"].away[0].Head
 }
 
@@ -178,17 +185,17 @@ func (b *bench) confirmAll() {
 
 func TestKey_blocked_runsItsHeadFirstAndDrains(t *testing.T) {
 	b, head := blocked(t)
-	tag := b.arrives(Message{Key: "k", Print: 7, Head: head})
+	tag := b.arrives(Message{Key: "k", Print: printOf(7), Head: head})
 	b.wants("deliver 5")
 	b.Handled(b.now, tag)
 	b.wants("done")
 	b.confirm()
 	b.wants("ack 5", "StartPass")
 
-	b.arrives(Message{Key: "k", Print: 9})
+	b.arrives(Message{Key: "k", Print: printOf(9)})
 	b.PassStarted(b.now, 1, true)
 	b.wants("marker")
-	parked := b.reads(Message{Key: "k", Print: 8, Seq: Name{b.state.epoch, 1}})
+	parked := b.reads(Message{Key: "k", Print: printOf(8), Seq: Name{b.state.epoch, 1}})
 	b.reads(Message{Control: ControlMarker, Name: b.pairs[0].pass.marker})
 	b.wants("deliver 7", "ack 8")
 	b.Handled(b.now, parked)
@@ -200,14 +207,14 @@ func TestKey_blocked_runsItsHeadFirstAndDrains(t *testing.T) {
 
 func TestKey_blocked_staysSoWhenItsHeadFailsAgain(t *testing.T) {
 	b, head := blocked(t)
-	b.Poisoned(b.now, b.arrives(Message{Key: "k", Print: 7, Head: head}))
+	b.Poisoned(b.now, b.arrives(Message{Key: "k", Print: printOf(7), Head: head}))
 	b.wants("deliver 5", "copy 5 to poison")
 	b.confirm()
 	b.wants("block")
 	b.confirm()
 	b.wants("ack 5")
 	require.NotEqual(t, head, b.state.keys["k"].away[0].Head)
-	b.arrives(Message{Key: "k", Print: 7, Head: head})
+	b.arrives(Message{Key: "k", Print: printOf(7), Head: head})
 	b.wants("ack 6")
 }
 
@@ -244,8 +251,8 @@ func TestKey_draining_failsAgainBehindAFence(t *testing.T) {
 	b.Advance(b.now.Add(time.Millisecond))
 	b.PassStarted(b.now, 1, true)
 	b.Effects()
-	first := b.reads(Message{Key: "k", Print: 8, Seq: Name{b.state.epoch, 1}})
-	b.reads(Message{Key: "k", Print: 9, Seq: Name{b.state.epoch, 2}})
+	first := b.reads(Message{Key: "k", Print: printOf(8), Seq: Name{b.state.epoch, 1}})
+	b.reads(Message{Key: "k", Print: printOf(9), Seq: Name{b.state.epoch, 2}})
 	b.Poisoned(b.now, first)
 	b.wants("deliver 6", "copy 6 to poison")
 	b.confirm()
@@ -318,7 +325,8 @@ func TestMachine_stepsDown(t *testing.T) {
 		"redelivery":  func(b *bench) { b.arrives(Message{Key: "k", Redelivered: true}) },
 		"later epoch": func(b *bench) { b.arrives(Message{Control: ControlTick, Name: Name{b.state.epoch + 1, 1}}) },
 		"silence": func(b *bench) {
-			for range 10 {
+			b.arrives(Message{Key: "k"})
+			for range 12 {
 				b.now = b.now.Add(500 * time.Millisecond)
 				b.Advance(b.now)
 			}
@@ -392,10 +400,10 @@ func TestTakeover_stepsDownIfSomethingElseIsRedelivered(t *testing.T) {
 	over := NewTakeover(config, NewMemory(), "me", now)
 	require.NoError(t, over.Read(now, over.Effects()[0].(Write).Record.Encode()))
 	for tag := range config.Prefetch {
-		over.Arrived(now, &Message{Tag: Tag(tag + 1), Print: uint64(tag + 1)})
+		over.Arrived(now, &Message{Tag: Tag(tag + 1), Print: printOf(uint64(tag + 1))})
 	}
 	over.Effects()
-	over.Arrived(now, &Message{Tag: 101, Print: 1, Redelivered: true}) // of all that the broker has taken back, the first
+	over.Arrived(now, &Message{Tag: 101, Print: printOf(1), Redelivered: true}) // of all that the broker has taken back, the first
 	require.IsType(t, StepDown{}, over.Effects()[0])
 }
 
@@ -416,11 +424,11 @@ func TestTakeover_claimsAgainWhenAnotherWasFaster(t *testing.T) {
 
 func TestMemory_acksWhatTheProcessHasHandled(t *testing.T) {
 	b := started(t)
-	tag := b.arrives(Message{Key: "k", Print: 5})
+	tag := b.arrives(Message{Key: "k", Print: printOf(5)})
 	b.Close([]Tag{tag})
 	memory := b.memory
 	b.Handled(b.now, tag)
-	it := &item{msg: Message{Key: "k", Print: 5, Redelivered: true}}
+	it := &item{msg: Message{Key: "k", Print: printOf(5), Redelivered: true}}
 	require.True(t, memory.has(it))
 	it.msg.Redelivered = false
 	require.False(t, memory.has(it), "a publisher may publish it twice")
@@ -429,12 +437,12 @@ func TestMemory_acksWhatTheProcessHasHandled(t *testing.T) {
 
 func TestMemory_holdsBackKeysOfWhichAnotherSessionHasAMessage(t *testing.T) {
 	old := started(t)
-	tag := old.arrives(Message{Key: "k", Print: 5})
+	tag := old.arrives(Message{Key: "k", Print: printOf(5)})
 	old.Close([]Tag{tag})
 
 	over := NewTakeover(testConfig(), old.memory, "me again", old.now)
 	over.state.epoch = old.state.epoch + 1
-	over.first = []*Message{{Tag: 1, Key: "k", Print: 5, Redelivered: true}, {Tag: 2, Key: "k", Print: 6, Redelivered: true}}
+	over.first = []*Message{{Tag: 1, Key: "k", Print: printOf(5), Redelivered: true}, {Tag: 2, Key: "k", Print: printOf(6), Redelivered: true}}
 	b := &bench{t: t, Machine: New(over, nil, old.now), now: old.now, tag: 2}
 	b.wants("tick")
 	old.Handled(b.now, tag)
@@ -446,8 +454,8 @@ func TestMemory_holdsBackKeysOfWhichAnotherSessionHasAMessage(t *testing.T) {
 func TestMachine_acksTheOriginalOfWhatIsAway(t *testing.T) {
 	over := NewTakeover(testConfig(), NewMemory(), "me", time.Unix(100, 0))
 	over.state.epoch = 7
-	require.NoError(t, over.state.Apply(&Record{Kind: kindBlock, Epoch: 7, N: 1, Key: "k", Away: &away{Head: "6-1", Print: 5}}))
-	over.first = []*Message{{Tag: 1, Key: "k", Print: 5, Redelivered: true}, {Tag: 2, Control: ControlTick}, {Tag: 3, Key: "k", Print: 5}}
+	require.NoError(t, over.state.Apply(&Record{Kind: kindBlock, Epoch: 7, N: 1, Key: "k", Away: &away{Head: "6-1", Digest: printOf(5)}}))
+	over.first = []*Message{{Tag: 1, Key: "k", Print: printOf(5), Redelivered: true}, {Tag: 2, Control: ControlTick}, {Tag: 3, Key: "k", Print: printOf(5)}}
 	b := &bench{t: t, Machine: New(over, nil, time.Unix(100, 0))}
 	b.wants("ack 1", "park", "tick")
 }
@@ -492,7 +500,7 @@ func TestState_snapshotSaysTheSame(t *testing.T) {
 	require.Equal(t, *s.pairs[2], *read.pairs[2])
 }
 
-// text is all that a state says.
+// text returns all that a state says.
 func text(s *State) string {
 	var b strings.Builder
 	for _, r := range s.Snapshot(true) {
@@ -526,7 +534,7 @@ func TestName_hasOneSpelling(t *testing.T) {
 func FuzzDecode(f *testing.F) {
 	for _, r := range []*Record{
 		{Kind: kindEpoch, Epoch: 5, Writer: "w"},
-		{Kind: kindBlock, Epoch: 5, N: 1, Key: "k", Away: &away{Head: "5-1", Print: 3, Poison: true}},
+		{Kind: kindBlock, Epoch: 5, N: 1, Key: "k", Away: &away{Head: "5-1", Digest: printOf(3), Poison: true}},
 		{Kind: kindPark, Epoch: 5, N: 2, Key: "k", Pair: 1},
 		{Kind: kindTurn, Epoch: 5, N: 3, Pair: 1, Side: 1, Turn: Name{5, 9}},
 		{Kind: kindSnapshot, Epoch: 5, N: 4, Parts: 1, Keys: []keyRecord{{Key: "k", Pair: 2}}, Done: []string{"5-1"}, Pairs: []pairState{{}}},
@@ -556,4 +564,19 @@ func FuzzDecode(f *testing.F) {
 		m := New(over, map[Source]int{{1, 0}: 1}, time.Unix(100, 0))
 		m.Stats()
 	})
+}
+
+func TestPrint_isTextInTheLog(t *testing.T) {
+	r := &Record{Kind: kindBlock, Epoch: 5, N: 1, Key: "k", Away: &away{Head: "5-1", Digest: printOf(3)}}
+	require.Contains(t, string(r.Encode()), `"digest":"00000000000000030000000000000000"`)
+	read, err := Decode(r.Encode())
+	require.NoError(t, err)
+	require.Equal(t, printOf(3), read.Away.Digest)
+	read, err = Decode([]byte(`{"kind":"block","epoch":5,"n":1,"key":"k","away":{"head":"5-1","print":"3"}}`)) // before there were digests
+	require.NoError(t, err)
+	require.Equal(t, Print{}, read.Away.Digest)
+	for _, digest := range []string{"", "00", "zz000000000000000000000000000000", "0000000000000000000000000000000000"} {
+		_, err := Decode([]byte(`{"kind":"block","epoch":5,"n":1,"key":"k","away":{"head":"5-1","digest":"` + digest + `"}}`))
+		require.Error(t, err, digest)
+	}
 }

@@ -3,21 +3,21 @@ package ordered
 // maxHandled is how many handled messages a process remembers.
 const maxHandled = 4096
 
-// A Memory is what a process knows of a group over all of its sessions: what its handlers still have from sessions
-// that are over, and what they have handled. It remembers handled messages, not acked ones: the ack of a session that
-// was cut off may never have reached the broker. A Memory is not safe for concurrent use; it is used with its machines.
+// A Memory is the state of a group that a process keeps over all of its sessions: messages that handlers still have from sessions
+// that are over, and messages that were handled. It keeps handled messages, not acked ones, because the ack of a session that was
+// cut off may not have reached the broker. A Memory and its machines are not safe for concurrent use.
 type Memory struct {
 	current *Machine
 	out     map[string]int // keys of which a handler has a message from a session that is over
 	handled map[memo]int   // how many times in ring
 	ring    []memo
 	next    int
-	epoch   uint64 // the highest that was met
+	epoch   uint64 // the highest that was seen
 }
 
-// memo is a handled message. The original and its copy that was sent away are two.
+// A memo is a handled message. An original and its copy that was sent away have different ones.
 type memo struct {
-	print uint64
+	print Print
 	head  string
 }
 
@@ -28,7 +28,7 @@ func NewMemory() *Memory {
 
 func (m *Memory) remember(it *item) {
 	h := it.memo()
-	if h.print == 0 {
+	if h.print == (Print{}) {
 		return
 	}
 	if len(m.ring) < maxHandled {
@@ -44,12 +44,12 @@ func (m *Memory) remember(it *item) {
 	m.handled[h]++
 }
 
-// has reports whether this process has handled the message before, and it is delivered again.
+// has reports whether the message is redelivered and this process has handled it.
 func (m *Memory) has(it *item) bool {
-	return it.msg.Redelivered && it.msg.Print != 0 && m.handled[it.memo()] > 0
+	return it.msg.Redelivered && it.msg.Print != (Print{}) && m.handled[it.memo()] > 0
 }
 
-// release ends what a handler had from a session that is over.
+// release records that a handler has settled a message of a session that is over.
 func (m *Memory) release(it *item, handled bool) {
 	if handled {
 		m.remember(it)

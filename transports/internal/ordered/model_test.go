@@ -73,6 +73,8 @@ func newWorld(seed uint64) *world {
 		Park: r.IntN(6) > 0, Prefetch: 12, Held: 1 + r.IntN(7), HeldBytes: 1 << 20, MaxKeys: 100, MaxKeyBytes: 1 << 20, LogRecords: 20 + r.IntN(200),
 		Pairs: 1 + r.IntN(2), Short: time.Second, Tick: time.Second,
 	}
+	idle := time.Duration(1+r.IntN(30)) * time.Second
+	w.config.Idle = func() time.Duration { return idle }
 	if r.IntN(8) == 0 {
 		w.config.MaxKeys = 2
 	}
@@ -284,9 +286,9 @@ func (w *world) timers(d time.Duration) {
 	}
 	for _, p := range w.procs {
 		if !w.b.now.Before(p.tick) && p.session.step != leading {
-			p.tick = w.b.now.Add(w.config.Tick)
+			p.tick = w.b.now.Add(w.config.Idle())
 			s := p.session
-			s.send(w.b.group, func() { w.b.control(w.b.group, body{control: ControlTick}) })
+			s.send(w.b.group, func() { w.b.control(w.b.group, body{control: ControlTick, head: p.name()}) })
 		}
 	}
 }

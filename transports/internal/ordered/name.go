@@ -2,6 +2,7 @@ package ordered
 
 import (
 	"cmp"
+	"encoding/hex"
 	"fmt"
 	"strconv"
 	"strings"
@@ -9,10 +10,10 @@ import (
 
 // A Name identifies a parked copy, a pass, a marker, a fence, a turn, or (as text) a message that was sent away.
 // It is unique within the group, and names are totally ordered: first by the epoch of the leader that chose it,
-// then by a counter of its session. The zero Name comes before all others and names nothing.
+// then by a counter of its session. The zero Name comes before all others and is no name.
 type Name struct{ Epoch, N uint64 }
 
-// String returns the name as it is written on the wire, such as "12-345".
+// String returns the name in its wire format, such as "12-345".
 func (n Name) String() string { return fmt.Sprintf("%d-%d", n.Epoch, n.N) }
 
 // Compare returns a negative number if n was chosen before o, zero if they are equal, else a positive one.
@@ -33,7 +34,7 @@ func ParseName(text string) (Name, bool) {
 		return Name{}, false
 	}
 	name := Name{e, c}
-	return name, name.String() == text // one spelling only: heads are compared as text
+	return name, name.String() == text // only one spelling is valid, because heads are compared as text
 }
 
 // MarshalText implements [encoding.TextMarshaler].
@@ -51,3 +52,19 @@ func (n *Name) UnmarshalText(text []byte) error {
 
 // clip shortens text from the broker for an error.
 func clip(text string) string { return text[:min(len(text), 40)] }
+
+// A Print is a fingerprint of a message, part of a cryptographic hash: if a producer could make a message with the print of another
+// one, that one could be dropped as handled. Its text is hexadecimal.
+type Print [16]byte
+
+// MarshalText returns the text.
+func (p Print) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, p[:]), nil }
+
+// UnmarshalText parses the text.
+func (p *Print) UnmarshalText(text []byte) error {
+	if len(text) != hex.EncodedLen(len(p)) {
+		return errRecord
+	}
+	_, err := hex.Decode(p[:], text)
+	return err
+}

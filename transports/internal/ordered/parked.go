@@ -5,22 +5,22 @@ import (
 	"time"
 )
 
-// Parked queues: only transports whose broker has queues need them. One with random access reads what is parked by key.
+// Only transports whose broker has queues need parked queues. A transport with random access reads parked messages by key.
 
-// parkedQueues is a pair of queues, a and b. Copies are appended to one side, which the log names; a pass reads that side
-// and moves what it does not hand out to the other side. At any time, what is on the other side comes before what
-// is on the side: that is the order of the pair, also when a process dies within a pass.
+// parkedQueues is a pair of queues, a and b. Copies are appended to one side, which is in the log. A pass reads that side, and moves
+// messages that it does not hand out to the other side. At any time, messages on the other side come before those on this side,
+// also when a process is killed during a pass.
 type parkedQueues struct {
 	pair      int
 	pass      *pass
 	fencing   bool            // the last pass is over, and not fenced yet
 	draining  map[string]bool // keys that are released, and whose messages are here
-	sweep     bool            // there are leftovers, or messages that the lost log has known
+	sweep     bool            // there are leftovers, or messages whose records were lost
 	notBefore time.Time       // the next pass
 	messages  int
 }
 
-// openPairs makes what a takeover has found.
+// openPairs sets the pairs with the counts of the takeover.
 func (m *Machine) openPairs(counts map[Source]int) {
 	for pair := 1; pair <= max(m.config.Pairs, m.state.pairCount()); pair++ {
 		p := &parkedQueues{pair: pair, draining: make(map[string]bool)}
@@ -31,7 +31,7 @@ func (m *Machine) openPairs(counts map[Source]int) {
 	m.checkSwept()
 }
 
-// checkSwept notes down that the loss of the log is made good.
+// checkSwept writes the record that everything which was parked when the log was lost has been handled.
 func (m *Machine) checkSwept() {
 	if m.state.lost && !slices.ContainsFunc(m.pairs, func(p *parkedQueues) bool { return p.sweep }) {
 		m.write(&Record{Kind: kindSwept}, nil)
@@ -40,12 +40,12 @@ func (m *Machine) checkSwept() {
 
 func (m *Machine) side(pair int) Side { return m.state.pair(pair).Side }
 
-// parkBlocked moves what is here of a key that is blocked to the parked queues.
+// parkBlocked moves the messages of a blocked key to the parked queues.
 func (m *Machine) parkBlocked(k *keyQueue) {
 	if !m.blocked(k.name) {
 		return
 	}
-	if k.current == nil || !k.current.parked() { // else what is behind it must stay behind it
+	if k.current == nil || !k.current.parked() { // else they must stay behind it
 		for len(k.parked) > 0 {
 			m.move(pop(&k.parked))
 		}
@@ -53,16 +53,15 @@ func (m *Machine) parkBlocked(k *keyQueue) {
 	m.park(k)
 }
 
-// mayPark reports whether what is here of a key may be parked now. It may not overtake the current message: after a crash
-// that would come again behind it. A message that came back is first in any case, and so is one of which the log knows
-// that it is away.
+// mayPark reports whether the messages of a key may be parked now. They must not overtake the current message, which would be
+// redelivered behind them after a crash. A message that returned is first in any case, and so is one whose record is written.
 func (k *keyQueue) mayPark() bool {
 	c := k.current
 	return len(k.here) > 0 && !k.parking && (c == nil || c.parked() || c.awaited || c.written)
 }
 
-// park appends what is here of a key to its parked queue. It writes to the log first that it is there, else a later
-// leader would take the copies for leftovers.
+// park appends the messages of a key to its parked queue. It writes the record first, because without it a later leader would
+// drop the copies as leftovers.
 func (m *Machine) park(k *keyQueue) {
 	if !k.mayPark() || m.over {
 		return
@@ -83,7 +82,7 @@ func (m *Machine) park(k *keyQueue) {
 	}
 }
 
-// appendParked copies a message behind all that is parked in a pair.
+// appendParked copies a message to the end of a pair.
 func (m *Machine) appendParked(it *item, pair int) {
 	p := m.pairs[pair-1]
 	if p.pass != nil {

@@ -9,12 +9,12 @@ import (
 // A pass reads one side of a pair of parked queues up to its end. It hands out the messages of released keys and moves
 // all others to the other side, in their order. When nothing is left, the sides are exchanged: that is a turn.
 type pass struct {
-	name     Name // is put on what it moves
+	name     Name // the stamp of messages that it moves
 	side     Side
-	marker   Name            // the end of what is to be read, as far as it is known
+	marker   Name            // the end of what it reads
 	met      bool            // the marker was read
 	appended bool            // something was appended behind the marker
-	moveAll  bool            // the other side had messages: what is here is behind them
+	moveAll  bool            // the other side had messages, which come before those of this side
 	moved    map[string]bool // keys of which something was moved; the rest must follow it
 	unacked  int
 	began    time.Time
@@ -23,17 +23,17 @@ type pass struct {
 // passPause is how much longer than a pass that has moved messages the pause after it is, at least.
 const passPause = 3
 
-// wanted reports whether a pass would be of use.
+// wanted reports whether a pass is needed.
 func (p *parkedQueues) wanted() bool { return !p.fencing && (p.sweep || len(p.draining) > 0) }
 
-// wantPass notes down that a released key has parked messages.
+// wantPass records that a released key has parked messages.
 func (m *Machine) wantPass(key string) {
 	p := m.pairs[m.pairOf(key)-1]
 	p.draining[key] = true
 	m.startPass(p)
 }
 
-// startPass begins a pass if it is of use, and allowed.
+// startPass begins a pass if it is needed and allowed.
 func (m *Machine) startPass(p *parkedQueues) {
 	if p.pass != nil || !p.wanted() || m.stopping || m.over || m.now.Before(p.notBefore) {
 		return
@@ -61,13 +61,13 @@ func (m *Machine) PassStarted(now time.Time, pair int, otherEmpty bool) {
 	m.mark(p)
 }
 
-// mark puts a marker behind all that was appended.
+// mark appends a marker.
 func (m *Machine) mark(p *parkedQueues) {
 	p.pass.marker, p.pass.met, p.pass.appended = m.name(), false, false
 	m.send(Source{p.pair, p.pass.side}, ControlMarker, p.pass.marker)
 }
 
-// read takes in what a pass has read.
+// read handles a message of a parked queue.
 func (m *Machine) read(it *item) {
 	msg, void := &it.msg, m.state.pair(it.from.Pair).Void[it.from.Side]
 	p := m.pairs[it.from.Pair-1]
@@ -81,7 +81,7 @@ func (m *Machine) read(it *item) {
 			m.stepDown("a message was read from a parked queue that is not being read")
 			return
 		}
-		m.emit(Ack{msg.Tag}) // of a leader that was deposed
+		m.emit(Ack{msg.Tag}) // of an earlier leader
 		return
 	case msg.Control == ControlMarker && msg.Name == p.pass.marker:
 		p.pass.met = true
@@ -91,7 +91,7 @@ func (m *Machine) read(it *item) {
 	case msg.Control != ControlNone:
 		p.messages++ // it was not counted
 		m.ack(it)
-	case msg.Seq == Name{}: // nobody knows where it comes from
+	case msg.Seq == Name{}: // not published by a leader
 		m.copy(it, Copy{To: ToPoison}, func() { m.ack(it) })
 	case written.Compare(void) < 0: // its ack was lost
 		m.ack(it)
@@ -104,8 +104,8 @@ func (m *Machine) read(it *item) {
 	}
 }
 
-// counts reports whether the message is parked. Any other copy is a duplicate: who wrote it did not lead any more, and
-// could not ack the original. If the log was lost, all count: rather twice than never.
+// counts reports whether the message is parked. Any other copy is a duplicate: its writer did not lead any more, and could not ack
+// the original. If the log was lost, all copies count, because a duplicate is better than a loss.
 func (m *Machine) counts(p *parkedQueues, it *item) bool {
 	key, pair := it.msg.Key, m.pairOf(it.msg.Key)
 	if m.isAway(&it.msg) || key == "" {
@@ -154,7 +154,7 @@ func (m *Machine) ackParked(it *item) {
 	m.endPass(p)
 }
 
-// endPass ends a pass of which nothing is left.
+// endPass ends a pass when all its messages are acked.
 func (m *Machine) endPass(p *parkedQueues) {
 	ps := p.pass
 	if !ps.met || ps.unacked > 0 || m.over {
@@ -178,8 +178,7 @@ func (m *Machine) endPass(p *parkedQueues) {
 		p.notBefore = m.now.Add(passPause * m.now.Sub(ps.began))
 	}
 	m.write(&Record{Kind: kindTurn, Pair: p.pair, Side: ps.side.other(), Turn: m.name()}, func() {
-		// If this process does not lead any more, the turn is void. Another pass would move what is first behind what
-		// comes after it.
+		// If this process does not lead any more, the turn is void, and another pass would change the order.
 		m.fence(func() {
 			p.fencing = false
 			m.startPass(p)

@@ -7,7 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// inPass is a machine with a released key and a pass that has begun.
+// inPass returns a machine with a released key and a pass that has begun.
 func inPass(t *testing.T, otherEmpty bool) *bench {
 	b, head := blocked(t)
 	b.Handled(b.now, b.arrives(Message{Key: "k", Head: head}))
@@ -172,6 +172,86 @@ func TestMachine_keepsSomethingUnackedBeforeItsFirstTick(t *testing.T) {
 	b.wants("deliver 1", "deliver 2", "ack 1")
 	b.arrives(Message{Control: ControlTick})
 	b.wants("ack 2")
+}
+
+// ticks lets time pass, returns each tick to the leader, and counts them.
+func (b *bench) ticks(d time.Duration) (n int) {
+	for end := b.now.Add(d); b.now.Before(end); {
+		b.now = b.now.Add(b.config.Tick / 2)
+		b.Advance(b.now)
+		for _, e := range b.Effects() {
+			if send, ok := e.(Send); ok && send.Control == ControlTick {
+				n++
+				b.Confirmed(b.now, send.Op)
+				b.arrives(Message{Control: ControlTick, Name: send.Name})
+			}
+		}
+	}
+	return n
+}
+
+func TestLeader_sendsFewTicksWhileThereIsNothingToDo(t *testing.T) {
+	b := started(t)
+	require.Equal(t, 60, b.ticks(time.Hour), "one for each Config.Idle")
+	tag := b.arrives(Message{Key: "k"})
+	require.Equal(t, 60, b.ticks(time.Minute), "one for each Config.Tick")
+	b.Handled(b.now, tag)
+	b.ticks(time.Minute)
+	for range 60 { // what arrives replaces ticks
+		b.Handled(b.now, b.arrives(Message{Key: "k"}))
+		require.LessOrEqual(t, b.ticks(b.config.Tick/2), 1)
+	}
+	require.Equal(t, 60, b.ticks(time.Hour))
+}
+
+func TestLeader_readingAParkedQueueIsSomethingToDo(t *testing.T) {
+	over := NewTakeover(testConfig(), NewMemory(), "me", time.Unix(100, 0))
+	over.state.epoch, over.state.intact = 7, true
+	b := &bench{t: t, Machine: New(over, map[Source]int{{1, 0}: 1}, time.Unix(100, 0)), now: time.Unix(100, 0)}
+	b.arrives(Message{Control: ControlTick})
+	b.Confirmed(b.now, b.ops)
+	require.Greater(t, b.ticks(time.Minute), 50)
+}
+
+func TestLeader_stepsDownWhenATickOfAnIdleGroupDoesNotReturn(t *testing.T) {
+	b := started(t)
+	var reason string
+	began := b.now
+	for reason == "" && b.now.Sub(began) < time.Hour {
+		b.now = b.now.Add(b.config.Tick / 2)
+		b.Advance(b.now)
+		for _, e := range b.Effects() {
+			switch e := e.(type) {
+			case Send:
+				b.Confirmed(b.now, e.Op)
+			case StepDown:
+				reason = e.Reason
+			}
+		}
+	}
+	require.Equal(t, silence, reason)
+	require.InDelta(t, (b.config.Idle() + 4*b.config.Tick).Seconds(), b.now.Sub(began).Seconds(), 2)
+}
+
+func TestMachine_leavesItsTickToAProcessThatStandsBy(t *testing.T) {
+	for name, c := range map[string]struct {
+		tick   Message
+		effect []string
+	}{
+		"its own":        {Message{Control: ControlTick, Head: "me"}, []string{"ack 3"}},
+		"an earlier one": {Message{Control: ControlTick, Name: Name{1, 1}}, []string{"ack 3"}},
+		"another":        {Message{Control: ControlTick, Head: "another"}, nil},
+		"of old":         {Message{Control: ControlTick}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := started(t)
+			b.arrives(c.tick)
+			b.Stop(b.now)
+			b.Effects()
+			b.Leave()
+			b.wants(c.effect...)
+		})
+	}
 }
 
 func TestMachine_dropWaitsForTheRecordOfWhatItDrops(t *testing.T) {

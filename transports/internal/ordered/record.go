@@ -9,23 +9,22 @@ import (
 	"unicode/utf8"
 )
 
-// Log records. The log is a queue that any client with rights on the broker can write to, so everything read from it
-// is checked: Decode bounds sizes and numbers, and returns an error for what it does not understand. The reader skips
-// such a record and logs it.
+// The log is a queue to which any client with rights on the broker can publish, so every record is checked: Decode bounds sizes and
+// numbers, and returns an error if a record is not valid. The reader skips such a record and logs it.
 
 // Kinds of records. Each carries the epoch of its writer.
 const (
 	kindEpoch    = "epoch" // a process claims the epoch
-	kindSnapshot = "snap"  // a part of all that is known
+	kindSnapshot = "snap"  // a part of the whole state
 	kindBlock    = "block" // a message of the key is away; nothing of the key runs until it is done
-	kindDone     = "done"  // it came back and was handled, or was dropped
+	kindDone     = "done"  // it returned and was handled, or was dropped
 	kindPark     = "park"  // later messages of the key are in this pair of parked queues, from this epoch on
 	kindOpen     = "open"  // nothing of the key is parked any more
-	kindSwept    = "swept" // all that was parked when the log was lost is known again
-	kindTurn     = "turn"  // a pass has ended: all of the pair is on this side now
+	kindSwept    = "swept" // everything that was parked when the log was lost was read
+	kindTurn     = "turn"  // a pass has ended: all messages of the pair are on this side
 )
 
-// Bounds on what is read. A name of a head may be an operator's or an older version's, and is longer than a Name.
+// Bounds of records. The name of a head may come from an operator or an earlier version, and is longer than a Name.
 const (
 	maxEpoch    = 1 << 48
 	maxRecord   = 1 << 20
@@ -65,11 +64,11 @@ type Record struct {
 // away describes a message that was sent away under a name: into a delay or into the poison queue.
 type away struct {
 	Head   string `json:"head"`
-	Print  uint64 `json:"print,string,omitempty"`
+	Digest Print  `json:"digest,omitzero"`
 	Poison bool   `json:"poison,omitempty"`
 
 	logged bool // its block record is confirmed
-	drop   Tag  // a control message that drops it has come before that
+	drop   Tag  // a control message that drops it, which arrived before that
 }
 
 // keyRecord is a key in a snapshot.
@@ -158,7 +157,7 @@ func (r *Record) valid() bool {
 	case kindSnapshot:
 		return r.validSnapshot()
 	}
-	return false // of a later version, or anybody's
+	return false // of a later version or another client
 }
 
 func (r *Record) validSnapshot() bool {

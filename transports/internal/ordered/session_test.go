@@ -63,6 +63,8 @@ type session struct {
 	ready    []Tag
 }
 
+func (p *process) name() string { return fmt.Sprintf("p%d", p.n) }
+
 func (p *process) begin() {
 	w := p.w
 	w.sessions++
@@ -131,7 +133,7 @@ func (s *session) arrived(c *consumer, tag Tag, msg queued) {
 	s.bodies[tag], s.from[tag] = msg.body, c.from
 	s.w.trace("%s <- %+v %+v", s.id, c.from, msg)
 	arrived := &Message{
-		Tag: tag, Key: msg.key, Print: msg.print, Size: 10, Redelivered: msg.redelivered || msg.repeat,
+		Tag: tag, Key: msg.key, Print: printOf(msg.print), Size: 10, Redelivered: msg.redelivered || msg.repeat,
 		Control: msg.control, Name: msg.name, Head: msg.head, Seq: msg.seq, Stamp: msg.stamp,
 	}
 	switch {
@@ -163,7 +165,9 @@ func (s *session) takeover() {
 			c := &consumer{session: s, prefetch: 1 << 20, log: true}
 			b.log.consumers = append(b.log.consumers, c)
 			s.step = taking
-			s.t = NewTakeover(s.w.config, s.p.memory, s.id, b.now)
+			config := s.w.config
+			config.Process = s.p.name()
+			s.t = NewTakeover(config, s.p.memory, s.id, b.now)
 			for _, msg := range s.early {
 				s.t.Arrived(b.now, msg)
 			}

@@ -8,15 +8,15 @@ import (
 	"time"
 )
 
-// A State is what the log says: which keys are known, what of them is away, and where the rest is parked. A process
-// that takes over reads it from the log; a machine applies to it each record that it writes, so that both see the
-// same. A key is known as long as something of it is away or parked. A State is not safe for concurrent use.
+// A State is the content of the log: its keys, their messages that are away, and where others are parked. A process that takes over
+// reads it from the log, and a machine applies each record that it writes, so both have the same state. The log has a key as long
+// as messages of the key are away or parked. A State is not safe for concurrent use.
 type State struct {
 	epoch  uint64
 	owner  string // the session whose claim of the epoch was the first
 	last   uint64 // the number of the epoch's last record
-	intact bool   // a whole snapshot was read; else the log was empty, or somebody deleted it
-	lost   bool   // somebody deleted the log, so what is parked counts though the log does not know it
+	intact bool   // a whole snapshot was read; else the log was empty or deleted
+	lost   bool   // the log was deleted, so parked messages count without a record
 	keys   map[string]*keyState
 	bytes  int                // of the names of keys and heads
 	heads  map[string]string  // name of a message that is away → key
@@ -29,7 +29,7 @@ type State struct {
 	claimed bool      // this session has claimed before
 }
 
-// keyState is what the log says of a key.
+// A keyState is the state of a key.
 type keyState struct {
 	away  []*away
 	pair  int    // of parked queues; 0: nothing is parked
@@ -44,9 +44,9 @@ func NewState() *State {
 	}
 }
 
-// claim returns a record with which a session claims the next epoch. The first claim of a session is always refused:
-// it follows no epoch that there can be. If somebody has deleted the log, epochs go on from the Unix time in
-// milliseconds, so that they grow in that case too.
+// claim returns a record with which a session claims the next epoch. The first claim of a session is always refused,
+// because it follows an impossible epoch. If the log was deleted, epochs go on from the Unix time in milliseconds, so that they
+// grow in that case too.
 func (s *State) claim(writer string, met uint64, now time.Time) *Record {
 	r := &Record{Kind: kindEpoch, Epoch: maxEpoch, Writer: writer, After: maxEpoch}
 	if s.claimed {
@@ -59,7 +59,7 @@ func (s *State) claim(writer string, met uint64, now time.Time) *Record {
 	return r
 }
 
-// pairCount returns how many pairs of parked queues the log speaks of.
+// pairCount returns the highest pair of parked queues in the log.
 func (s *State) pairCount() (n int) {
 	for pair := range s.pairs {
 		n = max(n, pair)
@@ -72,8 +72,8 @@ func (s *State) pairCount() (n int) {
 	return n
 }
 
-// errTooManyKeys is returned where the log names more keys than any process should hold.
-var errTooManyKeys = errors.New("ordered: the log knows too many keys")
+// errTooManyKeys is returned if the log has more keys than a process should keep in memory.
+var errTooManyKeys = errors.New("ordered: the log has too many keys")
 
 // Apply adds a record of the log, in the log's order. A record of an earlier epoch has no effect: its writer did not
 // lead any more when it wrote the record, or stopped leading before the log had it.
@@ -87,7 +87,7 @@ func (s *State) Apply(r *Record) error {
 		}
 		return nil
 	}
-	if r.Epoch > s.epoch { // its claim is deleted already
+	if r.Epoch > s.epoch { // its claim was deleted
 		s.enter(r.Epoch, "")
 	}
 	if r.N <= s.last {
@@ -145,7 +145,7 @@ func (s *State) block(key string, a *away) {
 	s.bytes += len(a.Head)
 }
 
-// remove notes down that a head is done.
+// remove records that a head is done.
 func (s *State) remove(key, head string) {
 	k := s.keys[key]
 	if head == "" {
@@ -250,8 +250,8 @@ func (s *State) snapshotPart(r *Record) error {
 	return nil
 }
 
-// Snapshot returns the records that say all that the state says. There is at least one. If the group does not park, it
-// first drops what waits for poisoned messages: when they come back, they are messages like any other.
+// Snapshot returns records that have the whole state. There is at least one. If the group does not park, Snapshot first releases the
+// keys that wait for poisoned messages.
 func (s *State) Snapshot(park bool) []*Record {
 	if !park {
 		s.release()
@@ -276,7 +276,7 @@ func (s *State) Snapshot(park bool) []*Record {
 	return records
 }
 
-// release drops what waits for poisoned messages.
+// release releases the keys that wait for poisoned messages.
 func (s *State) release() {
 	for key, k := range s.keys {
 		k.away = slices.DeleteFunc(k.away, func(a *away) bool {

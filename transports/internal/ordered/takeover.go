@@ -7,20 +7,20 @@ import (
 
 // A Takeover makes the decisions of a session that has received its first delivery from the group's queue and is to lead.
 //
-// The group's queue says who may lead, and the log who does. Both must agree: if a process claims an epoch with a
-// delivery that the queue has taken back long ago, the records of the one that does lead are void, and its acks are
-// not. So the order is this:
+// The group's queue determines which session may lead, and the log which one does. Both must agree: if a process claimed an epoch
+// after the queue has requeued its deliveries, the records of the real leader would be void, and its acks would not. So
+// these are the steps:
 //
 //  1. Consume the log, exclusively, and read up to a first claim, which is always refused.
 //  2. Prove that the queue still delivers to this session: send a fence to it and wait until it arrives. If there is
-//     no room for it, because Prefetch messages are unacked, give the last of them back: it goes to its place, and is
-//     redelivered at once to whoever is the consumer. (Not all: some brokers do not keep the order of many.)
-//  3. Claim the next epoch, and read up to that. The claim says which epoch it follows. So it is refused if
-//     another session has claimed one since step 1; then step 2 is next.
+//     no room for it, because Prefetch messages are unacked, give the last of them back: it returns to its position, and is
+//     redelivered at once to the active consumer. (Not all: some brokers do not keep the order of many.)
+//  3. Claim the next epoch, and read up to the claim. It contains the epoch that it follows, so it is refused if another session has
+//     claimed one since step 1; then step 2 follows again.
 //  4. Write a snapshot.
 //
-// A session that led before has lost the queue when step 2 ends: whatever it acks there is void, or it has stepped
-// down, because the queue redelivers something when it becomes active again.
+// A session that led before has lost the queue when step 2 ends: its acks there are void, or it has stepped down, because the queue
+// redelivers a message when the session becomes active again.
 //
 // A Takeover has no clock and is not safe for concurrent use.
 type Takeover struct {
@@ -34,7 +34,7 @@ type Takeover struct {
 	adopted  []*Message
 	fence    string // that is awaited
 	fences   int
-	returned uint64 // the print of the message that was given back
+	returned Print  // the print of the message that was given back
 	current  string // the claim that is awaited
 	claims   int
 	stage    stage
@@ -59,7 +59,7 @@ func NewTakeover(config Config, memory *Memory, writer string, now time.Time) *T
 	return t
 }
 
-// Effects returns what is to be done, and forgets it: Write, Send, Return and StepDown. It is called after each event.
+// Effects returns the effects since the last call: Write, Send, Return and StepDown. It must be called after each event.
 func (t *Takeover) Effects() []Effect {
 	effects := t.effects
 	t.effects = nil
@@ -71,7 +71,7 @@ func (t *Takeover) Arrived(now time.Time, msg *Message) {
 	t.first = append(t.first, msg)
 	switch {
 	case t.stage == returning && (!msg.Redelivered || msg.Print != t.returned):
-		t.effects = append(t.effects, StepDown{"the broker has taken back what this process held"})
+		t.effects = append(t.effects, StepDown{"the broker has requeued messages of this process"})
 	case t.stage == returning, t.stage == proving && msg.Control == ControlFence && msg.Head == t.fence:
 		t.stage = claiming
 		t.claim(now)
@@ -80,7 +80,7 @@ func (t *Takeover) Arrived(now time.Time, msg *Message) {
 	}
 }
 
-// prove asks for a delivery.
+// prove sends a fence, which proves that the queue delivers to this session.
 func (t *Takeover) prove() {
 	t.stage = proving
 	t.fences++
@@ -98,7 +98,7 @@ func (t *Takeover) checkRoom() {
 	}
 }
 
-// claim writes a claim. Each has a name of its own, because the broker may send an earlier one again.
+// claim writes a claim. Each has a different name, because the broker may redeliver an earlier one.
 func (t *Takeover) claim(now time.Time) {
 	t.claims++
 	t.current = t.writer + "/" + strconv.Itoa(t.claims)
@@ -111,7 +111,7 @@ func (t *Takeover) write(r *Record) {
 }
 
 // Read reports a message of the log. It returns an error if the message is not a valid record; then it is acked like all
-// others, and the takeover goes on. What was read when [Takeover.Compacts] is true must not be acked.
+// others, and the takeover goes on. A message that is read while [Takeover.Compacts] is true must not be acked.
 func (t *Takeover) Read(now time.Time, body []byte) error {
 	r, err := Decode(body)
 	if err != nil || t.Compacts() {
@@ -134,8 +134,8 @@ func (t *Takeover) Read(now time.Time, body []byte) error {
 	return nil
 }
 
-// Compacts reports whether the epoch is won. What was read from the log before is replaced by the snapshot; what is read
-// from now on is the snapshot itself, or is void.
+// Compacts reports whether this session has the epoch. The snapshot replaces the records that were read before; later ones are the
+// snapshot itself, or void.
 func (t *Takeover) Compacts() bool { return t.stage >= writing }
 
 // Confirmed reports that the broker has confirmed all publishings up to op.
@@ -145,8 +145,8 @@ func (t *Takeover) Confirmed(op uint64) {
 	}
 }
 
-// Adopt adds messages that an earlier version of leat held for the group, in the order of their keys. They come before all
-// that the group's queue has. Each is acked when it is handled, or is safe elsewhere.
+// Adopt adds messages that an earlier version of leat kept for the group, sorted by key. They come before the messages of the
+// group's queue. Each is acked when it is handled or copied elsewhere.
 func (t *Takeover) Adopt(msgs []*Message) { t.adopted = append(t.adopted, msgs...) }
 
 // Ready reports whether [New] may be called, as soon as no parked queue has a consumer.

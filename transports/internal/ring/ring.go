@@ -1,16 +1,15 @@
-// Package ring has a first-in-first-out queue.
+// Package ring provides a first-in-first-out queue.
 package ring
 
-// A Ring is a first-in-first-out queue in a circular buffer that grows and, once empty, lets go of a
-// large buffer. The zero Ring is empty and ready. It is not safe
-// for concurrent use.
+// A Ring is a first-in-first-out queue in a circular buffer. The buffer grows as needed; an empty ring releases a large one. The
+// zero Ring is empty and ready to use. It is not safe for concurrent use.
 type Ring[T any] struct {
 	buf  []T // its length is a power of two
 	head int
 	n    int
 }
 
-// keepBuffer is the largest buffer that an empty ring holds on to.
+// keepBuffer is the largest buffer that an empty ring keeps.
 const keepBuffer = 1024
 
 // Len returns the number of elements.
@@ -33,10 +32,10 @@ func (r *Ring[T]) PushFront(v T) {
 	r.n++
 }
 
-// Get returns the element i places behind the front; it must be there.
+// Get returns the element with the index i; the front has 0. It must exist.
 func (r *Ring[T]) Get(i int) T { return r.buf[r.at(i)] }
 
-// Swap exchanges the elements i and j places behind the front; both must be there.
+// Swap exchanges the elements with the indexes i and j. Both must exist.
 func (r *Ring[T]) Swap(i, j int) {
 	i, j = r.at(i), r.at(j)
 	r.buf[i], r.buf[j] = r.buf[j], r.buf[i]

@@ -1,4 +1,4 @@
-// Package tail keeps copies of messages for an operator who watches them.
+// Package tail buffers copies of messages for an operator's tail command.
 package tail
 
 import (
@@ -9,11 +9,11 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// size is how many copies wait for a slow reader. What comes when there are so many is left out.
+// size is the capacity of a buffer. Copies that do not fit are dropped.
 const size = 1000
 
-// A Buffer holds copies between those who publish and one reader, whom they never wait for. Add may be called
-// concurrently; Close must not be called concurrently with Add.
+// A Buffer passes copies of messages from publishers, which never wait, to one reader. Add may be called concurrently; Close must
+// not be called concurrently with Add.
 type Buffer struct{ copies chan published }
 
 type published struct {
@@ -24,7 +24,7 @@ type published struct {
 // New returns an empty buffer.
 func New() *Buffer { return &Buffer{make(chan published, size)} }
 
-// Add gives the reader a copy, unless the buffer is full. It does not block.
+// Add adds a copy, or drops it if the buffer is full. It does not block.
 func (b *Buffer) Add(topic string, msg *message.Message) {
 	select {
 	case b.copies <- published{topic, msg}:
@@ -32,11 +32,11 @@ func (b *Buffer) Add(topic string, msg *message.Message) {
 	}
 }
 
-// Close ends Read once it has read what is in the buffer.
+// Close ends Read after it has read what is in the buffer.
 func (b *Buffer) Close() { close(b.copies) }
 
-// Read calls fn with each copy, one at a time, until ctx is done, Close is called, or fn returns an error. It returns ctx's
-// cause, [driver.ErrClosed] or fn's error.
+// Read calls fn with each copy, one at a time. It blocks until ctx is done, Close is called or fn returns an error, and returns
+// ctx's cause, [driver.ErrClosed] or fn's error.
 func (b *Buffer) Read(ctx context.Context, fn func(topic string, msg *message.Message) error) error {
 	for {
 		select {

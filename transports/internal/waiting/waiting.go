@@ -1,4 +1,4 @@
-// Package waiting hands what becomes ready in a queue to the calls that wait for it.
+// Package waiting passes the items of a queue to the calls that wait for them.
 package waiting
 
 import (
@@ -9,28 +9,27 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// Calls are the calls of Next that wait for an item of a queue. The queue's mutex guards them: Next locks it, and the
-// other methods are called with it held.
+// Calls has the calls of Next that wait for an item of a queue. The queue's mutex guards it: Next locks the mutex, and all other
+// methods are called with it held.
 //
-// A burst wakes one call at a time: a call that wakes up wakes the next one if there is more to take. So a burst is
-// handled by as many goroutines as it needs, and costs its publisher one wake-up.
+// One call is woken at a time, and it wakes the next one if there are more items. So a burst of items costs its publisher one
+// wake-up, and is handled by as many goroutines as it needs.
 type Calls[T any] struct {
 	mu     *sync.Mutex
 	take   func() (T, bool)
-	calls  []chan T // the last to come is served first: its goroutine is the warmest
-	waking bool     // a call was given an item and does not run yet
+	calls  []chan T // a stack: the last call is served first, because its data is most likely in the CPU's cache
+	waking bool     // a call got an item and does not run yet
 	closed bool
 }
 
-// New returns the calls on a queue that mu guards. take removes the next item that may be handed out from the queue; it
-// is called with mu held.
+// New returns the waiting calls of a queue that mu guards. take removes the next item from the queue, if there is one. It is
+// called with mu held.
 func New[T any](mu *sync.Mutex, take func() (T, bool)) *Calls[T] {
 	return &Calls[T]{mu: mu, take: take}
 }
 
-// Next takes an item. If there is none it blocks until there is one, ctx is done, done is closed, or Close was called. It
-// returns ctx's error if ctx is done and nothing was taken, and [driver.ErrClosed] in the last two cases. It may be called
-// concurrently.
+// Next takes an item. It blocks until there is one, ctx is done, done is closed or Close is called. It returns ctx's error if ctx
+// is done, and then no item was taken; it returns [driver.ErrClosed] in the last two cases. It may be called concurrently.
 func (c *Calls[T]) Next(ctx context.Context, done <-chan struct{}) (T, error) {
 	var none T
 	select {
@@ -66,11 +65,11 @@ func (c *Calls[T]) Next(ctx context.Context, done <-chan struct{}) (T, error) {
 	if c.leave(call) {
 		return none, err
 	}
-	item, ok := <-call // it came at the same time
+	item, ok := <-call // it was passed at the same time
 	return c.woken(item, ok)
 }
 
-// Wake gives the next item to a call that waits. The queue calls it when an item may have become ready.
+// Wake passes the next item to a waiting call. The queue calls it when an item may have become ready.
 func (c *Calls[T]) Wake() {
 	n := len(c.calls)
 	if n == 0 || c.waking {
@@ -86,7 +85,7 @@ func (c *Calls[T]) Wake() {
 	c.waking = true
 }
 
-// Close ends all calls, and those to come.
+// Close ends all calls of Next, also later ones.
 func (c *Calls[T]) Close() {
 	c.closed = true
 	for _, call := range c.calls {
@@ -95,7 +94,7 @@ func (c *Calls[T]) Close() {
 	c.calls = nil
 }
 
-// woken is where a call goes on that was given an item.
+// woken is called by a call that has got an item.
 func (c *Calls[T]) woken(item T, ok bool) (T, error) {
 	if !ok {
 		return item, driver.ErrClosed
@@ -107,7 +106,7 @@ func (c *Calls[T]) woken(item T, ok bool) (T, error) {
 	return item, nil
 }
 
-// leave reports whether the call was still waiting.
+// leave removes a waiting call. It reports whether the call was still waiting.
 func (c *Calls[T]) leave(call chan T) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

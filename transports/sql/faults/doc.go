@@ -1,4 +1,3 @@
-// Package faults tests the outbox between real services, PostgreSQL and RabbitMQ, while everything
-// around it dies: no ghosts (events without their row), no zombies (rows without their event), and the
-// order of each key. It has tests only.
+// Package faults tests the outbox with PostgreSQL and RabbitMQ while services and brokers fail. It checks that there is no
+// event without its row, no row without its event, and that the events of a key are in order. It has tests only.
 package faults

@@ -24,14 +24,14 @@ import (
 	"github.com/leatbus/leat/internal/testenv"
 )
 
-// These variables make this program a service of a test's place, with a fault.
+// These variables make this program a service of a test, with a fault.
 const (
 	placeVariable = "LEAT_FAULTS_TEST_PLACE"
 	faultVariable = "LEAT_FAULTS_TEST_FAULT"
 )
 
-// killsVariable is how often TestServicesAreKilled kills; awayVariable how long TestTheBrokerIsAway keeps
-// the broker away, and rateVariable how many commits a second there are meanwhile.
+// killsVariable is how often TestOutbox_survivesKilledServices kills services. awayVariable is how long TestOutbox_brokerIsUnreachable keeps the
+// broker unreachable, and rateVariable the number of commits per second meanwhile.
 const (
 	killsVariable = "LEAT_TEST_KILLS"
 	awayVariable  = "LEAT_TEST_AWAY"
@@ -39,7 +39,7 @@ const (
 	traders       = 16
 )
 
-// start runs a service with a fault as a process of its own, which tells by lines.
+// start starts a service with a fault as a process, which prints lines.
 func start(t *testing.T, p place, fault string) (*exec.Cmd, *bufio.Scanner) {
 	text, err := json.Marshal(p)
 	require.NoError(t, err)
@@ -120,7 +120,7 @@ func TestService(t *testing.T) {
 	}
 }
 
-// around does something around each publish.
+// around is a transport that calls a function around each publish.
 type around struct {
 	driver.Transport
 	do func(publish func() error) error
@@ -130,21 +130,21 @@ func (a around) Publish(ctx context.Context, topic string, msgs ...*message.Mess
 	return a.do(func() error { return a.Transport.Publish(ctx, topic, msgs...) })
 }
 
-// TestServicesAreKilled: three services write, roll back and relay, and die by kill -9 at any point.
-func TestServicesAreKilled(t *testing.T) {
+// TestOutbox_survivesKilledServices kills three services, which write, roll back and relay, at random points.
+func TestOutbox_survivesKilledServices(t *testing.T) {
 	rounds := 5 // of each of three services
 	if n, err := strconv.Atoi(os.Getenv(killsVariable)); err == nil {
 		rounds = (n + 2) / 3
 	}
 	p, c := newPlace(t)
-	newService(t, p, nil).close(t) // the tables are there
+	newService(t, p, nil).close(t) // creates the tables
 	var wg sync.WaitGroup
 	for range 3 {
 		wg.Go(func() {
 			for range rounds {
 				cmd, lines := start(t, p, "is killed")
 				await(t, lines, "ready")
-				time.Sleep(50*time.Millisecond + rand.N(400*time.Millisecond)) // any point will do
+				time.Sleep(50*time.Millisecond + rand.N(400*time.Millisecond)) // a random point
 				end(t, cmd, lines)
 			}
 		})
@@ -154,7 +154,7 @@ func TestServicesAreKilled(t *testing.T) {
 	c.balance(t, p)
 }
 
-func TestAServiceDiesBetweenCommitAndRelay(t *testing.T) {
+func TestOutbox_serviceDiesBetweenCommitAndRelay(t *testing.T) {
 	p, c := newPlace(t)
 	cmd, lines := start(t, p, "dies between commit and relay")
 	for lines.Scan() {
@@ -168,7 +168,7 @@ func TestAServiceDiesBetweenCommitAndRelay(t *testing.T) {
 	require.Equal(t, 40, n)
 }
 
-func TestARelayDiesAfterPublishBeforeMark(t *testing.T) {
+func TestOutbox_relayDiesBetweenPublishAndAck(t *testing.T) {
 	p, c := newPlace(t)
 	s := newService(t, p, nil)
 	s.orders(t, 40)
@@ -183,7 +183,7 @@ func TestARelayDiesAfterPublishBeforeMark(t *testing.T) {
 		"what was published and not marked comes again")
 }
 
-func TestARelayHangsPastItsLease(t *testing.T) {
+func TestOutbox_relayHangsPastItsLease(t *testing.T) {
 	p, c := newPlace(t)
 	s := newService(t, p, nil)
 	s.orders(t, 40)
@@ -199,8 +199,8 @@ func TestARelayHangsPastItsLease(t *testing.T) {
 	c.balance(t, p)
 }
 
-// TestTheBrokerIsAway, while commits go on.
-func TestTheBrokerIsAway(t *testing.T) {
+// TestOutbox_brokerIsUnreachable makes the broker unreachable while services commit.
+func TestOutbox_brokerIsUnreachable(t *testing.T) {
 	away, rate := 2*time.Second, 200
 	if d, err := time.ParseDuration(os.Getenv(awayVariable)); err == nil {
 		away = d
@@ -220,6 +220,7 @@ func TestTheBrokerIsAway(t *testing.T) {
 
 	proxy.Refuse()
 	proxy.CutAll()
+	s.orders(t, 20) // on a busy machine, the traders may not get as far
 	trading, stop := context.WithTimeout(context.Background(), away)
 	defer stop()
 	s.trade(trading, traders, traders*time.Second*7/10/time.Duration(rate)) // 30 % roll back

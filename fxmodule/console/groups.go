@@ -1,0 +1,202 @@
+package console
+
+import (
+	"html/template"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/internal/admin"
+)
+
+// groupView is a group for people.
+type groupView struct {
+	driver.GroupInfo
+	Service *admin.GroupDescription // nil if nobody here knows it
+	Earlier *admin.GroupDescription // Service of some minutes before
+	Outbox  bool
+	Points  []point
+}
+
+// viewsOf returns the groups with what the service knows of them.
+func viewsOf(s sample, points map[string][]point) []groupView {
+	known, earlier := descriptions(s.service), descriptions(s.earlier)
+	views := make([]groupView, len(s.groups))
+	for i, g := range s.groups {
+		views[i] = groupView{g, known[g.Name], earlier[g.Name], admin.IsOutbox(g), slices.Clone(points[g.Name])}
+	}
+	return views
+}
+
+// chip is a state in a word. Kind is ok, warn, bad or off: it chooses the colour and the sign.
+type chip struct{ Kind, Text string }
+
+// State returns what the group does.
+func (g groupView) State() chip {
+	if g.Service != nil {
+		switch {
+		case g.Service.Degraded["circuit breaker"] != "", g.Service.Degraded["operator"] != "":
+			return chip{"bad", "paused"}
+		case g.Service.State == bus.Running:
+			return chip{"ok", "running"}
+		case g.Service.State == bus.Degraded:
+			return chip{"warn", "degraded"}
+		default:
+			return chip{"off", string(g.Service.State)}
+		}
+	}
+	switch {
+	case g.Consumers == 0 && g.Waiting > 0:
+		return chip{"bad", "nobody consumes"}
+	case g.Consumers == 0:
+		return chip{"off", "no consumer"}
+	default:
+		return chip{"ok", "consuming"}
+	}
+}
+
+// Reason is why a part of a group does not work.
+type Reason struct{ Part, Text string }
+
+// Reasons returns what is wrong with the group, by part.
+func (g groupView) Reasons() (all []Reason) {
+	if g.Service == nil {
+		return nil
+	}
+	for _, part := range slices.Sorted(maps.Keys(g.Service.Degraded)) {
+		all = append(all, Reason{part, g.Service.Degraded[part]})
+	}
+	return all
+}
+
+// NeedsAttention reports whether somebody should look at the group.
+func (g groupView) NeedsAttention() bool {
+	state := g.State().Kind
+	return state == "bad" || state == "warn" || g.Poisoned > 0 || g.Parked > 0
+}
+
+// Handler returns the handler's name: the last part of the group's.
+func (g groupView) Handler() string { return g.Name[strings.LastIndexByte(g.Name, '.')+1:] }
+
+// PerSecond returns how many deliveries were handled a second, lately, in words; "" if that is unknown.
+func (g groupView) PerSecond() string {
+	if g.Service == nil || len(g.Points) == 0 || g.Points[len(g.Points)-1].perSecond < 0 {
+		return ""
+	}
+	return short(g.Points[len(g.Points)-1].perSecond)
+}
+
+// Latency returns p50 and p99 of the time of a delivery in the last minutes, in words; nothing if that is unknown.
+func (g groupView) Latency() []string {
+	if g.Service == nil || g.Earlier == nil {
+		return nil
+	}
+	before := g.Earlier.Durations
+	if g.Service.Counts.Handled < g.Earlier.Counts.Handled { // the process was restarted, so all of its counts are of the last minutes
+		before = nil
+	}
+	p50, p99 := quantiles(before, g.Service.Durations)
+	if p50 < 0 {
+		return nil
+	}
+	return []string{microseconds(p50), microseconds(p99)}
+}
+
+// WaitingPlot is what has waited in the last minutes.
+func (g groupView) WaitingPlot() figure {
+	return newFigure("Waiting", g.Points, short, series{value: func(p point) float64 { return float64(p.waiting) }})
+}
+
+// Plots are the last minutes. Those of which nothing is known are left out: message systems without the age of a message,
+// and what only the service's process counts.
+func (g groupView) Plots() []figure {
+	all := []figure{
+		g.WaitingPlot(),
+		newFigure("Poisoned", g.Points, short, series{value: func(p point) float64 { return float64(p.poisoned) }}),
+	}
+	if g.showsAge() {
+		all = append(all, newFigure("Oldest message", g.Points, seconds, series{value: func(p point) float64 { return p.oldest }}))
+	}
+	if g.Service != nil {
+		all = append(all,
+			newFigure("Handled a second, here", g.Points, short, series{value: func(p point) float64 { return p.perSecond }}),
+			newFigure("Time of a delivery, here", g.Points, microseconds,
+				series{"p50", "p50", func(p point) float64 { return p.p50 }}, series{"p99", "p99", func(p point) float64 { return p.p99 }}))
+	}
+	return all
+}
+
+// showsAge reports whether the message system knows the age of messages. One that does not has no age while messages wait.
+func (g groupView) showsAge() bool {
+	ages := slices.ContainsFunc(g.Points, func(p point) bool { return p.oldest > 0 })
+	return ages || !slices.ContainsFunc(g.Points, func(p point) bool { return p.oldest < 0 })
+}
+
+// overviewPage is all groups.
+type overviewPage struct {
+	Groups   []groupView
+	Outboxes []groupView
+	Service  *admin.Description
+	Flow     template.HTML
+	At       time.Time
+
+	Attention, Waiting, Delayed, InFlight, Poisoned int
+}
+
+func (c *console) overviewPage(r *http.Request) (page overviewPage, err error) {
+	err = c.sampler.now(r.Context(), func(s sample, points map[string][]point) {
+		page.At, page.Service = s.at, s.service
+		for _, g := range viewsOf(s, points) {
+			if g.NeedsAttention() {
+				page.Attention++
+			}
+			page.Poisoned += max(g.Poisoned, 0)
+			if g.Outbox {
+				page.Outboxes = append(page.Outboxes, g)
+				continue
+			}
+			page.Groups = append(page.Groups, g)
+			page.Waiting += max(g.Waiting, 0)
+			page.Delayed += max(g.Delayed, 0)
+			page.InFlight += max(g.InFlight, 0)
+		}
+	})
+	page.Flow = flow(page.Groups)
+	return page, err
+}
+
+func (c *console) overview(w http.ResponseWriter, r *http.Request) error {
+	page, err := c.overviewPage(r)
+	if err != nil {
+		return err
+	}
+	return c.render(w, r, http.StatusOK, "overview", "overview", "Overview", page)
+}
+
+func (c *console) outbox(w http.ResponseWriter, r *http.Request) error {
+	page, err := c.overviewPage(r)
+	if err != nil {
+		return err
+	}
+	return c.render(w, r, http.StatusOK, "outbox", "outbox", "Outbox", page)
+}
+
+// groupNow returns the group that a request names.
+func (c *console) groupNow(r *http.Request) (found groupView, err error) {
+	name := r.FormValue("group")
+	err = c.sampler.now(r.Context(), func(s sample, points map[string][]point) {
+		for _, g := range viewsOf(s, points) {
+			if g.Name == name {
+				found = g
+			}
+		}
+	})
+	if err == nil && found.Name == "" {
+		err = &pageError{http.StatusNotFound, "There is no group " + admin.Printable(name) + "."}
+	}
+	return found, err
+}

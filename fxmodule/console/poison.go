@@ -1,0 +1,271 @@
+package console
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"html/template"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/internal/admin"
+)
+
+// Limits of a look into a poison queue.
+const (
+	pageLength = 50
+	maxScan    = 10_000 // messages that one request reads
+)
+
+// chosen is which messages of a poison queue a request means, as the form fields say it.
+type chosen struct {
+	Group string
+	IDs   []string
+
+	Class, Type, Topic, Key, Text, Correlation string
+	Since                                      string // how old at most, like 24h
+	Before                                     string // RFC 3339
+	filter                                     admin.Filter
+}
+
+// choose reads the form fields.
+func choose(r *http.Request) (c chosen, err error) {
+	if err := r.ParseForm(); err != nil {
+		return c, &pageError{http.StatusBadRequest, "The form can't be read: " + err.Error()}
+	}
+	field := func(name string) string { return strings.TrimSpace(r.Form.Get(name)) }
+	c = chosen{
+		Group: r.Form.Get("group"), IDs: r.Form["id"],
+		Class: field("class"), Type: field("type"), Topic: field("topic"), Key: r.Form.Get("key"), Text: field("text"), Correlation: r.Form.Get("correlation"),
+		Since: field("since"), Before: field("before"),
+	}
+	c.filter = admin.Filter{
+		Class: c.Class, Type: c.Type, Topic: c.Topic, Key: c.Key, Text: c.Text, CorrelationID: c.Correlation, IDs: c.IDs,
+	}
+	if c.Since != "" {
+		d, err := time.ParseDuration(c.Since)
+		if err != nil || d <= 0 {
+			return c, &pageError{http.StatusBadRequest, fmt.Sprintf("The age %q is none; write it like 30m or 24h.", c.Since)}
+		}
+		c.filter.Since = time.Now().Add(-d)
+	}
+	if c.Before != "" {
+		if c.filter.Until, err = time.Parse(time.RFC3339Nano, c.Before); err != nil {
+			return c, &pageError{http.StatusBadRequest, fmt.Sprintf("The time %q is none.", c.Before)}
+		}
+	}
+	return c, nil
+}
+
+// Values returns the form fields again.
+func (c chosen) Values() url.Values {
+	values := url.Values{"group": {c.Group}}
+	for name, value := range map[string]string{
+		"class": c.Class, "type": c.Type, "topic": c.Topic, "key": c.Key, "text": c.Text, "correlation": c.Correlation,
+		"since": c.Since, "before": c.Before,
+	} {
+		if value != "" {
+			values.Set(name, value)
+		}
+	}
+	if len(c.IDs) > 0 {
+		values["id"] = c.IDs
+	}
+	return values
+}
+
+// With returns the query string with a field changed. An empty value takes it away.
+func (c chosen) With(name, value string) template.URL {
+	values := c.Values()
+	values.Del(name)
+	if value != "" {
+		values.Set(name, value)
+	}
+	return template.URL(values.Encode()) //nolint:gosec // it is encoded
+}
+
+// Filters reports whether it leaves something out.
+func (c chosen) Filters() bool { return len(c.Values()) > 1 }
+
+// scan is what one look into a poison queue has found.
+type scan struct {
+	Messages []admin.Record // of the page
+	Next     string         // the id behind which the next page begins; "" if there is none
+	Classes  []admin.Class
+	Matching int  // how many messages of those that were read were chosen
+	Cut      bool // not all messages were read
+}
+
+var errEnough = errors.New("enough was read")
+
+// scan reads up to maxScan messages of the queue from behind the one with the id after.
+func (c *console) scan(ctx context.Context, which chosen, after string) (found scan, err error) {
+	var classes admin.Classes
+	read := 0
+	ofAnyClass := which.filter
+	ofAnyClass.Class = ""
+	err = admin.EachAfter(ctx, c.transport.PoisonQueue(which.Group), after, admin.Filter{}, func(m driver.PoisonedMessage) error {
+		if read++; read > maxScan {
+			found.Cut = true
+			return errEnough
+		}
+		if !ofAnyClass.Match(m) {
+			return nil
+		}
+		classes.Add(which.Group, m)
+		if !which.filter.Match(m) {
+			return nil
+		}
+		found.Matching++
+		switch n := len(found.Messages); {
+		case n < pageLength:
+			found.Messages = append(found.Messages, admin.Summary(which.Group, m))
+		case found.Next == "":
+			found.Next = found.Messages[n-1].ID
+		}
+		return nil
+	})
+	if errors.Is(err, errEnough) {
+		err = nil
+	}
+	found.Classes = classes.List()
+	return found, err
+}
+
+// groupPage is a group and a page of its poison queue.
+type groupPage struct {
+	groupView
+	scan
+	Chosen      chosen
+	After       string
+	Ages        []string
+	CanDryRun   bool
+	Description []description
+}
+
+// description is a line of a description list.
+type description struct {
+	Name   string
+	Values []string
+}
+
+func (c *console) group(w http.ResponseWriter, r *http.Request) error {
+	which, err := choose(r)
+	if err != nil {
+		return err
+	}
+	page := groupPage{Chosen: which, After: r.Form.Get("after"), Ages: []string{"10m", "1h", "24h", "168h"}, CanDryRun: c.dryRunner != nil}
+	if page.groupView, err = c.groupNow(r); err != nil {
+		return err
+	}
+	if which.Since != "" && !slices.Contains(page.Ages, which.Since) {
+		page.Ages = append(page.Ages, which.Since)
+	}
+	if page.scan, err = c.scan(r.Context(), which, page.After); err != nil && !errors.Is(err, driver.ErrUnsupported) {
+		return err
+	}
+	page.Description = describeGroup(page.groupView)
+	return c.render(w, r, http.StatusOK, "group", "overview", which.Group, page)
+}
+
+func describeGroup(g groupView) []description {
+	all := []description{{"Topics", shownTopics(g.Topics)}}
+	if s := g.Service; s != nil {
+		types := s.Types
+		if len(types) == 0 {
+			types = []string{"any"}
+		}
+		order := s.Order
+		if s.Parks {
+			order += "; later messages of a key wait behind a poisoned one"
+		}
+		all = []description{
+			{"Topics", shownTopics(s.Topics)},
+			{"Types", types},
+			{"Order", []string{order}},
+			{"Concurrency", []string{number(s.Concurrency)}},
+			{"Retry", s.Settings("retry")},
+		}
+	}
+	return slices.DeleteFunc(all, func(d description) bool { return len(d.Values) == 0 })
+}
+
+// one returns the message that a request names.
+func (c *console) one(r *http.Request) (group string, m driver.PoisonedMessage, err error) {
+	group = r.FormValue("group")
+	if m, err = c.transport.PoisonQueue(group).Get(r.Context(), r.FormValue("id")); errors.Is(err, driver.ErrNotFound) {
+		err = &pageError{http.StatusNotFound, "The message is not in this poison queue any more. It may have been replayed or dropped."}
+	}
+	return group, m, err
+}
+
+// messagePage is one message's story.
+type messagePage struct {
+	admin.Record
+	Envelope bus.Envelope
+	Payload  shownPayload
+	Story    []event
+	Own      []header // headers of the message
+	Text     bool     // the payload can be edited
+}
+
+// event is a line of a story.
+type event struct {
+	At         time.Time
+	Name, Text string
+}
+
+// header is a header, ready to show.
+type header struct{ Name, Value string }
+
+func (c *console) message(w http.ResponseWriter, r *http.Request) error {
+	group, m, err := c.one(r)
+	if err != nil {
+		return err
+	}
+	record, envelope := admin.Full(group, m), bus.EnvelopeOf(m.Message)
+	headers := m.Message.Copy().Metadata
+	driver.ClearFault(headers)
+	page := messagePage{Record: record, Envelope: envelope, Payload: showPayload(m.Message.Payload), Text: len(record.RawData) == 0}
+	for name, value := range headers {
+		page.Own = append(page.Own, header{admin.Printable(name), admin.Printable(value)})
+	}
+	slices.SortFunc(page.Own, func(a, b header) int { return strings.Compare(a.Name, b.Name) })
+	f := m.Fault
+	for _, e := range []event{
+		{envelope.Time, "Published", "by " + envelope.Source},
+		{f.FirstAt, "Received", "by the group for the first time"},
+		{f.FailedAt, "Failed", "for the first time"},
+		{f.At, "Poisoned", fmt.Sprintf("after %s and %s", plural(f.Attempts, "delivery", "deliveries"), plural(f.Tries, "try", "tries"))},
+	} {
+		if !e.At.IsZero() {
+			page.Story = append(page.Story, e)
+		}
+	}
+	return c.render(w, r, http.StatusOK, "message", "overview", "Message "+record.EventID, page)
+}
+
+// plural returns a number of things in words.
+func plural(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return number(n) + " " + many
+}
+
+// payload sends the payload byte for byte, as a file that no browser runs.
+func (c *console) payload(w http.ResponseWriter, r *http.Request) error {
+	_, m, err := c.one(r)
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/octet-stream")
+	w.Header().Set("Content-Disposition", `attachment; filename="payload"`)
+	_, _ = w.Write(m.Message.Payload)
+	return nil
+}

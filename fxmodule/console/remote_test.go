@@ -1,0 +1,41 @@
+package console_test
+
+import (
+	"log/slog"
+	"net/http/httptest"
+	"net/url"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/fxmodule/console"
+	"github.com/leatbus/leat/internal/admin"
+)
+
+// TestConsole_ofAnAdminEndpoint: leat console with the URL of an admin endpoint shows and does what the service's own does.
+func TestConsole_ofAnAdminEndpoint(t *testing.T) {
+	s := newShop(t, "memory://", true)
+	s.poison(t, OrderPaid{Order: "o-1"}, OrderPaid{Order: "o-2"})
+	quiet := slog.New(slog.DiscardHandler)
+	endpoint := httptest.NewServer(admin.Endpoint{
+		Bus: s.Bus, Logger: quiet, DryRunner: admin.NewLocalDryRunner(s.Bus, s.stack), Describer: admin.NewLocalDescriber(s.Bus, s.Transport(), s.stack),
+	}.Handler())
+	defer endpoint.Close()
+	address, err := url.Parse(endpoint.URL)
+	require.NoError(t, err)
+	client, err := admin.Dial(t.Context(), address, "")
+	require.NoError(t, err)
+	defer func() { require.NoError(t, client.Close(t.Context())) }()
+	server := httptest.NewServer(console.New(console.Config{Transport: client, Actions: true, Logger: quiet}))
+	defer server.Close()
+	s.url = server.URL + "/"
+
+	require.Contains(t, s.get(t, "").text, "shop on memory")
+	require.Contains(t, s.get(t, "wiring").text, "order.paid.v1 → order.paid.v2")
+	require.Contains(t, s.get(t, "group?"+query("group", group)).text, "2 messages")
+	require.Contains(t, s.get(t, "message?"+query("group", group, "id", s.first(t))).text, "card declined")
+	s.failing.Store(false)
+	require.Contains(t, s.post(t, "act", s.get(t, "confirm?"+query("group", group, "do", "dry-run"))).text, "2 of 2 would now succeed")
+	require.Contains(t, s.post(t, "act", s.get(t, "confirm?"+query("group", group, "do", "replay"))).text, "2 messages replayed")
+	s.awaitPoisoned(t, 0)
+}

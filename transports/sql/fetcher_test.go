@@ -1,0 +1,78 @@
+package sql
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus/driver"
+)
+
+// TestFetcher_claimsMoreForQuickWorkers: workers that handle a message in a millisecond get as many at once as keep them busy
+// during a claim, however long a claim takes, and slow ones get no more than a few that they don't ask for.
+func TestFetcher_claimsMoreForQuickWorkers(t *testing.T) {
+	for _, order := range []driver.Order{driver.Unordered, driver.OrderedByKey} {
+		for _, claim := range []time.Duration{time.Millisecond, 3 * time.Millisecond, 5 * time.Millisecond, 10 * time.Millisecond, 30 * time.Millisecond, 90 * time.Millisecond} {
+			t.Run(fmt.Sprintf("%s/%s", order, claim), func(t *testing.T) {
+				require.Greater(t, prefetchWith(t, order, claim, time.Millisecond), 3*int(claim/time.Millisecond))
+				require.LessOrEqual(t, prefetchWith(t, order, claim, 10*time.Second), 4)
+			})
+		}
+	}
+}
+
+// prefetchWith returns the prefetch after 50 claims that take a time each, with ten workers that take a time for each message.
+func prefetchWith(t *testing.T, order driver.Order, claim, handler time.Duration) (prefetch int) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, stop := context.WithCancel(t.Context())
+		defer stop()
+		const workers = 10
+		shared := &core{database: &database{statements: &statements{cfg: Config{}.withDefaults()}}}
+		f := &fetcher{receiver: &receiver{
+			consumer: newConsumer(1, group{order: order}, subscriber{}),
+			core:     shared,
+			buffer:   make(chan *delivery, defaultPrefetch+workers),
+			ctx:      ctx,
+		}}
+		f.settlements = newSettlements(shared, f.consumer)
+		var wg sync.WaitGroup
+		for i := range workers {
+			own := handler + time.Duration(i)*handler/workers // so that they are not all free at once
+			wg.Go(func() {
+				for {
+					if _, err := f.Next(ctx); err != nil {
+						return
+					}
+					select {
+					case <-time.After(own):
+					case <-ctx.Done():
+					}
+					f.settlements.finished.Add(1)
+				}
+			})
+		}
+		for range 50 {
+			want := f.demand()
+			for want == 0 {
+				<-f.signal
+				want = f.demand()
+			}
+			began := time.Now()
+			time.Sleep(claim)
+			f.claimed(began, want, want)
+			for range want {
+				f.pushed.Add(1)
+				f.buffer <- new(delivery)
+			}
+		}
+		prefetch = f.prefetch
+		stop()
+		wg.Wait()
+	})
+	return prefetch
+}

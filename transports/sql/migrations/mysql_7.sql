@@ -1,0 +1,4 @@
+-- The main package of each consumer and its topics, one per line, by which programs are found that share a group by mistake.
+-- A process of an older release does not write them, so none may run any more.
+ALTER TABLE {consumers} ADD COLUMN program VARBINARY(255) NOT NULL DEFAULT '',
+	ADD COLUMN topics VARBINARY(4000) NOT NULL DEFAULT '';

@@ -1,0 +1,77 @@
+package sql
+
+import (
+	"context"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+	"weak"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/stretchr/testify/require"
+
+	"github.com/leatbus/leat/bus/driver"
+)
+
+// TestSettle_releasesTheMessage: bodies of messages that are handled take no memory while the database is slow to delete them.
+func TestSettle_releasesTheMessage(t *testing.T) {
+	t.Parallel()
+	s := newSettlements(nil, &consumer{}) // nobody writes its settlements
+	settle := map[string]func(*delivery) error{
+		"acked":       (*delivery).Ack,
+		"redelivered": func(d *delivery) error { return d.Redeliver(time.Second) },
+		"given back":  func(d *delivery) error { return d.GiveBack(0) },
+	}
+	var messages []weak.Pointer[message.Message]
+	for name, f := range settle {
+		d := &delivery{settlements: s, id: int64(len(messages) + 1)}
+		d.delivery.Message = message.NewMessage(name, make([]byte, 1000))
+		d.delivery.History = driver.History{Failures: 1}
+		require.True(t, s.track(d))
+		require.NoError(t, f(d))
+		messages = append(messages, weak.Make(d.delivery.Message))
+	}
+	runtime.GC()
+	for _, m := range messages {
+		require.Nil(t, m.Value(), "a settlement that waits keeps the message in memory")
+	}
+	require.Len(t, s.pending, len(settle))
+	require.Equal(t, len(settle), s.out(), "they are in flight until that is written")
+	for _, x := range s.pending {
+		require.Equal(t, 1, x.d.delivery.History.Failures, "what is written of a failure")
+		s.drop(x.d)
+	}
+	require.Zero(t, s.out())
+}
+
+// TestSettle_errorsHaveOneShortLine: another program may have written an id of any length and any characters.
+func TestSettle_errorsHaveOneShortLine(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	db, err := source{url: mustParse(t, "sqlite://"+t.TempDir()+"/test.db"), cfg: Config{Dialect: SQLite}}.connect()
+	require.NoError(t, err)
+	transport, err := open(ctx, db, Config{Dialect: SQLite})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, transport.Close(ctx)) }()
+	const topic = "order.paid.v1"
+	receiver, err := transport.Subscribe(ctx, driver.Subscription{Group: "shop.ledger", Topics: []string{topic}, Concurrency: 1})
+	require.NoError(t, err)
+	require.NoError(t, transport.Publish(ctx, topic, message.NewMessage("m", nil)))
+	_, err = db.exec(ctx, transport.core.sql(`UPDATE {messages} SET uuid = ?`), "first\nsecond"+strings.Repeat("x", 1<<20))
+	require.NoError(t, err)
+	d, err := receiver.Next(ctx)
+	require.NoError(t, err)
+	require.Greater(t, len(d.Message.UUID), 1<<20)
+	stopped, stop := context.WithCancel(ctx)
+	stop()
+	poisoned := d.Settler.Poison(stopped, driver.Fault{Text: "test"})
+	require.ErrorContains(t, poisoned, "poison message first second")
+	require.NoError(t, d.Settler.Ack())
+	for _, err := range []error{poisoned, d.Settler.Ack(), d.Settler.Poison(ctx, driver.Fault{Text: "test"})} {
+		require.ErrorContains(t, err, "message first second")
+		require.Less(t, len(err.Error()), 2*driver.MaxClassBytes)
+		require.NotContains(t, err.Error(), "\n")
+	}
+}
