@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -21,6 +22,7 @@ import (
 	"github.com/leatbus/leat/internal/admin"
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports"
+	"github.com/leatbus/leat/transports/amqp"
 )
 
 // systems returns the message systems that the command line supports. Each returns URLs of buses that share
@@ -132,7 +134,32 @@ func serve(t *testing.T, atEnd func(func()), address string) *service {
 		}
 		return true
 	}, long, 5*time.Millisecond)
+	s.awaitCounts(address)
 	return s
+}
+
+// awaitCounts waits until the management API of RabbitMQ has the counts, which it gets every five seconds.
+func (s *service) awaitCounts(address string) {
+	u, err := url.Parse(address)
+	require.NoError(s.t, err)
+	if u.Scheme != amqp.Scheme {
+		return
+	}
+	operator, err := openAMQP(patience(s.t), u)
+	require.NoError(s.t, err)
+	poisoned := map[string]int{s.group("ledger"): 3, s.group("mail"): 0}
+	require.Eventually(s.t, func() bool {
+		groups, err := operator.(driver.Inspector).Groups(patience(s.t))
+		found := 0
+		for _, g := range groups {
+			n, mine := poisoned[g.Name]
+			if mine && g.Waiting == 0 && g.Consumers == 1 && g.Poisoned == n {
+				found++
+			}
+		}
+		return err == nil && found == len(poisoned)
+	}, long, 50*time.Millisecond)
+	require.NoError(s.t, operator.Close(patience(s.t)))
 }
 
 // admin opens the admin endpoint of a transport in memory.

@@ -37,11 +37,15 @@ func newDatabase(over pool, cfg Config) (*database, error) {
 	return &database{statements: statements, pool: over, relaxed: relaxed(over), link: new(link), arrays: arrays}, nil
 }
 
-// newest returns the highest id. It changes when messages are inserted, sometimes before they are committed.
+// newestOfSequence is the highest id. Before the first one, last_value is 1 too.
+const newestOfSequence = `CASE WHEN s.is_called THEN s.last_value ELSE 0 END`
+
+// newest returns the highest id, 0 if there was never a message. It changes when messages are inserted, sometimes before they are
+// committed.
 func (d *database) newest(ctx context.Context) (int64, error) {
 	query := `SELECT max(id) FROM {messages}`
 	if d.name == Postgres {
-		query = `SELECT last_value FROM {messages_id_seq}`
+		query = `SELECT ` + newestOfSequence + ` FROM {messages_id_seq} s`
 	}
 	n, _, err := number(ctx, d.pool, d.sql(query))
 	return n, err

@@ -329,7 +329,7 @@ func (k keyQueues) freeHeads(ctx context.Context, tx lockedGroup, c keyClaim, he
 	}
 	var query string
 	if k.name == Postgres {
-		query, args = k.sql(`SELECT m.id, CASE WHEN m.due_at > 0 THEN m.due_at ELSE 0 END - {now}, m.pos, octet_length(m.payload) + octet_length(m.headers), `+heldBack+freeHeadsPostgres), append(args, ids, c.lows.of(queues))
+		query, args = k.sql(`SELECT m.id, CASE WHEN m.due_at > 0 THEN m.due_at ELSE 0 END - {now}, m.pos, octet_length(m.payload) + octet_length(m.headers), `+heldBack+freeHeadsPostgres), append(args, queues, ids, c.lows.of(queues), tx.group.id)
 	} else {
 		query, args = k.withIDs(`SELECT m.id, CASE WHEN m.due_at > 0 THEN m.due_at ELSE 0 END - {now}, m.pos, octet_length(m.payload) + octet_length(m.headers), `+heldBack+freeHeads, ids, args...)
 	}

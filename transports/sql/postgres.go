@@ -100,14 +100,16 @@ SELECT keys.pos, (SELECT m.id FROM {messages} m WHERE m.group_id = ? AND m.state
 FROM (SELECT pos FROM walk WHERE pos IS NOT NULL LIMIT ?) keys`
 
 // headsOfPostgres and freeHeadsPostgres start each look-up at its lower bound. They use scalar subqueries, because the planner may
-// turn EXISTS into a join that reads all key queues.
+// turn EXISTS into a join that reads all key queues, and LATERAL with a LIMIT and all columns of the index, because after an ANALYZE
+// of the empty table it joins by reading all of it.
 const (
 	headsOfPostgres = `
 SELECT l.pos, (SELECT m.id FROM {messages} m WHERE m.group_id = ? AND m.state = {keyed} AND m.pos = l.pos AND m.id >= l.low ORDER BY m.pos, m.id LIMIT 1)
 FROM unnest(?::bigint[], ?::bigint[]) AS l(pos, low)`
 	freeHeadsPostgres = `
-FROM unnest(?::bigint[], ?::bigint[]) AS l(id, low) JOIN {messages} m ON m.id = l.id WHERE m.state = {keyed}
-AND (SELECT t.id FROM {messages} t WHERE t.group_id = m.group_id AND t.state = {keyhead} AND t.pos = m.pos AND t.id >= l.low
+FROM unnest(?::bigint[], ?::bigint[], ?::bigint[]) AS l(pos, id, low)
+CROSS JOIN LATERAL (SELECT * FROM {messages} WHERE group_id = ? AND state = {keyed} AND pos = l.pos AND id = l.id LIMIT 1) m
+WHERE (SELECT t.id FROM {messages} t WHERE t.group_id = m.group_id AND t.state = {keyhead} AND t.pos = m.pos AND t.id >= l.low
 	ORDER BY t.pos, t.id LIMIT 1) IS NULL
 AND (SELECT t.id FROM {messages} t WHERE t.group_id = m.group_id AND t.state = {keyed} AND t.pos = m.pos AND t.id >= l.low AND t.id < m.id
 	ORDER BY t.pos, t.id LIMIT 1) IS NULL`

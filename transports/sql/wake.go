@@ -365,7 +365,7 @@ func (r *newRows) ask(ctx context.Context, d *database) (newest int64, found []r
 			group, n stdsql.NullInt64
 		}
 		all, err := collect(ctx, d.pool, func(r rows, x *row) error { return r.Scan(&x.newest, &x.group, &x.n) },
-			d.sql(`SELECT s.last_value, n.group_id, n.n FROM {messages_id_seq} s LEFT JOIN (`+newRowsByGroup+`) n ON true`), r.seen.older, newRowsLimit)
+			d.sql(`SELECT `+newestOfSequence+`, n.group_id, n.n FROM {messages_id_seq} s LEFT JOIN (`+newRowsByGroup+`) n ON true`), r.seen.older, newRowsLimit)
 		for _, x := range all {
 			newest = x.newest
 			if x.group.Valid {

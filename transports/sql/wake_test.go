@@ -58,3 +58,23 @@ func TestWaker_notifiesOtherProcesses(t *testing.T) {
 	require.NoError(t, receiver.Close(ctx))
 	require.False(t, others())
 }
+
+// TestNewRows_findTheVeryFirst checks that the first message of new tables counts as new: PostgreSQL's sequence has the value 1 before it
+// as well.
+func TestNewRows_findTheVeryFirst(t *testing.T) {
+	t.Parallel()
+	s, _ := pgxStore(t)
+	_, f := keyedFeed(t, s, driver.OrderedByKey)
+	newest, err := s.newest(t.Context())
+	require.NoError(t, err)
+	require.Zero(t, newest)
+	var r newRows
+	_, all, err := r.read(t.Context(), s)
+	require.NoError(t, err)
+	require.True(t, all, "the first read")
+	require.Equal(t, int64(1), insertKeyed(t, s.pool, s, f.group, 7))
+	groups, all, err := r.read(t.Context(), s)
+	require.NoError(t, err)
+	require.False(t, all)
+	require.Equal(t, []int64{f.group.id}, groups)
+}
