@@ -99,19 +99,30 @@ func (s *spilling) next(t *testing.T) *driver.Delivery {
 	return d
 }
 
-// fill hands two messages out, and waits until bodies of others are written. Of an ordered group, nothing is handed out before
+// fill hands two messages out, and waits until bodies of n others are written. Of an ordered group, nothing is handed out before
 // its leader has received all that was there before.
-func (s *spilling) fill(t *testing.T, written <-chan struct{}) []*driver.Delivery {
+func (s *spilling) fill(t *testing.T, written <-chan struct{}, n int) []*driver.Delivery {
 	t.Helper()
 	s.send(0, 2)
 	out := []*driver.Delivery{s.next(t), s.next(t)}
 	s.send(2, spilledMessages)
-	select {
-	case <-written:
-	case <-time.After(patience):
-		require.FailNow(t, "nothing is written to a file")
+	for range n {
+		select {
+		case <-written:
+		case <-time.After(patience):
+			require.FailNow(t, "nothing is written to a file")
+		}
 	}
 	return out
+}
+
+// someWritten is how many bodies are written before a worker surely gets one of them: an ordered group hands out from memory what
+// is being written.
+func someWritten(order driver.Order) int {
+	if order == driver.Unordered {
+		return 1
+	}
+	return 4
 }
 
 func eachSpillOrder(t *testing.T, test func(t *testing.T, order driver.Order)) {
@@ -134,7 +145,7 @@ func TestSpill_toASlowDiskStopsNoSettle(t *testing.T) {
 		}, noFault)
 		repair := sync.OnceFunc(func() { close(repaired) })
 		t.Cleanup(repair) // before the transport is closed
-		out := s.fill(t, stuck)
+		out := s.fill(t, stuck, 1)
 		settled := make(chan error, len(out))
 		go func() {
 			for _, d := range out {
@@ -200,7 +211,7 @@ func TestSpill_toAFullDisk(t *testing.T) {
 			full <- struct{}{}
 			return syscall.ENOSPC
 		}, noFault)
-		for _, d := range s.fill(t, full) {
+		for _, d := range s.fill(t, full, 1) {
 			ack(t, d)
 		}
 		for len(s.seen) < spilledMessages {
@@ -230,7 +241,7 @@ func TestSpill_thatCanNotBeRead(t *testing.T) {
 			}
 			return nil
 		})
-		for _, d := range s.fill(t, written) {
+		for _, d := range s.fill(t, written, someWritten(order)) {
 			ack(t, d)
 		}
 		for len(s.seen) < spilledMessages {
@@ -259,7 +270,7 @@ func TestSpill_readWhileTheSessionEnds(t *testing.T) {
 	})
 	resume := sync.OnceFunc(func() { close(resumed) })
 	t.Cleanup(resume) // before the transport is closed
-	for _, d := range s.fill(t, written) {
+	for _, d := range s.fill(t, written, someWritten(driver.OrderedByKey)) {
 		ack(t, d)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), patience)

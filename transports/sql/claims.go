@@ -29,6 +29,22 @@ type claim struct {
 // sizedID is a message that may be taken, with its bytes.
 type sizedID struct{ id, size int64 }
 
+func idsOf(all []sizedID) []int64 {
+	ids := make([]int64, len(all))
+	for i, m := range all {
+		ids[i] = m.id
+	}
+	return ids
+}
+
+// sized returns messages with their sizes, sorted by id. MySQL reads their payloads for that.
+func (d *database) sized(ctx context.Context, tx executor, ids []int64) (all []sizedID, err error) {
+	query, args := d.withIDs(`SELECT id, octet_length(payload) + octet_length(headers) FROM {messages} WHERE id {in}`, ids)
+	all, err = collect(ctx, tx, func(r rows, m *sizedID) error { return r.Scan(&m.id, &m.size) }, query, args...)
+	slices.SortFunc(all, func(a, b sizedID) int { return int(a.id - b.id) })
+	return all, err
+}
+
 // fitting returns the first of the messages, as many as the claim wants within its bytes, and one at least.
 func (c claim) fitting(all []sizedID) (ids []int64) {
 	total := int64(0)

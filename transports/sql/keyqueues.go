@@ -97,6 +97,14 @@ func (k keyQueues) claim(ctx context.Context, c keyClaim) (found keysFound, err 
 			return err
 		}
 		slices.SortFunc(free, func(a, b sizedID) int { return int(a.id - b.id) })
+		if k.name == MySQL {
+			n := min(len(free), max(c.limit, 1))
+			sized, err := k.sized(ctx, tx, idsOf(free[:n]))
+			if err != nil {
+				return err
+			}
+			free = append(sized, free[n:]...)
+		}
 		ids := c.fitting(free)
 		if len(ids) < len(free) {
 			if slices.ContainsFunc(free[len(ids):], func(m sizedID) bool { return walked[m.id] }) {
@@ -313,7 +321,7 @@ func (k keyQueues) pagedHeads(ctx context.Context, tx executor, g group, after i
 	return found[:min(len(found), limit)], nil
 }
 
-// freeHeads leaves out heads whose key has a claimed message or is held back, and those that are not due. The walk used another
+// freeHeads leaves out heads whose key has a claimed message or is held back, and those that are not due. On MySQL the sizes are 0. The walk used another
 // snapshot: a message that was claimed then may be in front of its key queue again.
 func (k keyQueues) freeHeads(ctx context.Context, tx lockedGroup, c keyClaim, heads []keyHead, found *keysFound) (free []sizedID, err error) {
 	type head struct{ id, wait, queue, held, size int64 }
@@ -327,11 +335,15 @@ func (k keyQueues) freeHeads(ctx context.Context, tx lockedGroup, c keyClaim, he
 			AND EXISTS (SELECT 1 FROM {holds} h WHERE h.group_id = m.group_id AND h.pos = m.pos AND h.message_id < m.id) THEN 1 ELSE 0 END`
 		args = append(args, tx.group.id)
 	}
-	var query string
+	size := "octet_length(m.payload) + octet_length(m.headers)"
+	if k.name == MySQL {
+		size = "0" // it reads the whole payload to know its length
+	}
+	query := `SELECT m.id, CASE WHEN m.due_at > 0 THEN m.due_at ELSE 0 END - {now}, m.pos, ` + size + `, ` + heldBack
 	if k.name == Postgres {
-		query, args = k.sql(`SELECT m.id, CASE WHEN m.due_at > 0 THEN m.due_at ELSE 0 END - {now}, m.pos, octet_length(m.payload) + octet_length(m.headers), `+heldBack+freeHeadsPostgres), append(args, queues, ids, c.lows.of(queues), tx.group.id)
+		query, args = k.sql(query+freeHeadsPostgres), append(args, queues, ids, c.lows.of(queues), tx.group.id)
 	} else {
-		query, args = k.withIDs(`SELECT m.id, CASE WHEN m.due_at > 0 THEN m.due_at ELSE 0 END - {now}, m.pos, octet_length(m.payload) + octet_length(m.headers), `+heldBack+freeHeads, ids, args...)
+		query, args = k.withIDs(query+freeHeads, ids, args...)
 	}
 	began := time.Now()
 	all, err := collect(ctx, tx, func(r rows, h *head) error { return r.Scan(&h.id, &h.wait, &h.queue, &h.size, &h.held) }, query, args...)

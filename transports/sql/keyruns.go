@@ -36,13 +36,10 @@ func (k keyRuns) extend(ctx context.Context, tx executor, c claim, heads []int64
 			return nil, err
 		}
 	}
-	slices.Sort(ids)
-	query, args := k.withIDs(`SELECT id, octet_length(payload) + octet_length(headers) FROM {messages} WHERE id {in}`, ids)
-	sized, err := collect(ctx, tx, func(r rows, m *sizedID) error { return r.Scan(&m.id, &m.size) }, query, args...)
+	sized, err := k.sized(ctx, tx, ids)
 	if err != nil {
 		return nil, err
 	}
-	slices.SortFunc(sized, func(a, b sizedID) int { return int(a.id - b.id) })
 	c.limit = len(sized)
 	return c.fitting(sized), nil // sorted by id, so what does not fit is behind what does
 }

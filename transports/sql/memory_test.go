@@ -134,11 +134,11 @@ func TestEater(t *testing.T) {
 		}()
 	}
 	most := 0
-	large, _ := largeMessages()
+	large, largeSize := largeMessages()
 	acked := 0
 	for left := smallMessages + large; left > 0; left-- {
 		if size := <-handled; size > 1000 {
-			waiting := count(t, db, "SELECT count(*) FROM "+table+" WHERE owner = 0 AND octet_length(payload) > 1000")
+			waiting := count(t, db, fmt.Sprintf("SELECT count(*) FROM %s WHERE owner = 0 AND uuid LIKE '%d-%%'", table, largeSize)) // MySQL would read payloads to tell their length
 			most = max(most, large-acked-waiting)
 			acked++ // perhaps not in the database yet
 		}
