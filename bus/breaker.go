@@ -118,9 +118,6 @@ type BreakerChange struct {
 	After time.Duration // how long the group was paused, when it closes or an operator resumes it
 }
 
-// breakerPart is what a group reports as degraded while it is paused.
-const breakerPart = "circuit breaker"
-
 // probeTimeout is how long a probe may take if its handler has no longer timeout; probeGrace is added to it. A probe that
 // takes longer counts as failed, and another one follows.
 const probeTimeout, probeGrace = 30 * time.Second, 10 * time.Second
@@ -156,9 +153,9 @@ func (g *group) breakerChanged(c breaker.Change, spares time.Duration) {
 	logger := g.bus.cfg.Logger
 	change := BreakerChange{Group: g.name, State: BreakerState(c.To), Err: c.Err, Wait: c.Wait, After: c.After}
 	if c.From == c.To {
-		g.health.set(operatorPart, operatorReason(c))
+		g.health.set(driver.PausedByOperator, operatorReason(c))
 	} else {
-		g.health.set(breakerPart, pauseReason(c, spares))
+		g.health.set(driver.PausedByBreaker, pauseReason(c, spares))
 	}
 	switch {
 	case c.From == c.To && c.Held:
@@ -182,9 +179,6 @@ func (g *group) breakerChanged(c breaker.Change, spares time.Duration) {
 		o.BreakerChanged(change)
 	}
 }
-
-// operatorPart is what a group reports as degraded while an operator has paused it.
-const operatorPart = "operator"
 
 // operatorReason returns what the health of a group says that an operator has paused, nil if none has.
 func operatorReason(c breaker.Change) error {

@@ -48,6 +48,9 @@ type Config struct {
 	Breaker BreakerPolicy
 	// DrainTimeout is how long handlers may run after the bus begins to stop. 0 means 20 s.
 	DrainTimeout time.Duration
+	// ShareGroups lets the bus consume a group although a live consumer of it is another program that takes none of the same
+	// events. Each then takes, and may poison, messages of the other. By default [Bus.Run] returns an error.
+	ShareGroups bool
 
 	unnamed bool // Service is the default
 }
@@ -421,6 +424,9 @@ func (b *Bus) subscribeGroup(ctx context.Context, s driver.Subscription) (driver
 	receiver, err := b.transport.Subscribe(ctx, s)
 	if err != nil {
 		return nil, err
+	}
+	if b.cfg.ShareGroups {
+		return receiver, nil // the warning was logged before
 	}
 	// And after it, because two programs may start at the same time. Nothing was delivered yet.
 	if err := b.checkSharing(ctx, s); err != nil {

@@ -18,9 +18,10 @@ const sharingTimeout = 5 * time.Second
 
 // checkSharing looks for a program that shares the group by mistake: a live consumer of the group with another main package
 // and disjoint topics. It returns an error if there is one, because each of the two would take, and poison, the other's
-// messages. If the group has only other topics but no such consumer, it logs a warning: this may be a new release that takes other
-// events, or the group of a program that is not running. A failed look-up is logged and is not an error, and no group is looked up
-// after it. Nothing is looked up in a caller's transaction, because the database may wait for the end of that.
+// messages; if Config.ShareGroups is set, it logs a warning instead. If the group has only other topics but no such consumer, it logs
+// a warning, too: this may be a new release that takes other events, or the group of a program that is not running. A failed
+// look-up is logged and is not an error, and no group is looked up after it. Nothing is looked up in a caller's transaction, because
+// the database may wait for the end of that.
 func (b *Bus) checkSharing(ctx context.Context, s driver.Subscription) error {
 	lister, ok := b.transport.(driver.ConsumerLister)
 	if !ok || b.notListed || intx.Is(ctx) {
@@ -41,11 +42,18 @@ func (b *Bus) checkSharing(ctx context.Context, s driver.Subscription) error {
 		return nil
 	}
 	for _, c := range found.Consumers {
-		if c.Program != "" && s.Program != "" && c.Program != s.Program && disjoint(c.Topics, s.Topics) {
-			return fmt.Errorf("group %q is consumed by another program, %s on %s, which takes %s, while this one, %s, takes %s: "+
-				"each would take messages of the other; set LEAT_SERVICE or Config.Service of one of them to another name, "+
-				"or stop the other one if this one replaces it", s.Group, c.Program, c.Place, someTopics(c.Topics), s.Program, someTopics(s.Topics))
+		if c.Program == "" || s.Program == "" || c.Program == s.Program || !disjoint(c.Topics, s.Topics) {
+			continue
 		}
+		if b.cfg.ShareGroups {
+			b.cfg.Logger.Warn("leat: the group is consumed by another program that takes none of the same events, so each takes messages of the other",
+				"group", s.Group, "program", c.Program, "place", c.Place, "group_topics", someTopics(c.Topics), "topics", someTopics(s.Topics))
+			return nil
+		}
+		return fmt.Errorf("group %q is consumed by another program, %s on %s, which takes %s, while this one, %s, takes %s: "+
+			"each would take messages of the other; set LEAT_SERVICE or Config.Service of one of them to another name, "+
+			"or stop the other one if this one replaces it; if they share the group on purpose, set LEAT_SHARE_GROUPS=on or Config.ShareGroups",
+			s.Group, c.Program, c.Place, someTopics(c.Topics), s.Program, someTopics(s.Topics))
 	}
 	if disjoint(found.Topics, s.Topics) {
 		b.cfg.Logger.Warn("leat: the group has only other topics than this program subscribes to; if they are another program's, give one of them another service name",

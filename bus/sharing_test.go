@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -43,9 +44,11 @@ func TestRun_refusesAGroupOfAnotherProgram(t *testing.T) {
 		late    bool // the other one is found after this one has joined only
 		err     error
 		refused bool
+		share   bool // Config.ShareGroups
 		logged  string
 	}{
 		"another program that takes other events":              {found: by(billing, "invoice.sent.v1"), refused: true},
+		"another program, on purpose":                          {found: by(billing, "invoice.sent.v1"), share: true, logged: "is consumed by another program that takes none of the same events"},
 		"the same, which starts at the same time":              {found: by(billing, "invoice.sent.v1"), late: true, refused: true},
 		"another program that takes patterns of other events":  {found: by(billing, "invoice.>", "order.*.*.v1"), refused: true},
 		"another program that takes one of its events":         {found: by(billing, "invoice.sent.v1", paidTopic)},
@@ -68,12 +71,13 @@ func TestRun_refusesAGroupOfAnotherProgram(t *testing.T) {
 				return c.found, c.err
 			}}
 			log := new(testenv.Buffer)
-			b := busOver(t, transport, bus.Config{Logger: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelWarn}))})
+			b := busOver(t, transport, bus.Config{ShareGroups: c.share, Logger: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelWarn}))})
 			handle(t, b, "ledger", ok)
 			if c.refused {
 				err := b.Run(t.Context())
 				require.ErrorContains(t, err, `group "shop.ledger" is consumed by another program, `+billing+` on host/7, which takes invoice.`)
 				require.ErrorContains(t, err, "LEAT_SERVICE")
+				require.ErrorContains(t, err, "set LEAT_SHARE_GROUPS=on or Config.ShareGroups")
 				require.Equal(t, c.late, len(transport.joined) > 0, "its topics stay with a group that it has joined")
 				return
 			}
@@ -82,6 +86,9 @@ func TestRun_refusesAGroupOfAnotherProgram(t *testing.T) {
 				require.Empty(t, log.String())
 			} else {
 				require.Contains(t, log.String(), c.logged)
+			}
+			if c.share {
+				require.Equal(t, 1, strings.Count(log.String(), c.logged), "once, although the consumers could be looked up twice")
 			}
 		})
 	}

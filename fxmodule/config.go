@@ -66,6 +66,9 @@ type Config struct {
 	// VersionField is the field of a foreign event's payload that may have its version: LEAT_VERSION_FIELD. Empty means
 	// "version", and "-" means none. See bus.Config.
 	VersionField string `env:"VERSION_FIELD"`
+	// ShareGroups is on if a group may have a live consumer of another program that takes none of the same events, which the start
+	// refuses otherwise: LEAT_SHARE_GROUPS. See bus.Config.
+	ShareGroups Switch `env:"SHARE_GROUPS" envDefault:"off"`
 	// Admin is the address of the admin endpoint: LEAT_ADMIN. It is the path of a unix socket, like
 	// /run/shop/leat.sock, for leat --url unix:///run/shop/leat.sock, or host:port. Empty means no endpoint. Only the user of
 	// the process can open the socket. TCP needs AdminToken, and an address that other machines reach needs AdminCert, too.
@@ -104,7 +107,7 @@ func shownURL(rawURL string) string {
 	return urlopt.Show(u)
 }
 
-// Switch is on or off. Its zero value is the default.
+// Switch is on or off. Its zero value is the default of its field.
 type Switch string
 
 // Positions of a [Switch].
@@ -144,8 +147,10 @@ func (c Config) validate() error {
 	if !slices.Contains([]bus.DedupMode{bus.DedupDefault, bus.DedupOpen, bus.DedupClosed, bus.DedupOff}, c.Dedup) {
 		return fmt.Errorf("fxmodule: configuration: %sDEDUP is %q; it is open, closed or off", Prefix, c.Dedup)
 	}
-	if !slices.Contains([]Switch{"", On, Off}, c.Breaker) {
-		return fmt.Errorf("fxmodule: configuration: %sBREAKER is %q; it is on or off", Prefix, c.Breaker)
+	for name, s := range map[string]Switch{"BREAKER": c.Breaker, "SHARE_GROUPS": c.ShareGroups} {
+		if !slices.Contains([]Switch{"", On, Off}, s) {
+			return fmt.Errorf("fxmodule: configuration: %s%s is %q; it is on or off", Prefix, name, s)
+		}
 	}
 	for name, d := range map[string]time.Duration{"DEDUP_KEEP": c.DedupKeep, "BREAKER_PROBE": c.BreakerProbe, "DRAIN_TIMEOUT": c.DrainTimeout, "CONNECT_TIMEOUT": c.ConnectTimeout} {
 		if d < 0 {

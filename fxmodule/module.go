@@ -138,6 +138,7 @@ func NewBus(p BusParams) (*bus.Bus, error) {
 		DrainTimeout:   p.Config.DrainTimeout,
 		Breaker:        p.Config.breaker(),
 		VersionField:   p.Config.VersionField,
+		ShareGroups:    p.Config.ShareGroups == On,
 	})
 	if err != nil {
 		return nil, errors.Join(err, transport.Close(ctx))

@@ -210,6 +210,7 @@ func TestConfig_rejectsInvalidVariables(t *testing.T) {
 		{"LEAT_DEDUP", "ajar", "open, closed or off"},
 		{"LEAT_BREAKER", "open", `LEAT_BREAKER is "open"; it is on or off`},
 		{"LEAT_BREAKER_PROBE", "-1s", "LEAT_BREAKER_PROBE is -1s; it can't be negative"},
+		{"LEAT_SHARE_GROUPS", "yes", `LEAT_SHARE_GROUPS is "yes"; it is on or off`},
 		{"LEAT_REDIS_URL", "redis://localhost:notaport", "LEAT_REDIS_URL"},
 		{"LEAT_SERVICE", "my shop", `"my shop"`},
 		{"LEAT_ADMIN", ":7070", "LEAT_ADMIN: admin address \":7070\" is open to every user of this machine; listen on a unix socket"},

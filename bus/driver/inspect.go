@@ -40,8 +40,14 @@ type GroupInfo struct {
 	Poisoned   int       // messages in the poison queue
 	Consumers  int       // processes or connections that consume
 	Oldest     time.Time // when the group got its oldest message; zero if it is unknown or there is none
-	Paused     string    // who has paused it in the process that was asked, an operator or the circuit breaker; transports leave it empty
+	Paused     string    // who has paused it in the process that was asked: [PausedByOperator] or [PausedByBreaker]; transports leave it empty
 }
+
+// Values of [GroupInfo.Paused]. They are also the names of the parts of a group's health that report the pause.
+const (
+	PausedByOperator = "operator"
+	PausedByBreaker  = "circuit breaker"
+)
 
 // TopicInfo has a topic or pattern and the groups that have subscribed to it, sorted.
 type TopicInfo struct {

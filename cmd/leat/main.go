@@ -24,9 +24,9 @@
 // The flag --url or the variable LEAT_URL is the URL of the message system, as for a service. For a service whose
 // transport is in memory, use the URL of its admin endpoint: unix:///run/shop/leat.sock if the service has
 // LEAT_ADMIN=/run/shop/leat.sock, and https://host:port or, on the same machine, http://127.0.0.1:7070, with the token in
-// LEAT_ADMIN_TOKEN. A service's own binary may have the same commands; see package fxmodule/cli.
+// LEAT_ADMIN_TOKEN. A service's own binary may have the same commands, except migrate and completion; see package fxmodule/cli.
 //
-// An outbox is a group of its database, <service>.outbox. Its poison queue has the messages that the message system has
+// groups pause, resume and rm are for groups of handlers. An outbox is a group of its database, <service>.outbox. Its poison queue has the messages that the message system has
 // refused. Use that database's URL, as in leat poison ls --url "$LEAT_OUTBOX_URL". The service's own binary and its admin
 // endpoint show it among the other groups. leat doctor also checks the databases of LEAT_OUTBOX_URL and LEAT_INBOX_URL:
 // the tables and their version, the rights, and the number and age of waiting messages.
@@ -36,10 +36,11 @@
 // were in both queues. With --count it only counts.
 //
 // Lists are tables for people and, with --json, JSON lines with stable fields for scripts; unknown counts
-// are null. A poisoned message has the fields id, group, topic, event_id, source, type, version, key, class,
-// error, attempts, tries, first_at, failed_at, at, trace_id, handler, host, pid, build and parked; in show and
-// export, chain, stack, uuid, headers and data too, or headers_base64 and data_base64 for what is not valid
-// UTF-8.
+// are null. groups pause, resume and rm write a line for each group with the fields group and result, which is paused,
+// resumed or deleted; rm adds the messages that were lost: waiting, delayed, parked and poisoned. A poisoned message
+// has the fields id, group, topic, event_id, source, type, version, key, class, error, attempts, tries, first_at,
+// failed_at, at, trace_id, handler, host, pid, build and parked; in show and export, chain, stack, uuid, headers and
+// data too, or headers_base64 and data_base64 for what is not valid UTF-8.
 //
 // The exit status is 0 when all is well, 1 when something failed or doctor found something wrong, and 2
 // when the command line or the URL is wrong. Results go to the standard output, everything else to the

@@ -8,7 +8,7 @@
 //	}
 //
 // The program runs as it does with fxmodule.Main, unless it has arguments: the first must be one of the commands poison,
-// groups, topics, publish, tail, top, describe and doctor, or --help. Then it runs that command of leat on the message
+// groups, topics, publish, tail, top, describe, doctor and console, or --help. Then it runs that command of leat on the message
 // system that the service is configured for, and consumes nothing: constructors run, and start hooks run only for
 // a dry run.
 //
@@ -26,21 +26,33 @@
 // messages that hooks publish. With --no-start no hooks run, for a service whose port is used by a running
 // instance.
 //
+// The commands groups pause and groups resume work on the service's running process on the same machine, through its admin endpoint:
+// run them with the same LEAT_ADMIN and the other variables of the endpoint.
+//
+//	$ LEAT_ADMIN=/run/shop/leat.sock shop groups pause shop.send-receipt
+//
+// The command console serves the console of package fxmodule/console for the message system, as leat console does.
+//
 // It is a separate package, so that services without the commands do not link them.
 package cli
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"net/http"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"slices"
 	"syscall"
 
+	"go.uber.org/dig"
 	"go.uber.org/fx"
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/fxmodule"
+	"github.com/leatbus/leat/fxmodule/console"
 	"github.com/leatbus/leat/internal/admin"
 	"github.com/leatbus/leat/internal/cli"
 	"github.com/leatbus/leat/middleware"
@@ -62,7 +74,14 @@ func Main(options ...fx.Option) {
 
 // names returns the commands' first words.
 func names() []string {
-	return []string{"poison", "groups", "topics", "publish", "tail", "top", "describe", "doctor"}
+	return []string{"poison", "groups", "topics", "publish", "tail", "top", "describe", "doctor", "console"}
+}
+
+// commands has the commands.
+type commands struct {
+	cli.Commands `embed:""`
+
+	Console cli.Console `cmd:"" help:"Serve a console for a browser on this machine."`
 }
 
 const description = `Look after the service's bus. Without one of these commands, the service runs.
@@ -83,25 +102,94 @@ func run(ctx context.Context, args []string, options ...fx.Option) (status int) 
 		Program: filepath.Base(os.Args[0]), Where: "the service's bus",
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, OpenDatabase: sql.Open,
 	}
+	e.Console = func(t bus.Transport, actions bool) http.Handler {
+		return console.New(console.Config{Transport: t, Actions: actions})
+	}
+	e.OpenProcess = func(ctx context.Context) (bus.Transport, error) { return openProcess(ctx, e, options...) }
 	e.Open = func(context.Context) (bus.Transport, error) {
 		var (
-			b     *bus.Bus
-			stack middleware.Stack
-			idle  admin.Idle
+			b      *bus.Bus
+			stack  middleware.Stack
+			idle   admin.Idle
+			config configured
 		)
-		app := fx.New(fx.Options(options...), fx.NopLogger, fx.Supply(&idle), fx.Populate(&b, &stack))
+		app := fx.New(fx.Options(options...), fx.NopLogger, fx.Supply(&idle), fx.Populate(&b, &stack), fx.Invoke(config.set))
 		if err := app.Err(); err != nil {
-			return nil, err
+			return nil, dig.RootCause(err)
 		}
 		if idle.Transport == nil { // the application provides its own bus
 			idle.Transport, idle.Outbox = b.Transport(), b.Outbox()
 		}
-		e.Close = b.Close
+		e.Close, e.ProcessConsole = b.Close, processConsole(endpointOf(config.Config))
 		e.Start = func(ctx context.Context) error { return start(ctx, app, e) }
 		e.DryRunner, e.Describer = admin.NewLocalDryRunner(b, stack), admin.NewLocalDescriber(b, idle.Transport, stack)
 		return admin.WithOutbox(idle.Transport, idle.Outbox), nil
 	}
-	return cli.Run(ctx, new(cli.Commands), e, description, args)
+	return cli.Run(ctx, new(commands), e, description, args)
+}
+
+// configured has the application's configuration, which is empty if the application does not use fxmodule.Module.
+type configured struct {
+	fx.In
+
+	Config fxmodule.Config `optional:"true"`
+}
+
+func (c *configured) set(from configured) { *c = from }
+
+// endpointOf returns the admin endpoint of a process with the configuration.
+func endpointOf(c fxmodule.Config) admin.Endpoint {
+	return admin.Endpoint{Addr: c.Admin, Token: c.AdminToken, Cert: c.AdminCert, Key: c.AdminKey}
+}
+
+// errNoEndpoint is the error for a command that works on the running process if that has no admin endpoint.
+var errNoEndpoint = errors.New("a process is paused and resumed at its admin endpoint: start it with LEAT_ADMIN=/run/shop/leat.sock, and run this command " +
+	"with the same LEAT_ADMIN on its machine, for each process of the group; or scale its deployment to zero")
+
+// openProcess connects to the admin endpoint of the running process. It reads the application's configuration and constructs nothing
+// else, so that it also works while the message system is away.
+func openProcess(ctx context.Context, e *cli.Env, options ...fx.Option) (bus.Transport, error) {
+	var config configured
+	read := false
+	first := fx.Module("leat-cli", fx.Invoke(func(from configured) error { // modules are invoked in their order
+		config, read = from, true
+		return errConfigured
+	}))
+	if err := fx.New(first, fx.Options(options...), fx.NopLogger).Err(); !read {
+		return nil, dig.RootCause(err)
+	}
+	endpoint := endpointOf(config.Config)
+	if endpoint.Addr == "" {
+		return nil, &cli.UsageError{Err: errNoEndpoint}
+	}
+	u, err := endpoint.LocalURL()
+	if err != nil {
+		return nil, &cli.UsageError{Err: fmt.Errorf("%sADMIN: %w", fxmodule.Prefix, err)}
+	}
+	e.Where = u.String()
+	client, err := endpoint.DialRunning(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return client, nil
+}
+
+// errConfigured ends the construction of an application.
+var errConfigured = errors.New("the configuration is known")
+
+// processConsole says where the console of the running process is.
+func processConsole(endpoint admin.Endpoint) string {
+	u, err := endpoint.LocalURL()
+	switch {
+	case endpoint.Addr == "":
+		return "start it with LEAT_ADMIN=/run/shop/leat.sock, and run leat console --url unix:///run/shop/leat.sock"
+	case err != nil:
+		return err.Error()
+	case u.Scheme == "unix":
+		return fmt.Sprintf("run leat console --url %s", u)
+	default:
+		return fmt.Sprintf("run leat console --url %s with its LEAT_ADMIN_TOKEN, or open %s/console/ if the service has the option fxmodule.Console", u, u)
+	}
 }
 
 // start runs the application's start hooks, and makes e.Close run its stop hooks.

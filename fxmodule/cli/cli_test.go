@@ -1,11 +1,14 @@
 package cli_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
+	"net/http"
 	"net/url"
 	"os"
 	"os/exec"
@@ -24,6 +27,7 @@ import (
 	"github.com/leatbus/leat/fxmodule"
 	"github.com/leatbus/leat/fxmodule/cli"
 	"github.com/leatbus/leat/handlers"
+	"github.com/leatbus/leat/internal/admin"
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports"
 	"github.com/leatbus/leat/transports/sql"
@@ -44,6 +48,7 @@ func (receiptSent) EventType() (name string, version int) { return "receipt.sent
 
 // shop is a service with the commands. Its effects are lines in a file.
 func shop() {
+	testenv.OutliveInterrupt()
 	cli.Main(
 		fxmodule.Module,
 		fx.Provide(newStock),
@@ -211,6 +216,124 @@ func TestDryRun_withoutTheServicesStart(t *testing.T) {
 	require.NoFileExists(t, w.effects)
 }
 
+// TestGroupsPause_reachesTheRunningProcess pauses a group of a process of the service by its admin endpoint.
+func TestGroupsPause_reachesTheRunningProcess(t *testing.T) {
+	w := newWorld(t, "sqlite://"+filepath.Join(t.TempDir(), "bus.db"))
+	out, status := w.shop("groups", "pause", w.group("mail"))
+	require.Equal(t, 2, status, out)
+	require.Contains(t, out, "start it with LEAT_ADMIN=/run/shop/leat.sock, and run this command with the same LEAT_ADMIN on its machine")
+
+	socket := filepath.Join(t.TempDir(), "s")
+	t.Setenv("LEAT_ADMIN", socket)
+	out, status = w.shop("groups", "pause", w.group("mail"))
+	require.Equal(t, 1, status, out)
+	require.Contains(t, out, "groups pause: unix://"+socket+": ")
+	require.Contains(t, out, "is a process of the service running here, with the same LEAT_ADMIN?")
+	require.NotContains(t, out, "doctor")
+
+	stop := w.start()
+	out, status = w.shop("groups", "pause", w.group("mail"))
+	require.Equal(t, 0, status, out)
+	require.Equal(t, "paused "+w.group("mail")+" in this process; other processes of the group go on as before\n", out)
+	u, err := url.Parse("unix://" + socket)
+	require.NoError(t, err)
+	process, err := admin.Dial(w.patience(), u, "")
+	require.NoError(t, err)
+	groups, err := admin.FindGroups(w.patience(), process, w.group("mail"), w.group("ledger"))
+	require.NoError(t, err)
+	require.Equal(t, driver.PausedByOperator, groups[0].Paused)
+	require.Empty(t, groups[1].Paused)
+
+	away := *w
+	away.url = "postgres://127.0.0.1:1/db"
+	out, status = away.shop("groups", "resume", "--json", w.group("mail"))
+	require.Equal(t, 0, status, out)
+	require.Equal(t, `{"group":"`+w.group("mail")+`","result":"resumed"}`+"\n", out, "the message system may be away")
+	groups, err = admin.FindGroups(w.patience(), process, w.group("mail"))
+	require.NoError(t, err)
+	require.Empty(t, groups[0].Paused)
+	require.NoError(t, process.Close(w.patience()))
+
+	out, status = w.shop("groups", "pause", w.group("mial"))
+	require.Equal(t, 2, status, out)
+	require.Contains(t, out, "Did you mean "+w.group("mail")+"?")
+	stop()
+	t.Setenv("LEAT_ADMIN", "127.0.0.1:7070")
+	out, status = w.shop("groups", "pause", w.group("mail"))
+	require.Equal(t, 2, status, out)
+	require.Contains(t, out, "LEAT_ADMIN: admin address \"127.0.0.1:7070\" is open to every user of this machine")
+	t.Setenv("LEAT_ADMN", socket)
+	out, status = w.shop("groups", "pause", w.group("mail"))
+	require.Equal(t, 1, status, out)
+	require.Contains(t, out, "Did you mean LEAT_ADMIN?")
+}
+
+// start starts the service with an admin endpoint and returns what stops it.
+func (w *world) start() (stop func()) {
+	cmd := exec.CommandContext(w.patience(), "shop")
+	cmd.Env = w.environ()
+	log, err := cmd.StderrPipe() // ends with the process
+	require.NoError(w, err)
+	require.NoError(w, cmd.Start())
+	lines := bufio.NewScanner(log)
+	for lines.Scan() && !strings.Contains(lines.Text(), "leat: admin endpoint") {
+		w.Log(lines.Text())
+	}
+	require.NoError(w, lines.Err())
+	require.Contains(w, lines.Text(), "leat: admin endpoint")
+	rest := make(chan struct{})
+	go func() {
+		defer close(rest)
+		_, _ = io.Copy(io.Discard, log) // until the process has ended
+	}()
+	return func() {
+		require.NoError(w, testenv.Interrupt(cmd))
+		<-rest
+	}
+}
+
+func TestConsole_servesTheConfiguredTransport(t *testing.T) {
+	w := newWorld(t, "sqlite://"+filepath.Join(t.TempDir(), "bus.db"))
+	cmd := exec.CommandContext(w.patience(), "shop", "console")
+	cmd.Env = w.environ()
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	address, err := bufio.NewReader(out).ReadString('\n')
+	require.NoError(t, err)
+	r, err := http.NewRequestWithContext(w.patience(), http.MethodGet, strings.TrimSpace(address), nil)
+	require.NoError(t, err)
+	response, err := http.DefaultClient.Do(r)
+	require.NoError(t, err)
+	page, err := io.ReadAll(response.Body)
+	require.NoError(t, err)
+	require.NoError(t, response.Body.Close())
+	http.DefaultClient.CloseIdleConnections()
+	require.Equal(t, http.StatusOK, response.StatusCode)
+	require.Contains(t, string(page), w.group("ledger"))
+	require.NoError(t, testenv.Interrupt(cmd))
+	require.NoFileExists(t, w.hooks, "the service did not start")
+}
+
+func TestConsole_ofATransportInMemoryIsInTheProcess(t *testing.T) {
+	w := newWorld(t, "sqlite://"+filepath.Join(t.TempDir(), "bus.db"))
+	w.url = "memory://"
+	for _, c := range []struct{ admin, token, want string }{
+		{"", "", "start it with LEAT_ADMIN=/run/shop/leat.sock, and run leat console --url unix:///run/shop/leat.sock"},
+		{"/run/till/leat.sock", "", "run leat console --url unix:///run/till/leat.sock\n"},
+		{"127.0.0.1:7070", "0123456789abcdef", "run leat console --url http://127.0.0.1:7070 with its LEAT_ADMIN_TOKEN, " +
+			"or open http://127.0.0.1:7070/console/ if the service has the option fxmodule.Console\n"},
+		{"127.0.0.1:7070", "", "open to every user of this machine"},
+	} {
+		t.Setenv("LEAT_ADMIN", c.admin)
+		t.Setenv("LEAT_ADMIN_TOKEN", c.token)
+		out, status := w.shop("console")
+		require.Equal(t, 2, status, out)
+		require.Contains(t, out, "this transport is inside the service's process; ")
+		require.Contains(t, out, c.want)
+	}
+}
+
 // world is a message system on which the shop has failed.
 type world struct {
 	*testing.T
@@ -255,13 +378,17 @@ func (w *world) patience() context.Context {
 // shop runs the service's binary and returns what it wrote, and its exit status.
 func (w *world) shop(args ...string) (output string, status int) {
 	cmd := exec.CommandContext(w.patience(), "shop", args...)
-	cmd.Env = append(os.Environ(), "LEAT_URL="+w.url, "LEAT_SERVICE="+w.service, "SHOP_EFFECTS="+w.effects, "SHOP_HOOKS="+w.hooks, "GORACE=atexit_sleep_ms=0")
+	cmd.Env = w.environ()
 	out, err := cmd.CombinedOutput()
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 		return string(out), exit.ExitCode()
 	}
 	require.NoError(w, err)
 	return string(out), 0
+}
+
+func (w *world) environ() []string {
+	return append(os.Environ(), "LEAT_URL="+w.url, "LEAT_SERVICE="+w.service, "SHOP_EFFECTS="+w.effects, "SHOP_HOOKS="+w.hooks, "GORACE=atexit_sleep_ms=0")
 }
 
 // snapshot returns all messages of the groups.

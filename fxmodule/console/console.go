@@ -5,7 +5,7 @@
 //	http.Handle("/leat/", http.StripPrefix("/leat", console.New(console.Config{Bus: b, Stack: stack})))
 //
 // In an fx service, fxmodule.Console(console.ReadOnly) serves it at the admin endpoint, under /console/. The command leat
-// console serves it for a message system that other processes use.
+// console, which a service's own binary with package fxmodule/cli has too, serves it for a message system that other processes use.
 //
 // Pages are made on the server and work without JavaScript, but for the live parts. Nothing is loaded from elsewhere.
 // The package stands by itself so that a service without a console does not link it.

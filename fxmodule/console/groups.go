@@ -39,7 +39,7 @@ type chip struct{ Kind, Text string }
 func (g groupView) State() chip {
 	if g.Service != nil {
 		switch {
-		case g.Service.Degraded["circuit breaker"] != "", g.Service.Degraded["operator"] != "":
+		case admin.PausedBy(g.Service.Degraded) != "":
 			return chip{"bad", "paused"}
 		case g.Service.State == bus.Running:
 			return chip{"ok", "running"}

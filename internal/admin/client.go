@@ -35,7 +35,10 @@ var (
 // Certificates are verified against the roots of the system, to which SSL_CERT_FILE adds on Unix. Dial blocks until the
 // endpoint has answered or ctx is done.
 func Dial(ctx context.Context, base *url.URL, token string) (*Client, error) {
-	transport := &http.Transport{}
+	return dial(ctx, base, token, &http.Transport{})
+}
+
+func dial(ctx context.Context, base *url.URL, token string, transport *http.Transport) (*Client, error) {
 	switch {
 	case base.User != nil || base.RawQuery != "":
 		return nil, errURL()

@@ -4,7 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 
+	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/bus/driver"
 )
 
@@ -61,6 +65,27 @@ func diagnoseGroup(g driver.GroupInfo) driver.Finding {
 		f.Err = fmt.Errorf("%d messages wait, and there is no consumer", g.Waiting)
 		f.Fix = "start the service of the group; if there is none, its messages wait forever"
 	}
+	return f
+}
+
+// diagnoseHealth returns what is wrong with a group, by the health of its process, whose admin endpoint has the URL.
+func diagnoseHealth(h bus.Health, url string) driver.Finding {
+	f := driver.Finding{Check: "health of " + h.Group, Text: string(h.State)}
+	var fixes []string
+	for _, part := range slices.Sorted(maps.Keys(h.Degraded)) {
+		f.Err = errors.Join(f.Err, fmt.Errorf("%s: %s", part, h.Degraded[part]))
+		fix := "see the service's log, and what it depends on"
+		switch part {
+		case driver.PausedByOperator:
+			fix = fmt.Sprintf("run leat groups resume %s --url %s", h.Group, url)
+		case driver.PausedByBreaker:
+			fix = "end the outage that the last error names; the group goes on by itself once its probes, which are single messages, succeed"
+		}
+		if !slices.Contains(fixes, fix) {
+			fixes = append(fixes, fix)
+		}
+	}
+	f.Fix = strings.Join(fixes, "; ")
 	return f
 }
 

@@ -9,11 +9,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"mime"
 	"net/http"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -306,7 +304,7 @@ func (a Endpoint) groups(w http.ResponseWriter, r *http.Request) error {
 	}
 	paused := make(map[string]string)
 	for _, h := range a.Bus.Health() {
-		paused[h.Group] = pausedBy(h.Degraded)
+		paused[h.Group] = PausedBy(h.Degraded)
 	}
 	for i := range all {
 		all[i].Paused = paused[all[i].Name]
@@ -328,16 +326,10 @@ func (a Endpoint) setPaused(w http.ResponseWriter, r *http.Request, paused bool)
 		return err
 	}
 	group := r.PathValue("group")
-	err := a.Bus.SetPaused(group, paused)
-	if errors.Is(err, driver.ErrNotFound) {
-		text := fmt.Sprintf("this process has no group %q", group)
-		known := each(a.Bus.Handlers(), func(h bus.Handler) string { return a.Bus.GroupName(h.Name) })
-		if near := nearestGroup(group, known); near != "" {
-			text += fmt.Sprintf(". Did you mean %s?", near)
-		}
-		return &statusError{http.StatusNotFound, text}
+	if err := checkHandlers(each(a.Bus.Handlers(), func(h bus.Handler) string { return a.Bus.GroupName(h.Name) }), group); err != nil {
+		return err
 	}
-	if err != nil {
+	if err := a.Bus.SetPaused(group, paused); err != nil {
 		return err
 	}
 	return answer(w, struct{}{})
@@ -363,12 +355,7 @@ func (a Endpoint) doctor(w http.ResponseWriter, r *http.Request) error {
 	}
 	findings := inspector.Diagnose(r.Context())
 	for _, h := range a.Bus.Health() {
-		f := driver.Finding{Check: "health of " + h.Group, Text: string(h.State)}
-		for _, part := range slices.Sorted(maps.Keys(h.Degraded)) {
-			f.Err = errors.Join(f.Err, fmt.Errorf("%s: %s", part, h.Degraded[part]))
-			f.Fix = "see the service's log, and what it depends on"
-		}
-		findings = append(findings, f)
+		findings = append(findings, diagnoseHealth(h, a.urlOf(r)))
 	}
 	return answer(w, each(findings, DescribeFinding)...)
 }

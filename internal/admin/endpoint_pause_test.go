@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/admin"
 )
 
@@ -18,7 +19,7 @@ func TestEndpoint_pausesGroupsOfItsBus(t *testing.T) {
 	require.NoError(t, b.Handle(bus.Handler{Name: "mail", Topics: []string{"order.paid.v1"}, Bind: func(bus.Encoder) message.HandlerFunc {
 		return func(*message.Message) ([]*message.Message, error) { return nil, nil }
 	}}))
-	paused := func() bool { return b.Health()[0].Degraded["operator"] != "" }
+	paused := func() bool { return b.Health()[0].Degraded[driver.PausedByOperator] != "" }
 	for _, c := range []struct {
 		what, method, path, token, content, body string
 		want                                     int
@@ -45,4 +46,45 @@ func TestEndpoint_pausesGroupsOfItsBus(t *testing.T) {
 		require.Contains(t, w.Body.String(), c.says, c.what)
 		require.Equal(t, c.paused, paused(), c.what)
 	}
+}
+
+// TestEndpoint_doctorSaysHowAPauseEnds checks the fixes by the URL that the client used.
+func TestEndpoint_doctorSaysHowAPauseEnds(t *testing.T) {
+	b := newBus(t)
+	require.NoError(t, b.Handle(bus.Handler{Name: "mail", Topics: []string{"order.paid.v1"}, Bind: func(bus.Encoder) message.HandlerFunc {
+		return func(*message.Message) ([]*message.Message, error) { return nil, nil }
+	}}))
+	require.NoError(t, b.SetPaused("shop.mail", true))
+	for _, c := range []struct{ addr, called, want string }{
+		{"/run/shop/leat.sock", "http://localhost", "unix:///run/shop/leat.sock"},
+		{"127.0.0.1:7070", "http://127.0.0.1:7070", "http://127.0.0.1:7070"},
+		{":7070", "https://shop.example:7070", "https://shop.example:7070"},
+		{"", "http://localhost:8080", "http://localhost:8080"},        // a server of the service's own
+		{"", "http://shop.example:8080", "https://shop.example:8080"}, // behind a proxy that ends TLS
+	} {
+		r := httptest.NewRequest(http.MethodGet, c.called+"/doctor", nil)
+		r.Header.Set("Authorization", "Bearer "+token)
+		w := httptest.NewRecorder()
+		admin.Endpoint{Addr: c.addr, Token: token, Bus: b}.Handler().ServeHTTP(w, r)
+		require.Equal(t, http.StatusOK, w.Code, c)
+		require.Contains(t, w.Body.String(), `"fix":"run leat groups resume shop.mail --url `+c.want+`"`, c)
+	}
+}
+
+func TestDiagnoseHealth_saysWhatResumesAGroup(t *testing.T) {
+	const url = "unix:///run/shop/leat.sock"
+	of := func(degraded map[string]string) driver.Finding {
+		return admin.DiagnoseHealth(bus.Health{Group: "shop.mail", State: bus.Degraded, Degraded: degraded}, url)
+	}
+	f := of(nil)
+	require.NoError(t, f.Err)
+	require.Empty(t, f.Fix)
+	f = of(map[string]string{driver.PausedByBreaker: "paused since noon, and the last failed with: the mail server is away"})
+	require.ErrorContains(t, f.Err, "circuit breaker: paused since noon")
+	require.Contains(t, f.Fix, "end the outage that the last error names; the group goes on by itself")
+	require.NotContains(t, f.Fix, "groups resume")
+	f = of(map[string]string{driver.PausedByOperator: "paused", driver.PausedByBreaker: "paused", "dedup": "away", "transport": "away"})
+	require.Contains(t, f.Fix, "by itself")
+	require.Contains(t, f.Fix, "leat groups resume shop.mail --url "+url)
+	require.Equal(t, 1, strings.Count(f.Fix, "see the service's log"))
 }

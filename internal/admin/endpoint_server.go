@@ -100,6 +100,20 @@ func hostname(hostport string) string {
 	return strings.Trim(hostport, "[]")
 }
 
+// urlOf returns the URL by which the client of a request reaches the endpoint, for [Dial].
+func (a Endpoint) urlOf(r *http.Request) string {
+	path, isSocket, err := socketPath(a.Addr)
+	switch {
+	case isSocket && err == nil:
+		return socketURL(path)
+	case r.TLS == nil && isLoopback(hostname(r.Host)), r.TLS == nil && hostname(r.Host) == "localhost":
+		return "http://" + r.Host
+	}
+	return "https://" + r.Host // of a proxy if the request has no TLS: Dial takes no other URL of another machine
+}
+
+func socketURL(path string) string { return "unix://" + filepath.ToSlash(path) }
+
 // A Server serves an [Endpoint] until Stop.
 type Server struct {
 	server  *http.Server
@@ -133,7 +147,7 @@ func (a Endpoint) listen(ctx context.Context) (_ net.Listener, url string, relea
 		if err != nil {
 			return nil, "", nil, err
 		}
-		return newBoundedListener(listener), "unix://" + filepath.ToSlash(path), release, nil
+		return newBoundedListener(listener), socketURL(path), release, nil
 	}
 	release = func() {}
 	var certificate tls.Certificate

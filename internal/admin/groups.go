@@ -2,6 +2,7 @@ package admin
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -14,11 +15,20 @@ import (
 type UnknownGroupError struct {
 	Group   string
 	Nearest string // "" if none is similar
+
+	handlers bool // only groups of a process's handlers were looked for
+}
+
+// IsOutbox reports whether the group's name is that of an outbox, which is in another database, and not that of a similar group.
+func (e *UnknownGroupError) IsOutbox() bool {
+	return strings.HasSuffix(e.Group, outboxSuffix) && !strings.HasSuffix(e.Nearest, outboxSuffix)
 }
 
 func (e *UnknownGroupError) Error() string {
 	switch {
-	case strings.HasSuffix(e.Group, outboxSuffix) && !strings.HasSuffix(e.Nearest, outboxSuffix):
+	case e.handlers && strings.HasSuffix(e.Group, outboxSuffix):
+		return fmt.Sprintf("%q is no group of a handler; an outbox can't be paused: its events wait in its database while the service is stopped", e.Group)
+	case e.IsOutbox():
 		return fmt.Sprintf("there is no group %q; an outbox is in its own database: give --url the value of LEAT_OUTBOX_URL", e.Group)
 	case e.Nearest != "":
 		return fmt.Sprintf("there is no group %q. Did you mean %s?", e.Group, e.Nearest)
@@ -44,7 +54,16 @@ func FindGroups(ctx context.Context, inspector driver.Inspector, names ...string
 
 // CheckGroups returns an [UnknownGroupError] if the described service has no group of one of the names.
 func (d Description) CheckGroups(names ...string) error {
-	return checkGroups(each(d.Groups, func(g GroupDescription) string { return g.Group }), names...)
+	return checkHandlers(each(d.Groups, func(g GroupDescription) string { return g.Group }), names...)
+}
+
+// checkHandlers does the same as checkGroups for the groups of a process's handlers.
+func checkHandlers(known []string, names ...string) error {
+	err := checkGroups(known, names...)
+	if unknown, ok := errors.AsType[*UnknownGroupError](err); ok {
+		unknown.handlers = true
+	}
+	return err
 }
 
 func checkGroups(known []string, names ...string) error {
@@ -66,9 +85,10 @@ func nearestGroup(name string, known []string) string {
 	return urlopt.Nearest(name, known)
 }
 
-// pausedBy returns who has paused a group, by the degraded parts of its health; "" if it is not paused.
-func pausedBy(degraded map[string]string) string {
-	for _, part := range []string{"operator", "circuit breaker"} {
+// PausedBy returns who has paused a group, by the degraded parts of its health; "" if it is not paused. An operator comes first,
+// because the breaker does not end an operator's pause.
+func PausedBy(degraded map[string]string) string {
+	for _, part := range []string{driver.PausedByOperator, driver.PausedByBreaker} {
 		if degraded[part] != "" {
 			return part
 		}

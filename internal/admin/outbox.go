@@ -107,6 +107,22 @@ func IsOutbox(g driver.GroupInfo) bool {
 	return strings.HasSuffix(g.Name, outboxSuffix) && len(g.Topics) == 0
 }
 
+// HasOutboxes reports whether a transport has outboxes among its groups: in its tables, or by [WithOutbox].
+func HasOutboxes(t driver.Transport) bool {
+	switch t := t.(type) {
+	case *withOutbox, *inspectedOutbox:
+		return true
+	default:
+		_, tables := t.(InboxDoctor)
+		return tables
+	}
+}
+
+// An InboxDoctor is a transport whose tables may have an outbox and an inbox.
+type InboxDoctor interface {
+	DiagnoseInbox(ctx context.Context) []driver.Finding
+}
+
 // outboxPatience is how long a committed event may wait before it counts as stuck. Relays need
 // milliseconds.
 const outboxPatience = 5 * time.Minute

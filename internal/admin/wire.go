@@ -19,7 +19,7 @@ type Group struct {
 	Poisoned  *int       `json:"poisoned"`
 	Consumers *int       `json:"consumers"`
 	Oldest    *time.Time `json:"oldest,omitempty"`
-	Paused    string     `json:"paused,omitempty"` // who has paused it in this process: operator or circuit breaker
+	Paused    string     `json:"paused,omitempty"` // who has paused it in this process, as in driver.GroupInfo
 }
 
 // DescribeGroup returns a group for JSON.

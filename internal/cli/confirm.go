@@ -3,6 +3,7 @@ package cli
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -27,7 +28,12 @@ func (c consent) confirm(ctx context.Context, e *Env) Confirm {
 		}
 		fmt.Fprintf(e.Stderr, "%s [y/N] ", question)
 		answer, err := readLine(ctx, e.Stdin)
-		if err != nil && answer == "" {
+		switch {
+		case errors.Is(err, io.EOF): // Ctrl-D, also behind a line that was not finished
+			fmt.Fprintln(e.Stderr)
+			answer = ""
+		case err != nil:
+			fmt.Fprintln(e.Stderr)
 			return fmt.Errorf("no answer: %w", err)
 		}
 		switch strings.ToLower(strings.TrimSpace(answer)) {

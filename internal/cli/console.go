@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/subtle"
@@ -32,7 +33,7 @@ func (c *Console) Run(ctx context.Context, e *Env) error {
 	}
 	return c.with(ctx, e, func(s *session) error {
 		if _, remote := s.Transport.(*admin.Client); !remote && !s.Capabilities().Durable {
-			return usage("this transport is inside a service's process; give the URL of the service's admin endpoint")
+			return usage("this transport is inside the service's process; %s", cmp.Or(e.ProcessConsole, "give the URL of the service's admin endpoint"))
 		}
 		listener, err := new(net.ListenConfig).Listen(ctx, "tcp", c.Listen)
 		if err != nil {

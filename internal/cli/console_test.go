@@ -67,7 +67,7 @@ func TestConsole_servesOnlyBelowItsToken(t *testing.T) {
 func TestConsole_refusesWhatCanNotWork(t *testing.T) {
 	for want, args := range map[string][]string{
 		"write a loopback address and a port": {"console", "--listen", "0.0.0.0:8080"},
-		"inside a service's process":          {"console"},
+		"inside the service's process":        {"console"},
 	} {
 		var said bytes.Buffer
 		e := &Env{Program: "leat", Stdout: io.Discard, Stderr: &said}

@@ -44,15 +44,10 @@ func (c *doctor) outbox(ctx context.Context, e *Env) []driver.Finding {
 	})
 }
 
-// An inboxDoctor is a transport whose tables may have an inbox.
-type inboxDoctor interface {
-	DiagnoseInbox(ctx context.Context) []driver.Finding
-}
-
 // inbox checks the table of an inbox.
 func (c *doctor) inbox(ctx context.Context, e *Env) []driver.Finding {
 	return c.database(ctx, e, "inbox", c.InboxURL, func(ctx context.Context, t driver.Transport) []driver.Finding {
-		return t.(inboxDoctor).DiagnoseInbox(ctx)
+		return t.(admin.InboxDoctor).DiagnoseInbox(ctx)
 	})
 }
 

@@ -10,24 +10,32 @@ import (
 
 type groupsPause struct {
 	connect `embed:""`
+	output  `embed:""`
 
 	Names []string `arg:"" name:"group" help:"The groups to pause."`
 }
 
-// Run pauses the groups in one process.
+// Run pauses the groups in one process; with --json a line is a groupResult.
 func (c *groupsPause) Run(ctx context.Context, e *Env) error {
-	return c.setPaused(ctx, e, true, "paused", c.Names...)
+	return c.setPaused(ctx, e, c.output, true, "paused", c.Names...)
 }
 
 type groupsResume struct {
 	connect `embed:""`
+	output  `embed:""`
 
 	Names []string `arg:"" name:"group" help:"The groups to resume."`
 }
 
-// Run resumes the groups in one process.
+// Run resumes the groups in one process; with --json a line is a groupResult.
 func (c *groupsResume) Run(ctx context.Context, e *Env) error {
-	return c.setPaused(ctx, e, false, "resumed", c.Names...)
+	return c.setPaused(ctx, e, c.output, false, "resumed", c.Names...)
+}
+
+// groupResult is what was done with a group, in JSON.
+type groupResult struct {
+	Group  string `json:"group"`
+	Result string `json:"result"` // paused, resumed or deleted
 }
 
 // pauser is a service's process, reached by its admin endpoint.
@@ -39,7 +47,10 @@ type pauser interface {
 var _ pauser = (*admin.Client)(nil)
 
 // setPaused pauses or resumes groups, after it has checked that all of them exist.
-func (c connect) setPaused(ctx context.Context, e *Env, paused bool, did string, names ...string) error {
+func (c connect) setPaused(ctx context.Context, e *Env, out output, paused bool, did string, names ...string) error {
+	if e.OpenProcess != nil {
+		e.Open = e.OpenProcess
+	}
 	return c.with(ctx, e, func(s *session) error {
 		process, ok := s.Transport.(pauser)
 		if !ok {
@@ -52,6 +63,12 @@ func (c connect) setPaused(ctx context.Context, e *Env, paused bool, did string,
 		for _, name := range names {
 			if err := s.setPaused(ctx, process, name, paused); err != nil {
 				return err
+			}
+			if out.JSON {
+				if err := s.line(groupResult{name, did}); err != nil {
+					return err
+				}
+				continue
 			}
 			fmt.Fprintf(s.Stdout, "%s %s in this process; other processes of the group go on as before\n", did, name)
 		}

@@ -44,7 +44,10 @@ type Env struct {
 	Stdout, Stderr io.Writer
 	// Open opens the message system. The command closes it.
 	Open func(ctx context.Context) (driver.Transport, error)
-	// Close closes it; nil means the transport's Close.
+	// OpenProcess connects to the admin endpoint of the service's running process, for commands that work on a process; nil if
+	// Open may do so. The command closes the connection.
+	OpenProcess func(ctx context.Context) (driver.Transport, error)
+	// Close closes what Open has opened; nil means the transport's Close.
 	Close func(ctx context.Context) error
 	// OpenDatabase opens the database of an outbox or an inbox for doctor. It creates nothing.
 	OpenDatabase func(ctx context.Context, u *url.URL) (driver.Transport, error)
@@ -57,6 +60,8 @@ type Env struct {
 	Describer admin.Describer
 	// Console returns the console of a message system; nil for a program without the command Console.
 	Console func(t driver.Transport, actions bool) http.Handler
+	// ProcessConsole says where the console of the service's running process is; "" if Open may connect to its admin endpoint.
+	ProcessConsole string
 }
 
 // A UsageError is a mistake in the command line or the URL.
