@@ -19,6 +19,7 @@ type fetcher struct {
 	before     int64           // how many deliveries were finished then
 	starved    bool            // workers waited for the last one, and had handled most of what the one before got
 	full       bool            // the last claim got all it asked for
+	size       int             // bytes of a message of the last claim that got some, on average
 	seen       uint64          // the hints before the last claim
 	empty      bool            // it found less than it asked for
 	wait       backoff.Backoff // until the database is asked again without a hint
@@ -100,7 +101,13 @@ func (f *fetcher) demand() int {
 	if heldBack*2 > want || want == 0 || heldBack > 0 && f.room() <= 0 {
 		return 0
 	}
-	return min(want, f.cap()) - heldBack
+	return max(min(want, f.cap(), f.fitting()), heldBack+1) - heldBack
+}
+
+// fitting returns how many messages of the size of those that the last claim has got the buffer has bytes for, and one more: MySQL
+// reads the payloads of all messages that a claim asks for, to know their sizes.
+func (f *fetcher) fitting() int {
+	return f.core.cfg.PrefetchBytes/max(f.size, 1) + 1
 }
 
 // room returns how many bytes the buffer may take beyond those it has.
@@ -207,8 +214,13 @@ func (f *fetcher) fetch(want int) error {
 	if err != nil {
 		return err
 	}
+	total := 0
 	for _, m := range taken {
-		room -= len(m.payload) + len(m.headers)
+		total += len(m.payload) + len(m.headers)
+	}
+	room -= total
+	if len(taken) > 0 {
+		f.size = total / len(taken)
 	}
 	f.core.link.works()
 	f.sure = true

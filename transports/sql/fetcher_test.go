@@ -76,3 +76,18 @@ func prefetchWith(t *testing.T, order driver.Order, claim, handler time.Duration
 	})
 	return prefetch
 }
+
+// TestFetcher_asksForFewLargeMessages: a claim asks for no more messages than there is room for, if they are as large as the last ones.
+func TestFetcher_asksForFewLargeMessages(t *testing.T) {
+	t.Parallel()
+	s, _ := pgxStore(t)
+	_, f := keyedFeed(t, s, driver.Unordered)
+	f.buffer = make(chan *delivery, 1000)
+	f.prefetch = 500
+	f.waiting.Store(2)
+	require.Equal(t, 502, f.demand())
+	f.size = f.core.cfg.PrefetchBytes / 4
+	require.Equal(t, 5, f.demand())
+	f.size = 2 * f.core.cfg.PrefetchBytes
+	require.Equal(t, 1, f.demand())
+}
