@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -166,18 +167,10 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Codec == nil {
 		c.Codec = JSON{}
 	}
-	if c.VersionField == "" {
-		c.VersionField = defaultVersionField
-	}
-	if c.Logger == nil {
-		c.Logger = slog.Default()
-	}
-	if c.MaxPayload == 0 {
-		c.MaxPayload = defaultMaxPayload
-	}
-	if c.DrainTimeout == 0 {
-		c.DrainTimeout = defaultDrainTimeout
-	}
+	c.VersionField = cmp.Or(c.VersionField, defaultVersionField)
+	c.Logger = cmp.Or(c.Logger, slog.Default())
+	c.MaxPayload = cmp.Or(c.MaxPayload, defaultMaxPayload)
+	c.DrainTimeout = cmp.Or(c.DrainTimeout, defaultDrainTimeout)
 	return c, nil
 }
 

@@ -1,6 +1,7 @@
 package middleware
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"hash/maphash"
@@ -27,9 +28,7 @@ type MemoryStore struct {
 // NewMemoryStore returns an empty store for at most capacity marks. 0 means [DefaultMemoryCapacity]; less than 1,000 counts as
 // 1,000. A full store takes up to 15 bytes per mark.
 func NewMemoryStore(capacity int) *MemoryStore {
-	if capacity == 0 {
-		capacity = DefaultMemoryCapacity
-	}
+	capacity = cmp.Or(capacity, DefaultMemoryCapacity)
 	s := &MemoryStore{seeds: [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()}}
 	for i := range s.shards {
 		s.shards[i].claims = make(map[hash]string)

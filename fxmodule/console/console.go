@@ -13,6 +13,7 @@ package console
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"embed"
 	"errors"
@@ -78,9 +79,7 @@ func New(cfg Config) http.Handler {
 	if c.Authorize == nil {
 		c.Authorize = fromThisMachine
 	}
-	if c.Logger == nil {
-		c.Logger = slog.Default()
-	}
+	c.Logger = cmp.Or(c.Logger, slog.Default())
 	if remote, ok := c.transport.(admin.DryRunner); ok {
 		c.dryRunner = remote
 	}

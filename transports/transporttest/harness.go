@@ -1,6 +1,7 @@
 package transporttest
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -46,9 +47,7 @@ type Harness struct {
 
 // Run tests every promise. It blocks until all tests have ended.
 func Run(t *testing.T, h Harness) {
-	if h.Patience == 0 {
-		h.Patience = 5 * time.Minute
-	}
+	h.Patience = cmp.Or(h.Patience, 5*time.Minute)
 	for _, promise := range []struct {
 		name string
 		test func(*testing.T, Harness)
