@@ -187,10 +187,7 @@ func operatorReason(c breaker.Change) error {
 // breaker neither ends the pause nor probes meanwhile. It does not block, does nothing if the group is in that state already, and
 // returns an error that matches [driver.ErrNotFound] if the bus has no such group. It may be called before Run.
 func (b *Bus) SetPaused(group string, paused bool) error {
-	b.mu.Lock()
-	groups := b.groups
-	b.mu.Unlock()
-	for _, g := range groups {
+	for _, g := range b.groups.all() {
 		switch {
 		case g.name != group:
 			continue
