@@ -96,6 +96,14 @@ func newWorld(t testing.TB, h Harness) *world {
 	return &world{TB: t, h: h, ctx: ctx, prefix: fmt.Sprintf("t%08x", rand.Uint32())}
 }
 
+// newLedger returns a world with an open transport, a topic and a receiver of its group "ledger".
+func newLedger(t *testing.T, h Harness) (w *world, transport driver.Transport, topic string, receiver driver.Receiver) {
+	t.Helper()
+	w = newWorld(t, h)
+	transport, topic = w.open(), w.topic("order.paid.v1")
+	return w, transport, topic, w.subscribe(transport, w.subscription("ledger", topic))
+}
+
 // open returns a new instance, which it closes at the end of the test.
 func (w *world) open() driver.Transport { return w.closing(w.h.Open(w.TB)) }
 
