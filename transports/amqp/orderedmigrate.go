@@ -91,7 +91,7 @@ func (s *orderedSession) adopt(p *prober) error {
 	id := ids.New()
 	f.mu.Lock()
 	s.passes[c.from] = c
-	s.publish(0, &outgoing{key: name, msg: amqp.Publishing{
+	s.publisher.publish(0, &outgoing{key: name, msg: amqp.Publishing{
 		DeliveryMode: amqp.Persistent, MessageId: id, Headers: amqp.Table{headerHeldNote: legacyScan},
 	}})
 	f.mu.Unlock()
