@@ -30,18 +30,15 @@ func (s *orderedSession) carryOutEffects() {
 			s.do(e)
 		}
 	}
-	if s.log != nil && s.takeover != nil && s.takeover.Ready() && !s.log.ready {
-		s.log.ready = true
-		s.try(s.lead)
-	}
+	s.election.leadIfReady()
 }
 
 func (s *orderedSession) effects() []ordered.Effect {
 	switch {
 	case s.machine != nil:
 		return s.machine.Effects()
-	case s.takeover != nil:
-		return s.takeover.Effects()
+	case s.election.takeover != nil:
+		return s.election.takeover.Effects()
 	}
 	return nil
 }
@@ -155,8 +152,8 @@ func (s *orderedSession) confirmed(n int) {
 		return
 	case s.machine != nil:
 		s.machine.Confirmed(time.Now(), op)
-	case s.takeover != nil:
-		s.takeover.Confirmed(op)
+	case s.election.takeover != nil:
+		s.election.takeover.Confirmed(op)
 	}
 	f.act()
 }

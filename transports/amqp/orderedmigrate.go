@@ -167,7 +167,7 @@ func (s *orderedSession) adoptAll(all []legacyMessage) error {
 		}
 		msgs[i] = msg
 	}
-	s.takeover.Adopt(msgs)
+	s.election.takeover.Adopt(msgs)
 	if len(msgs) > 0 {
 		f.t.cfg.Logger.Info("leat: amqp: messages of an earlier version taken over", "group", f.sub.Group, "count", len(msgs))
 	}

@@ -21,74 +21,6 @@ type orderedPublisher struct {
 // maxConfirms is how many confirmations may wait for their goroutine.
 const maxConfirms = 1024
 
-// queued is a message to publish when the connection's writer has room.
-type queued struct {
-	*outgoing
-	of *orderedItem // the item with the body; nil if the message has its own
-}
-
-// run publishes the queued messages in order, and no faster than the connection writes. So copies of messages whose bodies
-// are in files need no memory while they wait.
-func (p *orderedPublisher) run() {
-	for {
-		select {
-		case <-p.some:
-		case <-p.s.stopped:
-			return
-		}
-		for {
-			_ = p.s.wire.room(p.s.receiver.life) // a closed connection has room
-			o, x, ok := p.next()
-			var err error
-			if x != nil {
-				o.msg.Body, err = x.read()
-				p.s.bodies.spill.release(x)
-			}
-			if err == nil && ok {
-				err = p.ch.Publish(o.exchange, o.key, mandatory, immediate, o.msg)
-			}
-			if err != nil {
-				p.s.fail(fmt.Errorf("publish to a queue of the group: %w", err))
-			}
-			if err != nil || !ok {
-				break
-			}
-		}
-	}
-}
-
-// next removes and returns the next message of the queue. If x is not nil, the body is there, and the caller releases it.
-func (p *orderedPublisher) next() (o *outgoing, x *spilled, ok bool) {
-	p.s.receiver.mu.Lock()
-	defer p.s.receiver.mu.Unlock()
-	if p.s.over || len(p.queue) == 0 {
-		return nil, nil, false
-	}
-	next := p.queue[0]
-	p.queue[0] = queued{}
-	p.queue = p.queue[1:]
-	if it := next.of; it != nil {
-		next.msg.Body = it.raw.Body
-		if x = it.spilled; x != nil {
-			p.s.bodies.spill.retain(x)
-		}
-	}
-	return next.outgoing, x, true
-}
-
-// publish publishes a message. Op is 0 if nothing waits for the confirmation.
-func (p *orderedPublisher) publish(op uint64, o *outgoing) { p.enqueue(op, queued{outgoing: o}) }
-
-// enqueue adds a message to those that run publishes.
-func (p *orderedPublisher) enqueue(op uint64, o queued) {
-	p.ops = append(p.ops, op)
-	p.queue = append(p.queue, o)
-	select {
-	case p.some <- struct{}{}:
-	default:
-	}
-}
-
 // confirmations are what the broker has answered to publishings, in their order.
 type confirmations struct {
 	count int
@@ -145,6 +77,74 @@ func (p *orderedPublisher) open() (err error) {
 		return nil
 	})
 	return p.ch.Confirm(noWait)
+}
+
+// queued is a message to publish when the connection's writer has room.
+type queued struct {
+	*outgoing
+	of *orderedItem // the item with the body; nil if the message has its own
+}
+
+// publish publishes a message. Op is 0 if nothing waits for the confirmation.
+func (p *orderedPublisher) publish(op uint64, o *outgoing) { p.enqueue(op, queued{outgoing: o}) }
+
+// enqueue adds a message to those that run publishes.
+func (p *orderedPublisher) enqueue(op uint64, o queued) {
+	p.ops = append(p.ops, op)
+	p.queue = append(p.queue, o)
+	select {
+	case p.some <- struct{}{}:
+	default:
+	}
+}
+
+// run publishes the queued messages in order, and no faster than the connection writes. So copies of messages whose bodies
+// are in files need no memory while they wait.
+func (p *orderedPublisher) run() {
+	for {
+		select {
+		case <-p.some:
+		case <-p.s.stopped:
+			return
+		}
+		for {
+			_ = p.s.wire.room(p.s.receiver.life) // a closed connection has room
+			o, x, ok := p.next()
+			var err error
+			if x != nil {
+				o.msg.Body, err = x.read()
+				p.s.bodies.spill.release(x)
+			}
+			if err == nil && ok {
+				err = p.ch.Publish(o.exchange, o.key, mandatory, immediate, o.msg)
+			}
+			if err != nil {
+				p.s.fail(fmt.Errorf("publish to a queue of the group: %w", err))
+			}
+			if err != nil || !ok {
+				break
+			}
+		}
+	}
+}
+
+// next removes and returns the next message of the queue. If x is not nil, the body is there, and the caller releases it.
+func (p *orderedPublisher) next() (o *outgoing, x *spilled, ok bool) {
+	p.s.receiver.mu.Lock()
+	defer p.s.receiver.mu.Unlock()
+	if p.s.over || len(p.queue) == 0 {
+		return nil, nil, false
+	}
+	next := p.queue[0]
+	p.queue[0] = queued{}
+	p.queue = p.queue[1:]
+	if it := next.of; it != nil {
+		next.msg.Body = it.raw.Body
+		if x = it.spilled; x != nil {
+			p.s.bodies.spill.retain(x)
+		}
+	}
+	return next.outgoing, x, true
 }
 
 // confirmed removes the first n publishings, and returns the highest of their ops.

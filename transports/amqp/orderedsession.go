@@ -39,23 +39,19 @@ type orderedSession struct {
 	wire      *writeBatcher
 	publisher orderedPublisher
 	bodies    orderedBodies
+	election  orderedElection
 	group     *orderedConsumer
 	work      sync.WaitGroup
 	timer     *time.Timer
-	lost      chan error    // the reason why the session ends; buffer of one
-	elected   chan struct{} // a message has arrived from the group's queue; buffer of one
-	blocked   atomic.Bool   // the broker does not read
+	lost      chan error  // the reason why the session ends; buffer of one
+	blocked   atomic.Bool // the broker does not read
 
 	// Guarded by the receiver's mu:
 	over     bool
-	early    []*ordered.Message // arrived before the takeover
-	takeover *ordered.Takeover
-	log      *orderedLog // while the takeover reads it
-	machine  *ordered.Machine
+	machine  *ordered.Machine // nil until the session leads
 	tags     ordered.Tag
 	items    map[ordered.Tag]*orderedItem // that are not acked
 	passes   map[ordered.Source]*orderedConsumer
-	arrivals int // from the group's queue
 	nextTick time.Time
 	beat     time.Time
 	stopping bool
@@ -84,10 +80,11 @@ func (f *orderedReceiver) serve(declared bool) error {
 		return err
 	}
 	s := &orderedSession{
-		receiver: f, conn: conn, wire: wire, timer: time.NewTimer(time.Hour), lost: make(chan error, 1), elected: make(chan struct{}, 1),
+		receiver: f, conn: conn, wire: wire, timer: time.NewTimer(time.Hour), lost: make(chan error, 1),
 		items:  make(map[ordered.Tag]*orderedItem),
 		passes: make(map[ordered.Source]*orderedConsumer), beat: time.Now(), stopped: make(chan struct{}),
 	}
+	s.election = orderedElection{s: s, elected: make(chan struct{}, 1)}
 	s.publisher = orderedPublisher{s: s, some: make(chan struct{}, 1)}
 	s.bodies = orderedBodies{s: s, spill: spill{create: f.t.createSpill}}
 	defer s.close()
@@ -185,8 +182,8 @@ func (s *orderedSession) run() error {
 			f.release()
 		case <-s.stopped:
 			return s.finish()
-		case <-s.elected:
-			s.try(s.takeOver)
+		case <-s.election.elected:
+			s.try(s.election.takeOver)
 		case <-assert.C:
 			assert.Reset(f.t.assertAfter())
 			s.try(s.bind)
@@ -459,7 +456,7 @@ func (s *orderedSession) arrive(c *orderedConsumer, d *amqp.Delivery) {
 	s.wire.meter.release(c.taken, d.DeliveryTag)
 }
 
-// take passes a delivery to the takeover or the machine.
+// take passes a delivery to the election or the machine.
 func (s *orderedSession) take(it *orderedItem) {
 	now := time.Now()
 	if it.raw.Headers[headerControl] == nil {
@@ -469,19 +466,10 @@ func (s *orderedSession) take(it *orderedItem) {
 	it.tag = s.tags
 	s.items[it.tag] = it
 	msg := it.message()
-	if it.from.from.Pair == 0 {
-		s.arrivals++
-	}
-	switch {
-	case s.machine != nil:
+	if s.machine != nil {
 		s.machine.Arrived(now, it.from.from, msg)
-	case s.takeover != nil:
-		s.takeover.Arrived(now, msg)
-	default:
-		s.early = append(s.early, msg)
-		if len(s.early) == 1 {
-			s.elected <- struct{}{}
-		}
+	} else {
+		s.election.arrived(now, msg)
 	}
 }
 
