@@ -162,7 +162,7 @@ func (a Endpoint) guard(next http.Handler) http.Handler {
 // authorize checks the token or, without one, that the client calls the endpoint by a loopback address.
 func (a Endpoint) authorize(r *http.Request, wrong *wrongTokens) error {
 	if a.Token == "" {
-		if host := hostname(r.Host); host != "localhost" && !isLoopback(host) {
+		if !IsLocal(r.Host) {
 			return &statusError{http.StatusForbidden, "call it by its loopback address"}
 		}
 		return nil
@@ -606,7 +606,7 @@ func (a Endpoint) dryRun(w http.ResponseWriter, r *http.Request, queue driver.Po
 	for _, id := range ids {
 		wanted[id] = true
 	}
-	err = Each(r.Context(), queue, Filter{}, func(m driver.PoisonedMessage) error {
+	err = Each(r.Context(), queue, "", func(m driver.PoisonedMessage) error {
 		if wanted[m.ID] {
 			msgs = append(msgs, m)
 		}

@@ -92,12 +92,13 @@ func isLoopback(host string) bool {
 	return err == nil && ip.IsLoopback()
 }
 
-// hostname returns the host of a Host header, without port and brackets.
-func hostname(hostport string) string {
-	if host, _, err := net.SplitHostPort(hostport); err == nil {
-		return host
+// IsLocal reports whether a Host header, with or without a port, is localhost or a loopback address.
+func IsLocal(hostport string) bool {
+	host, _, err := net.SplitHostPort(hostport)
+	if err != nil {
+		host = strings.Trim(hostport, "[]")
 	}
-	return strings.Trim(hostport, "[]")
+	return host == "localhost" || isLoopback(host)
 }
 
 // A Server serves an [Endpoint] until Stop.

@@ -79,7 +79,7 @@ func samenessOf(m driver.PoisonedMessage) sameness {
 // without returns the messages that are not in the queue.
 func without(ctx context.Context, queue driver.PoisonQueue, msgs []driver.PoisonedMessage) ([]driver.PoisonedMessage, error) {
 	there := make(map[sameness]bool)
-	err := admin.Each(ctx, queue, admin.Filter{}, func(m driver.PoisonedMessage) error {
+	err := admin.Each(ctx, queue, "", func(m driver.PoisonedMessage) error {
 		there[samenessOf(m)] = true
 		return nil
 	})
