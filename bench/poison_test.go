@@ -38,7 +38,7 @@ func BenchmarkPoisonClasses(b *testing.B) {
 		for b.Loop() {
 			var classes admin.Classes
 			began, begun := time.Now(), false
-			require.NoError(b, admin.Each(b.Context(), queue, admin.Filter{}, func(m driver.PoisonedMessage) error {
+			require.NoError(b, admin.Each(b.Context(), queue, "", func(m driver.PoisonedMessage) error {
 				if !begun {
 					begun = true
 					first += time.Since(began)
@@ -79,7 +79,7 @@ func bury(b *testing.B, queue driver.PoisonQueue) (ids []string) {
 		msgs[i].Message = msg
 	}
 	require.NoError(b, queue.Put(b.Context(), msgs...))
-	require.NoError(b, admin.Each(b.Context(), queue, admin.Filter{}, func(m driver.PoisonedMessage) error {
+	require.NoError(b, admin.Each(b.Context(), queue, "", func(m driver.PoisonedMessage) error {
 		ids = append(ids, m.ID)
 		return nil
 	}))

@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -58,27 +59,13 @@ func NoBreaker() BreakerPolicy { return BreakerPolicy{Messages: -1} }
 
 // WithDefaults returns the policy with every zero field filled in.
 func (p BreakerPolicy) WithDefaults() BreakerPolicy {
-	if p.Messages == 0 {
-		p.Messages = 10
-	}
-	if p.Share == 0 {
-		p.Share = 0.9
-	}
-	if p.Patience == 0 {
-		p.Patience = 5 * time.Second
-	}
-	if p.Probe == 0 {
-		p.Probe = time.Second
-	}
-	if p.MaxProbe == 0 {
-		p.MaxProbe = max(30*time.Second, p.Probe)
-	}
-	if p.MaxPause == 0 {
-		p.MaxPause = 4 * time.Hour
-	}
-	if p.Successes == 0 {
-		p.Successes = 3
-	}
+	p.Messages = cmp.Or(p.Messages, 10)
+	p.Share = cmp.Or(p.Share, 0.9)
+	p.Patience = cmp.Or(p.Patience, 5*time.Second)
+	p.Probe = cmp.Or(p.Probe, time.Second)
+	p.MaxProbe = cmp.Or(p.MaxProbe, max(30*time.Second, p.Probe))
+	p.MaxPause = cmp.Or(p.MaxPause, 4*time.Hour)
+	p.Successes = cmp.Or(p.Successes, 3)
 	return p
 }
 
@@ -194,10 +181,7 @@ func operatorReason(c breaker.Change) error {
 // breaker neither ends the pause nor probes meanwhile. It does not block, does nothing if the group is in that state already, and
 // returns an error that matches [driver.ErrNotFound] if the bus has no such group. It may be called before Run.
 func (b *Bus) SetPaused(group string, paused bool) error {
-	b.mu.Lock()
-	groups := b.groups
-	b.mu.Unlock()
-	for _, g := range groups {
+	for _, g := range b.groups.all() {
 		switch {
 		case g.name != group:
 			continue

@@ -1,12 +1,11 @@
 package bus
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -69,35 +68,12 @@ type Bus struct {
 	transport Transport
 	durable   bool
 	encoder   Encoder
-	send      func(ctx context.Context, topic string, msgs []*message.Message) error
+	sender    sender
 
-	mu        sync.Mutex // guards what follows
-	groups    []*group   // and their receivers
-	runCalled bool
-	table     driver.TopicTable[*group]
-
-	subscribing chan struct{} // a mutex that a context can interrupt: holds a token while it is unlocked
-	notListed   bool          // a look-up of consumers failed; guarded by subscribing
-	subscribed  atomic.Bool   // every group has its receiver
-
-	unrouted  loggedNames
-	keyParked chan struct{} // has a token if a message was poisoned that stops its key
+	groups *groups
+	life   *lifecycle
 
 	observerPanics atomic.Uint64
-
-	running       chan struct{}
-	stopping      chan struct{} // closed when the bus takes no more messages
-	stopped       chan struct{} // closed when Run is over
-	drainTimedOut atomic.Bool   // the drain timeout has passed
-	stopOnce      sync.Once
-	stop          chan struct{}      // closed by Drain and Close
-	drainCtx      context.Context    // done when a caller of Drain or Close gives handlers no more time
-	cancelDrain   context.CancelFunc // cancels drainCtx
-	runErr        error              // valid once stopped is closed
-	closeOnce     sync.Once
-	closing       chan struct{} // closed by Close
-	closed        chan struct{} // closed when Close is over
-	closeErr      error         // valid once closed is closed
 
 	_        cacheLinePad
 	tracking tracking
@@ -121,27 +97,19 @@ func New(t Transport, cfg Config) (*Bus, error) {
 		transport: t,
 		durable:   t.Capabilities().Durable,
 		encoder:   Encoder{Codec: cfg.Codec, Source: cfg.Service, Instance: NewID(), known: &knownTypes{}},
-		running:   make(chan struct{}),
-		stopping:  make(chan struct{}),
-		stopped:   make(chan struct{}),
-		stop:      make(chan struct{}),
-		closing:   make(chan struct{}),
-		closed:    make(chan struct{}),
-
-		subscribing: make(chan struct{}, 1),
-		keyParked:   make(chan struct{}, 1),
+		groups:    newGroups(t, cfg),
+		life:      newLifecycle(),
 	}
-	b.drainCtx, b.cancelDrain = context.WithCancel(context.Background()) //nolint:gosec // limitDrain cancels it
-	b.subscribing <- struct{}{}
 	b.cfg.Observers = make([]Observer, len(cfg.Observers))
 	for i, o := range cfg.Observers {
 		b.cfg.Observers[i] = guardObserver(o, cfg.Logger, &b.observerPanics)
 	}
-	send, err := b.decorate(cfg.Decorators)
+	b.sender = sender{cfg: &b.cfg, transport: t, durable: b.durable, groups: b.groups, life: b.life, tracking: &b.tracking}
+	send, err := b.sender.decorate(cfg.Decorators)
 	if err != nil {
 		return nil, err
 	}
-	b.send = withPublishObservers(b.cfg.Observers, send, false)
+	b.sender.send = withPublishObservers(b.cfg.Observers, send, false)
 	return b, nil
 }
 
@@ -169,18 +137,10 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Codec == nil {
 		c.Codec = JSON{}
 	}
-	if c.VersionField == "" {
-		c.VersionField = defaultVersionField
-	}
-	if c.Logger == nil {
-		c.Logger = slog.Default()
-	}
-	if c.MaxPayload == 0 {
-		c.MaxPayload = defaultMaxPayload
-	}
-	if c.DrainTimeout == 0 {
-		c.DrainTimeout = defaultDrainTimeout
-	}
+	c.VersionField = cmp.Or(c.VersionField, defaultVersionField)
+	c.Logger = cmp.Or(c.Logger, slog.Default())
+	c.MaxPayload = cmp.Or(c.MaxPayload, defaultMaxPayload)
+	c.DrainTimeout = cmp.Or(c.DrainTimeout, defaultDrainTimeout)
 	return c, nil
 }
 
@@ -205,29 +165,17 @@ func (b *Bus) Handle(h Handler) error {
 		return fmt.Errorf("bus: handler %q: %w", h.Name, err)
 	}
 
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	switch {
-	case b.isClosed():
+	if b.life.isClosed() {
 		return fmt.Errorf("bus: handler %q: %w", h.Name, ErrClosed)
-	case b.runCalled:
-		return fmt.Errorf("bus: handler %q is registered after Run; register handlers first", h.Name)
-	case slices.ContainsFunc(b.groups, func(other *group) bool { return other.name == g.name }):
-		return fmt.Errorf("bus: handler %q is registered twice; a name is one consumer group, so give the second handler its own, "+
-			"or put both functions into one with handlers.Routes", h.Name)
 	}
-	b.groups = append(b.groups, g)
-	b.table.Add(g, h.Topics...)
-	b.subscribed.Store(false)
-	return nil
+	return b.groups.add(g)
 }
 
 // Handlers returns the registered handlers, in the order of their registration.
 func (b *Bus) Handlers() []Handler {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	all := make([]Handler, len(b.groups))
-	for i, g := range b.groups {
+	groups := b.groups.all()
+	all := make([]Handler, len(groups))
+	for i, g := range groups {
 		all[i] = g.handler
 	}
 	return all
@@ -243,7 +191,7 @@ func (b *Bus) Transport() Transport { return b.transport }
 func (b *Bus) Encoder() Encoder { return b.encoder }
 
 // Running returns a channel that is closed when every group is subscribed and consumes.
-func (b *Bus) Running() <-chan struct{} { return b.running }
+func (b *Bus) Running() <-chan struct{} { return b.life.running }
 
 // Drain stops the handlers, as the end of Run's context does. It blocks until Run returns, and returns Run's error.
 //
@@ -260,57 +208,7 @@ func (b *Bus) Drain(ctx context.Context) error {
 	if b.handles(ctx) {
 		return fmt.Errorf("bus: drain: %w", errInHandler)
 	}
-	return b.drain(ctx)
-}
-
-func (b *Bus) drain(ctx context.Context) error {
-	defer b.limitDrain(ctx)()
-	b.stopOnce.Do(func() { close(b.stop) })
-	b.mu.Lock()
-	ran := b.runCalled
-	b.runCalled = true
-	b.mu.Unlock()
-	if !ran {
-		close(b.stopped) // Run returns an error from now on
-	}
-	if err := await(ctx, b.stopped); err != nil {
-		return fmt.Errorf("bus: drain: not finished: %w", err)
-	}
-	return b.runErr
-}
-
-// limitDrain interrupts the handlers when ctx is cancelled, or shortly before its deadline: handlers get interruptGrace to
-// return after they are interrupted. The caller must call release when ctx no longer counts.
-func (b *Bus) limitDrain(ctx context.Context) (release func()) {
-	cancel := func() {}
-	if deadline, ok := ctx.Deadline(); ok {
-		ctx, cancel = context.WithDeadline(ctx, deadline.Add(-2*interruptGrace))
-	}
-	stop := context.AfterFunc(ctx, b.cancelDrain)
-	return func() {
-		stop()
-		cancel()
-	}
-}
-
-// await blocks until done is closed or ctx is done. Handlers are interrupted before a deadline, but not before a
-// cancellation. So after a cancellation, await also waits for their grace period.
-func await(ctx context.Context, done <-chan struct{}) error {
-	select {
-	case <-done:
-		return nil
-	case <-ctx.Done():
-	}
-	grace := 2 * interruptGrace
-	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		grace = 0
-	}
-	select {
-	case <-done:
-		return nil
-	case <-time.After(grace):
-		return context.Cause(ctx)
-	}
+	return b.life.drain(ctx, b.groups.seal())
 }
 
 var errInHandler = errors.New("called in a handler of this bus, so it would wait for itself; " +
@@ -330,25 +228,20 @@ func (b *Bus) Close(ctx context.Context) error {
 	if b.handles(ctx) {
 		return fmt.Errorf("bus: close: %w", errInHandler)
 	}
-	first := false
-	b.closeOnce.Do(func() { first = true })
-	if first {
-		defer close(b.closed)
-		reported := b.state() == Stopped // Run or Drain has returned the error
-		drainErr := b.drain(ctx)
+	return b.life.close(ctx, func() error {
+		reported := b.life.state() == Stopped // Run or Drain has returned the error
+		drainErr := b.life.drain(ctx, b.groups.seal())
 		if reported {
 			drainErr = nil
 		}
-		close(b.closing)
+		close(b.life.closing)
 		b.warnLost(ctx)
-		b.closeErr = errors.Join(drainErr, b.closeReceivers(ctx), b.closeOutbox(ctx), b.transport.Close(ctx))
-		return b.closeErr
-	}
-	defer b.limitDrain(ctx)()
-	if err := await(ctx, b.closed); err != nil {
-		return fmt.Errorf("bus: close: not finished: %w", err)
-	}
-	return b.closeErr
+		errs := []error{drainErr, b.groups.closeReceivers(ctx)}
+		if b.cfg.Outbox != nil {
+			errs = append(errs, b.cfg.Outbox.Close(ctx))
+		}
+		return errors.Join(append(errs, b.transport.Close(ctx))...)
+	})
 }
 
 // warnLost counts what is lost when the transport is closed, if it is not durable.
@@ -356,13 +249,10 @@ func (b *Bus) warnLost(ctx context.Context) {
 	if b.durable {
 		return
 	}
-	waiting := b.backlog(func(_ *group, now, later int) int { return now + later })
+	waiting := b.groups.backlog(func(_ *group, now, later int) int { return now + later })
 	poisoned := 0
 	if b.transport.Capabilities().Poison {
-		b.mu.Lock()
-		groups := b.groups
-		b.mu.Unlock()
-		for _, g := range groups {
+		for _, g := range b.groups.all() {
 			if n, err := b.transport.PoisonQueue(g.name).Len(ctx); err == nil {
 				poisoned += n
 			}
@@ -372,117 +262,4 @@ func (b *Bus) warnLost(ctx context.Context) {
 		b.cfg.Logger.Warn("leat: messages lost: the transport is not durable", "waiting", waiting, "poisoned", poisoned,
 			"fix", "a durable transport; see docs/moving.md")
 	}
-}
-
-func (b *Bus) isClosed() bool {
-	select {
-	case <-b.closing:
-		return true
-	default:
-		return false
-	}
-}
-
-// subscribe subscribes every group that is not subscribed yet. A message published after that waits for its handler.
-func (b *Bus) subscribe(ctx context.Context) error {
-	if b.subscribed.Load() {
-		return nil
-	}
-	select {
-	case <-b.subscribing:
-		defer func() { b.subscribing <- struct{}{} }()
-	case <-ctx.Done():
-		return fmt.Errorf("bus: subscribe: %w", context.Cause(ctx))
-	}
-	if err := b.checkService(ctx); err != nil {
-		return fmt.Errorf("bus: %w", err)
-	}
-	for {
-		g := b.withoutReceiver()
-		if g == nil {
-			return nil
-		}
-		receiver, err := b.subscribeGroup(ctx, g.subscription()) // may block, so b.mu is not held
-		if err != nil {
-			return fmt.Errorf("bus: subscribe handler %q: %w", g.handler.Name, err)
-		}
-		if n, ok := receiver.(driver.ParkNotifier); ok {
-			n.OnPark(g.parked)
-		}
-		b.mu.Lock()
-		g.receiver = receiver
-		b.mu.Unlock()
-	}
-}
-
-// subscribeGroup subscribes a group that no other program uses by mistake.
-func (b *Bus) subscribeGroup(ctx context.Context, s driver.Subscription) (driver.Receiver, error) {
-	// Before it adds its topics to the group, because they stay there.
-	if err := b.checkSharing(ctx, s); err != nil {
-		return nil, err
-	}
-	receiver, err := b.transport.Subscribe(ctx, s)
-	if err != nil {
-		return nil, err
-	}
-	if b.cfg.ShareGroups {
-		return receiver, nil // the warning was logged before
-	}
-	// And after it, because two programs may start at the same time. Nothing was delivered yet.
-	if err := b.checkSharing(ctx, s); err != nil {
-		return nil, errors.Join(err, receiver.Close(ctx))
-	}
-	return receiver, nil
-}
-
-// checkService returns an error if the service has its default name and groups exist under the default name of an earlier
-// version: their messages would not be handled any more.
-func (b *Bus) checkService(ctx context.Context) error {
-	finder, ok := b.transport.(driver.GroupFinder)
-	if !ok || !b.cfg.unnamed {
-		return nil
-	}
-	b.mu.Lock()
-	var names []string
-	for _, g := range b.groups {
-		names = append(names, g.handler.Name)
-	}
-	b.mu.Unlock()
-	return driver.CheckDefaultService(ctx, finder, names...)
-}
-
-// withoutReceiver returns the next group to subscribe, nil if all of them are subscribed.
-func (b *Bus) withoutReceiver() *group {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for _, g := range b.groups {
-		if g.receiver == nil {
-			return g
-		}
-	}
-	b.subscribed.Store(true)
-	return nil
-}
-
-func (b *Bus) closeOutbox(ctx context.Context) error {
-	if b.cfg.Outbox == nil {
-		return nil
-	}
-	return b.cfg.Outbox.Close(ctx)
-}
-
-func (b *Bus) closeReceivers(ctx context.Context) error {
-	b.mu.Lock()
-	var receivers []driver.Receiver
-	for _, g := range b.groups {
-		if g.receiver != nil {
-			receivers = append(receivers, g.receiver)
-		}
-	}
-	b.mu.Unlock() // Health and Stats need it, and Close of a receiver may block
-	var errs []error
-	for _, r := range receivers {
-		errs = append(errs, r.Close(ctx))
-	}
-	return errors.Join(errs...)
 }

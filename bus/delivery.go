@@ -185,7 +185,7 @@ func (d *Delivery) Stopping() <-chan struct{} {
 	if d.group == nil {
 		return nil
 	}
-	return d.group.bus.stopping
+	return d.group.bus.life.stopping
 }
 
 // Interrupted reports whether the handler's context was cancelled because the drain timeout has passed. An error after that
@@ -195,7 +195,7 @@ func (d *Delivery) Interrupted() bool {
 	if d.Settler == nil {
 		return errors.Is(d.Message.Context().Err(), context.Canceled)
 	}
-	return d.group != nil && d.group.bus.interrupted()
+	return d.group != nil && d.group.bus.life.interrupted()
 }
 
 // Degraded records that a part of the group, such as its poison queue, does not work, or that it works again if reason is

@@ -13,17 +13,15 @@ import (
 // The first call begins to count; a bus that nobody asks keeps no counts. Durations does not block and may be called
 // concurrently.
 func (b *Bus) Durations() map[string][]driver.DurationBucket {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	all := make(map[string][]driver.DurationBucket, len(b.groups))
-	for _, g := range b.groups {
+	all := make(map[string][]driver.DurationBucket)
+	b.groups.each(func(g *group) {
 		d := g.counts.durations.Load()
 		if d == nil {
 			d = new(durations)
 			g.counts.durations.Store(d)
 		}
 		all[g.handler.Name] = d.buckets()
-	}
+	})
 	return all
 }
 

@@ -259,3 +259,43 @@ func (c Encoder) source() string {
 	}
 	return c.Source
 }
+
+// encodeAll encodes all events or none.
+func (c Encoder) encodeAll(ctx context.Context, events []Event, opts []PublishOption) ([]*message.Message, publication, error) {
+	p := newPublication(opts)
+	if p.id != "" && len(events) > 1 {
+		return nil, p, errors.New("the option ID is for one event; publish them one by one")
+	}
+	msgs := make([]*message.Message, len(events))
+	for i, e := range events {
+		msg, err := c.encode(ctx, e, p)
+		switch {
+		case err != nil && len(events) > 1:
+			return nil, p, fmt.Errorf("event %d of %d: %w", i+1, len(events), err)
+		case err != nil:
+			return nil, p, err
+		}
+		msgs[i] = msg
+	}
+	return msgs, p, nil
+}
+
+// prepare validates messages that are encoded already, and marks them as published by this bus.
+func (c Encoder) prepare(msgs []*message.Message) error {
+	for i, msg := range msgs {
+		if msg == nil {
+			return fmt.Errorf("message %d of %d: message is nil", i+1, len(msgs))
+		}
+		if msg.Metadata == nil {
+			msg.Metadata = message.Metadata{}
+		}
+		if err := driver.ValidateTopic(driver.TopicOf(msg)); err != nil {
+			return fmt.Errorf("message %s: its %s: %w", driver.MessageID(msg), driver.HeaderType, err)
+		}
+		if err := driver.RefusePrivate(msg); err != nil {
+			return err
+		}
+		msg.Metadata[driver.HeaderInstance] = c.Instance
+	}
+	return nil
+}

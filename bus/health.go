@@ -39,27 +39,28 @@ func (b *Bus) Health() []Health {
 	if h, ok := b.TransportHealth(); ok {
 		broken = transportProblem(h)
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	n := len(b.groups)
-	if b.cfg.Outbox != nil {
-		n++
-	}
-	all := make([]Health, n)
-	for i, g := range b.groups {
-		all[i] = Health{Group: g.name, State: b.state(), Degraded: g.health.snapshot()}
+	all := []Health{}
+	b.groups.each(func(g *group) {
+		h := Health{Group: g.name, State: b.life.state(), Degraded: g.health.snapshot()}
 		if stuck := g.stuck(); stuck != "" {
-			all[i].degrade("handler", stuck)
+			h.degrade("handler", stuck)
 		}
 		if broken != nil {
-			all[i].degrade(partTransport, driver.OneLine(broken.Error(), driver.MaxErrorBytes))
+			h.degrade(partTransport, driver.OneLine(broken.Error(), driver.MaxErrorBytes))
 		}
+		all = append(all, h)
+	})
+	if o := b.cfg.Outbox; o != nil {
+		h := Health{Group: o.Group(), State: b.life.state()}
+		if err := o.Problem(); err != nil {
+			h.degrade("relay", driver.OneLine(fmt.Sprint(err), driver.MaxErrorBytes))
+		}
+		all = append(all, h)
+	}
+	for i := range all {
 		if all[i].State == Running && len(all[i].Degraded) > 0 {
 			all[i].State = Degraded
 		}
-	}
-	if b.cfg.Outbox != nil {
-		all[len(b.groups)] = b.outboxHealth()
 	}
 	return all
 }
@@ -91,20 +92,6 @@ func (g *group) stuck() string {
 		}
 	}
 	return ""
-}
-
-func (b *Bus) state() State {
-	for _, s := range []struct {
-		reached <-chan struct{}
-		state   State
-	}{{b.stopped, Stopped}, {b.stopping, Draining}, {b.running, Running}} {
-		select {
-		case <-s.reached:
-			return s.state
-		default:
-		}
-	}
-	return Waiting
 }
 
 // health records the problems of a group by part. A healthy group costs one atomic load.

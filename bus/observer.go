@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -122,12 +123,8 @@ var errPublishPanicked = errors.New("a step of the publish middleware, or the tr
 func GuardObserver(o Observer, logger *slog.Logger) Observer { return guardObserver(o, logger, nil) }
 
 func guardObserver(o Observer, logger *slog.Logger, panics *atomic.Uint64) *guardedObserver {
-	if logger == nil {
-		logger = slog.Default()
-	}
-	if panics == nil {
-		panics = new(atomic.Uint64)
-	}
+	logger = cmp.Or(logger, slog.Default())
+	panics = cmp.Or(panics, new(atomic.Uint64))
 	return &guardedObserver{observer: o, logger: logger, panics: panics}
 }
 

@@ -50,7 +50,7 @@ func (t InTx) Publish(ctx context.Context, e Event, opts ...PublishOption) error
 
 // PublishAll writes events in their order, and none of them if one can't be encoded.
 func (t InTx) PublishAll(ctx context.Context, events []Event, opts ...PublishOption) error {
-	msgs, p, err := t.bus.encodeAll(ctx, events, opts)
+	msgs, p, err := t.bus.encoder.encodeAll(ctx, events, opts)
 	if err != nil {
 		return fmt.Errorf("bus: publish in transaction: %w", err)
 	}
@@ -59,7 +59,7 @@ func (t InTx) PublishAll(ctx context.Context, events []Event, opts ...PublishOpt
 
 // PublishMessages writes messages that are encoded already, as [Bus.PublishMessages] publishes them.
 func (t InTx) PublishMessages(ctx context.Context, msgs ...*message.Message) error {
-	if err := t.bus.prepare(msgs); err != nil {
+	if err := t.bus.encoder.prepare(msgs); err != nil {
 		return fmt.Errorf("bus: publish in transaction: %w", err)
 	}
 	return t.publish(ctx, false, msgs)
@@ -78,9 +78,9 @@ func (t InTx) publish(ctx context.Context, requireRoute bool, msgs []*message.Me
 	ctx = context.WithValue(ctx, txKey{}, t.tx)
 	return eachRun(msgs, func(topic string, run []*message.Message) error {
 		if t.bus.cfg.Outbox == nil {
-			return t.bus.publishFor(ctx, nil, requireRoute, topic, run)
+			return t.bus.sender.publishFor(ctx, nil, requireRoute, topic, run)
 		}
-		if err := t.bus.send(ctx, topic, run); err != nil {
+		if err := t.bus.sender.send(ctx, topic, run); err != nil {
 			return fmt.Errorf("bus: publish %s in transaction: %w", topic, err)
 		}
 		return nil
@@ -92,28 +92,28 @@ func (t InTx) checkPublish(ctx context.Context, requireRoute bool, msgs []*messa
 	switch {
 	case t.tx == nil:
 		return errNilTx
-	case b.txPublisher() == nil:
+	case b.sender.txPublisher() == nil:
 		return ErrNoOutbox
-	case b.isClosed() && DeliveryFrom(ctx) == nil:
+	case b.life.isClosed() && DeliveryFrom(ctx) == nil:
 		return ErrClosed
 	case b.cfg.Outbox != nil && requireRoute:
 		return errRouteLater
 	}
-	if err := b.checkSizes(msgs); err != nil {
+	if err := b.sender.checkSizes(msgs); err != nil {
 		return err
 	}
 	if b.cfg.Outbox == nil {
-		return b.subscribe(intx.With(ctx))
+		return b.groups.subscribe(intx.With(ctx))
 	}
 	return nil
 }
 
 // txPublisher returns the outbox, or else the transport if it publishes in transactions, or else nil.
-func (b *Bus) txPublisher() driver.TxPublisher {
-	if b.cfg.Outbox != nil {
-		return b.cfg.Outbox
+func (s *sender) txPublisher() driver.TxPublisher {
+	if s.cfg.Outbox != nil {
+		return s.cfg.Outbox
 	}
-	p, _ := b.transport.(driver.TxPublisher)
+	p, _ := s.transport.(driver.TxPublisher)
 	return p
 }
 
@@ -122,23 +122,23 @@ func (b *Bus) txPublisher() driver.TxPublisher {
 type txKey struct{}
 
 // transportPublisher is the end of the publish path: it publishes to the transport, or in the caller's transaction.
-type transportPublisher struct{ bus *Bus }
+type transportPublisher struct{ *sender }
 
 func (h transportPublisher) Publish(ctx context.Context, topic string, msgs ...*message.Message) error {
 	if tx := ctx.Value(txKey{}); tx != nil {
-		return h.bus.txPublisher().PublishTx(ctx, tx, topic, msgs...)
+		return h.txPublisher().PublishTx(ctx, tx, topic, msgs...)
 	}
-	return h.bus.transport.Publish(ctx, topic, msgs...)
+	return h.transport.Publish(ctx, topic, msgs...)
 }
 
 // relay moves the outbox's messages to the transport until ctx is done. It skips the publish middleware: they went through it
 // when they were written.
-func (b *Bus) relay(ctx context.Context) error {
-	send := withPublishObservers(b.cfg.Observers, func(ctx context.Context, topic string, msgs []*message.Message) error {
-		return b.transport.Publish(ctx, topic, msgs...)
+func (s *sender) relay(ctx context.Context) error {
+	send := withPublishObservers(s.cfg.Observers, func(ctx context.Context, topic string, msgs []*message.Message) error {
+		return s.transport.Publish(ctx, topic, msgs...)
 	}, true)
-	return b.cfg.Outbox.Relay(ctx, func(ctx context.Context, topic string, msgs ...*message.Message) error {
-		return b.publishTracked(ctx, nil, false, topic, msgs, send)
+	return s.cfg.Outbox.Relay(ctx, func(ctx context.Context, topic string, msgs ...*message.Message) error {
+		return s.publishTracked(ctx, nil, false, topic, msgs, send)
 	})
 }
 
@@ -152,16 +152,4 @@ func (b *Bus) OutboxStats(ctx context.Context) (driver.OutboxStats, error) {
 		return driver.OutboxStats{}, fmt.Errorf("bus: outbox: %w", ErrNoOutbox)
 	}
 	return b.cfg.Outbox.Stats(ctx)
-}
-
-// outboxHealth returns the state of the outbox, which Health lists like a group.
-func (b *Bus) outboxHealth() Health {
-	h := Health{Group: b.cfg.Outbox.Group(), State: b.state()}
-	if err := b.cfg.Outbox.Problem(); err != nil {
-		h.Degraded = map[string]string{"relay": driver.OneLine(fmt.Sprint(err), driver.MaxErrorBytes)}
-		if h.State == Running {
-			h.State = Degraded
-		}
-	}
-	return h
 }

@@ -21,12 +21,12 @@ const (
 	parkedTimeout = 10 * time.Second       // of one question
 )
 
-// parkingGroups returns the groups in which a poisoned message stops its key.
-func (b *Bus) parkingGroups() (all []*group) {
-	if !b.transport.Capabilities().Poison {
+// parking returns the groups in which a poisoned message stops its key.
+func (gs *groups) parking() (all []*group) {
+	if !gs.transport.Capabilities().Poison {
 		return nil
 	}
-	for _, g := range b.groups { // no group comes after Run
+	for _, g := range gs.all() {
 		if g.handler.parks() {
 			all = append(all, g)
 		}
@@ -34,17 +34,17 @@ func (b *Bus) parkingGroups() (all []*group) {
 	return all
 }
 
-// startWatchingParked keeps the part "parked" of the groups' health until stop is called, which waits for the end of it.
-func (b *Bus) startWatchingParked(ctx context.Context) (stop func()) {
-	groups := b.parkingGroups()
-	if len(groups) == 0 {
+// watchParked keeps the part "parked" of the groups' health until stop is called, which waits for the end of it.
+func (gs *groups) watchParked(ctx context.Context) (stop func()) {
+	parking := gs.parking()
+	if len(parking) == 0 {
 		return func() {}
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		b.watchParked(ctx, groups)
+		gs.checkParked(ctx, parking)
 	}()
 	return func() {
 		cancel()
@@ -52,22 +52,22 @@ func (b *Bus) startWatchingParked(ctx context.Context) (stop func()) {
 	}
 }
 
-// watchParked keeps the part "parked" of the groups' health until ctx is done.
-func (b *Bus) watchParked(ctx context.Context, groups []*group) {
-	for _, g := range groups {
+// checkParked checks the groups that park until ctx is done: one after the other, and at once one in which a key was parked.
+func (gs *groups) checkParked(ctx context.Context, parking []*group) {
+	for _, g := range parking {
 		g.checkParked(ctx)
 	}
-	ticker := time.NewTicker(max(parkedEvery/time.Duration(len(groups)), parkedPace))
+	ticker := time.NewTicker(max(parkedEvery/time.Duration(len(parking)), parkedPace))
 	defer ticker.Stop()
 	for next := 0; ; {
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
-			groups[next].checkParked(ctx)
-			next = (next + 1) % len(groups)
-		case <-b.keyParked:
-			for _, g := range groups {
+			parking[next].checkParked(ctx)
+			next = (next + 1) % len(parking)
+		case <-gs.keyParked:
+			for _, g := range parking {
 				if g.keyParked.Swap(false) {
 					g.checkParked(ctx)
 				}
@@ -105,7 +105,7 @@ func (g *group) warnParked(d *Delivery) {
 		"fix", "leat poison show "+d.breaker.ID+" --group "+g.name)
 	g.keyParked.Store(true)
 	select {
-	case g.bus.keyParked <- struct{}{}:
+	case g.bus.groups.keyParked <- struct{}{}:
 	default:
 	}
 }

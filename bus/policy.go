@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -63,15 +64,9 @@ func (p RetryPolicy) WithDefaults() RetryPolicy {
 	if p.Delays == nil {
 		p.Delays = defaultDelays()
 	}
-	if p.InProcess == 0 {
-		p.InProcess = time.Second
-	}
-	if p.Jitter == 0 {
-		p.Jitter = 0.1
-	}
-	if p.CrashLimit == 0 {
-		p.CrashLimit = 5
-	}
+	p.InProcess = cmp.Or(p.InProcess, time.Second)
+	p.Jitter = cmp.Or(p.Jitter, 0.1)
+	p.CrashLimit = cmp.Or(p.CrashLimit, 5)
 	return p
 }
 

@@ -26,7 +26,7 @@ func (b *Bus) Publish(ctx context.Context, e Event, opts ...PublishOption) error
 	if err != nil {
 		return fmt.Errorf("bus: publish: %w", err)
 	}
-	return b.publishRuns(ctx, p.requireRoute, []*message.Message{msg})
+	return b.sender.publishRuns(ctx, p.requireRoute, []*message.Message{msg})
 }
 
 // PublishAll publishes events in their order, and none of them if one can't be encoded. Consecutive events of one type are
@@ -36,78 +36,51 @@ func (b *Bus) Publish(ctx context.Context, e Event, opts ...PublishOption) error
 // an [*UnroutableError] all messages are safe, but no group has subscribed to them. After any other error none of the
 // messages is known to be safe.
 func (b *Bus) PublishAll(ctx context.Context, events []Event, opts ...PublishOption) error {
-	msgs, p, err := b.encodeAll(ctx, events, opts)
+	msgs, p, err := b.encoder.encodeAll(ctx, events, opts)
 	if err != nil {
 		return fmt.Errorf("bus: publish: %w", err)
 	}
-	return b.publishRuns(ctx, p.requireRoute, msgs)
-}
-
-// encodeAll encodes all events or none.
-func (b *Bus) encodeAll(ctx context.Context, events []Event, opts []PublishOption) ([]*message.Message, publication, error) {
-	p := newPublication(opts)
-	if p.id != "" && len(events) > 1 {
-		return nil, p, errors.New("the option ID is for one event; publish them one by one")
-	}
-	msgs := make([]*message.Message, len(events))
-	for i, e := range events {
-		msg, err := b.encoder.encode(ctx, e, p)
-		switch {
-		case err != nil && len(events) > 1:
-			return nil, p, fmt.Errorf("event %d of %d: %w", i+1, len(events), err)
-		case err != nil:
-			return nil, p, err
-		}
-		msgs[i] = msg
-	}
-	return msgs, p, nil
+	return b.sender.publishRuns(ctx, p.requireRoute, msgs)
 }
 
 // PublishMessages publishes messages that are encoded already, such as those that [ParseCloudEvent] returns. The topic of
 // each is its ce_type. Their headers are kept. The bus owns the messages from now on. It blocks, and returns errors, as
 // [Bus.PublishAll] does.
 func (b *Bus) PublishMessages(ctx context.Context, msgs ...*message.Message) error {
-	if err := b.prepare(msgs); err != nil {
+	if err := b.encoder.prepare(msgs); err != nil {
 		return fmt.Errorf("bus: publish: %w", err)
 	}
-	return b.publishRuns(ctx, false, msgs)
+	return b.sender.publishRuns(ctx, false, msgs)
 }
 
-// prepare validates messages that the bus has not encoded itself, and marks them as published by this bus.
-func (b *Bus) prepare(msgs []*message.Message) error {
-	for i, msg := range msgs {
-		if msg == nil {
-			return fmt.Errorf("message %d of %d: message is nil", i+1, len(msgs))
-		}
-		if msg.Metadata == nil {
-			msg.Metadata = message.Metadata{}
-		}
-		if err := driver.ValidateTopic(driver.TopicOf(msg)); err != nil {
-			return fmt.Errorf("message %s: its %s: %w", driver.MessageID(msg), driver.HeaderType, err)
-		}
-		if err := driver.RefusePrivate(msg); err != nil {
-			return err
-		}
-		msg.Metadata[driver.HeaderInstance] = b.encoder.Instance
-	}
-	return nil
+// A sender publishes the messages of a bus: through the checks, the in-flight tracking, the observers and the publish middleware
+// to the transport, or in a transaction.
+type sender struct {
+	cfg       *Config
+	transport Transport
+	durable   bool // the transport is
+	groups    *groups
+	life      *lifecycle
+	tracking  *tracking
+	send      func(ctx context.Context, topic string, msgs []*message.Message) error // through the publish middleware
+	unrouted  loggedNames
 }
 
 // publishRuns publishes all messages, or none if one of them must not be published.
-func (b *Bus) publishRuns(ctx context.Context, requireRoute bool, msgs []*message.Message) error {
-	if err := b.checkPublish(ctx, msgs); err != nil {
+func (s *sender) publishRuns(ctx context.Context, requireRoute bool, msgs []*message.Message) error {
+	if err := s.checkPublish(ctx, msgs); err != nil {
 		return fmt.Errorf("bus: publish: %w", err)
 	}
 	if captureDryRun(ctx, msgs) {
 		return nil
 	}
-	ctx, cancel := b.bounded(ctx)
+	ctx, cancel := s.bounded(ctx)
 	defer cancel()
 	return eachRun(msgs, func(topic string, run []*message.Message) error {
-		if err := b.subscribe(ctx); err != nil {
+		if err := s.groups.subscribe(ctx); err != nil {
 			return fmt.Errorf("bus: publish %s: %w", topic, err)
 		}
-		return b.publishFor(ctx, b.table.Match(topic), requireRoute, topic, run)
+		return s.publishFor(ctx, s.groups.table.Match(topic), requireRoute, topic, run)
 	})
 }
 
@@ -152,23 +125,23 @@ func (e *runError) Unwrap() error { return e.publish }
 
 // publishFor publishes through the publish middleware, for the bus's own groups that expect
 // the messages.
-func (b *Bus) publishFor(ctx context.Context, groups []*group, requireRoute bool, topic string, msgs []*message.Message) error {
-	return b.publishTracked(ctx, groups, requireRoute, topic, msgs, b.send)
+func (s *sender) publishFor(ctx context.Context, groups []*group, requireRoute bool, topic string, msgs []*message.Message) error {
+	return s.publishTracked(ctx, groups, requireRoute, topic, msgs, s.send)
 }
 
 // publishTracked calls send, counts the messages, and calls the observers. Everything that the bus publishes goes through it.
-func (b *Bus) publishTracked(ctx context.Context, groups []*group, requireRoute bool, topic string, msgs []*message.Message,
+func (s *sender) publishTracked(ctx context.Context, groups []*group, requireRoute bool, topic string, msgs []*message.Message,
 	send func(context.Context, string, []*message.Message) error,
 ) error {
-	b.tracking.expect(groups, len(msgs))
+	s.tracking.expect(groups, len(msgs))
 	failed := len(msgs) // unless send returns; the publish middleware may panic
 	defer func() {
 		if failed > 0 {
-			b.tracking.expect(groups, -failed)
+			s.tracking.expect(groups, -failed)
 		}
 	}()
 	var began time.Time
-	if len(b.cfg.Observers) > 0 {
+	if len(s.cfg.Observers) > 0 {
 		began = time.Now()
 	}
 	err := send(ctx, topic, msgs)
@@ -176,59 +149,59 @@ func (b *Bus) publishTracked(ctx context.Context, groups []*group, requireRoute 
 	unrouted := 0
 	if u, ok := asUnroutable(err); ok {
 		unrouted = len(u.Topics)
-		b.tracking.unrouted.Add(uint64(unrouted))
-		b.warnUnrouted(topic)
+		s.tracking.unrouted.Add(uint64(unrouted))
+		s.warnUnrouted(topic)
 		if !u.Strict && !requireRoute {
 			err = nil
 		}
 	}
 	failed = len(notSafe(err, msgs))
-	b.tracking.published.Add(uint64(len(msgs) - failed)) //nolint:gosec // never more than there are
+	s.tracking.published.Add(uint64(len(msgs) - failed)) //nolint:gosec // never more than there are
 	if err != nil {
 		err = fmt.Errorf("bus: publish %s: %w", topic, err)
 	}
-	if len(b.cfg.Observers) > 0 {
+	if len(s.cfg.Observers) > 0 {
 		p := Publication{Topic: topic, Messages: msgs, Took: time.Since(began), Err: err, Unrouted: unrouted}
-		for _, o := range b.cfg.Observers {
+		for _, o := range s.cfg.Observers {
 			o.Published(ctx, p)
 		}
 	}
 	return err
 }
 
-func (b *Bus) checkPublish(ctx context.Context, msgs []*message.Message) error {
-	if b.isClosed() && DeliveryFrom(ctx) == nil {
+func (s *sender) checkPublish(ctx context.Context, msgs []*message.Message) error {
+	if s.life.isClosed() && DeliveryFrom(ctx) == nil {
 		return ErrClosed
 	}
-	if !b.durable && b.isStopping() && DeliveryFrom(ctx) == nil {
+	if !s.durable && s.life.isStopping() && DeliveryFrom(ctx) == nil {
 		return fmt.Errorf("the bus is stopping, and its transport would lose the message: %w", ErrClosed)
 	}
 	for _, msg := range msgs {
-		if msg.Metadata[driver.HeaderDeliverAt] != "" && !b.transport.Capabilities().Delay {
+		if msg.Metadata[driver.HeaderDeliverAt] != "" && !s.transport.Capabilities().Delay {
 			return fmt.Errorf("message %s asks for a delay: %w", driver.MessageID(msg), ErrUnsupported)
 		}
 	}
-	return b.checkSizes(msgs)
+	return s.checkSizes(msgs)
 }
 
-func (b *Bus) checkSizes(msgs []*message.Message) error {
+func (s *sender) checkSizes(msgs []*message.Message) error {
 	for _, msg := range msgs {
-		if len(msg.Payload) > b.cfg.MaxPayload {
+		if len(msg.Payload) > s.cfg.MaxPayload {
 			return fmt.Errorf("message %s has a payload of %d bytes; at most %d are allowed "+
-				"(raise Config.MaxPayload, or publish a reference to the data)", driver.MessageID(msg), len(msg.Payload), b.cfg.MaxPayload)
+				"(raise Config.MaxPayload, or publish a reference to the data)", driver.MessageID(msg), len(msg.Payload), s.cfg.MaxPayload)
 		}
 	}
 	return nil
 }
 
 // decorate wraps the transport in the publish middleware. Watermill's publishers take no context, so the messages carry it.
-func (b *Bus) decorate(decorators []message.PublisherDecorator) (func(context.Context, string, []*message.Message) error, error) {
+func (s *sender) decorate(decorators []message.PublisherDecorator) (func(context.Context, string, []*message.Message) error, error) {
 	if len(decorators) == 0 {
 		return func(ctx context.Context, topic string, msgs []*message.Message) error {
-			return transportPublisher{b}.Publish(ctx, topic, msgs...)
+			return transportPublisher{s}.Publish(ctx, topic, msgs...)
 		}, nil
 	}
-	var publisher message.Publisher = publisher{transportPublisher{b}}
+	var publisher message.Publisher = publisher{transportPublisher{s}}
 	for i, decorate := range slices.Backward(decorators) {
 		if decorate == nil {
 			return nil, fmt.Errorf("bus: publish middleware %d of %d is nil", i+1, len(decorators))
@@ -296,8 +269,8 @@ func (l *loggedNames) first(name string) bool {
 	return true
 }
 
-func (b *Bus) warnUnrouted(topic string) {
-	if b.unrouted.first(topic) {
-		b.cfg.Logger.Warn("leat: no group subscribes to this topic; its messages are counted as unrouted (logged once per topic)", "topic", driver.OneLine(topic, driver.MaxClassBytes))
+func (s *sender) warnUnrouted(topic string) {
+	if s.unrouted.first(topic) {
+		s.cfg.Logger.Warn("leat: no group subscribes to this topic; its messages are counted as unrouted (logged once per topic)", "topic", driver.OneLine(topic, driver.MaxClassBytes))
 	}
 }

@@ -8,14 +8,14 @@ import (
 )
 
 // bounded returns ctx bounded by [Config.PublishTimeout], if it has no deadline and is not a handler's.
-func (b *Bus) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
-	if b.cfg.PublishTimeout <= 0 || DeliveryFrom(ctx) != nil {
+func (s *sender) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	if s.cfg.PublishTimeout <= 0 || DeliveryFrom(ctx) != nil {
 		return ctx, func() {}
 	}
 	if _, ok := ctx.Deadline(); ok {
 		return ctx, func() {}
 	}
-	c := &timeoutContext{Context: ctx, timeout: b.cfg.PublishTimeout, begun: time.Now()}
+	c := &timeoutContext{Context: ctx, timeout: s.cfg.PublishTimeout, begun: time.Now()}
 	return c, c.stop
 }
 

@@ -37,35 +37,30 @@ const (
 // Run returns nil if every handler returned. Otherwise the error names the handlers that did not return, or says why a
 // group could not be subscribed. It returns [ErrClosed] after Close. A bus runs once.
 func (b *Bus) Run(ctx context.Context) error {
-	b.mu.Lock()
 	switch {
-	case b.isClosed():
-		b.mu.Unlock()
+	case b.life.isClosed():
 		return fmt.Errorf("bus: run: %w", ErrClosed)
-	case b.runCalled:
-		b.mu.Unlock()
+	case !b.groups.seal():
 		return errors.New("bus: run: a bus runs once, and not after it was drained")
 	}
-	b.runCalled = true
-	b.mu.Unlock()
-	defer close(b.stopped)
-	b.runErr = b.run(ctx)
-	return b.runErr
+	defer close(b.life.stopped)
+	b.life.runErr = b.run(ctx)
+	return b.life.runErr
 }
 
 func (b *Bus) run(ctx context.Context) error {
-	if err := b.subscribeUntilStopped(ctx); err != nil {
+	if err := b.groups.subscribeUntil(ctx, b.life.stop); err != nil {
 		return err
 	}
 	r := newRun(ctx, b)
 	r.start()
-	defer b.startWatchingParked(ctx)()
+	defer b.groups.watchParked(ctx)()
 	b.logStart()
-	close(b.running)
+	close(b.life.running)
 
 	select {
 	case <-ctx.Done():
-	case <-b.stop:
+	case <-b.life.stop:
 	case <-r.failed:
 	}
 	err := r.drain()
@@ -84,41 +79,12 @@ func (b *Bus) logStart() {
 	if h, ok := b.TransportHealth(); ok {
 		transport = h.Transport
 	}
-	names := make([]string, len(b.groups)) // no group is added after Run
-	for i, g := range b.groups {
-		names[i] = g.name
+	var names []string
+	for _, g := range b.groups.all() {
+		names = append(names, g.name)
 	}
 	b.cfg.Logger.Info("leat: running", "transport", transport, "groups", strings.Join(names, ", "))
 }
-
-// subscribeUntilStopped subscribes every group. It returns early if the bus is stopped.
-func (b *Bus) subscribeUntilStopped(ctx context.Context) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	subscribed := make(chan error, 1)
-	go func() { subscribed <- b.subscribe(ctx) }()
-	select {
-	case err := <-subscribed:
-		return err
-	case <-b.stop:
-		cancel()
-		if err := <-subscribed; err != nil {
-			return fmt.Errorf("bus: run: stopped at start: %w", ErrClosed)
-		}
-		return nil
-	}
-}
-
-func (b *Bus) isStopping() bool {
-	select {
-	case <-b.stopping:
-		return true
-	default:
-		return false
-	}
-}
-
-func (b *Bus) interrupted() bool { return b.drainTimedOut.Load() }
 
 // run holds the workers of one call of Run, and the contexts that stop them.
 type run struct {
@@ -147,9 +113,7 @@ func newRun(ctx context.Context, b *Bus) *run {
 }
 
 func (r *run) start() {
-	r.bus.mu.Lock()
-	defer r.bus.mu.Unlock()
-	for _, g := range r.bus.groups {
+	r.bus.groups.each(func(g *group) {
 		g.breaker.Start(r.intake)
 		handling := pprof.WithLabels(r.handling, pprof.Labels(profilerLabel, g.name))
 		for range g.handler.Concurrency {
@@ -158,14 +122,14 @@ func (r *run) start() {
 		for _, w := range g.workers {
 			r.wg.Go(w.work)
 		}
-	}
+	})
 	if r.bus.cfg.Outbox != nil {
 		r.relaying.Go(r.relay)
 	}
 }
 
 func (r *run) relay() {
-	if err := r.bus.relay(r.relayCtx); err != nil {
+	if err := r.bus.sender.relay(r.relayCtx); err != nil {
 		r.fail(r.bus.cfg.Outbox.Group(), err)
 	}
 }
@@ -182,11 +146,11 @@ func (r *run) fail(group string, err error) {
 func (r *run) drain() error {
 	defer r.interrupt(nil)
 	defer r.stopBreakers()
-	close(r.bus.stopping)
+	close(r.bus.life.stopping)
 	r.stopRelay() // first, so that it adds nothing to the backlog of a transport that is not durable
 	r.relaying.Wait()
 
-	limit, cancel := r.bus.drainLimit()
+	limit, cancel := r.bus.life.drainLimit(r.bus.cfg.DrainTimeout)
 	defer cancel()
 	if !r.bus.durable {
 		r.workOffBacklog(limit)
@@ -195,7 +159,7 @@ func (r *run) drain() error {
 	if r.wait(limit) {
 		return nil
 	}
-	r.bus.drainTimedOut.Store(true)
+	r.bus.life.drainTimedOut.Store(true)
 	r.interrupt(ErrInterrupted)
 	grace, cancel := context.WithTimeout(context.Background(), interruptGrace)
 	defer cancel()
@@ -206,21 +170,15 @@ func (r *run) drain() error {
 }
 
 func (r *run) stopBreakers() {
-	for _, g := range r.bus.groups {
+	for _, g := range r.bus.groups.all() {
 		g.breaker.Stop()
 	}
-}
-
-// drainLimit returns a context that ends when the drain timeout has passed, or earlier if a caller of Drain or Close asks
-// for it.
-func (b *Bus) drainLimit() (context.Context, context.CancelFunc) {
-	return context.WithTimeout(b.drainCtx, b.cfg.DrainTimeout)
 }
 
 // workOffBacklog blocks until the workers have handled the messages that wait in a transport that is not durable. It does
 // not wait for messages with a delay, nor for paused groups.
 func (r *run) workOffBacklog(limit context.Context) {
-	for r.bus.backlog(func(g *group, now, _ int) int {
+	for r.bus.groups.backlog(func(g *group, now, _ int) int {
 		if g.breaker.Paused() {
 			return 0
 		}
@@ -234,20 +192,6 @@ func (r *run) workOffBacklog(limit context.Context) {
 		case <-time.After(backlogPoll):
 		}
 	}
-}
-
-// backlog returns the sum of count over all groups whose transport is not durable. now is the number of messages that could
-// be handled at once, later the number of those that wait for a time.
-func (b *Bus) backlog(count func(g *group, now, later int) int) (n int) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for _, g := range b.groups {
-		if f, ok := g.receiver.(driver.BacklogCounter); ok {
-			now, later := f.Backlog()
-			n += count(g, now, later)
-		}
-	}
-	return n
 }
 
 // wait blocks until every worker has ended or limit is done, and reports whether every worker has ended.
@@ -273,7 +217,7 @@ func (r *run) wait(limit context.Context) bool {
 
 // inFlight returns the handlers that are running, with the ids of their messages.
 func (r *run) inFlight() (names []string) {
-	for _, g := range r.bus.groups {
+	for _, g := range r.bus.groups.all() {
 		for _, w := range g.workers {
 			if d := w.current.Load(); d != nil {
 				names = append(names, fmt.Sprintf("%s (message %s)", g.handler.Name, d.breaker.ID))
@@ -286,7 +230,7 @@ func (r *run) inFlight() (names []string) {
 // abandon gives back the deliveries of handlers that ignore their context, and returns an error that names them.
 func (r *run) abandon() error {
 	stuck := r.inFlight()
-	for _, g := range r.bus.groups {
+	for _, g := range r.bus.groups.all() {
 		for _, w := range g.workers {
 			if d := w.current.Load(); d != nil {
 				g.giveBack(d)
@@ -380,7 +324,7 @@ func (w *worker) pause(in *breaker.Intake) bool {
 // take handles a delivery, and reports whether the worker continues. It calls ready, unless that is nil, before the handler.
 func (w *worker) take(received *driver.Delivery, ready func(*Delivery)) bool {
 	d := &Delivery{Delivery: *received, received: received}
-	if w.run.bus.interrupted() { // the drain timeout has passed, and the handlers' context is cancelled
+	if w.run.bus.life.interrupted() { // the drain timeout has passed, and the handlers' context is cancelled
 		w.group.giveBack(d)
 		return false
 	}

@@ -22,9 +22,9 @@ const sharingTimeout = 5 * time.Second
 // a warning, too: this may be a new release that takes other events, or the group of a program that is not running. A failed
 // look-up is logged and is not an error, and no group is looked up after it. Nothing is looked up in a caller's transaction, because
 // the database may wait for the end of that.
-func (b *Bus) checkSharing(ctx context.Context, s driver.Subscription) error {
-	lister, ok := b.transport.(driver.ConsumerLister)
-	if !ok || b.notListed || intx.Is(ctx) {
+func (gs *groups) checkSharing(ctx context.Context, s driver.Subscription) error {
+	lister, ok := gs.transport.(driver.ConsumerLister)
+	if !ok || gs.notListed || intx.Is(ctx) {
 		return nil
 	}
 	limit := sharingTimeout
@@ -35,9 +35,9 @@ func (b *Bus) checkSharing(ctx context.Context, s driver.Subscription) error {
 	defer cancel()
 	found, err := lister.Consumers(lookup, s.Group)
 	if err != nil {
-		b.notListed = ctx.Err() == nil
-		if b.notListed && !errors.Is(err, ErrUnsupported) {
-			b.cfg.Logger.Warn("leat: consumers not listed, so programs that share a group by mistake are not found", "group", s.Group, "error", err)
+		gs.notListed = ctx.Err() == nil
+		if gs.notListed && !errors.Is(err, ErrUnsupported) {
+			gs.logger.Warn("leat: consumers not listed, so programs that share a group by mistake are not found", "group", s.Group, "error", err)
 		}
 		return nil
 	}
@@ -45,8 +45,8 @@ func (b *Bus) checkSharing(ctx context.Context, s driver.Subscription) error {
 		if c.Program == "" || s.Program == "" || c.Program == s.Program || !disjoint(c.Topics, s.Topics) {
 			continue
 		}
-		if b.cfg.ShareGroups {
-			b.cfg.Logger.Warn("leat: the group is consumed by another program that takes none of the same events, so each takes messages of the other",
+		if gs.shared {
+			gs.logger.Warn("leat: the group is consumed by another program that takes none of the same events, so each takes messages of the other",
 				"group", s.Group, "program", c.Program, "place", c.Place, "group_topics", someTopics(c.Topics), "topics", someTopics(s.Topics))
 			return nil
 		}
@@ -56,7 +56,7 @@ func (b *Bus) checkSharing(ctx context.Context, s driver.Subscription) error {
 			s.Group, c.Program, c.Place, someTopics(c.Topics), s.Program, someTopics(s.Topics))
 	}
 	if disjoint(found.Topics, s.Topics) {
-		b.cfg.Logger.Warn("leat: the group has only other topics than this program subscribes to; if they are another program's, give one of them another service name",
+		gs.logger.Warn("leat: the group has only other topics than this program subscribes to; if they are another program's, give one of them another service name",
 			"group", s.Group, "group_topics", someTopics(found.Topics), "topics", someTopics(s.Topics))
 	}
 	return nil

@@ -46,16 +46,14 @@ func (s GroupStats) Outstanding() uint64 { return s.Expected - min(s.Settled+s.P
 
 // Stats returns a snapshot.
 func (b *Bus) Stats() Stats {
-	b.mu.Lock()
-	defer b.mu.Unlock()
 	s := Stats{
 		Published: b.tracking.published.Load(),
 		Unrouted:  b.tracking.unrouted.Load(),
 
 		ObserverPanics: b.observerPanics.Load(),
-		Groups:         make(map[string]GroupStats, len(b.groups)),
+		Groups:         make(map[string]GroupStats),
 	}
-	for _, g := range b.groups {
+	for _, g := range b.groups.all() {
 		s.Groups[g.handler.Name] = g.counts.snapshot()
 	}
 	return s

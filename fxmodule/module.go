@@ -104,12 +104,8 @@ func NewBus(p BusParams) (*bus.Bus, error) {
 	for _, t := range p.Transports {
 		mux.Register(t.open, t.schemes...)
 	}
-	ctx := driver.WithLogger(context.Background(), p.Logger)
-	if p.Config.ConnectTimeout > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, p.Config.ConnectTimeout)
-		defer cancel()
-	}
+	ctx, cancel := p.Config.opening(p.Logger)
+	defer cancel()
 	transport := p.Transport
 	if transport == nil {
 		var err error
@@ -146,6 +142,15 @@ func NewBus(p BusParams) (*bus.Bus, error) {
 	// The transport must outlive everything that publishes: this hook runs after those of the components that depend on the bus.
 	p.Lifecycle.Append(fx.StopHook(b.Close))
 	return b, nil
+}
+
+// opening returns the context in which message systems and databases are opened.
+func (c Config) opening(logger *slog.Logger) (context.Context, context.CancelFunc) {
+	ctx := driver.WithLogger(context.Background(), logger)
+	if c.ConnectTimeout > 0 {
+		return context.WithTimeout(ctx, c.ConnectTimeout)
+	}
+	return ctx, func() {}
 }
 
 // RunParams has the dependencies of [Run].

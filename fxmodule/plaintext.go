@@ -1,6 +1,7 @@
 package fxmodule
 
 import (
+	"cmp"
 	"log/slog"
 	"net/netip"
 	"net/url"
@@ -40,9 +41,7 @@ func unverified(u *url.URL) (fix string) {
 		return "write rediss://"
 	case "postgres", "postgresql":
 		mode := query.Get("sslmode")
-		if mode == "" {
-			mode = os.Getenv("PGSSLMODE")
-		}
+		mode = cmp.Or(mode, os.Getenv("PGSSLMODE"))
 		root := query.Has("sslrootcert") || os.Getenv("PGSSLROOTCERT") != ""
 		if mode != "verify-full" && mode != "verify-ca" && (mode != "require" || !root) { // pgx verifies with a root certificate
 			return "write sslmode=verify-full"

@@ -97,12 +97,8 @@ func openInbox(p inboxURLParams) (*sql.Inbox[*stdsql.Tx], error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx := driver.WithLogger(context.Background(), p.Logger)
-	if p.Config.ConnectTimeout > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, p.Config.ConnectTimeout)
-		defer cancel()
-	}
+	ctx, cancel := p.Config.opening(p.Logger)
+	defer cancel()
 	i, err := sql.OpenInbox(ctx, u, sql.InboxConfig{})
 	if err != nil {
 		return nil, fmt.Errorf("fxmodule: %sINBOX_URL: %w", Prefix, err)

@@ -1,6 +1,7 @@
 package handlers
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"sync"
@@ -28,12 +29,8 @@ func (e BatchError) Error() string { return fmt.Sprintf("%d events of the batch 
 // its own outcome: a failed event is retried, redelivered and poisoned by itself. The group's concurrency is the batch size,
 // unless an option sets more; with twice the size, two batches run at once. The context is that of the first event.
 func Batch[T bus.Event](name string, size BatchSize, fn func(context.Context, []T) error, opts ...Option) bus.Handler {
-	if size.Max == 0 {
-		size.Max = 100
-	}
-	if size.Wait == 0 {
-		size.Wait = 100 * time.Millisecond
-	}
+	size.Max = cmp.Or(size.Max, 100)
+	size.Wait = cmp.Or(size.Wait, 100*time.Millisecond)
 	require(name, fn != nil)
 	h := typed(name, []Option{Concurrency(size.Max)}, func() typedFunc[T] {
 		c := &collector[T]{size: size, fn: fn}

@@ -1,6 +1,7 @@
 package middleware
 
 import (
+	"cmp"
 	"fmt"
 	"log/slog"
 	"time"
@@ -77,26 +78,16 @@ func (c DedupConfig) Validate() error {
 }
 
 func (c DedupConfig) withDefaults() DedupConfig {
-	if c.Lease == 0 {
-		c.Lease = DefaultDedupLease
-	}
-	if c.Keep == 0 {
-		c.Keep = DefaultDedupKeep
-	}
+	c.Lease = cmp.Or(c.Lease, DefaultDedupLease)
+	c.Keep = cmp.Or(c.Keep, DefaultDedupKeep)
 	if c.Mode == bus.DedupDefault {
 		c.Mode = bus.DedupOpen
 	}
-	if c.Budget == 0 {
-		c.Budget = DefaultDedupBudget
-	}
-	if c.Namespace == "" {
-		c.Namespace = DefaultDedupNamespace
-	}
+	c.Budget = cmp.Or(c.Budget, DefaultDedupBudget)
+	c.Namespace = cmp.Or(c.Namespace, DefaultDedupNamespace)
 	if c.OnFault == nil {
 		c.OnFault = func(DedupFault) {}
 	}
-	if c.Logger == nil {
-		c.Logger = slog.Default()
-	}
+	c.Logger = cmp.Or(c.Logger, slog.Default())
 	return c
 }

@@ -1,6 +1,7 @@
 package middleware
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -14,9 +15,7 @@ import (
 // Log returns an observer that logs one line for each delivery: at debug level if the message was handled, else as a warning or
 // an error. A nil logger means slog.Default(). The observer may be used concurrently.
 func Log(logger *slog.Logger) bus.Observer {
-	if logger == nil {
-		logger = slog.Default()
-	}
+	logger = cmp.Or(logger, slog.Default())
 	return logObserver{logger}
 }
 

@@ -1,6 +1,7 @@
 package middleware
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"hash/maphash"
@@ -27,9 +28,7 @@ type MemoryStore struct {
 // NewMemoryStore returns an empty store for at most capacity marks. 0 means [DefaultMemoryCapacity]; less than 1,000 counts as
 // 1,000. A full store takes up to 15 bytes per mark.
 func NewMemoryStore(capacity int) *MemoryStore {
-	if capacity == 0 {
-		capacity = DefaultMemoryCapacity
-	}
+	capacity = cmp.Or(capacity, DefaultMemoryCapacity)
 	s := &MemoryStore{seeds: [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()}}
 	for i := range s.shards {
 		s.shards[i].claims = make(map[hash]string)
@@ -54,38 +53,31 @@ func (s *MemoryStore) Claim(ctx context.Context, key string, _ time.Duration) (C
 
 // Renew implements [Store].
 func (s *MemoryStore) Renew(_ context.Context, c Claim, _ time.Duration) error {
-	h, sh := s.find(c.Key)
-	sh.mu.Lock()
-	defer sh.mu.Unlock()
-	if !sh.owns(c, h) {
-		return fmt.Errorf("middleware: memory store: renew: %w", ErrClaimLost)
-	}
-	sh.claims[h] = c.Token
-	return nil
+	return s.change("renew", c, func(sh *shard, h hash) { sh.claims[h] = c.Token })
 }
 
 // Done implements [Store].
 func (s *MemoryStore) Done(_ context.Context, c Claim, keep time.Duration) error {
-	h, sh := s.find(c.Key)
-	sh.mu.Lock()
-	defer sh.mu.Unlock()
-	if !sh.owns(c, h) {
-		return fmt.Errorf("middleware: memory store: done: %w", ErrClaimLost)
-	}
-	delete(sh.claims, h)
-	sh.mark(h, keep)
-	return nil
+	return s.change("done", c, func(sh *shard, h hash) {
+		delete(sh.claims, h)
+		sh.mark(h, keep)
+	})
 }
 
 // Release implements [Store].
 func (s *MemoryStore) Release(_ context.Context, c Claim) error {
+	return s.change("release", c, func(sh *shard, h hash) { delete(sh.claims, h) })
+}
+
+// change calls do with the claim's shard, which it locks, if the claim still owns its key.
+func (s *MemoryStore) change(what string, c Claim, do func(*shard, hash)) error {
 	h, sh := s.find(c.Key)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	if !sh.owns(c, h) {
-		return fmt.Errorf("middleware: memory store: release: %w", ErrClaimLost)
+		return fmt.Errorf("middleware: memory store: %s: %w", what, ErrClaimLost)
 	}
-	delete(sh.claims, h)
+	do(sh, h)
 	return nil
 }
 

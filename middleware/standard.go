@@ -1,6 +1,7 @@
 package middleware
 
 import (
+	"cmp"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -35,12 +36,8 @@ func Standard(cfg Config) Stack {
 	if cfg.Store == nil {
 		cfg.Store = NewMemoryStore(0)
 	}
-	if cfg.Timeout == 0 {
-		cfg.Timeout = DefaultTimeout
-	}
-	if cfg.HoldNewer == 0 {
-		cfg.HoldNewer = DefaultHoldNewer
-	}
+	cfg.Timeout = cmp.Or(cfg.Timeout, DefaultTimeout)
+	cfg.HoldNewer = cmp.Or(cfg.HoldNewer, DefaultHoldNewer)
 	return NewStack(
 		Use(StepObserve, Observe()),
 		Step{Name: StepPoison, Make: cfg.poison},

@@ -1,6 +1,7 @@
 package bustest
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -58,18 +59,12 @@ func NewWith(t testing.TB, cfg Config, handlers ...bus.Handler) *Harness {
 		story:     &story{},
 		failures:  &failures{},
 	}
-	if h.patience == 0 {
-		h.patience = 30 * time.Second
-	}
-	if cfg.Bus.Service == "" {
-		cfg.Bus.Service = "test"
-	}
+	h.patience = cmp.Or(h.patience, 30*time.Second)
+	cfg.Bus.Service = cmp.Or(cfg.Bus.Service, "test")
 	if cfg.Bus.Breaker == (bus.BreakerPolicy{}) {
 		cfg.Bus.Breaker = bus.NoBreaker()
 	}
-	if cfg.Bus.Logger == nil {
-		cfg.Bus.Logger = slog.New(slog.DiscardHandler) // failed checks print the story
-	}
+	cfg.Bus.Logger = cmp.Or(cfg.Bus.Logger, slog.New(slog.DiscardHandler)) // failed checks print the story
 	cfg.Bus.Stack = instrumented{cfg.stack(), h.failures}
 	cfg.Bus.Observers = append(cfg.Bus.Observers, h.story)
 
@@ -101,9 +96,7 @@ func (c Config) stack() bus.Stack {
 	if c.Stack != nil {
 		return *c.Stack
 	}
-	if c.Middleware.HoldNewer == 0 {
-		c.Middleware.HoldNewer = -1
-	}
+	c.Middleware.HoldNewer = cmp.Or(c.Middleware.HoldNewer, -1)
 	return middleware.Standard(c.Middleware)
 }
 

@@ -137,7 +137,7 @@ func (c *console) each(ctx context.Context, which chosen, visit func(driver.Pois
 		return false, nil
 	}
 	read, found := 0, 0
-	err = admin.Each(ctx, queue, admin.Filter{}, func(m driver.PoisonedMessage) error {
+	err = admin.Each(ctx, queue, "", func(m driver.PoisonedMessage) error {
 		if len(which.IDs) > 0 {
 			if !slices.Contains(which.IDs, m.ID) {
 				return nil

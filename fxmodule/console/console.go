@@ -13,13 +13,13 @@ package console
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"embed"
 	"errors"
 	"html/template"
 	"io/fs"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/netip"
 	"path"
@@ -78,9 +78,7 @@ func New(cfg Config) http.Handler {
 	if c.Authorize == nil {
 		c.Authorize = fromThisMachine
 	}
-	if c.Logger == nil {
-		c.Logger = slog.Default()
-	}
+	c.Logger = cmp.Or(c.Logger, slog.Default())
 	if remote, ok := c.transport.(admin.DryRunner); ok {
 		c.dryRunner = remote
 	}
@@ -113,7 +111,7 @@ type route struct {
 
 func (c *console) newRoutes() map[string]route {
 	return map[string]route{
-		"":            {get: c.overview},
+		"":            {get: c.overview("overview", "Overview")},
 		"group":       {get: c.group},
 		"message":     {get: c.message},
 		"payload":     {get: c.payload},
@@ -124,7 +122,7 @@ func (c *console) newRoutes() map[string]route {
 		"act":         {post: c.act},
 		"edit":        {get: c.edit, post: c.change},
 		"publish":     {get: c.publishForm, post: c.publish},
-		"outbox":      {get: c.outbox},
+		"outbox":      {get: c.overview("outbox", "Outbox")},
 		"doctor":      {get: c.doctor},
 		"wiring":      {get: c.wiring},
 		"style.css":   {get: asset("style.css", "text/css; charset=utf-8")},
@@ -207,13 +205,8 @@ func (c *console) checkSite(r *http.Request) error {
 // fromThisMachine reports whether a request comes from this machine and names it by a loopback address. A web page that
 // reaches the console by a host name of its own is refused.
 func fromThisMachine(r *http.Request) bool {
-	host := r.Host
-	if name, _, err := net.SplitHostPort(host); err == nil {
-		host = name
-	}
 	peer, err := netip.ParseAddrPort(r.RemoteAddr)
-	named, notIP := netip.ParseAddr(strings.Trim(host, "[]"))
-	return err == nil && peer.Addr().Unmap().IsLoopback() && (host == "localhost" || notIP == nil && named.IsLoopback())
+	return err == nil && peer.Addr().Unmap().IsLoopback() && admin.IsLocal(r.Host)
 }
 
 // pageError is an error with its HTTP status, in words for a page.

@@ -169,20 +169,15 @@ func (c *console) overviewPage(r *http.Request) (page overviewPage, err error) {
 	return page, err
 }
 
-func (c *console) overview(w http.ResponseWriter, r *http.Request) error {
-	page, err := c.overviewPage(r)
-	if err != nil {
-		return err
+// overview returns the handler that shows all groups in a template.
+func (c *console) overview(name, title string) func(http.ResponseWriter, *http.Request) error {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		page, err := c.overviewPage(r)
+		if err != nil {
+			return err
+		}
+		return c.render(w, r, http.StatusOK, name, name, title, page)
 	}
-	return c.render(w, r, http.StatusOK, "overview", "overview", "Overview", page)
-}
-
-func (c *console) outbox(w http.ResponseWriter, r *http.Request) error {
-	page, err := c.overviewPage(r)
-	if err != nil {
-		return err
-	}
-	return c.render(w, r, http.StatusOK, "outbox", "outbox", "Outbox", page)
 }
 
 // groupNow returns the group that a request names.

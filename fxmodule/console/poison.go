@@ -109,7 +109,7 @@ func (c *console) scan(ctx context.Context, which chosen, after string) (found s
 	read := 0
 	ofAnyClass := which.filter
 	ofAnyClass.Class = ""
-	err = admin.EachAfter(ctx, c.transport.PoisonQueue(which.Group), after, admin.Filter{}, func(m driver.PoisonedMessage) error {
+	err = admin.Each(ctx, c.transport.PoisonQueue(which.Group), after, func(m driver.PoisonedMessage) error {
 		if read++; read > maxScan {
 			found.Cut = true
 			return errEnough

@@ -2,6 +2,7 @@ package console
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -145,9 +146,7 @@ type tailPage struct {
 // patternOf returns the pattern that a request asks for.
 func patternOf(r *http.Request) (string, error) {
 	pattern := strings.TrimSpace(r.FormValue("pattern"))
-	if pattern == "" {
-		pattern = ">"
-	}
+	pattern = cmp.Or(pattern, ">")
 	if err := driver.ValidatePattern(pattern); err != nil {
 		return "", &pageError{http.StatusBadRequest, err.Error()}
 	}

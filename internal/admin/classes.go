@@ -46,9 +46,7 @@ func (c *Classes) Add(group string, m driver.PoisonedMessage) {
 		class.Types = slices.Insert(class.Types, i, name)
 	}
 	at := instant(m.Fault.At)
-	if class.Sample == "" {
-		class.Sample = m.Fault.Text
-	}
+	class.Sample = cmp.Or(class.Sample, m.Fault.Text)
 	if at == nil {
 		return
 	}

@@ -61,29 +61,32 @@ type Endpoint struct {
 	Logger  *slog.Logger
 }
 
+// An endpointHandler handles one kind of request. It returns an error to refuse it.
+type endpointHandler func(http.ResponseWriter, *http.Request) error
+
 // Handler returns the endpoint's handler, for your own server. With a token it serves only requests with that token.
 // Without one it serves only requests to localhost or a loopback address, so that a web page can't access the endpoint
 // by its own host name (DNS rebinding).
 func (a Endpoint) Handler() http.Handler {
 	mux := http.NewServeMux()
-	for pattern, do := range map[string]func(http.ResponseWriter, *http.Request) error{
+	for pattern, do := range map[string]endpointHandler{
 		"GET /health":                 a.health,
-		"GET /groups":                 a.groups,
-		"POST /groups/{group}/pause":  a.pause,
-		"POST /groups/{group}/resume": a.resume,
-		"GET /topics":                 a.topics,
-		"GET /doctor":                 a.doctor,
+		"GET /groups":                 a.inspecting(a.groups),
+		"POST /groups/{group}/pause":  a.setPaused(true),
+		"POST /groups/{group}/resume": a.setPaused(false),
+		"GET /topics":                 a.inspecting(a.topics),
+		"GET /doctor":                 a.inspecting(a.doctor),
 		"GET /describe":               a.describe,
-		"GET /tail":                   a.tail,
+		"GET /tail":                   a.inspecting(a.tail),
 		"POST /publish":               a.publish,
-		"GET /poison/{group}":         a.list,
-		"GET /poison/{group}/{id}":    a.get,
-		"POST /poison/{group}/replay": a.replay,
-		"POST /poison/{group}/rm":     a.remove,
-		"POST /poison/{group}/put":    a.put,
+		"GET /poison/{group}":         a.onQueue(a.list),
+		"GET /poison/{group}/{id}":    a.onQueue(a.get),
+		"POST /poison/{group}/replay": a.move(driver.PoisonQueue.Replay),
+		"POST /poison/{group}/rm":     a.move(driver.PoisonQueue.Drop),
+		"POST /poison/{group}/put":    a.onQueue(a.put),
 
-		"GET /poison/{group}/what-if":  a.undoes,
-		"POST /poison/{group}/what-if": a.dryRun,
+		"GET /poison/{group}/what-if":  a.trying(a.undoes),
+		"POST /poison/{group}/what-if": a.trying(a.onQueue(a.dryRun)),
 	} {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 			if err := do(w, r); err != nil {
@@ -157,7 +160,7 @@ func (a Endpoint) guard(next http.Handler) http.Handler {
 // authorize checks the token or, without one, that the client calls the endpoint by a loopback address.
 func (a Endpoint) authorize(r *http.Request, wrong *wrongTokens) error {
 	if a.Token == "" {
-		if host := hostname(r.Host); host != "localhost" && !isLoopback(host) {
+		if !IsLocal(r.Host) {
 			return &statusError{http.StatusForbidden, "call it by its loopback address"}
 		}
 		return nil
@@ -265,12 +268,15 @@ func answer[T any](w http.ResponseWriter, lines ...T) error {
 	return nil
 }
 
-func (a Endpoint) inspector() (driver.Inspector, error) {
-	inspector, ok := WithOutbox(a.Bus.Transport(), a.Bus.Outbox()).(driver.Inspector)
-	if !ok {
-		return nil, &statusError{http.StatusNotImplemented, "this transport can't list its groups"}
+// inspecting returns a handler that needs an inspector.
+func (a Endpoint) inspecting(do func(http.ResponseWriter, *http.Request, driver.Inspector) error) endpointHandler {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		inspector, ok := WithOutbox(a.Bus.Transport(), a.Bus.Outbox()).(driver.Inspector)
+		if !ok {
+			return &statusError{http.StatusNotImplemented, "this transport can't list its groups"}
+		}
+		return do(w, r, inspector)
 	}
-	return inspector, nil
 }
 
 // healthBody is a group's health.
@@ -293,11 +299,7 @@ func (a Endpoint) health(w http.ResponseWriter, _ *http.Request) error {
 	return answer(w, lines...)
 }
 
-func (a Endpoint) groups(w http.ResponseWriter, r *http.Request) error {
-	inspector, err := a.inspector()
-	if err != nil {
-		return err
-	}
+func (a Endpoint) groups(w http.ResponseWriter, r *http.Request, inspector driver.Inspector) error {
 	all, err := inspector.Groups(r.Context())
 	if err != nil {
 		return err
@@ -312,34 +314,25 @@ func (a Endpoint) groups(w http.ResponseWriter, r *http.Request) error {
 	return answer(w, each(all, DescribeGroup)...)
 }
 
-func (a Endpoint) pause(w http.ResponseWriter, r *http.Request) error {
-	return a.setPaused(w, r, true)
+// setPaused returns the handler that pauses or resumes a group.
+func (a Endpoint) setPaused(paused bool) endpointHandler {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		var body struct{}
+		if err := read(r, &body); err != nil {
+			return err
+		}
+		group := r.PathValue("group")
+		if err := checkHandlers(each(a.Bus.Handlers(), func(h bus.Handler) string { return a.Bus.GroupName(h.Name) }), group); err != nil {
+			return err
+		}
+		if err := a.Bus.SetPaused(group, paused); err != nil {
+			return err
+		}
+		return answer(w, struct{}{})
+	}
 }
 
-func (a Endpoint) resume(w http.ResponseWriter, r *http.Request) error {
-	return a.setPaused(w, r, false)
-}
-
-func (a Endpoint) setPaused(w http.ResponseWriter, r *http.Request, paused bool) error {
-	var body struct{}
-	if err := read(r, &body); err != nil {
-		return err
-	}
-	group := r.PathValue("group")
-	if err := checkHandlers(each(a.Bus.Handlers(), func(h bus.Handler) string { return a.Bus.GroupName(h.Name) }), group); err != nil {
-		return err
-	}
-	if err := a.Bus.SetPaused(group, paused); err != nil {
-		return err
-	}
-	return answer(w, struct{}{})
-}
-
-func (a Endpoint) topics(w http.ResponseWriter, r *http.Request) error {
-	inspector, err := a.inspector()
-	if err != nil {
-		return err
-	}
+func (a Endpoint) topics(w http.ResponseWriter, r *http.Request, inspector driver.Inspector) error {
 	all, err := inspector.Topics(r.Context())
 	if err != nil {
 		return err
@@ -348,11 +341,7 @@ func (a Endpoint) topics(w http.ResponseWriter, r *http.Request) error {
 }
 
 // doctor returns the transport's findings, and the degraded parts of the bus's groups.
-func (a Endpoint) doctor(w http.ResponseWriter, r *http.Request) error {
-	inspector, err := a.inspector()
-	if err != nil {
-		return err
-	}
+func (a Endpoint) doctor(w http.ResponseWriter, r *http.Request, inspector driver.Inspector) error {
 	findings := inspector.Diagnose(r.Context())
 	for _, h := range a.Bus.Health() {
 		findings = append(findings, diagnoseHealth(h, a.urlOf(r)))
@@ -360,11 +349,7 @@ func (a Endpoint) doctor(w http.ResponseWriter, r *http.Request) error {
 	return answer(w, each(findings, DescribeFinding)...)
 }
 
-func (a Endpoint) tail(w http.ResponseWriter, r *http.Request) error {
-	inspector, err := a.inspector()
-	if err != nil {
-		return err
-	}
+func (a Endpoint) tail(w http.ResponseWriter, r *http.Request, inspector driver.Inspector) error {
 	pattern := r.URL.Query().Get("pattern")
 	if err := driver.ValidatePattern(pattern); err != nil {
 		return &statusError{http.StatusBadRequest, err.Error()}
@@ -497,22 +482,21 @@ func readList[T any](r *http.Request, name string, add func(T) error) error {
 	return readEnd(decoder)
 }
 
-// queue returns the poison queue of an existing group.
-func (a Endpoint) queue(r *http.Request) (string, driver.PoisonQueue, error) {
-	group, transport := r.PathValue("group"), WithOutbox(a.Bus.Transport(), a.Bus.Outbox())
-	if inspector, ok := transport.(driver.Inspector); ok {
-		if _, err := FindGroups(r.Context(), inspector, group); err != nil {
-			return group, nil, err
+// onQueue returns a handler that needs the poison queue of an existing group.
+func (a Endpoint) onQueue(do func(w http.ResponseWriter, r *http.Request, queue driver.PoisonQueue) error) endpointHandler {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		group, transport := r.PathValue("group"), WithOutbox(a.Bus.Transport(), a.Bus.Outbox())
+		if inspector, ok := transport.(driver.Inspector); ok {
+			if _, err := FindGroups(r.Context(), inspector, group); err != nil {
+				return err
+			}
 		}
+		return do(w, r, transport.PoisonQueue(group))
 	}
-	return group, transport.PoisonQueue(group), nil
 }
 
-func (a Endpoint) list(w http.ResponseWriter, r *http.Request) error {
-	group, queue, err := a.queue(r)
-	if err != nil {
-		return err
-	}
+func (a Endpoint) list(w http.ResponseWriter, r *http.Request, queue driver.PoisonQueue) error {
+	group := r.PathValue("group")
 	limit, err := strconv.Atoi(r.URL.Query().Get("limit"))
 	if err != nil || limit < 1 || limit > 10*pageSize {
 		limit = pageSize
@@ -534,16 +518,12 @@ func (a Endpoint) list(w http.ResponseWriter, r *http.Request) error {
 	return err
 }
 
-func (a Endpoint) get(w http.ResponseWriter, r *http.Request) error {
-	group, queue, err := a.queue(r)
-	if err != nil {
-		return err
-	}
+func (a Endpoint) get(w http.ResponseWriter, r *http.Request, queue driver.PoisonQueue) error {
 	m, err := queue.Get(r.Context(), r.PathValue("id"))
 	if err != nil {
 		return err
 	}
-	return answer(w, Full(group, m))
+	return answer(w, Full(r.PathValue("group"), m))
 }
 
 // bulkBody has the ids of messages to move.
@@ -557,24 +537,20 @@ type doneBody struct {
 	Missing string `json:"missing,omitempty"`
 }
 
-func (a Endpoint) replay(w http.ResponseWriter, r *http.Request) error {
-	return a.move(w, r, driver.PoisonQueue.Replay)
+// move returns the handler that replays or drops messages.
+func (a Endpoint) move(do func(driver.PoisonQueue, context.Context, ...string) (int, error)) endpointHandler {
+	return a.onQueue(func(w http.ResponseWriter, r *http.Request, queue driver.PoisonQueue) error {
+		ids, err := readIDs(r)
+		if err != nil {
+			return err
+		}
+		n, err := do(queue, r.Context(), ids...)
+		return answerDone(w, n, err)
+	})
 }
 
-func (a Endpoint) remove(w http.ResponseWriter, r *http.Request) error {
-	return a.move(w, r, driver.PoisonQueue.Drop)
-}
-
-func (a Endpoint) move(w http.ResponseWriter, r *http.Request, do func(driver.PoisonQueue, context.Context, ...string) (int, error)) error {
-	_, queue, err := a.queue(r)
-	if err != nil {
-		return err
-	}
-	ids, err := readIDs(r)
-	if err != nil {
-		return err
-	}
-	n, err := do(queue, r.Context(), ids...)
+// answerDone answers with the number of moved messages. That some are missing is no failure.
+func answerDone(w http.ResponseWriter, n int, err error) error {
 	done := doneBody{Done: n}
 	if errors.Is(err, driver.ErrNotFound) {
 		done.Missing, err = err.Error(), nil
@@ -591,9 +567,6 @@ type undoesBody struct {
 }
 
 func (a Endpoint) undoes(w http.ResponseWriter, r *http.Request) error {
-	if a.DryRunner == nil {
-		return errNoDryRunner()
-	}
 	undoes, err := a.DryRunner.Undoes(r.Context(), r.PathValue("group"))
 	if err != nil {
 		return err
@@ -601,18 +574,17 @@ func (a Endpoint) undoes(w http.ResponseWriter, r *http.Request) error {
 	return answer(w, undoesBody{undoes})
 }
 
-func errNoDryRunner() error {
-	return &statusError{http.StatusNotImplemented, "this endpoint does not offer a dry run; the service's own binary may"}
+// trying returns a handler that needs the DryRunner.
+func (a Endpoint) trying(do endpointHandler) endpointHandler {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		if a.DryRunner == nil {
+			return &statusError{http.StatusNotImplemented, "this endpoint does not offer a dry run; the service's own binary may"}
+		}
+		return do(w, r)
+	}
 }
 
-func (a Endpoint) dryRun(w http.ResponseWriter, r *http.Request) error {
-	if a.DryRunner == nil {
-		return errNoDryRunner()
-	}
-	group, queue, err := a.queue(r)
-	if err != nil {
-		return err
-	}
+func (a Endpoint) dryRun(w http.ResponseWriter, r *http.Request, queue driver.PoisonQueue) error {
 	ids, err := readIDs(r)
 	if err != nil {
 		return err
@@ -621,7 +593,7 @@ func (a Endpoint) dryRun(w http.ResponseWriter, r *http.Request) error {
 	for _, id := range ids {
 		wanted[id] = true
 	}
-	err = Each(r.Context(), queue, Filter{}, func(m driver.PoisonedMessage) error {
+	err = Each(r.Context(), queue, "", func(m driver.PoisonedMessage) error {
 		if wanted[m.ID] {
 			msgs = append(msgs, m)
 		}
@@ -630,7 +602,7 @@ func (a Endpoint) dryRun(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	results, err := a.DryRunner.DryRun(r.Context(), group, msgs)
+	results, err := a.DryRunner.DryRun(r.Context(), r.PathValue("group"), msgs)
 	if err != nil {
 		return err
 	}
@@ -638,21 +610,10 @@ func (a Endpoint) dryRun(w http.ResponseWriter, r *http.Request) error {
 }
 
 // put writes messages; one with an id replaces the message of that id.
-func (a Endpoint) put(w http.ResponseWriter, r *http.Request) error {
-	_, queue, err := a.queue(r)
-	if err != nil {
-		return err
-	}
+func (a Endpoint) put(w http.ResponseWriter, r *http.Request, queue driver.PoisonQueue) error {
 	msgs, err := readRecords(r)
 	if err != nil {
 		return err
 	}
-	var done doneBody
-	if err = queue.Put(r.Context(), msgs...); errors.Is(err, driver.ErrNotFound) {
-		done.Missing, err = err.Error(), nil
-	}
-	if err != nil {
-		return err
-	}
-	return answer(w, done)
+	return answerDone(w, 0, queue.Put(r.Context(), msgs...))
 }

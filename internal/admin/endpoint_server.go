@@ -92,12 +92,13 @@ func isLoopback(host string) bool {
 	return err == nil && ip.IsLoopback()
 }
 
-// hostname returns the host of a Host header, without port and brackets.
-func hostname(hostport string) string {
-	if host, _, err := net.SplitHostPort(hostport); err == nil {
-		return host
+// IsLocal reports whether a Host header, with or without a port, is localhost or a loopback address.
+func IsLocal(hostport string) bool {
+	host, _, err := net.SplitHostPort(hostport)
+	if err != nil {
+		host = strings.Trim(hostport, "[]")
 	}
-	return strings.Trim(hostport, "[]")
+	return host == "localhost" || isLoopback(host)
 }
 
 // urlOf returns the URL by which the client of a request reaches the endpoint, for [Dial].
@@ -106,7 +107,7 @@ func (a Endpoint) urlOf(r *http.Request) string {
 	switch {
 	case isSocket && err == nil:
 		return socketURL(path)
-	case r.TLS == nil && isLoopback(hostname(r.Host)), r.TLS == nil && hostname(r.Host) == "localhost":
+	case r.TLS == nil && IsLocal(r.Host):
 		return "http://" + r.Host
 	}
 	return "https://" + r.Host // of a proxy if the request has no TLS: Dial takes no other URL of another machine

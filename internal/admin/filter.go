@@ -97,34 +97,23 @@ func sizeOf(m driver.PoisonedMessage) int {
 	return n
 }
 
-// Each calls visit with every message of a poison queue that the filter selects, approximately in the order of
-// arrival, until it returns an error, which Each returns. It may include messages that are poisoned meanwhile. It reads
-// the queue once if that is a [driver.PoisonWalker].
-func Each(ctx context.Context, queue driver.PoisonQueue, f Filter, visit func(driver.PoisonedMessage) error) error {
-	return EachAfter(ctx, queue, "", f, visit)
-}
-
-// EachAfter does the same as [Each], starting behind the message with the id after; "" means the front.
-func EachAfter(ctx context.Context, queue driver.PoisonQueue, after string, f Filter, visit func(driver.PoisonedMessage) error) error {
+// Each calls visit with every message of a poison queue behind the one with the id after, "" for all, until it returns an error,
+// which Each returns. The order is approximately that of arrival. It may include messages that are poisoned meanwhile. It reads the
+// queue once if that is a [driver.PoisonWalker].
+func Each(ctx context.Context, queue driver.PoisonQueue, after string, visit func(driver.PoisonedMessage) error) error {
 	passed := after == ""
-	matching := func(m driver.PoisonedMessage) error {
-		if !f.Match(m) {
-			return nil
-		}
-		return visit(m)
-	}
 	if walker, ok := queue.(driver.PoisonWalker); ok {
 		return walker.Walk(ctx, func(m driver.PoisonedMessage) error {
 			if !passed {
 				passed = m.ID == after
 				return nil
 			}
-			return matching(m)
+			return visit(m)
 		})
 	}
 	return pages(ctx, queue, after, func(page []driver.PoisonedMessage) (bool, error) {
 		for _, m := range page {
-			if err := matching(m); err != nil {
+			if err := visit(m); err != nil {
 				return false, err
 			}
 		}

@@ -57,7 +57,7 @@ func TestPoisonPages_areBoundedInBytes(t *testing.T) {
 	defer func() { require.NoError(t, b.Close(context.Background())) }()
 
 	n := 0
-	require.NoError(t, admin.Each(t.Context(), transport.queue, admin.Filter{}, func(driver.PoisonedMessage) error {
+	require.NoError(t, admin.Each(t.Context(), transport.queue, "", func(driver.PoisonedMessage) error {
 		n++
 		return nil
 	}))

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -51,9 +52,7 @@ func writeDescription(out io.Writer, d admin.Description) error {
 			order += ", later messages of a key wait behind a poisoned one"
 		}
 		takes := strings.Join(g.Types, ", ")
-		if takes == "" {
-			takes = "any type"
-		}
+		takes = cmp.Or(takes, "any type")
 		fmt.Fprintf(w, "\n%s\n", printable(g.Group))
 		writePairs(w, "  ", [][2]string{
 			{"state", string(g.State)},

@@ -135,7 +135,7 @@ func (f filter) each(ctx context.Context, s *session, visit func(queue *chosen, 
 	var there hints
 	n := 0
 	for i := range queues {
-		err := admin.Each(ctx, queues[i].queue, admin.Filter{}, func(m driver.PoisonedMessage) error {
+		err := admin.Each(ctx, queues[i].queue, "", func(m driver.PoisonedMessage) error {
 			queues[i].seen++
 			if !matching.Match(m) {
 				there.add(m)

@@ -3,11 +3,7 @@ package cli
 import (
 	"cmp"
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
-	"os"
 	"slices"
 
 	"github.com/leatbus/leat/bus/driver"
@@ -27,7 +23,7 @@ const importAtOnce = 500
 // Run writes the records into poison queues. It skips those that exist already, so it may be run again
 // after a failure.
 func (c *poisonImport) Run(ctx context.Context, e *Env) error {
-	records, err := c.read(e)
+	records, err := readJSON[admin.Record](e, c.File, "record")
 	if err != nil {
 		return err
 	}
@@ -72,29 +68,6 @@ func (c *poisonImport) Run(ctx context.Context, e *Env) error {
 	})
 }
 
-func (c *poisonImport) read(e *Env) (records []admin.Record, err error) {
-	in := e.Stdin
-	if c.File != "-" {
-		file, err := os.Open(c.File)
-		if err != nil {
-			return nil, &UsageError{err}
-		}
-		defer func() { _ = file.Close() }()
-		in = file
-	}
-	for decoder := json.NewDecoder(in); ; {
-		var r admin.Record
-		err := decoder.Decode(&r)
-		if errors.Is(err, io.EOF) {
-			return records, nil
-		}
-		if err != nil {
-			return nil, usage("%s: record %d: %w", c.File, len(records)+1, err)
-		}
-		records = append(records, r)
-	}
-}
-
 // sameness identifies the poisoning of a message: equal for two records of the same one.
 type sameness struct{ source, id, at string }
 
@@ -106,7 +79,7 @@ func samenessOf(m driver.PoisonedMessage) sameness {
 // without returns the messages that are not in the queue.
 func without(ctx context.Context, queue driver.PoisonQueue, msgs []driver.PoisonedMessage) ([]driver.PoisonedMessage, error) {
 	there := make(map[sameness]bool)
-	err := admin.Each(ctx, queue, admin.Filter{}, func(m driver.PoisonedMessage) error {
+	err := admin.Each(ctx, queue, "", func(m driver.PoisonedMessage) error {
 		there[samenessOf(m)] = true
 		return nil
 	})

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/admin"
 )
 
@@ -60,17 +61,40 @@ func (b bulk) count(s *session, queues []chosen, classes *admin.Classes, n int, 
 	return err
 }
 
-// run moves the selected messages. It may be run again for the rest.
-func (b bulk) run(ctx context.Context, s *session, queues []chosen, n int, d deed, act func(chosen) admin.Move) error {
+// act moves some messages of a poison queue.
+type act func(queue driver.PoisonQueue, ctx context.Context, ids ...string) (int, error)
+
+// run moves the selected messages after a confirmation, or counts them. It may be run again for the rest.
+func (b bulk) run(ctx context.Context, e *Env, d deed, do act, confirm func(n int) error) error {
+	return b.with(ctx, e, func(s *session) error {
+		queues, classes, n, err := b.choose(ctx, s)
+		switch {
+		case err != nil:
+			return err
+		case b.Count:
+			return b.count(s, queues, classes, n, d)
+		case n > 0:
+			if err := confirm(n); err != nil {
+				return err
+			}
+		}
+		return b.move(ctx, s, queues, n, d, do)
+	})
+}
+
+// move moves the messages.
+func (b bulk) move(ctx context.Context, s *session, queues []chosen, n int, d deed, do act) error {
 	bar, total, began := s.progress(d.does, n), admin.Moved{}, time.Now()
 	for _, q := range queues {
 		if len(q.ids) == 0 {
 			continue
 		}
-		move, before := act(q), total.Done
-		move.IDs, move.Rate = q.ids, b.Rate
-		move.Progress = func(done int) { bar.show(before + done) }
-		moved, err := move.Run(ctx)
+		before := total.Done
+		moved, err := admin.Move{
+			IDs: q.ids, Rate: b.Rate,
+			Act:      func(ctx context.Context, ids ...string) (int, error) { return do(q.queue, ctx, ids...) },
+			Progress: func(done int) { bar.show(before + done) },
+		}.Run(ctx)
 		total.Done += moved.Done
 		total.Gone += moved.Gone
 		if b.JSON {
@@ -122,15 +146,5 @@ func (c *poisonReplay) Run(ctx context.Context, e *Env) error {
 	if c.DryRun {
 		return c.dryRun(ctx, e)
 	}
-	replay := deed{does: "replaying", did: "replayed", would: "replay"}
-	return c.with(ctx, e, func(s *session) error {
-		queues, classes, n, err := c.choose(ctx, s)
-		switch {
-		case err != nil:
-			return err
-		case c.Count:
-			return c.count(s, queues, classes, n, replay)
-		}
-		return c.run(ctx, s, queues, n, replay, func(q chosen) admin.Move { return admin.Move{Act: q.queue.Replay} })
-	})
+	return c.run(ctx, e, deed{does: "replaying", did: "replayed", would: "replay"}, driver.PoisonQueue.Replay, func(int) error { return nil })
 }

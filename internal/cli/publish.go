@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
@@ -70,34 +68,20 @@ func (c *publish) read(e *Env) ([]*message.Message, error) {
 	case c.File == "":
 		return nil, usage("give a file with CloudEvents, - for the standard input, or --type and --data")
 	}
-	in := e.Stdin
-	if c.File != "-" {
-		file, err := os.Open(c.File)
-		if err != nil {
-			return nil, &UsageError{err}
-		}
-		defer func() { _ = file.Close() }()
-		in = file
+	events, err := readJSON[json.RawMessage](e, c.File, "event")
+	if err != nil {
+		return nil, err
 	}
-	var msgs []*message.Message
-	for decoder := json.NewDecoder(in); ; {
-		var event json.RawMessage
-		err := decoder.Decode(&event)
-		if errors.Is(err, io.EOF) {
-			return msgs, nil
+	msgs := make([]*message.Message, len(events))
+	for i, event := range events {
+		if msgs[i], err = bus.ParseCloudEvent(event); err == nil {
+			err = driver.ValidateTopic(driver.TopicOf(msgs[i]))
 		}
 		if err != nil {
-			return nil, usage("%s: event %d: %w", c.File, len(msgs)+1, err)
+			return nil, usage("%s: event %d: %w", c.File, i+1, err)
 		}
-		msg, err := bus.ParseCloudEvent(event)
-		if err == nil {
-			err = driver.ValidateTopic(driver.TopicOf(msg))
-		}
-		if err != nil {
-			return nil, usage("%s: event %d: %w", c.File, len(msgs)+1, err)
-		}
-		msgs = append(msgs, msg)
 	}
+	return msgs, nil
 }
 
 // event returns a message from the flags.
@@ -116,19 +100,4 @@ func (c *publish) event(e *Env) (*message.Message, error) {
 		return nil, &UsageError{err}
 	}
 	return msg, nil
-}
-
-// value returns a flag's text, or for @name the file's contents.
-func (e *Env) value(text string) ([]byte, error) {
-	if len(text) == 0 || text[0] != '@' {
-		return []byte(text), nil
-	}
-	if text == "@-" {
-		return io.ReadAll(e.Stdin)
-	}
-	data, err := os.ReadFile(text[1:])
-	if err != nil {
-		return nil, &UsageError{err}
-	}
-	return data, nil
 }

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -51,12 +52,8 @@ func (c *tail) Run(ctx context.Context, e *Env) error {
 
 func (c *tail) write(e *Env, topic string, msg *message.Message) error {
 	if c.JSON {
-		if msg.Metadata[driver.HeaderType] == "" {
-			msg.Metadata[driver.HeaderType] = topic
-		}
-		if msg.Metadata[driver.HeaderSource] == "" {
-			msg.Metadata[driver.HeaderSource] = "unknown"
-		}
+		msg.Metadata[driver.HeaderType] = cmp.Or(msg.Metadata[driver.HeaderType], topic)
+		msg.Metadata[driver.HeaderSource] = cmp.Or(msg.Metadata[driver.HeaderSource], "unknown")
 		event, err := bus.FormatCloudEvent(msg)
 		if err != nil { // an invalid message of another producer must not end the tail
 			_, err = fmt.Fprintf(e.Stderr, "skipped: %s\n", printable(err.Error()))

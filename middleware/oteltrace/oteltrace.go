@@ -18,6 +18,7 @@
 package oteltrace
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -355,9 +356,7 @@ func (t *Tracer) describe(key startKey) *start {
 func identity(msg *message.Message) []attribute.KeyValue {
 	id := driver.MessageID(msg)
 	conversation := msg.Metadata[driver.HeaderCorrelationID]
-	if conversation == "" {
-		conversation = id
-	}
+	conversation = cmp.Or(conversation, id)
 	return []attribute.KeyValue{
 		semconv.MessagingMessageID(driver.OneLine(id, driver.MaxClassBytes)),
 		semconv.MessagingMessageConversationID(driver.OneLine(conversation, driver.MaxClassBytes)),

@@ -1,6 +1,7 @@
 package prommetrics
 
 import (
+	"cmp"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -12,9 +13,7 @@ import (
 // in Prometheus, so that dashboards made for other instrumentations show leat as well. system is their label
 // messaging_system, such as "rabbitmq"; "" means "leat".
 func WithOTelNames(system string) Option {
-	if system == "" {
-		system = "leat"
-	}
+	system = cmp.Or(system, "leat")
 	return func(o *Observer) { o.otel = newOTelMetrics(system) }
 }
 

@@ -84,35 +84,16 @@ type Option func(*Observer)
 // New registers the metrics of messages on their way and returns their observer. It returns the registerer's error if
 // they are registered already.
 func New(registerer prometheus.Registerer, opts ...Option) (*Observer, error) {
-	buckets := []float64{0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30}
 	o := &Observer{
-		published: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "leat_published_messages_total", Help: "Messages published, by result: ok, unrouted or error.",
-		}, []string{"topic", "result"}),
-		publish: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "leat_publish_duration_seconds", Help: "Time until the transport had published messages safe.", Buckets: buckets,
-		}, []string{"topic"}),
-		delivered: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "leat_deliveries_total", Help: "Deliveries, by final outcome.",
-		}, []string{"group", "topic", "outcome"}),
-		process: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "leat_process_duration_seconds", Help: "Time of a delivery in the stack, without the waits between tries.", Buckets: buckets,
-		}, []string{"group", "outcome"}),
-		lag: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "leat_delivery_lag_seconds", Help: "Time from an event, or from when it was due, to its delivery, unless it has failed before.", Buckets: buckets,
-		}, []string{"group"}),
-		inFlight: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "leat_in_flight", Help: "Deliveries in the stack now.",
-		}, []string{"group"}),
-		paused: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "leat_group_paused", Help: "1 while the group is paused by its circuit breaker or an operator.",
-		}, []string{"group"}),
-		breakers: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "leat_breaker_changes_total", Help: "Changes of circuit breakers, by new state: open, half-open, closed, or held by an operator.",
-		}, []string{"group", "state"}),
-		events: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "event_processed_total", Help: "Deliveries of all groups, by event type and final outcome.",
-		}, []string{"type", "status"}),
+		published: counter("leat_published_messages_total", "Messages published, by result: ok, unrouted or error.", "topic", "result"),
+		publish:   histogram("leat_publish_duration_seconds", "Time until the transport had published messages safe.", "topic"),
+		delivered: counter("leat_deliveries_total", "Deliveries, by final outcome.", "group", "topic", "outcome"),
+		process:   histogram("leat_process_duration_seconds", "Time of a delivery in the stack, without the waits between tries.", "group", "outcome"),
+		lag:       histogram("leat_delivery_lag_seconds", "Time from an event, or from when it was due, to its delivery, unless it has failed before.", "group"),
+		inFlight:  gauge("leat_in_flight", "Deliveries in the stack now.", "group"),
+		paused:    gauge("leat_group_paused", "1 while the group is paused by its circuit breaker or an operator.", "group"),
+		breakers:  counter("leat_breaker_changes_total", "Changes of circuit breakers, by new state: open, half-open, closed, or held by an operator.", "group", "state"),
+		events:    counter("event_processed_total", "Deliveries of all groups, by event type and final outcome.", "type", "status"),
 	}
 	o.endings.Store(&map[endingKey]*ending{})
 	for _, opt := range opts {
@@ -125,6 +106,20 @@ func New(registerer prometheus.Registerer, opts ...Option) (*Observer, error) {
 		}
 	}
 	return o, nil
+}
+
+func counter(name, help string, labels ...string) *prometheus.CounterVec {
+	return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
+}
+
+func gauge(name, help string, labels ...string) *prometheus.GaugeVec {
+	return prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, labels)
+}
+
+// histogram returns a histogram of seconds.
+func histogram(name, help string, labels ...string) *prometheus.HistogramVec {
+	buckets := []float64{0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30}
+	return prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets}, labels)
 }
 
 // Published counts a publication.

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/leatbus/leat/transports/internal/backoff"
 )
 
 const (
@@ -50,13 +52,10 @@ func isCode(err error, code int) bool {
 	return errors.As(err, &refused) && refused.Code == code
 }
 
+// sleep blocks for d. It returns ctx's cause if ctx is done first.
 func sleep(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
+	if !backoff.Sleep(ctx, d) {
 		return context.Cause(ctx)
 	}
+	return nil
 }

@@ -177,9 +177,7 @@ func (c Config) withDefaults() (Config, error) {
 		c.stock = durableNames()
 	}
 	c.ownKey = newOwnKey()
-	if c.Logger == nil {
-		c.Logger = slog.Default()
-	}
+	c.Logger = cmp.Or(c.Logger, slog.Default())
 	return c, c.validate()
 }
 

@@ -1,6 +1,7 @@
 package amqp
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -120,9 +121,7 @@ func (i *inspection) version() driver.Finding {
 	product, _ := i.conn.Properties["product"].(string)
 	version, _ := i.conn.Properties["version"].(string)
 	f := driver.Finding{Check: "version of the broker", Text: strings.TrimSpace(product + " " + version)}
-	if f.Text == "" {
-		f.Text = "unknown"
-	}
+	f.Text = cmp.Or(f.Text, "unknown")
 	if product == "RabbitMQ" && i.t.cfg.QueueType == Quorum && olderThan(version, oldestMajor, oldestMinor) {
 		f.Err = fmt.Errorf("%s: delays on quorum queues need %d.%d or later", f.Text, oldestMajor, oldestMinor)
 		f.Fix = "upgrade the broker, or use the option queue=classic"

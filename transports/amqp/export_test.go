@@ -176,7 +176,7 @@ func (t *Transport) BytesForTest(group string) (held, peak, prefetch int) {
 				defer f.mu.Unlock()
 				held = f.outBytes
 				if f.session != nil {
-					held += f.session.waiting
+					held += f.session.bodies.waiting
 				}
 				return held, f.peakBytes, f.config.Prefetch
 			}

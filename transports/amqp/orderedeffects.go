@@ -1,7 +1,6 @@
 package amqp
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"time"
@@ -31,18 +30,15 @@ func (s *orderedSession) carryOutEffects() {
 			s.do(e)
 		}
 	}
-	if s.log != nil && s.takeover != nil && s.takeover.Ready() && !s.log.ready {
-		s.log.ready = true
-		s.try(s.lead)
-	}
+	s.election.leadIfReady()
 }
 
 func (s *orderedSession) effects() []ordered.Effect {
 	switch {
 	case s.machine != nil:
 		return s.machine.Effects()
-	case s.takeover != nil:
-		return s.takeover.Effects()
+	case s.election.takeover != nil:
+		return s.election.takeover.Effects()
 	}
 	return nil
 }
@@ -69,9 +65,9 @@ func (s *orderedSession) do(e ordered.Effect) {
 		if e.To.Pair > 0 {
 			queue = parkedName(f.sub.Group, e.To)
 		}
-		s.publish(e.Op, controlMessage(queue, e.Control, e.Head, "", e.Name))
+		s.publisher.publish(e.Op, controlMessage(queue, e.Control, e.Head, "", e.Name))
 	case ordered.Write:
-		s.publish(e.Op, &outgoing{key: keysName(f.sub.Group), msg: amqp.Publishing{
+		s.publisher.publish(e.Op, &outgoing{key: keysName(f.sub.Group), msg: amqp.Publishing{
 			ContentType: "application/json", MessageId: ids.New(), DeliveryMode: amqp.Persistent, Headers: amqp.Table{}, Body: e.Record.Encode(),
 		}})
 	case ordered.Return:
@@ -97,7 +93,7 @@ func (s *orderedSession) ack(tag ordered.Tag) {
 		return
 	}
 	delete(s.items, tag)
-	s.drop(it)
+	s.bodies.drop(it)
 	it.from.acks.ack(it.raw.DeliveryTag)
 	if it.crashes > 0 {
 		it.from.acks.hurry() // before the next can crash the process
@@ -142,74 +138,7 @@ func (s *orderedSession) copy(e ordered.Copy) {
 		fit(&o.msg, frame-room)
 	}
 	o.msg.Body = nil
-	s.enqueue(e.Op, queued{o, it})
-}
-
-// publish publishes a message over the session's channel. Op is 0 if nothing waits for the confirmation.
-func (s *orderedSession) publish(op uint64, o *outgoing) { s.enqueue(op, queued{outgoing: o}) }
-
-// enqueue adds a message to those that publishQueued publishes.
-func (s *orderedSession) enqueue(op uint64, o queued) {
-	s.ops = append(s.ops, op)
-	s.queue = append(s.queue, o)
-	select {
-	case s.toPublish <- struct{}{}:
-	default:
-	}
-}
-
-// confirmations are what the broker has answered to publishings, in their order.
-type confirmations struct {
-	count int
-	err   error // the first one
-}
-
-// confirm puts the channel for publishing into confirm mode. The client library waits until a notification is received, which
-// must not take as long as the receiver's mu may be locked. So one goroutine receives, and another passes on.
-func (s *orderedSession) confirm() error {
-	confirmed, returned := s.publisher.NotifyPublish(make(chan amqp.Confirmation, maxConfirms)), s.publisher.NotifyReturn(make(chan amqp.Return))
-	s.watch(s.publisher)
-	s.work.Go(s.publishQueued)
-	passed := make(chan confirmations)
-	s.work.Go(func() {
-		defer close(passed)
-		var next confirmations
-		for confirmed != nil || returned != nil {
-			var pass chan<- confirmations // nil: there is nothing to pass on
-			if next != (confirmations{}) {
-				pass = passed
-			}
-			select {
-			case pass <- next:
-				next = confirmations{}
-			case c, ok := <-confirmed:
-				switch {
-				case !ok:
-					confirmed = nil
-				case !c.Ack:
-					next.err = cmp.Or(next.err, errRefused)
-				default:
-					next.count++
-				}
-			case r, ok := <-returned: // before its confirmation
-				if !ok {
-					returned = nil
-					continue
-				}
-				next.err = cmp.Or(next.err, error(&missingQueueError{r.RoutingKey}))
-			}
-		}
-	})
-	s.try(func() error {
-		for c := range passed {
-			if c.err != nil {
-				return c.err
-			}
-			s.confirmed(c.count)
-		}
-		return nil
-	})
-	return s.publisher.Confirm(noWait)
+	s.publisher.enqueue(e.Op, queued{o, it})
 }
 
 // confirmed passes n confirmations on to the takeover or the machine.
@@ -217,18 +146,14 @@ func (s *orderedSession) confirmed(n int) {
 	f := s.receiver
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	var op uint64
-	for _, confirmed := range s.ops[:n] {
-		op = max(op, confirmed)
-	}
-	s.ops = s.ops[n:]
+	op := s.publisher.confirmed(n)
 	switch {
 	case s.over || op == 0:
 		return
 	case s.machine != nil:
 		s.machine.Confirmed(time.Now(), op)
-	case s.takeover != nil:
-		s.takeover.Confirmed(op)
+	case s.election.takeover != nil:
+		s.election.takeover.Confirmed(op)
 	}
 	f.act()
 }
@@ -275,7 +200,7 @@ func (s *orderedSession) giveBack(tag ordered.Tag) {
 		return
 	}
 	delete(s.items, tag)
-	s.drop(it)
+	s.bodies.drop(it)
 	s.receiver.unseen.add(&it.received)
 	it.from.acks.requeue(it.raw.DeliveryTag)
 }

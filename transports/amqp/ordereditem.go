@@ -99,10 +99,10 @@ func (it *orderedItem) settle(report func(now time.Time)) error {
 	f.leave(it)
 	over := it.s.over
 	f.act()
-	toFile := it.s.keepAgain(it)
+	toFile := it.s.bodies.keepAgain(it)
 	f.mu.Unlock()
 	if toFile != nil {
-		it.s.toFile(toFile)
+		it.s.bodies.toFile(toFile)
 	}
 	if over {
 		return it.late()

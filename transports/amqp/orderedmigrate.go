@@ -91,7 +91,7 @@ func (s *orderedSession) adopt(p *prober) error {
 	id := ids.New()
 	f.mu.Lock()
 	s.passes[c.from] = c
-	s.publish(0, &outgoing{key: name, msg: amqp.Publishing{
+	s.publisher.publish(0, &outgoing{key: name, msg: amqp.Publishing{
 		DeliveryMode: amqp.Persistent, MessageId: id, Headers: amqp.Table{headerHeldNote: legacyScan},
 	}})
 	f.mu.Unlock()
@@ -167,7 +167,7 @@ func (s *orderedSession) adoptAll(all []legacyMessage) error {
 		}
 		msgs[i] = msg
 	}
-	s.takeover.Adopt(msgs)
+	s.election.takeover.Adopt(msgs)
 	if len(msgs) > 0 {
 		f.t.cfg.Logger.Info("leat: amqp: messages of an earlier version taken over", "group", f.sub.Group, "count", len(msgs))
 	}

@@ -56,7 +56,7 @@ type orderedReceiver struct {
 
 func newOrderedReceiver(t *Transport, s driver.Subscription) *orderedReceiver {
 	f := &orderedReceiver{queue: s.Group, declared: true, longest: idleTickLimit, memory: ordered.NewMemory(), mostBytes: t.cfg.PrefetchBytes / 2}
-	f.intake = newIntake[*orderedItem, orderedSession](t, s, f.take, func(it *orderedItem) error { return it.s.load(it) }, f.runSession)
+	f.intake = newIntake[*orderedItem, orderedSession](t, s, f.take, func(it *orderedItem) error { return it.s.bodies.load(it) }, f.runSession)
 	prefetch := t.cfg.PrefetchCount
 	switch {
 	case prefetch > 0:
@@ -85,7 +85,7 @@ func (f *orderedReceiver) take() (*orderedItem, bool) {
 		return nil, false
 	}
 	it := f.ready[0]
-	s.uncount(it)
+	s.bodies.uncount(it)
 	f.outBytes += it.bytes
 	f.notePeak(s)
 	f.ready[0], f.ready = nil, f.ready[1:]

@@ -21,8 +21,6 @@ const (
 	settlePatience = 10 * time.Second
 	// beatEvery is how often a process checks whether it stood still.
 	beatEvery = 200 * time.Millisecond
-	// maxConfirms is how many confirmations may wait for their goroutine.
-	maxConfirms = 1024
 )
 
 // An orderedSession is one connection of an ordered group, until it is lost or closed. Only the consumers and publishings of the
@@ -39,29 +37,21 @@ type orderedSession struct {
 	receiver  *orderedReceiver
 	conn      *amqp.Connection
 	wire      *writeBatcher
-	publisher *amqp.Channel
+	publisher orderedPublisher
+	bodies    orderedBodies
+	election  orderedElection
 	group     *orderedConsumer
 	work      sync.WaitGroup
 	timer     *time.Timer
-	lost      chan error    // the reason why the session ends; buffer of one
-	elected   chan struct{} // a message has arrived from the group's queue; buffer of one
-	blocked   atomic.Bool   // the broker does not read
-	toPublish chan struct{} // queue is not empty; buffer of one
+	lost      chan error  // the reason why the session ends; buffer of one
+	blocked   atomic.Bool // the broker does not read
 
 	// Guarded by the receiver's mu:
 	over     bool
-	early    []*ordered.Message // arrived before the takeover
-	takeover *ordered.Takeover
-	log      *orderedLog // while the takeover reads it
-	machine  *ordered.Machine
+	machine  *ordered.Machine // nil until the session leads
 	tags     ordered.Tag
 	items    map[ordered.Tag]*orderedItem // that are not acked
-	ops      []uint64                     // of publishings that are not confirmed; 0: nothing waits for it
-	queue    []queued                     // the last of them, which are not published yet
-	spill    spill
-	waiting  int // bytes of bodies that wait in memory
 	passes   map[ordered.Source]*orderedConsumer
-	arrivals int // from the group's queue
 	nextTick time.Time
 	beat     time.Time
 	stopping bool
@@ -90,11 +80,13 @@ func (f *orderedReceiver) serve(declared bool) error {
 		return err
 	}
 	s := &orderedSession{
-		receiver: f, conn: conn, wire: wire, toPublish: make(chan struct{}, 1), timer: time.NewTimer(time.Hour), lost: make(chan error, 1), elected: make(chan struct{}, 1),
+		receiver: f, conn: conn, wire: wire, timer: time.NewTimer(time.Hour), lost: make(chan error, 1),
 		items:  make(map[ordered.Tag]*orderedItem),
 		passes: make(map[ordered.Source]*orderedConsumer), beat: time.Now(), stopped: make(chan struct{}),
-		spill: spill{create: f.t.createSpill},
 	}
+	s.election = orderedElection{s: s, elected: make(chan struct{}, 1)}
+	s.publisher = orderedPublisher{s: s, some: make(chan struct{}, 1)}
+	s.bodies = orderedBodies{s: s, spill: spill{create: f.t.createSpill}}
 	defer s.close()
 	// Closing the connection ends a call that waits for an answer.
 	defer context.AfterFunc(f.life, func() { _ = conn.CloseDeadline(time.Now().Add(lastWords)) })()
@@ -113,10 +105,7 @@ func (s *orderedSession) begin(declared bool) (err error) {
 			return err
 		}
 	}
-	if s.publisher, err = s.conn.Channel(); err != nil {
-		return err
-	}
-	if err := s.confirm(); err != nil {
+	if err := s.publisher.open(); err != nil {
 		return err
 	}
 	if err := s.awaitToken(); err != nil {
@@ -193,8 +182,8 @@ func (s *orderedSession) run() error {
 			f.release()
 		case <-s.stopped:
 			return s.finish()
-		case <-s.elected:
-			s.try(s.takeOver)
+		case <-s.election.elected:
+			s.try(s.election.takeOver)
 		case <-assert.C:
 			assert.Reset(f.t.assertAfter())
 			s.try(s.bind)
@@ -222,7 +211,7 @@ func (s *orderedSession) advance() {
 		s.machine.Advance(now)
 	case !now.Before(s.nextTick):
 		s.nextTick = now.Add(f.idleTick())
-		s.publish(0, controlMessage(f.queue, ordered.ControlTick, f.config.Process, "", ordered.Name{}))
+		s.publisher.publish(0, controlMessage(f.queue, ordered.ControlTick, f.config.Process, "", ordered.Name{}))
 	}
 	f.act()
 }
@@ -355,8 +344,8 @@ func (s *orderedSession) end() {
 		s.machine.Close(out)
 	}
 	f.forget(s)
-	s.spill.close()
-	s.queue = nil
+	s.bodies.spill.close()
+	s.publisher.queue = nil
 	close(s.stopped)
 }
 
@@ -458,16 +447,16 @@ func (s *orderedSession) arrive(c *orderedConsumer, d *amqp.Delivery) {
 	if !s.over {
 		s.take(it)
 		f.act()
-		toFile = s.keep(it)
+		toFile = s.bodies.keep(it)
 	}
 	f.mu.Unlock()
 	if toFile {
-		s.toFile(it)
+		s.bodies.toFile(it)
 	}
 	s.wire.meter.release(c.taken, d.DeliveryTag)
 }
 
-// take passes a delivery to the takeover or the machine.
+// take passes a delivery to the election or the machine.
 func (s *orderedSession) take(it *orderedItem) {
 	now := time.Now()
 	if it.raw.Headers[headerControl] == nil {
@@ -477,19 +466,10 @@ func (s *orderedSession) take(it *orderedItem) {
 	it.tag = s.tags
 	s.items[it.tag] = it
 	msg := it.message()
-	if it.from.from.Pair == 0 {
-		s.arrivals++
-	}
-	switch {
-	case s.machine != nil:
+	if s.machine != nil {
 		s.machine.Arrived(now, it.from.from, msg)
-	case s.takeover != nil:
-		s.takeover.Arrived(now, msg)
-	default:
-		s.early = append(s.early, msg)
-		if len(s.early) == 1 {
-			s.elected <- struct{}{}
-		}
+	} else {
+		s.election.arrived(now, msg)
 	}
 }
 

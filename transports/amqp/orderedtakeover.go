@@ -13,6 +13,41 @@ import (
 
 // This file has the steps with which a session takes the lead, and reads parked queues.
 
+// An orderedElection is how a session comes to lead its group. It begins when the broker delivers the first message of the group's
+// queue, which makes the session's consumer the active one. Then the session reads the group's log into a takeover, waits until no
+// other session reads parked queues, and makes a machine of the takeover.
+//
+// The receiver's mu guards all fields but s and elected.
+type orderedElection struct {
+	s        *orderedSession
+	elected  chan struct{}      // the first message has arrived; buffer of one
+	early    []*ordered.Message // arrived before the takeover
+	takeover *ordered.Takeover  // nil before the log is read, and after the election
+	log      *orderedLog        // while the takeover reads it
+	arrivals int                // messages from the group's queue
+}
+
+// arrived passes on a message of the group's queue.
+func (e *orderedElection) arrived(now time.Time, msg *ordered.Message) {
+	e.arrivals++
+	if e.takeover != nil {
+		e.takeover.Arrived(now, msg)
+		return
+	}
+	e.early = append(e.early, msg)
+	if len(e.early) == 1 {
+		e.elected <- struct{}{}
+	}
+}
+
+// leadIfReady begins the last step, once.
+func (e *orderedElection) leadIfReady() {
+	if e.log != nil && e.takeover != nil && e.takeover.Ready() && !e.log.ready {
+		e.log.ready = true
+		e.s.try(e.lead)
+	}
+}
+
 // An orderedLog is the group's log while a takeover reads it.
 type orderedLog struct {
 	ch    *amqp.Channel
@@ -21,41 +56,41 @@ type orderedLog struct {
 }
 
 // takeOver reads the group's log until the takeover is ready.
-func (s *orderedSession) takeOver() error {
-	ch, deliveries, err := s.consumeLog()
+func (e *orderedElection) takeOver() error {
+	ch, deliveries, err := e.consumeLog()
 	if err != nil {
 		return err
 	}
-	f := s.receiver
+	f := e.s.receiver
 	f.mu.Lock()
-	if s.over {
+	if e.s.over {
 		f.mu.Unlock()
 		return nil
 	}
 	now := time.Now()
-	s.log = &orderedLog{ch: ch}
-	s.takeover = ordered.NewTakeover(f.config, f.memory, ids.New(), now)
-	for _, msg := range s.early {
-		s.takeover.Arrived(now, msg)
+	e.log = &orderedLog{ch: ch}
+	e.takeover = ordered.NewTakeover(f.config, f.memory, ids.New(), now)
+	for _, msg := range e.early {
+		e.takeover.Arrived(now, msg)
 	}
-	s.early = nil
+	e.early = nil
 	f.act()
 	f.mu.Unlock()
 	for d := range deliveries {
-		s.readLog(&d)
+		e.readLog(&d)
 	}
 	return nil
 }
 
 // consumeLog begins to consume the log. It waits until no other session does.
-func (s *orderedSession) consumeLog() (*amqp.Channel, <-chan amqp.Delivery, error) {
+func (e *orderedElection) consumeLog() (*amqp.Channel, <-chan amqp.Delivery, error) {
 	const alone = true
 	for began := time.Now(); ; {
-		ch, err := s.conn.Channel()
+		ch, err := e.s.conn.Channel()
 		if err != nil {
 			return nil, nil, err
 		}
-		deliveries, err := ch.Consume(keysName(s.receiver.sub.Group), "log", autoAck, alone, noLocal, noWait, nil)
+		deliveries, err := ch.Consume(keysName(e.s.receiver.sub.Group), "log", autoAck, alone, noLocal, noWait, nil)
 		if err == nil {
 			return ch, deliveries, nil
 		}
@@ -65,26 +100,26 @@ func (s *orderedSession) consumeLog() (*amqp.Channel, <-chan amqp.Delivery, erro
 		if time.Since(began) > orderedPatience {
 			return nil, nil, fmt.Errorf("another process still reads the group's log: %w", err)
 		}
-		if err := sleep(s.receiver.life, 2*lockPause); err != nil {
+		if err := sleep(e.s.receiver.life, 2*lockPause); err != nil {
 			return nil, nil, err
 		}
 	}
 }
 
 // readLog passes a record to the takeover.
-func (s *orderedSession) readLog(d *amqp.Delivery) {
-	f := s.receiver
+func (e *orderedElection) readLog(d *amqp.Delivery) {
+	f := e.s.receiver
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if s.over || s.takeover == nil {
+	if e.s.over || e.takeover == nil {
 		return
 	}
-	if !s.takeover.Compacts() {
-		s.log.read = d.DeliveryTag
+	if !e.takeover.Compacts() {
+		e.log.read = d.DeliveryTag
 	}
 	err := errors.New("not published by leat")
 	if trusted(d) {
-		err = s.takeover.Read(time.Now(), d.Body)
+		err = e.takeover.Read(time.Now(), d.Body)
 	}
 	if err != nil {
 		f.t.cfg.Logger.Error("leat: amqp: record skipped in the log of an ordered group", "group", f.sub.Group,
@@ -94,34 +129,34 @@ func (s *orderedSession) readLog(d *amqp.Delivery) {
 }
 
 // lead begins to lead when no other process reads parked queues, and everything that the last leader had has arrived.
-func (s *orderedSession) lead() error {
-	f := s.receiver
+func (e *orderedElection) lead() error {
+	f := e.s.receiver
 	f.mu.Lock()
-	pairs := s.takeover.Pairs()
+	pairs := e.takeover.Pairs()
 	f.mu.Unlock()
-	p := prober{conn: s.conn}
+	p := prober{conn: e.s.conn}
 	defer p.close()
 	counts := make(map[ordered.Source]int)
 	for pair := 1; pair <= pairs; pair++ {
 		for side := range ordered.Side(2) {
 			from := ordered.Source{Pair: pair, Side: side}
-			n, err := s.awaitExclusive(&p, parkedName(f.sub.Group, from))
+			n, err := e.s.awaitExclusive(&p, parkedName(f.sub.Group, from))
 			if err != nil {
 				return err
 			}
 			counts[from] = n
 		}
 	}
-	if err := s.adopt(&p); err != nil {
+	if err := e.s.adopt(&p); err != nil {
 		return err
 	}
-	if _, err := s.group.ch.QueueDeclarePassive(f.queue, durable, autoDelete, exclusive, noWait, nil); err != nil {
+	if _, err := e.s.group.ch.QueueDeclarePassive(f.queue, durable, autoDelete, exclusive, noWait, nil); err != nil {
 		return err
 	}
-	if err := s.awaitArrivals(); err != nil {
+	if err := e.awaitArrivals(); err != nil {
 		return err
 	}
-	return s.begins(counts)
+	return e.begins(counts)
 }
 
 // awaitExclusive waits until a queue has no consumer, and returns how many messages it has.
@@ -145,11 +180,11 @@ func (s *orderedSession) awaitExclusive(p *prober, queue string) (int, error) {
 }
 
 // awaitArrivals waits until all messages that the client library has received have been passed on.
-func (s *orderedSession) awaitArrivals() error {
-	f := s.receiver
+func (e *orderedElection) awaitArrivals() error {
+	f := e.s.receiver
 	for before := -1; ; {
 		f.mu.Lock()
-		n := s.arrivals
+		n := e.arrivals
 		f.mu.Unlock()
 		if n == before {
 			return nil
@@ -162,10 +197,10 @@ func (s *orderedSession) awaitArrivals() error {
 }
 
 // begins begins to lead. It acks the records of the log that the snapshot replaces.
-func (s *orderedSession) begins(counts map[ordered.Source]int) error {
-	f := s.receiver
+func (e *orderedElection) begins(counts map[ordered.Source]int) error {
+	f := e.s.receiver
 	f.mu.Lock()
-	log := s.log
+	log := e.log
 	f.mu.Unlock()
 	if log.read > 0 {
 		if err := log.ch.Ack(log.read, upTo); err != nil {
@@ -178,11 +213,11 @@ func (s *orderedSession) begins(counts map[ordered.Source]int) error {
 	closeQuietly(log.ch)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if s.over || s.stopping {
+	if e.s.over || e.s.stopping {
 		return nil
 	}
-	s.machine = ordered.New(s.takeover, counts, time.Now())
-	s.takeover, s.log = nil, nil
+	e.s.machine = ordered.New(e.takeover, counts, time.Now())
+	e.takeover, e.log = nil, nil
 	f.t.cfg.Logger.Debug("leat: amqp: this process leads the group", "group", f.sub.Group)
 	f.act()
 	return nil

@@ -1,6 +1,7 @@
 package amqp
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"sync"
@@ -52,9 +53,7 @@ func newReceiver(t *Transport, s driver.Subscription) *receiver {
 	f := &receiver{queues: t.topology.queues(s), declared: true, redeliveryTimers: make(map[*item]redeliveryTimer)}
 	f.intake = newIntake[*item, session](t, s, f.take, f.load, f.runSession)
 	f.prefetch, f.bytes = t.cfg.PrefetchCount, newByteBudget(t.cfg.PrefetchBytes, overdue)
-	if f.prefetch == 0 {
-		f.prefetch = min(max(prefetchPerWorker*s.Concurrency, minPrefetch), maxPrefetch)
-	}
+	f.prefetch = cmp.Or(f.prefetch, min(max(prefetchPerWorker*s.Concurrency, minPrefetch), maxPrefetch))
 	return f
 }
 

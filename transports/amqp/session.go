@@ -272,23 +272,17 @@ func (s *session) drain() error {
 	s.receiver.t.active.Add(1) // Close also waits for the last acks
 	s.drained = true
 	defer s.receiver.release()
-	if s.receiver.keepsOrder() {
-		s.receiver.giveBack()
-		s.receiver.release()
-		if err := s.awaitIdle(); err != nil {
+	if !s.receiver.keepsOrder() {
+		s.acks.pause()
+		if err := s.settle(); err != nil {
 			return err
 		}
-		return s.rest()
+		if err := s.cancel(); err != nil {
+			return err
+		}
+		s.pumps.Wait()
+		s.acks.resume()
 	}
-	s.acks.pause()
-	if err := s.settle(); err != nil {
-		return err
-	}
-	if err := s.cancel(); err != nil {
-		return err
-	}
-	s.pumps.Wait()
-	s.acks.resume()
 	s.receiver.giveBack()
 	s.receiver.release()
 	if err := s.awaitIdle(); err != nil {

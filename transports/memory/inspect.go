@@ -3,6 +3,7 @@ package memory
 import (
 	"cmp"
 	"context"
+	"maps"
 	"slices"
 	"time"
 
@@ -22,23 +23,17 @@ func (t *Transport) Groups(context.Context) ([]driver.GroupInfo, error) {
 
 // Topics implements [driver.Inspector].
 func (t *Transport) Topics(context.Context) ([]driver.TopicInfo, error) {
-	groups := make(map[string]*driver.TopicInfo)
-	var all []*driver.TopicInfo
+	groups := make(map[string][]string)
 	for _, g := range t.subscribed() {
 		for _, topic := range g.info().Topics {
-			if groups[topic] == nil {
-				groups[topic] = &driver.TopicInfo{Topic: topic}
-				all = append(all, groups[topic])
-			}
-			groups[topic].Groups = append(groups[topic].Groups, g.name)
+			groups[topic] = append(groups[topic], g.name)
 		}
 	}
-	slices.SortFunc(all, func(a, b *driver.TopicInfo) int { return cmp.Compare(a.Topic, b.Topic) })
-	infos := make([]driver.TopicInfo, len(all))
-	for i, info := range all {
-		infos[i] = *info
+	all := []driver.TopicInfo{}
+	for _, topic := range slices.Sorted(maps.Keys(groups)) {
+		all = append(all, driver.TopicInfo{Topic: topic, Groups: groups[topic]})
 	}
-	return infos, t.openOrErr()
+	return all, t.openOrErr()
 }
 
 // Diagnose implements [driver.Inspector]. It has little to check, since nothing is outside of the process.

@@ -1,6 +1,7 @@
 package memory
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -93,15 +94,9 @@ func New(cfg Config) *Transport {
 			err = fmt.Errorf("memory: Config.%s is %d; it can't be negative, and 0 means the default", name, bound)
 		}
 	}
-	if cfg.Bytes == 0 {
-		cfg.Bytes = defaultBytes
-	}
-	if cfg.PoisonBytes == 0 {
-		cfg.PoisonBytes = defaultPoisonBytes
-	}
-	if cfg.Logger == nil {
-		cfg.Logger = slog.Default()
-	}
+	cfg.Bytes = cmp.Or(cfg.Bytes, defaultBytes)
+	cfg.PoisonBytes = cmp.Or(cfg.PoisonBytes, defaultPoisonBytes)
+	cfg.Logger = cmp.Or(cfg.Logger, slog.Default())
 	return &Transport{cfg: cfg, err: err, groups: make(map[string]*group)}
 }
 

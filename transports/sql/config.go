@@ -1,6 +1,7 @@
 package sql
 
 import (
+	"cmp"
 	"fmt"
 	"log/slog"
 	"regexp"
@@ -69,30 +70,14 @@ const (
 )
 
 func (c Config) withDefaults() Config {
-	if c.Dialect == "" {
-		c.Dialect = Postgres
-	}
-	if c.Prefix == "" {
-		c.Prefix = defaultPrefix
-	}
-	if c.Migrate == "" {
-		c.Migrate = MigrateAuto
-	}
-	if c.Lease == 0 {
-		c.Lease = defaultLease
-	}
-	if c.Prefetch == 0 {
-		c.Prefetch = defaultPrefetch
-	}
-	if c.PrefetchBytes == 0 {
-		c.PrefetchBytes = defaultPrefetchBytes
-	}
-	if c.Poll == 0 {
-		c.Poll = defaultPoll
-	}
-	if c.Logger == nil {
-		c.Logger = slog.Default()
-	}
+	c.Dialect = cmp.Or(c.Dialect, Postgres)
+	c.Prefix = cmp.Or(c.Prefix, defaultPrefix)
+	c.Migrate = cmp.Or(c.Migrate, MigrateAuto)
+	c.Lease = cmp.Or(c.Lease, defaultLease)
+	c.Prefetch = cmp.Or(c.Prefetch, defaultPrefetch)
+	c.PrefetchBytes = cmp.Or(c.PrefetchBytes, defaultPrefetchBytes)
+	c.Poll = cmp.Or(c.Poll, defaultPoll)
+	c.Logger = cmp.Or(c.Logger, slog.Default())
 	return c
 }
 

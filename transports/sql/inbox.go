@@ -1,6 +1,7 @@
 package sql
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	stdsql "database/sql"
@@ -144,9 +145,7 @@ func newInbox[TX any](ctx context.Context, over pool, cfg InboxConfig, begin fun
 	}
 	i := &Inbox[TX]{database: d, keep: cfg.Keep, begin: begin, release: func() error { return nil }}
 	i.cursor.groups = make(map[string]bool)
-	if i.keep == 0 {
-		i.keep = defaultInboxKeep
-	}
+	i.keep = cmp.Or(i.keep, defaultInboxKeep)
 	i.ctx, i.cancel = context.WithCancel(context.Background()) //nolint:gosec // Close calls it
 	i.work.Go(i.cleanUp)
 	return i, nil

@@ -111,7 +111,17 @@ func (d *stdPool) query(ctx context.Context, query string, args ...any) (rows, e
 }
 
 func (d *stdPool) inTx(ctx context.Context, f func(executor) error) error {
-	tx, err := d.db.BeginTx(ctx, d.tx)
+	return inStdTx(ctx, d.db, d.tx, f)
+}
+
+// beginner is a *sql.DB or a *sql.Conn.
+type beginner interface {
+	BeginTx(ctx context.Context, opts *stdsql.TxOptions) (*stdsql.Tx, error)
+}
+
+// inStdTx calls f in a transaction.
+func inStdTx(ctx context.Context, db beginner, opts *stdsql.TxOptions, f func(executor) error) error {
+	tx, err := db.BeginTx(ctx, opts)
 	if err != nil {
 		return err
 	}

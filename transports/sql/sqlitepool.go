@@ -83,17 +83,7 @@ func (d *sqlitePool) query(ctx context.Context, query string, args ...any) (r ro
 }
 
 func (d *sqlitePool) inTx(ctx context.Context, f func(executor) error) error {
-	return d.withConn(ctx, func(conn *stdsql.Conn) error {
-		tx, err := conn.BeginTx(ctx, nil)
-		if err != nil {
-			return err
-		}
-		defer func() { _ = tx.Rollback() }() // does nothing after Commit
-		if err := f(stdExecutor{tx}); err != nil {
-			return err
-		}
-		return tx.Commit()
-	})
+	return d.withConn(ctx, func(conn *stdsql.Conn) error { return inStdTx(ctx, conn, nil, f) })
 }
 
 // withConn calls f with the connection, and retries while another process writes.

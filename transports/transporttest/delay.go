@@ -118,10 +118,7 @@ func testDelay(t *testing.T, h Harness) {
 		if h.Restart == nil {
 			t.Skip("nothing to restart")
 		}
-		w := newWorld(t, h)
-		transport := w.open()
-		topic := w.topic("order.paid.v1")
-		receiver := w.subscribe(transport, w.subscription("ledger", topic))
+		w, transport, topic, receiver := newLedger(t, h)
 		w.publish(transport, topic, "m")
 		require.NoError(t, w.next(receiver).Settler.Redeliver(time.Second))
 		h.Restart(t)

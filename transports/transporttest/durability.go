@@ -33,10 +33,7 @@ func testDurability(t *testing.T, h Harness) {
 	})
 
 	t.Run("a group is there as soon as Subscribe returns", func(t *testing.T) {
-		w := newWorld(t, h)
-		transport := w.open()
-		topic := w.topic("order.paid.v1")
-		receiver := w.subscribe(transport, w.subscription("ledger", topic))
+		w, transport, topic, receiver := newLedger(t, h)
 		w.publish(transport, topic, "m") // before the first Next
 		require.Equal(t, []string{"m"}, w.collect(receiver, 1))
 	})
@@ -59,10 +56,7 @@ func testDurability(t *testing.T, h Harness) {
 	})
 
 	t.Run("a group that would be lost counts its backlog", func(t *testing.T) {
-		w := newWorld(t, h)
-		transport := w.open()
-		topic := w.topic("order.paid.v1")
-		receiver := w.subscribe(transport, w.subscription("ledger", topic))
+		w, transport, topic, receiver := newLedger(t, h)
 		counter, ok := receiver.(driver.BacklogCounter)
 		if !ok {
 			require.True(t, transport.Capabilities().Durable, "a bus that stops needs a BacklogCounter of a transport that is not durable")

@@ -30,10 +30,7 @@ func testFidelity(t *testing.T, h Harness) {
 		{"1 MiB", big},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			w := newWorld(t, h)
-			transport := w.open()
-			topic := w.topic("order.paid.v1")
-			receiver := w.subscribe(transport, w.subscription("ledger", topic))
+			w, transport, topic, receiver := newLedger(t, h)
 			msg := newMessage(topic, "m")
 			msg.Payload = c.payload
 			require.NoError(t, transport.Publish(w.ctx, topic, msg))
@@ -44,10 +41,7 @@ func testFidelity(t *testing.T, h Harness) {
 	}
 
 	t.Run("headers", func(t *testing.T) {
-		w := newWorld(t, h)
-		transport := w.open()
-		topic := w.topic("order.paid.v1")
-		receiver := w.subscribe(transport, w.subscription("ledger", topic))
+		w, transport, topic, receiver := newLedger(t, h)
 		headers := message.Metadata{
 			driver.HeaderID:            "0190b7a0-7b0e-7cc4-9c6a-000000000001",
 			driver.HeaderType:          topic,
@@ -86,10 +80,7 @@ func testFidelity(t *testing.T, h Harness) {
 	})
 
 	t.Run("an id of any length", func(t *testing.T) {
-		w := newWorld(t, h)
-		transport := w.open()
-		topic := w.topic("order.paid.v1")
-		receiver := w.subscribe(transport, w.subscription("ledger", topic))
+		w, transport, topic, receiver := newLedger(t, h)
 		msg := newMessage(topic, strings.Repeat("é", 300))
 		require.NoError(t, transport.Publish(w.ctx, topic, msg))
 		d := w.next(receiver)
@@ -99,10 +90,7 @@ func testFidelity(t *testing.T, h Harness) {
 	})
 
 	t.Run("a message without headers", func(t *testing.T) {
-		w := newWorld(t, h)
-		transport := w.open()
-		topic := w.topic("order.paid.v1")
-		receiver := w.subscribe(transport, w.subscription("ledger", topic))
+		w, transport, topic, receiver := newLedger(t, h)
 		require.NoError(t, transport.Publish(w.ctx, topic, &message.Message{UUID: "m", Payload: []byte("{}")}))
 		d := w.next(receiver)
 		require.Equal(t, "m", driver.MessageID(d.Message))

@@ -37,10 +37,7 @@ func testGroups(t *testing.T, h Harness) {
 	})
 
 	t.Run("a delivery says where it comes from", func(t *testing.T) {
-		w := newWorld(t, h)
-		transport := w.open()
-		topic := w.topic("order.paid.v1")
-		receiver := w.subscribe(transport, w.subscription("ledger", topic))
+		w, transport, topic, receiver := newLedger(t, h)
 		before := time.Now().Add(-time.Minute)
 		w.publish(transport, topic, "m")
 		d := w.next(receiver)

@@ -1,6 +1,7 @@
 package transporttest
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -46,9 +47,7 @@ type Harness struct {
 
 // Run tests every promise. It blocks until all tests have ended.
 func Run(t *testing.T, h Harness) {
-	if h.Patience == 0 {
-		h.Patience = 5 * time.Minute
-	}
+	h.Patience = cmp.Or(h.Patience, 5*time.Minute)
 	for _, promise := range []struct {
 		name string
 		test func(*testing.T, Harness)
@@ -95,6 +94,14 @@ func newWorld(t testing.TB, h Harness) *world {
 	ctx, cancel := context.WithTimeout(context.Background(), h.Patience)
 	t.Cleanup(cancel)
 	return &world{TB: t, h: h, ctx: ctx, prefix: fmt.Sprintf("t%08x", rand.Uint32())}
+}
+
+// newLedger returns a world with an open transport, a topic and a receiver of its group "ledger".
+func newLedger(t *testing.T, h Harness) (w *world, transport driver.Transport, topic string, receiver driver.Receiver) {
+	t.Helper()
+	w = newWorld(t, h)
+	transport, topic = w.open(), w.topic("order.paid.v1")
+	return w, transport, topic, w.subscribe(transport, w.subscription("ledger", topic))
 }
 
 // open returns a new instance, which it closes at the end of the test.

@@ -17,10 +17,7 @@ import (
 // testOrder tests promise 7.
 func testOrder(t *testing.T, h Harness) {
 	t.Run("concurrency 1 keeps the order of arrival", func(t *testing.T) {
-		w := newWorld(t, h)
-		transport := w.open()
-		topic := w.topic("order.paid.v1")
-		receiver := w.subscribe(transport, w.subscription("ledger", topic))
+		w, transport, topic, receiver := newLedger(t, h)
 		published := ids("m", 200)
 		w.publish(transport, topic, published...)
 		require.Equal(t, published, w.collect(receiver, len(published)))

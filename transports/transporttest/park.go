@@ -15,10 +15,7 @@ import (
 // testPark tests the other half of promise 7: the order behind a poisoned message.
 func testPark(t *testing.T, h Harness) {
 	t.Run("a poisoned message holds back its key and no other", func(t *testing.T) {
-		w := newWorld(t, h)
-		transport := w.open()
-		skipUnlessParks(t, transport)
-		receiver := w.subscribe(transport, w.parking(4))
+		w, transport, receiver := newParking(t, h)
 		w.publishKeyed(transport, "a/1", "b/1", "a/2", "b/2", "/1")
 		w.poison(receiver, "a/1")
 		w.publishKeyed(transport, "a/3", "b/3", "/2")
@@ -35,10 +32,7 @@ func testPark(t *testing.T, h Harness) {
 	})
 
 	t.Run("the next poisoned message of the key holds back what is behind it", func(t *testing.T) {
-		w := newWorld(t, h)
-		transport := w.open()
-		skipUnlessParks(t, transport)
-		receiver := w.subscribe(transport, w.parking(4))
+		w, transport, receiver := newParking(t, h)
 		w.publishKeyed(transport, "a/1", "a/2", "a/3", "a/4")
 		queue := w.another(transport).PoisonQueue(w.group("ledger"))
 		w.poison(receiver, "a/1")
@@ -56,10 +50,7 @@ func testPark(t *testing.T, h Harness) {
 	})
 
 	t.Run("a dropped message releases its key", func(t *testing.T) {
-		w := newWorld(t, h)
-		transport := w.open()
-		skipUnlessParks(t, transport)
-		receiver := w.subscribe(transport, w.parking(4))
+		w, transport, receiver := newParking(t, h)
 		w.publishKeyed(transport, "a/1", "a/2", "a/3", "b/1")
 		w.poison(receiver, "a/1")
 		w.poison(receiver, "b/1")
@@ -76,10 +67,7 @@ func testPark(t *testing.T, h Harness) {
 	})
 
 	t.Run("a message that waits for its next try is not passed by the parked", func(t *testing.T) {
-		w := newWorld(t, h)
-		transport := w.open()
-		skipUnlessParks(t, transport)
-		receiver := w.subscribe(transport, w.parking(4))
+		w, transport, receiver := newParking(t, h)
 		w.publishKeyed(transport, "a/1", "a/2", "a/3")
 		queue := w.another(transport).PoisonQueue(w.group("ledger"))
 		w.poison(receiver, "a/1")
@@ -112,10 +100,7 @@ func testPark(t *testing.T, h Harness) {
 	})
 
 	t.Run("the publisher's process is told of each message that is parked", func(t *testing.T) {
-		w := newWorld(t, h)
-		transport := w.open()
-		skipUnlessParks(t, transport)
-		receiver := w.subscribe(transport, w.parking(4))
+		w, transport, receiver := newParking(t, h)
 		notifier, ok := receiver.(driver.ParkNotifier)
 		if !ok {
 			t.Skip("the transport parks outside of the publisher's process")
@@ -154,10 +139,7 @@ func testPark(t *testing.T, h Harness) {
 	})
 
 	t.Run("a group that does not park any more lets everything go", func(t *testing.T) {
-		w := newWorld(t, h)
-		transport := w.open()
-		skipUnlessParks(t, transport)
-		receiver := w.subscribe(transport, w.parking(4))
+		w, transport, receiver := newParking(t, h)
 		w.publishKeyed(transport, "a/1", "a/2", "a/3")
 		w.poison(receiver, "a/1")
 		w.nothing(receiver, 50*time.Millisecond)
@@ -224,6 +206,15 @@ func skipUnlessParks(t *testing.T, transport driver.Transport) {
 	if !transport.Capabilities().Park {
 		t.Skip("this transport does not park, and says so")
 	}
+}
+
+// newParking returns a world with an open transport and a receiver of a group that parks. It skips the test if the transport does not park.
+func newParking(t *testing.T, h Harness) (*world, driver.Transport, driver.Receiver) {
+	t.Helper()
+	w := newWorld(t, h)
+	transport := w.open()
+	skipUnlessParks(t, transport)
+	return w, transport, w.subscribe(transport, w.parking(4))
 }
 
 func (w *world) parking(concurrency int) driver.Subscription {

@@ -38,10 +38,7 @@ func testPublish(t *testing.T, h Harness) {
 	})
 
 	t.Run("a context that is over publishes nothing", func(t *testing.T) {
-		w := newWorld(t, h)
-		transport := w.open()
-		topic := w.topic("order.paid.v1")
-		receiver := w.subscribe(transport, w.subscription("ledger", topic))
+		w, transport, topic, receiver := newLedger(t, h)
 		ctx, cancel := context.WithCancel(w.ctx)
 		cancel()
 		require.ErrorIs(t, transport.Publish(ctx, topic, newMessage(topic, "m")), context.Canceled)
@@ -49,10 +46,7 @@ func testPublish(t *testing.T, h Harness) {
 	})
 
 	t.Run("a message that reaches no group is reported", func(t *testing.T) {
-		w := newWorld(t, h)
-		transport := w.open()
-		topic := w.topic("order.paid.v1")
-		receiver := w.subscribe(transport, w.subscription("ledger", topic))
+		w, transport, topic, receiver := newLedger(t, h)
 		nowhere := w.topic("order.payed.v1")
 		err := transport.Publish(w.ctx, nowhere, newMessage(nowhere, "a"), newMessage(nowhere, "b"))
 		require.ErrorIs(t, err, driver.ErrUnroutable)
@@ -64,10 +58,7 @@ func testPublish(t *testing.T, h Harness) {
 	})
 
 	t.Run("from many goroutines at once", func(t *testing.T) {
-		w := newWorld(t, h)
-		transport := w.open()
-		topic := w.topic("order.paid.v1")
-		receiver := w.subscribe(transport, w.subscription("ledger", topic))
+		w, transport, topic, receiver := newLedger(t, h)
 		sheet := newIDCounter()
 		w.consume(receiver, 1, func(d *driver.Delivery) {
 			sheet.add(driver.MessageID(d.Message))

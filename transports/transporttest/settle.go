@@ -26,10 +26,7 @@ func testSettle(t *testing.T, h Harness) {
 	})
 
 	t.Run("a redelivery counts an attempt", func(t *testing.T) {
-		w := newWorld(t, h)
-		transport := w.open()
-		topic := w.topic("order.paid.v1")
-		receiver := w.subscribe(transport, w.subscription("ledger", topic))
+		w, transport, topic, receiver := newLedger(t, h)
 		w.publish(transport, topic, "m")
 		for attempt := 1; attempt <= 4; attempt++ {
 			d := w.next(receiver)
@@ -41,10 +38,7 @@ func testSettle(t *testing.T, h Harness) {
 	})
 
 	t.Run("giving back costs nothing", func(t *testing.T) {
-		w := newWorld(t, h)
-		transport := w.open()
-		topic := w.topic("order.paid.v1")
-		receiver := w.subscribe(transport, w.subscription("ledger", topic))
+		w, transport, topic, receiver := newLedger(t, h)
 		w.publish(transport, topic, "m")
 		require.NoError(t, w.next(receiver).Settler.Redeliver(0))
 		for range 3 {
