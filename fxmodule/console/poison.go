@@ -212,6 +212,8 @@ type messagePage struct {
 	Story    []event
 	Own      []header // headers of the message
 	Text     bool     // the payload can be edited
+
+	TraceLink string // of the trace viewer; "" if there is none
 }
 
 // event is a line of a story.
@@ -231,7 +233,7 @@ func (c *console) message(w http.ResponseWriter, r *http.Request) error {
 	record, envelope := admin.Full(group, m), bus.EnvelopeOf(m.Message)
 	headers := m.Message.Copy().Metadata
 	driver.ClearFault(headers)
-	page := messagePage{Record: record, Envelope: envelope, Payload: showPayload(m.Message.Payload), Text: len(record.RawData) == 0}
+	page := messagePage{Record: record, Envelope: envelope, Payload: showPayload(m.Message.Payload), Text: len(record.RawData) == 0, TraceLink: c.traceLink(record.TraceID)}
 	for name, value := range headers {
 		page.Own = append(page.Own, header{admin.Printable(name), admin.Printable(value)})
 	}
