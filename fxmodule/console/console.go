@@ -98,6 +98,10 @@ func New(cfg Config) http.Handler {
 	if remote, ok := c.transport.(admin.DryRunner); ok {
 		c.dryRunner = remote
 	}
+	c.lister, _ = c.transport.(driver.ConsumerLister)
+	if cfg.Bus != nil {
+		c.lister, _ = cfg.Bus.Transport().(driver.ConsumerLister)
+	}
 	if remote, ok := c.transport.(pauser); ok {
 		c.pauser = remote
 	}
@@ -114,9 +118,10 @@ func New(cfg Config) http.Handler {
 type console struct {
 	Config
 	transport  driver.Transport
-	dryRunner  admin.DryRunner // nil if nobody here has the handlers
-	describer  admin.Describer // nil if nobody here knows the wiring
-	pauser     pauser          // nil if no process can be paused from here
+	dryRunner  admin.DryRunner       // nil if nobody here has the handlers
+	describer  admin.Describer       // nil if nobody here knows the wiring
+	pauser     pauser                // nil if no process can be paused from here
+	lister     driver.ConsumerLister // nil if the message system lists no consumers
 	protection *http.CrossOriginProtection
 	templates  map[string]*template.Template
 	sampler    *sampler
@@ -133,6 +138,7 @@ func (c *console) newRoutes() map[string]route {
 	return map[string]route{
 		"":            {get: c.overview},
 		"group":       {get: c.group},
+		"find":        {get: c.find},
 		"message":     {get: c.message},
 		"payload":     {get: c.payload},
 		"tail":        {get: c.tail},
@@ -146,6 +152,8 @@ func (c *console) newRoutes() map[string]route {
 		"outbox":      {get: c.outbox},
 		"doctor":      {get: c.doctor},
 		"wiring":      {get: c.wiring},
+		"wiring.mmd":  {get: c.graph},
+		"wiring.json": {get: c.wiringJSON},
 		"style.css":   {get: asset("style.css", "text/css; charset=utf-8")},
 		"console.js":  {get: asset("console.js", "text/javascript; charset=utf-8")},
 	}

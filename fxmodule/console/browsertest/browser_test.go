@@ -186,6 +186,11 @@ func TestConsole_inABrowser(t *testing.T) {
 	b.do(chromedp.Click(chromedp.CSS("#messages ~ form tbody th a")))
 	b.sees("Story", "<script>")
 
+	// Find an order among the poisoned messages of all groups.
+	b.do(chromedp.Navigate(s.url+"find"), chromedp.SetValue(chromedp.CSS(`input[name=find]`), "o-2007"))
+	b.click("Find")
+	b.sees("1 message", "order o-2007: card declined")
+
 	// Dry run and replay.
 	b.do(chromedp.Navigate(s.url + "group?group=shop.charge&class=card+declined"))
 	b.click("Dry run…")
@@ -268,6 +273,7 @@ func TestPages_canBeReadWithoutJavaScript(t *testing.T) {
 		"message": {"Story", `"total": 250`}, "doctor": {"transport in memory"}, "wiring": {"order.placed.v1 → order.placed.v2"},
 		"outbox": {"There is no outbox here."}, "tail": {"Without JavaScript, listen for some seconds."}, "publish": {"Review…"},
 		"confirm": {"Drop 15 messages?"}, "edit": {"Payload"}, "pause": {"Pause shop.charge?"},
+		"find": {"Poisoned messages", "card declined", "16 messages"},
 	} {
 		b.do(chromedp.Navigate(s.url + pages[name]))
 		b.sees(texts...)

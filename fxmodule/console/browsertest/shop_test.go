@@ -168,7 +168,7 @@ func (s *shop) pages(t *testing.T) map[string]string {
 	require.NoError(t, err)
 	return map[string]string{
 		"overview": "", "group": "group?group=shop.charge", "message": "message?group=shop.charge&id=" + first[0].ID, "tail": "tail", "outbox": "outbox",
-		"doctor": "doctor", "wiring": "wiring", "publish": "publish", "confirm": "confirm?group=shop.charge&do=drop",
+		"doctor": "doctor", "find": "find", "wiring": "wiring", "publish": "publish", "confirm": "confirm?group=shop.charge&do=drop",
 		"edit": "edit?group=shop.charge&id=" + first[0].ID, "pause": "pause?group=shop.charge&do=pause",
 	}
 }
