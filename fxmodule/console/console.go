@@ -40,8 +40,8 @@ type Config struct {
 	Stack middleware.Stack
 	// Transport is what to show where there is no bus. The caller closes it.
 	Transport driver.Transport
-	// Actions allows to replay, drop, edit and try poisoned messages, to pause groups, and to publish. Without it the console
-	// is read-only.
+	// Actions allows to replay, drop, edit and try poisoned messages, to pause groups, to delete groups that nobody consumes,
+	// and to publish. Without it the console is read-only.
 	Actions bool
 	// TraceURL is the address of a trace in your trace viewer, such as "https://jaeger.example/trace/{trace_id}"; messages
 	// link to it. Empty means no link.
@@ -147,6 +147,7 @@ func (c *console) newRoutes() map[string]route {
 		"confirm":     {get: c.confirm},
 		"pause":       {get: c.askPause, post: c.setPaused},
 		"act":         {post: c.act},
+		"remove":      {get: c.askRemove, post: c.remove},
 		"edit":        {get: c.edit, post: c.change},
 		"publish":     {get: c.publishForm, post: c.publish},
 		"outbox":      {get: c.outbox},

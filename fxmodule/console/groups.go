@@ -21,7 +21,8 @@ type groupView struct {
 	Outbox  bool
 	Points  []point
 
-	Pausable bool // the page may pause and resume it
+	Pausable  bool // the page may pause and resume it
+	Removable bool // the page may delete it
 }
 
 // viewsOf returns the groups with what the service knows of them.
@@ -197,6 +198,7 @@ func (c *console) groupNow(r *http.Request) (found groupView, err error) {
 		for _, g := range viewsOf(s, points) {
 			if g.Name == name {
 				found = g
+				found.Removable = c.removable(g)
 				found.Pausable = c.Actions && c.pauser != nil && g.Service != nil
 			}
 		}

@@ -20,7 +20,7 @@ type Console struct {
 	connect `embed:""`
 
 	Listen   string `default:"127.0.0.1:0" placeholder:"ADDRESS" help:"The address to listen on, on this machine only. Port 0 means a free port."`
-	Actions  bool   `help:"Allow to replay, drop, edit and try messages, to pause groups, and to publish test events. Without it the console is read-only."`
+	Actions  bool   `help:"Allow to replay, drop, edit and try messages, to pause groups, to delete groups that nobody consumes, and to publish test events. Without it the console is read-only."`
 	TraceURL string `name:"trace-url" placeholder:"URL" help:"The address of a trace in your trace viewer, such as https://jaeger.example/trace/{trace_id}; messages link to it."`
 }
 
