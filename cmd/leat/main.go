@@ -92,8 +92,11 @@ func main() {
 func run(ctx context.Context, args []string) int {
 	var c commands
 	e := &cli.Env{Program: "leat", Version: version(), Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, OpenDatabase: sql.Open}
-	e.Console = func(t bus.Transport, actions bool) http.Handler {
-		return console.New(console.Config{Transport: t, Actions: actions})
+	e.Console = func(t bus.Transport, c *cli.Console) (http.Handler, error) {
+		if err := console.CheckTraceURL(c.TraceURL); err != nil {
+			return nil, err
+		}
+		return console.New(console.Config{Transport: t, Actions: c.Actions, TraceURL: c.TraceURL}), nil
 	}
 	e.Open = func(ctx context.Context) (bus.Transport, error) { return c.Target.open(ctx, e) }
 	return cli.Run(ctx, &c, e, description, args, &c.Target)

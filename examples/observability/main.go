@@ -95,7 +95,9 @@ func newTracerProvider(lc fx.Lifecycle) (*trace.TracerProvider, error) {
 func serve(lc fx.Lifecycle, registry *prometheus.Registry, b *bus.Bus, stack middleware.Stack) {
 	mux := http.NewServeMux()
 	mux.Handle("/metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
-	mux.Handle("/console/", http.StripPrefix("/console", console.WithActions(b, stack)))
+	mux.Handle("/console/", http.StripPrefix("/console", console.New(console.Config{
+		Bus: b, Stack: stack, Actions: true, TraceURL: "http://localhost:16686/trace/{trace_id}", // Jaeger
+	})))
 	mux.Handle("/", http.RedirectHandler("/console/", http.StatusFound))
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 	lc.Append(fx.StartStopHook(func(ctx context.Context) error {

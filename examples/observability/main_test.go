@@ -69,6 +69,15 @@ func TestExample_servesMetricsTracesAndConsole(t *testing.T) {
 	require.Contains(t, get(t, urls["metrics"]), "leat_group_waiting_messages")
 	require.Contains(t, get(t, urls["console"]), "observability.charge")
 
+	// The console changes queues, so it is for this machine only, even if the metrics are for others.
+	foreign, err := http.NewRequest(http.MethodGet, urls["console"], nil) //nolint:noctx // the program's own
+	require.NoError(t, err)
+	foreign.Host = "shop.example"
+	response, err := http.DefaultClient.Do(foreign)
+	require.NoError(t, err)
+	require.NoError(t, response.Body.Close())
+	require.Equal(t, http.StatusForbidden, response.StatusCode)
+
 	// One trace from the order to its receipt.
 	byTrace := make(map[string][]string)
 	for _, s := range spans.GetSpans() {

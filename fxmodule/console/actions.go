@@ -223,8 +223,9 @@ func patient(r *http.Request) (*http.Request, context.CancelFunc) {
 	return r.WithContext(ctx), cancel
 }
 
-// log notes an action.
+// log notes an action. The next page shows what it has changed.
 func (c *console) log(r *http.Request, do, group string, n int, err error) {
+	c.sampler.expire(r.Context())
 	c.Logger.InfoContext(r.Context(), "leat: console action", "action", do, "group", group, "messages", n, "remote", r.RemoteAddr, "error", err)
 }
 

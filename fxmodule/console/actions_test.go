@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/url"
 	"regexp"
+	"strings"
 	"testing"
 	"time"
 
@@ -128,4 +129,39 @@ func TestPublish_namesTheGroupsBefore(t *testing.T) {
 		require.Equal(t, http.StatusBadRequest, s.post(t, "publish", answer{}, "type", "order.paid.v2", "data", "{").status)
 		require.Equal(t, http.StatusUnprocessableEntity, s.post(t, "publish", answer{}, "type", "nobody.asks", "data", "{}", "do", "publish").status)
 	})
+}
+
+func TestPause_stopsTheProcessFromTakingMessages(t *testing.T) {
+	eachTransport(t, func(t *testing.T, s *shop) {
+		s.failing.Store(false)
+		place := query("group", group)
+		require.Contains(t, s.get(t, "group?"+place).text, "Pause the group…")
+		ask := s.get(t, "pause?"+place+"&do=pause")
+		require.Contains(t, ask.text, "Pause "+group+"?")
+		require.Equal(t, !s.Transport().Capabilities().Durable, strings.Contains(ask.text, "Messages that wait are lost"))
+		require.NotContains(t, s.get(t, "group?"+place).text, "Resume the group…", "asking changes nothing")
+
+		require.Contains(t, s.post(t, "pause", ask).text, group+" is paused")
+		page := s.get(t, "group?"+place).text
+		require.Contains(t, page, "operator: paused by an operator since")
+		require.Contains(t, page, "Resume the group…")
+		require.NoError(t, s.Publish(t.Context(), OrderPaid{Order: "o-1"}))
+		require.Contains(t, s.get(t, "").text, "1 group needs attention.")
+		require.Zero(t, s.handled.Load())
+
+		require.Contains(t, s.post(t, "pause", s.get(t, "pause?"+place+"&do=resume")).text, group+" is resumed")
+		require.Eventually(t, func() bool { return s.handled.Load() == 1 }, patience, 5*time.Millisecond)
+
+		require.Equal(t, http.StatusNotFound, s.post(t, "pause", answer{}, "group", "shop.none", "do", "pause").status)
+		require.Equal(t, http.StatusNotFound, send(t, http.MethodGet, s.url+"pause?group=shop.none&do=pause", nil).status)
+		require.Equal(t, http.StatusBadRequest, send(t, http.MethodGet, s.url+"pause?"+place, nil).status)
+	})
+}
+
+func TestPause_isNotForAConsoleThatOnlyReads(t *testing.T) {
+	s := newShop(t, "memory://", false)
+	place := query("group", group)
+	require.NotContains(t, s.get(t, "group?"+place).text, "Pause the group…")
+	require.Equal(t, http.StatusForbidden, send(t, http.MethodGet, s.url+"pause?"+place+"&do=pause", nil).status)
+	require.Equal(t, http.StatusForbidden, s.post(t, "pause", answer{}, "group", group, "do", "pause").status)
 }

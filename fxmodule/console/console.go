@@ -1,6 +1,6 @@
 // Package console serves a web console of a bus: its groups with what waits in them, their poison queues, one message's
 // story, a live tail, the outbox and the wiring. With actions allowed it also replays, drops, edits and tries poisoned
-// messages and publishes test events.
+// messages, pauses groups and publishes test events.
 //
 //	http.Handle("/leat/", http.StripPrefix("/leat", console.New(console.Config{Bus: b, Stack: stack})))
 //
@@ -40,9 +40,12 @@ type Config struct {
 	Stack middleware.Stack
 	// Transport is what to show where there is no bus. The caller closes it.
 	Transport driver.Transport
-	// Actions allows to replay, drop, edit and try poisoned messages, and to publish. Without it the console is
-	// read-only.
+	// Actions allows to replay, drop, edit and try poisoned messages, to pause groups, to delete groups that nobody consumes,
+	// and to publish. Without it the console is read-only.
 	Actions bool
+	// TraceURL is the address of a trace in your trace viewer, such as "https://jaeger.example/trace/{trace_id}"; messages
+	// link to it. Empty means no link.
+	TraceURL string
 	// Authorize reports whether a request may be served; it may be called concurrently. nil means that only requests
 	// from this machine to localhost or a loopback address are served.
 	Authorize func(*http.Request) bool
@@ -53,27 +56,38 @@ type Config struct {
 // ReadOnly returns a console of a bus that changes nothing, for a caller that authorizes requests, as
 // fxmodule.Console does.
 func ReadOnly(b *bus.Bus, stack middleware.Stack) http.Handler {
-	return New(Config{Bus: b, Stack: stack, Authorize: anyone})
+	return Config{}.Handler(b, stack)
 }
 
 // WithActions returns a console of a bus with all actions, for a caller that authorizes requests, as fxmodule.Console does.
 func WithActions(b *bus.Bus, stack middleware.Stack) http.Handler {
-	return New(Config{Bus: b, Stack: stack, Authorize: anyone, Actions: true})
+	return Config{Actions: true}.Handler(b, stack)
+}
+
+// Handler returns a console of a bus as cfg says, for a caller that authorizes requests, as fxmodule.Console does.
+// Authorize is not used.
+func (cfg Config) Handler(b *bus.Bus, stack middleware.Stack) http.Handler {
+	cfg.Bus, cfg.Stack, cfg.Authorize = b, stack, anyone
+	return New(cfg)
 }
 
 func anyone(*http.Request) bool { return true }
 
 // New returns a console. All its links are relative: it works under any prefix that ends with a slash, with
 // [http.StripPrefix]. Its live parts end with their request's context. It panics if neither a bus nor a transport is
-// configured.
+// configured, or if TraceURL is no HTTP URL with {trace_id}.
 func New(cfg Config) http.Handler {
 	c := &console{Config: cfg, transport: cfg.Transport, protection: http.NewCrossOriginProtection(), streams: make(chan struct{}, maxStreams)}
 	if cfg.Bus != nil {
 		c.transport = admin.WithOutbox(cfg.Bus.Transport(), cfg.Bus.Outbox())
+		c.pauser = localPauser{cfg.Bus}
 		c.dryRunner, c.describer = admin.NewLocalDryRunner(cfg.Bus, cfg.Stack), admin.NewLocalDescriber(cfg.Bus, cfg.Bus.Transport(), cfg.Stack)
 	}
 	if c.transport == nil {
 		panic("console: the Config has neither a Bus nor a Transport")
+	}
+	if err := CheckTraceURL(c.TraceURL); err != nil {
+		panic(err)
 	}
 	if c.Authorize == nil {
 		c.Authorize = fromThisMachine
@@ -81,6 +95,13 @@ func New(cfg Config) http.Handler {
 	c.Logger = cmp.Or(c.Logger, slog.Default())
 	if remote, ok := c.transport.(admin.DryRunner); ok {
 		c.dryRunner = remote
+	}
+	c.lister, _ = c.transport.(driver.ConsumerLister)
+	if cfg.Bus != nil {
+		c.lister, _ = cfg.Bus.Transport().(driver.ConsumerLister)
+	}
+	if remote, ok := c.transport.(pauser); ok {
+		c.pauser = remote
 	}
 	if remote, ok := c.transport.(admin.Describer); ok {
 		c.describer = remote
@@ -95,8 +116,10 @@ func New(cfg Config) http.Handler {
 type console struct {
 	Config
 	transport  driver.Transport
-	dryRunner  admin.DryRunner // nil if nobody here has the handlers
-	describer  admin.Describer // nil if nobody here knows the wiring
+	dryRunner  admin.DryRunner       // nil if nobody here has the handlers
+	describer  admin.Describer       // nil if nobody here knows the wiring
+	pauser     pauser                // nil if no process can be paused from here
+	lister     driver.ConsumerLister // nil if the message system lists no consumers
 	protection *http.CrossOriginProtection
 	templates  map[string]*template.Template
 	sampler    *sampler
@@ -113,18 +136,23 @@ func (c *console) newRoutes() map[string]route {
 	return map[string]route{
 		"":            {get: c.overview("overview", "Overview")},
 		"group":       {get: c.group},
+		"find":        {get: c.find},
 		"message":     {get: c.message},
 		"payload":     {get: c.payload},
 		"tail":        {get: c.tail},
 		"tail-stream": {get: c.tailStream},
 		"live":        {get: c.live},
 		"confirm":     {get: c.confirm},
+		"pause":       {get: c.askPause, post: c.setPaused},
 		"act":         {post: c.act},
+		"remove":      {get: c.askRemove, post: c.remove},
 		"edit":        {get: c.edit, post: c.change},
 		"publish":     {get: c.publishForm, post: c.publish},
 		"outbox":      {get: c.overview("outbox", "Outbox")},
 		"doctor":      {get: c.doctor},
 		"wiring":      {get: c.wiring},
+		"wiring.mmd":  {get: c.graph},
+		"wiring.json": {get: c.wiringJSON},
 		"style.css":   {get: asset("style.css", "text/css; charset=utf-8")},
 		"console.js":  {get: asset("console.js", "text/javascript; charset=utf-8")},
 	}

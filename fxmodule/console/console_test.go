@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -122,6 +123,18 @@ func (s *shop) poisoned(t *testing.T) int {
 	return n
 }
 
+// awaitText reads a page until it has a text: what it shows may be a second old.
+func (s *shop) awaitText(t *testing.T, page, text string) {
+	t.Helper()
+	require.Eventually(t, func() bool { return strings.Contains(s.get(t, page).text, text) }, patience, 50*time.Millisecond, text)
+}
+
+// place is where this process runs, as message systems show it.
+var place = func() string {
+	host, _ := os.Hostname()
+	return fmt.Sprintf("%s/%d", host, os.Getpid())
+}()
+
 // first returns the id of the first poisoned message.
 func (s *shop) first(t *testing.T) string {
 	all, err := s.Transport().PoisonQueue(group).List(t.Context(), "", 1)
@@ -194,6 +207,8 @@ func TestPages_showGroupsQueueAndMessage(t *testing.T) {
 		require.Contains(t, list.text, "2 messages")
 		require.Contains(t, list.text, "order o-1: card declined")
 		require.Contains(t, list.text, "50ms 250ms 1s | 5s 30s 5m 30m")
+		_, lists := s.Transport().(driver.ConsumerLister)
+		require.Equal(t, lists, strings.Contains(list.text, "Consumers Where Program Topics "+place), list.text)
 		require.Contains(t, s.get(t, "group?"+query("group", group, "key", "o-2")).text, "1 message matches")
 		require.Contains(t, s.get(t, "group?"+query("group", group, "class", "none")).text, "No poisoned message matches.")
 		require.Contains(t, s.get(t, "group?"+query("group", group, "text", "bold", "since", "1h", "type", "order.paid.v2")).text, "1 message matches")

@@ -20,6 +20,9 @@ type groupView struct {
 	Earlier *admin.GroupDescription // Service of some minutes before
 	Outbox  bool
 	Points  []point
+
+	Pausable  bool // the page may pause and resume it
+	Removable bool // the page may delete it
 }
 
 // viewsOf returns the groups with what the service knows of them.
@@ -27,7 +30,7 @@ func viewsOf(s sample, points map[string][]point) []groupView {
 	known, earlier := descriptions(s.service), descriptions(s.earlier)
 	views := make([]groupView, len(s.groups))
 	for i, g := range s.groups {
-		views[i] = groupView{g, known[g.Name], earlier[g.Name], admin.IsOutbox(g), slices.Clone(points[g.Name])}
+		views[i] = groupView{GroupInfo: g, Service: known[g.Name], Earlier: earlier[g.Name], Outbox: admin.IsOutbox(g), Points: slices.Clone(points[g.Name])}
 	}
 	return views
 }
@@ -72,6 +75,9 @@ func (g groupView) Reasons() (all []Reason) {
 	}
 	return all
 }
+
+// Held reports whether an operator has paused the group in the process that is shown.
+func (g groupView) Held() bool { return g.Service != nil && g.Service.Degraded["operator"] != "" }
 
 // NeedsAttention reports whether somebody should look at the group.
 func (g groupView) NeedsAttention() bool {
@@ -187,6 +193,8 @@ func (c *console) groupNow(r *http.Request) (found groupView, err error) {
 		for _, g := range viewsOf(s, points) {
 			if g.Name == name {
 				found = g
+				found.Removable = c.removable(g)
+				found.Pausable = c.Actions && c.pauser != nil && g.Service != nil
 			}
 		}
 	})

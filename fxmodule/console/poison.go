@@ -146,6 +146,8 @@ type groupPage struct {
 	Ages        []string
 	CanDryRun   bool
 	Description []description
+	Processes   []driver.Consumer // empty if the message system does not list them
+	Unlisted    string            // why it failed to list them
 }
 
 // description is a line of a description list.
@@ -170,7 +172,22 @@ func (c *console) group(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	page.Description = describeGroup(page.groupView)
+	if page.Processes, err = c.consumers(r.Context(), which.Group); err != nil {
+		page.Unlisted = err.Error() // the rest of the page is worth as much without them
+	}
 	return c.render(w, r, http.StatusOK, "group", "overview", which.Group, page)
+}
+
+// consumers returns who consumes a group, nothing if the message system does not say.
+func (c *console) consumers(ctx context.Context, group string) ([]driver.Consumer, error) {
+	if c.lister == nil {
+		return nil, nil
+	}
+	found, err := c.lister.Consumers(ctx, group)
+	if errors.Is(err, driver.ErrUnsupported) {
+		return nil, nil
+	}
+	return found.Consumers, err
 }
 
 func describeGroup(g groupView) []description {
@@ -212,6 +229,8 @@ type messagePage struct {
 	Story    []event
 	Own      []header // headers of the message
 	Text     bool     // the payload can be edited
+
+	TraceLink string // of the trace viewer; "" if there is none
 }
 
 // event is a line of a story.
@@ -231,7 +250,7 @@ func (c *console) message(w http.ResponseWriter, r *http.Request) error {
 	record, envelope := admin.Full(group, m), bus.EnvelopeOf(m.Message)
 	headers := m.Message.Copy().Metadata
 	driver.ClearFault(headers)
-	page := messagePage{Record: record, Envelope: envelope, Payload: showPayload(m.Message.Payload), Text: len(record.RawData) == 0}
+	page := messagePage{Record: record, Envelope: envelope, Payload: showPayload(m.Message.Payload), Text: len(record.RawData) == 0, TraceLink: c.traceLink(record.TraceID)}
 	for name, value := range headers {
 		page.Own = append(page.Own, header{admin.Printable(name), admin.Printable(value)})
 	}

@@ -2,6 +2,7 @@ package console_test
 
 import (
 	"log/slog"
+	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"testing"
@@ -34,6 +35,10 @@ func TestConsole_ofAnAdminEndpoint(t *testing.T) {
 	require.Contains(t, s.get(t, "wiring").text, "order.paid.v1 → order.paid.v2")
 	require.Contains(t, s.get(t, "group?"+query("group", group)).text, "2 messages")
 	require.Contains(t, s.get(t, "message?"+query("group", group, "id", s.first(t))).text, "card declined")
+	require.Contains(t, s.post(t, "pause", s.get(t, "pause?"+query("group", group, "do", "pause"))).text, group+" is paused")
+	require.Contains(t, s.get(t, "group?"+query("group", group)).text, "Resume the group…")
+	require.Equal(t, http.StatusNotFound, s.post(t, "pause", answer{}, "group", "shop.none", "do", "pause").status)
+	require.Contains(t, s.post(t, "pause", s.get(t, "pause?"+query("group", group, "do", "resume"))).text, group+" is resumed")
 	s.failing.Store(false)
 	require.Contains(t, s.post(t, "act", s.get(t, "confirm?"+query("group", group, "do", "dry-run"))).text, "2 of 2 would now succeed")
 	require.Contains(t, s.post(t, "act", s.get(t, "confirm?"+query("group", group, "do", "replay"))).text, "2 messages replayed")

@@ -78,6 +78,16 @@ func (s *sampler) now(ctx context.Context, use func(sample, map[string][]point))
 	return nil
 }
 
+// expire has the next request take a new sample, for what an action has changed.
+func (s *sampler) expire(ctx context.Context) {
+	select {
+	case s.lock <- struct{}{}:
+		s.last.at = time.Time{}
+		<-s.lock
+	case <-ctx.Done():
+	}
+}
+
 // note adds a point to each group, and forgets groups that are gone.
 func (s *sampler) note(taken sample) {
 	before, after := descriptions(s.noted.service), descriptions(taken.service)

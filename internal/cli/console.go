@@ -20,8 +20,9 @@ import (
 type Console struct {
 	connect `embed:""`
 
-	Listen  string `default:"127.0.0.1:0" placeholder:"ADDRESS" help:"The address to listen on, on this machine only. Port 0 means a free port."`
-	Actions bool   `help:"Allow to replay, drop, edit and try messages, and to publish test events. Without it the console is read-only."`
+	Listen   string `default:"127.0.0.1:0" placeholder:"ADDRESS" help:"The address to listen on, on this machine only. Port 0 means a free port."`
+	Actions  bool   `help:"Allow to replay, drop, edit and try messages, to pause groups, to delete groups that nobody consumes, and to publish test events. Without it the console is read-only."`
+	TraceURL string `name:"trace-url" placeholder:"URL" help:"The address of a trace in your trace viewer, such as https://jaeger.example/trace/{trace_id}; messages link to it."`
 }
 
 // Run serves the console until it is interrupted. It prints a URL with a token in its path, and serves only requests with
@@ -35,13 +36,17 @@ func (c *Console) Run(ctx context.Context, e *Env) error {
 		if _, remote := s.Transport.(*admin.Client); !remote && !s.Capabilities().Durable {
 			return usage("this transport is inside the service's process; %s", cmp.Or(e.ProcessConsole, "give the URL of the service's admin endpoint"))
 		}
+		handler, err := e.Console(s.Transport, c)
+		if err != nil {
+			return &UsageError{err}
+		}
 		listener, err := new(net.ListenConfig).Listen(ctx, "tcp", c.Listen)
 		if err != nil {
 			return err
 		}
 		prefix := "/" + rand.Text()
 		server := &http.Server{
-			Handler:           behind(prefix, e.Console(s.Transport, c.Actions)),
+			Handler:           behind(prefix, handler),
 			ReadHeaderTimeout: 10 * time.Second,
 			BaseContext:       func(net.Listener) context.Context { return ctx },
 		}

@@ -25,8 +25,8 @@ func TestConsole_servesOnlyBelowItsToken(t *testing.T) {
 	e.Open = func(ctx context.Context) (driver.Transport, error) {
 		return transports.Open(ctx, "sqlite:"+filepath.Join(t.TempDir(), "shop.db"))
 	}
-	e.Console = func(t driver.Transport, actions bool) http.Handler {
-		return console.New(console.Config{Transport: t, Actions: actions})
+	e.Console = func(t driver.Transport, c *Console) (http.Handler, error) {
+		return console.New(console.Config{Transport: t, Actions: c.Actions}), nil
 	}
 	ctx, interrupt := context.WithCancel(t.Context())
 	defer interrupt()

@@ -58,8 +58,9 @@ type Env struct {
 	DryRunner admin.DryRunner
 	// Describer describes the program's own service once Open has returned; nil if it has none.
 	Describer admin.Describer
-	// Console returns the console of a message system; nil for a program without the command Console.
-	Console func(t driver.Transport, actions bool) http.Handler
+	// Console returns the console of a message system, as the command's flags say; nil for a program without the command
+	// Console.
+	Console func(t driver.Transport, c *Console) (http.Handler, error)
 	// ProcessConsole says where the console of the service's running process is; "" if Open may connect to its admin endpoint.
 	ProcessConsole string
 }

@@ -18,7 +18,7 @@ import (
 func TestDocs_namesExist(t *testing.T) {
 	packages := map[string]string{
 		"bus": "bus", "bustest": "bus/bustest", "driver": "bus/driver", "handlers": "handlers", "middleware": "middleware",
-		"prommetrics": "middleware/prommetrics", "oteltrace": "middleware/oteltrace", "fxmodule": "fxmodule", "cli": "fxmodule/cli", "console": "fxmodule/console",
+		"prommetrics": "middleware/prommetrics", "oteltrace": "middleware/oteltrace", "otelmetrics": "middleware/otelmetrics", "fxmodule": "fxmodule", "cli": "fxmodule/cli", "console": "fxmodule/console",
 		"transports": "transports",
 	}
 	names := make(map[string]map[string]bool)

@@ -1,5 +1,4 @@
-// Package oteltrace traces messages with OpenTelemetry. It is the only package that imports OpenTelemetry: services that
-// don't use it don't link it.
+// Package oteltrace traces messages with OpenTelemetry. Services that don't use it, or otelmetrics, don't link OpenTelemetry.
 //
 // A [Tracer] is an observer of the bus. It makes these spans, named and described by OpenTelemetry's semantic conventions
 // for messaging, version 1.43.0:

@@ -16,19 +16,13 @@ import (
 	"maps"
 	"sync"
 	"sync/atomic"
-	"time"
-	"unicode/utf8"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/middleware/internal/observed"
 )
-
-// maxTopics bounds the labels "topic" and "type", whose values may come from foreign input.
-const maxTopics = 500
-
-const otherTopics = "other"
 
 // Observer is a [bus.Observer] that counts into Prometheus.
 type Observer struct {
@@ -48,9 +42,8 @@ type Observer struct {
 	groups       sync.Map                              // group → *group
 	endings      atomic.Pointer[map[endingKey]*ending] // replaced when one is added
 
-	topics sync.Map // topic → its label
-	mu     sync.Mutex
-	known  int // how many topics have a label of their own
+	topics observed.Topics
+	mu     sync.Mutex // of replacing endings
 }
 
 type publication struct {
@@ -126,7 +119,7 @@ func histogram(name, help string, labels ...string) *prometheus.HistogramVec {
 func (o *Observer) Published(_ context.Context, p bus.Publication) {
 	n := len(p.Messages)
 	if p.Err != nil {
-		topic := o.label(p.Topic)
+		topic := o.topics.Label(p.Topic)
 		o.published.WithLabelValues(topic, "error").Add(float64(n))
 		o.otel.sent(topic, "error").observe(n, p.Took)
 		return
@@ -136,7 +129,7 @@ func (o *Observer) Published(_ context.Context, p bus.Publication) {
 	bound.ok.Add(float64(n - p.Unrouted))
 	bound.took.Observe(p.Took.Seconds())
 	if p.Unrouted > 0 {
-		o.published.WithLabelValues(o.label(p.Topic), "unrouted").Add(float64(p.Unrouted))
+		o.published.WithLabelValues(o.topics.Label(p.Topic), "unrouted").Add(float64(p.Unrouted))
 	}
 }
 
@@ -145,7 +138,7 @@ func (o *Observer) publication(topic string) *publication {
 	if bound, ok := o.publications.Load(topic); ok {
 		return bound.(*publication)
 	}
-	label := o.label(topic)
+	label := o.topics.Label(topic)
 	return once(&o.publications, label, func() *publication {
 		return &publication{o.published.WithLabelValues(label, "ok"), o.publish.WithLabelValues(label), o.otel.sent(label, "")}
 	})
@@ -165,25 +158,10 @@ func (o *Observer) BreakerChanged(c bus.BreakerChange) {
 func (o *Observer) Started(ctx context.Context, d *bus.Delivery) context.Context {
 	g := o.group(d)
 	g.inFlight.Inc()
-	if d.Attempt == 1 && d.FailedSince.IsZero() && d.WaitingSince.IsZero() {
-		if due := dueTime(d); !due.IsZero() {
-			g.lag.Observe(max(d.Started().Sub(due).Seconds(), 0))
-		}
+	if lag, known := observed.Lag(d); known {
+		g.lag.Observe(lag.Seconds())
 	}
 	return ctx
-}
-
-// dueTime returns when a delivery that has not failed was due: at the event's time, at the time that its delay ends, or
-// when it was to be redelivered after a snooze. It returns the zero time if the message does not say.
-func dueTime(d *bus.Delivery) time.Time {
-	if !d.DueAgain.IsZero() {
-		return d.DueAgain
-	}
-	happened := driver.MessageTime(d.Message)
-	if due := driver.DeliverAt(d.Message); !happened.IsZero() && due.After(happened) {
-		return due
-	}
-	return happened
 }
 
 // Finished counts a delivery out, with its outcome.
@@ -195,7 +173,7 @@ func (o *Observer) Finished(_ context.Context, d *bus.Delivery, end bus.Observat
 	}
 	bound, ok := (*o.endings.Load())[endingKey{d.Group, d.Topic, eventType, end.Outcome}] // missing if a name has no label of its own
 	if !ok {
-		bound = o.ending(endingKey{d.Group, o.label(d.Topic), o.label(eventType), end.Outcome})
+		bound = o.ending(endingKey{d.Group, o.topics.Label(d.Topic), o.topics.Label(eventType), end.Outcome})
 	}
 	took := end.Took - end.Waited
 	bound.delivered.Inc()
@@ -224,22 +202,10 @@ func (o *Observer) ending(key endingKey) *ending {
 
 func (o *Observer) group(d *bus.Delivery) *group {
 	return once(&o.groups, d.Group, func() *group {
-		o.reserve(d.Handler())
+		o.topics.Reserve(d.Handler())
 		o.paused.WithLabelValues(d.Group) // 0 until the breaker says otherwise
 		return &group{o.inFlight.WithLabelValues(d.Group), o.lag.WithLabelValues(d.Group)}
 	})
-}
-
-// reserve gives the topics of a handler labels of their own, so that a flood of foreign topics does not take them.
-func (o *Observer) reserve(h bus.Handler) {
-	for _, t := range h.Types {
-		o.topics.Store(t.String(), t.String())
-	}
-	for _, topic := range h.Topics {
-		if !driver.IsPattern(topic) {
-			o.topics.Store(topic, topic)
-		}
-	}
 }
 
 // once returns what the map holds for the key, made at its first use.
@@ -250,29 +216,4 @@ func once[K comparable, V any](m *sync.Map, key K, bind func() V) V {
 	v := bind()
 	m.Store(key, v)
 	return v
-}
-
-// maxLabelBytes is the longest topic that becomes a label value: the longest routing key of AMQP 0-9-1.
-const maxLabelBytes = 255
-
-// label returns the topic, or "other" if there are too many, or if a foreign producer's topic is too long
-// or no UTF-8, which Prometheus refuses with a panic.
-func (o *Observer) label(topic string) string {
-	if len(topic) > maxLabelBytes || !utf8.ValidString(topic) {
-		return otherTopics
-	}
-	if label, ok := o.topics.Load(topic); ok {
-		return label.(string)
-	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if _, ok := o.topics.Load(topic); ok {
-		return topic
-	}
-	if o.known >= maxTopics {
-		return otherTopics
-	}
-	o.known++
-	o.topics.Store(topic, topic)
-	return topic
 }

@@ -186,6 +186,11 @@ func TestConsole_inABrowser(t *testing.T) {
 	b.do(chromedp.Click(chromedp.CSS("#messages ~ form tbody th a")))
 	b.sees("Story", "<script>")
 
+	// Find an order among the poisoned messages of all groups.
+	b.do(chromedp.Navigate(s.url+"find"), chromedp.SetValue(chromedp.CSS(`input[name=find]`), "o-2007"))
+	b.click("Find")
+	b.sees("1 message", "order o-2007: card declined")
+
 	// Dry run and replay.
 	b.do(chromedp.Navigate(s.url + "group?group=shop.charge&class=card+declined"))
 	b.click("Dry run…")
@@ -248,6 +253,97 @@ func TestPages_fitAndCanBeUsedByKeyboard(t *testing.T) {
 		b.do(chromedp.KeyEvent("\t"), chromedp.KeyEvent("\t"))
 		require.NotEqual(t, "none", evaluate[string](b, "getComputedStyle(document.activeElement).outlineStyle"), name)
 	}
+	b.requireQuiet()
+}
+
+// TestPages_canBeReadWithoutJavaScript reads each page with scripts switched off, and listens to a topic.
+func TestPages_canBeReadWithoutJavaScript(t *testing.T) {
+	s := newShop(t)
+	u, err := url.Parse(s.url)
+	require.NoError(t, err)
+	b := open(t, u.Host)
+	s.fill(t)
+	b.do(func(ctx context.Context, t *chromedp.Target) (chromedp.Void, error) {
+		_, err := cdp.Call(ctx, t, emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: true})
+		return chromedp.Void{}, err
+	})
+	pages := s.pages(t)
+	for name, texts := range map[string][]string{
+		"overview": {"shop.charge", "paused", "Reload for new numbers."}, "group": {"card declined", "15 messages", "Reload for new numbers."},
+		"message": {"Story", `"total": 250`}, "doctor": {"transport in memory"}, "wiring": {"order.placed.v1 → order.placed.v2"},
+		"outbox": {"There is no outbox here."}, "tail": {"Without JavaScript, listen for some seconds."}, "publish": {"Review…"},
+		"confirm": {"Drop 15 messages?"}, "edit": {"Payload"}, "pause": {"Pause shop.charge?"},
+		"find": {"Poisoned messages", "card declined", "16 messages"},
+	} {
+		b.do(chromedp.Navigate(s.url + pages[name]))
+		b.sees(texts...)
+		delete(pages, name)
+	}
+	require.Empty(t, pages, "not read")
+
+	// Actions are forms, too.
+	b.do(chromedp.Navigate(s.url + "group?group=shop.charge&class=card+declined"))
+	b.click("Replay…")
+	b.sees("Replay 11 messages?")
+	s.repaired.Store(true)
+	b.click("Replay them")
+	b.sees("11 messages replayed")
+
+	// The tail listens for some seconds.
+	ctx, cancel := context.WithCancel(t.Context())
+	published := make(chan struct{})
+	go func() {
+		defer close(published)
+		for ctx.Err() == nil {
+			_ = s.Publish(ctx, InvoiceIssued{"i-heard"})
+			select {
+			case <-time.After(50 * time.Millisecond):
+			case <-ctx.Done():
+			}
+		}
+	}()
+	b.do(chromedp.Navigate(s.url + "tail?pattern=invoice.%3E&listen=5"))
+	b.sees("i-heard")
+	cancel()
+	<-published
+	b.requireQuiet()
+}
+
+// TestPause_byKeyboard pauses a group with nothing but Tab and Enter, while the page is live.
+func TestPause_byKeyboard(t *testing.T) {
+	s := newShop(t)
+	u, err := url.Parse(s.url)
+	require.NoError(t, err)
+	b := open(t, u.Host)
+	press := func(text string) {
+		t.Helper()
+		for range 40 {
+			b.do(chromedp.KeyEvent("\t"))
+			if evaluate[string](b, "document.activeElement.innerText") == text {
+				require.NotEqual(t, "none", evaluate[string](b, "getComputedStyle(document.activeElement).outlineStyle"))
+				b.do(chromedp.KeyEvent("\r"))
+				return
+			}
+		}
+		require.Fail(t, "no way to "+text)
+	}
+	b.do(chromedp.Navigate(s.url))
+	b.sees("shop.search-index", "Live")
+	press("shop.search-index")
+	b.sees("Pause the group…", "Live")
+	press("Pause the group…")
+	b.sees("Pause shop.search-index?")
+	press("Pause the group")
+	b.sees("shop.search-index is paused")
+	require.NotEmpty(t, s.paused("shop.search-index"))
+	press("Back to the group")
+	b.sees("paused by an operator", "Live")
+	b.shoot("group-held-light")
+	press("Resume the group…")
+	b.sees("Resume shop.search-index?")
+	press("Resume the group")
+	b.sees("shop.search-index is resumed")
+	require.Empty(t, s.paused("shop.search-index"))
 	b.requireQuiet()
 }
 

@@ -152,14 +152,24 @@ func (s *shop) fill(t *testing.T) {
 	}, patience, 10*time.Millisecond)
 }
 
+// paused returns why an operator has paused a group, "" if it is not.
+func (s *shop) paused(group string) string {
+	for _, h := range s.Health() {
+		if h.Group == group {
+			return h.Degraded["operator"]
+		}
+	}
+	return ""
+}
+
 // pages returns each kind of page by name, as what follows the URL of the console. fill is called before.
 func (s *shop) pages(t *testing.T) map[string]string {
 	first, err := s.Transport().PoisonQueue("shop.charge").List(t.Context(), "", 1)
 	require.NoError(t, err)
 	return map[string]string{
 		"overview": "", "group": "group?group=shop.charge", "message": "message?group=shop.charge&id=" + first[0].ID, "tail": "tail", "outbox": "outbox",
-		"doctor": "doctor", "wiring": "wiring", "publish": "publish", "confirm": "confirm?group=shop.charge&do=drop",
-		"edit": "edit?group=shop.charge&id=" + first[0].ID,
+		"doctor": "doctor", "find": "find", "wiring": "wiring", "publish": "publish", "confirm": "confirm?group=shop.charge&do=drop",
+		"edit": "edit?group=shop.charge&id=" + first[0].ID, "pause": "pause?group=shop.charge&do=pause",
 	}
 }
 

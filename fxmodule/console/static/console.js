@@ -47,7 +47,7 @@
 
   const pause = () => {
     paused = !paused;
-    button.textContent = paused ? "Resume" : "Pause";
+    button.textContent = (paused ? "Resume" : "Pause") + (region ? " updates" : ""); // a group's page pauses the group, too
     if (paused) { disconnect(); say("Paused"); } else { connect(); }
   };
 

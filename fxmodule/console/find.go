@@ -1,0 +1,76 @@
+package console
+
+import (
+	"errors"
+	"net/http"
+	"strings"
+
+	"github.com/leatbus/leat/bus"
+	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/internal/admin"
+)
+
+// maxClasses bounds the classes of errors that one page shows.
+const maxClasses = 200
+
+// findPage is the poisoned messages of all groups, or those in which a text was found.
+type findPage struct {
+	Find        string
+	Classes     []admin.Class
+	MoreClasses int // that are not shown
+	Messages    []admin.Record
+	Matching    int
+	Cut         bool // not all messages were read
+}
+
+// find shows the poisoned messages of all groups by class of error, and finds one by what an operator has of it.
+func (c *console) find(w http.ResponseWriter, r *http.Request) error {
+	page := findPage{Find: strings.TrimSpace(r.FormValue("find"))}
+	var groups []string
+	err := c.sampler.now(r.Context(), func(s sample, _ map[string][]point) {
+		for _, g := range s.groups {
+			if g.Poisoned != 0 { // it may be unknown
+				groups = append(groups, g.Name)
+			}
+		}
+	})
+	if err != nil {
+		return err
+	}
+	var classes admin.Classes
+	filter := admin.Filter{Text: page.Find}
+	read := 0
+	for _, group := range groups {
+		err := admin.Each(r.Context(), c.transport.PoisonQueue(group), "", func(m driver.PoisonedMessage) error {
+			if read++; read > maxScan {
+				page.Cut = true
+				return errEnough
+			}
+			if page.Find != "" && !filter.Match(m) && !named(page.Find, m) {
+				return nil
+			}
+			classes.Add(group, m)
+			if page.Matching++; page.Matching <= pageLength {
+				page.Messages = append(page.Messages, admin.Summary(group, m))
+			}
+			return nil
+		})
+		if page.Cut {
+			break
+		}
+		if err != nil && !errors.Is(err, driver.ErrUnsupported) && !errors.Is(err, driver.ErrNotFound) {
+			return err
+		}
+	}
+	page.Classes = classes.List()
+	page.MoreClasses = max(len(page.Classes)-maxClasses, 0)
+	page.Classes = page.Classes[:len(page.Classes)-page.MoreClasses]
+	return c.render(w, r, http.StatusOK, "find", "find", "Poisoned messages", page)
+}
+
+// named reports whether a text is a name of the message: its key, or the id of its event, of its trace, or of what began it.
+func named(text string, m driver.PoisonedMessage) bool {
+	e := bus.EnvelopeOf(m.Message)
+	return text == driver.PartitionKey(m.Message) || text == driver.MessageID(m.Message) || text == e.CorrelationID ||
+		text == driver.TraceID(e.TraceParent) || text == m.Fault.TraceID
+}
