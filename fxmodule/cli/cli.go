@@ -102,8 +102,11 @@ func run(ctx context.Context, args []string, options ...fx.Option) (status int) 
 		Program: filepath.Base(os.Args[0]), Where: "the service's bus",
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, OpenDatabase: sql.Open,
 	}
-	e.Console = func(t bus.Transport, actions bool) http.Handler {
-		return console.New(console.Config{Transport: t, Actions: actions})
+	e.Console = func(t bus.Transport, c *cli.Console) (http.Handler, error) {
+		if err := console.CheckTraceURL(c.TraceURL); err != nil {
+			return nil, err
+		}
+		return console.New(console.Config{Transport: t, Actions: c.Actions, TraceURL: c.TraceURL}), nil
 	}
 	e.OpenProcess = func(ctx context.Context) (bus.Transport, error) { return openProcess(ctx, e, options...) }
 	e.Open = func(context.Context) (bus.Transport, error) {
