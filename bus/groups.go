@@ -32,7 +32,14 @@ type groups struct {
 }
 
 func newGroups(t Transport, cfg Config) *groups {
-	gs := &groups{transport: t, logger: cfg.Logger, unnamed: cfg.unnamed, shared: cfg.ShareGroups, subscribing: make(chan struct{}, 1), keyParked: make(chan struct{}, 1)}
+	gs := &groups{
+		transport:   t,
+		logger:      cfg.Logger,
+		unnamed:     cfg.unnamed,
+		shared:      cfg.ShareGroups,
+		subscribing: make(chan struct{}, 1),
+		keyParked:   make(chan struct{}, 1),
+	}
 	gs.subscribing <- struct{}{}
 	return gs
 }
@@ -131,18 +138,19 @@ func (gs *groups) subscribe(ctx context.Context) error {
 // subscribeGroup subscribes a group that no other program uses by mistake.
 func (gs *groups) subscribeGroup(ctx context.Context, s driver.Subscription) (driver.Receiver, error) {
 	// Before it adds its topics to the group, because they stay there.
-	if err := gs.checkSharing(ctx, s); err != nil {
+	warned, err := gs.checkSharing(ctx, s)
+	if err != nil {
 		return nil, err
 	}
 	receiver, err := gs.transport.Subscribe(ctx, s)
 	if err != nil {
 		return nil, err
 	}
-	if gs.shared {
-		return receiver, nil // the warning was logged before
+	if warned {
+		return receiver, nil
 	}
 	// And after it, because two programs may start at the same time. Nothing was delivered yet.
-	if err := gs.checkSharing(ctx, s); err != nil {
+	if _, err := gs.checkSharing(ctx, s); err != nil {
 		return nil, errors.Join(err, receiver.Close(ctx))
 	}
 	return receiver, nil

@@ -9,16 +9,16 @@ import (
 	"time"
 )
 
-// A lifecycle is how far a bus has come. Each step is a channel that is closed when it is reached:
+// A lifecycle records how far a bus has come. Each step is a channel that is closed when it is reached:
 //
 //	running ─► stopping ─► stopped ─► closing ─► closed
 //
-// A bus that is drained before Run is stopped without the first two. stop asks Run to end; Drain and Close close it.
+// A bus that is drained before Run, or whose groups can not be subscribed, is stopped without the first two. stop asks Run to end; Drain and Close close it.
 type lifecycle struct {
 	running  chan struct{} // every group is subscribed and consumes
 	stopping chan struct{} // the bus takes no more messages
 	stopped  chan struct{} // Run is over
-	closing  chan struct{} // Close has drained the bus
+	closing  chan struct{} // Close has drained the bus, or given up
 	closed   chan struct{} // Close is over
 
 	stopOnce sync.Once

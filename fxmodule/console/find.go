@@ -20,7 +20,8 @@ type findPage struct {
 	MoreClasses int // that are not shown
 	Messages    []admin.Record
 	Matching    int
-	Cut         bool // not all messages were read
+	Cut         bool     // not all messages were read
+	Unread      []string // groups whose poison queues could not be read
 }
 
 // find shows the poisoned messages of all groups by class of error, and finds one by what an operator has of it.
@@ -59,7 +60,7 @@ func (c *console) find(w http.ResponseWriter, r *http.Request) error {
 			break
 		}
 		if err != nil && !errors.Is(err, driver.ErrUnsupported) && !errors.Is(err, driver.ErrNotFound) {
-			return err
+			page.Unread = append(page.Unread, group)
 		}
 	}
 	page.Classes = classes.List()

@@ -11,7 +11,7 @@ import (
 	"github.com/leatbus/leat/internal/admin"
 )
 
-// graph sends topics and the groups that ask for them as a Mermaid flowchart, which documents and wikis draw.
+// graph sends topics and the groups that subscribe to them as a Mermaid flowchart, which documents and wikis draw.
 func (c *console) graph(w http.ResponseWriter, r *http.Request) error {
 	var text string
 	err := c.sampler.now(r.Context(), func(s sample, _ map[string][]point) { text = mermaid(s.groups) })

@@ -77,7 +77,9 @@ func (g groupView) Reasons() (all []Reason) {
 }
 
 // Held reports whether an operator has paused the group in the process that is shown.
-func (g groupView) Held() bool { return g.Service != nil && g.Service.Degraded["operator"] != "" }
+func (g groupView) Held() bool {
+	return g.Service != nil && g.Service.Degraded[driver.PausedByOperator] != ""
+}
 
 // NeedsAttention reports whether somebody should look at the group.
 func (g groupView) NeedsAttention() bool {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/bus/driver"
@@ -29,6 +30,7 @@ type pausePage struct {
 	Pause        bool // false: resume
 	Done         bool
 	LosesWaiting bool // messages that wait are lost when the process ends
+	Broken       bool // the circuit breaker has paused the group too
 }
 
 // Verb returns what the page does to the group.
@@ -46,7 +48,13 @@ func (c *console) newPausePage(r *http.Request) (page pausePage, err error) {
 	case c.pauser == nil:
 		return page, &pageError{http.StatusNotImplemented, "A process is paused in itself: open the console at the service's admin endpoint."}
 	}
-	page = pausePage{Group: r.FormValue("group"), LosesWaiting: !c.transport.Capabilities().Durable}
+	page = pausePage{Group: r.FormValue("group")}
+	if d := c.describe(r.Context()); d != nil {
+		page.LosesWaiting = !slices.Contains(d.Capabilities, "durable")
+		page.Broken = slices.ContainsFunc(d.Groups, func(g admin.GroupDescription) bool {
+			return g.Group == page.Group && g.Degraded[driver.PausedByBreaker] != ""
+		})
+	}
 	switch r.FormValue("do") {
 	case "pause":
 		page.Pause = true

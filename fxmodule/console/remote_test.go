@@ -1,10 +1,12 @@
 package console_test
 
 import (
+	"context"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"path/filepath"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -13,23 +15,42 @@ import (
 	"github.com/leatbus/leat/internal/admin"
 )
 
-// TestConsole_ofAnAdminEndpoint: leat console with the URL of an admin endpoint shows and does what the service's own does.
-func TestConsole_ofAnAdminEndpoint(t *testing.T) {
-	s := newShop(t, "memory://", true)
-	s.poison(t, OrderPaid{Order: "o-1"}, OrderPaid{Order: "o-2"})
+// remoteShop returns a shop whose console shows its admin endpoint.
+func remoteShop(t *testing.T, raw string) *shop {
+	s := newShop(t, raw, true)
 	quiet := slog.New(slog.DiscardHandler)
 	endpoint := httptest.NewServer(admin.Endpoint{
 		Bus: s.Bus, Logger: quiet, DryRunner: admin.NewLocalDryRunner(s.Bus, s.stack), Describer: admin.NewLocalDescriber(s.Bus, s.Transport(), s.stack),
 	}.Handler())
-	defer endpoint.Close()
+	t.Cleanup(endpoint.Close)
 	address, err := url.Parse(endpoint.URL)
 	require.NoError(t, err)
 	client, err := admin.Dial(t.Context(), address, "")
 	require.NoError(t, err)
-	defer func() { require.NoError(t, client.Close(t.Context())) }()
+	t.Cleanup(func() { require.NoError(t, client.Close(context.Background())) })
 	server := httptest.NewServer(console.New(console.Config{Transport: client, Actions: true, Logger: quiet}))
-	defer server.Close()
+	t.Cleanup(server.Close)
 	s.url = server.URL + "/"
+	return s
+}
+
+// TestPause_ofADurableServiceWarnsOfNoLoss: what waits is lost with the process only if its transport is not durable.
+func TestPause_ofADurableServiceWarnsOfNoLoss(t *testing.T) {
+	for raw, warned := range map[string]bool{"memory://": true, "sqlite://" + filepath.Join(t.TempDir(), "shop.db"): false} {
+		text := remoteShop(t, raw).get(t, "pause?"+query("group", group, "do", "pause")).text
+		require.Contains(t, text, "takes no more of its messages")
+		if warned {
+			require.Contains(t, text, "Messages that wait are lost")
+		} else {
+			require.NotContains(t, text, "are lost")
+		}
+	}
+}
+
+// TestConsole_ofAnAdminEndpoint: leat console with the URL of an admin endpoint shows and does what the service's own does.
+func TestConsole_ofAnAdminEndpoint(t *testing.T) {
+	s := remoteShop(t, "memory://")
+	s.poison(t, OrderPaid{Order: "o-1"}, OrderPaid{Order: "o-2"})
 
 	require.Contains(t, s.get(t, "").text, "shop on memory")
 	require.Contains(t, s.get(t, "wiring").text, "order.paid.v1 → order.paid.v2")

@@ -12,7 +12,8 @@ import (
 // removePage asks whether to delete a group that nobody consumes, and says afterwards that it is deleted.
 type removePage struct {
 	groupView
-	Lost  int // messages, as far as they are known
+	Lost  int  // messages, as far as they are known
+	Least bool // there may be more: a count is unknown
 	Again bool
 	Done  bool
 }
@@ -38,6 +39,7 @@ func (c *console) newRemovePage(r *http.Request) (page removePage, err error) {
 	}
 	for _, n := range []int{page.Waiting, page.Delayed, page.Parked, page.Poisoned, page.InFlight} {
 		page.Lost += max(n, 0)
+		page.Least = page.Least || n < 0
 	}
 	return page, nil
 }

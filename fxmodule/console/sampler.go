@@ -78,7 +78,7 @@ func (s *sampler) now(ctx context.Context, use func(sample, map[string][]point))
 	return nil
 }
 
-// expire has the next request take a new sample, for what an action has changed.
+// expire makes the next request take a new sample, for what an action has changed.
 func (s *sampler) expire(ctx context.Context) {
 	select {
 	case s.lock <- struct{}{}:

@@ -549,7 +549,7 @@ func (a Endpoint) move(do func(driver.PoisonQueue, context.Context, ...string) (
 	})
 }
 
-// answerDone answers with the number of moved messages. That some are missing is no failure.
+// answerDone writes the number of moved messages. That some are missing is no error.
 func answerDone(w http.ResponseWriter, n int, err error) error {
 	done := doneBody{Done: n}
 	if errors.Is(err, driver.ErrNotFound) {

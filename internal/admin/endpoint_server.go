@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -113,7 +114,9 @@ func (a Endpoint) urlOf(r *http.Request) string {
 	return "https://" + r.Host // of a proxy if the request has no TLS: Dial takes no other URL of another machine
 }
 
-func socketURL(path string) string { return "unix://" + filepath.ToSlash(path) }
+func socketURL(path string) string {
+	return (&url.URL{Scheme: "unix", Path: filepath.ToSlash(path)}).String()
+}
 
 // A Server serves an [Endpoint] until Stop.
 type Server struct {

@@ -13,7 +13,7 @@ import (
 
 // This file has the steps with which a session takes the lead, and reads parked queues.
 
-// An orderedElection is how a session comes to lead its group. It begins when the broker delivers the first message of the group's
+// An orderedElection makes a session the leader of its group. It begins when the broker delivers the first message of the group's
 // queue, which makes the session's consumer the active one. Then the session reads the group's log into a takeover, waits until no
 // other session reads parked queues, and makes a machine of the takeover.
 //

@@ -41,10 +41,17 @@ const (
 	keepUp     = 50 * time.Millisecond
 	fallBehind = 200 * time.Millisecond
 	giveUp     = 300 * time.Millisecond
+
+	// unknownSize is the size of messages for which the first claim on MySQL is prepared, in bytes.
+	unknownSize = 1 << 20
 )
 
 func newFetcher(f *receiver) *fetcher {
-	return &fetcher{receiver: f, sure: true, lows: &keyLows{database: f.core.database}, rounds: keyRounds{walk: newKeyWalk()}, reconciler: newReconciler(f.core.groups, f.group)}
+	size := 0
+	if f.core.name == MySQL {
+		size = unknownSize
+	}
+	return &fetcher{receiver: f, sure: true, size: size, lows: &keyLows{database: f.core.database}, rounds: keyRounds{walk: newKeyWalk()}, reconciler: newReconciler(f.core.groups, f.group)}
 }
 
 // start starts the goroutines that claim messages and write how they were settled.
@@ -87,7 +94,7 @@ func (f *fetcher) demand() int {
 		if len(f.buffer) > 0 || f.waiting.Load() == 0 {
 			return 0
 		}
-		return f.bundle
+		return min(f.bundle, f.ofLastSize())
 	}
 	heldBack := len(f.buffer)
 	between := int(f.pushed.Load()-f.handed.Load()) - heldBack // out of the buffer, and its caller still counts as waiting
@@ -101,12 +108,12 @@ func (f *fetcher) demand() int {
 	if heldBack*2 > want || want == 0 || heldBack > 0 && f.room() <= 0 {
 		return 0
 	}
-	return max(min(want, f.cap(), f.fitting()), heldBack+1) - heldBack
+	return max(min(want, f.cap(), f.ofLastSize()), heldBack+1) - heldBack
 }
 
-// fitting returns how many messages of the size of those that the last claim has got the buffer has bytes for, and one more: MySQL
-// reads the payloads of all messages that a claim asks for, to know their sizes.
-func (f *fetcher) fitting() int {
+// ofLastSize returns how many messages there is room for if they are as large as those of the last claim, and one more. MySQL reads
+// the payloads of all messages that a claim asks for, to know their sizes.
+func (f *fetcher) ofLastSize() int {
 	return f.core.cfg.PrefetchBytes/max(f.size, 1) + 1
 }
 

@@ -90,4 +90,6 @@ func TestFetcher_asksForFewLargeMessages(t *testing.T) {
 	require.Equal(t, 5, f.demand())
 	f.size = 2 * f.core.cfg.PrefetchBytes
 	require.Equal(t, 1, f.demand())
+	f.bundle = 1000 // of a relay
+	require.Equal(t, 1, f.demand())
 }

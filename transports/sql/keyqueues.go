@@ -321,7 +321,7 @@ func (k keyQueues) pagedHeads(ctx context.Context, tx executor, g group, after i
 	return found[:min(len(found), limit)], nil
 }
 
-// freeHeads leaves out heads whose key has a claimed message or is held back, and those that are not due. On MySQL the sizes are 0. The walk used another
+// freeHeads leaves out heads whose key has a claimed message or is held back, and those that are not due. The walk used another
 // snapshot: a message that was claimed then may be in front of its key queue again.
 func (k keyQueues) freeHeads(ctx context.Context, tx lockedGroup, c keyClaim, heads []keyHead, found *keysFound) (free []sizedID, err error) {
 	type head struct{ id, wait, queue, held, size int64 }

@@ -27,19 +27,19 @@ type Counts struct {
 	Failures int                // how often the message system could not be asked
 }
 
-// Counter keeps the last counts of the message system. At most one question is under way. Its exported fields must not be
+// Counter keeps the last counts of the message system. At most one query is under way. Its exported fields must not be
 // changed once Counts was called; Counts may be called concurrently.
 type Counter struct {
 	Refresh time.Duration // how old counts must be before they are replaced
 	Wait    time.Duration // how long Counts waits for new ones
-	Timeout time.Duration // of a question
+	Timeout time.Duration // of a query
 
 	bus       *bus.Bus
 	inspector driver.Inspector
 
 	mu     sync.Mutex
-	asking chan struct{} // closed when the question under way is answered; nil if none is
-	asked  time.Time     // when the last question began; zero if there was none
+	asking chan struct{} // closed when the query under way is done; nil if none is
+	asked  time.Time     // when the last query began; zero if there was none
 	last   Counts
 }
 
@@ -68,7 +68,7 @@ func (c *Counter) Counts() Counts {
 	return c.last
 }
 
-// ask begins a question if the values are old and none is under way. It returns a channel that is closed with the answer,
+// ask begins a query if the values are old and none is under way. It returns a channel that is closed with the answer,
 // nil if the values are not old.
 func (c *Counter) ask() <-chan struct{} {
 	c.mu.Lock()
