@@ -95,9 +95,9 @@ func (g *group) checkParked(ctx context.Context) {
 	g.health.set(partParked, reason)
 }
 
-// warnParked says that a poisoned message stops its key.
+// warnParked says that a poisoned message stops its key. Of an ordered group by key, a message without one stops nothing.
 func (g *group) warnParked(d *Delivery) {
-	if !g.handler.parks() {
+	if !g.handler.parks() || g.handler.Order == OrderedByKey && driver.PartitionKey(d.Message) == "" {
 		return
 	}
 	g.bus.cfg.Logger.Warn("leat: key parked: its later messages wait until this one is replayed or dropped", "group", g.name,

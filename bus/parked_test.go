@@ -35,6 +35,17 @@ func TestParkedKey_isSeen(t *testing.T) {
 		synctest.Wait()
 		require.Empty(t, b.Health()[0].Degraded)
 
+		keyless := message.NewMessage("bad", nil)
+		keyless.Metadata = message.Metadata{driver.HeaderType: "order.placed.v1"}
+		require.NoError(t, b.PublishMessages(t.Context(), keyless))
+		synctest.Wait()
+		require.NotContains(t, log.String(), "leat: key parked")
+		poisoned, err := b.Transport().PoisonQueue("shop.ledger").List(t.Context(), "", 10)
+		require.NoError(t, err)
+		require.Len(t, poisoned, 1)
+		_, err = b.Transport().PoisonQueue("shop.ledger").Drop(t.Context(), poisoned[0].ID)
+		require.NoError(t, err)
+
 		for _, id := range []string{"bad", "behind", "further behind"} {
 			msg := message.NewMessage(id, nil)
 			msg.Metadata = message.Metadata{driver.HeaderType: "order.placed.v1", driver.HeaderPartitionKey: "cup"}

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/fx"
@@ -29,6 +30,7 @@ import (
 	"github.com/leatbus/leat/handlers"
 	"github.com/leatbus/leat/internal/admin"
 	"github.com/leatbus/leat/internal/testenv"
+	"github.com/leatbus/leat/middleware/prommetrics"
 	"github.com/leatbus/leat/transports"
 	"github.com/leatbus/leat/transports/sql"
 	_ "github.com/leatbus/leat/transports/sqlite"
@@ -67,6 +69,7 @@ func shop() {
 			}
 			return note(fmt.Sprintln("mailed", e.Order))
 		}),
+		fx.Invoke(func(b *bus.Bus) error { return prommetrics.Groups(prometheus.NewRegistry(), b) }), // as the documentation shows
 		fx.Invoke(func(lc fx.Lifecycle, b *bus.Bus) {
 			lc.Append(fx.StartHook(func(ctx context.Context) error { return b.Publish(ctx, orderPaid{Order: 99}) }))
 		}),

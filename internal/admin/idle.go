@@ -21,13 +21,30 @@ func (i *Idle) Hold(t driver.Transport, o driver.Outbox) (driver.Transport, driv
 	if o != nil {
 		o = &idleOutbox{o}
 	}
-	if _, ok := t.(driver.TxPublisher); ok {
-		return &struct {
+	idle := idleTransport{t}
+	inspector, counts := t.(driver.Inspector) // what only reads may be registered for metrics
+	_, tx := t.(driver.TxPublisher)
+	switch {
+	case tx && counts:
+		t = &struct {
 			idleTransport
 			idleTx
-		}{idleTransport: idleTransport{t}}, o
+			driver.Inspector
+		}{idle, idleTx{}, inspector}
+	case tx:
+		t = &struct {
+			idleTransport
+			idleTx
+		}{idle, idleTx{}}
+	case counts:
+		t = &struct {
+			idleTransport
+			driver.Inspector
+		}{idle, inspector}
+	default:
+		t = &idle
 	}
-	return &idleTransport{t}, o
+	return t, o
 }
 
 // idleTransport publishes nothing and creates no groups.
