@@ -3,10 +3,10 @@ package amqp_test
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"net/url"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -117,6 +117,4 @@ func withOptions(raw, options string) string {
 	return raw + "?" + options
 }
 
-func unique(name string) string {
-	return "t" + strconv.FormatUint(uint64(rand.Uint32()), 16) + "." + name
-}
+func unique(name string) string { return fmt.Sprintf("t%08x.%s", rand.Uint32(), name) }

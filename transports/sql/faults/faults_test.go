@@ -116,7 +116,7 @@ func TestService(t *testing.T) {
 			}}
 		})
 		s.run(t)
-		s.trade(ctx, 4, time.Hour)
+		select {} // an order that is being placed would lock its customer
 	}
 }
 
