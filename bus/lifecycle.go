@@ -13,7 +13,8 @@ import (
 //
 //	running ─► stopping ─► stopped ─► closing ─► closed
 //
-// A bus that is drained before Run, or whose groups can not be subscribed, is stopped without the first two. stop asks Run to end; Drain and Close close it.
+// A bus that is drained before Run, or whose groups can not be subscribed, is stopped without the first two. stop asks Run to end;
+// Drain and Close close it.
 type lifecycle struct {
 	running  chan struct{} // every group is subscribed and consumes
 	stopping chan struct{} // the bus takes no more messages

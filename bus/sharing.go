@@ -18,10 +18,10 @@ const sharingTimeout = 5 * time.Second
 
 // checkSharing looks for a program that shares the group by mistake: a live consumer of the group with another main package
 // and disjoint topics. It returns an error if there is one, because each of the two would take, and poison, the other's
-// messages; if Config.ShareGroups is set, it logs a warning and returns true instead. If the group has only other topics but no such consumer, it logs
-// a warning, too: this may be a new release that takes other events, or the group of a program that is not running. A failed
-// look-up is logged and is not an error, and no group is looked up after it. Nothing is looked up in a caller's transaction, because
-// the database may wait for the end of that.
+// messages; if Config.ShareGroups is set, it logs a warning and returns true instead. If the group has only other topics but no
+// such consumer, it logs a warning, too: this may be a new release that takes other events, or the group of a program that is not
+// running. A failed look-up is logged and is not an error, and no group is looked up after it. Nothing is looked up in a caller's
+// transaction, because the database may wait for the end of that.
 func (gs *groups) checkSharing(ctx context.Context, s driver.Subscription) (warned bool, err error) {
 	lister, ok := gs.transport.(driver.ConsumerLister)
 	if !ok || gs.notListed || intx.Is(ctx) {

@@ -26,10 +26,11 @@
 // LEAT_ADMIN=/run/shop/leat.sock, and https://host:port or, on the same machine, http://127.0.0.1:7070, with the token in
 // LEAT_ADMIN_TOKEN. A service's own binary may have the same commands, except migrate and completion; see package fxmodule/cli.
 //
-// groups pause, resume and rm are for groups of handlers. An outbox is a group of its database, <service>.outbox. Its poison queue has the messages that the message system has
-// refused. Use that database's URL, as in leat poison ls --url "$LEAT_OUTBOX_URL". The service's own binary and its admin
-// endpoint show it among the other groups. leat doctor also checks the databases of LEAT_OUTBOX_URL and LEAT_INBOX_URL:
-// the tables and their version, the rights, and the number and age of waiting messages.
+// groups pause, resume and rm are for groups of handlers. An outbox is a group of its database, <service>.outbox. Its poison
+// queue has the messages that the message system has refused. Use that database's URL, as in leat poison ls --url
+// "$LEAT_OUTBOX_URL". The service's own binary and its admin endpoint show it among the other groups. leat doctor also checks
+// the databases of LEAT_OUTBOX_URL and LEAT_INBOX_URL: the tables and their version, the rights, and the number and age of
+// waiting messages.
 //
 // A replay moves a message to its group, and removes it from the poison queue after the group has it. If a replay is
 // interrupted, even by kill -9, run it again for the rest: no message is lost, and the dedup step drops messages that

@@ -224,8 +224,9 @@ func (k keyQueues) any(ctx context.Context, g group) (bool, error) {
 	return ok, err
 }
 
-// orphans returns the messages of dead consumers to their key queues. Their attempts are counted. A consumer that is only late may still work on them, so what is handed out from now on has a higher fencing
-// number, and the number waits for the disk: a crash of the server must not give it out twice.
+// orphans returns the messages of dead consumers to their key queues. Their attempts are counted. A consumer that is only late may
+// still work on them, so what is handed out from now on has a higher fencing number, and the number waits for the disk: a crash of the
+// server must not give it out twice.
 func (k keyQueues) orphans(ctx context.Context, tx *lockedGroup) error {
 	n, err := tx.exec(ctx, k.sql(`UPDATE {messages} SET state = {keyed}, owner = 0 WHERE group_id = ? AND state = {keyhead} AND owner NOT IN ({live})`), tx.group.id, tx.group.id)
 	if err != nil || n == 0 || !k.fenced {
@@ -322,7 +323,7 @@ func (k keyQueues) pagedHeads(ctx context.Context, tx executor, g group, after i
 }
 
 // freeHeads leaves out heads whose key has a claimed message or is held back, and those that are not due. The walk used another
-// snapshot: a message that was claimed then may be in front of its key queue again.
+// snapshot: a message that was claimed then may be in front of its key queue again. On MySQL the sizes are 0.
 func (k keyQueues) freeHeads(ctx context.Context, tx lockedGroup, c keyClaim, heads []keyHead, found *keysFound) (free []sizedID, err error) {
 	type head struct{ id, wait, queue, held, size int64 }
 	ids, queues := make([]int64, len(heads)), make([]int64, len(heads))
