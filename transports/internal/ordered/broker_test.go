@@ -40,7 +40,7 @@ type unacked struct {
 }
 
 type consumer struct {
-	session   *session
+	session   *modelSession
 	prefetch  int
 	from      Source
 	log       bool
@@ -98,7 +98,7 @@ func (q *queue) deliver() bool {
 	return true
 }
 
-func (q *queue) ack(tag Tag, s *session) {
+func (q *queue) ack(tag Tag, s *modelSession) {
 	if u, ok := q.out[tag]; ok && u.consumer.session == s {
 		delete(q.out, tag)
 		u.consumer.unacked--
@@ -132,7 +132,7 @@ func (q *queue) takeBack(c *consumer) {
 }
 
 // giveBackOne returns one message to its place.
-func (q *queue) giveBackOne(tag Tag, s *session) {
+func (q *queue) giveBackOne(tag Tag, s *modelSession) {
 	if u, ok := q.out[tag]; ok && u.consumer.session == s {
 		delete(q.out, tag)
 		u.consumer.unacked--
@@ -193,7 +193,7 @@ func (b *broker) control(q *queue, msg body) {
 }
 
 // close ends a session at the broker: its consumers are gone, with all they had.
-func (b *broker) close(s *session) {
+func (b *broker) close(s *modelSession) {
 	if s.cut {
 		return
 	}

@@ -16,10 +16,10 @@ import (
 //     parked when the log was lost, are accepted in any case.
 
 // heldUp returns how many messages of the key wait here for a time or a pass, which may take long, and their bytes.
-func (m *Machine) heldUp(k *keyQueue) (n, bytes int) {
+func (k *keyQueue) heldUp() (n, bytes int) {
 	c := k.current
 	waits := c != nil && c.phase == waiting && !c.stuck
-	passes := m.pairOf(k.name) != 0 && k.mayPark()
+	passes := k.m.state.pairOf(k.name) != 0 && k.mayPark()
 	if !waits && !passes {
 		return 0, 0
 	}
@@ -39,7 +39,7 @@ func (m *Machine) relieve() {
 		var worst *keyQueue
 		var total, totalBytes, most, mostBytes int
 		for _, k := range m.queues {
-			n, bytes := m.heldUp(k)
+			n, bytes := k.heldUp()
 			total, totalBytes = total+n, totalBytes+bytes
 			if n > 0 && (worst == nil || cmp.Or(cmp.Compare(n, most), cmp.Compare(bytes, mostBytes), cmp.Compare(worst.name, k.name)) > 0) {
 				worst, most, mostBytes = k, n, bytes
@@ -48,18 +48,18 @@ func (m *Machine) relieve() {
 		if worst == nil || total <= m.config.Held && totalBytes <= m.config.HeldBytes {
 			return
 		}
-		m.relieveKey(worst)
+		worst.relieve()
 	}
 }
 
-func (m *Machine) relieveKey(k *keyQueue) {
-	if m.pairOf(k.name) != 0 && k.mayPark() {
-		m.park(k)
+func (k *keyQueue) relieve() {
+	if k.m.state.pairOf(k.name) != 0 && k.mayPark() {
+		k.park()
 		return
 	}
 	it := k.current
-	m.waiting = slices.DeleteFunc(m.waiting, func(w *item) bool { return w == it })
-	m.depart(it, ToDelay, it.due)
+	k.m.waiting = slices.DeleteFunc(k.m.waiting, func(w *item) bool { return w == it })
+	k.m.depart(it, ToDelay, it.due)
 }
 
 // roomFor reports whether the key may be added to the log.

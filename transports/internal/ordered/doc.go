@@ -42,7 +42,7 @@
 //
 // Files: name, record, state (the log); key, memory, budget (the messages of a session); takeover, leader (who leads).
 // These would also serve a transport with random access. Only parked and pass are for queues: how messages are parked and read
-// again. machine has the events, effect the effects.
+// again. machine has the events, effect the effects, session what the parts of a machine share.
 //
 // # Invariants
 //

@@ -1,11 +1,8 @@
 package ordered
 
-import (
-	"slices"
-	"time"
-)
+import "time"
 
-// This file has the messages of a key in a session. How messages are parked is in parked.go.
+// This file has the messages of a key in a session. How they are parked is in parked.go.
 
 // phase is what happens to the current message of a key.
 type phase int
@@ -40,6 +37,7 @@ func (it *item) memo() memo { return memo{it.msg.Print, it.msg.Head} }
 // of heads; if there is none and nothing of the key is away, the first of parked; if nothing is parked either, the
 // first of here.
 type keyQueue struct {
+	m       *Machine
 	name    string
 	current *item
 	heads   []*item // messages that returned
@@ -56,72 +54,60 @@ func (k *keyQueue) empty() bool {
 func (m *Machine) queue(key string) *keyQueue {
 	k := m.queues[key]
 	if k == nil {
-		k = &keyQueue{name: key}
+		k = &keyQueue{m: m, name: key}
 		m.queues[key] = k
 	}
 	return k
 }
 
-func (m *Machine) blocked(key string) bool {
-	k := m.state.keys[key]
-	return k != nil && len(k.away) > 0
-}
-
-// pairOf returns the pair of parked queues in which the key is parked, or 0.
-func (m *Machine) pairOf(key string) int {
-	if k := m.state.keys[key]; k != nil {
-		return k.pair
-	}
-	return 0
-}
-
 // run takes the next step of a key. It is called after each change.
-func (m *Machine) run(k *keyQueue) {
-	m.parkBlocked(k)
-	for !m.over && k.current == nil && m.memory.out[k.name] == 0 {
-		it := m.next(k)
+func (k *keyQueue) run() {
+	k.parkBlocked()
+	for !k.m.over && k.current == nil && k.m.memory.out[k.name] == 0 {
+		it := k.next()
 		if it == nil {
 			break
 		}
 		k.current = it
-		if m.memory.has(it) {
+		if k.m.memory.has(it) {
 			it.phase = leaving
-			m.finish(it)
+			k.m.finish(it)
 			return // finish has called run
 		}
 		switch {
-		case !it.msg.Due.After(m.now):
-			m.deliver(it)
-		case it.msg.Due.Sub(m.now) > m.config.Short:
-			m.depart(it, ToDelay, it.msg.Due)
+		case !it.msg.Due.After(k.m.now):
+			k.m.deliver(it)
+		case it.msg.Due.Sub(k.m.now) > k.m.config.Short:
+			k.m.depart(it, ToDelay, it.msg.Due)
 		default:
-			m.wait(it, it.msg.Due)
+			k.m.wait(it, it.msg.Due)
 		}
 	}
-	if k.empty() && m.queues[k.name] == k {
-		delete(m.queues, k.name)
+	if k.empty() && k.m.queues[k.name] == k {
+		delete(k.m.queues, k.name)
 	}
 }
 
 // next takes out the message that may run next, nil if none may.
-func (m *Machine) next(k *keyQueue) *item {
-	if m.stopping {
+func (k *keyQueue) next() *item {
+	if k.m.stopping {
 		return nil
 	}
 	for len(k.heads) > 0 {
 		it := pop(&k.heads)
-		if _, a := m.find(it.msg.Head); a != nil {
+		if _, a := k.m.find(it.msg.Head); a != nil {
 			return it // it has been sent away: else it would be current
 		}
-		m.ack(it) // another copy was handled before
+		k.m.ack(it) // another copy was handled before
 	}
+	pair := k.m.state.pairOf(k.name)
 	switch {
-	case m.blocked(k.name):
+	case k.m.state.blocked(k.name):
 		return nil
 	case len(k.parked) > 0:
 		return pop(&k.parked)
-	case m.pairOf(k.name) != 0:
-		m.wantPass(k.name)
+	case pair != 0:
+		k.m.pairs[pair-1].want(k.name)
 		return nil
 	case len(k.here) > 0:
 		return pop(&k.here)
@@ -162,7 +148,7 @@ func (m *Machine) done(head string, then func()) {
 		return
 	}
 	m.write(&Record{Kind: kindDone, Key: keyText(key), Head: head}, then)
-	m.run(m.queue(key))
+	m.queue(key).run()
 }
 
 // settle acks the current message of a key and lets the next go.
@@ -170,7 +156,7 @@ func (m *Machine) settle(it *item) {
 	m.ack(it)
 	if k := it.key; k != nil && k.current == it {
 		k.current = nil
-		m.run(k)
+		k.run()
 	}
 }
 
@@ -202,12 +188,12 @@ func (m *Machine) sendAway(it *item, to Target, after time.Duration) {
 		m.write(r, func() {
 			m.logged(a)
 			if it.parked() {
-				m.fence(func() { m.settle(it) })
+				m.leader.fence(func() { m.settle(it) })
 				return
 			}
 			m.settle(it)
 		})
-		m.run(it.key)
+		it.key.run()
 	})
 }
 
@@ -229,16 +215,9 @@ func (m *Machine) find(head string) (key string, a *away) {
 func (m *Machine) logged(a *away) {
 	a.logged = true
 	if a.drop != 0 {
-		m.done(a.Head, func() { m.ackTag(a.drop) })
+		m.done(a.Head, func() { m.leader.ack(a.drop) })
 	}
 	if key, found := m.state.heads[a.Head]; found {
-		m.run(m.queue(key))
+		m.queue(key).run()
 	}
-}
-
-// isAway reports whether a redelivered message is the original of a copy that is away. The original is not needed any more.
-func (m *Machine) isAway(msg *Message) bool {
-	k := m.state.keys[msg.Key]
-	return msg.Redelivered && msg.Print != (Print{}) && msg.Head == "" && k != nil &&
-		slices.ContainsFunc(k.away, func(a *away) bool { return a.logged && a.Digest == msg.Print })
 }

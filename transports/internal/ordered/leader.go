@@ -1,9 +1,6 @@
 package ordered
 
-import (
-	"slices"
-	"time"
-)
+import "time"
 
 // A leader has the state with which a session checks that it leads.
 //
@@ -22,6 +19,7 @@ import (
 //   - A leader that meets the epoch of a later one steps down.
 //   - A fence is a control message from the session to itself. If it arrives, the session led when it sent it.
 type leader struct {
+	*session
 	tickSent time.Time
 	interval time.Duration // after which the next tick is due in any case
 	arrived  time.Time     // when something arrived from the group's queue
@@ -38,28 +36,27 @@ type leader struct {
 	wary     Name // nothing may be handed out before this fence has returned
 }
 
-func newLeader(now time.Time) leader {
-	return leader{last: now, fences: make(map[Name]func())}
+func newLeader(s *session) *leader {
+	return &leader{session: s, last: s.now, fences: make(map[Name]func())}
 }
 
-// lead sends a tick if it is time, and steps down if nothing has arrived for long.
-func (m *Machine) lead(now time.Time) {
-	l := &m.leader
+// lead sends a tick if it is time, and steps down if nothing has arrived for long. Idle reports whether the session has nothing to do.
+func (l *leader) lead(idle bool) {
 	if l.awaiting {
-		l.quiet += min(now.Sub(l.last), m.config.Tick/2) // not the time for which the process stood still
+		l.quiet += min(l.now.Sub(l.last), l.config.Tick/2) // not the time for which the process stood still
 	}
-	l.last = now
-	if l.quiet > 4*m.config.Tick && l.unacked < m.config.Prefetch {
-		m.stepDown(silence)
+	l.last = l.now
+	if l.quiet > 4*l.config.Tick && l.unacked < l.config.Prefetch {
+		l.stepDown(silence)
 		return
 	}
-	if m.state.last > uint64(m.config.LogRecords) && !l.renewing { //nolint:gosec // not negative
+	if l.state.last > uint64(l.config.LogRecords) && !l.renewing { //nolint:gosec // not negative
 		l.renewing = true
-		m.emit(Renew{})
+		l.emit(Renew{})
 	}
-	if !now.Before(m.nextTick()) {
-		l.tickSent, l.interval, l.awaiting = now, m.config.Idle(), true
-		m.send(Source{}, ControlTick, m.name())
+	if !l.now.Before(l.nextTick(idle)) {
+		l.tickSent, l.interval, l.awaiting = l.now, l.config.Idle(), true
+		l.send(Source{}, ControlTick, l.name())
 	}
 }
 
@@ -68,99 +65,91 @@ func (m *Machine) lead(now time.Time) {
 const mostBusyTick = 30 * time.Second
 
 // nextTick returns when the next tick is due. It is now before the first one.
-func (m *Machine) nextTick() time.Time {
-	l := &m.leader
+func (l *leader) nextTick(idle bool) time.Time {
 	next := l.tickSent.Add(l.interval)
 	switch {
-	case m.idle():
+	case idle:
 		return next
 	case l.arrived.After(l.tickSent):
-		return earlier(earlier(next, l.tickSent.Add(mostBusyTick)), l.arrived.Add(m.config.Tick))
+		return earlier(earlier(next, l.tickSent.Add(mostBusyTick)), l.arrived.Add(l.config.Tick))
 	}
-	return earlier(next, l.tickSent.Add(m.config.Tick))
+	return earlier(next, l.tickSent.Add(l.config.Tick))
 }
 
-// idle reports whether the session has nothing to do: it has nothing but a tick, and reads no parked queue. Keys may be blocked.
-func (m *Machine) idle() bool {
-	l := &m.leader
-	return l.tick != 0 && l.unacked == 1 && len(m.queues)+len(m.items)+len(m.pending)+len(l.fences) == 0 &&
-		!slices.ContainsFunc(m.pairs, func(p *parkedQueues) bool { return p.pass != nil || p.fencing || p.wanted() })
-}
-
-func (m *Machine) send(to Source, c Control, name Name) {
-	m.emit(Send{Op: m.op(nil), To: to, Control: c, Name: name})
+// idle reports whether the leader has nothing but a tick.
+func (l *leader) idle() bool {
+	return l.tick != 0 && l.unacked == 1 && len(l.pending)+len(l.fences) == 0
 }
 
 // deposed counts a delivery, and steps down if it shows that another process leads or has led.
-func (m *Machine) deposed(it *item) bool {
-	l, msg := &m.leader, &it.msg
-	if epoch := max(msg.Name.Epoch, msg.Seq.Epoch, msg.Stamp.Epoch); epoch > m.state.epoch {
-		m.memory.epoch = max(m.memory.epoch, min(epoch, maxEpoch))
-		m.stepDown("another process has led")
+func (l *leader) deposed(it *item) bool {
+	msg := &it.msg
+	if epoch := max(msg.Name.Epoch, msg.Seq.Epoch, msg.Stamp.Epoch); epoch > l.state.epoch {
+		l.memory.epoch = max(l.memory.epoch, min(epoch, maxEpoch))
+		l.stepDown("another process has led")
 		return true
 	}
 	if it.from.Pair != 0 {
 		return false
 	}
-	l.arrived, l.awaiting, l.quiet = m.now, false, 0
+	l.arrived, l.awaiting, l.quiet = l.now, false, 0
 	l.unacked++
 	if msg.Redelivered && l.fresh {
-		m.stepDown("the broker has requeued messages of this process")
+		l.stepDown("the broker has requeued messages of this process")
 		return true
 	}
-	if l.wary != (Name{}) && msg.Name != l.wary && l.unacked >= m.config.Prefetch {
-		m.stepDown(noRoomForFence)
+	if l.wary != (Name{}) && msg.Name != l.wary && l.unacked >= l.config.Prefetch {
+		l.stepDown(noRoomForFence)
 		return true
 	}
 	return false
 }
 
 // ticked keeps the newest tick.
-func (m *Machine) ticked(it *item) {
-	old := m.leader.tick
-	m.leader.tick = it.msg.Tag
-	if it.msg.Name == (Name{}) && it.msg.Head != m.config.Process {
-		m.leader.standby = true
+func (l *leader) ticked(it *item) {
+	old := l.tick
+	l.tick = it.msg.Tag
+	if it.msg.Name == (Name{}) && it.msg.Head != l.config.Process {
+		l.standby = true
 	}
 	if old != 0 {
-		m.ackTag(old)
+		l.ack(old)
 	}
-	m.releaseGuard()
+	l.releaseGuard()
 }
 
-// ackTag acks a delivery of the group's queue. Before the first tick, which may be far behind in the queue, each ack
+// ack acks a delivery of the group's queue. Before the first tick, which may be far behind in the queue, each ack
 // waits for the next one, so that something is unacked at any time.
-func (m *Machine) ackTag(tag Tag) {
-	l := &m.leader
-	if l.tick == 0 && !m.stopping {
+func (l *leader) ack(tag Tag) {
+	if l.tick == 0 && !l.stopping {
 		tag, l.guard = l.guard, tag
 	}
 	if tag != 0 {
 		l.unacked--
-		m.emit(Ack{tag})
+		l.emit(Ack{tag})
 	}
 }
 
-func (m *Machine) releaseGuard() {
-	if guard := m.leader.guard; guard != 0 {
-		m.leader.guard = 0
-		m.leader.unacked--
-		m.emit(Ack{guard})
+func (l *leader) releaseGuard() {
+	if guard := l.guard; guard != 0 {
+		l.guard = 0
+		l.unacked--
+		l.emit(Ack{guard})
 	}
 }
 
 // fence calls then when a message to this session has returned through the group's queue. The session led when it sent the
 // message, so everything that was confirmed before is valid for any later leader.
-func (m *Machine) fence(then func()) Name {
-	name := m.name()
-	m.leader.fences[name] = then
-	m.send(Source{}, ControlFence, name)
+func (l *leader) fence(then func()) Name {
+	name := l.name()
+	l.fences[name] = then
+	l.send(Source{}, ControlFence, name)
 	return name
 }
 
-func (m *Machine) fenced(name Name) {
-	if then := m.leader.fences[name]; then != nil {
-		delete(m.leader.fences, name)
+func (l *leader) fenced(name Name) {
+	if then := l.fences[name]; then != nil {
+		delete(l.fences, name)
 		then()
 	}
 }
@@ -169,24 +158,27 @@ const silence = "nothing arrived from the group's queue for a while"
 
 const noRoomForFence = "the process stood still, and there is too much before the fence"
 
-// Stalled reports that the process stood still for so long that the broker may have closed its connection. Nothing is handed out
-// until a fence has returned.
-func (m *Machine) Stalled(now time.Time) {
-	m.now = now
+// stalled lets nothing be handed out until a fence has returned.
+func (l *leader) stalled() {
 	switch {
-	case m.over:
-	case m.leader.unacked >= m.config.Prefetch-1:
-		m.stepDown(noRoomForFence)
+	case l.over:
+	case l.unacked >= l.config.Prefetch-1:
+		l.stepDown(noRoomForFence)
 	default:
 		var name Name
-		name = m.fence(func() {
-			if m.leader.wary == name {
-				m.leader.wary = Name{}
+		name = l.fence(func() {
+			if l.wary == name {
+				l.wary = Name{}
 			}
 		})
-		m.leader.wary = name
+		l.wary = name
 	}
 }
 
-// MayDeliver reports whether messages of Deliver effects may be handed to workers now. The adapter asks for each.
-func (m *Machine) MayDeliver() bool { return !m.over && !m.stopping && m.leader.wary == Name{} }
+// leave acks the last tick, unless another process stands by.
+func (l *leader) leave() {
+	if l.tick != 0 && !l.standby {
+		l.emit(Ack{l.tick})
+		l.tick = 0
+	}
+}

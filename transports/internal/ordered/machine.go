@@ -25,33 +25,15 @@ type Config struct {
 // records are written. Its methods report events; then Effects returns what must be done. It has no clock, starts no goroutines
 // and does no I/O. A Machine and its Memory are not safe for concurrent use.
 type Machine struct {
-	config Config
-	memory *Memory
-	state  *State
-	now    time.Time
-
-	effects []Effect
-	ops     uint64    // publishings, so far
-	names   uint64    // chosen, so far
-	pending []pending // publishings that are not confirmed, in their order
-	over    bool      // the session has ended, or must
-	stopped bool      // Close was called
-
+	*session
+	leader    *leader
 	queues    map[string]*keyQueue
-	items     map[Tag]*item // that workers have
+	pairs     []*parkedQueues // pair 1 is at index 0
+	items     map[Tag]*item   // that workers have
 	waiting   []*item
-	stopping  bool
-	full      bool
 	departing map[string]departure
-
-	leader leader
-	pairs  []*parkedQueues // pair 1 is at index 0
-}
-
-// pending is a publishing on its way.
-type pending struct {
-	op   uint64
-	then func() // nil if nothing depends on it
+	full      bool
+	stopped   bool // Close was called
 }
 
 // New returns the machine of a session that leads: its takeover is ready. Counts are the messages in the parked queues,
@@ -60,10 +42,10 @@ type pending struct {
 // Everything that was delivered to the last leader has arrived during the takeover, because its Prefetch was the same. (If it was
 // higher, a few sessions step down until the rest is handled.)
 func New(t *Takeover, counts map[Source]int, now time.Time) *Machine {
+	s := &session{config: t.config, memory: t.memory, state: t.state, now: now}
 	m := &Machine{
-		config: t.config, memory: t.memory, state: t.state, now: now,
+		session: s, leader: newLeader(s),
 		queues: make(map[string]*keyQueue), items: make(map[Tag]*item), departing: make(map[string]departure),
-		leader: newLeader(now),
 	}
 	m.memory.current = m
 	m.openPairs(counts)
@@ -94,49 +76,10 @@ func (m *Machine) Effects() []Effect {
 	return effects
 }
 
-func (m *Machine) emit(e Effect) {
-	if !m.over {
-		m.effects = append(m.effects, e)
-	}
-}
-
-// name returns a new name.
-func (m *Machine) name() Name {
-	m.names++
-	return Name{m.state.epoch, m.names}
-}
-
-// op returns a number for a publishing. Then is called when it is confirmed.
-func (m *Machine) op(then func()) uint64 {
-	m.ops++
-	if !m.over {
-		m.pending = append(m.pending, pending{m.ops, then})
-	}
-	return m.ops
-}
-
-func (m *Machine) copy(it *item, c Copy, then func()) {
-	c.Tag, c.Op = it.msg.Tag, m.op(then)
-	m.emit(c)
-}
-
-// write applies a record to the state and writes it to the log.
-func (m *Machine) write(r *Record, then func()) {
-	r.Epoch, r.N = m.state.epoch, m.state.last+1
-	_ = m.state.Apply(r) // if it is full, the record counts at the next takeover
-	m.emit(Write{m.op(then), r})
-}
-
 // Confirmed reports that the broker has confirmed all publishings up to op.
 func (m *Machine) Confirmed(now time.Time, op uint64) {
 	m.now = now
-	for !m.over && len(m.pending) > 0 && m.pending[0].op <= op {
-		then := m.pending[0].then
-		m.pending = m.pending[1:]
-		if then != nil {
-			then()
-		}
-	}
+	m.confirmed(op)
 }
 
 // Arrived reports a delivery of the broker.
@@ -152,12 +95,12 @@ func (m *Machine) Arrived(now time.Time, from Source, msg *Message) {
 		msg.Head = ""
 	}
 	it := &item{msg: *msg, from: from}
-	if m.deposed(it) {
+	if m.leader.deposed(it) {
 		return
 	}
 	switch {
 	case it.parked():
-		m.read(it)
+		m.pairs[from.Pair-1].read(it)
 	case msg.Control != ControlNone:
 		m.control(it)
 	default:
@@ -172,20 +115,20 @@ func (m *Machine) enter(it *item) {
 		it.msg.Key = key // an operator may have changed it
 		it.key = m.queue(it.msg.Key)
 		it.key.heads = append(it.key.heads, it)
-		m.run(it.key)
+		it.key.run()
 		return
 	}
 	switch {
 	case m.state.isDone[it.msg.Head]: // an operator has replayed it twice
 		m.ack(it)
-	case it.msg.Key == "" && m.memory.has(it), m.isAway(&it.msg):
+	case it.msg.Key == "" && m.memory.has(it), m.state.isAway(&it.msg):
 		m.ack(it)
 	case it.msg.Key == "":
 		m.deliver(it)
 	default:
 		it.key = m.queue(it.msg.Key)
 		it.key.here = append(it.key.here, it)
-		m.run(it.key)
+		it.key.run()
 	}
 }
 
@@ -193,13 +136,13 @@ func (m *Machine) enter(it *item) {
 func (m *Machine) control(it *item) {
 	switch it.msg.Control {
 	case ControlTick:
-		m.ticked(it)
+		m.leader.ticked(it)
 		return
 	case ControlDrop:
 		if _, a := m.find(it.msg.Head); a != nil {
 			if !a.logged {
 				if a.drop != 0 {
-					m.ackTag(a.drop)
+					m.leader.ack(a.drop)
 				}
 				a.drop = it.msg.Tag
 				return
@@ -218,7 +161,7 @@ func (m *Machine) control(it *item) {
 			return
 		}
 	case ControlFence:
-		m.fenced(it.msg.Name)
+		m.leader.fenced(it.msg.Name)
 	}
 	m.ack(it) // also if a later version has sent it
 }
@@ -313,12 +256,24 @@ func (m *Machine) depart(it *item, to Target, until time.Time) {
 func (m *Machine) ack(it *item) {
 	switch {
 	case it.parked():
-		m.ackParked(it)
+		m.pairs[it.from.Pair-1].ack(it)
 	case it.from.Pair == Adopted:
 		m.emit(Ack{it.msg.Tag})
 	default:
-		m.ackTag(it.msg.Tag)
+		m.leader.ack(it.msg.Tag)
 	}
+}
+
+// PassStarted reports that the queue of a StartPass is being consumed, by this session only, and whether the other
+// side of the pair was empty then.
+func (m *Machine) PassStarted(now time.Time, pair int, otherEmpty bool) {
+	m.now = now
+	if m.over || pair < 1 || pair > len(m.pairs) || m.pairs[pair-1].pass == nil {
+		return
+	}
+	p := m.pairs[pair-1]
+	p.pass.moveAll = !otherEmpty
+	p.mark()
 }
 
 // Advance reports that time has passed. The adapter calls it at the time that Next returns, and at least twice within
@@ -327,17 +282,17 @@ func (m *Machine) Advance(now time.Time) {
 	if m.over {
 		return
 	}
-	m.lead(now)
 	m.now = now
+	m.leader.lead(m.idle())
 	m.wake()
 	for _, p := range m.pairs {
-		m.startPass(p)
+		p.start()
 	}
 }
 
 // Next returns the time at which Advance must be called.
 func (m *Machine) Next() time.Time {
-	next := m.nextTick()
+	next := m.leader.nextTick(m.idle())
 	for _, it := range m.waiting {
 		next = earlier(next, it.due)
 	}
@@ -356,12 +311,27 @@ func earlier(a, b time.Time) time.Time {
 	return a
 }
 
+// idle reports whether the session has nothing to do: it has nothing but a tick, and reads no parked queue. Keys may be blocked.
+func (m *Machine) idle() bool {
+	return m.leader.idle() && len(m.queues)+len(m.items) == 0 && !slices.ContainsFunc(m.pairs, (*parkedQueues).busy)
+}
+
+// Stalled reports that the process stood still for so long that the broker may have closed its connection. Nothing is handed out
+// until a message that the session sends to itself has returned.
+func (m *Machine) Stalled(now time.Time) {
+	m.now = now
+	m.leader.stalled()
+}
+
+// MayDeliver reports whether messages of Deliver effects may be handed to workers now. The adapter asks for each.
+func (m *Machine) MayDeliver() bool { return !m.over && !m.stopping && m.leader.wary == Name{} }
+
 // Stop ends handing out and begins no pass. Messages that workers have can still be settled. Messages that wait here are sent away,
 // because no other process has their attempts.
 func (m *Machine) Stop(now time.Time) {
 	m.now = now
 	m.stopping = true
-	m.releaseGuard()
+	m.leader.releaseGuard()
 	waiting := m.waiting
 	m.waiting = nil
 	for _, it := range waiting {
@@ -378,9 +348,8 @@ func (m *Machine) Stop(now time.Time) {
 // another process stands by, or keys are being released, the tick stays unacked: the broker delivers it to the next process,
 // which leads then without waiting for a message.
 func (m *Machine) Leave() {
-	if m.stopping && m.leader.tick != 0 && !m.leader.standby && !slices.ContainsFunc(m.pairs, (*parkedQueues).wanted) {
-		m.emit(Ack{m.leader.tick})
-		m.leader.tick = 0
+	if m.stopping && !slices.ContainsFunc(m.pairs, (*parkedQueues).wanted) {
+		m.leader.leave()
 	}
 }
 
@@ -404,10 +373,4 @@ func (m *Machine) Close(out []Tag) {
 	if m.memory.current == m {
 		m.memory.current = nil
 	}
-}
-
-// stepDown ends the session.
-func (m *Machine) stepDown(reason string) {
-	m.emit(StepDown{reason})
-	m.over = true
 }

@@ -59,6 +59,6 @@ func (m *Memory) release(it *item, handled bool) {
 		delete(m.out, key)
 	}
 	if c := m.current; c != nil && c.queues[key] != nil {
-		c.run(c.queues[key])
+		c.queues[key].run()
 	}
 }

@@ -20,7 +20,7 @@ type world struct {
 	rand      *rand.Rand
 	config    Config
 	procs     []*process
-	live      []*session
+	live      []*modelSession
 	tags      Tag
 	faulty    bool
 	bad       int // percent of messages that are poisoned, and that wait for long

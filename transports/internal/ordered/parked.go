@@ -11,6 +11,8 @@ import (
 // messages that it does not hand out to the other side. At any time, messages on the other side come before those on this side,
 // also when a process is killed during a pass.
 type parkedQueues struct {
+	*session
+	m         *Machine
 	pair      int
 	pass      *pass
 	fencing   bool            // the last pass is over, and not fenced yet
@@ -23,7 +25,7 @@ type parkedQueues struct {
 // openPairs sets the pairs with the counts of the takeover.
 func (m *Machine) openPairs(counts map[Source]int) {
 	for pair := 1; pair <= max(m.config.Pairs, m.state.pairCount()); pair++ {
-		p := &parkedQueues{pair: pair, draining: make(map[string]bool)}
+		p := &parkedQueues{session: m.session, m: m, pair: pair, draining: make(map[string]bool)}
 		p.messages = counts[Source{pair, 0}] + counts[Source{pair, 1}]
 		p.sweep = p.messages > 0 && (m.state.lost || m.state.inPair[pair] == 0)
 		m.pairs = append(m.pairs, p)
@@ -38,19 +40,18 @@ func (m *Machine) checkSwept() {
 	}
 }
 
-func (m *Machine) side(pair int) Side { return m.state.pair(pair).Side }
-
 // parkBlocked moves the messages of a blocked key to the parked queues.
-func (m *Machine) parkBlocked(k *keyQueue) {
-	if !m.blocked(k.name) {
+func (k *keyQueue) parkBlocked() {
+	if !k.m.state.blocked(k.name) {
 		return
 	}
 	if k.current == nil || !k.current.parked() { // else they must stay behind it
 		for len(k.parked) > 0 {
-			m.move(pop(&k.parked))
+			it := pop(&k.parked)
+			k.m.pairs[it.from.Pair-1].move(it)
 		}
 	}
-	m.park(k)
+	k.park()
 }
 
 // mayPark reports whether the messages of a key may be parked now. They must not overtake the current message, which would be
@@ -62,36 +63,38 @@ func (k *keyQueue) mayPark() bool {
 
 // park appends the messages of a key to its parked queue. It writes the record first, because without it a later leader would
 // drop the copies as leftovers.
-func (m *Machine) park(k *keyQueue) {
-	if !k.mayPark() || m.over {
+func (k *keyQueue) park() {
+	if !k.mayPark() || k.m.over {
 		return
 	}
-	pair := m.pairOf(k.name)
+	pair := k.m.state.pairOf(k.name)
 	if pair == 0 {
 		k.parking = true
-		m.write(&Record{Kind: kindPark, Key: keyText(k.name), Pair: m.state.roomiest(m.config.Pairs)}, func() {
+		k.m.write(&Record{Kind: kindPark, Key: keyText(k.name), Pair: k.m.state.roomiest(k.m.config.Pairs)}, func() {
 			k.parking = false
-			m.run(k)
+			k.run()
 		})
 		return
 	}
 	for len(k.here) > 0 {
 		it := pop(&k.here)
 		it.phase = leaving
-		m.appendParked(it, pair)
+		k.m.pairs[pair-1].add(it)
 	}
 }
 
-// appendParked copies a message to the end of a pair.
-func (m *Machine) appendParked(it *item, pair int) {
-	p := m.pairs[pair-1]
+// side returns the side to which copies are appended.
+func (p *parkedQueues) side() Side { return p.state.pair(p.pair).Side }
+
+// add copies a message to the end of the pair.
+func (p *parkedQueues) add(it *item) {
 	if p.pass != nil {
 		p.pass.appended = true
 	}
-	m.copy(it, Copy{
-		To: ToParked, Pair: pair, Side: m.side(pair), Seq: m.name(), Repeat: it.msg.Redelivered,
+	p.copy(it, Copy{
+		To: ToParked, Pair: p.pair, Side: p.side(), Seq: p.name(), Repeat: it.msg.Redelivered,
 	}, func() {
 		p.messages++
-		m.ack(it)
+		p.m.ack(it)
 	})
 }

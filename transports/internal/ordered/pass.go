@@ -23,54 +23,43 @@ type pass struct {
 // passPause is how much longer than a pass that has moved messages the pause after it is, at least.
 const passPause = 3
 
+// busy reports whether the pair is being read, or must be.
+func (p *parkedQueues) busy() bool { return p.pass != nil || p.fencing || p.wanted() }
+
 // wanted reports whether a pass is needed.
 func (p *parkedQueues) wanted() bool { return !p.fencing && (p.sweep || len(p.draining) > 0) }
 
-// wantPass records that a released key has parked messages.
-func (m *Machine) wantPass(key string) {
-	p := m.pairs[m.pairOf(key)-1]
+// want records that a released key has parked messages.
+func (p *parkedQueues) want(key string) {
 	p.draining[key] = true
-	m.startPass(p)
+	p.start()
 }
 
-// startPass begins a pass if it is needed and allowed.
-func (m *Machine) startPass(p *parkedQueues) {
-	if p.pass != nil || !p.wanted() || m.stopping || m.over || m.now.Before(p.notBefore) {
+// start begins a pass if it is needed and allowed.
+func (p *parkedQueues) start() {
+	if p.pass != nil || !p.wanted() || p.stopping || p.over || p.now.Before(p.notBefore) {
 		return
 	}
 	for key := range p.draining {
-		if m.blocked(key) || m.pairOf(key) != p.pair {
+		if p.state.blocked(key) || p.state.pairOf(key) != p.pair {
 			delete(p.draining, key)
 		}
 	}
 	if p.wanted() {
-		p.pass = &pass{name: m.name(), side: m.side(p.pair), moved: make(map[string]bool), began: m.now}
-		m.emit(StartPass{p.pair, p.pass.side})
+		p.pass = &pass{name: p.name(), side: p.side(), moved: make(map[string]bool), began: p.now}
+		p.emit(StartPass{p.pair, p.pass.side})
 	}
-}
-
-// PassStarted reports that the queue of a StartPass is being consumed, by this session only, and whether the other
-// side of the pair was empty then.
-func (m *Machine) PassStarted(now time.Time, pair int, otherEmpty bool) {
-	m.now = now
-	if m.over || pair < 1 || pair > len(m.pairs) || m.pairs[pair-1].pass == nil {
-		return
-	}
-	p := m.pairs[pair-1]
-	p.pass.moveAll = !otherEmpty
-	m.mark(p)
 }
 
 // mark appends a marker.
-func (m *Machine) mark(p *parkedQueues) {
-	p.pass.marker, p.pass.met, p.pass.appended = m.name(), false, false
-	m.send(Source{p.pair, p.pass.side}, ControlMarker, p.pass.marker)
+func (p *parkedQueues) mark() {
+	p.pass.marker, p.pass.met, p.pass.appended = p.name(), false, false
+	p.send(Source{p.pair, p.pass.side}, ControlMarker, p.pass.marker)
 }
 
 // read handles a message of a parked queue.
-func (m *Machine) read(it *item) {
-	msg, void := &it.msg, m.state.pair(it.from.Pair).Void[it.from.Side]
-	p := m.pairs[it.from.Pair-1]
+func (p *parkedQueues) read(it *item) {
+	msg, void := &it.msg, p.state.pair(it.from.Pair).Void[it.from.Side]
 	written := msg.Seq // to this queue
 	if msg.Stamp != (Name{}) {
 		written = msg.Stamp
@@ -78,10 +67,10 @@ func (m *Machine) read(it *item) {
 	switch {
 	case p.pass == nil || p.pass.side != it.from.Side:
 		if msg.Control == ControlNone && written.Compare(void) >= 0 {
-			m.stepDown("a message was read from a parked queue that is not being read")
+			p.stepDown("a message was read from a parked queue that is not being read")
 			return
 		}
-		m.emit(Ack{msg.Tag}) // of an earlier leader
+		p.emit(Ack{msg.Tag}) // of an earlier leader
 		return
 	case msg.Control == ControlMarker && msg.Name == p.pass.marker:
 		p.pass.met = true
@@ -90,104 +79,102 @@ func (m *Machine) read(it *item) {
 	switch {
 	case msg.Control != ControlNone:
 		p.messages++ // it was not counted
-		m.ack(it)
+		p.m.ack(it)
 	case msg.Seq == Name{}: // not published by a leader
-		m.copy(it, Copy{To: ToPoison}, func() { m.ack(it) })
+		p.copy(it, Copy{To: ToPoison}, func() { p.m.ack(it) })
 	case written.Compare(void) < 0: // its ack was lost
-		m.ack(it)
-	case m.state.lost && m.pairOf(msg.Key) != 0 && m.pairOf(msg.Key) != p.pair: // where its key is parked now
-		m.appendParked(it, m.pairOf(msg.Key))
-	case !m.counts(p, it):
-		m.ack(it)
+		p.m.ack(it)
+	case p.state.lost && p.state.pairOf(msg.Key) != 0 && p.state.pairOf(msg.Key) != p.pair: // where its key is parked now
+		p.m.pairs[p.state.pairOf(msg.Key)-1].add(it)
+	case !p.counts(it):
+		p.m.ack(it)
 	default:
-		m.readMessage(p, it)
+		p.readMessage(it)
 	}
 }
 
 // counts reports whether the message is parked. Any other copy is a duplicate: its writer did not lead any more, and could not ack
 // the original. If the log was lost, all copies count, because a duplicate is better than a loss.
-func (m *Machine) counts(p *parkedQueues, it *item) bool {
-	key, pair := it.msg.Key, m.pairOf(it.msg.Key)
-	if m.isAway(&it.msg) || key == "" {
+func (p *parkedQueues) counts(it *item) bool {
+	key, pair := it.msg.Key, p.state.pairOf(it.msg.Key)
+	if p.state.isAway(&it.msg) || key == "" {
 		return false
 	}
-	if m.state.lost && (pair == 0 || pair == p.pair && it.msg.Seq.Epoch < m.state.keys[key].since) {
-		m.write(&Record{Kind: kindPark, Key: keyText(key), Pair: p.pair, Since: 1}, nil)
+	if p.state.lost && (pair == 0 || pair == p.pair && it.msg.Seq.Epoch < p.state.keys[key].since) {
+		p.write(&Record{Kind: kindPark, Key: keyText(key), Pair: p.pair, Since: 1}, nil)
 		p.draining[key] = true
 		return true
 	}
-	return pair == p.pair && it.msg.Seq.Epoch >= m.state.keys[key].since
+	return pair == p.pair && it.msg.Seq.Epoch >= p.state.keys[key].since
 }
 
 // readMessage hands out or moves a parked message.
-func (m *Machine) readMessage(p *parkedQueues, it *item) {
-	k := m.queue(it.msg.Key)
+func (p *parkedQueues) readMessage(it *item) {
+	k := p.m.queue(it.msg.Key)
 	it.key = k
 	follows := len(k.parked) > 0 || k.current != nil && k.current.parked()
-	if p.pass.moveAll || p.pass.moved[k.name] || m.blocked(k.name) && !follows {
-		m.move(it)
+	if p.pass.moveAll || p.pass.moved[k.name] || p.state.blocked(k.name) && !follows {
+		p.move(it)
 	} else {
 		k.parked = append(k.parked, it)
 	}
-	m.run(k)
+	k.run()
 }
 
 // move copies a message to the other side.
-func (m *Machine) move(it *item) {
-	p := m.pairs[it.from.Pair-1]
+func (p *parkedQueues) move(it *item) {
 	it.phase = leaving
 	p.pass.moved[it.key.name] = true
-	m.copy(it, Copy{
+	p.copy(it, Copy{
 		To: ToParked, Pair: p.pair, Side: p.pass.side.other(), Seq: it.msg.Seq, Stamp: p.pass.name, Repeat: it.msg.Redelivered,
 	}, func() {
 		p.messages++
-		m.ack(it)
+		p.m.ack(it)
 	})
 }
 
-// ackParked acks a message that a pass has read.
-func (m *Machine) ackParked(it *item) {
-	p := m.pairs[it.from.Pair-1]
-	m.emit(Ack{it.msg.Tag})
+// ack acks a message that a pass has read.
+func (p *parkedQueues) ack(it *item) {
+	p.emit(Ack{it.msg.Tag})
 	p.messages = max(p.messages-1, 0)
 	p.pass.unacked--
-	m.endPass(p)
+	p.end()
 }
 
-// endPass ends a pass when all its messages are acked.
-func (m *Machine) endPass(p *parkedQueues) {
+// end ends a pass when all its messages are acked.
+func (p *parkedQueues) end() {
 	ps := p.pass
-	if !ps.met || ps.unacked > 0 || m.over {
+	if !ps.met || ps.unacked > 0 || p.over {
 		return
 	}
 	if ps.appended {
-		m.mark(p)
+		p.mark()
 		return
 	}
 	var opened []string
 	for _, key := range slices.Sorted(maps.Keys(p.draining)) {
-		if !ps.moveAll && !ps.moved[key] && !m.blocked(key) && m.pairOf(key) == p.pair {
+		if !ps.moveAll && !ps.moved[key] && !p.state.blocked(key) && p.state.pairOf(key) == p.pair {
 			opened = append(opened, key)
 			delete(p.draining, key)
-			m.write(&Record{Kind: kindOpen, Key: keyText(key)}, nil)
+			p.write(&Record{Kind: kindOpen, Key: keyText(key)}, nil)
 		}
 	}
 	p.pass, p.fencing, p.sweep = nil, true, p.sweep && ps.moveAll
-	m.checkSwept()
+	p.m.checkSwept()
 	if len(ps.moved) > 0 {
-		p.notBefore = m.now.Add(passPause * m.now.Sub(ps.began))
+		p.notBefore = p.now.Add(passPause * p.now.Sub(ps.began))
 	}
-	m.write(&Record{Kind: kindTurn, Pair: p.pair, Side: ps.side.other(), Turn: m.name()}, func() {
+	p.write(&Record{Kind: kindTurn, Pair: p.pair, Side: ps.side.other(), Turn: p.name()}, func() {
 		// If this process does not lead any more, the turn is void, and another pass would change the order.
-		m.fence(func() {
+		p.m.leader.fence(func() {
 			p.fencing = false
-			m.startPass(p)
+			p.start()
 		})
 	})
-	m.emit(EndPass{p.pair, ps.side})
+	p.emit(EndPass{p.pair, ps.side})
 	for _, key := range opened {
-		if k := m.queues[key]; k != nil {
-			m.run(k)
+		if k := p.m.queues[key]; k != nil {
+			k.run()
 		}
 	}
 }

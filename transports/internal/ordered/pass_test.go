@@ -38,7 +38,7 @@ func TestPass_movesKeysThatAreBlocked(t *testing.T) {
 	b.wants("ack 8", "marker") // something was parked since
 	b.readsMarker()
 	b.wants("ack 10", "open", "turn", "EndPass")
-	require.Equal(t, Side(1), b.side(1))
+	require.Equal(t, Side(1), b.pairs[0].side())
 }
 
 func TestPass_movesAllWhenTheOtherSideComesFirst(t *testing.T) {

@@ -13,13 +13,13 @@ type process struct {
 	w       *world
 	n       int
 	memory  *Memory
-	session *session
+	session *modelSession
 	working []job // that workers have, also from sessions that are over
 	tick    time.Time
 }
 
 type job struct {
-	s   *session
+	s   *modelSession
 	tag Tag
 	b   *body
 }
@@ -39,7 +39,7 @@ const (
 	leading
 )
 
-type session struct {
+type modelSession struct {
 	w        *world
 	p        *process
 	id       string
@@ -68,7 +68,7 @@ func (p *process) name() string { return fmt.Sprintf("p%d", p.n) }
 func (p *process) begin() {
 	w := p.w
 	w.sessions++
-	s := &session{
+	s := &modelSession{
 		w: w, p: p, id: fmt.Sprintf("s%d", w.sessions), bodies: make(map[Tag]*body), from: make(map[Tag]Source), passes: make(map[Source]*consumer),
 		since: w.b.now,
 	}
@@ -79,11 +79,11 @@ func (p *process) begin() {
 	p.tick = w.b.now
 }
 
-func (s *session) send(queue any, f func()) { s.wire = append(s.wire, command{queue, f}) }
+func (s *modelSession) send(queue any, f func()) { s.wire = append(s.wire, command{queue, f}) }
 
 // lose carries out n commands that are on the wire. Of the others, each queue gets some of the first that are for it,
 // now and then.
-func (s *session) lose(n int) {
+func (s *modelSession) lose(n int) {
 	n = min(n, len(s.wire))
 	for _, c := range s.wire[:n] {
 		c.do()
@@ -102,7 +102,7 @@ func (s *session) lose(n int) {
 }
 
 // end ends the session from the side of the process. Of what is on the wire, n commands reach the broker.
-func (s *session) end(n int) {
+func (s *modelSession) end(n int) {
 	if s.closed {
 		return
 	}
@@ -113,7 +113,7 @@ func (s *session) end(n int) {
 	}
 	s.w.b.close(s)
 	s.wire, s.inbox, s.confirms = nil, nil, nil
-	s.w.live = slices.DeleteFunc(s.w.live, func(o *session) bool { return o == s })
+	s.w.live = slices.DeleteFunc(s.w.live, func(o *modelSession) bool { return o == s })
 	if s.m != nil {
 		var out []Tag
 		for _, j := range s.p.working {
@@ -129,7 +129,7 @@ func (s *session) end(n int) {
 }
 
 // arrived is a delivery that the process receives.
-func (s *session) arrived(c *consumer, tag Tag, msg queued) {
+func (s *modelSession) arrived(c *consumer, tag Tag, msg queued) {
 	s.bodies[tag], s.from[tag] = msg.body, c.from
 	s.w.trace("%s <- %+v %+v", s.id, c.from, msg)
 	arrived := &Message{
@@ -154,7 +154,7 @@ func (s *session) arrived(c *consumer, tag Tag, msg queued) {
 }
 
 // takeover takes the next step to the lead.
-func (s *session) takeover() {
+func (s *modelSession) takeover() {
 	b := s.w.b
 	if s.cut || s.closed || s.stopping {
 		return
@@ -191,7 +191,7 @@ func (s *session) takeover() {
 	s.late()
 }
 
-func (s *session) lead(counts map[Source]int) {
+func (s *modelSession) lead(counts map[Source]int) {
 	for len(s.inbox) > 0 { // the answer of the group's queue comes behind what it has delivered
 		f := s.inbox[0]
 		s.inbox = s.inbox[1:]
@@ -221,16 +221,16 @@ func (s *session) lead(counts map[Source]int) {
 	s.effects()
 }
 
-func (s *session) late() {
+func (s *modelSession) late() {
 	if s.step != standby && s.step != leading && s.w.b.now.Sub(s.since) > 30*time.Second {
 		s.w.stepDowns++
 		s.end(0)
 	}
 }
 
-func (s *session) epoch() uint64 { return s.t.state.epoch }
+func (s *modelSession) epoch() uint64 { return s.t.state.epoch }
 
-func (s *session) record(tag Tag, msg queued) {
+func (s *modelSession) record(tag Tag, msg queued) {
 	if s.step != taking {
 		return
 	}
@@ -244,7 +244,7 @@ func (s *session) record(tag Tag, msg queued) {
 }
 
 // pass tries to begin passes.
-func (s *session) pass() {
+func (s *modelSession) pass() {
 	if len(s.starting) == 0 || s.m == nil || s.cut || s.closed {
 		return
 	}
@@ -266,7 +266,7 @@ func (s *session) pass() {
 }
 
 // effects carries out what the machine wants.
-func (s *session) effects() {
+func (s *modelSession) effects() {
 	var effects []Effect
 	switch {
 	case s.closed:
@@ -337,7 +337,7 @@ func (s *session) effects() {
 	}
 }
 
-func (s *session) confirm(op uint64) {
+func (s *modelSession) confirm(op uint64) {
 	s.confirms = append(s.confirms, func() {
 		s.w.trace("%s confirmed %d", s.id, op)
 		if s.m != nil {
@@ -349,7 +349,7 @@ func (s *session) confirm(op uint64) {
 	})
 }
 
-func (s *session) sendCopy(e Copy) {
+func (s *modelSession) sendCopy(e Copy) {
 	c := *s.bodies[e.Tag]
 	c.head, c.seq, c.stamp, c.repeat = e.Head, e.Seq, e.Stamp, e.Repeat
 	after := e.After
@@ -377,13 +377,13 @@ func (s *session) sendCopy(e Copy) {
 }
 
 // check checks what must hold of a machine at any time.
-func (s *session) check() {
+func (s *modelSession) check() {
 	if s.m.over {
 		return
 	}
 	total := 0
 	for _, k := range s.m.queues {
-		n, _ := s.m.heldUp(k)
+		n, _ := k.heldUp()
 		total += n
 	}
 	if total > s.m.config.Held {
@@ -395,7 +395,7 @@ func (s *session) check() {
 }
 
 // start hands a message to a worker.
-func (s *session) start() {
+func (s *modelSession) start() {
 	if s.m == nil || len(s.ready) == 0 || s.closed || !s.m.MayDeliver() {
 		return
 	}
@@ -414,7 +414,7 @@ func (s *session) start() {
 }
 
 // stop ends a session in good order, as far as it is.
-func (s *session) stop() {
+func (s *modelSession) stop() {
 	if !s.stopping && !s.closed {
 		s.stopping = true
 		if s.m != nil {
@@ -425,7 +425,7 @@ func (s *session) stop() {
 }
 
 // stopped ends a session that has stopped.
-func (s *session) stopped() {
+func (s *modelSession) stopped() {
 	busy := slices.ContainsFunc(s.p.working, func(j job) bool { return j.s == s })
 	if !s.stopping || busy || len(s.wire) > 0 {
 		return

@@ -198,6 +198,27 @@ func (s *State) pair(pair int) *pairState {
 	return p
 }
 
+// blocked reports whether a message of the key is away.
+func (s *State) blocked(key string) bool {
+	k := s.keys[key]
+	return k != nil && len(k.away) > 0
+}
+
+// pairOf returns the pair of parked queues in which the key is parked, or 0.
+func (s *State) pairOf(key string) int {
+	if k := s.keys[key]; k != nil {
+		return k.pair
+	}
+	return 0
+}
+
+// isAway reports whether a redelivered message is the original of a copy that is away. The original is not needed any more.
+func (s *State) isAway(msg *Message) bool {
+	k := s.keys[msg.Key]
+	return msg.Redelivered && msg.Print != (Print{}) && msg.Head == "" && k != nil &&
+		slices.ContainsFunc(k.away, func(a *away) bool { return a.logged && a.Digest == msg.Print })
+}
+
 // find returns the message that is away under this name, and its key.
 func (s *State) find(head string) (key string, a *away) {
 	key, found := s.heads[head]
