@@ -50,7 +50,7 @@
 //     confirmed before.
 //  2. A message is away before the record of that (block) is written. The record is confirmed before the message is acked, before
 //     anything is parked behind it, and before it runs again. The record that it is done is confirmed before the returned message
-//     is acked.
+//     is acked. The same holds for a second delivery: if a record is why it has no effect, the record is confirmed first.
 //  3. A parked copy counts if the log has its key in that pair since an epoch that is not later than the copy's. Any
 //     other is a duplicate, and is dropped: its writer did not lead any more and could not ack the original. If the log was
 //     lost, all copies count, because a duplicate is better than a loss.

@@ -98,7 +98,7 @@ func (k *keyQueue) next() *item {
 		if _, a := k.m.find(it.msg.Head); a != nil {
 			return it // it has been sent away: else it would be current
 		}
-		k.m.ack(it) // another copy was handled before
+		k.m.afterRecords(func() { k.m.ack(it) }) // another copy was handled before
 	}
 	pair := k.m.state.pairOf(k.name)
 	switch {

@@ -120,7 +120,7 @@ func (m *Machine) enter(it *item) {
 	}
 	switch {
 	case m.state.isDone[it.msg.Head]: // an operator has replayed it twice
-		m.ack(it)
+		m.afterRecords(func() { m.ack(it) })
 	case it.msg.Key == "" && m.memory.has(it), m.state.isAway(&it.msg):
 		m.ack(it)
 	case it.msg.Key == "":
@@ -162,8 +162,10 @@ func (m *Machine) control(it *item) {
 		}
 	case ControlFence:
 		m.leader.fenced(it.msg.Name)
+		m.ack(it)
+		return
 	}
-	m.ack(it) // also if a later version has sent it
+	m.afterRecords(func() { m.ack(it) }) // it has no effect, perhaps because of a record; also if a later version has sent it
 }
 
 // Handled reports that a worker has handled a message.

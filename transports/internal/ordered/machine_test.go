@@ -298,6 +298,52 @@ func TestKey_imported_isBlockedUntilTheMessageIsReplayed(t *testing.T) {
 	b.wants("deliver 5")
 }
 
+// While a process takes the lead, the broker may take back what it has delivered and deliver it again. So the machine meets a
+// message twice, and only the ack of the second counts. It must not be acked before the record that the first has caused is confirmed.
+func TestMachine_acksASecondDeliveryBehindTheRecordOfTheFirst(t *testing.T) {
+	imported := Message{Control: ControlBlock, Key: "k", Head: "op-1"}
+	dropped := Message{Control: ControlDrop, Head: "op-1"}
+	block := &Record{Kind: kindBlock, Epoch: 5, N: 1, Key: "k", Away: &away{Head: "op-1", Poison: true}}
+	t.Run("import", func(t *testing.T) {
+		b := started(t)
+		b.arrives(imported)
+		b.arrives(imported)
+		b.wants("block")
+		b.confirm()
+		b.wants("ack 3", "ack 4")
+	})
+	t.Run("drop", func(t *testing.T) {
+		b := started(t, block)
+		b.arrives(dropped)
+		b.arrives(dropped)
+		b.wants("done")
+		b.confirm()
+		b.wants("ack 3", "ack 4")
+	})
+	t.Run("dropped replay", func(t *testing.T) {
+		b := started(t)
+		running := b.arrives(Message{Key: "k"})
+		b.arrives(imported)
+		b.wants("deliver 3", "block")
+		b.confirm()
+		b.wants("ack 4")
+		b.arrives(Message{Key: "k", Head: "op-1"})
+		b.arrives(dropped)
+		b.Handled(b.now, running)
+		b.wants("done", "ack 3")
+		b.confirm()
+		b.wants("ack 6", "ack 5")
+	})
+	t.Run("replay", func(t *testing.T) {
+		b := started(t, block)
+		b.Handled(b.now, b.arrives(Message{Key: "k", Head: "op-1"}))
+		b.arrives(Message{Key: "k", Head: "op-1"})
+		b.wants("deliver 3", "done")
+		b.confirm()
+		b.wants("ack 3", "ack 4")
+	})
+}
+
 func TestMachine_reportsWhenNoMoreKeysFit(t *testing.T) {
 	config := testConfig()
 	config.MaxKeys = 1

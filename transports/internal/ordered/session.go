@@ -60,6 +60,22 @@ func (s *session) write(r *Record, then func()) {
 	s.emit(Write{s.op(then), r})
 }
 
+// afterRecords calls then when all publishings so far are confirmed. What the state says is lost before that, if the session ends.
+func (s *session) afterRecords(then func()) {
+	if len(s.pending) == 0 {
+		then()
+		return
+	}
+	last := &s.pending[len(s.pending)-1]
+	before := last.then
+	last.then = func() {
+		if before != nil {
+			before()
+		}
+		then()
+	}
+}
+
 // confirmed ends all publishings up to op.
 func (s *session) confirmed(op uint64) {
 	for !s.over && len(s.pending) > 0 && s.pending[0].op <= op {
