@@ -1,7 +1,6 @@
 package amqp
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -112,13 +111,6 @@ func (t *Transport) Topics(ctx context.Context) ([]driver.TopicInfo, error) {
 
 // serves reports whether this process has groups. Services use the management API only in Consumers.
 func (t *Transport) serves() bool { return !t.cfg.Operator && len(t.topology.subscriptions()) > 0 }
-
-// subscriptions returns those of this process's groups, sorted by name.
-func (t *topology) subscriptions() []driver.Subscription {
-	_, all := t.remembered()
-	slices.SortFunc(all, func(a, b driver.Subscription) int { return cmp.Compare(a.Group, b.Group) })
-	return all
-}
 
 // topics returns the topics of a group, sorted.
 func (t *topology) topics(s driver.Subscription) []string {

@@ -376,7 +376,7 @@ func (t *Transport) withManagement(ctx context.Context, do func(context.Context,
 	defer m.client.CloseIdleConnections()
 	ctx, cancel := context.WithTimeout(ctx, patienceFor(ctx))
 	defer cancel()
-	s, err := m.survey(ctx, t.topology)
+	s, err := m.survey(ctx, t.topology.topology)
 	if err == nil {
 		err = t.complete(ctx, s)
 	}

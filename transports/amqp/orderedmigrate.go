@@ -26,21 +26,24 @@ const (
 	legacyCleanShutdown = "peace"  // when its leader stopped, no handler had a message
 )
 
+// A legacyGroup is a group of which an earlier version may have left queues.
+type legacyGroup struct{ *orderedSession }
+
 // awaitToken waits until no process of an earlier version leads the group, if there may be any.
-func (s *orderedSession) awaitToken() error {
+func (l legacyGroup) awaitToken() error {
 	const mandatory = false
-	f := s.receiver
-	p := prober{conn: s.conn}
+	f := l.receiver
+	p := prober{conn: l.conn}
 	defer p.close()
 	name := leadName(f.sub.Group)
 	if _, there, err := p.queue(name); err != nil || !there {
 		return err
 	}
-	ch, err := s.conn.Channel()
+	ch, err := l.conn.Channel()
 	if err != nil {
 		return err
 	}
-	s.watch(ch)
+	l.watch(ch)
 	tokens, err := ch.Consume(name, name, autoAck, exclusive, noLocal, noWait, nil)
 	if err != nil {
 		return err
@@ -54,7 +57,7 @@ func (s *orderedSession) awaitToken() error {
 		if !ok {
 			return errors.New("the connection was lost")
 		}
-		s.work.Go(func() { // processes that stand by send tokens; one is kept unacked
+		l.work.Go(func() { // processes that stand by send tokens; one is kept unacked
 			for next := range tokens {
 				_ = ch.Ack(token.DeliveryTag, single) // else the session ends
 				token = next
@@ -74,36 +77,36 @@ type legacyMessage struct {
 }
 
 // adopt takes over the messages of <group>.held. It is called when the takeover is ready.
-func (s *orderedSession) adopt(p *prober) error {
-	f := s.receiver
+func (l legacyGroup) adopt(p *prober) error {
+	f := l.receiver
 	name := legacyQueueName(f.sub.Group)
 	if q, there, err := p.queue(name); err != nil || !there || q.Messages == 0 {
 		return err
 	}
-	if _, err := s.awaitExclusive(p, name); err != nil {
+	if _, err := l.awaitExclusive(p, name); err != nil {
 		return err
 	}
 	const unlimited, alone = 0, true
-	c, deliveries, err := s.consume(ordered.Source{Pair: ordered.Adopted}, name, unlimited, alone)
+	c, deliveries, err := l.consume(ordered.Source{Pair: ordered.Adopted}, name, unlimited, alone)
 	if err != nil {
 		return err
 	}
 	id := ids.New()
 	f.mu.Lock()
-	s.passes[c.from] = c
-	s.publisher.publish(0, &outgoing{key: name, msg: amqp.Publishing{
+	l.passes[c.from] = c
+	l.publisher.publish(0, &outgoing{key: name, msg: amqp.Publishing{
 		DeliveryMode: amqp.Persistent, MessageId: id, Headers: amqp.Table{headerHeldNote: legacyScan},
 	}})
 	f.mu.Unlock()
 	var all []legacyMessage
 	var skips []*amqp.Delivery
 	for d := range deliveries {
-		it := newOrderedItem(s, c, &d)
+		it := newOrderedItem(l.orderedSession, c, &d)
 		switch control := d.Headers[headerHeldNote]; control {
 		case legacyScan, legacyCleanShutdown:
 			c.acks.ack(d.DeliveryTag)
 			if d.MessageId == id {
-				return s.adoptAll(s.sortLegacy(all, skips))
+				return l.adoptAll(l.sort(all, skips))
 			}
 		case legacySkip:
 			skips = append(skips, &d)
@@ -118,8 +121,8 @@ func (s *orderedSession) adopt(p *prober) error {
 	return errors.New("the connection was lost")
 }
 
-// sortLegacy returns the valid messages, sorted by key and position. The others are acked.
-func (s *orderedSession) sortLegacy(all []legacyMessage, skips []*amqp.Delivery) []legacyMessage {
+// sort returns the valid messages, sorted by key and position. The others are acked.
+func (l legacyGroup) sort(all []legacyMessage, skips []*amqp.Delivery) []legacyMessage {
 	slices.SortStableFunc(all, func(a, b legacyMessage) int {
 		return cmp.Or(cmp.Compare(a.key, b.key), cmp.Compare(a.at, b.at), cmp.Compare(b.rev, a.rev))
 	})
@@ -141,23 +144,23 @@ func (s *orderedSession) sortLegacy(all []legacyMessage, skips []*amqp.Delivery)
 		}
 	}
 	for _, d := range skips { // after their tombstones
-		s.passes[ordered.Source{Pair: ordered.Adopted}].acks.ack(d.DeliveryTag)
+		l.passes[ordered.Source{Pair: ordered.Adopted}].acks.ack(d.DeliveryTag)
 	}
 	return valid
 }
 
-func (s *orderedSession) adoptAll(all []legacyMessage) error {
-	f := s.receiver
+func (l legacyGroup) adoptAll(all []legacyMessage) error {
+	f := l.receiver
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if s.over {
+	if l.over {
 		return nil
 	}
 	msgs := make([]*ordered.Message, len(all))
 	for i, h := range all {
-		s.tags++
-		h.it.tag = s.tags
-		s.items[h.it.tag] = h.it
+		l.tags++
+		h.it.tag = l.tags
+		l.items[h.it.tag] = h.it
 		msg := h.it.message()
 		msg.Key = h.key
 		if h.tombstone {
@@ -167,7 +170,7 @@ func (s *orderedSession) adoptAll(all []legacyMessage) error {
 		}
 		msgs[i] = msg
 	}
-	s.election.takeover.Adopt(msgs)
+	l.election.takeover.Adopt(msgs)
 	if len(msgs) > 0 {
 		f.t.cfg.Logger.Info("leat: amqp: messages of an earlier version taken over", "group", f.sub.Group, "count", len(msgs))
 	}

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"maps"
 	"slices"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -23,28 +21,17 @@ const (
 	beatEvery = 200 * time.Millisecond
 )
 
-// An orderedSession is one connection of an ordered group, until it is lost or closed. Only the consumers and publishings of the
-// session use it. Groups can't share a connection, for three reasons:
-//
-//   - A session ends by closing the connection, which gives back everything at once and in order, and ends all calls that
-//     wait for an answer. The client library has no other way to end them, and the broker drops some acks of a channel that is closed alone.
-//   - The session publishes over the connection, so the broker may block it. Then the group waits, and others must not.
-//   - Reading stops while the group's messages use up its memory.
+// An orderedSession is what a process does for an ordered group while it has one connection, until that is lost or closed.
 //
 // The receiver's mu guards the state below. With mu locked, the session publishes and acks, which never waits for the broker.
 // Requests that wait for an answer are made by goroutines without mu, which end when the connection is closed.
 type orderedSession struct {
-	receiver  *orderedReceiver
-	conn      *amqp.Connection
-	wire      *writeBatcher
+	*orderedConn
 	publisher orderedPublisher
 	bodies    orderedBodies
 	election  orderedElection
 	group     *orderedConsumer
-	work      sync.WaitGroup
 	timer     *time.Timer
-	lost      chan error  // the reason why the session ends; buffer of one
-	blocked   atomic.Bool // the broker does not read
 
 	// Guarded by the receiver's mu:
 	over     bool
@@ -60,27 +47,16 @@ type orderedSession struct {
 	stopped  chan struct{} // closed when it has
 }
 
-// orderedConsumer is a channel with one consumer.
-type orderedConsumer struct {
-	ch    *amqp.Channel
-	acks  *acks
-	from  ordered.Source
-	queue string
-	tag   string
-	begun bool        // a message was handed out
-	taken *byteBudget // of messages that the client library has received and the session has not
-}
-
 var errRenew = errors.New("the log of the group is long, and will be compacted")
 
 // serve runs one session. It returns the error with which the session has ended.
 func (f *orderedReceiver) serve(declared bool) error {
-	conn, wire, err := f.t.cfg.dial(f.open, "ordered group "+f.sub.Group)
+	conn, err := newOrderedConn(f)
 	if err != nil {
 		return err
 	}
 	s := &orderedSession{
-		receiver: f, conn: conn, wire: wire, timer: time.NewTimer(time.Hour), lost: make(chan error, 1),
+		orderedConn: conn, timer: time.NewTimer(time.Hour),
 		items:  make(map[ordered.Tag]*orderedItem),
 		passes: make(map[ordered.Source]*orderedConsumer), beat: time.Now(), stopped: make(chan struct{}),
 	}
@@ -89,7 +65,7 @@ func (f *orderedReceiver) serve(declared bool) error {
 	s.bodies = orderedBodies{s: s, spill: spill{create: f.t.createSpill}}
 	defer s.close()
 	// Closing the connection ends a call that waits for an answer.
-	defer context.AfterFunc(f.life, func() { _ = conn.CloseDeadline(time.Now().Add(lastWords)) })()
+	defer context.AfterFunc(f.life, func() { _ = conn.conn.CloseDeadline(time.Now().Add(lastWords)) })()
 	if err := s.begin(declared); err != nil {
 		return err
 	}
@@ -108,7 +84,7 @@ func (s *orderedSession) begin(declared bool) (err error) {
 	if err := s.publisher.open(); err != nil {
 		return err
 	}
-	if err := s.awaitToken(); err != nil {
+	if err := (legacyGroup{s}).awaitToken(); err != nil {
 		return err
 	}
 	f.mu.Lock()
@@ -364,68 +340,6 @@ func (s *orderedSession) close() {
 	}
 	_ = s.conn.CloseDeadline(time.Now().Add(lastWords))
 	s.work.Wait()
-}
-
-// try runs a function in the background, whose error ends the session.
-func (s *orderedSession) try(do func() error) {
-	s.work.Go(func() {
-		if err := do(); err != nil {
-			s.fail(err)
-		}
-	})
-}
-
-// fail ends the session with an error. Only the first one counts.
-func (s *orderedSession) fail(err error) {
-	select {
-	case s.lost <- err:
-	default:
-	}
-}
-
-// watchConnection ends the session with its connection.
-func (s *orderedSession) watchConnection() {
-	closed := s.conn.NotifyClose(make(chan *amqp.Error, 1))
-	blocked := s.conn.NotifyBlocked(make(chan amqp.Blocking, 1))
-	s.work.Go(func() {
-		for b := range blocked { // until the connection is closed
-			s.blocked.Store(b.Active)
-			if b.Active {
-				s.receiver.t.cfg.Logger.Warn("leat: amqp: the broker accepts no messages", "group", s.receiver.sub.Group, "reason", b.Reason)
-			}
-		}
-		s.fail(lost(<-closed))
-	})
-}
-
-// watch ends the session when a channel is closed or its consumer cancelled.
-func (s *orderedSession) watch(ch *amqp.Channel) {
-	closed, cancelled := ch.NotifyClose(make(chan *amqp.Error, 1)), ch.NotifyCancel(make(chan string, 1))
-	s.work.Go(func() {
-		for tag := range cancelled {
-			s.fail(consumerCancelled(tag))
-		}
-		if reason := <-closed; reason != nil {
-			s.fail(channelLost(reason))
-		}
-	})
-}
-
-// consume begins to consume a queue over its own channel.
-func (s *orderedSession) consume(from ordered.Source, queue string, prefetch int, alone bool) (*orderedConsumer, <-chan amqp.Delivery, error) {
-	ch, err := s.conn.Channel()
-	if err != nil {
-		return nil, nil, err
-	}
-	c := &orderedConsumer{ch: ch, from: from, queue: queue, tag: queue, taken: newByteBudget(s.receiver.mostBytes, overdueAlone)}
-	s.wire.meter.watch(c.tag, c.taken)
-	deliveries, err := consume(ch, queue, c.tag, prefetch, alone, consumerArguments(s.receiver.sub))
-	if err != nil {
-		return nil, nil, err
-	}
-	c.acks = newAcks(ch, max(prefetch/prefetchPerWorker, 1), prefetch*3/4)
-	s.watch(ch)
-	return c, deliveries, nil
 }
 
 // pump passes deliveries to arrive until the consumer ends.

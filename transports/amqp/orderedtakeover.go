@@ -147,7 +147,7 @@ func (e *orderedElection) lead() error {
 			counts[from] = n
 		}
 	}
-	if err := e.s.adopt(&p); err != nil {
+	if err := (legacyGroup{e.s}).adopt(&p); err != nil {
 		return err
 	}
 	if _, err := e.s.group.ch.QueueDeclarePassive(f.queue, durable, autoDelete, exclusive, noWait, nil); err != nil {
@@ -157,26 +157,6 @@ func (e *orderedElection) lead() error {
 		return err
 	}
 	return e.begins(counts)
-}
-
-// awaitExclusive waits until a queue has no consumer, and returns how many messages it has.
-func (s *orderedSession) awaitExclusive(p *prober, queue string) (int, error) {
-	for began := time.Now(); ; {
-		q, there, err := p.queue(queue)
-		switch {
-		case err != nil:
-			return 0, err
-		case !there:
-			return 0, &missingQueueError{queue}
-		case q.Consumers == 0:
-			return q.Messages, nil
-		case time.Since(began) > orderedPatience:
-			return 0, fmt.Errorf("another client consumes queue %q", queue)
-		}
-		if err := sleep(s.receiver.life, lockPause); err != nil {
-			return 0, err
-		}
-	}
 }
 
 // awaitArrivals waits until all messages that the client library has received have been passed on.

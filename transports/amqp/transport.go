@@ -22,7 +22,7 @@ type Transport struct {
 	spillFailed sync.Once // logs that no temporary file can be written
 	createSpill func() (spillStore, error)
 	cfg         Config
-	topology    *topology
+	topology    *declaredTopology
 	publishing  *link
 	consuming   *link
 	extra       []*link // of groups with a connection of their own; guarded by mu
