@@ -566,6 +566,30 @@ func TestState_countsEachRecordOnce(t *testing.T) {
 	require.Equal(t, Side(0), s.pair(1).Side)
 }
 
+// If the log is deleted while a process leads, its later records remain, and one may say that everything parked was handed out. It
+// was for the writer, which knew of keys that the reader does not know.
+func TestState_isLostIfTheRecordsBeforeAreMissing(t *testing.T) {
+	snapshot := &Record{Kind: kindSnapshot, Epoch: 5, N: 1, Parts: 1, Keys: []keyRecord{{Key: "k", Pair: 1, Since: 5}}}
+	swept := &Record{Kind: kindSwept, Epoch: 7, N: 3}
+	for name, c := range map[string]struct {
+		log  []*Record
+		lost bool
+	}{
+		"whole log":                            {[]*Record{{Kind: kindEpoch, Epoch: 7, Writer: "w"}, {Kind: kindSnapshot, Epoch: 7, N: 1, Parts: 1, Lost: true}, swept}, false},
+		"nothing before it":                    {[]*Record{swept}, true},
+		"only the snapshot of another epoch":   {[]*Record{snapshot, swept}, true},
+		"a record of another epoch after that": {[]*Record{snapshot, {Kind: kindOpen, Epoch: 7, N: 2, Key: "k"}}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := NewState()
+			for _, r := range c.log {
+				require.NoError(t, s.Apply(r))
+			}
+			require.Equal(t, c.lost, s.Snapshot(true)[0].Lost)
+		})
+	}
+}
+
 func TestName_hasOneSpelling(t *testing.T) {
 	name, ok := ParseName("12-345")
 	require.True(t, ok)

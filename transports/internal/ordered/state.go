@@ -15,7 +15,7 @@ type State struct {
 	epoch  uint64
 	owner  string // the session whose claim of the epoch was the first
 	last   uint64 // the number of the epoch's last record
-	intact bool   // a whole snapshot was read; else the log was empty or deleted
+	intact bool   // a whole snapshot was read, and nothing after it is missing; else the log was empty or deleted
 	lost   bool   // the log was deleted, so parked messages count without a record
 	keys   map[string]*keyState
 	bytes  int                // of the names of keys and heads
@@ -87,8 +87,9 @@ func (s *State) Apply(r *Record) error {
 		}
 		return nil
 	}
-	if r.Epoch > s.epoch { // its claim was deleted
+	if r.Epoch > s.epoch { // its claim was deleted, and with it perhaps the state on which the record rests
 		s.enter(r.Epoch, "")
+		s.intact = false
 	}
 	if r.N <= s.last {
 		return nil
@@ -111,7 +112,7 @@ func (s *State) Apply(r *Record) error {
 	case kindOpen:
 		s.park(key, 0, 0)
 	case kindSwept:
-		s.lost = false
+		s.lost = s.lost && !s.intact // else its writer knew of keys that are not known here
 	case kindTurn:
 		p := s.pair(r.Pair)
 		p.Side = r.Side
@@ -277,7 +278,7 @@ func (s *State) Snapshot(park bool) []*Record {
 	if !park {
 		s.release()
 	}
-	s.lost = s.lost || !s.intact
+	s.lost, s.intact = s.lost || !s.intact, true
 	keys := slices.Sorted(maps.Keys(s.keys))
 	parts := max(1, (len(keys)+keysPerPart-1)/keysPerPart)
 	records := make([]*Record, parts)
