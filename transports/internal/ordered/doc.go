@@ -51,9 +51,9 @@
 //  2. A message is away before the record of that (block) is written. The record is confirmed before the message is acked, before
 //     anything is parked behind it, and before it runs again. The record that it is done is confirmed before the returned message
 //     is acked. The same holds for a second delivery: if a record is why it has no effect, the record is confirmed first.
-//  3. A parked copy counts if the log has its key in that pair since an epoch that is not later than the copy's. Any
-//     other is a duplicate, and is dropped: its writer did not lead any more and could not ack the original. If the log was
-//     lost, all copies count, because a duplicate is better than a loss.
+//  3. A parked copy counts if the log has its key in that pair since an epoch that is not later than the copy's, and if it was
+//     appended after the turn to its side, or moved there by a pass. Any other is a duplicate, and is dropped: its writer did not
+//     lead any more and could not ack the original. If the log was lost, all copies count, because a duplicate is better than a loss.
 //  4. The messages on the other side of a pair come before those on the current side. A message leaves its side when it was
 //     handled, or when it is confirmed on the other side, behind all messages that were before it.
 //  5. There is one pass for each turn, and one turn for each fence. If a fence has returned, what was confirmed before it was sent is

@@ -482,38 +482,49 @@ func (w *world) describe() string {
 	return text
 }
 
-// histories returns how many histories a test plays.
-func histories() int {
+// histories returns how many histories a test plays, and the seed of the first. LEAT_TEST_SEED asks for the history of one seed,
+// and LEAT_TEST_HISTORIES for more that follow.
+func histories(t *testing.T) (first, n uint64) {
+	first, n = 1, 20_000
 	switch {
 	case os.Getenv("LEAT_TEST_LONG") != "":
-		return 100_000
+		n = 100_000
 	case testing.Short():
-		return 500
+		n = 500
 	case raceEnabled:
-		return 2_000
+		n = 2_000
 	}
-	return 20_000
+	if seed := os.Getenv("LEAT_TEST_SEED"); seed != "" {
+		n = 1
+		first = number(t, seed)
+	}
+	if many := os.Getenv("LEAT_TEST_HISTORIES"); many != "" {
+		n = number(t, many)
+	}
+	return first, n
+}
+
+func number(t *testing.T, text string) uint64 {
+	n, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 func TestMachine_keepsItsPromisesInRandomHistories(t *testing.T) {
-	first, n := uint64(1), histories()
-	if seed := os.Getenv("LEAT_TEST_SEED"); seed != "" {
-		var err error
-		if first, err = strconv.ParseUint(seed, 10, 64); err != nil {
-			t.Fatal(err)
-		}
-		n = 1
-	}
-	var next, handled, again, passes, parked, faults, stepDowns, clean atomic.Int64
+	first, n := histories(t)
+	var next atomic.Uint64
+	var handled, again, passes, parked, faults, stepDowns, clean atomic.Int64
 	var workers sync.WaitGroup
 	for range runtime.GOMAXPROCS(0) {
 		workers.Go(func() {
 			for !t.Failed() {
 				i := next.Add(1) - 1
-				if i >= int64(n) {
+				if i >= n {
 					return
 				}
-				seed := first + uint64(i)
+				seed := first + i
 				w := newWorld(seed)
 				w.traced = os.Getenv("LEAT_TEST_TRACE") != ""
 				w.run(600)

@@ -59,13 +59,16 @@ func (p *parkedQueues) mark() {
 
 // read handles a message of a parked queue.
 func (p *parkedQueues) read(it *item) {
-	msg, void := &it.msg, p.state.pair(it.from.Pair).Void[it.from.Side]
+	msg, side := &it.msg, it.from.Side
+	void := p.state.pair(p.pair).Void[side]
 	written := msg.Seq // to this queue
 	if msg.Stamp != (Name{}) {
 		written = msg.Stamp
+	} else if turned := p.state.pair(p.pair).Void[side.other()]; !p.state.lost && turned.Compare(void) > 0 {
+		void = turned // copies are appended to a side from its turn on; others are of a leader whose turn to it was void
 	}
 	switch {
-	case p.pass == nil || p.pass.side != it.from.Side:
+	case p.pass == nil || p.pass.side != side:
 		if msg.Control == ControlNone && written.Compare(void) >= 0 {
 			p.stepDown("a message was read from a parked queue that is not being read")
 			return
@@ -82,7 +85,7 @@ func (p *parkedQueues) read(it *item) {
 		p.m.ack(it)
 	case msg.Seq == Name{}: // not published by a leader
 		p.copy(it, Copy{To: ToPoison}, func() { p.m.ack(it) })
-	case written.Compare(void) < 0: // its ack was lost
+	case written.Compare(void) < 0: // its ack was lost, or its writer did not lead any more
 		p.m.ack(it)
 	case p.state.lost && p.state.pairOf(msg.Key) != 0 && p.state.pairOf(msg.Key) != p.pair: // where its key is parked now
 		p.m.pairs[p.state.pairOf(msg.Key)-1].add(it)

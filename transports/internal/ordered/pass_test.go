@@ -83,6 +83,7 @@ func TestPass_dropsWhatDoesNotCount(t *testing.T) {
 		"of a key that is not known": {Key: "other", Seq: Name{1 << 20, 1}},
 		"whose ack was lost":         {Key: "k", Seq: Name{1 << 20, 1}},
 		"an old marker":              {Control: ControlMarker, Name: Name{1, 1}},
+		"from before the turn":       {Key: "k", Seq: Name{1 << 20, 1}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := inPass(t, true)
@@ -91,10 +92,20 @@ func TestPass_dropsWhatDoesNotCount(t *testing.T) {
 			if name == "whose ack was lost" {
 				b.state.pair(1).Void[0] = Name{1 << 20, 2}
 			}
+			if name == "from before the turn" { // to this side: its writer was in a turn of its own, which was void
+				b.state.pair(1).Void[1] = Name{1 << 20, 2}
+			}
 			b.reads(msg)
 			b.wants("ack 6")
 		})
 	}
+}
+
+func TestPass_countsWhatWasMovedBeforeTheTurn(t *testing.T) {
+	b := inPass(t, true)
+	b.state.pair(1).Void[1] = Name{b.state.epoch, 3}
+	b.reads(Message{Key: "k", Seq: b.seq(1), Stamp: b.seq(2)})
+	b.wants("deliver 6")
 }
 
 func TestPass_putsForeignMessagesIntoThePoisonQueue(t *testing.T) {
