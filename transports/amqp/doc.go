@@ -111,8 +111,8 @@
 // A process that crashes may leave a message in two queues. Duplicates are recognized by id and body, so messages without an id may
 // be handled twice. A message that may have been handed out when the process crashed counts one more attempt.
 //
-// If a poisoned message was removed by other means than leat, such as a purge of the poison queue, its key stays parked. A
-// subscription that does not park releases all keys.
+// If a poisoned message was removed by other means than leat, such as a purge of the poison queue, its key stays parked. The same
+// may happen if <group>.keys was deleted. A subscription that does not park releases all keys.
 //
 // Earlier versions used the queues <group>.held and <group>.lead. A process of this version leads only when no process of such a
 // version does, and takes over their messages, which are in its memory meanwhile. A downgrade is not possible while messages are

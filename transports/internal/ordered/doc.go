@@ -86,6 +86,7 @@
 //	a process stands still                    nothing is handed out before a fence has returned         0
 //	a policy deletes parked messages          they are in the poison queue; the order is lost           0
 //	a policy deletes the log                  all that is parked counts (lost, swept); the order is lost some
+//	… and the queue was taken back before     a dropped import may block its key, if the group parks        0
 //	an operator replays twice, or drops       a head that is done is acked                              0
 //	a message has no id                       it is not recognized after a crash                        1
 //

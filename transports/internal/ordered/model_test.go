@@ -402,6 +402,12 @@ func (w *world) end() {
 				}
 			}
 		}
+		if n == 200_000 && w.logLost { // an import that a session had before the log was deleted may block its key again
+			w.config.Park = false
+			for _, p := range w.procs {
+				p.session.end(0)
+			}
+		}
 		if n > 400_000 {
 			w.fail("no end: %s", w.describe())
 		}
