@@ -85,7 +85,7 @@
 //	acks in a parked queue are lost           what is older than the turn is void                       0
 //	a process stands still                    nothing is handed out before a fence has returned         0
 //	a policy deletes parked messages          they are in the poison queue; the order is lost           0
-//	a policy deletes the log                  all that is parked counts (lost, swept); the order is lost some
+//	a policy deletes the log                  all keys are released, all that is parked counts; the order is lost some
 //	… and the queue was taken back before     a dropped import may block its key, if the group parks        0
 //	an operator replays twice, or drops       a head that is done is acked                              0
 //	a message has no id                       it is not recognized after a crash                        1

@@ -44,6 +44,11 @@ func leadWith(t *testing.T, config Config, adopted []*Message, log ...*Record) *
 	now := time.Unix(100, 0)
 	over := NewTakeover(config, NewMemory(), "me", now)
 	over.Adopt(adopted)
+	if len(log) > 0 { // else the log counts as deleted
+		log = append([]*Record{
+			{Kind: kindEpoch, Epoch: 4, Writer: "before"}, {Kind: kindSnapshot, Epoch: 4, N: 1, Parts: 1}, {Kind: kindEpoch, Epoch: 5, Writer: "last", After: 4},
+		}, log...)
+	}
 	for _, r := range log {
 		require.NoError(t, over.Read(now, r.Encode()))
 	}
@@ -564,6 +569,19 @@ func TestState_countsEachRecordOnce(t *testing.T) {
 		require.NoError(t, s.Apply(r))
 	}
 	require.Equal(t, Side(0), s.pair(1).Side)
+}
+
+// A message that blocks a key may have returned when the log did not have its record.
+func TestState_releasesAllKeysIfAPartOfTheLogIsMissing(t *testing.T) {
+	s := NewState()
+	for _, r := range []*Record{
+		{Kind: kindBlock, Epoch: 5, N: 2, Key: "delayed", Away: &away{Head: "5-1"}},
+		{Kind: kindBlock, Epoch: 5, N: 3, Key: "poisoned", Away: &away{Head: "5-2", Poison: true}},
+		{Kind: kindPark, Epoch: 5, N: 4, Key: "poisoned", Pair: 1},
+	} {
+		require.NoError(t, s.Apply(r))
+	}
+	require.Equal(t, []keyRecord{{Key: "poisoned", Pair: 1, Since: 5, Away: []*away{}}}, s.Snapshot(true)[0].Keys)
 }
 
 // If the log is deleted while a process leads, its later records remain, and one may say that everything parked was handed out. It

@@ -273,10 +273,10 @@ func (s *State) snapshotPart(r *Record) error {
 }
 
 // Snapshot returns records that have the whole state. There is at least one. If the group does not park, Snapshot first releases the
-// keys that wait for poisoned messages.
+// keys that wait for poisoned messages. If a part of the log was deleted, it releases all keys: what one waits for may have returned.
 func (s *State) Snapshot(park bool) []*Record {
-	if !park {
-		s.release()
+	if !park || !s.intact {
+		s.release(!s.intact)
 	}
 	s.lost, s.intact = s.lost || !s.intact, true
 	keys := slices.Sorted(maps.Keys(s.keys))
@@ -298,15 +298,15 @@ func (s *State) Snapshot(park bool) []*Record {
 	return records
 }
 
-// release releases the keys that wait for poisoned messages.
-func (s *State) release() {
+// release releases the keys that wait for poisoned messages, or, with all, for any message.
+func (s *State) release(all bool) {
 	for key, k := range s.keys {
 		k.away = slices.DeleteFunc(k.away, func(a *away) bool {
-			if a.Poison {
+			if all || a.Poison {
 				delete(s.heads, a.Head)
 				s.bytes -= len(a.Head)
 			}
-			return a.Poison
+			return all || a.Poison
 		})
 		s.forget(key)
 	}
