@@ -12,6 +12,12 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
+// A Fixer is an error that says what to do about it.
+type Fixer interface {
+	error
+	Fix() string
+}
+
 // Diagnose returns the findings of the transport, and findings about its groups.
 func Diagnose(ctx context.Context, inspector driver.Inspector) []driver.Finding {
 	findings := inspector.Diagnose(ctx)
@@ -22,7 +28,11 @@ func Diagnose(ctx context.Context, inspector driver.Inspector) []driver.Finding 
 	}
 	groups, err := inspector.Groups(ctx)
 	if err != nil {
-		return append(findings, driver.Finding{Check: "groups", Err: err, Fix: "see what the transport says above"})
+		f := driver.Finding{Check: "groups", Err: err, Fix: "try again; if it fails again, give the command longer with --wait"}
+		if _, found := errors.AsType[Fixer](err); found { // one of the findings has the reason, and is no fault
+			f = driver.Finding{Check: "groups", Text: "not listed, so neither their consumers nor what waits in them is checked"}
+		}
+		return append(findings, f)
 	}
 	for _, g := range groups {
 		findings = append(findings, diagnoseGroup(g))
