@@ -69,7 +69,7 @@ func diagnoseGroup(g driver.GroupInfo) driver.Finding {
 	}
 	f := driver.Finding{
 		Check: "group " + g.Name,
-		Text:  fmt.Sprintf("%s consumers, %s waiting, %s poisoned", Count(g.Consumers), Count(g.Waiting), Count(g.Poisoned)),
+		Text:  fmt.Sprintf("%s, %s waiting, %s poisoned", consumers(g.Consumers), Count(g.Waiting), Count(g.Poisoned)),
 	}
 	if g.Consumers == 0 && g.Waiting > 0 {
 		f.Err = fmt.Errorf("%d messages wait, and there is no consumer", g.Waiting)
@@ -97,6 +97,13 @@ func diagnoseHealth(h bus.Health, url string) driver.Finding {
 	}
 	f.Fix = strings.Join(fixes, "; ")
 	return f
+}
+
+func consumers(n int) string {
+	if n == 1 {
+		return "1 consumer"
+	}
+	return Count(n) + " consumers"
 }
 
 // Count returns a number as text, ? if it is unknown.
