@@ -49,6 +49,7 @@ import (
 	"slices"
 	"syscall"
 
+	"github.com/ThreeDotsLabs/watermill/message"
 	"go.uber.org/dig"
 	"go.uber.org/fx"
 
@@ -117,6 +118,7 @@ func run(ctx context.Context, args []string, options ...fx.Option) (status int) 
 		e.Close = b.Close
 		e.Start = func(ctx context.Context) error { return start(ctx, app, e) }
 		e.DryRunner, e.Describer = admin.NewLocalDryRunner(b, stack), admin.NewLocalDescriber(b, idle.Transport, stack)
+		e.Check = func(msg *message.Message) error { return admin.CheckMessage(b, msg) }
 		return admin.WithOutbox(idle.Transport, idle.Outbox), nil
 	}
 	e.Open = func(ctx context.Context) (bus.Transport, error) {

@@ -44,6 +44,14 @@ type orderPaid struct {
 
 func (orderPaid) EventType() (name string, version int) { return "order.paid", 1 }
 
+// Validate refuses orders that can't be.
+func (o orderPaid) Validate() error {
+	if o.Order < 0 {
+		return errors.New("order is negative")
+	}
+	return nil
+}
+
 type receiptSent struct{}
 
 func (receiptSent) EventType() (name string, version int) { return "receipt.sent", 1 }
@@ -346,8 +354,19 @@ func TestMemory_commandsAskTheRunningProcess(t *testing.T) {
 	require.Contains(t, out, "group "+w.group("mail")+": 1 consumer, 0 waiting, 0 poisoned")
 	out, status = w.shop("publish", "--type", "order.paid.v1", "--data", "x")
 	require.Equal(t, 2, status, out)
-	out, status = w.shop("publish", "--type", "order.paid.v1", "--data", `{"order":"x"}`)
-	require.Zero(t, status, out)
+	for _, data := range []string{`{"order":-1}`, `{"order":"x"}`} {
+		out, status = w.shop("publish", "--type", "order.paid.v1", "--data", data)
+		require.Equal(t, 2, status, out)
+		require.Contains(t, out, "would refuse it: ")
+		require.Contains(t, out, "nothing was published")
+	}
+	u := &url.URL{Scheme: "unix", Path: socket}
+	process, err := admin.Dial(w.patience(), u, "")
+	require.NoError(t, err)
+	bad := message.NewMessage("bad", []byte(`{"order":"x"}`))
+	bad.Metadata = message.Metadata{driver.HeaderType: "order.paid.v1"}
+	require.NoError(t, process.Publish(w.patience(), "order.paid.v1", bad))
+	require.NoError(t, process.Close(w.patience()))
 	require.Eventually(t, func() bool {
 		out, _ = w.shop("poison", "stats", "--group", w.group("mail"))
 		return strings.Contains(out, "order.paid.v1")

@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 
+	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/alecthomas/kong"
 	kongcompletion "github.com/jotaen/kong-completion"
 
@@ -59,6 +60,8 @@ type Env struct {
 	Start func(ctx context.Context) error
 	// DryRunner has the program's own handlers once Open has returned; nil if it has none.
 	DryRunner admin.DryRunner
+	// Check returns an error if a handler of the program would refuse a message; nil if the program has no handlers.
+	Check func(msg *message.Message) error
 	// Describer describes the program's own service once Open has returned; nil if it has none.
 	Describer admin.Describer
 }
