@@ -143,13 +143,13 @@ func version() string {
 	if !ok {
 		return "(unknown)"
 	}
-	text := cmp.Or(info.Main.Version, "(devel)")
+	own := cmp.Or(info.Main.Version, "(devel)")
 	for _, m := range info.Deps {
 		if m.Path == "github.com/leatbus/leat" {
-			text += ", leat " + m.Version
+			return own + ", leat " + m.Version
 		}
 	}
-	return text
+	return own
 }
 
 // configured has the application's configuration, which is empty if the application does not use fxmodule.Module.
