@@ -146,7 +146,7 @@ func (c Encoder) encode(ctx context.Context, e Event, p publication) (*message.M
 	}
 	if v, ok := e.(interface{ Validate() error }); ok {
 		if err := v.Validate(); err != nil {
-			return nil, fmt.Errorf("%s: invalid event: %w", t, err)
+			return nil, fmt.Errorf("%s: %w: %w", t, ErrInvalid, err)
 		}
 	}
 	codec := c.codec()

@@ -23,6 +23,9 @@ var (
 	// ErrUnsupported is returned by a transport that lacks a capability.
 	ErrUnsupported = driver.ErrUnsupported
 
+	// ErrInvalid matches the error of a publish whose event's Validate method has returned an error, which it wraps, too.
+	ErrInvalid = errors.New("invalid event")
+
 	// ErrInterrupted is the cause of the cancellation of a handler's context when the bus stops and the drain timeout has
 	// passed. A delivery that ends with it is given back: it does not count as an attempt, and is never poisoned.
 	ErrInterrupted = errors.New("interrupted by shutdown")

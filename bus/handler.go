@@ -24,6 +24,10 @@ type Handler struct {
 	// Bind returns the function that handles messages. It is called once per bus. Messages that the function returns are
 	// published, each to the topic in its ce_type, before the delivery is acked.
 	Bind func(Encoder) message.HandlerFunc
+	// Check returns the error with which the function refuses a message of one of Types before it has any effect: it does not
+	// decode, or is invalid. Operators' commands call it before they publish; it may be called concurrently. nil means that there
+	// is no such check.
+	Check func(Encoder, *message.Message) error
 
 	Concurrency int            // deliveries handled at once; 0 means 10, 1 with OrderedStrictly
 	Order       Order          // the order in which the group gets messages

@@ -10,7 +10,7 @@ import (
 
 // A poisoned message of a group that parks stops its key: the later ones of the key wait until somebody replays or drops
 // it. Operators must see that, so it is a warning in the log once per key, and a part of the group's health, "parked",
-// until the group's poison queue is empty. The queue is asked, not counted here: other processes of the group poison
+// while a key is held back. The transport is asked, and nothing is counted here: other processes of the group poison
 // messages, too, and operators replay them from anywhere. Groups are asked one by one, so that a process with many of them
 // asks no more than two a second.
 
@@ -23,14 +23,11 @@ const (
 
 // parking returns the groups in which a poisoned message stops its key.
 func (gs *groups) parking() (all []*group) {
-	if !gs.transport.Capabilities().Poison {
-		return nil
-	}
-	for _, g := range gs.all() {
-		if g.handler.parks() {
+	gs.each(func(g *group) {
+		if _, counts := g.receiver.(driver.ParkedKeyCounter); counts && g.handler.parks() {
 			all = append(all, g)
 		}
-	}
+	})
 	return all
 }
 
@@ -76,21 +73,24 @@ func (gs *groups) checkParked(ctx context.Context, parking []*group) {
 	}
 }
 
-// checkParked asks the poison queue. If that does not answer, the health stays as it is: other parts say why.
+// checkParked asks the transport. If it does not answer, the health stays as it is: other parts say why.
 func (g *group) checkParked(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, parkedTimeout)
 	defer cancel()
-	n, err := g.bus.transport.PoisonQueue(g.name).Len(ctx)
+	n, err := g.receiver.(driver.ParkedKeyCounter).ParkedKeys(ctx)
 	if err != nil {
 		return
 	}
 	var reason error
 	if n > 0 {
-		held := "1 poisoned message holds back the later messages of its key until it is replayed or dropped"
-		if n > 1 {
-			held = fmt.Sprintf("%d poisoned messages hold back the later messages of their keys until they are replayed or dropped", n)
+		held, it := "a poisoned message holds back the later messages of its key", "it is"
+		switch {
+		case g.handler.Order == OrderedStrictly:
+			held = "a poisoned message holds back all later messages of the group"
+		case n > 1:
+			held, it = fmt.Sprintf("poisoned messages hold back the later messages of %d keys", n), "they are"
 		}
-		reason = fmt.Errorf("%s: leat poison ls --group %s", held, g.name)
+		reason = fmt.Errorf("%s until %s replayed or dropped: leat poison ls --group %s", held, it, g.name)
 	}
 	g.health.set(partParked, reason)
 }

@@ -255,22 +255,27 @@ type loggedNames struct {
 	seen map[string]bool
 }
 
-// first reports whether to log the name: it was not logged before, and there is room to remember it.
-func (l *loggedNames) first(name string) bool {
+// first reports whether to log the name: it was not logged before, and there is room to remember it. last is true for the name
+// that takes the last room: the caller then logs that it logs no others.
+func (l *loggedNames) first(name string) (first, last bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.seen[name] || len(l.seen) >= maxLoggedNames {
-		return false
+		return false, false
 	}
 	if l.seen == nil {
 		l.seen = make(map[string]bool)
 	}
 	l.seen[name] = true
-	return true
+	return true, len(l.seen) == maxLoggedNames
 }
 
 func (s *sender) warnUnrouted(topic string) {
-	if s.unrouted.first(topic) {
+	first, last := s.unrouted.first(topic)
+	if first {
 		s.cfg.Logger.Warn("leat: no group subscribes to this topic; its messages are counted as unrouted (logged once per topic)", "topic", driver.OneLine(topic, driver.MaxClassBytes))
+	}
+	if last {
+		s.cfg.Logger.Warn("leat: no group subscribes to many topics; more of them are counted only, and not logged")
 	}
 }

@@ -38,7 +38,7 @@ func TestPublish_rejectsInvalidMessages(t *testing.T) {
 	}{
 		"no event":              {func(ctx context.Context, b *bus.Bus) error { return b.Publish(ctx, nil) }, "event is nil", nil},
 		"a nil pointer":         {func(ctx context.Context, b *bus.Bus) error { return b.Publish(ctx, nilPointer) }, "event is nil", nil},
-		"an invalid event":      {func(ctx context.Context, b *bus.Bus) error { return b.Publish(ctx, refusing{}) }, "order.refused.v1: invalid event", errBroken},
+		"an invalid event":      {func(ctx context.Context, b *bus.Bus) error { return b.Publish(ctx, refusing{}) }, "order.refused.v1: invalid event: ", errBroken},
 		"what JSON can't say":   {func(ctx context.Context, b *bus.Bus) error { return b.Publish(ctx, unencodable{Reply: make(chan int)}) }, "encode bus_test.unencodable", nil},
 		"a panicking EventType": {func(ctx context.Context, b *bus.Bus) error { return b.Publish(ctx, asksItsFields{}) }, "EventType of bus_test.asksItsFields panics", nil},
 		"version 0":             {func(ctx context.Context, b *bus.Bus) error { return b.Publish(ctx, badVersion{}) }, "versions start at 1", nil},
@@ -72,6 +72,7 @@ func TestPublish_rejectsInvalidMessages(t *testing.T) {
 			err := c.publish(t.Context(), b)
 			require.ErrorContains(t, err, c.want)
 			require.True(t, strings.HasPrefix(err.Error(), "bus: publish"), err.Error())
+			require.Equal(t, name == "an invalid event", errors.Is(err, bus.ErrInvalid))
 			if c.is != nil {
 				require.ErrorIs(t, err, c.is)
 			}

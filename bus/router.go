@@ -530,9 +530,15 @@ func (g *group) logOther(d *Delivery, err error) {
 	if !ok {
 		return
 	}
-	if name := driver.OneLine(other.Have.String(), driver.MaxClassBytes); g.others.first(name) { // foreign producers choose the name, so it is bounded
+	name := driver.OneLine(other.Have.String(), driver.MaxClassBytes) // foreign producers choose it, so it is bounded
+	first, last := g.others.first(name)
+	if first {
 		g.bus.cfg.Logger.Warn("leat: discarded an event of a type that the handler does not take (logged once per type)", "group", g.name,
-			"type", name, "topic", driver.OneLine(d.Topic, driver.MaxClassBytes), "takes", typeNames(other.Takes))
+			"type", name, "topic", driver.OneLine(d.Topic, driver.MaxClassBytes), "takes", typeNames(other.Takes),
+			"fix", "if another program consumes this group, too, it loses this type's events here: give one of them another LEAT_SERVICE, or Config.Service")
+	}
+	if last {
+		g.bus.cfg.Logger.Warn("leat: discarded events of many types that the handler does not take; more of them are counted only, and not logged", "group", g.name)
 	}
 }
 

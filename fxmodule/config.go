@@ -144,12 +144,12 @@ func configFrom(environ []string) (Config, error) {
 }
 
 func (c Config) validate() error {
-	if !slices.Contains([]bus.DedupMode{bus.DedupDefault, bus.DedupOpen, bus.DedupClosed, bus.DedupOff}, c.Dedup) {
-		return fmt.Errorf("fxmodule: configuration: %sDEDUP is %q; it is open, closed or off", Prefix, c.Dedup)
+	if err := oneOf("DEDUP", c.Dedup, bus.DedupOpen, bus.DedupClosed, bus.DedupOff); err != nil {
+		return err
 	}
 	for name, s := range map[string]Switch{"BREAKER": c.Breaker, "SHARE_GROUPS": c.ShareGroups} {
-		if !slices.Contains([]Switch{"", On, Off}, s) {
-			return fmt.Errorf("fxmodule: configuration: %s%s is %q; it is on or off", Prefix, name, s)
+		if err := oneOf(name, s, On, Off); err != nil {
+			return err
 		}
 	}
 	for name, d := range map[string]time.Duration{"DEDUP_KEEP": c.DedupKeep, "BREAKER_PROBE": c.BreakerProbe, "DRAIN_TIMEOUT": c.DrainTimeout, "CONNECT_TIMEOUT": c.ConnectTimeout} {
@@ -158,6 +158,23 @@ func (c Config) validate() error {
 		}
 	}
 	return nil
+}
+
+// oneOf returns an error if a variable's value is neither empty nor one of some words.
+func oneOf[T ~string](name string, value T, words ...T) error {
+	if value == "" || slices.Contains(words, value) {
+		return nil
+	}
+	all := make([]string, len(words))
+	for i, w := range words {
+		all[i] = string(w)
+	}
+	hint := ""
+	if near := urlopt.Nearest(string(value), all); near != "" {
+		hint = fmt.Sprintf(" Did you mean %s?", near)
+	}
+	last := len(all) - 1
+	return fmt.Errorf("fxmodule: configuration: %s%s is %q; it is %s or %s.%s", Prefix, name, value, strings.Join(all[:last], ", "), all[last], hint)
 }
 
 // unreadable returns an error that names the variables with invalid values.

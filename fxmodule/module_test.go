@@ -208,6 +208,7 @@ func TestConfig_rejectsInvalidVariables(t *testing.T) {
 		{"LEAT_HANDLER_TIMEOUT", "30", "written as 500ms, 30s or 5m"},
 		{"LEAT_DEDUP_KEEP", "-1h", "LEAT_DEDUP_KEEP is -1h0m0s; it can't be negative"},
 		{"LEAT_DEDUP", "ajar", "open, closed or off"},
+		{"LEAT_DEDUP", "close", `LEAT_DEDUP is "close"; it is open, closed or off. Did you mean closed?`},
 		{"LEAT_BREAKER", "open", `LEAT_BREAKER is "open"; it is on or off`},
 		{"LEAT_BREAKER_PROBE", "-1s", "LEAT_BREAKER_PROBE is -1s; it can't be negative"},
 		{"LEAT_SHARE_GROUPS", "yes", `LEAT_SHARE_GROUPS is "yes"; it is on or off`},

@@ -77,6 +77,10 @@ func typed[T bus.Event](name string, opts []Option, bind func() typedFunc[T]) bu
 				return fn(msg.Context(), encoder, event)
 			}
 		},
+		Check: func(encoder bus.Encoder, msg *message.Message) error {
+			_, err := decode(t, encoder, validation[T](), msg)
+			return err
+		},
 	}
 	return with(h, opts)
 }

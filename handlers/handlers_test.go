@@ -236,8 +236,9 @@ func TestFunc_leavesOtherEventsAlone(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				n := 0
 				var log strings.Builder
+				logger := slog.New(slog.NewTextHandler(&log, nil))
 				b, err := bus.New(memory.New(memory.Config{}), bus.Config{
-					Service: "shop", Stack: middleware.Standard(middleware.Config{}), Logger: slog.New(slog.NewTextHandler(&log, nil)),
+					Service: "shop", Stack: middleware.Standard(middleware.Config{}), Logger: logger, Observers: []bus.Observer{middleware.Log(logger)},
 				})
 				require.NoError(t, err)
 				require.NoError(t, b.Handle(handler(func() { n++ })))
@@ -253,10 +254,38 @@ func TestFunc_leavesOtherEventsAlone(t *testing.T) {
 				require.EqualValues(t, 2, b.Stats().Groups["ledger"].Discarded)
 				require.Zero(t, b.Stats().Groups["ledger"].Poisoned)
 				require.NoError(t, b.Close(context.Background()))
-				require.Equal(t, 1, strings.Count(log.String(), "discarded an event"), log.String())
+				require.Equal(t, 1, strings.Count(log.String(), "level=WARN"), log.String())
+				require.Contains(t, log.String(), "discarded an event")
+				require.Contains(t, log.String(), "LEAT_SERVICE")
 			})
 		})
 	}
+}
+
+// Producers choose the types, so a group logs a bounded number of them.
+func TestFunc_logsABoundedNumberOfOtherEvents(t *testing.T) {
+	const most, published = 4096, 4100
+	synctest.Test(t, func(t *testing.T) {
+		var log strings.Builder
+		logger := slog.New(slog.NewTextHandler(&log, nil))
+		b, err := bus.New(memory.New(memory.Config{}), bus.Config{
+			Service: "shop", Stack: middleware.Standard(middleware.Config{}), Logger: logger, Observers: []bus.Observer{middleware.Log(logger)},
+		})
+		require.NoError(t, err)
+		require.NoError(t, b.Handle(handlers.Func("ledger", func(context.Context, order) error { return nil }, handlers.OrderedStrictly())))
+		go func() { _ = b.Run(context.Background()) }()
+		<-b.Running()
+		for i := range published {
+			require.NoError(t, b.PublishMessages(t.Context(), &message.Message{
+				Payload: []byte(`{}`), Metadata: message.Metadata{driver.HeaderType: fmt.Sprint("order.t", i), driver.HeaderID: fmt.Sprint(i)},
+			}))
+		}
+		require.NoError(t, b.Idle(t.Context()))
+		require.EqualValues(t, published, b.Stats().Groups["ledger"].Discarded)
+		require.NoError(t, b.Close(context.Background()))
+		require.Equal(t, most+1, strings.Count(log.String(), "level=WARN"))
+		require.Equal(t, 1, strings.Count(log.String(), "more of them are counted only"))
+	})
 }
 
 type order struct{}

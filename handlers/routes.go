@@ -50,5 +50,17 @@ func Routes(name string, routes []bus.Handler, opts ...Option) bus.Handler {
 			return fn(msg)
 		}
 	}
+	h.Check = func(encoder bus.Encoder, msg *message.Message) error {
+		t, err := bus.Attach(msg).Type()
+		if err != nil {
+			return err
+		}
+		for _, route := range routes {
+			if route.Check != nil && slices.Contains(route.Types, t) {
+				return route.Check(encoder, msg)
+			}
+		}
+		return nil
+	}
 	return with(h, opts)
 }

@@ -13,7 +13,7 @@ import (
 )
 
 // Log returns an observer that logs one line for each delivery: at debug level if the message was handled, else as a warning or
-// an error. A nil logger means slog.Default(). The observer may be used concurrently.
+// an error. An event of a type that the handler does not take is at debug level, too: the bus warns of each type once. A nil logger means slog.Default(). The observer may be used concurrently.
 func Log(logger *slog.Logger) bus.Observer {
 	logger = cmp.Or(logger, slog.Default())
 	return logObserver{logger}
@@ -79,6 +79,9 @@ func logLevel(o bus.Observation) slog.Level {
 		return slog.LevelError
 	case bus.Redelivered, bus.Discarded:
 		if r, ok := errors.AsType[*bus.Redelivery](o.Err); ok && r.Uncounted { // nothing has failed, or the health reports it
+			return slog.LevelDebug
+		}
+		if _, other := errors.AsType[*bus.OtherEventError](o.Err); other { // the bus logs each type once
 			return slog.LevelDebug
 		}
 		return slog.LevelWarn

@@ -170,16 +170,20 @@ func keysOf(call *ast.CallExpr) (keys []string) {
 	case *ast.Ident:
 		name = fun.Name
 	}
-	if len(call.Args) == 0 {
+	args := call.Args
+	if level, ok := strings.CutSuffix(name, "Context"); ok && len(args) > 0 {
+		name, args = level, args[1:]
+	}
+	if len(args) == 0 {
 		return nil
 	}
-	first, ok := literal(call.Args[0])
+	first, ok := literal(args[0])
 	switch {
 	case !ok:
 		return nil
 	case slices.Contains([]string{"Debug", "Info", "Warn", "Error"}, name) && strings.HasPrefix(first, "leat: "):
-		for i := 1; i < len(call.Args); i += 2 {
-			key, _ := literal(call.Args[i])
+		for i := 1; i < len(args); i += 2 {
+			key, _ := literal(args[i])
 			keys = append(keys, key)
 		}
 		return keys

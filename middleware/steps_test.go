@@ -331,6 +331,7 @@ func TestLog_levels(t *testing.T) {
 		"a panic":     {bus.Observation{Outcome: bus.Poisoned, Err: driver.NewPanicError("boom")}, []string{"level=ERROR", `error="panic: boom"`, "stack=", "steps_test.go"}},
 		"redelivered": {bus.Observation{Outcome: bus.Redelivered, Err: &bus.Redelivery{Err: errHandler}}, []string{"level=WARN", "handler failed"}},
 		"discarded":   {bus.Observation{Outcome: bus.Discarded, Err: errHandler}, []string{"level=WARN", "leat: discarded"}},
+		"other event": {bus.Observation{Outcome: bus.Discarded, Err: bus.Discard(&bus.OtherEventError{})}, nil},
 		"interrupted": {bus.Observation{Outcome: bus.Interrupted, Err: errHandler}, []string{"level=INFO"}},
 		"snoozed":     {bus.Observation{Outcome: bus.Redelivered, Err: bus.Snooze(1)}, nil},
 		"handled":     {bus.Observation{Outcome: bus.Handled}, nil},

@@ -59,8 +59,14 @@ func (m *Mux) Open(ctx context.Context, rawURL string) (driver.Transport, error)
 	if !ok {
 		return nil, m.unknown(u.Scheme)
 	}
+	ctx, last := driver.WithLastError(ctx)
 	notice := time.AfterFunc(openNotice, func() {
-		driver.LoggerFrom(ctx).Warn("leat: the message system does not answer yet; waiting for it", "url", urlopt.Show(u))
+		why := last()
+		if why == nil {
+			why = errSilent
+		}
+		driver.LoggerFrom(ctx).Warn("leat: the message system does not answer yet; waiting for it", "url", urlopt.Show(u),
+			"error", driver.OneLine(why.Error(), driver.MaxErrorBytes))
 	})
 	defer notice.Stop()
 	t, err := open(ctx, u)
@@ -69,6 +75,8 @@ func (m *Mux) Open(ctx context.Context, rawURL string) (driver.Transport, error)
 	}
 	return t, nil
 }
+
+var errSilent = errors.New("no try has failed so far")
 
 // parse parses a URL. Its errors do not contain the URL, which may have a password.
 func parse(rawURL string) (*url.URL, error) {

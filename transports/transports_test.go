@@ -43,6 +43,7 @@ func TestOpen_logsThatItWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		mux := transports.Default()
 		mux.Register(func(ctx context.Context, _ *url.URL) (driver.Transport, error) {
+			driver.SetLastError(ctx, errors.New("connect to roof:22: connection refused"))
 			<-ctx.Done()
 			return nil, ctx.Err()
 		}, "pigeon")
@@ -54,7 +55,7 @@ func TestOpen_logsThatItWaits(t *testing.T) {
 		}
 	})
 	require.Equal(t, 1, strings.Count(text.String(), "does not answer yet"))
-	require.Contains(t, text.String(), "url=pigeon://roof\n")
+	require.Contains(t, text.String(), `url=pigeon://roof error="connect to roof:22: connection refused"`)
 }
 
 func TestOpen_errorsHaveNoPassword(t *testing.T) {
@@ -70,6 +71,8 @@ func TestOpen_errorsHaveNoPassword(t *testing.T) {
 		"memory:queue=7":               "write memory://",
 		"amqp:guest:s3cr3t@localhost":  "write amqp://",
 		"mysql:root:s3cr3t@h/db":       "write mysql://",
+		"amqps:/shop":                  "the URL has no // behind amqps:; write amqps://",
+		"postgres:/shop":               "write postgres://",
 		"amqp://guest:s3cr%zzt@host/":  "write %40 for @",
 		"amqp://guest:s3cr3t@ho st/":   "can't be parsed",
 		"amqp://guest:s3cr3t@[::1/":    "can't be parsed",

@@ -15,6 +15,7 @@
 //   - [BacklogCounter]: a Receiver that counts waiting messages.
 //   - [PoisonWalker]: a PoisonQueue that iterates over all its messages.
 //   - [ParkNotifier]: a Receiver that reports messages that begin to be parked.
+//   - [ParkedKeyCounter]: a Receiver that counts the keys that poisoned messages hold back.
 //
 // An [Outbox] is not a transport: it stores messages in the service's database until they are safe on one.
 package driver

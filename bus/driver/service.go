@@ -73,9 +73,10 @@ func asName(text string) string {
 	}, strings.TrimLeft(text, "._-"))
 }
 
-// CheckDefaultService returns an error if a message system has one of the groups, such as "mail", under the default service
-// name of earlier versions, which did not include the main package. Under the new name, the messages of such a group would not
-// be handled any more. It is for a service with the default name. It blocks as FindGroup does.
+// CheckDefaultService returns an error if this program's default service name has the name of its main package, and a message
+// system has one of the groups, such as "mail", under the module's name alone. That is the default name of a main package at the
+// module's root, and was this program's in earlier versions of leat or before its package was moved. Then the messages of the group
+// would not be handled any more. It is for a service with the default name. It blocks as FindGroup does.
 func CheckDefaultService(ctx context.Context, finder GroupFinder, groups ...string) error {
 	former, program := defaultService()
 	if program == "" {
@@ -96,7 +97,8 @@ func checkDefaultService(ctx context.Context, finder GroupFinder, former, servic
 	case found == "":
 		return nil
 	}
-	return fmt.Errorf("this program's default service name is %q, and there is a group %q of the default name of earlier versions: "+
-		"set the service's name (LEAT_SERVICE or Config.Service) to %q if the group is this program's, or to %q if it is another's",
-		service, found, former, service)
+	return fmt.Errorf("this program's default service name is %q, and there is a group %q, "+
+		"which belongs to another program of this module, or to this one if it had the module's name before: set LEAT_SERVICE or Config.Service "+
+		"to %q if the group is another program's, or to %q if it is this one's",
+		service, found, service, former)
 }

@@ -48,9 +48,9 @@ func TestCheckDefaultService_findsGroupsThatWouldBeLeftBehind(t *testing.T) {
 	}
 	require.NoError(t, check(has("billing.mail")))
 	require.NoError(t, check(has("orders-worker.mail")))
-	require.EqualError(t, check(has("orders.ledger")), `this program's default service name is "orders-worker", and there is a group `+
-		`"orders.ledger" of the default name of earlier versions: set the service's name (LEAT_SERVICE or Config.Service) to "orders" `+
-		`if the group is this program's, or to "orders-worker" if it is another's`)
+	require.EqualError(t, check(has("orders.ledger")), `this program's default service name is "orders-worker", and there is a group "orders.ledger", `+
+		`which belongs to another program of this module, or to this one if it had the module's name before: set LEAT_SERVICE or Config.Service `+
+		`to "orders-worker" if the group is another program's, or to "orders" if it is this one's`)
 	require.EqualError(t, check(has("")), `look for groups of the service "orders": away`)
 	require.NoError(t, CheckDefaultService(t.Context(), has("")), "a test has the default name of before")
 }

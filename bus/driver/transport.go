@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -193,6 +194,16 @@ func (s Subscription) Validate() error {
 		return fmt.Errorf("group %q: %w", s.Group, ErrParkUnordered)
 	}
 	return nil
+}
+
+// CheckAgrees returns an error if other consumers of the group in the process have other topics, which are compared in their order,
+// or another order.
+func (s Subscription) CheckAgrees(topics []string, order Order) error {
+	if order == s.Order && slices.Equal(topics, s.Topics) {
+		return nil
+	}
+	return fmt.Errorf("group %q is subscribed to %v (%s) already, and now to %v (%s); consumers of one group must agree, "+
+		"so give one of them another name", s.Group, topics, order, s.Topics, s.Order)
 }
 
 // ValidateName returns an error if name can't become a part of queue and table names, or has more than limit bytes.

@@ -51,7 +51,6 @@ package main
 import (
 	"context"
 	"log/slog"
-	"net/http"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -60,7 +59,6 @@ import (
 	kongcompletion "github.com/jotaen/kong-completion"
 
 	"github.com/leatbus/leat/bus"
-	"github.com/leatbus/leat/fxmodule/console"
 	"github.com/leatbus/leat/internal/cli"
 	"github.com/leatbus/leat/transports/sql"
 	_ "github.com/leatbus/leat/transports/sqlite"
@@ -70,7 +68,6 @@ import (
 type commands struct {
 	cli.Commands `embed:""`
 
-	Console    cli.Console               `cmd:"" help:"Serve a console for a browser on this machine."`
 	Migrate    migrate                   `cmd:"" help:"Create and migrate the tables of a database."`
 	Completion kongcompletion.Completion `cmd:"" help:"Print the script that completes these commands in bash, zsh or fish."`
 
@@ -93,12 +90,6 @@ func main() {
 func run(ctx context.Context, args []string) int {
 	var c commands
 	e := &cli.Env{Program: "leat", Version: version(), Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, OpenDatabase: sql.Open}
-	e.Console = func(t bus.Transport, c *cli.Console) (http.Handler, error) {
-		if err := console.CheckTraceURL(c.TraceURL); err != nil {
-			return nil, err
-		}
-		return console.New(console.Config{Transport: t, Actions: c.Actions, TraceURL: c.TraceURL}), nil
-	}
 	e.Open = func(ctx context.Context) (bus.Transport, error) { return c.Target.open(ctx, e) }
 	return cli.Run(ctx, &c, e, description, args, &c.Target)
 }

@@ -8,7 +8,7 @@
 //	}
 //
 // The program runs as it does with fxmodule.Main, unless it has arguments: the first must be one of the commands poison,
-// groups, topics, publish, tail, top, describe, doctor and console, or --help. Then it runs that command of leat on the message
+// groups, topics, publish, tail, top, describe, doctor and console, or --help or --version. Then it runs that command of leat on the message
 // system that the service is configured for, and consumes nothing: constructors run, and start hooks run only for
 // a dry run.
 //
@@ -27,7 +27,8 @@
 // instance.
 //
 // The commands groups pause and groups resume work on the service's running process on the same machine, through its admin endpoint:
-// run them with the same LEAT_ADMIN and the other variables of the endpoint.
+// run them with the same LEAT_ADMIN and the other variables of the endpoint. So do all commands but describe if the transport is in
+// memory, since that is inside the running process.
 //
 //	$ LEAT_ADMIN=/run/shop/leat.sock shop groups pause shop.send-receipt
 //
@@ -37,22 +38,23 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"syscall"
 
+	"github.com/ThreeDotsLabs/watermill/message"
 	"go.uber.org/dig"
 	"go.uber.org/fx"
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/fxmodule"
-	"github.com/leatbus/leat/fxmodule/console"
 	"github.com/leatbus/leat/internal/admin"
 	"github.com/leatbus/leat/internal/cli"
 	"github.com/leatbus/leat/middleware"
@@ -77,14 +79,7 @@ func names() []string {
 	return []string{"poison", "groups", "topics", "publish", "tail", "top", "describe", "doctor", "console"}
 }
 
-// commands has the commands.
-type commands struct {
-	cli.Commands `embed:""`
-
-	Console cli.Console `cmd:"" help:"Serve a console for a browser on this machine."`
-}
-
-const description = `Look after the service's bus. Without one of these commands, the service runs.
+const description = `Look after the service's bus. Without one of these commands, the service runs. With --version alone, print the versions of the service and of leat.
 
 The exit status is 0 when all is well, 1 when something failed, and 2 when the command line or the URL is wrong.`
 
@@ -98,37 +93,63 @@ func Run(ctx context.Context, args []string, options ...fx.Option) (status int, 
 }
 
 func run(ctx context.Context, args []string, options ...fx.Option) (status int) {
+	if slices.Equal(args, []string{"--version"}) {
+		fmt.Println(filepath.Base(os.Args[0]), version())
+		return 0
+	}
 	e := &cli.Env{
 		Program: filepath.Base(os.Args[0]), Where: "the service's bus",
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, OpenDatabase: sql.Open,
 	}
-	e.Console = func(t bus.Transport, c *cli.Console) (http.Handler, error) {
-		if err := console.CheckTraceURL(c.TraceURL); err != nil {
-			return nil, err
-		}
-		return console.New(console.Config{Transport: t, Actions: c.Actions, TraceURL: c.TraceURL}), nil
-	}
-	e.OpenProcess = func(ctx context.Context) (bus.Transport, error) { return openProcess(ctx, e, options...) }
-	e.Open = func(context.Context) (bus.Transport, error) {
+	e.OpenProcess = func(ctx context.Context) (bus.Transport, error) { return openProcess(ctx, e, errNoPause, options...) }
+	e.OpenOwn = func(context.Context) (bus.Transport, error) {
 		var (
-			b      *bus.Bus
-			stack  middleware.Stack
-			idle   admin.Idle
-			config configured
+			b     *bus.Bus
+			stack middleware.Stack
+			idle  admin.Idle
 		)
-		app := fx.New(fx.Options(options...), fx.NopLogger, fx.Supply(&idle), fx.Populate(&b, &stack), fx.Invoke(config.set))
+		app := fx.New(fx.Options(options...), fx.NopLogger, fx.Supply(&idle), fx.Populate(&b, &stack))
 		if err := app.Err(); err != nil {
 			return nil, dig.RootCause(err)
 		}
 		if idle.Transport == nil { // the application provides its own bus
 			idle.Transport, idle.Outbox = b.Transport(), b.Outbox()
 		}
-		e.Close, e.ProcessConsole = b.Close, processConsole(endpointOf(config.Config))
+		e.Close = b.Close
 		e.Start = func(ctx context.Context) error { return start(ctx, app, e) }
 		e.DryRunner, e.Describer = admin.NewLocalDryRunner(b, stack), admin.NewLocalDescriber(b, idle.Transport, stack)
+		e.Check = func(msg *message.Message) error { return admin.CheckMessage(b, msg) }
 		return admin.WithOutbox(idle.Transport, idle.Outbox), nil
 	}
-	return cli.Run(ctx, new(commands), e, description, args)
+	e.Open = func(ctx context.Context) (bus.Transport, error) {
+		own, err := e.OpenOwn(ctx)
+		if err != nil || own.Capabilities().Durable {
+			return own, err
+		}
+		// It is inside the service's process, and this one's is empty.
+		err = e.Close(ctx)
+		e.Close, e.Start, e.DryRunner, e.Describer = nil, nil, nil, nil
+		if err != nil {
+			return nil, err
+		}
+		return openProcess(ctx, e, errNotShared, options...)
+	}
+	return cli.Run(ctx, new(cli.Commands), e, description, args)
+}
+
+// version returns the versions of the service's module and of leat in it.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "(unknown)"
+	}
+	own := cmp.Or(info.Main.Version, "(devel)")
+	for _, m := range info.Deps {
+		if m.Path == "github.com/leatbus/leat" {
+			return own + ", leat " + m.Version
+		}
+	}
+	return own
 }
 
 // configured has the application's configuration, which is empty if the application does not use fxmodule.Module.
@@ -138,20 +159,32 @@ type configured struct {
 	Config fxmodule.Config `optional:"true"`
 }
 
-func (c *configured) set(from configured) { *c = from }
-
 // endpointOf returns the admin endpoint of a process with the configuration.
 func endpointOf(c fxmodule.Config) admin.Endpoint {
 	return admin.Endpoint{Addr: c.Admin, Token: c.AdminToken, Cert: c.AdminCert, Key: c.AdminKey}
 }
 
-// errNoEndpoint is the error for a command that works on the running process if that has no admin endpoint.
-var errNoEndpoint = errors.New("a process is paused and resumed at its admin endpoint: start it with LEAT_ADMIN=/run/shop/leat.sock, and run this command " +
-	"with the same LEAT_ADMIN on its machine, for each process of the group; or scale its deployment to zero")
+// Errors for commands that work on the running process if that has no admin endpoint.
+var (
+	errNoPause = errors.New("a process is paused and resumed at its admin endpoint: start it with LEAT_ADMIN=/run/shop/leat.sock, and run this command " +
+		"with the same LEAT_ADMIN on its machine, for each process of the group; or scale its deployment to zero")
+	errNotShared = &notSharedError{}
+)
 
-// openProcess connects to the admin endpoint of the running process. It reads the application's configuration and constructs nothing
+// notSharedError is the error for a message system that only the service's process has.
+type notSharedError struct{}
+
+func (*notSharedError) Error() string {
+	return "this transport is inside the service's process, which has no admin endpoint: start it with LEAT_ADMIN=/run/shop/leat.sock, and run this command " +
+		"with the same LEAT_ADMIN on its machine"
+}
+
+// Fix is for the command doctor.
+func (*notSharedError) Fix() string { return "set LEAT_ADMIN for both, or a LEAT_URL that they share" }
+
+// openProcess connects to the admin endpoint of the running process, or returns unreachable if that has none. It reads the application's configuration and constructs nothing
 // else, so that it also works while the message system is away.
-func openProcess(ctx context.Context, e *cli.Env, options ...fx.Option) (bus.Transport, error) {
+func openProcess(ctx context.Context, e *cli.Env, unreachable error, options ...fx.Option) (bus.Transport, error) {
 	var config configured
 	read := false
 	first := fx.Module("leat-cli", fx.Invoke(func(from configured) error { // modules are invoked in their order
@@ -163,7 +196,7 @@ func openProcess(ctx context.Context, e *cli.Env, options ...fx.Option) (bus.Tra
 	}
 	endpoint := endpointOf(config.Config)
 	if endpoint.Addr == "" {
-		return nil, &cli.UsageError{Err: errNoEndpoint}
+		return nil, &cli.UsageError{Err: unreachable}
 	}
 	u, err := endpoint.LocalURL()
 	if err != nil {
@@ -179,21 +212,6 @@ func openProcess(ctx context.Context, e *cli.Env, options ...fx.Option) (bus.Tra
 
 // errConfigured ends the construction of an application.
 var errConfigured = errors.New("the configuration is known")
-
-// processConsole says where the console of the running process is.
-func processConsole(endpoint admin.Endpoint) string {
-	u, err := endpoint.LocalURL()
-	switch {
-	case endpoint.Addr == "":
-		return "start it with LEAT_ADMIN=/run/shop/leat.sock, and run leat console --url unix:///run/shop/leat.sock"
-	case err != nil:
-		return err.Error()
-	case u.Scheme == "unix":
-		return fmt.Sprintf("run leat console --url %s", u)
-	default:
-		return fmt.Sprintf("run leat console --url %s with its LEAT_ADMIN_TOKEN, or open %s/console/ if the service has the option fxmodule.Console", u, u)
-	}
-}
 
 // start runs the application's start hooks, and makes e.Close run its stop hooks.
 func start(ctx context.Context, app *fx.App, e *cli.Env) error {

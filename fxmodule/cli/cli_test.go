@@ -44,6 +44,14 @@ type orderPaid struct {
 
 func (orderPaid) EventType() (name string, version int) { return "order.paid", 1 }
 
+// Validate refuses orders that can't be.
+func (o orderPaid) Validate() error {
+	if o.Order < 0 {
+		return errors.New("order is negative")
+	}
+	return nil
+}
+
 type receiptSent struct{}
 
 func (receiptSent) EventType() (name string, version int) { return "receipt.sent", 1 }
@@ -318,23 +326,61 @@ func TestConsole_servesTheConfiguredTransport(t *testing.T) {
 	require.NoFileExists(t, w.hooks, "the service did not start")
 }
 
-func TestConsole_ofATransportInMemoryIsInTheProcess(t *testing.T) {
+// A transport in memory is inside the running process, so the commands ask that.
+func TestMemory_commandsAskTheRunningProcess(t *testing.T) {
 	w := newWorld(t, "sqlite://"+filepath.Join(t.TempDir(), "bus.db"))
 	w.url = "memory://"
-	for _, c := range []struct{ admin, token, want string }{
-		{"", "", "start it with LEAT_ADMIN=/run/shop/leat.sock, and run leat console --url unix:///run/shop/leat.sock"},
-		{"/run/till/leat.sock", "", "run leat console --url unix:///run/till/leat.sock\n"},
-		{"127.0.0.1:7070", "0123456789abcdef", "run leat console --url http://127.0.0.1:7070 with its LEAT_ADMIN_TOKEN, " +
-			"or open http://127.0.0.1:7070/console/ if the service has the option fxmodule.Console\n"},
-		{"127.0.0.1:7070", "", "open to every user of this machine"},
-	} {
-		t.Setenv("LEAT_ADMIN", c.admin)
-		t.Setenv("LEAT_ADMIN_TOKEN", c.token)
-		out, status := w.shop("console")
-		require.Equal(t, 2, status, out)
-		require.Contains(t, out, "this transport is inside the service's process; ")
-		require.Contains(t, out, c.want)
+	for _, command := range []string{"groups", "topics", "poison stats", "console", "doctor"} {
+		out, status := w.shop(strings.Fields(command)...)
+		require.NotZero(t, status, out)
+		require.Contains(t, out, "this transport is inside the service's process, which has no admin endpoint: start it with LEAT_ADMIN=", command)
 	}
+	out, status := w.shop("describe")
+	require.Zero(t, status, out)
+	require.Contains(t, out, w.group("mail"))
+
+	socket := filepath.Join(t.TempDir(), "s")
+	t.Setenv("LEAT_ADMIN", socket)
+	out, status = w.shop("groups")
+	require.Equal(t, 1, status, out)
+	require.Contains(t, out, "is a process of the service running here, with the same LEAT_ADMIN?")
+	stop := w.start()
+	defer stop()
+	out, status = w.shop("groups", "--json", w.group("mail"))
+	require.Zero(t, status, out)
+	require.Contains(t, out, `"consumers":1`)
+	out, status = w.shop("doctor")
+	require.Zero(t, status, out)
+	require.Contains(t, out, "group "+w.group("mail")+": 1 consumer, 0 waiting, 0 poisoned")
+	out, status = w.shop("publish", "--type", "order.paid.v1", "--data", "x")
+	require.Equal(t, 2, status, out)
+	for _, data := range []string{`{"order":-1}`, `{"order":"x"}`} {
+		out, status = w.shop("publish", "--type", "order.paid.v1", "--data", data)
+		require.Equal(t, 2, status, out)
+		require.Contains(t, out, "would refuse it: ")
+		require.Contains(t, out, "nothing was published")
+	}
+	u := &url.URL{Scheme: "unix", Path: socket}
+	process, err := admin.Dial(w.patience(), u, "")
+	require.NoError(t, err)
+	bad := message.NewMessage("bad", []byte(`{"order":"x"}`))
+	bad.Metadata = message.Metadata{driver.HeaderType: "order.paid.v1"}
+	require.NoError(t, process.Publish(w.patience(), "order.paid.v1", bad))
+	require.NoError(t, process.Close(w.patience()))
+	require.Eventually(t, func() bool {
+		out, _ = w.shop("poison", "stats", "--group", w.group("mail"))
+		return strings.Contains(out, "order.paid.v1")
+	}, time.Minute, 10*time.Millisecond)
+	out, status = w.shop("poison", "replay", "--dry-run", "--group", w.group("mail"), "--yes")
+	require.Zero(t, status, out)
+	require.Contains(t, out, "0 of 1 message would now succeed")
+}
+
+func TestMain_printsItsVersion(t *testing.T) {
+	w := newWorld(t, "sqlite://"+filepath.Join(t.TempDir(), "bus.db"))
+	out, status := w.shop("--version")
+	require.Zero(t, status, out)
+	require.Regexp(t, `^shop \S`, out)
 }
 
 // world is a message system on which the shop has failed.

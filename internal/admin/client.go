@@ -3,6 +3,7 @@ package admin
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -293,6 +294,9 @@ func (c *Client) do(ctx context.Context, method, path string, query url.Values, 
 		request.Header.Set("Authorization", "Bearer "+c.token)
 	}
 	response, err := c.http.Do(request) //nolint:gosec // the operator says where to
+	if _, unknown := errors.AsType[x509.UnknownAuthorityError](err); unknown {
+		return nil, fmt.Errorf("admin endpoint: %w; set the variable SSL_CERT_FILE to a PEM file with its authority, or with the certificate itself if that signs itself", err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("admin endpoint: %w", err)
 	}

@@ -12,6 +12,12 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
+// A Fixer is an error that says what to do about it.
+type Fixer interface {
+	error
+	Fix() string
+}
+
 // Diagnose returns the findings of the transport, and findings about its groups.
 func Diagnose(ctx context.Context, inspector driver.Inspector) []driver.Finding {
 	findings := inspector.Diagnose(ctx)
@@ -22,7 +28,11 @@ func Diagnose(ctx context.Context, inspector driver.Inspector) []driver.Finding 
 	}
 	groups, err := inspector.Groups(ctx)
 	if err != nil {
-		return append(findings, driver.Finding{Check: "groups", Err: err, Fix: "see what the transport says above"})
+		f := driver.Finding{Check: "groups", Err: err, Fix: "try again; if it fails again, give the command longer with --wait"}
+		if _, found := errors.AsType[Fixer](err); found { // one of the findings has the reason, and is no fault
+			f = driver.Finding{Check: "groups", Text: "not listed, so neither their consumers nor what waits in them is checked"}
+		}
+		return append(findings, f)
 	}
 	for _, g := range groups {
 		findings = append(findings, diagnoseGroup(g))
@@ -59,7 +69,7 @@ func diagnoseGroup(g driver.GroupInfo) driver.Finding {
 	}
 	f := driver.Finding{
 		Check: "group " + g.Name,
-		Text:  fmt.Sprintf("%s consumers, %s waiting, %s poisoned", Count(g.Consumers), Count(g.Waiting), Count(g.Poisoned)),
+		Text:  fmt.Sprintf("%s, %s waiting, %s poisoned", consumers(g.Consumers), Count(g.Waiting), Count(g.Poisoned)),
 	}
 	if g.Consumers == 0 && g.Waiting > 0 {
 		f.Err = fmt.Errorf("%d messages wait, and there is no consumer", g.Waiting)
@@ -87,6 +97,13 @@ func diagnoseHealth(h bus.Health, url string) driver.Finding {
 	}
 	f.Fix = strings.Join(fixes, "; ")
 	return f
+}
+
+func consumers(n int) string {
+	if n == 1 {
+		return "1 consumer"
+	}
+	return Count(n) + " consumers"
 }
 
 // Count returns a number as text, ? if it is unknown.

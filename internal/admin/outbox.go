@@ -42,6 +42,18 @@ func (t *withOutbox) PoisonQueue(group string) driver.PoisonQueue {
 	return t.Transport.PoisonQueue(group)
 }
 
+// FindGroup implements [driver.GroupFinder], if the transport does.
+func (t *withOutbox) FindGroup(ctx context.Context, names ...string) (string, error) {
+	if slices.Contains(names, t.outbox.Group()) {
+		return t.outbox.Group(), nil
+	}
+	finder, ok := t.Transport.(driver.GroupFinder)
+	if !ok {
+		return "", nil
+	}
+	return finder.FindGroup(ctx, names...)
+}
+
 // RemoveGroup implements [driver.GroupRemover], if the transport does.
 func (t *withOutbox) RemoveGroup(ctx context.Context, group string) error {
 	remover, ok := t.Transport.(driver.GroupRemover)

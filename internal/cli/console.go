@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/subtle"
@@ -13,11 +12,11 @@ import (
 	"strings"
 	"time"
 
+	webconsole "github.com/leatbus/leat/fxmodule/console"
 	"github.com/leatbus/leat/internal/admin"
 )
 
-// Console is the command that serves the console. It is not one of [Commands], so that only programs with the command link the console.
-type Console struct {
+type console struct {
 	connect `embed:""`
 
 	Listen   string `default:"127.0.0.1:0" placeholder:"ADDRESS" help:"The address to listen on, on this machine only. Port 0 means a free port."`
@@ -27,26 +26,26 @@ type Console struct {
 
 // Run serves the console until it is interrupted. It prints a URL with a token in its path, and serves only requests with
 // that token.
-func (c *Console) Run(ctx context.Context, e *Env) error {
+func (c *console) Run(ctx context.Context, e *Env) error {
 	host, _, err := net.SplitHostPort(c.Listen)
 	if ip, notIP := netip.ParseAddr(host); err != nil || host != "localhost" && (notIP != nil || !ip.IsLoopback()) {
 		return usage("--listen %s: write a loopback address and a port, like 127.0.0.1:8080; for other machines, serve the console at the service's admin endpoint", c.Listen)
 	}
 	return c.with(ctx, e, func(s *session) error {
 		if _, remote := s.Transport.(*admin.Client); !remote && !s.Capabilities().Durable {
-			return usage("this transport is inside the service's process; %s", cmp.Or(e.ProcessConsole, "give the URL of the service's admin endpoint"))
+			return usage("this transport is inside the service's process; give the URL of the service's admin endpoint")
 		}
-		handler, err := e.Console(s.Transport, c)
-		if err != nil {
+		if err := webconsole.CheckTraceURL(c.TraceURL); err != nil {
 			return &UsageError{err}
 		}
+		pages := webconsole.New(webconsole.Config{Transport: s.Transport, Actions: c.Actions, TraceURL: c.TraceURL})
 		listener, err := new(net.ListenConfig).Listen(ctx, "tcp", c.Listen)
 		if err != nil {
 			return err
 		}
 		prefix := "/" + rand.Text()
 		server := &http.Server{
-			Handler:           behind(prefix, handler),
+			Handler:           behind(prefix, pages),
 			ReadHeaderTimeout: 10 * time.Second,
 			BaseContext:       func(net.Listener) context.Context { return ctx },
 		}

@@ -13,7 +13,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
-	"github.com/leatbus/leat/fxmodule/console"
 	"github.com/leatbus/leat/transports"
 	"github.com/leatbus/leat/transports/memory"
 	_ "github.com/leatbus/leat/transports/sqlite"
@@ -25,16 +24,11 @@ func TestConsole_servesOnlyBelowItsToken(t *testing.T) {
 	e.Open = func(ctx context.Context) (driver.Transport, error) {
 		return transports.Open(ctx, "sqlite:"+filepath.Join(t.TempDir(), "shop.db"))
 	}
-	e.Console = func(t driver.Transport, c *Console) (http.Handler, error) {
-		return console.New(console.Config{Transport: t, Actions: c.Actions}), nil
-	}
 	ctx, interrupt := context.WithCancel(t.Context())
 	defer interrupt()
 	ended := make(chan int)
 	go func() {
-		ended <- Run(ctx, &struct {
-			Console Console `cmd:""`
-		}{}, e, "", []string{"console"})
+		ended <- Run(ctx, new(Commands), e, "", []string{"console"})
 	}()
 	address, err := bufio.NewReader(out).ReadString('\n')
 	require.NoError(t, err)
@@ -72,9 +66,7 @@ func TestConsole_refusesWhatCanNotWork(t *testing.T) {
 		var said bytes.Buffer
 		e := &Env{Program: "leat", Stdout: io.Discard, Stderr: &said}
 		e.Open = func(context.Context) (driver.Transport, error) { return memory.New(memory.Config{}), nil }
-		require.Equal(t, ExitUsage, Run(t.Context(), &struct {
-			Console Console `cmd:""`
-		}{}, e, "", args))
+		require.Equal(t, ExitUsage, Run(t.Context(), new(Commands), e, "", args))
 		require.Contains(t, said.String(), want)
 	}
 }

@@ -20,6 +20,9 @@ type describe struct {
 
 // Run describes the service; with --json, as an admin.Description.
 func (c *describe) Run(ctx context.Context, e *Env) error {
+	if e.OpenOwn != nil {
+		e.Open = e.OpenOwn
+	}
 	return c.with(ctx, e, func(s *session) error {
 		describer := s.Describer
 		if remote, ok := s.Transport.(admin.Describer); ok {

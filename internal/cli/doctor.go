@@ -89,10 +89,7 @@ func examineDatabase(ctx context.Context, e *Env, raw string, examine func(conte
 
 // fixOf returns the fix for a message system that can't be opened.
 func fixOf(err error) string {
-	fixer, ok := errors.AsType[interface {
-		error
-		Fix() string
-	}](err)
+	fixer, ok := errors.AsType[admin.Fixer](err)
 	switch {
 	case ok:
 		return fixer.Fix()

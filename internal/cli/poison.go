@@ -89,11 +89,8 @@ func (f filter) queues(ctx context.Context, s *session) ([]chosen, error) {
 		return queues, nil
 	}
 	groups, err := s.groups(ctx, f.Group...)
-	if errors.Is(err, errNoInspector) && len(f.Group) > 0 {
-		for _, name := range f.Group { // of any name
-			groups = append(groups, driver.GroupInfo{Name: name, Poisoned: driver.Unknown})
-		}
-		err = nil
+	if err != nil {
+		groups, err = f.unlisted(ctx, s, err)
 	}
 	if err != nil {
 		return nil, err
@@ -120,6 +117,35 @@ func (f filter) named(ctx context.Context, s *session) (queues []chosen) {
 		queues = append(queues, chosen{group: name, queue: queue})
 	}
 	return queues
+}
+
+// unlisted returns the groups in the flags if the groups can't be listed, as on RabbitMQ without its management API; failed is why.
+func (f filter) unlisted(ctx context.Context, s *session, failed error) (groups []driver.GroupInfo, err error) {
+	_, fixable := errors.AsType[admin.Fixer](failed)
+	finder, finds := s.Transport.(driver.GroupFinder)
+	switch anyName := errors.Is(failed, errNoInspector); {
+	case anyName && len(f.Group) > 0:
+		finds = false
+	case !fixable || !finds:
+		return nil, failed
+	case len(f.Group) == 0:
+		return nil, fmt.Errorf("name the groups with --group, or have them listed: %w", failed)
+	}
+	ctx, cancel := s.soon(ctx)
+	defer cancel()
+	for _, name := range f.Group {
+		if finds {
+			found, err := finder.FindGroup(ctx, name)
+			if err != nil {
+				return nil, err
+			}
+			if found == "" {
+				return nil, fmt.Errorf("group %q was not found, and the groups can't be listed: %w", name, failed)
+			}
+		}
+		groups = append(groups, driver.GroupInfo{Name: name, Poisoned: driver.Unknown})
+	}
+	return groups, nil
 }
 
 // each calls visit with every message that the flags select, group by group.

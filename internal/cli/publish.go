@@ -35,6 +35,14 @@ func (c *publish) Run(ctx context.Context, e *Env) error {
 	}
 	return c.with(ctx, e, func(s *session) error {
 		for i, msg := range msgs {
+			if s.Check == nil {
+				break
+			}
+			if err := s.Check(msg); err != nil {
+				return usage("message %d of %d, %s: %w; nothing was published", i+1, len(msgs), driver.MessageID(msg), err)
+			}
+		}
+		for i, msg := range msgs {
 			if err := s.publish(ctx, msg); err != nil {
 				return fmt.Errorf("message %d of %d, %s: %w", i+1, len(msgs), driver.MessageID(msg), err)
 			}

@@ -5,11 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"net/url"
 	"regexp"
 	"slices"
 
+	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/alecthomas/kong"
 	kongcompletion "github.com/jotaen/kong-completion"
 
@@ -33,6 +33,7 @@ type Commands struct {
 	Top      top      `cmd:"" help:"Show the groups repeatedly."`
 	Describe describe `cmd:"" help:"Show the parts of a service: transport, handlers, their stack."`
 	Doctor   doctor   `cmd:"" help:"Check the message system, and print the fixes."`
+	Console  console  `cmd:"" help:"Serve a console for a browser on this machine."`
 }
 
 // Env has what commands need.
@@ -47,6 +48,9 @@ type Env struct {
 	// OpenProcess connects to the admin endpoint of the service's running process, for commands that work on a process; nil if
 	// Open may do so. The command closes the connection.
 	OpenProcess func(ctx context.Context) (driver.Transport, error)
+	// OpenOwn opens the message system of a service's own binary for commands that work on this process, also if Open connects
+	// to the running one because the message system is inside it; nil means Open.
+	OpenOwn func(ctx context.Context) (driver.Transport, error)
 	// Close closes what Open has opened; nil means the transport's Close.
 	Close func(ctx context.Context) error
 	// OpenDatabase opens the database of an outbox or an inbox for doctor. It creates nothing.
@@ -56,13 +60,10 @@ type Env struct {
 	Start func(ctx context.Context) error
 	// DryRunner has the program's own handlers once Open has returned; nil if it has none.
 	DryRunner admin.DryRunner
+	// Check returns an error if a handler of the program would refuse a message; nil if the program has no handlers.
+	Check func(msg *message.Message) error
 	// Describer describes the program's own service once Open has returned; nil if it has none.
 	Describer admin.Describer
-	// Console returns the console of a message system, as the command's flags say; nil for a program without the command
-	// Console.
-	Console func(t driver.Transport, c *Console) (http.Handler, error)
-	// ProcessConsole says where the console of the service's running process is; "" if Open may connect to its admin endpoint.
-	ProcessConsole string
 }
 
 // A UsageError is a mistake in the command line or the URL.

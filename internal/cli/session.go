@@ -77,8 +77,7 @@ func (s *session) explain(err error) error {
 	case errors.Is(err, context.Canceled):
 		return fmt.Errorf("%s: %w", s.Where, errInterrupted)
 	}
-	var knows interface{ Fix() string }
-	if errors.As(err, &knows) {
+	if knows, ok := errors.AsType[admin.Fixer](err); ok {
 		return fmt.Errorf("%s: %w; %s", s.Where, err, knows.Fix())
 	}
 	return fmt.Errorf("%s: %w; run %s doctor to find the cause", s.Where, err, s.Program)

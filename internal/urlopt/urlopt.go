@@ -30,9 +30,9 @@ func New(u *url.URL) *Options {
 	return o
 }
 
-// RequireHost records an error if the URL is like amqp:guest@localhost: without the slashes it has no host.
+// RequireHost records an error if the URL is like amqp:guest@localhost or amqp:/vhost: without the two slashes it has no host.
 func (o *Options) RequireHost(u *url.URL) {
-	if u.Opaque != "" {
+	if u.Opaque != "" || u.OmitHost {
 		o.errs = append(o.errs, fmt.Errorf("the URL has no // behind %s:; write %s://", u.Scheme, u.Scheme))
 	}
 }

@@ -2,6 +2,7 @@ package amqp_test
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/url"
 	"strings"
@@ -55,6 +56,15 @@ func TestOpen_errorOfAnUnreachableBrokerHasNoCredentials(t *testing.T) {
 	}
 }
 
+func TestOpen_interruptedIsNoTimeout(t *testing.T) {
+	ctx, interrupt := context.WithCancelCause(t.Context())
+	server := silentServer(t)
+	time.AfterFunc(50*time.Millisecond, func() { interrupt(errors.New("terminated")) })
+	_, err := openURL(ctx, "amqp://"+server+"/")
+	require.ErrorContains(t, err, "interrupted before it answered: terminated")
+	require.NotContains(t, err.Error(), "in time")
+}
+
 func TestConflict_namesTheArgument(t *testing.T) {
 	broker := sharedBroker(t)
 	group, topic := unique("ledger"), unique("a.v1")
@@ -72,6 +82,7 @@ func TestConflict_namesTheArgument(t *testing.T) {
 	_, err = third.Subscribe(t.Context(), driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1, Order: driver.OrderedByKey})
 	require.ErrorAs(t, err, &conflict)
 	require.Equal(t, "x-single-active-consumer", conflict.Argument)
+	require.ErrorContains(t, err, "leat groups rm")
 
 	exchange := unique("direct")
 	withBroker(t, broker, func(ch *rabbit.Channel) {

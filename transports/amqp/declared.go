@@ -122,11 +122,10 @@ func (t *declaredTopology) adopt(s driver.Subscription) error {
 		return err
 	}
 	other, ok := t.groups[s.Group]
-	if !ok || other.Order == s.Order && slices.Equal(other.Topics, s.Topics) {
+	if !ok {
 		return nil
 	}
-	return fmt.Errorf("group %q is subscribed to %v (%s) already, and now to %v (%s); consumers of one group must agree, "+
-		"so give one of them another name", s.Group, other.Topics, other.Order, s.Topics, s.Order)
+	return s.CheckAgrees(other.Topics, other.Order)
 }
 
 // sharesNoQueue returns an error if the group would have the queue of another group, because a Watermill configuration names queues

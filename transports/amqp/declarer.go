@@ -122,7 +122,8 @@ func (e *ConflictError) fix() string {
 	switch e.Argument {
 	case "x-single-active-consumer":
 		return "the group was unordered and is now to be ordered by key or strictly, or the other way round; " +
-			"give the handler another name, or make the queue anew as the package's documentation says under \"Changing the order of a group\""
+			"give the handler another name; or let the group run empty, stop its processes, delete it with leat groups rm, and start them again. " +
+			"That deletes poisoned messages, too; to keep them, see \"Changing the order of a group\" in the package's documentation"
 	case "x-queue-type":
 		return "choose it with the option queue, or delete the queue when it is empty"
 	case "type":

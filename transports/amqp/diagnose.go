@@ -297,7 +297,7 @@ func (d *diagnosis) oldDelays() error {
 	}
 	switch {
 	case near.Consumers > 0:
-		f.Text = fmt.Sprintf("%d messages wait in them, and %d consumers, of older processes or of one that moves the messages", left, near.Consumers)
+		f.Text = fmt.Sprintf("messages that wait in them: %d; consumers, of older processes or of one that moves the messages: %d", left, near.Consumers)
 	case left > 0:
 		f.Text = fmt.Sprintf("%d messages wait in them; a process that consumes any group moves each at its time", left)
 	default:

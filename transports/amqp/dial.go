@@ -68,12 +68,15 @@ func (c Config) dial(ctx context.Context, role string) (conn *amqp.Connection, w
 
 // dialHost connects and logs in. The timeout covers both, so that a server that accepts a connection and then sends nothing does
 // not block it. The error names the server, and never the credentials.
-func (c Config) dialHost(ctx context.Context, host, role string) (*amqp.Connection, *writeBatcher, error) {
-	ctx, cancel := context.WithTimeout(ctx, c.DialTimeout)
+func (c Config) dialHost(caller context.Context, host, role string) (*amqp.Connection, *writeBatcher, error) {
+	ctx, cancel := context.WithTimeout(caller, c.DialTimeout)
 	defer cancel()
 	conn, wire, err := c.open(ctx, host, role)
 	if err != nil {
-		return nil, nil, fmt.Errorf("connect to %s, virtual host %q: %w", host, c.Vhost, explain(ctx, err))
+		if err = explain(ctx, err); caller.Err() != nil && !errors.Is(caller.Err(), context.DeadlineExceeded) {
+			err = fmt.Errorf("interrupted before it answered: %w", context.Cause(caller))
+		}
+		return nil, nil, fmt.Errorf("connect to %s, virtual host %q: %w", host, c.Vhost, err)
 	}
 	return conn, wire, nil
 }

@@ -63,6 +63,7 @@ func openLink(ctx context.Context, cfg Config, role string) (*link, error) {
 		if late, ok := errors.AsType[net.Error](err); why == nil || !ok || !late.Timeout() {
 			why = err
 		}
+		driver.SetLastError(ctx, why)
 		if errors.Is(err, errLogin) || !pause.Wait(ctx) {
 			l.cancel(nil)
 			return nil, why

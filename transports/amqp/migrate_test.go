@@ -106,7 +106,7 @@ func TestUpgrade_losesNoDelayedMessage(t *testing.T) {
 			}
 			transport := open(t, raw, amqp.MigrateOften)
 			feed := subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
-			require.Contains(t, findingOf(t, transport.Diagnose(t.Context()), "queues for delays of an older version").Text, "1 consumers")
+			require.Contains(t, findingOf(t, transport.Diagnose(t.Context()), "queues for delays of an older version").Text, "moves the messages: 1")
 			require.NoError(t, old.Close()) // the last one ends
 
 			got := make(map[string]int)

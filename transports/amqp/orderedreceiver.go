@@ -1,6 +1,7 @@
 package amqp
 
 import (
+	"context"
 	"errors"
 	"math/rand/v2"
 	"slices"
@@ -95,6 +96,13 @@ func (f *orderedReceiver) take() (*orderedItem, bool) {
 	f.out++
 	f.t.active.Add(1)
 	return it, true
+}
+
+// ParkedKeys implements [driver.ParkedKeyCounter]. Only the leader of the group knows.
+func (f *orderedReceiver) ParkedKeys(context.Context) (int, error) {
+	info := driver.GroupInfo{ParkedKeys: driver.Unknown}
+	f.count(&info)
+	return info.ParkedKeys, nil
 }
 
 // mayHandOut makes sure that a message that may crash the process is handed out alone.

@@ -2,7 +2,6 @@ package memory
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -90,9 +89,10 @@ func newGroup(name string, number int, cfg Config, busy *waitcounter.Counter) *g
 func (g *group) join(s driver.Subscription) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.receivers > 0 && (g.order != s.Order || !slices.Equal(g.topics, s.Topics)) {
-		return fmt.Errorf("group %q is subscribed to %v (%s) already, and now to %v (%s); consumers of one group must agree, "+
-			"so give one of them another name", s.Group, g.topics, g.order, s.Topics, s.Order)
+	if g.receivers > 0 {
+		if err := s.CheckAgrees(g.topics, g.order); err != nil {
+			return err
+		}
 	}
 	g.receivers++
 	g.joined++

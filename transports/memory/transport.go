@@ -226,8 +226,9 @@ type receiver struct {
 }
 
 var (
-	_ driver.BacklogCounter = (*receiver)(nil)
-	_ driver.ParkNotifier   = (*receiver)(nil)
+	_ driver.BacklogCounter   = (*receiver)(nil)
+	_ driver.ParkNotifier     = (*receiver)(nil)
+	_ driver.ParkedKeyCounter = (*receiver)(nil)
 )
 
 func (r *receiver) Next(ctx context.Context) (*driver.Delivery, error) {
@@ -243,6 +244,8 @@ func (r *receiver) Close(context.Context) error {
 }
 
 func (r *receiver) OnPark(fn func(*message.Message)) { r.group.notifyOnPark(r, fn) }
+
+func (r *receiver) ParkedKeys(context.Context) (int, error) { return r.group.info().ParkedKeys, nil }
 
 func (r *receiver) Backlog() (now, later int) { return r.group.backlog() }
 

@@ -89,6 +89,7 @@ func (d *database) retry(ctx context.Context, f func(ctx context.Context) error)
 		if !d.temporary(err) {
 			return d.explain(err)
 		}
+		driver.SetLastError(ctx, err)
 		if !backoff.Sleep(ctx, wait.Next()) {
 			return contextError(ctx, err)
 		}

@@ -89,6 +89,12 @@ func (f *receiver) hand(d *delivery) *driver.Delivery {
 	return &d.delivery
 }
 
+// ParkedKeys implements [driver.ParkedKeyCounter].
+func (f *receiver) ParkedKeys(ctx context.Context) (int, error) {
+	n, _, err := number(ctx, f.core.pool, f.core.sql(`SELECT count(DISTINCT pos) FROM {holds} WHERE group_id = ?`), f.group.id)
+	return int(n), err
+}
+
 func (f *receiver) cap() int { return cap(f.buffer) }
 
 // Close implements [driver.Receiver].

@@ -22,6 +22,7 @@ func testPark(t *testing.T, h Harness) {
 		require.ElementsMatch(t, []string{"b/1", "b/2", "b/3", "/1", "/2"}, w.collect(receiver, 5), "others go on")
 		w.nothing(receiver, 50*time.Millisecond)
 		w.parked(transport, 2)
+		w.parkedKeys(receiver, 1)
 
 		// An operator replays it from another process, and it is delivered first.
 		queue := w.another(transport).PoisonQueue(w.group("ledger"))
@@ -29,6 +30,13 @@ func testPark(t *testing.T, h Harness) {
 		w.publishKeyed(transport, "a/4")
 		require.Equal(t, []string{"a/1", "a/2", "a/3", "a/4"}, w.collect(receiver, 4))
 		w.parked(transport, 0)
+		w.parkedKeys(receiver, 0)
+
+		w.publishKeyed(transport, "/3")
+		w.poison(receiver, "/3")
+		w.publishKeyed(transport, "/4")
+		require.Equal(t, []string{"/4"}, w.collect(receiver, 1))
+		w.parkedKeys(receiver, 0) // a message without a key holds back none
 	})
 
 	t.Run("the next poisoned message of the key holds back what is behind it", func(t *testing.T) {
@@ -93,6 +101,7 @@ func testPark(t *testing.T, h Harness) {
 		w.poison(receiver, "a/1")
 		w.nothing(receiver, 50*time.Millisecond)
 		w.parked(transport, 2)
+		w.parkedKeys(receiver, 1)
 		queue := w.another(transport).PoisonQueue(w.group("ledger"))
 		w.replay(queue, w.listPoisoned(queue, 10)...)
 		w.publishKeyed(transport, "a/2")
@@ -266,6 +275,18 @@ func (w *world) replay(queue driver.PoisonQueue, list ...driver.PoisonedMessage)
 	n, err := queue.Replay(w.ctx, ids...)
 	require.NoError(w, err)
 	require.Equal(w, len(ids), n)
+}
+
+// parkedKeys blocks until so many keys of the receiver's group are held back.
+func (w *world) parkedKeys(receiver driver.Receiver, want int) {
+	w.Helper()
+	counter, ok := receiver.(driver.ParkedKeyCounter)
+	require.True(w, ok, "the bus reports parked keys by it")
+	w.eventually(fmt.Sprintf("%d keys are held back", want), func() bool {
+		n, err := counter.ParkedKeys(w.ctx)
+		require.NoError(w, err)
+		return n == want
+	})
 }
 
 // parked blocks until n messages of the group are reported as parked.
