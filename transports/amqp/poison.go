@@ -137,6 +137,7 @@ func (q *poisonQueue) Replay(ctx context.Context, ids ...string) (n int, err err
 				return err
 			}
 			n += len(safe)
+			driver.Progress(ctx, len(safe))
 			return nil
 		})
 	})
@@ -153,6 +154,7 @@ func (q *poisonQueue) Drop(ctx context.Context, ids ...string) (n int, err error
 			return err
 		}
 		n += len(window)
+		driver.Progress(ctx, len(window))
 		return nil
 	})
 	return n, err
