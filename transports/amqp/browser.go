@@ -385,14 +385,16 @@ func (b *browser) take(all ...*amqp.Delivery) error {
 			b.taken[id] = true
 		}
 	}
-	for n := 0; len(all) > 0; all = all[n:] {
+	for len(all) > 0 {
 		r := readerOf(all[0])
-		if n = slices.IndexFunc(all, func(d *amqp.Delivery) bool { return readerOf(d) != r }); n < 0 {
+		n := slices.IndexFunc(all, func(d *amqp.Delivery) bool { return readerOf(d) != r })
+		if n < 0 {
 			n = len(all)
 		}
 		if err := b.ack(r, all[:n]); err != nil {
 			return err
 		}
+		all = all[n:]
 	}
 	return nil
 }
