@@ -37,7 +37,8 @@ type PoisonQueue interface {
 	// Replay moves messages back to their own group, as they were before their first delivery, and returns how many it moved.
 	// It deletes a message from the poison queue after it is safe in the group. If an id is not there, Replay moves the others
 	// and returns [ErrNotFound]. If the process is killed during a replay, no message is lost, but some may be in both places;
-	// replay the rest again, and dedup detects the duplicates. One call with many ids is faster than many calls.
+	// replay the rest again, and dedup detects the duplicates. One call with many ids is faster than many calls. [WithProgress]
+	// shows how far it is.
 	//
 	// In a group that parks, a replayed message is delivered before the messages that wait behind it.
 	Replay(ctx context.Context, ids ...string) (int, error)
@@ -50,6 +51,21 @@ type PoisonQueue interface {
 	Put(ctx context.Context, msgs ...PoisonedMessage) error
 	// Len returns the number of messages in the queue.
 	Len(ctx context.Context) (int, error)
+}
+
+type progressKey struct{}
+
+// WithProgress returns a context with which [PoisonQueue.Replay] and [PoisonQueue.Drop] call moved with the number of messages that
+// they have just moved, each time they have moved some of many. The calls are made by the caller's goroutine.
+func WithProgress(ctx context.Context, moved func(n int)) context.Context {
+	return context.WithValue(ctx, progressKey{}, moved)
+}
+
+// Progress calls the function of [WithProgress], if ctx has one. Transports call it.
+func Progress(ctx context.Context, n int) {
+	if moved, ok := ctx.Value(progressKey{}).(func(n int)); ok {
+		moved(n)
+	}
 }
 
 // A PoisonWalker is a [PoisonQueue] that iterates over all its messages. It is for transports in which each call of

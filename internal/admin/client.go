@@ -2,6 +2,7 @@ package admin
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/x509"
 	"encoding/json"
@@ -12,6 +13,7 @@ import (
 	"net/http"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -214,11 +216,27 @@ func poisoned(records []Record, err error) ([]driver.PoisonedMessage, error) {
 }
 
 func (q *remoteQueue) Replay(ctx context.Context, ids ...string) (int, error) {
-	return q.post(ctx, "replay", bulkBody{append([]string{}, ids...)})
+	return q.move(ctx, "replay", ids)
 }
 
 func (q *remoteQueue) Drop(ctx context.Context, ids ...string) (int, error) {
-	return q.post(ctx, "rm", bulkBody{append([]string{}, ids...)})
+	return q.move(ctx, "rm", ids)
+}
+
+// idsAtOnce is how many messages one request moves: few enough to show progress, and for proxies that wait for a response.
+const idsAtOnce = 10_000
+
+func (q *remoteQueue) move(ctx context.Context, what string, ids []string) (done int, missing error) {
+	for chunk := range slices.Chunk(ids, idsAtOnce) {
+		n, err := q.post(ctx, what, bulkBody{chunk})
+		done += n
+		if err != nil && !errors.Is(err, driver.ErrNotFound) {
+			return done, err
+		}
+		missing = cmp.Or(missing, err)
+		driver.Progress(ctx, n)
+	}
+	return done, missing
 }
 
 // putAtOnce is how many bytes of records one request writes. A larger record has its own request.

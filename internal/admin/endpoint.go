@@ -111,7 +111,7 @@ func (a Endpoint) isConsole(r *http.Request) bool {
 // Limits of requests.
 const (
 	maxBody     = 32 << 20 // bytes of a request's body
-	maxIDs      = 10 * moveAtOnce
+	maxIDs      = 10 * idsAtOnce
 	largeBody   = 1 << 20 // bytes from which a body counts as large
 	largeBodies = 2       // large bodies that are read at once; others wait
 	bodyTimeout = time.Minute

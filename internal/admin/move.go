@@ -9,10 +9,6 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-// moveAtOnce is how many messages one call moves: many, because a transport may read its queue from the front
-// each time, but few enough to show progress.
-const moveAtOnce = 10_000
-
 // A Move replays or drops messages of one poison queue.
 type Move struct {
 	IDs []string
@@ -33,11 +29,17 @@ type Moved struct {
 // Run moves the messages until ctx is done. It may be run again for the rest: every message is in
 // one queue or, after a crash, in both.
 func (m Move) Run(ctx context.Context) (moved Moved, err error) {
-	began, size := time.Now(), moveAtOnce
+	began, size := time.Now(), max(len(m.IDs), 1) // one call, because a transport may read its queue from the front each time
 	if m.Rate > 0 {
-		size = min(max(m.Rate/5, 1), moveAtOnce)
+		size = max(m.Rate/5, 1)
 	}
-	taken := 0
+	taken, shown := 0, 0
+	show := func(n int) {
+		shown += n
+		if m.Progress != nil {
+			m.Progress(shown)
+		}
+	}
 	for ids := range slices.Chunk(m.IDs, size) {
 		if m.Rate > 0 {
 			due := began.Add(time.Duration(taken) * time.Second / time.Duration(m.Rate))
@@ -48,16 +50,14 @@ func (m Move) Run(ctx context.Context) (moved Moved, err error) {
 		if ctx.Err() != nil {
 			return moved, context.Cause(ctx)
 		}
-		n, err := m.Act(ctx, ids...)
+		n, err := m.Act(driver.WithProgress(ctx, show), ids...)
 		taken += len(ids)
 		moved.Done += n
 		if err != nil && !errors.Is(err, driver.ErrNotFound) {
 			return moved, err
 		}
 		moved.Gone += len(ids) - n
-		if m.Progress != nil {
-			m.Progress(moved.Done)
-		}
+		show(moved.Done - shown) // what the transport has not shown
 	}
 	return moved, nil
 }

@@ -17,7 +17,7 @@ type poisonLs struct {
 	Limit *int `placeholder:"N" help:"The maximum number of messages; 0 means all. The default is 100 for a table, and all for JSON."`
 }
 
-// Run lists the messages, a line each.
+// Run lists the messages, a line each. It prints a table before it counts the rest.
 func (c *poisonLs) Run(ctx context.Context, e *Env) error {
 	return c.with(ctx, e, func(s *session) error {
 		if c.JSON {
@@ -33,6 +33,9 @@ func (c *poisonLs) Run(ctx context.Context, e *Env) error {
 			}
 			r := admin.Summary(queue.group, m)
 			t.row(r.ID, r.Group, r.EventID, versioned(r), ago(r.At), r.Attempts, r.Class, short(r.Error, errorWidth))
+			if n == limit {
+				return t.flush()
+			}
 			return nil
 		})
 		if err != nil {
@@ -42,10 +45,10 @@ func (c *poisonLs) Run(ctx context.Context, e *Env) error {
 			s.nothing(queues)
 			return nil
 		}
-		if err := t.flush(); err != nil {
-			return err
+		if limit <= 0 || n < limit {
+			return t.flush()
 		}
-		if limit > 0 && n > limit {
+		if n > limit {
 			_, err = fmt.Fprintf(s.Stderr, "and %d more; --limit 0 shows all\n", n-limit)
 		}
 		return err

@@ -33,16 +33,16 @@ const (
 // reads a queue; see lock.
 //
 // In AMQP a client can only read on in a queue, and leave the messages in it, by a larger prefetch. So the browser begins
-// another consumer when the others have fetched all that they may. When the consumers end, the broker requeues the messages of
-// one consumer after the other, in any order of the consumers. So a queue that was read may have another order than that of
-// arrival. A consumer whose messages are acked fetches more, so messages that were not visited may have been delivered too.
+// another consumer when the others have fetched all that they may, and another channel when one has many unacked messages; see
+// reader. A consumer whose messages are acked fetches more, so messages that were not visited may have been delivered too.
 type browser struct {
 	ctx      context.Context
 	t        *Transport
 	queue    string
 	group    string // the group of the poison queue
 	conn     *amqp.Connection
-	ch       *amqp.Channel
+	ch       *amqp.Channel   // for counts and publishing
+	readers  []*reader       // guarded by asks
 	confirms *confirmChannel // made at the first replay
 	wire     *writeBatcher
 
@@ -58,12 +58,26 @@ type browser struct {
 	before  int             // messages that the queue had at the beginning
 	visited int             // of those
 	gone    int             // removed by other clients
-	through uint64          // everything up to this delivery tag was taken
 	removed int             // messages that were taken
 	taken   map[string]bool // those of them that have ids of their own
 	back    bool            // some of them may be in the queue again
 	count   int             // highest count of deliveries of a message that was visited
 }
+
+// A reader is one of the channels over which a browser reads. Each has a part of the queue, because a broker that gets an ack
+// looks for the message among the unacked ones of the channel, and RabbitMQ 3.10 requeues a channel's messages in any order into a
+// quorum queue.
+type reader struct {
+	*amqp.Channel
+	number    int      // among the browser's
+	consumers []string // their tags
+	unacked   int      // messages that were visited and not taken
+	taken     tags
+}
+
+// perReader returns how many unacked messages a channel may have before the browser opens the next one. It grows, so that a long queue
+// does not need more channels than a connection may have.
+func (b *browser) perReader() int { return max(stride, b.visited/32) }
 
 // open opens a channel, which is closed when ctx is done: no call waits for an answer after that.
 func (b *browser) open() error {
@@ -77,35 +91,59 @@ func (b *browser) open() error {
 	return nil
 }
 
-// close closes the channel, so that the broker requeues what was read. It does nothing if no channel is open.
+// close closes the channels, so that the broker requeues what was read. It does nothing if no channel is open.
 func (b *browser) close() {
 	if b.ch == nil {
 		return
 	}
 	b.ignoreDone()
-	b.closeChannel(b.ch)
+	b.cancel()
+	b.closeChannels(b.ch)
 	close(b.closed)
 	b.ch, b.confirms = nil, nil
 }
 
-// closeOnDone closes the channel when ctx is done.
+// closeOnDone closes the channels when ctx is done.
 func (b *browser) closeOnDone() {
 	ch := b.ch
-	b.ignoreDone = context.AfterFunc(b.ctx, func() { b.closeChannel(ch) })
+	b.ignoreDone = context.AfterFunc(b.ctx, func() { b.closeChannels(ch) })
 }
 
-// closeChannel closes a channel after the browser has received the answer that it waits for.
-func (b *browser) closeChannel(ch *amqp.Channel) {
+// closeChannels closes the channels after the browser has received the answer that it waits for. The broker requeues the messages
+// of one channel after the other, so that they keep their order.
+func (b *browser) closeChannels(ch *amqp.Channel) {
 	b.asks.Lock()
 	defer b.asks.Unlock()
+	for _, r := range b.readers {
+		closeQuietly(r.Channel)
+	}
+	b.readers = nil
 	closeQuietly(ch)
 }
 
-// counts returns the queue's counts.
-func (b *browser) counts() (amqp.Queue, error) {
+// cancel cancels the consumers if they may fetch more, so that none of them fetches a pilot, or what another one gives back.
+func (b *browser) cancel() {
+	if b.credit == 0 {
+		return
+	}
 	b.asks.Lock()
 	defer b.asks.Unlock()
-	return b.asker.counts(b.ch, b.queue)
+	for _, r := range b.readers {
+		for _, tag := range r.consumers {
+			_ = r.Cancel(tag, noWait)
+		}
+		r.consumers = nil
+	}
+	b.credit = 0
+}
+
+// counts returns the queue's counts.
+func (b *browser) counts() (amqp.Queue, error) { return b.countsOver(b.ch) }
+
+func (b *browser) countsOver(ch *amqp.Channel) (amqp.Queue, error) {
+	b.asks.Lock()
+	defer b.asks.Unlock()
+	return b.asker.counts(ch, b.queue)
 }
 
 // browse opens the queue under a lock and calls do. A queue that does not exist is empty.
@@ -185,7 +223,7 @@ func lingering(ctx context.Context) (longer context.Context, cancel func()) {
 	}
 }
 
-// ready returns the number of messages in the queue that no consumer has. The broker answers after it has processed all earlier requests.
+// ready returns the number of messages in the queue that no consumer has.
 func (b *browser) ready() (int, error) {
 	q, err := b.counts()
 	return q.Messages, err
@@ -226,6 +264,11 @@ func (b *browser) walkStrides(visit func([]*amqp.Delivery) (more bool, err error
 			b.count = max(b.count, deliveries(d))
 		}
 		size = max(1, min(2*size, len(batch)*strideBytes/bytes, stride))
+		if b.visited > firstStride { // a short look reads no more than it needs
+			if err := b.fetch(min(size, b.before-b.visited)); err != nil {
+				return err
+			}
+		}
 		batch, pilots := withoutPilots(batch)
 		if err := b.take(pilots...); err != nil {
 			return err
@@ -239,16 +282,8 @@ func (b *browser) walkStrides(visit func([]*amqp.Delivery) (more bool, err error
 
 // next reads this number of messages, or fewer if another client removes messages.
 func (b *browser) next(n int) (batch []*amqp.Delivery, err error) {
-	if b.credit < n {
-		// The consumers stay: the messages of a cancelled one would go to the end of the queue.
-		b.asks.Lock()
-		from, err := consume(b.ch, b.queue, byBroker, n-b.credit, exclusive, nil)
-		b.asks.Unlock()
-		if err != nil {
-			return nil, err
-		}
-		b.credit = n
-		go receive(from, b.arrived, b.lost, b.closed)
+	if err := b.fetch(n); err != nil {
+		return nil, err
 	}
 	timeout := time.NewTimer(silence)
 	defer timeout.Stop()
@@ -269,13 +304,48 @@ func (b *browser) next(n int) (batch []*amqp.Delivery, err error) {
 		}
 	}
 	b.credit -= len(batch)
+	for _, d := range batch {
+		readerOf(d).unacked++
+	}
 	slices.SortFunc(batch, byTag)
 	return batch, nil
 }
 
+// fetch lets the consumers fetch the next n messages, if they may not already, by another consumer. The others stay: the messages of
+// a cancelled one would go to the end of the queue.
+func (b *browser) fetch(n int) error {
+	if b.credit >= n {
+		return nil
+	}
+	b.asks.Lock()
+	defer b.asks.Unlock()
+	if b.ctx.Err() != nil {
+		return context.Cause(b.ctx) // the channels are closed, or about to be
+	}
+	last := len(b.readers) - 1
+	if last < 0 || b.readers[last].unacked >= b.perReader() {
+		ch, err := b.conn.Channel()
+		if err != nil {
+			return err
+		}
+		last++
+		b.readers = append(b.readers, &reader{Channel: ch, number: last})
+	}
+	r := b.readers[last]
+	tag := fmt.Sprint("leat-", len(r.consumers))
+	from, err := consume(r.Channel, b.queue, tag, n-b.credit, exclusive, nil)
+	if err != nil {
+		return err
+	}
+	r.consumers, b.credit = append(r.consumers, tag), n
+	go r.receive(from, b.arrived, b.lost, b.closed)
+	return nil
+}
+
 // receive passes on the deliveries of one consumer until the browser is closed.
-func receive(from <-chan amqp.Delivery, arrived chan<- amqp.Delivery, lost chan<- struct{}, closed <-chan struct{}) {
+func (r *reader) receive(from <-chan amqp.Delivery, arrived chan<- amqp.Delivery, lost chan<- struct{}, closed <-chan struct{}) {
 	for d := range from {
+		d.Acknowledger = r
 		select {
 		case arrived <- d:
 		case <-closed:
@@ -290,13 +360,19 @@ func receive(from <-chan amqp.Delivery, arrived chan<- amqp.Delivery, lost chan<
 
 var errConnectionLost = errors.New("the connection was lost; try again")
 
-func byTag(a, b *amqp.Delivery) int { return cmp.Compare(a.DeliveryTag, b.DeliveryTag) }
+// readerOf returns the reader of a message.
+func readerOf(d *amqp.Delivery) *reader { return d.Acknowledger.(*reader) }
+
+// byTag orders messages as they were delivered.
+func byTag(a, b *amqp.Delivery) int {
+	return cmp.Or(cmp.Compare(readerOf(a).number, readerOf(b).number), cmp.Compare(a.DeliveryTag, b.DeliveryTag))
+}
 
 // pace is how many single acks may be in flight. RabbitMQ delays those beyond 32 that the queue has not processed yet, and drops them
 // with their channel.
 const pace = 32
 
-// take removes messages from the queue. It uses one ack if they are the first that were read.
+// take removes messages from the queue.
 func (b *browser) take(all ...*amqp.Delivery) error {
 	slices.SortFunc(all, byTag)
 	b.removed += len(all)
@@ -309,22 +385,42 @@ func (b *browser) take(all ...*amqp.Delivery) error {
 			b.taken[id] = true
 		}
 	}
-	first := 0
-	for first < len(all) && all[first].DeliveryTag == b.through+1 {
-		b.through++
-		first++
+	for len(all) > 0 {
+		r := readerOf(all[0])
+		n := slices.IndexFunc(all, func(d *amqp.Delivery) bool { return readerOf(d) != r })
+		if n < 0 {
+			n = len(all)
+		}
+		if err := b.ack(r, all[:n]); err != nil {
+			return err
+		}
+		all = all[n:]
 	}
-	if first > 0 {
-		if err := b.ch.Ack(b.through, upTo); err != nil {
+	return nil
+}
+
+// ack acks messages of a reader: with one ack those before the first one that stays.
+func (b *browser) ack(r *reader, all []*amqp.Delivery) error {
+	r.unacked -= len(all)
+	for _, d := range all {
+		r.taken.add(d.DeliveryTag)
+	}
+	stays := r.taken.firstMissing()
+	last := uint64(0)
+	for len(all) > 0 && all[0].DeliveryTag < stays {
+		last, all = all[0].DeliveryTag, all[1:]
+	}
+	if last > 0 {
+		if err := r.Ack(last, upTo); err != nil {
 			return err
 		}
 	}
-	for i, d := range all[first:] {
-		if err := b.ch.Ack(d.DeliveryTag, single); err != nil {
+	for i, d := range all {
+		if err := r.Ack(d.DeliveryTag, single); err != nil {
 			return err
 		}
-		if i%pace == pace-1 {
-			if _, err := b.ready(); err != nil { // the broker answers after it has processed the acks
+		if i%pace == pace-1 && b.t.cfg.QueueType != Classic {
+			if _, err := b.countsOver(r.Channel); err != nil { // the broker answers after it has processed the acks
 				return err
 			}
 		}

@@ -24,8 +24,8 @@ const (
 	listAge      = 10 * time.Second
 )
 
-// replayWindow is the number of messages that are replayed at once.
-const replayWindow = stride
+// replayWindow is the number of messages that are replayed or dropped at once. strideBytes bounds their memory.
+const replayWindow = 2 * stride
 
 // PoisonQueue returns the queue <group>.poison. Its methods read messages and requeue them at their positions. A lock on the broker
 // makes sure that only one of them runs at a time, in all processes. The poison queue of a group that has none is empty. leat
@@ -103,7 +103,7 @@ func list(b *browser, after string) (all []driver.PoisonedMessage, void []*amqp.
 	var first page
 	latest := make(revisions)
 	err = b.walk(func(id string, d *amqp.Delivery) (bool, error) {
-		if old := latest.enter(id, d); old != nil {
+		if old, _ := latest.enter(id, d); old != nil {
 			void = append(void, old)
 		}
 		if id > after {
@@ -127,7 +127,7 @@ func (q *poisonQueue) Get(ctx context.Context, id string) (found driver.Poisoned
 }
 
 // Replay publishes messages to the group's queue, and takes them out of the poison queue when the broker has confirmed them: up to
-// 1000 messages at once. If the process is killed, these may be in both queues; none is lost. The end of ctx stops Replay
+// 2000 messages at once. If the process is killed, these may be in both queues; none is lost. The end of ctx stops Replay
 // after the current ones.
 func (q *poisonQueue) Replay(ctx context.Context, ids ...string) (n int, err error) {
 	err = q.all(ctx, "replay", ids, func(b *browser, _ []string, window []*amqp.Delivery) error {
@@ -137,6 +137,7 @@ func (q *poisonQueue) Replay(ctx context.Context, ids ...string) (n int, err err
 				return err
 			}
 			n += len(safe)
+			driver.Progress(ctx, len(safe))
 			return nil
 		})
 	})
@@ -153,6 +154,7 @@ func (q *poisonQueue) Drop(ctx context.Context, ids ...string) (n int, err error
 			return err
 		}
 		n += len(window)
+		driver.Progress(ctx, len(window))
 		return nil
 	})
 	return n, err
@@ -251,8 +253,8 @@ func (q *poisonQueue) Len(ctx context.Context) (n int, err error) {
 	return n, err
 }
 
-// all calls do with the messages that have these ids: in the order of their arrival, except that messages of more than strideBytes
-// are passed in several calls. It returns an error that wraps driver.ErrNotFound if there are ids without a message.
+// all calls do with the messages that have these ids: in the order of their arrival, except that more than replayWindow or
+// strideBytes of them are passed in several calls. It returns an error that wraps driver.ErrNotFound if there are ids without a message.
 func (q *poisonQueue) all(ctx context.Context, what string, ids []string, do func(b *browser, ids []string, found []*amqp.Delivery) error) error {
 	if len(ids) == 0 {
 		return nil
@@ -263,33 +265,29 @@ func (q *poisonQueue) all(ctx context.Context, what string, ids []string, do fun
 	}
 	return q.guard(ctx, what, func(ctx context.Context) error {
 		q.pages = nil
-		seen := make(map[string]int)
 		err := q.browse(ctx, func(b *browser) error {
 			found, bytes := make(map[string]*amqp.Delivery), 0
 			flush := func() error {
-				there := slices.Sorted(maps.Keys(found))
-				for ids := range slices.Chunk(there, replayWindow) {
-					window := make([]*amqp.Delivery, len(ids))
-					for i, id := range ids {
-						window[i] = found[id]
-					}
-					if err := do(b, ids, window); err != nil {
-						return err
-					}
+				if len(found) == 0 {
+					return nil
+				}
+				ids := slices.Sorted(maps.Keys(found))
+				window := make([]*amqp.Delivery, len(ids))
+				for i, id := range ids {
+					window[i] = found[id]
 				}
 				clear(found)
 				bytes = 0
-				return nil
+				return do(b, ids, window)
 			}
-			err := b.walkStrides(func(batch []*amqp.Delivery) (bool, error) {
-				for _, d := range batch {
-					if id := idOf(d, seen); wanted[id] {
-						found[id] = d
-						bytes += len(d.Body) + tableSize(d.Headers)
-						delete(wanted, id)
-					}
+			err := b.walk(func(id string, d *amqp.Delivery) (bool, error) {
+				if !wanted[id] {
+					return true, nil
 				}
-				if bytes < strideBytes {
+				found[id] = d
+				bytes += len(d.Body) + tableSize(d.Headers)
+				delete(wanted, id)
+				if len(found) < replayWindow && bytes < strideBytes {
 					return len(wanted) > 0, nil
 				}
 				return len(wanted) > 0, flush()

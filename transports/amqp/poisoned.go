@@ -82,20 +82,22 @@ func revisionOf(d *amqp.Delivery) int64 { return int64(fieldInt(d.Headers[header
 type revisions map[string]revision
 
 type revision struct {
-	tag uint64
-	rev int64
+	from amqp.Acknowledger
+	tag  uint64
+	rev  int64
 }
 
-// enter records a message. If there are two revisions, it returns the one that is void.
-func (r revisions) enter(id string, d *amqp.Delivery) (void *amqp.Delivery) {
-	here := revision{d.DeliveryTag, revisionOf(d)}
+// enter records a message, and reports whether it is the latest revision so far. If there are two, it returns the one that is void.
+func (r revisions) enter(id string, d *amqp.Delivery) (void *amqp.Delivery, latest bool) {
+	here := revision{d.Acknowledger, d.DeliveryTag, revisionOf(d)}
 	there, twice := r[id]
-	if twice && there.rev > here.rev {
+	latest = !twice || there.rev <= here.rev
+	if !latest {
 		here, there = there, here
 	}
 	r[id] = here
-	if !twice {
-		return nil
+	if twice {
+		void = &amqp.Delivery{Acknowledger: there.from, DeliveryTag: there.tag} // without its id, which is that of the other revision too
 	}
-	return &amqp.Delivery{DeliveryTag: there.tag} // without its id, which is that of the other revision too
+	return void, latest
 }

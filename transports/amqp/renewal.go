@@ -35,8 +35,9 @@ func (b *browser) mustRenew() bool {
 	if b.count < renewAt || b.removed >= b.visited {
 		return false
 	}
-	// A pilot would come after messages that were not read, or be delivered to one of the browser's consumers.
-	return b.visited < b.before || b.credit > 0 || b.count > pilotRounds || !b.outlives(b.count+2)
+	b.cancel()
+	// A pilot would come after messages that were not read.
+	return b.visited < b.before || b.count > pilotRounds || !b.outlives(b.count+2)
 }
 
 // outlives reports whether a pilot was still in the queue after this number of deliveries. False may also mean that this could not

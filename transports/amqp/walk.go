@@ -74,13 +74,13 @@ func (w *walk) read(ctx context.Context) error {
 			for _, d := range all {
 				id := idOf(d, seen)
 				_, read := w.latest[id]
-				old := w.latest.enter(id, d)
+				old, latest := w.latest.enter(id, d)
 				if old != nil {
 					void = append(void, old)
 				}
 				i, here := at[id]
 				switch {
-				case here && old.DeliveryTag != d.DeliveryTag: // there are two revisions, and this is the later one
+				case here && latest: // there are two revisions, and this is the later one
 					batch[i] = shown(id, d, b.t.cfg.stock)
 				case !here && !read && !w.shown[id]:
 					at[id] = len(batch)

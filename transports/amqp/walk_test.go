@@ -171,3 +171,53 @@ func TestPoisonQueue_countsThatAreGivenUp(t *testing.T) {
 	}
 	closeAll(t, transport)
 }
+
+// A call that takes some messages out of a long queue leaves the others as they are, in their order, and rewrites none of them if no
+// policy asks for it.
+func TestPoisonQueue_takesSomeAndRewritesNothing(t *testing.T) {
+	raw := withOptions(sharedBroker(t), "queue=quorum")
+	transport := open(t, raw)
+	group, topic := unique("ledger"), unique("order.paid.v1")
+	subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+	const n = 3000 // more than one channel reads
+	msgs := make([]driver.PoisonedMessage, n)
+	for i := range msgs {
+		msgs[i].Message = message.NewMessage(fmt.Sprintf("m-%05d", i), []byte("{}"))
+		driver.Fault{Topic: topic, Group: group}.Set(msgs[i].Message.Metadata)
+	}
+	poison := transport.PoisonQueue(group)
+	require.NoError(t, poison.Put(t.Context(), msgs...))
+	walk := func() (ids []string) {
+		require.NoError(t, poison.(driver.PoisonWalker).Walk(t.Context(), func(m driver.PoisonedMessage) error {
+			ids = append(ids, m.ID)
+			return nil
+		}))
+		return ids
+	}
+	all := walk()
+	require.Len(t, all, n)
+	require.ElementsMatch(t, all, walk())
+	var some, rest []string
+	for i, id := range all {
+		if i%3 == 0 {
+			some = append(some, id)
+		} else {
+			rest = append(rest, id)
+		}
+	}
+	moved := 0
+	done, err := poison.Replay(driver.WithProgress(t.Context(), func(n int) { moved += n }), some...)
+	require.NoError(t, err)
+	require.Len(t, some, done)
+	require.Len(t, some, moved)
+	require.Equal(t, len(some), depth(t, raw, group))
+	withBroker(t, raw, func(ch *rabbit.Channel) {
+		d, there, err := ch.Get(group+".poison", false)
+		require.NoError(t, err)
+		require.True(t, there)
+		require.EqualValues(t, 3, d.Headers["x-delivery-count"], "it is the same message: read twice, and passed by once")
+	})
+	eventually(t, "it is back", func() bool { return depth(t, raw, group+".poison") == len(rest) })
+	require.ElementsMatch(t, rest, walk())
+	closeAll(t, transport)
+}

@@ -123,7 +123,7 @@ func (p *poisonQueue) show(x *poisoned) driver.PoisonedMessage {
 
 // Replay implements [driver.PoisonQueue]. It blocks while the group is full.
 func (p *poisonQueue) Replay(ctx context.Context, ids ...string) (int, error) {
-	return p.settle(ids, func(x *poisoned) error {
+	return p.settle(ctx, ids, func(x *poisoned) error {
 		topic, msg := p.read(x)
 		since := driver.FaultOf(msg.Metadata).FirstAt
 		driver.ClearFault(msg.Metadata)
@@ -133,8 +133,8 @@ func (p *poisonQueue) Replay(ctx context.Context, ids ...string) (int, error) {
 	})
 }
 
-func (p *poisonQueue) Drop(_ context.Context, ids ...string) (int, error) {
-	return p.settle(ids, func(*poisoned) error { return nil })
+func (p *poisonQueue) Drop(ctx context.Context, ids ...string) (int, error) {
+	return p.settle(ctx, ids, func(*poisoned) error { return nil })
 }
 
 // Put implements [driver.PoisonQueue]. It returns an error if the poison queue is full.
@@ -171,7 +171,7 @@ func (p *poisonQueue) Put(_ context.Context, msgs ...driver.PoisonedMessage) err
 }
 
 // settle calls do with each message, and removes those from the queue for which do returns nil.
-func (p *poisonQueue) settle(ids []string, do func(*poisoned) error) (int, error) {
+func (p *poisonQueue) settle(ctx context.Context, ids []string, do func(*poisoned) error) (int, error) {
 	if p.transport.closed.Load() {
 		return 0, driver.ErrClosed
 	}
@@ -182,6 +182,7 @@ func (p *poisonQueue) settle(ids []string, do func(*poisoned) error) (int, error
 		if err == nil {
 			if err = do(x); err == nil {
 				done[x] = true
+				driver.Progress(ctx, 1)
 			} else {
 				p.unclaim(x)
 			}

@@ -194,6 +194,7 @@ func (q *poisonQueue) each(ctx context.Context, what string, ids []string,
 			return done, err
 		}
 		done += int(n)
+		driver.Progress(ctx, int(n))
 		for _, id := range chunk {
 			if _, row, _ := q.position(id); !seen[row] && missing == nil {
 				missing = q.notFound(id)

@@ -59,9 +59,12 @@ func testPoison(t *testing.T, h Harness) {
 	require.Equal(t, published, messageIDs(w.listPoisoned(queue, 100)), "looking changes nothing")
 
 	// Replay two: to their own group only, fresh.
-	n, err = queue.Replay(w.ctx, all[1].ID, all[4].ID)
+	moved := 0
+	progress := driver.WithProgress(w.ctx, func(n int) { moved += n })
+	n, err = queue.Replay(progress, all[1].ID, all[4].ID)
 	require.NoError(t, err)
 	require.Equal(t, 2, n)
+	require.Equal(t, 2, moved)
 	var replayed []string // in any order: the group has none for messages that come back
 	for range 2 {
 		d := w.next(ledger)
@@ -77,9 +80,11 @@ func testPoison(t *testing.T, h Harness) {
 	w.nothing(mail, 50*time.Millisecond)
 
 	// Drop one, and one that is not there.
-	n, err = queue.Drop(w.ctx, all[0].ID, all[1].ID)
+	moved = 0
+	n, err = queue.Drop(progress, all[0].ID, all[1].ID)
 	require.ErrorIs(t, err, driver.ErrNotFound)
 	require.Equal(t, 1, n)
+	require.Equal(t, 1, moved)
 	require.Equal(t, []string{"m-0002", "m-0003", "m-0005", "m-0006"}, messageIDs(w.listPoisoned(queue, 2)))
 	n, err = queue.Len(w.ctx)
 	require.NoError(t, err)
