@@ -25,6 +25,7 @@ import (
 	"github.com/leatbus/leat/middleware"
 	"github.com/leatbus/leat/transports/amqp"
 	"github.com/leatbus/leat/transports/sql"
+	"github.com/leatbus/leat/transports/sql/inbox"
 )
 
 //	go test ./bench -run xxx -bench OutboxDrain -benchtime 50000x
@@ -291,7 +292,7 @@ func BenchmarkInbox(b *testing.B) {
 		_, err := tx.Exec(ctx, `UPDATE accounts SET cents = cents + 1 WHERE id = $1`, n%1000+1)
 		return err
 	}
-	inboxes := map[*pgxpool.Pool]*sql.Inbox[pgx.Tx]{}
+	inboxes := map[*pgxpool.Pool]*inbox.Inbox[pgx.Tx]{}
 	defer func() {
 		for _, inbox := range inboxes {
 			require.NoError(b, inbox.Close())
@@ -300,7 +301,7 @@ func BenchmarkInbox(b *testing.B) {
 	compareTx(b, sw, effect, func(pool *pgxpool.Pool) {
 		if inboxes[pool] == nil {
 			var err error
-			inboxes[pool], err = sql.NewPgxInbox(ctx, pool, sql.InboxConfig{Tables: sql.Config{Schema: sw.schema}})
+			inboxes[pool], err = inbox.NewPgx(ctx, pool, inbox.Config{Tables: sql.Config{Schema: sw.schema}})
 			require.NoError(b, err)
 		}
 		seen, err := inboxes[pool].Once(ctx, "bench.ledger", bus.NewID(), func(_ context.Context, tx pgx.Tx) error { return effect(tx) })

@@ -25,6 +25,7 @@ import (
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/fxmodule"
 	"github.com/leatbus/leat/transports/sql"
+	"github.com/leatbus/leat/transports/sql/inbox"
 )
 
 // OrderPlaced is published for each order.
@@ -145,8 +146,8 @@ func main() {
 			// With a short lease, another process soon relays the messages of one that died.
 			return sql.NewPgxOutbox(context.Background(), pool, sql.OutboxConfig{Service: "shop", Tables: sql.Config{Lease: 3 * time.Second}})
 		}),
-		fxmodule.Inbox[pgx.Tx](func(pool *pgxpool.Pool) (*sql.Inbox[pgx.Tx], error) {
-			return sql.NewPgxInbox(context.Background(), pool, sql.InboxConfig{})
+		fxmodule.Inbox[pgx.Tx](func(pool *pgxpool.Pool) (*inbox.Inbox[pgx.Tx], error) {
+			return inbox.NewPgx(context.Background(), pool, inbox.Config{})
 		}),
 		fxmodule.HandleTx("receipts", WriteReceipt),
 		fx.Invoke(Serve),

@@ -8,13 +8,14 @@ import (
 	"time"
 
 	"github.com/leatbus/leat/transports/internal/backoff"
+	"github.com/leatbus/leat/transports/sql/internal/database"
 )
 
 // claims claims ready messages for consumers, and writes how they were settled.
 //
 // The commit of a claim does not wait for the disk, so a crash of the server may undo it. Messages that were settled meanwhile are
 // still settled, unless another consumer has claimed them by then.
-type claims struct{ *database }
+type claims struct{ *database.DB }
 
 // claim describes the messages that a receiver claims.
 type claim struct {
@@ -38,9 +39,9 @@ func idsOf(all []sizedID) []int64 {
 }
 
 // sized returns messages with their sizes, sorted by id. MySQL reads their payloads for that.
-func (d *database) sized(ctx context.Context, tx executor, ids []int64) (all []sizedID, err error) {
-	query, args := d.withIDs(`SELECT id, octet_length(payload) + octet_length(headers) FROM {messages} WHERE id {in}`, ids)
-	all, err = collect(ctx, tx, func(r rows, m *sizedID) error { return r.Scan(&m.id, &m.size) }, query, args...)
+func sized(ctx context.Context, d *database.DB, tx database.Executor, ids []int64) (all []sizedID, err error) {
+	query, args := d.WithIDs(`SELECT id, octet_length(payload) + octet_length(headers) FROM {messages} WHERE id {in}`, ids)
+	all, err = database.Collect(ctx, tx, func(r database.Rows, m *sizedID) error { return r.Scan(&m.id, &m.size) }, query, args...)
 	slices.SortFunc(all, func(a, b sizedID) int { return int(a.id - b.id) })
 	return all, err
 }
@@ -60,12 +61,12 @@ func (c claim) fitting(all []sizedID) (ids []int64) {
 
 // ready claims ready messages for their owner, in the order of their arrival.
 func (cl claims) ready(ctx context.Context, c claim) (taken []record, err error) {
-	switch cl.name {
+	switch cl.Name {
 	case Postgres:
-		taken, err = collect(ctx, cl.relaxed, scanRecord, cl.sql(claimPostgres),
+		taken, err = database.Collect(ctx, cl.Relaxed, scanRecord, cl.SQL(claimPostgres),
 			c.group.id, c.from, c.group.id, c.group.id, c.limit, c.owner, c.bytes)
 	case SQLite:
-		taken, err = cl.collectTaken(ctx, cl.relaxed, cl.sql(claimSQLite),
+		taken, err = cl.collectTaken(ctx, cl.Relaxed, cl.SQL(claimSQLite),
 			c.owner, c.group.id, c.from, c.group.id, c.limit, c.bytes)
 	default:
 		taken, err = cl.byLock(ctx, c)
@@ -77,16 +78,16 @@ func (cl claims) ready(ctx context.Context, c claim) (taken []record, err error)
 // byLock claims on databases whose UPDATE returns no rows.
 func (cl claims) byLock(ctx context.Context, c claim) ([]record, error) {
 	if !c.singleWorker {
-		return cl.lockAndTake(ctx, c, nil, cl.sql(claimMySQL), c.group.id, c.from, c.group.id, c.limit)
+		return cl.lockAndTake(ctx, c, nil, cl.SQL(claimMySQL), c.group.id, c.from, c.group.id, c.limit)
 	}
 	// Locked rows are skipped, for example those of a statement that acks. The single worker of a receiver waits for them, to keep
 	// the order, but not for ever: the lock may be another program's.
 	for patience := 50; ; patience-- {
-		seen, err := numbers(ctx, cl.pool, cl.sql(seeMySQL), c.group.id, c.from, c.group.id, c.limit)
+		seen, err := database.Numbers(ctx, cl.Pool, cl.SQL(seeMySQL), c.group.id, c.from, c.group.id, c.limit)
 		if err != nil || len(seen) == 0 {
 			return nil, err
 		}
-		query, args := cl.withIDs(lockMySQL, seen, c.group.id)
+		query, args := cl.WithIDs(lockMySQL, seen, c.group.id)
 		if patience == 0 {
 			seen = nil
 		}
@@ -99,8 +100,8 @@ func (cl claims) byLock(ctx context.Context, c claim) ([]record, error) {
 
 // lockAndTake claims the messages that a query locks. If order is given, it stops at the first one that is missing.
 func (cl claims) lockAndTake(ctx context.Context, c claim, order []int64, query string, args ...any) (taken []record, err error) {
-	err = cl.relaxed.inTx(ctx, func(tx executor) error {
-		free, err := collect(ctx, tx, func(r rows, m *sizedID) error { return r.Scan(&m.id, &m.size) }, query, args...)
+	err = cl.Relaxed.InTx(ctx, func(tx database.Executor) error {
+		free, err := database.Collect(ctx, tx, func(r database.Rows, m *sizedID) error { return r.Scan(&m.id, &m.size) }, query, args...)
 		if err != nil {
 			return err
 		}
@@ -114,36 +115,36 @@ func (cl claims) lockAndTake(ctx context.Context, c claim, order []int64, query 
 		if len(ids) == 0 {
 			return nil
 		}
-		taken, err = cl.take(ctx, tx, ids, stateReady, c.owner)
+		taken, err = cl.take(ctx, tx, ids, database.StateReady, c.owner)
 		return err
 	})
 	return taken, err
 }
 
 // take sets the owner of messages that the transaction has locked, and reads them.
-func (cl claims) take(ctx context.Context, tx executor, ids []int64, to state, owner int64) ([]record, error) {
-	query, args := cl.withIDs(`UPDATE {messages} SET state = ?, owner = ?, attempt = {more} WHERE id {in}`, ids, to, owner)
-	switch cl.name {
+func (cl claims) take(ctx context.Context, tx database.Executor, ids []int64, to database.State, owner int64) ([]record, error) {
+	query, args := cl.WithIDs(`UPDATE {messages} SET state = ?, owner = ?, attempt = {more} WHERE id {in}`, ids, to, owner)
+	switch cl.Name {
 	case Postgres:
-		return collect(ctx, tx, scanRecord, query+` RETURNING `+messageColumns, args...)
+		return database.Collect(ctx, tx, scanRecord, query+` RETURNING `+messageColumns, args...)
 	case SQLite:
 		return cl.collectTaken(ctx, tx, query+` RETURNING `+takenColumns, args...)
 	}
-	if _, err := tx.exec(ctx, query, args...); err != nil {
+	if _, err := tx.Exec(ctx, query, args...); err != nil {
 		return nil, err
 	}
-	query, args = cl.withIDs(`SELECT `+messageColumns+` FROM {messages} WHERE owner = ? AND id {in}`, ids, owner)
-	return collect(ctx, tx, scanRecord, query, args...)
+	query, args = cl.WithIDs(`SELECT `+messageColumns+` FROM {messages} WHERE owner = ? AND id {in}`, ids, owner)
+	return database.Collect(ctx, tx, scanRecord, query, args...)
 }
 
 // ack deletes messages, or keeps them as handled.
-func (cl claims) ack(ctx context.Context, ex executor, owner int64, ids []int64) error {
+func (cl claims) ack(ctx context.Context, ex database.Executor, owner int64, ids []int64) error {
 	query := `DELETE FROM {messages} WHERE owner IN (?, 0) AND state NOT IN ({poisoned}, {handled}) AND id {in}`
-	if cl.cfg.KeepHandled > 0 {
+	if cl.Config.KeepHandled > 0 {
 		query = `UPDATE {messages} SET state = {handled}, pos = {now}, owner = 0 WHERE owner IN (?, 0) AND state NOT IN ({poisoned}, {handled}) AND id {in}`
 	}
-	query, args := cl.withIDs(query, ids, owner)
-	_, err := ex.exec(ctx, query, args...)
+	query, args := cl.WithIDs(query, ids, owner)
+	_, err := ex.Exec(ctx, query, args...)
 	return err
 }
 
@@ -160,16 +161,16 @@ const (
 )
 
 // rewrite changes the headers of messages that the owner has claimed.
-func (cl claims) rewrite(ctx context.Context, ex executor, owner int64, all []rewritten) error {
+func (cl claims) rewrite(ctx context.Context, ex database.Executor, owner int64, all []rewritten) error {
 	for some := range slices.Chunk(all, rewriteAtOnce) {
 		ids, args := make([]int64, len(some)), make([]any, 0, 2*len(some)+1)
 		for i, m := range some {
 			ids[i] = m.id
 			args = append(args, m.id, m.headers)
 		}
-		query, args := cl.withIDs(`UPDATE {messages} SET headers = CASE id`+strings.Repeat(cl.whenHeaders, len(some))+` END WHERE owner = ? AND id {in}`,
+		query, args := cl.WithIDs(`UPDATE {messages} SET headers = CASE id`+strings.Repeat(whenHeaders(cl.Name), len(some))+` END WHERE owner = ? AND id {in}`,
 			ids, append(args, owner)...)
-		if _, err := ex.exec(ctx, query, args...); err != nil {
+		if _, err := ex.Exec(ctx, query, args...); err != nil {
 			return err
 		}
 	}
@@ -177,11 +178,11 @@ func (cl claims) rewrite(ctx context.Context, ex executor, owner int64, all []re
 }
 
 // put gives messages back to their group without a delay. cost is subtracted from their attempts.
-func (cl claims) put(ctx context.Context, ex executor, owner int64, ids []int64, cost int) error {
-	query, args := cl.withIDs(`
+func (cl claims) put(ctx context.Context, ex database.Executor, owner int64, ids []int64, cost int) error {
+	query, args := cl.WithIDs(`
 		UPDATE {messages} SET state = CASE WHEN state = {keyhead} THEN {keyed} ELSE state END, owner = 0, due_at = 0, attempt = attempt - ?
 		WHERE owner = ? AND id {in}`, ids, cost, owner)
-	_, err := ex.exec(ctx, query, args...)
+	_, err := ex.Exec(ctx, query, args...)
 	return err
 }
 
@@ -193,17 +194,17 @@ type delayed struct {
 }
 
 // delay gives messages back to their group with a delay. Messages with a key keep their positions in its queue.
-func (cl claims) delay(ctx context.Context, ex executor, owner int64, was state, all []delayed) error {
+func (cl claims) delay(ctx context.Context, ex database.Executor, owner int64, was database.State, all []delayed) error {
 	set, mine := `state = {delayed}, pos = {now} + `, `(m.owner = ? OR m.owner = 0 AND m.state = {ready} AND m.attempt <= `
-	if was == stateKeyHead {
+	if was == database.StateKeyHead {
 		set, mine = `state = {keyed}, due_at = {now} + `, `(m.owner = ? OR m.owner = 0 AND m.state = {keyed} AND m.attempt < `
 	}
 	for some := range slices.Chunk(all, delayAtOnce) {
 		query, args := cl.delayCases(set, mine, owner, some)
-		if cl.name == Postgres {
+		if cl.Name == Postgres {
 			query, args = cl.delayArrays(set, mine, owner, some)
 		}
-		if _, err := ex.exec(ctx, query, args...); err != nil {
+		if _, err := ex.Exec(ctx, query, args...); err != nil {
 			return err
 		}
 	}
@@ -215,7 +216,7 @@ func (cl claims) delayArrays(set, mine string, owner int64, some []delayed) (que
 	for _, m := range some {
 		ids, waits, attempts = append(ids, m.id), append(waits, m.after.Microseconds()), append(attempts, int64(m.attempt))
 	}
-	return cl.sql(`UPDATE {messages} AS m SET ` + set + `d.wait, owner = 0, attempt = d.attempt
+	return cl.SQL(`UPDATE {messages} AS m SET ` + set + `d.wait, owner = 0, attempt = d.attempt
 		FROM unnest(?::bigint[], ?::bigint[], ?::bigint[]) AS d(id, wait, attempt)
 		WHERE m.id = d.id AND ` + mine + `d.attempt)`), []any{ids, waits, attempts, owner}
 }
@@ -230,7 +231,7 @@ func (cl claims) delayCases(set, mine string, owner int64, some []delayed) (quer
 		fmt.Fprintf(&attempts, " WHEN %d THEN %d", m.id, m.attempt)
 	}
 	attempt := `CASE id` + attempts.String() + ` END`
-	text := cl.complete(`UPDATE {messages} AS m SET ` + set + `CASE id` + waits.String() + ` END, owner = 0, attempt = ` + attempt +
+	text := cl.Complete(`UPDATE {messages} AS m SET ` + set + `CASE id` + waits.String() + ` END, owner = 0, attempt = ` + attempt +
 		` WHERE ` + mine + attempt + `) AND id {in}`)
 	list := strings.Trim(strings.ReplaceAll(fmt.Sprint(ids), " ", ","), "[]")
 	return strings.Replace(text, "{in}", "IN ("+list+")", 1), []any{owner}
@@ -244,8 +245,8 @@ const promoteAtOnce = 2000
 func (cl claims) promote(ctx context.Context, g group) (wait time.Duration, ok bool, err error) {
 	type waiter struct{ id, wait int64 }
 	for limit, done := 1, 0; ; limit = 500 {
-		waiting, err := collect(ctx, cl.pool, func(r rows, m *waiter) error { return r.Scan(&m.id, &m.wait) },
-			cl.sql(`SELECT id, CASE WHEN pos > 0 THEN pos ELSE 0 END - {now} FROM {messages} WHERE group_id = ? AND state = {delayed} ORDER BY pos LIMIT ?`), g.id, limit)
+		waiting, err := database.Collect(ctx, cl.Pool, func(r database.Rows, m *waiter) error { return r.Scan(&m.id, &m.wait) },
+			cl.SQL(`SELECT id, CASE WHEN pos > 0 THEN pos ELSE 0 END - {now} FROM {messages} WHERE group_id = ? AND state = {delayed} ORDER BY pos LIMIT ?`), g.id, limit)
 		if err != nil || len(waiting) == 0 {
 			return 0, false, err
 		}
@@ -256,9 +257,9 @@ func (cl claims) promote(ctx context.Context, g group) (wait time.Duration, ok b
 			}
 		}
 		if len(due) > 0 {
-			query, args := cl.withIDs(`UPDATE {messages} SET `+g.readyColumns()+` WHERE state = {delayed} AND id {in}`, due)
-			err := cl.returning(ctx, g, func(ex executor) error {
-				_, err := ex.exec(ctx, query, args...)
+			query, args := cl.WithIDs(`UPDATE {messages} SET `+g.readyColumns()+` WHERE state = {delayed} AND id {in}`, due)
+			err := returning(ctx, cl.DB, g, func(ex database.Executor) error {
+				_, err := ex.Exec(ctx, query, args...)
 				return err
 			})
 			if err != nil {
@@ -276,5 +277,5 @@ func (cl claims) promote(ctx context.Context, g group) (wait time.Duration, ok b
 
 // owned returns the messages that a consumer has claimed.
 func (cl claims) owned(ctx context.Context, g group, owner int64) ([]int64, error) {
-	return numbers(ctx, cl.pool, cl.sql(`SELECT id FROM {messages} WHERE group_id = ? AND state IN ({ready}, {keyhead}) AND owner = ?`), g.id, owner)
+	return database.Numbers(ctx, cl.Pool, cl.SQL(`SELECT id FROM {messages} WHERE group_id = ? AND state IN ({ready}, {keyhead}) AND owner = ?`), g.id, owner)
 }

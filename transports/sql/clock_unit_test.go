@@ -11,41 +11,43 @@ import (
 
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/internal/backoff"
+	"github.com/leatbus/leat/transports/sql/internal/config"
+	"github.com/leatbus/leat/transports/sql/internal/database"
 )
 
 // clockless is a pool that fails the test if a statement has a time of this process as an argument.
 type clockless struct {
-	pool
+	database.Pool
 	t *testing.T
 }
 
-func (d clockless) exec(ctx context.Context, query string, args ...any) (int64, error) {
+func (d clockless) Exec(ctx context.Context, query string, args ...any) (int64, error) {
 	d.check(query, args)
-	return d.pool.exec(ctx, query, args...)
+	return d.Pool.Exec(ctx, query, args...)
 }
 
-func (d clockless) query(ctx context.Context, query string, args ...any) (rows, error) {
+func (d clockless) Query(ctx context.Context, query string, args ...any) (database.Rows, error) {
 	d.check(query, args)
-	return d.pool.query(ctx, query, args...)
+	return d.Pool.Query(ctx, query, args...)
 }
 
-func (d clockless) inTx(ctx context.Context, f func(executor) error) error {
-	return d.pool.inTx(ctx, func(tx executor) error { return f(clocklessTx{tx, d}) })
+func (d clockless) InTx(ctx context.Context, f func(database.Executor) error) error {
+	return d.Pool.InTx(ctx, func(tx database.Executor) error { return f(clocklessTx{tx, d}) })
 }
 
 type clocklessTx struct {
-	executor
+	database.Executor
 	db clockless
 }
 
-func (tx clocklessTx) exec(ctx context.Context, query string, args ...any) (int64, error) {
+func (tx clocklessTx) Exec(ctx context.Context, query string, args ...any) (int64, error) {
 	tx.db.check(query, args)
-	return tx.executor.exec(ctx, query, args...)
+	return tx.Executor.Exec(ctx, query, args...)
 }
 
-func (tx clocklessTx) query(ctx context.Context, query string, args ...any) (rows, error) {
+func (tx clocklessTx) Query(ctx context.Context, query string, args ...any) (database.Rows, error) {
 	tx.db.check(query, args)
-	return tx.executor.query(ctx, query, args...)
+	return tx.Executor.Query(ctx, query, args...)
 }
 
 func (d clockless) check(query string, args []any) {
@@ -75,8 +77,8 @@ func TestClock_onlyTheDatabasesIsWritten(t *testing.T) {
 	require.True(t, isNow(time.Now().UnixMicro()))
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
-	file := source{url: mustParse(t, "sqlite://"+t.TempDir()+"/test.db"), cfg: Config{Dialect: SQLite}}
-	db, err := file.connect()
+	file := config.Source{URL: mustParse(t, "sqlite://"+t.TempDir()+"/test.db"), Config: Config{Dialect: SQLite}}
+	db, err := database.Connect(file)
 	require.NoError(t, err)
 	cfg := Config{Dialect: SQLite, KeepHandled: time.Second, KeepPoisoned: time.Hour}
 	transport, err := open(ctx, clockless{db, t}, cfg)
@@ -114,7 +116,7 @@ func TestClock_onlyTheDatabasesIsWritten(t *testing.T) {
 		require.NoError(t, receiver.Close(ctx))
 	}
 	require.NoError(t, retention{transport.core}.clean(ctx, []group{{id: 1}}))
-	other, err := file.connect()
+	other, err := database.Connect(file)
 	require.NoError(t, err)
 	cfg.Lease = time.Second
 	quick, err := open(ctx, clockless{other, t}, cfg)
@@ -124,7 +126,7 @@ func TestClock_onlyTheDatabasesIsWritten(t *testing.T) {
 	first, renewed := int64(0), int64(0)
 	for renewed == first { // until the lease is renewed
 		require.True(t, backoff.Sleep(ctx, 10*time.Millisecond))
-		renewed, _, err = number(ctx, db, transport.sql(`SELECT expires_at FROM {consumers}`))
+		renewed, _, err = database.Number(ctx, db, transport.core.SQL(`SELECT expires_at FROM {consumers}`))
 		require.NoError(t, err)
 		if first == 0 {
 			first = renewed

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/sql/internal/database"
 )
 
 // A consumer identifies a receiver in the database and to the waker. It owns the messages that have its id in the
@@ -59,7 +60,7 @@ func thisProcess() string {
 
 // consumers reads and writes the table of consumers, which has those of all processes.
 type consumers struct {
-	*database
+	*database.DB
 	place string // of this process, as thisProcess returns it
 }
 
@@ -80,32 +81,32 @@ func subscriberOf(s driver.Subscription) subscriber {
 	return subscriber{program: s.Program, topics: topics}
 }
 
-func (c consumers) register(ctx context.Context, ex executor, g group, id int64, who subscriber) error {
-	if c.programs {
-		_, err := ex.exec(ctx, c.sql(`INSERT INTO {consumers} (id, group_id, ordering, expires_at, place, program, topics) VALUES (?, ?, ?, {now} + ?, ?, ?, ?)`),
-			id, g.id, int(g.order), c.cfg.Lease.Microseconds(), c.place, who.program, who.topics)
+func (c consumers) register(ctx context.Context, ex database.Executor, g group, id int64, who subscriber) error {
+	if c.Programs {
+		_, err := ex.Exec(ctx, c.SQL(`INSERT INTO {consumers} (id, group_id, ordering, expires_at, place, program, topics) VALUES (?, ?, ?, {now} + ?, ?, ?, ?)`),
+			id, g.id, int(g.order), c.Config.Lease.Microseconds(), c.place, who.program, who.topics)
 		return err
 	}
-	_, err := ex.exec(ctx, c.sql(`INSERT INTO {consumers} (id, group_id, ordering, expires_at, place) VALUES (?, ?, ?, {now} + ?, ?)`),
-		id, g.id, int(g.order), c.cfg.Lease.Microseconds(), c.place)
+	_, err := ex.Exec(ctx, c.SQL(`INSERT INTO {consumers} (id, group_id, ordering, expires_at, place) VALUES (?, ?, ?, {now} + ?, ?)`),
+		id, g.id, int(g.order), c.Config.Lease.Microseconds(), c.place)
 	return err
 }
 
 // renew renews leases. If another process has deleted the row of a consumer because its lease had expired, renew inserts
 // the row again: others may have claimed its messages by now, but messages that it claims from now on must be its own. If the
 // group was removed meanwhile, it renews the other leases and returns errRemoved.
-func (c consumers) renew(ctx context.Context, ex executor, all []*consumer) error {
+func (c consumers) renew(ctx context.Context, ex database.Executor, all []*consumer) error {
 	ids := make([]int64, len(all))
 	for i, one := range all {
 		ids[i] = one.id
 	}
-	query, args := c.withIDs(`UPDATE {consumers} SET expires_at = {now} + ? WHERE id {in}`, ids, c.cfg.Lease.Microseconds())
-	n, err := ex.exec(ctx, query, args...)
+	query, args := c.WithIDs(`UPDATE {consumers} SET expires_at = {now} + ? WHERE id {in}`, ids, c.Config.Lease.Microseconds())
+	n, err := ex.Exec(ctx, query, args...)
 	if err != nil || int(n) == len(all) {
 		return err
 	}
-	query, args = c.withIDs(`SELECT id FROM {consumers} WHERE id {in}`, ids)
-	there, err := numbers(ctx, ex, query, args...)
+	query, args = c.WithIDs(`SELECT id FROM {consumers} WHERE id {in}`, ids)
+	there, err := database.Numbers(ctx, ex, query, args...)
 	if err != nil {
 		return err
 	}
@@ -114,7 +115,7 @@ func (c consumers) renew(ctx context.Context, ex executor, all []*consumer) erro
 		if slices.Contains(there, one.id) {
 			continue
 		}
-		_, exists, err := number(ctx, ex, c.sql(`SELECT group_id FROM {turns} WHERE group_id = ?`), one.group.id)
+		_, exists, err := database.Number(ctx, ex, c.SQL(`SELECT group_id FROM {turns} WHERE group_id = ?`), one.group.id)
 		switch {
 		case err != nil:
 			return err
@@ -131,14 +132,14 @@ func (c consumers) renew(ctx context.Context, ex executor, all []*consumer) erro
 
 // unexpired returns the ids of the consumers of all groups whose leases have not expired.
 func (c consumers) unexpired(ctx context.Context) ([]int64, error) {
-	return numbers(ctx, c.pool, c.sql(`SELECT id FROM {consumers} WHERE expires_at > {now}`))
+	return database.Numbers(ctx, c.Pool, c.SQL(`SELECT id FROM {consumers} WHERE expires_at > {now}`))
 }
 
 // of returns the living consumers of a group.
 func (c consumers) of(ctx context.Context, g group) ([]driver.Consumer, error) {
 	type row struct{ place, program, topics string }
-	found, err := collect(ctx, c.pool, func(r rows, x *row) error { return r.Scan(&x.place, &x.program, &x.topics) },
-		c.sql(`SELECT place, program, topics FROM {consumers} WHERE group_id = ? AND expires_at > {now}`), g.id)
+	found, err := database.Collect(ctx, c.Pool, func(r database.Rows, x *row) error { return r.Scan(&x.place, &x.program, &x.topics) },
+		c.SQL(`SELECT place, program, topics FROM {consumers} WHERE group_id = ? AND expires_at > {now}`), g.id)
 	all := make([]driver.Consumer, len(found))
 	for i, x := range found {
 		all[i] = driver.Consumer{Place: x.place, Program: x.program}
@@ -151,7 +152,7 @@ func (c consumers) of(ctx context.Context, g group) ([]driver.Consumer, error) {
 
 // leave ends a lease.
 func (c consumers) leave(ctx context.Context, id int64) error {
-	_, err := c.pool.exec(ctx, c.sql(`DELETE FROM {consumers} WHERE id = ?`), id)
+	_, err := c.Pool.Exec(ctx, c.SQL(`DELETE FROM {consumers} WHERE id = ?`), id)
 	return err
 }
 
@@ -160,6 +161,6 @@ const keepExpired = 10 * time.Minute
 
 // deleteExpired deletes leases that expired long ago.
 func (c consumers) deleteExpired(ctx context.Context) error {
-	_, err := c.relaxed.exec(ctx, c.sql(`DELETE FROM {consumers} WHERE expires_at < {now} - ?`), keepExpired.Microseconds())
+	_, err := c.Relaxed.Exec(ctx, c.SQL(`DELETE FROM {consumers} WHERE expires_at < {now} - ?`), keepExpired.Microseconds())
 	return err
 }

@@ -1,5 +1,7 @@
 package sql
 
+import "github.com/leatbus/leat/transports/sql/internal/database"
+
 // core has what a transport and its receivers share: the database, the types that change its tables, and the goroutines that
 // serve all receivers.
 //
@@ -8,7 +10,7 @@ package sql
 // starts, and claimLock of [settlements].
 type core struct {
 	*lifetime
-	*database
+	*database.DB
 	holds     holds
 	groups    groups
 	claims    claims
@@ -19,9 +21,9 @@ type core struct {
 	waker     *waker
 }
 
-func newCore(d *database) *core {
+func newCore(d *database.DB) *core {
 	life := newLifetime()
-	c := &core{lifetime: life, database: d, holds: holds{d}, claims: claims{d}, publisher: publisher{d}}
+	c := &core{lifetime: life, DB: d, holds: holds{d}, claims: claims{d}, publisher: publisher{d}}
 	all := consumers{d, thisProcess()}
 	c.groups = groups{d, c.holds, all}
 	c.keyQueues = keyQueues{d, c.claims, c.groups, c.holds, keyRuns{d}}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
+	"github.com/leatbus/leat/transports/sql/internal/database"
 )
 
 // crowdVariable is the number of waiting keys in the tests of large groups.
@@ -71,27 +72,27 @@ func eachStore(t *testing.T, test func(t *testing.T, transport *Transport)) {
 }
 
 // waitingKeys inserts messages of n keys, which all wait for their redelivery.
-func waitingKeys(t testing.TB, s *database, group string, n int, wait time.Duration) {
+func waitingKeys(t testing.TB, s *database.DB, group string, n int, wait time.Duration) {
 	ctx := t.Context()
-	g, ok, err := groups{database: s}.find(ctx, group)
+	g, ok, err := groups{DB: s}.find(ctx, group)
 	require.NoError(t, err)
 	require.True(t, ok)
 	for done := 0; done < n; {
 		const digits = `(SELECT 0 AS d UNION ALL SELECT 1 UNION ALL SELECT 2 UNION ALL SELECT 3 UNION ALL SELECT 4
 			UNION ALL SELECT 5 UNION ALL SELECT 6 UNION ALL SELECT 7 UNION ALL SELECT 8 UNION ALL SELECT 9)`
-		inserted, err := s.pool.exec(ctx, s.sql(`INSERT INTO {messages} (group_id, state, pos, lane, first_at, due_at, attempt, topic, uuid, headers, payload)
-			SELECT CAST(? AS `+s.integer()+`), 4, k.n * 1000003, k.n * 1000003, {now}, {now} + CAST(? AS `+s.integer()+`), 1, 'order.paid.v1', 'waiting', '', ''
-			FROM (SELECT 1 + a.d + 10 * b.d + 100 * c.d + 1000 * d.d + CAST(? AS `+s.integer()+`) AS n
+		inserted, err := s.Pool.Exec(ctx, s.SQL(`INSERT INTO {messages} (group_id, state, pos, lane, first_at, due_at, attempt, topic, uuid, headers, payload)
+			SELECT CAST(? AS `+integer(s)+`), 4, k.n * 1000003, k.n * 1000003, {now}, {now} + CAST(? AS `+integer(s)+`), 1, 'order.paid.v1', 'waiting', '', ''
+			FROM (SELECT 1 + a.d + 10 * b.d + 100 * c.d + 1000 * d.d + CAST(? AS `+integer(s)+`) AS n
 				FROM `+digits+` a CROSS JOIN `+digits+` b CROSS JOIN `+digits+` c CROSS JOIN `+digits+` d) k
-			WHERE k.n <= CAST(? AS `+s.integer()+`)`), g.id, wait.Microseconds(), done, n)
+			WHERE k.n <= CAST(? AS `+integer(s)+`)`), g.id, wait.Microseconds(), done, n)
 		require.NoError(t, err)
 		require.NotZero(t, inserted)
 		done += int(inserted)
 	}
 }
 
-func (s *database) integer() string {
-	if s.name == MySQL {
+func integer(s *database.DB) string {
+	if s.Name == MySQL {
 		return "SIGNED"
 	}
 	return "bigint"
@@ -114,10 +115,10 @@ func TestKeyQueues_aFreshKeyBehindManyThatWait(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, first.Close(ctx))
 		n := waitingCrowd()
-		if transport.name != Postgres { // SQLite's driver is many times slower under the race detector
+		if transport.core.Name != Postgres { // SQLite's driver is many times slower under the race detector
 			n /= 5
 		}
-		waitingKeys(t, transport.database, sub.Group, n, time.Hour)
+		waitingKeys(t, transport.core.DB, sub.Group, n, time.Hour)
 		receiver, err := transport.Subscribe(ctx, sub)
 		require.NoError(t, err)
 		next := func() *driver.Delivery {
@@ -150,8 +151,8 @@ func TestKeyQueues_aFreshKeyBehindManyThatWait(t *testing.T) {
 		require.NoError(t, next().Settler.Redeliver(50*time.Millisecond))
 		require.NoError(t, next().Settler.Ack())
 		// The walk finds a message that another process has inserted.
-		query := transport.sql(`UPDATE {messages} SET due_at = 0 WHERE pos = ?`)
-		_, err = transport.pool.exec(ctx, query, int64(n/2)*1000003)
+		query := transport.core.SQL(`UPDATE {messages} SET due_at = 0 WHERE pos = ?`)
+		_, err = transport.core.Pool.Exec(ctx, query, int64(n/2)*1000003)
 		require.NoError(t, err)
 		patient, cancel := context.WithTimeout(ctx, 5*time.Minute)
 		defer cancel()

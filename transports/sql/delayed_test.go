@@ -7,6 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/sql/internal/database"
 )
 
 // TestPromote_handsOutTheFirstBeforeAllAreReady checks that many messages with the same due time are made ready in batches.
@@ -19,14 +20,14 @@ func TestPromote_handsOutTheFirstBeforeAllAreReady(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, first.Close(ctx))
 		const n = 5000
-		waitingKeys(t, transport.database, sub.Group, n, -time.Second)
-		_, err = transport.pool.exec(ctx, transport.sql(`UPDATE {messages} SET state = 1, lane = 0, due_at = 0`))
+		waitingKeys(t, transport.core.DB, sub.Group, n, -time.Second)
+		_, err = transport.core.Pool.Exec(ctx, transport.core.SQL(`UPDATE {messages} SET state = 1, lane = 0, due_at = 0`))
 		require.NoError(t, err)
 		receiver, err := transport.Subscribe(ctx, sub)
 		require.NoError(t, err)
 		d, err := receiver.Next(ctx)
 		require.NoError(t, err)
-		waiting, _, err := number(ctx, transport.pool, transport.sql(`SELECT count(*) FROM {messages} WHERE state = 1`))
+		waiting, _, err := database.Number(ctx, transport.core.Pool, transport.core.SQL(`SELECT count(*) FROM {messages} WHERE state = 1`))
 		require.NoError(t, err)
 		require.Greater(t, waiting, int64(n/2), "all messages were made ready first")
 		require.NoError(t, d.Settler.Ack())

@@ -27,7 +27,7 @@
 // tables, in a group of its own. Its relay is a consumer of that group: it publishes the messages in batches to
 // the bus's transport, those of one key in order, and acks the ones that the transport has accepted. Leases,
 // any number of relays, order by key, late commits, delays and the poison queue work as in every group. An
-// [Inbox] is for the consuming side: the handler's transaction also records the message, so that its effects
+// [inbox.Inbox] is for the consuming side: the handler's transaction also records the message, so that its effects
 // happen once.
 //
 // The transaction itself sends no notification: a NOTIFY in it would serialize all commits of the
@@ -133,4 +133,5 @@
 // A group without consumers keeps its messages and its topics until an operator deletes it with leat groups rm.
 //
 // [Bus.InTx]: https://pkg.go.dev/github.com/leatbus/leat/bus#Bus.InTx
+// [inbox.Inbox]: https://pkg.go.dev/github.com/leatbus/leat/transports/sql/inbox#Inbox
 package sql

@@ -7,25 +7,26 @@ import (
 	"time"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/sql/internal/database"
 )
 
 // Diagnose connects to the database and checks its version, the tables and the user's rights on them. It
 // changes nothing.
 func (t *Transport) Diagnose(ctx context.Context) []driver.Finding {
-	findings, ok := doctor{t.database}.checkTables(ctx)
+	findings, ok := doctor{t.core.DB}.checkTables(ctx)
 	if !ok {
 		return findings // the other checks would fail for the same reason
 	}
-	findings = append(findings, doctor{t.database}.checkRights(ctx, busTables())...)
-	if t.name == Postgres {
-		findings = append(findings, doctor{t.database}.checkSequences(ctx)...)
+	findings = append(findings, doctor{t.core.DB}.checkRights(ctx, busTables())...)
+	if t.core.Name == Postgres {
+		findings = append(findings, doctor{t.core.DB}.checkSequences(ctx)...)
 	}
 	return findings
 }
 
-// DiagnoseInbox does the same as [Transport.Diagnose] for an [Inbox], which needs fewer tables and rights.
+// DiagnoseInbox does the same as [Transport.Diagnose] for an inbox, which needs fewer tables and rights.
 func (t *Transport) DiagnoseInbox(ctx context.Context) []driver.Finding {
-	s := doctor{t.database}
+	s := doctor{t.core.DB}
 	findings, ok := s.checkTables(ctx)
 	if !ok {
 		return findings
@@ -34,9 +35,9 @@ func (t *Transport) DiagnoseInbox(ctx context.Context) []driver.Finding {
 	if findings[len(findings)-1].Err != nil {
 		return findings
 	}
-	f := driver.Finding{Check: "inbox " + s.cfg.Prefix + "inbox", Text: "no message recorded"}
+	f := driver.Finding{Check: "inbox " + s.Config.Prefix + "inbox", Text: "no message recorded"}
 	type row struct{ oldest, newest int64 }
-	all, err := collect(ctx, s.pool, func(r rows, x *row) error { return r.Scan(&x.oldest, &x.newest) }, s.sql(`
+	all, err := database.Collect(ctx, s.Pool, func(r database.Rows, x *row) error { return r.Scan(&x.oldest, &x.newest) }, s.SQL(`
 		SELECT {now} - oldest, {now} - newest
 		FROM (SELECT (SELECT min(seen_at) FROM {inbox}) AS oldest, (SELECT max(seen_at) FROM {inbox}) AS newest) seen WHERE oldest IS NOT NULL`))
 	switch {
@@ -52,25 +53,25 @@ func (t *Transport) DiagnoseInbox(ctx context.Context) []driver.Finding {
 }
 
 // doctor runs the checks of Diagnose.
-type doctor struct{ *database }
+type doctor struct{ *database.DB }
 
 // checkTables connects to the database and checks the version of the tables. ok is false if further checks are pointless.
 func (d doctor) checkTables(ctx context.Context) (findings []driver.Finding, ok bool) {
 	server := driver.Finding{Check: "reach the database", Fix: "start the database, or correct the URL's host, port, user and password"}
-	versions, err := collect(ctx, d.pool, func(r rows, v *string) error { return r.Scan(v) }, d.sql(d.askVersion()))
+	versions, err := database.Collect(ctx, d.Pool, func(r database.Rows, v *string) error { return r.Scan(v) }, d.SQL(d.askVersion()))
 	if err != nil {
 		server.Err = err
 		return []driver.Finding{server}, false
 	}
 	server.Text, server.Fix = strings.Join(versions, ""), ""
 
-	tables := driver.Finding{Check: "tables " + d.cfg.Prefix + "*"}
-	version, err := schema(d).version(ctx, d.pool)
+	tables := driver.Finding{Check: "tables " + d.Config.Prefix + "*"}
+	version, err := d.Version(ctx, d.Pool)
 	switch {
 	case err != nil:
 		tables.Err, tables.Fix = err, "let the user read them"
 	case version < MinSchemaVersion:
-		tables.Err = &SchemaError{Found: version, Want: MinSchemaVersion, Prefix: d.cfg.Prefix}
+		tables.Err = &SchemaError{Found: version, Want: MinSchemaVersion, Prefix: d.Config.Prefix}
 		tables.Fix = "run leat migrate up"
 	case version < SchemaVersion:
 		tables.Text = fmt.Sprintf("version %d; once no process of an older release runs, run leat migrate up to migrate to version %d", version, SchemaVersion)
@@ -81,7 +82,7 @@ func (d doctor) checkTables(ctx context.Context) (findings []driver.Finding, ok 
 }
 
 func (d doctor) askVersion() string {
-	switch d.name {
+	switch d.Name {
 	case Postgres:
 		return `SELECT 'PostgreSQL ' || current_setting('server_version')`
 	case SQLite:
@@ -112,7 +113,7 @@ func inboxTables() []use {
 // checkRights runs on every table the statements that a service needs, with a condition that no row meets.
 func (d doctor) checkRights(ctx context.Context, tables []use) (findings []driver.Finding) {
 	for _, table := range tables {
-		f := driver.Finding{Check: "rights on " + d.cfg.Prefix + table.name}
+		f := driver.Finding{Check: "rights on " + d.Config.Prefix + table.name}
 		var missing []string
 		for right := range strings.FieldsSeq(table.rights) {
 			name := "{" + table.name + "}"
@@ -122,13 +123,13 @@ func (d doctor) checkRights(ctx context.Context, tables []use) (findings []drive
 				"UPDATE": "UPDATE " + name + " SET " + table.column + " = " + table.column + " WHERE 1 = 0",
 				"DELETE": "DELETE FROM " + name + " WHERE 1 = 0",
 			}[right]
-			if _, err := d.pool.exec(ctx, d.complete(query)); err != nil {
+			if _, err := d.Pool.Exec(ctx, d.Complete(query)); err != nil {
 				missing = append(missing, right)
 				f.Err = err
 			}
 		}
 		if f.Err != nil {
-			f.Fix = fmt.Sprintf("GRANT %s ON %s TO the service's user", strings.Join(missing, ", "), d.table(table.name))
+			f.Fix = fmt.Sprintf("GRANT %s ON %s TO the service's user", strings.Join(missing, ", "), d.Table(table.name))
 		} else {
 			f.Text = strings.ReplaceAll(table.rights, " ", ", ")
 		}
@@ -140,15 +141,15 @@ func (d doctor) checkRights(ctx context.Context, tables []use) (findings []drive
 // checkSequences checks the rights on the sequences that PostgreSQL takes ids from.
 func (d doctor) checkSequences(ctx context.Context) (findings []driver.Finding) {
 	for _, name := range []string{"messages_id_seq", "groups_id_seq"} {
-		f := driver.Finding{Check: "rights on " + d.cfg.Prefix + name, Text: "USAGE, SELECT"}
-		may, _, err := number(ctx, d.pool, d.sql(`SELECT (has_sequence_privilege(?::text, 'USAGE') AND has_sequence_privilege(?::text, 'SELECT'))::int`),
-			d.table(name), d.table(name))
+		f := driver.Finding{Check: "rights on " + d.Config.Prefix + name, Text: "USAGE, SELECT"}
+		may, _, err := database.Number(ctx, d.Pool, d.SQL(`SELECT (has_sequence_privilege(?::text, 'USAGE') AND has_sequence_privilege(?::text, 'SELECT'))::int`),
+			d.Table(name), d.Table(name))
 		if err == nil && may == 0 {
-			err = fmt.Errorf("the user may not use %s", d.table(name))
+			err = fmt.Errorf("the user may not use %s", d.Table(name))
 		}
 		if err != nil {
 			f.Err, f.Text = err, ""
-			f.Fix = fmt.Sprintf("GRANT USAGE, SELECT ON %s TO the service's user", d.table(name))
+			f.Fix = fmt.Sprintf("GRANT USAGE, SELECT ON %s TO the service's user", d.Table(name))
 		}
 		findings = append(findings, f)
 	}

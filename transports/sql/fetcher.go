@@ -7,6 +7,7 @@ import (
 
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/internal/backoff"
+	"github.com/leatbus/leat/transports/sql/internal/database"
 )
 
 // fetcher is the goroutine that claims messages from the database.
@@ -48,10 +49,10 @@ const (
 
 func newFetcher(f *receiver) *fetcher {
 	size := 0
-	if f.core.name == MySQL {
+	if f.core.Name == MySQL {
 		size = unknownSize
 	}
-	return &fetcher{receiver: f, sure: true, size: size, lows: &keyLows{database: f.core.database}, rounds: keyRounds{walk: newKeyWalk()}, reconciler: newReconciler(f.core.groups, f.group)}
+	return &fetcher{receiver: f, sure: true, size: size, lows: &keyLows{DB: f.core.DB}, rounds: keyRounds{walk: newKeyWalk()}, reconciler: newReconciler(f.core.groups, f.group)}
 }
 
 // start starts the goroutines that claim messages and write how they were settled.
@@ -80,10 +81,10 @@ func (f *fetcher) run() {
 
 // leave gives back the messages of the last claim, if its answer was lost.
 func (f *fetcher) leave() {
-	ctx, cancel := context.WithTimeout(f.talking, statementTimeout)
+	ctx, cancel := context.WithTimeout(f.talking, database.StatementTimeout)
 	defer cancel()
 	if err := f.settleDoubts(ctx); err != nil && f.talking.Err() == nil {
-		f.core.cfg.Logger.Warn("leat: sql: messages not given back", "group", f.group.name, "error", err)
+		f.core.Config.Logger.Warn("leat: sql: messages not given back", "group", f.group.name, "error", err)
 	}
 }
 
@@ -114,11 +115,11 @@ func (f *fetcher) demand() int {
 // ofLastSize returns how many messages there is room for if they are as large as those of the last claim, and one more. MySQL reads
 // the payloads of all messages that a claim asks for, to know their sizes.
 func (f *fetcher) ofLastSize() int {
-	return f.core.cfg.PrefetchBytes/max(f.size, 1) + 1
+	return f.core.Config.PrefetchBytes/max(f.size, 1) + 1
 }
 
 // room returns how many bytes the buffer may take beyond those it has.
-func (f *fetcher) room() int { return f.core.cfg.PrefetchBytes - int(f.bytes.Load()) }
+func (f *fetcher) room() int { return f.core.Config.PrefetchBytes - int(f.bytes.Load()) }
 
 // adapt changes the prefetch by how long the messages of the last fetch lasted. It is called when more than half of them are taken,
 // but counts only handled ones, because workers may take many and finish none.
@@ -132,7 +133,7 @@ func (f *fetcher) adapt(heldBack int) {
 	case lasted > fallBehind:
 		f.prefetch /= 2
 	case lasted < keepUp && f.full && (handled > 0 && 2*handled >= f.number || f.starved):
-		f.prefetch = min(max(2*f.prefetch, 2*int(f.waiting.Load()), 4), f.core.cfg.Prefetch)
+		f.prefetch = min(max(2*f.prefetch, 2*int(f.waiting.Load()), 4), f.core.Config.Prefetch)
 	case lasted < keepUp:
 		return // too early to tell
 	}
@@ -199,7 +200,7 @@ func (f *fetcher) pause() {
 
 // fetch claims up to want messages.
 func (f *fetcher) fetch(want int) error {
-	ctx, cancel := context.WithTimeout(f.talking, statementTimeout)
+	ctx, cancel := context.WithTimeout(f.talking, database.StatementTimeout)
 	defer cancel()
 	hinted := f.hints.Load() != f.seen
 	f.seen = f.hints.Load()
@@ -229,7 +230,7 @@ func (f *fetcher) fetch(want int) error {
 	if len(taken) > 0 {
 		f.size = total / len(taken)
 	}
-	f.core.link.works()
+	f.core.Link.Works()
 	f.sure = true
 	f.claimed(began, want, len(taken))
 	f.empty = !f.full && room > 0 && !f.rounds.goOn(time.Now()) && !f.settlements.keys.left()
@@ -306,7 +307,7 @@ func (f *fetcher) claimKeys(ctx context.Context, c keyClaim) ([]record, error) {
 		c.busy = f.lows.slow()
 	}
 	if byKey {
-		if err := f.rounds.open(ctx, f.core.database); err != nil {
+		if err := f.rounds.open(ctx, f.core.DB); err != nil {
 			return nil, err
 		}
 		c.fresh, c.brief = f.rounds.fresh(began)
@@ -386,7 +387,7 @@ func (f *fetcher) settleDoubts(ctx context.Context) error {
 		return err
 	}
 	if ids = f.settlements.unknown(ids); len(ids) > 0 {
-		err = f.core.claims.put(ctx, f.core.pool, f.consumer.id, ids, 1)
+		err = f.core.claims.put(ctx, f.core.Pool, f.consumer.id, ids, 1)
 	}
 	f.sure = err == nil
 	return err
@@ -400,11 +401,11 @@ func (f *fetcher) trouble(err error) {
 	f.prefetch = 0 // what was too much for a statement timeout is less next time
 	f.empty = false
 	wait := f.wait.Next()
-	if !f.core.temporary(err) {
-		wait = longestBackoff
+	if !f.core.Temporary(err) {
+		wait = database.LongestBackoff
 	}
-	if wait > longestBackoff/4 { // a conflict or two with others is nobody's business
-		f.core.cfg.Logger.Warn("leat: sql: fetch failed", "group", f.group.name, "error", err)
+	if wait > database.LongestBackoff/4 { // a conflict or two with others is nobody's business
+		f.core.Config.Logger.Warn("leat: sql: fetch failed", "group", f.group.name, "error", err)
 	}
 	backoff.Sleep(f.ctx, wait)
 }

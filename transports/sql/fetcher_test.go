@@ -11,6 +11,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/sql/internal/config"
+	"github.com/leatbus/leat/transports/sql/internal/database"
 )
 
 // TestFetcher_claimsMoreForQuickWorkers: workers that handle a message in a millisecond get as many at once as keep them busy
@@ -32,11 +34,13 @@ func prefetchWith(t *testing.T, order driver.Order, claim, handler time.Duration
 		ctx, stop := context.WithCancel(t.Context())
 		defer stop()
 		const workers = 10
-		shared := &core{database: &database{statements: &statements{cfg: Config{}.withDefaults()}}}
+		cfg, err := config.Complete(Config{})
+		require.NoError(t, err)
+		shared := &core{DB: &database.DB{Statements: &database.Statements{Config: cfg}}}
 		f := &fetcher{receiver: &receiver{
 			consumer: newConsumer(1, group{order: order}, subscriber{}),
 			core:     shared,
-			buffer:   make(chan *delivery, defaultPrefetch+workers),
+			buffer:   make(chan *delivery, cfg.Prefetch+workers),
 			ctx:      ctx,
 		}}
 		f.settlements = newSettlements(shared, f.consumer)
@@ -86,9 +90,9 @@ func TestFetcher_asksForFewLargeMessages(t *testing.T) {
 	f.prefetch = 500
 	f.waiting.Store(2)
 	require.Equal(t, 502, f.demand())
-	f.size = f.core.cfg.PrefetchBytes / 4
+	f.size = f.core.Config.PrefetchBytes / 4
 	require.Equal(t, 5, f.demand())
-	f.size = 2 * f.core.cfg.PrefetchBytes
+	f.size = 2 * f.core.Config.PrefetchBytes
 	require.Equal(t, 1, f.demand())
 	f.bundle = 1000 // of a relay
 	require.Equal(t, 1, f.demand())

@@ -12,7 +12,7 @@ var _ driver.GroupFinder = (*Transport)(nil)
 func (t *Transport) FindGroup(ctx context.Context, names ...string) (found string, err error) {
 	err = t.inspect(ctx, "look for groups", func(ctx context.Context) error {
 		for _, name := range names {
-			_, there, err := groups{database: t.database}.find(ctx, name)
+			_, there, err := groups{DB: t.core.DB}.find(ctx, name)
 			if err != nil {
 				return err
 			}

@@ -1,6 +1,9 @@
 package sql
 
-import "github.com/leatbus/leat/bus/driver"
+import (
+	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/sql/internal/database"
+)
 
 // A group has the columns of a group's row.
 type group struct {
@@ -13,7 +16,7 @@ type group struct {
 // A lockedGroup is a transaction that has locked a group: until it ends, no other transaction claims from the group's key queues, joins
 // the group, or removes its holds.
 type lockedGroup struct {
-	executor
+	database.Executor
 	group group
 	fence int64 // the group's fencing number; 0 if the tables have none
 }

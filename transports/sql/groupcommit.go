@@ -9,6 +9,7 @@ import (
 
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/internal/backoff"
+	"github.com/leatbus/leat/transports/sql/internal/database"
 )
 
 // A groupCommit lets concurrent publishers share a statement and its commit:
@@ -101,8 +102,8 @@ func (c *groupCommit) lead(ctx context.Context, b batch) (inserted int64, err er
 	handOver := sync.OnceFunc(c.handOver)
 	defer time.AfterFunc(leaderPatience, handOver).Stop()
 	defer handOver()
-	err = c.retry(ctx, func(ctx context.Context) error {
-		ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	err = c.Retry(ctx, func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, database.StatementTimeout)
 		defer cancel()
 		defer handOver() // also before a second try
 		counts, err := c.insertAll(ctx, []batch{b})
@@ -211,10 +212,10 @@ func (c *groupCommit) run(group []*insertion) {
 	err := c.insertBatch(group)
 	switch {
 	case err == nil:
-		c.link.works()
+		c.Link.Works()
 	case c.ctx.Err() != nil:
 		c.fail(group, driver.ErrClosed)
-	case c.temporary(err):
+	case c.Temporary(err):
 		for _, i := range group {
 			c.work.Go(func() { c.tryAgain(i) })
 		}
@@ -231,16 +232,16 @@ func (c *groupCommit) run(group []*insertion) {
 func (c *groupCommit) tryAgain(i *insertion) {
 	ctx, cancel := c.while(i.ctx)
 	defer cancel()
-	wait := newBackoff()
+	wait := database.NewBackoff()
 	err := errors.New("not tried yet")
 	for err != nil && backoff.Sleep(ctx, wait.Next()) {
-		if err = c.insertBatch([]*insertion{i}); err != nil && !c.temporary(err) {
+		if err = c.insertBatch([]*insertion{i}); err != nil && !c.Temporary(err) {
 			c.fail([]*insertion{i}, err)
 			return
 		}
 	}
 	if err == nil {
-		c.link.works()
+		c.Link.Works()
 	}
 }
 
@@ -255,7 +256,7 @@ func (c *groupCommit) waiting(group []*insertion) (stay []*insertion) {
 }
 
 func (c *groupCommit) fail(group []*insertion, err error) {
-	err = c.explain(err)
+	err = c.Explain(err)
 	for _, i := range group {
 		i.err = err
 		close(i.done)
@@ -265,7 +266,7 @@ func (c *groupCommit) fail(group []*insertion, err error) {
 // insertBatch inserts all or none. It does not use the contexts of the publishers, since one that is canceled must not abort
 // the others' commit.
 func (c *groupCommit) insertBatch(group []*insertion) error {
-	ctx, cancel := context.WithTimeout(c.ctx, statementTimeout)
+	ctx, cancel := context.WithTimeout(c.ctx, database.StatementTimeout)
 	defer cancel()
 	batches, inserted := merge(group)
 	counts, err := c.insertAll(ctx, batches)

@@ -16,17 +16,18 @@ import (
 
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/internal/backoff"
+	"github.com/leatbus/leat/transports/sql/internal/database"
 )
 
 // slowPool is a pool whose statements take some time. It counts them.
 type slowPool struct {
-	pool
+	database.Pool
 	took       time.Duration
 	mu         sync.Mutex
 	statements int
 }
 
-func (d *slowPool) exec(ctx context.Context, _ string, _ ...any) (int64, error) {
+func (d *slowPool) Exec(ctx context.Context, _ string, _ ...any) (int64, error) {
 	d.mu.Lock()
 	d.statements++
 	took := d.took
@@ -44,9 +45,9 @@ func (d *slowPool) takes(took time.Duration) {
 }
 
 // combining runs f with a groupCommit over the pool, and ends its lifetime.
-func combining(t *testing.T, db pool, f func(t *testing.T, c *groupCommit)) {
+func combining(t *testing.T, db database.Pool, f func(t *testing.T, c *groupCommit)) {
 	synctest.Test(t, func(t *testing.T) {
-		s, err := newDatabase(db, Config{Dialect: Postgres})
+		s, err := database.New(db, Config{Dialect: Postgres})
 		require.NoError(t, err)
 		life := newLifetime()
 		c := newGroupCommit(life, publisher{s}, 3)
@@ -122,11 +123,11 @@ func TestGroupCommit_canceledPublisherLeavesTheOthers(t *testing.T) {
 
 // stubbornPool is a pool that cancels statements with one message after some time.
 type stubbornPool struct {
-	pool
+	database.Pool
 	took time.Duration
 }
 
-func (d *stubbornPool) exec(ctx context.Context, _ string, args ...any) (int64, error) {
+func (d *stubbornPool) Exec(ctx context.Context, _ string, args ...any) (int64, error) {
 	if !strings.Contains(fmt.Sprint(args...), "large") {
 		backoff.Sleep(ctx, time.Millisecond)
 		return 1, ctx.Err()
@@ -156,7 +157,7 @@ func TestGroupCommit_aStatementThatNeverSucceedsHoldsUpNobody(t *testing.T) {
 								return
 							}
 							assert.NoError(t, err)
-							assert.Less(t, time.Since(began), statementTimeout+3*time.Second, "the publisher waits for the other")
+							assert.Less(t, time.Since(began), database.StatementTimeout+3*time.Second, "the publisher waits for the other")
 						})
 						synctest.Wait()
 					}

@@ -20,7 +20,7 @@ func TestInspector_readsTheFirstRowsOfALargeBacklog(t *testing.T) {
 		sub := driver.Subscription{Group: "shop.ledger", Topics: []string{"order.paid.v1"}, Concurrency: 2, Order: driver.OrderedByKey}
 		receiver, err := transport.Subscribe(ctx, sub)
 		require.NoError(t, err)
-		waitingKeys(t, transport.database, sub.Group, 30, time.Hour) // delayed
+		waitingKeys(t, transport.core.DB, sub.Group, 30, time.Hour) // delayed
 		for i := range 6 {
 			require.NoError(t, transport.Publish(ctx, "order.paid.v1", keyedMessage(fmt.Sprint("key-", i))))
 		}
@@ -28,7 +28,7 @@ func TestInspector_readsTheFirstRowsOfALargeBacklog(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, receiver.Close(ctx)) // gives back the other messages that it had claimed
 		count := func(limit int) driver.GroupInfo {
-			groups, err := inspector{transport.database, limit}.groups(ctx)
+			groups, err := inspector{transport.core.DB, limit}.groups(ctx)
 			require.NoError(t, err)
 			require.Len(t, groups, 1)
 			for _, g := range groups {
@@ -63,7 +63,7 @@ func TestInspector_large(t *testing.T) {
 			receiver, err := transport.Subscribe(ctx, sub)
 			require.NoError(t, err)
 			require.NoError(t, receiver.Close(ctx))
-			waitingKeys(t, transport.database, sub.Group, n/5, time.Hour)
+			waitingKeys(t, transport.core.DB, sub.Group, n/5, time.Hour)
 		}
 		for range 3 {
 			began := time.Now()

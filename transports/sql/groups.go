@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/sql/internal/database"
 )
 
 // errDisagree is returned to a consumer whose order differs from that of the others of its group.
@@ -14,14 +15,14 @@ var errDisagree = errors.New("all its consumers must ask for the same order; sto
 
 // groups reads and writes the rows of groups and of their subscriptions.
 type groups struct {
-	*database
+	*database.DB
 	holds     holds
 	consumers consumers
 }
 
 // subscribe creates the group if it does not exist, adds its topics, and registers a consumer.
 func (gs groups) subscribe(ctx context.Context, sub driver.Subscription, owner int64) (g group, err error) {
-	err = gs.retry(ctx, func(ctx context.Context) error {
+	err = gs.Retry(ctx, func(ctx context.Context) error {
 		g, err = gs.trySubscribe(ctx, sub, owner)
 		for errors.Is(err, errRemoved) { // by an operator, after its row was found
 			g, err = gs.trySubscribe(ctx, sub, owner)
@@ -39,12 +40,12 @@ func (gs groups) trySubscribe(ctx context.Context, sub driver.Subscription, owne
 	if err := gs.addTopics(ctx, g, sub.Topics); err != nil {
 		return g, err
 	}
-	return g, gs.locked(ctx, gs.pool, g, func(tx lockedGroup) error {
+	return g, gs.locked(ctx, gs.Pool, g, func(tx lockedGroup) error {
 		if err := gs.join(ctx, tx, sub, owner); err != nil {
 			return err
 		}
 		tx.group.order = sub.Order
-		return gs.raiseFence(ctx, &tx)
+		return raiseFence(ctx, gs.DB, &tx)
 	})
 }
 
@@ -59,10 +60,10 @@ func (gs groups) ensure(ctx context.Context, name string, order driver.Order) (g
 		query string
 		args  []any
 	}{
-		{`INSERT INTO {groups} (name, ordering, created_at) VALUES (?, ?, {now}) ` + gs.ignore, []any{name, int(order)}},
-		{`INSERT INTO {turns} (group_id, created_at) SELECT id, {now} FROM {groups} WHERE name = ? ` + gs.ignore, []any{name}},
+		{`INSERT INTO {groups} (name, ordering, created_at) VALUES (?, ?, {now}) ` + gs.Ignore, []any{name, int(order)}},
+		{`INSERT INTO {turns} (group_id, created_at) SELECT id, {now} FROM {groups} WHERE name = ? ` + gs.Ignore, []any{name}},
 	} {
-		if _, err := gs.pool.exec(ctx, gs.sql(insert.query), insert.args...); err != nil {
+		if _, err := gs.Pool.Exec(ctx, gs.SQL(insert.query), insert.args...); err != nil {
 			return g, err
 		}
 	}
@@ -74,8 +75,8 @@ func (gs groups) ensure(ctx context.Context, name string, order driver.Order) (g
 }
 
 func (gs groups) find(ctx context.Context, name string) (g group, ok bool, err error) {
-	found, err := collect(ctx, gs.pool, func(r rows, g *group) error { return r.Scan(&g.id, &g.order) },
-		gs.sql(`SELECT g.id, g.ordering FROM {groups} g JOIN {turns} t ON t.group_id = g.id WHERE g.name = ?`), name)
+	found, err := database.Collect(ctx, gs.Pool, func(r database.Rows, g *group) error { return r.Scan(&g.id, &g.order) },
+		gs.SQL(`SELECT g.id, g.ordering FROM {groups} g JOIN {turns} t ON t.group_id = g.id WHERE g.name = ?`), name)
 	if err != nil || len(found) == 0 {
 		return group{}, false, err
 	}
@@ -93,8 +94,8 @@ func (gs groups) addTopics(ctx context.Context, g group, topics []string) error 
 		if slices.Contains(have, topic) {
 			continue
 		}
-		p := gs.row(topic)
-		_, err := gs.pool.exec(ctx, gs.sql(`INSERT INTO {subscriptions} (pattern, group_id, depth, matches, created_at) VALUES (?, ?, ?, ?, {now}) `+gs.ignore),
+		p := storedPattern(gs.Name, topic)
+		_, err := gs.Pool.Exec(ctx, gs.SQL(`INSERT INTO {subscriptions} (pattern, group_id, depth, matches, created_at) VALUES (?, ?, ?, ?, {now}) `+gs.Ignore),
 			p.pattern, g.id, p.depth, p.matches)
 		if err != nil {
 			return err
@@ -104,15 +105,15 @@ func (gs groups) addTopics(ctx context.Context, g group, topics []string) error 
 }
 
 func (gs groups) topics(ctx context.Context, g group) ([]string, error) {
-	return collect(ctx, gs.pool, func(r rows, p *string) error { return r.Scan(p) },
-		gs.sql(`SELECT pattern FROM {subscriptions} WHERE group_id = ? ORDER BY pattern`), g.id)
+	return database.Collect(ctx, gs.Pool, func(r database.Rows, p *string) error { return r.Scan(p) },
+		gs.SQL(`SELECT pattern FROM {subscriptions} WHERE group_id = ? ORDER BY pattern`), g.id)
 }
 
 // join registers the consumer. It returns an error if the group has consumers with another order.
 func (gs groups) join(ctx context.Context, tx lockedGroup, sub driver.Subscription, owner int64) error {
 	g, order := tx.group, sub.Order
-	others, err := collect(ctx, tx, func(r rows, o *driver.Order) error { return r.Scan(o) },
-		gs.sql(`SELECT ordering FROM {consumers} WHERE group_id = ? AND expires_at > {now} AND ordering <> ?`), g.id, int(order))
+	others, err := database.Collect(ctx, tx, func(r database.Rows, o *driver.Order) error { return r.Scan(o) },
+		gs.SQL(`SELECT ordering FROM {consumers} WHERE group_id = ? AND expires_at > {now} AND ordering <> ?`), g.id, int(order))
 	if err != nil {
 		return err
 	}
@@ -121,17 +122,17 @@ func (gs groups) join(ctx context.Context, tx lockedGroup, sub driver.Subscripti
 	}
 	changed := g.order != order
 	g.order, g.park = order, sub.Park
-	if err := gs.holds.adjust(ctx, lockedGroup{tx.executor, g, tx.fence}, changed); err != nil {
+	if err := gs.holds.adjust(ctx, lockedGroup{tx.Executor, g, tx.fence}, changed); err != nil {
 		return err
 	}
 	if changed {
-		if _, err := tx.exec(ctx, gs.sql(`UPDATE {groups} SET ordering = ? WHERE id = ?`), int(order), g.id); err != nil {
+		if _, err := tx.Exec(ctx, gs.SQL(`UPDATE {groups} SET ordering = ? WHERE id = ?`), int(order), g.id); err != nil {
 			return err
 		}
-		if err := gs.markReturns(ctx, tx, g); err != nil {
+		if err := markReturns(ctx, gs.DB, tx, g); err != nil {
 			return err
 		}
-		if _, err := gs.rearrange(ctx, tx, g, func(f func(executor) error) error { return f(tx) }); err != nil {
+		if _, err := gs.rearrange(ctx, tx, g, func(f func(database.Executor) error) error { return f(tx) }); err != nil {
 			return err
 		}
 	}
@@ -140,16 +141,16 @@ func (gs groups) join(ctx context.Context, tx lockedGroup, sub driver.Subscripti
 
 // rearrange changes the states of messages to those for the group's order, and returns how many it has changed. It changes them in
 // several calls of change.
-func (gs groups) rearrange(ctx context.Context, ex executor, g group, change func(func(executor) error) error) (moved int, err error) {
+func (gs groups) rearrange(ctx context.Context, ex database.Executor, g group, change func(func(database.Executor) error) error) (moved int, err error) {
 	for _, misplaced := range g.misplacedConditions() {
-		ids, err := numbers(ctx, ex, gs.sql(`SELECT id FROM {messages} WHERE group_id = ? AND `+misplaced+` AND owner NOT IN ({live})`), g.id, g.id)
+		ids, err := database.Numbers(ctx, ex, gs.SQL(`SELECT id FROM {messages} WHERE group_id = ? AND `+misplaced+` AND owner NOT IN ({live})`), g.id, g.id)
 		if err != nil {
 			return moved, err
 		}
 		for some := range slices.Chunk(ids, 1000) {
-			query, args := gs.withIDs(`UPDATE {messages} SET `+g.readyColumns()+` WHERE `+misplaced+` AND id {in}`, some)
-			err := change(func(ex executor) error {
-				_, err := ex.exec(ctx, query, args...)
+			query, args := gs.WithIDs(`UPDATE {messages} SET `+g.readyColumns()+` WHERE `+misplaced+` AND id {in}`, some)
+			err := change(func(ex database.Executor) error {
+				_, err := ex.Exec(ctx, query, args...)
 				return err
 			})
 			if err != nil {
@@ -163,26 +164,26 @@ func (gs groups) rearrange(ctx context.Context, ex executor, g group, change fun
 
 // raiseFence increments the fencing number of an ordered group: a consumer joins, or messages are taken from one that may not have
 // noticed that its lease expired.
-func (d *database) raiseFence(ctx context.Context, tx *lockedGroup) error {
-	if !d.fenced || tx.group.order == driver.Unordered {
+func raiseFence(ctx context.Context, d *database.DB, tx *lockedGroup) error {
+	if !d.Fenced || tx.group.order == driver.Unordered {
 		return nil
 	}
 	tx.fence++
-	_, err := tx.exec(ctx, d.sql(`UPDATE {turns} SET fence = fence + 1 WHERE group_id = ?`), tx.group.id)
+	_, err := tx.Exec(ctx, d.SQL(`UPDATE {turns} SET fence = fence + 1 WHERE group_id = ?`), tx.group.id)
 	return err
 }
 
 // fenceColumn returns the expression for the group's fencing number in {turns}.
-func (d *database) fenceColumn() string {
-	if d.fenced {
+func fenceColumn(d *database.DB) string {
+	if d.Fenced {
 		return "fence"
 	}
 	return "0"
 }
 
 // locked locks the group in a transaction and calls f.
-func (gs groups) locked(ctx context.Context, over pool, g group, f func(lockedGroup) error) error {
-	return over.inTx(ctx, func(tx executor) error {
+func (gs groups) locked(ctx context.Context, over database.Pool, g group, f func(lockedGroup) error) error {
+	return over.InTx(ctx, func(tx database.Executor) error {
 		fence, err := gs.lock(ctx, tx, g)
 		if err != nil {
 			return err
@@ -193,16 +194,16 @@ func (gs groups) locked(ctx context.Context, over pool, g group, f func(lockedGr
 
 // lock locks the group's row in {turns}, and returns the group's fencing number, or errRemoved. Only a transaction that has this lock
 // claims from the group's key queues or changes its holds. A transaction locks at most one group, and locks it before any message.
-func (gs groups) lock(ctx context.Context, tx executor, g group) (fence int64, err error) {
-	query := `SELECT ` + gs.fenceColumn() + ` FROM {turns} WHERE group_id = ?`
-	switch gs.name {
+func (gs groups) lock(ctx context.Context, tx database.Executor, g group) (fence int64, err error) {
+	query := `SELECT ` + fenceColumn(gs.DB) + ` FROM {turns} WHERE group_id = ?`
+	switch gs.Name {
 	case Postgres: // a process that hangs in the transaction must not block the others
 		query += ` AND set_config('idle_in_transaction_session_timeout', '10s', true) IS NOT NULL FOR UPDATE`
 	case SQLite: // there is one writer anyway
 	case MySQL:
 		query += ` FOR UPDATE`
 	}
-	fence, there, err := number(ctx, tx, gs.sql(query), g.id)
+	fence, there, err := database.Number(ctx, tx, gs.SQL(query), g.id)
 	if err == nil && !there {
 		err = errRemoved
 	}

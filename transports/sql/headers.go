@@ -29,9 +29,9 @@ var (
 	errNotString = errors.New("only strings are allowed in the JSON object")
 )
 
-// encodeHeaders writes headers in the form that the tables' version has.
-func (s *statements) encodeHeaders(headers message.Metadata) []byte {
-	if s.json {
+// encodeHeaders writes headers as JSON if the tables' version has it, and as lines otherwise.
+func encodeHeaders(headers message.Metadata, asJSON bool) []byte {
+	if asJSON {
 		return encodeJSON(headers)
 	}
 	return encodeLines(headers)

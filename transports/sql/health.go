@@ -1,28 +1,24 @@
 package sql
 
-import (
-	"github.com/leatbus/leat/bus/driver"
-)
+import "github.com/leatbus/leat/bus/driver"
 
 var _ driver.HealthChecker = (*Transport)(nil)
 
 // Health returns the health by the results of the latest statements. A process that neither publishes nor consumes gets
 // no new results. Blocked is always false: a database has no flow control. Health does not block.
 func (t *Transport) Health() driver.TransportHealth {
-	l := t.link
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	reconnects, lost := t.core.Link.Status()
 	h := driver.TransportHealth{
-		Transport: string(t.name), Connected: l.err == nil && !t.leases.isClosed(), Err: l.err,
-		Reconnects: l.reconnects, Unroutable: t.unroutable.Load(),
+		Transport: string(t.core.Name), Connected: lost == nil && !t.core.leases.isClosed(), Err: lost,
+		Reconnects: reconnects, Unroutable: t.unroutable.Load(),
 	}
 	if h.Err == nil && !h.Connected {
 		h.Err = driver.ErrClosed
 	}
-	if h.Err == nil && l.removed != nil {
-		h.Connected, h.Err = false, l.removed
+	if removed := t.core.leases.missing(); h.Err == nil && removed != nil {
+		h.Connected, h.Err = false, removed
 	}
-	if err := t.file.gone(); err != nil && h.Err == nil {
+	if err := t.core.FileGone(); err != nil && h.Err == nil {
 		h.Connected, h.Err = false, err
 	}
 	return h

@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/sql/internal/database"
 )
 
 // TestWaker_idleGroupsCostLittle checks that two processes with fifteen idle groups each, while a third one publishes for
@@ -18,7 +19,7 @@ func TestWaker_idleGroupsCostLittle(t *testing.T) {
 	const groups, messages = 15, 100
 	db, cfg, trips := pgxSchema(t)
 	busyDB, _, _ := pgxSchema(t)
-	start := func(db *pgxPool) *Transport {
+	start := func(db *database.PgxPool) *Transport {
 		transport, err := open(ctx, db, cfg)
 		require.NoError(t, err)
 		t.Cleanup(func() { require.NoError(t, transport.Close(context.Background())) })

@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/sql/internal/database"
 )
 
 // A publish is one statement, which finds the groups of the topic and inserts a row for each. Groups are not cached outside of the
@@ -82,7 +83,7 @@ func newMessage(uuid string, headers message.Metadata, payload []byte) *message.
 	return msg
 }
 
-func (s *statements) newPublication(msg *message.Message) (publication, error) {
+func newPublication(s *database.Statements, msg *message.Message) (publication, error) {
 	uuid, err := columnUUID(msg)
 	if err != nil {
 		return publication{}, err
@@ -97,7 +98,7 @@ func (s *statements) newPublication(msg *message.Message) (publication, error) {
 	}
 	return publication{
 		uuid:    uuid,
-		headers: s.encodeHeaders(msg.Metadata),
+		headers: encodeHeaders(msg.Metadata, s.JSON),
 		payload: payload,
 		key:     keyQueueOf(msg),
 		delay:   delay,
@@ -117,21 +118,22 @@ func delayOf(msg *message.Message) (microseconds int64, err error) {
 }
 
 // insert returns the statement that inserts messages of one topic, for any driver.
-func (s *statements) insert(topic string, msgs []publication, to routeFilter) (query string, args []any) {
+func insert(s *database.Statements, topic string, msgs []publication, to routeFilter) (query string, args []any) {
+	rows := insertRowsOf(s.Name)
 	args = make([]any, 0, 5*len(msgs)+8)
 	values := make([]string, len(msgs))
 	args = append(args, topic)
 	for i, m := range msgs {
-		values[i] = fmt.Sprintf(s.rowValues, i+1)
+		values[i] = fmt.Sprintf(rows.values, i+1)
 		args = append(args, m.uuid, m.headers, m.payload, m.key, m.delay)
 	}
-	table := fmt.Sprintf(s.rowsTable, strings.Join(values, s.rowSeparate))
+	table := fmt.Sprintf(rows.table, strings.Join(values, rows.separator))
 	where, args := to(args)
-	return s.complete(insertInto + s.text() + insertFrom + table + where + insertOrder), args
+	return s.Complete(insertInto + textArgument(s) + insertFrom + table + where + insertOrder), args
 }
 
 // insertArrays does the same for a driver that supports array arguments: the statement is the same for any number of messages.
-func (s *statements) insertArrays(topic string, msgs []publication, to routeFilter) (query string, args []any) {
+func insertArrays(s *database.Statements, topic string, msgs []publication, to routeFilter) (query string, args []any) {
 	var (
 		uuids    = make([]string, len(msgs))
 		headers  = make([][]byte, len(msgs))
@@ -149,12 +151,12 @@ func (s *statements) insertArrays(topic string, msgs []publication, to routeFilt
 		}
 	}
 	where, args := to([]any{topic, uuids, pgtype.FlatArray[[]byte](headers), pgtype.FlatArray[[]byte](payloads), keys, delays})
-	return s.sql(insertInto + s.text() + insertFrom + insertPostgresRows + where + insertOrder), args
+	return s.SQL(insertInto + textArgument(s) + insertFrom + insertPostgresRows + where + insertOrder), args
 }
 
-// text returns the placeholder of a text argument. PostgreSQL needs its type.
-func (s *statements) text() string {
-	if s.dollars {
+// textArgument returns the placeholder of a text argument. PostgreSQL needs its type.
+func textArgument(s *database.Statements) string {
+	if s.Name == Postgres {
 		return "?::text"
 	}
 	return "?"
@@ -162,8 +164,8 @@ func (s *statements) text() string {
 
 // wanted returns the condition on groups that have subscribed to the topic. Its text depends only on the number of the topic's
 // segments.
-func (s *statements) wanted(topic string) routeFilter {
-	return func(args []any) (string, []any) { return s.route(topic, args) }
+func wanted(s *database.Statements, topic string) routeFilter {
+	return func(args []any) (string, []any) { return route(s, topic, args) }
 }
 
 // only returns the condition on this one group. It compares the time of creation, in microseconds, so that it matches no group with the
@@ -172,20 +174,20 @@ func (g group) only(born int64) routeFilter {
 	return func(args []any) (string, []any) { return insertOne, append(args, g.id, born) }
 }
 
-func (s *statements) route(topic string, args []any) (where string, _ []any) {
+func route(s *database.Statements, topic string, args []any) (where string, _ []any) {
 	var b strings.Builder
 	b.WriteString(insertWhere)
-	b.WriteString(s.text())
+	b.WriteString(textArgument(s))
 	b.WriteString(insertUnion)
 	args = append(args, topic)
 	for i, c := range topicPrefixes(topic) {
 		if i > 0 {
 			b.WriteString(" UNION ALL ")
 		}
-		fmt.Fprintf(&b, "SELECT %d AS depth, %s AS prefix", c.depth, s.text())
+		fmt.Fprintf(&b, "SELECT %d AS depth, %s AS prefix", c.depth, textArgument(s))
 		args = append(args, c.text)
 	}
-	fmt.Fprintf(&b, ") p ON s.depth = p.depth AND p.prefix "+s.like+")", "s.matches")
+	fmt.Fprintf(&b, ") p ON s.depth = p.depth AND p.prefix "+patternOf(s.Name).like+")", "s.matches")
 	return b.String(), args
 }
 

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/sql/internal/database"
 )
 
 var _ driver.Inspector = (*Transport)(nil)
@@ -19,7 +20,7 @@ var _ driver.Inspector = (*Transport)(nil)
 // each state; in a larger backlog, the others count as waiting. It blocks while the database can't be reached.
 func (t *Transport) Groups(ctx context.Context) (all []driver.GroupInfo, err error) {
 	err = t.inspect(ctx, "list groups", func(ctx context.Context) error {
-		byID, err := inspector{t.database, inspectAtMost}.groups(ctx)
+		byID, err := inspector{t.core.DB, inspectAtMost}.groups(ctx)
 		if err != nil {
 			return err
 		}
@@ -40,7 +41,7 @@ func (t *Transport) Topics(ctx context.Context) (all []driver.TopicInfo, err err
 	groups := make(map[string][]string)
 	err = t.inspect(ctx, "list topics", func(ctx context.Context) error {
 		clear(groups)
-		return inspector{t.database, inspectAtMost}.eachSubscription(ctx, func(group, pattern string) {
+		return inspector{t.core.DB, inspectAtMost}.eachSubscription(ctx, func(group, pattern string) {
 			if !isTail(group) {
 				groups[pattern] = append(groups[pattern], group)
 			}
@@ -55,12 +56,12 @@ func (t *Transport) Topics(ctx context.Context) (all []driver.TopicInfo, err err
 
 // inspect calls do, and retries while the database can't be reached.
 func (t *Transport) inspect(ctx context.Context, what string, do func(context.Context) error) error {
-	if t.leases.isClosed() {
+	if t.core.leases.isClosed() {
 		return driver.ErrClosed
 	}
-	ctx, cancel := t.while(ctx)
+	ctx, cancel := t.core.while(ctx)
 	defer cancel()
-	if err := t.retry(ctx, do); err != nil {
+	if err := t.core.Retry(ctx, do); err != nil {
 		return failure(what, err)
 	}
 	return nil
@@ -68,7 +69,7 @@ func (t *Transport) inspect(ctx context.Context, what string, do func(context.Co
 
 // An inspector counts messages for operators.
 type inspector struct {
-	*database
+	*database.DB
 	limit int // how many rows of a group are read in each state
 }
 
@@ -82,7 +83,7 @@ func (i inspector) groups(ctx context.Context) (map[int64]*driver.GroupInfo, err
 		id   int64
 		name string
 	}
-	rows, err := collect(ctx, i.pool, func(r rows, g *row) error { return r.Scan(&g.id, &g.name) }, i.sql(`SELECT id, name FROM {groups}`))
+	rows, err := database.Collect(ctx, i.Pool, func(r database.Rows, g *row) error { return r.Scan(&g.id, &g.name) }, i.SQL(`SELECT id, name FROM {groups}`))
 	if err != nil {
 		return nil, err
 	}
@@ -108,8 +109,8 @@ func (i inspector) groups(ctx context.Context) (map[int64]*driver.GroupInfo, err
 // eachSubscription calls visit for every subscription, in the order of the patterns.
 func (i inspector) eachSubscription(ctx context.Context, visit func(group, pattern string)) error {
 	type row struct{ group, pattern string }
-	all, err := collect(ctx, i.pool, func(r rows, x *row) error { return r.Scan(&x.group, &x.pattern) },
-		i.sql(`SELECT g.name, s.pattern FROM {subscriptions} s JOIN {groups} g ON g.id = s.group_id ORDER BY s.pattern`))
+	all, err := database.Collect(ctx, i.Pool, func(r database.Rows, x *row) error { return r.Scan(&x.group, &x.pattern) },
+		i.SQL(`SELECT g.name, s.pattern FROM {subscriptions} s JOIN {groups} g ON g.id = s.group_id ORDER BY s.pattern`))
 	for _, x := range all {
 		visit(x.group, x.pattern)
 	}
@@ -118,8 +119,8 @@ func (i inspector) eachSubscription(ctx context.Context, visit func(group, patte
 
 func (i inspector) countConsumers(ctx context.Context, groups map[int64]*driver.GroupInfo) error {
 	type row struct{ group, n int64 }
-	all, err := collect(ctx, i.pool, func(r rows, x *row) error { return r.Scan(&x.group, &x.n) },
-		i.sql(`SELECT group_id, count(*) FROM {consumers} WHERE expires_at > {now} GROUP BY group_id`))
+	all, err := database.Collect(ctx, i.Pool, func(r database.Rows, x *row) error { return r.Scan(&x.group, &x.n) },
+		i.SQL(`SELECT group_id, count(*) FROM {consumers} WHERE expires_at > {now} GROUP BY group_id`))
 	for _, x := range all {
 		if g := groups[x.group]; g != nil {
 			g.Consumers = int(x.n)
@@ -131,12 +132,12 @@ func (i inspector) countConsumers(ctx context.Context, groups map[int64]*driver.
 // A stateCount is the number of a group's messages in one state.
 type stateCount struct {
 	group, n, oldest int64
-	state            state
+	state            database.State
 	taken, later     bool
 }
 
 func (i inspector) countMessages(ctx context.Context, groups map[int64]*driver.GroupInfo) error {
-	counts, err := collect(ctx, i.pool, func(r rows, x *stateCount) error { return r.Scan(&x.group, &x.state, &x.n) }, i.sql(countByState))
+	counts, err := database.Collect(ctx, i.Pool, func(r database.Rows, x *stateCount) error { return r.Scan(&x.group, &x.state, &x.n) }, i.SQL(countByState))
 	if err != nil {
 		return err
 	}
@@ -147,7 +148,7 @@ func (i inspector) countMessages(ctx context.Context, groups map[int64]*driver.G
 		}
 	}
 	atOnce := 1
-	if i.name == Postgres {
+	if i.Name == Postgres {
 		atOnce = groupsAtOnce
 	}
 	for ids := range slices.Chunk(slices.Sorted(maps.Keys(totals)), atOnce) {
@@ -171,7 +172,7 @@ func (i inspector) countSome(ctx context.Context, ids []int64, groups map[int64]
 	var parts []part
 	for _, id := range ids {
 		for _, x := range totals[id] {
-			if x.state == statePoisoned || x.state == stateHandled {
+			if x.state == database.StatePoisoned || x.state == database.StateHandled {
 				x.enter(groups[id])
 				continue
 			}
@@ -182,9 +183,9 @@ func (i inspector) countSome(ctx context.Context, ids []int64, groups map[int64]
 		return nil
 	}
 	front, args := i.front(parts)
-	read, err := collect(ctx, i.pool, func(r rows, x *stateCount) error {
+	read, err := database.Collect(ctx, i.Pool, func(r database.Rows, x *stateCount) error {
 		return r.Scan(&x.group, &x.state, &x.taken, &x.later, &x.n, &x.oldest)
-	}, i.complete(`SELECT group_id, state, taken, later, count(*), min(first_at) FROM (
+	}, i.Complete(`SELECT group_id, state, taken, later, count(*), min(first_at) FROM (
 		SELECT m.group_id, m.state, m.first_at, m.due_at > {now} AS later, c.id IS NOT NULL AS taken
 		FROM (`+front+`) m LEFT JOIN {consumers} c ON c.id = m.owner AND c.expires_at > {now}
 	) t GROUP BY group_id, state, taken, later`), args...)
@@ -199,7 +200,7 @@ func (i inspector) countSome(ctx context.Context, ids []int64, groups map[int64]
 	for _, id := range ids {
 		for _, x := range totals[id] {
 			if n := seen[part{id, x.state}]; n >= int64(i.limit) && x.n > n {
-				stateCount{state: x.state, n: x.n - n, taken: x.state == stateKeyHead}.enter(groups[id])
+				stateCount{state: x.state, n: x.n - n, taken: x.state == database.StateKeyHead}.enter(groups[id])
 			}
 		}
 	}
@@ -209,13 +210,13 @@ func (i inspector) countSome(ctx context.Context, ids []int64, groups map[int64]
 // part identifies the messages of a group in one state.
 type part struct {
 	group int64
-	state state
+	state database.State
 }
 
 // front returns a query for the first rows of each part, and its arguments.
 func (i inspector) front(parts []part) (query string, args []any) {
 	const columns = `SELECT group_id, state, first_at, due_at, owner FROM {messages} `
-	if i.name == Postgres {
+	if i.Name == Postgres {
 		groups, states := make([]int64, len(parts)), make([]int64, len(parts))
 		for n, p := range parts {
 			groups[n], states[n] = p.group, int64(p.state)
@@ -235,7 +236,7 @@ func (i inspector) front(parts []part) (query string, args []any) {
 // in the state parked.
 func (i inspector) countHeldBack(ctx context.Context, groups map[int64]*driver.GroupInfo) error {
 	type row struct{ group, keys, n int64 }
-	all, err := collect(ctx, i.pool, func(r rows, x *row) error { return r.Scan(&x.group, &x.keys, &x.n) }, i.sql(`
+	all, err := database.Collect(ctx, i.Pool, func(r database.Rows, x *row) error { return r.Scan(&x.group, &x.keys, &x.n) }, i.SQL(`
 		SELECT h.group_id, count(DISTINCT h.pos), count(m.id) FROM (SELECT group_id, pos, min(message_id) AS first FROM {holds} GROUP BY group_id, pos) h
 		LEFT JOIN {messages} m ON m.group_id = h.group_id AND m.state = {keyed} AND m.pos = h.pos AND m.id > h.first GROUP BY h.group_id`))
 	for _, x := range all {
@@ -252,16 +253,16 @@ func (i inspector) countHeldBack(ctx context.Context, groups map[int64]*driver.G
 func (x stateCount) enter(g *driver.GroupInfo) {
 	n := int(x.n)
 	switch {
-	case x.state == statePoisoned:
+	case x.state == database.StatePoisoned:
 		g.Poisoned += n
 		return
-	case x.state == stateHandled:
+	case x.state == database.StateHandled:
 		return
-	case x.state == stateParked:
+	case x.state == database.StateParked:
 		g.Parked += n
 	case x.taken:
 		g.InFlight += n
-	case x.state == stateDelayed, x.later:
+	case x.state == database.StateDelayed, x.later:
 		g.Delayed += n
 	default:
 		g.Waiting += n

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/leatbus/leat/transports/sql/internal/database"
 )
 
 // keyLows has lower bounds of ids at which look-ups in key queues begin. On PostgreSQL, deleted rows stay in the index as long as a
@@ -19,7 +21,7 @@ import (
 //   - Since then no message has returned to a key queue of the group from the states poisoned, parked or delayed, or from another
 //     order. A transaction that returns one also changes created_at in the group's row in {turns}, under the same lock.
 type keyLows struct {
-	*database
+	*database.DB
 	until    time.Time // bounds are found and used until then; zero if look-ups are quick
 	settled  int64     // every message up to this id is committed, or never will be
 	next     int64     // becomes settled as soon as
@@ -66,13 +68,13 @@ func (l *keyLows) begin(ctx context.Context) error {
 
 // settle finds the id up to which no open transaction can insert rows. A transaction locks the table before it gets an id.
 func (l *keyLows) settle(ctx context.Context) error {
-	newest, err := l.newest(ctx)
+	newest, err := newestID(ctx, l.DB)
 	if err != nil {
 		return err
 	}
-	open, err := collect(ctx, l.pool, func(r rows, tx *string) error { return r.Scan(tx) }, l.sql(`
+	open, err := database.Collect(ctx, l.Pool, func(r database.Rows, tx *string) error { return r.Scan(tx) }, l.SQL(`
 		SELECT virtualtransaction FROM pg_locks WHERE locktype = 'relation' AND mode = 'RowExclusiveLock'
-		AND relation = ?::text::regclass AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`), l.table("messages"))
+		AND relation = ?::text::regclass AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`), l.Table("messages"))
 	if err != nil {
 		return err
 	}
@@ -93,12 +95,12 @@ func (l *keyLows) slow() bool { return !l.until.IsZero() }
 
 // walksOver reports whether a look-up has probably read deleted rows, because it was slow.
 func (l *keyLows) walksOver(took time.Duration) bool {
-	return l.name == Postgres && took > slowLookUp+2*l.baseline
+	return l.Name == Postgres && took > slowLookUp+2*l.baseline
 }
 
 // took records how long the look-ups of a claim took.
 func (l *keyLows) took(d time.Duration) {
-	if !l.bounded || !l.walksOver(d) {
+	if !l.Bounded || !l.walksOver(d) {
 		l.inARow = 0
 		return
 	}
@@ -143,5 +145,5 @@ func (l *keyLows) of(queues []int64) []int64 {
 
 // forget drops all bounds. It is also called after an error, because another server may have taken over.
 func (l *keyLows) forget() {
-	*l = keyLows{database: l.database, returns: l.returns, baseline: l.baseline}
+	*l = keyLows{DB: l.DB, returns: l.returns, baseline: l.baseline}
 }

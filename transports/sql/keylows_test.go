@@ -12,37 +12,38 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/sql/internal/database"
 )
 
 // littered is how many deleted rows make look-ups slow on quick machines, too.
 const littered = 100_000
 
 // litter leaves n deleted rows of one key queue, or of n key queues, in the index, as handled messages do.
-func litter(t *testing.T, s *database, g group, n int, queue string) {
+func litter(t *testing.T, s *database.DB, g group, n int, queue string) {
 	for _, query := range []string{
 		`INSERT INTO {messages} (group_id, state, pos, lane, first_at, topic, uuid, headers, payload)
 			SELECT ?, 4, ` + queue + `, ` + queue + `, 0, 'litter', 'm', '', '' FROM generate_series(1, ` + fmt.Sprint(n) + `) AS m(n)`,
 		`UPDATE {messages} SET state = 5 WHERE group_id = ? AND topic = 'litter'`,
 		`DELETE FROM {messages} WHERE group_id = ? AND topic = 'litter'`,
 	} {
-		_, err := s.pool.exec(t.Context(), s.sql(query), g.id)
+		_, err := s.Pool.Exec(t.Context(), s.SQL(query), g.id)
 		require.NoError(t, err)
 	}
 }
 
 // holdSnapshot begins a transaction that sees the rows that are deleted from now on.
-func holdSnapshot(t *testing.T, s *database) {
-	tx, err := s.pool.(*pgxPool).pool.BeginTx(t.Context(), pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
+func holdSnapshot(t *testing.T, s *database.DB) {
+	tx, err := s.Pool.(*database.PgxPool).Pool.BeginTx(t.Context(), pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = tx.Rollback(context.Background()) })
 	var n int
-	require.NoError(t, tx.QueryRow(t.Context(), s.sql(`SELECT count(*) FROM {messages}`)).Scan(&n))
+	require.NoError(t, tx.QueryRow(t.Context(), s.SQL(`SELECT count(*) FROM {messages}`)).Scan(&n))
 }
 
 // buffers runs a statement, and returns how many blocks it has read.
-func buffers(t *testing.T, s *database, query string, args ...any) int {
+func buffers(t *testing.T, s *database.DB, query string, args ...any) int {
 	var text []byte
-	require.NoError(t, s.pool.(*pgxPool).pool.QueryRow(t.Context(), "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) "+query, args...).Scan(&text))
+	require.NoError(t, s.Pool.(*database.PgxPool).Pool.QueryRow(t.Context(), "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) "+query, args...).Scan(&text))
 	var plans []struct {
 		Plan struct {
 			Hit  int `json:"Shared Hit Blocks"`
@@ -54,7 +55,7 @@ func buffers(t *testing.T, s *database, query string, args ...any) int {
 }
 
 // keyedFeed returns the fetcher of a receiver of an ordered group. It does not run.
-func keyedFeed(t *testing.T, s *database, order driver.Order) (*core, *fetcher) {
+func keyedFeed(t *testing.T, s *database.DB, order driver.Order) (*core, *fetcher) {
 	c := newCore(s)
 	t.Cleanup(func() { c.cancel(driver.ErrClosed) })
 	sub := driver.Subscription{Group: "shop.ledger", Topics: []string{"order.paid.v1"}, Concurrency: 1, Order: order, Park: true}
@@ -65,8 +66,8 @@ func keyedFeed(t *testing.T, s *database, order driver.Order) (*core, *fetcher) 
 }
 
 // insertKeyed inserts one message, over the pool or in a transaction.
-func insertKeyed(t *testing.T, ex executor, s *database, g group, queue int64) (id int64) {
-	ids, err := numbers(t.Context(), ex, s.sql(`INSERT INTO {messages} (group_id, state, pos, lane, first_at, topic, uuid, headers, payload)
+func insertKeyed(t *testing.T, ex database.Executor, s *database.DB, g group, queue int64) (id int64) {
+	ids, err := database.Numbers(t.Context(), ex, s.SQL(`INSERT INTO {messages} (group_id, state, pos, lane, first_at, topic, uuid, headers, payload)
 		VALUES (?, {keyed}, ?, ?, {now}, 'order.paid.v1', 'm', '', '') RETURNING id`), g.id, queue, queue)
 	require.NoError(t, err)
 	return ids[0]
@@ -89,24 +90,24 @@ func TestKeyLows_lookUpsDoNotWalkOverDeletedRows(t *testing.T) {
 			litter(t, s, f.group, littered, fmt.Sprint(queue))
 			for n := 0; n < 5 || !f.lows.slow() || f.lows.settled == 0; n++ { // as messages are published and handled
 				require.Less(t, n, 1000, "the look-ups are not taken for slow")
-				id := insertKeyed(t, s.pool, s, f.group, queue)
+				id := insertKeyed(t, s.Pool, s, f.group, queue)
 				f.settlements.keys.settle(queue)
 				taken, err := f.claimKeys(ctx, keyClaim{claim: claim{group: f.group, owner: f.consumer.id, limit: 1, bytes: 1 << 20}, lows: f.lows, walk: f.rounds.walk})
 				require.NoError(t, err)
 				require.Len(t, taken, 1)
 				require.Equal(t, id, taken[0].id)
-				require.NoError(t, c.claims.ack(ctx, s.pool, f.consumer.id, []int64{id}))
+				require.NoError(t, c.claims.ack(ctx, s.Pool, f.consumer.id, []int64{id}))
 			}
-			id := insertKeyed(t, s.pool, s, f.group, queue)
+			id := insertKeyed(t, s.Pool, s, f.group, queue)
 			_, err := f.claimKeys(ctx, keyClaim{claim: claim{group: f.group, owner: 1, limit: 0, bytes: 1}, lows: f.lows, walk: f.rounds.walk})
 			require.NoError(t, err)
 			for n, low := range []int64{0, f.lows.of([]int64{queue})[0], f.lows.of([]int64{queue})[0]} {
 				if n == 2 { // as the server does soon
-					_, err := s.pool.exec(ctx, s.sql(`ANALYZE {messages}`))
+					_, err := s.Pool.Exec(ctx, s.SQL(`ANALYZE {messages}`))
 					require.NoError(t, err)
 				}
-				first := buffers(t, s, s.sql(headsOfPostgres), f.group.id, []int64{queue}, []int64{low})
-				free := buffers(t, s, s.sql(`SELECT m.id`+freeHeadsPostgres), []int64{queue}, []int64{id}, []int64{low}, f.group.id)
+				first := buffers(t, s, s.SQL(headsOfPostgres), f.group.id, []int64{queue}, []int64{low})
+				free := buffers(t, s, s.SQL(`SELECT m.id`+freeHeadsPostgres), []int64{queue}, []int64{id}, []int64{low}, f.group.id)
 				t.Logf("from %d: %d and %d blocks", low, first, free)
 				if low > 0 {
 					require.Less(t, max(first, free), 50)
@@ -130,7 +131,7 @@ func TestKeyRounds_walksOverDeletedRowsSeldom(t *testing.T) {
 	began, walks, claims := time.Now(), 0, 0
 	for queue := int64(1); !f.rounds.litter || claims < 200; queue++ {
 		require.Less(t, queue, int64(1000), "the walk is not taken for slow")
-		id := insertKeyed(t, s.pool, s, f.group, -queue)
+		id := insertKeyed(t, s.Pool, s, f.group, -queue)
 		if f.rounds.litter {
 			claims++
 		}
@@ -143,7 +144,7 @@ func TestKeyRounds_walksOverDeletedRowsSeldom(t *testing.T) {
 		if f.rounds.litter && !noWalk {
 			walks++
 		}
-		require.NoError(t, c.claims.ack(ctx, s.pool, f.consumer.id, []int64{id}))
+		require.NoError(t, c.claims.ack(ctx, s.Pool, f.consumer.id, []int64{id}))
 	}
 	require.LessOrEqual(t, walks, 2+int(time.Since(began)/time.Second), "of %d claims", claims)
 }
@@ -170,13 +171,13 @@ func TestKeyRounds_messagesOfTheTimeWhenWalksBecomeRare(t *testing.T) {
 					}
 					var id int64
 					if before {
-						id = insertKeyed(t, s.pool, s, f.group, queue)
+						id = insertKeyed(t, s.Pool, s, f.group, queue)
 					}
 					for !f.rounds.litter {
 						f.rounds.littered(true)
 					}
 					if !before {
-						id = insertKeyed(t, s.pool, s, f.group, queue)
+						id = insertKeyed(t, s.Pool, s, f.group, queue)
 					}
 					var taken []record
 					for n := 0; len(taken) == 0; n++ {
@@ -237,11 +238,13 @@ func TestKeyLows_keepTheOrder(t *testing.T) {
 		}
 		switch what {
 		case 0, 1:
-			insertKeyed(t, s.pool, s, g, queue)
+			insertKeyed(t, s.Pool, s, g, queue)
 		case 2: // committed later than others with larger ids
-			tx, err := s.pool.(*pgxPool).pool.Begin(ctx)
+			tx, err := s.Pool.(*database.PgxPool).Pool.Begin(ctx)
 			require.NoError(t, err)
-			insertKeyed(t, pgxExecutor{tx}, s, g, queue)
+			own, _, err := s.UserTx(tx)
+			require.NoError(t, err)
+			insertKeyed(t, own, s, g, queue)
 			if late = append(late, tx); len(late) > 2 {
 				require.NoError(t, late[0].Commit(ctx))
 				late = late[1:]
@@ -252,7 +255,7 @@ func TestKeyLows_keepTheOrder(t *testing.T) {
 				late = late[1:]
 			}
 		case 4:
-			_, err := s.pool.exec(ctx, s.sql(`UPDATE {messages} SET state = {delayed}, pos = 0 WHERE id = ?`), insertKeyed(t, s.pool, s, g, queue))
+			_, err := s.Pool.Exec(ctx, s.SQL(`UPDATE {messages} SET state = {delayed}, pos = 0 WHERE id = ?`), insertKeyed(t, s.Pool, s, g, queue))
 			require.NoError(t, err)
 		case 5:
 			_, _, err := c.claims.promote(ctx, g)
@@ -262,24 +265,24 @@ func TestKeyLows_keepTheOrder(t *testing.T) {
 				require.NoError(t, c.poison.set(ctx, g, f.consumer.id, id, []byte("{}")))
 			}
 		case 7:
-			ids, err := numbers(ctx, s.pool, s.sql(`SELECT id FROM {messages} WHERE state = {poisoned} ORDER BY id`))
+			ids, err := database.Numbers(ctx, s.Pool, s.SQL(`SELECT id FROM {messages} WHERE state = {poisoned} ORDER BY id`))
 			require.NoError(t, err)
 			if len(ids) > 0 {
-				require.NoError(t, c.groups.locked(ctx, s.pool, g, func(tx lockedGroup) error {
+				require.NoError(t, c.groups.locked(ctx, s.Pool, g, func(tx lockedGroup) error {
 					_, _, err := c.poison.replay(ctx, tx, ids[random.IntN(len(ids)):][:1])
 					return err
 				}))
 			}
 		case 8:
-			require.NoError(t, c.groups.locked(ctx, s.pool, g, func(tx lockedGroup) error { return c.holds.park(ctx, tx, []int64{1, 2, 3, 4}) }))
+			require.NoError(t, c.groups.locked(ctx, s.Pool, g, func(tx lockedGroup) error { return c.holds.park(ctx, tx, []int64{1, 2, 3, 4}) }))
 		case 9:
 			if id, f := out(); f != nil {
-				require.NoError(t, c.claims.put(ctx, s.pool, f.consumer.id, []int64{id}, 0))
+				require.NoError(t, c.claims.put(ctx, s.Pool, f.consumer.id, []int64{id}, 0))
 			}
 		default:
 			for len(taken) > random.IntN(keys) {
 				id, f := out()
-				require.NoError(t, c.claims.ack(ctx, s.pool, f.consumer.id, []int64{id}))
+				require.NoError(t, c.claims.ack(ctx, s.Pool, f.consumer.id, []int64{id}))
 			}
 			f.lows.asked = time.Time{} // no pause
 			for q := range int64(keys) {
@@ -295,10 +298,10 @@ func TestKeyLows_keepTheOrder(t *testing.T) {
 			}
 			type row struct {
 				id, pos int64
-				state   state
+				state   database.State
 			}
-			all, err := collect(ctx, s.pool, func(r rows, x *row) error { return r.Scan(&x.id, &x.pos, &x.state) },
-				s.sql(`SELECT id, pos, state FROM {messages} WHERE state IN ({keyed}, {keyhead}) ORDER BY id`))
+			all, err := database.Collect(ctx, s.Pool, func(r database.Rows, x *row) error { return r.Scan(&x.id, &x.pos, &x.state) },
+				s.SQL(`SELECT id, pos, state FROM {messages} WHERE state IN ({keyed}, {keyhead}) ORDER BY id`))
 			require.NoError(t, err)
 			for _, m := range found {
 				var before []row
@@ -306,7 +309,7 @@ func TestKeyLows_keepTheOrder(t *testing.T) {
 					if x.id == m.id {
 						before = nil
 						for _, y := range all {
-							if y.pos == x.pos && y.id != x.id && (y.id < x.id || y.state == stateKeyHead) {
+							if y.pos == x.pos && y.id != x.id && (y.id < x.id || y.state == database.StateKeyHead) {
 								before = append(before, y)
 							}
 						}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/internal/backoff"
+	"github.com/leatbus/leat/transports/sql/internal/database"
 )
 
 // TestKeyQueues_quickHandlersAreKeptBusy compares the speed of a group that is ordered by key with an unordered one, with
@@ -19,7 +20,7 @@ import (
 func TestKeyQueues_quickHandlersAreKeptBusy(t *testing.T) {
 	eachStore(t, func(t *testing.T, transport *Transport) {
 		ctx := t.Context()
-		if transport.name == SQLite {
+		if transport.core.Name == SQLite {
 			t.Skip("its driver is many times slower under the race detector")
 		}
 		const messages, keys, workers = 3000, 200, 10
@@ -74,7 +75,7 @@ func TestKeyQueues_quickHandlersAreKeptBusy(t *testing.T) {
 // however long the queues are.
 func TestKeyQueues_claimsReadNoWholeQueues(t *testing.T) {
 	eachStore(t, func(t *testing.T, transport *Transport) {
-		if transport.name != MySQL {
+		if transport.core.Name != MySQL {
 			t.Skip("the other planners read the index from its start")
 		}
 		ctx := t.Context()
@@ -88,15 +89,15 @@ func TestKeyQueues_claimsReadNoWholeQueues(t *testing.T) {
 			msgs = append(msgs, keyedMessage(fmt.Sprintf("key-%d", i%keys)))
 		}
 		require.NoError(t, transport.Publish(ctx, "order.paid.v1", msgs...))
-		g, _, err := transport.groups.find(ctx, "ledger")
+		g, _, err := transport.core.groups.find(ctx, "ledger")
 		require.NoError(t, err)
-		queues := transport.keyQueues
-		require.NoError(t, queues.groups.locked(ctx, transport.pool, g, func(tx lockedGroup) error {
+		queues := transport.core.keyQueues
+		require.NoError(t, queues.groups.locked(ctx, transport.core.Pool, g, func(tx lockedGroup) error {
 			heads, _, err := queues.heads(ctx, tx, g, noKeyQueue, keys)
 			require.NoError(t, err)
 			require.Len(t, heads, keys)
 			read := func() (n int) {
-				counts, err := collect(ctx, tx, func(r rows, n *int) error { return r.Scan(new(string), n) }, `SHOW SESSION STATUS LIKE 'Handler_read%'`)
+				counts, err := database.Collect(ctx, tx, func(r database.Rows, n *int) error { return r.Scan(new(string), n) }, `SHOW SESSION STATUS LIKE 'Handler_read%'`)
 				require.NoError(t, err)
 				for _, count := range counts {
 					n += count

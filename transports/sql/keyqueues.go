@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/sql/internal/database"
 )
 
 const (
@@ -23,7 +24,7 @@ const (
 // keyQueues claims messages from the queues of their keys. Only the first message of a queue can be claimed, and none while another
 // message of the queue is claimed. A claim locks the group.
 type keyQueues struct {
-	*database
+	*database.DB
 	claims claims
 	groups groups
 	holds  holds
@@ -97,9 +98,9 @@ func (k keyQueues) claim(ctx context.Context, c keyClaim) (found keysFound, err 
 			return err
 		}
 		slices.SortFunc(free, func(a, b sizedID) int { return int(a.id - b.id) })
-		if k.name == MySQL {
+		if k.Name == MySQL {
 			n := min(len(free), max(c.limit, 1))
-			sized, err := k.sized(ctx, tx, idsOf(free[:n]))
+			sized, err := sized(ctx, k.DB, tx, idsOf(free[:n]))
 			if err != nil {
 				return err
 			}
@@ -116,7 +117,7 @@ func (k keyQueues) claim(ctx context.Context, c keyClaim) (found keysFound, err 
 				return err
 			}
 		}
-		found.taken, err = k.claims.take(ctx, tx, ids, stateKeyHead, c.owner)
+		found.taken, err = k.claims.take(ctx, tx, ids, database.StateKeyHead, c.owner)
 		for i := range found.taken {
 			found.taken[i].fence = tx.fence
 		}
@@ -130,14 +131,14 @@ func (k keyQueues) claim(ctx context.Context, c keyClaim) (found keysFound, err 
 // that undoes it is a redelivery.
 // It reports whether messages were returned to key queues since the last claim.
 func (k keyQueues) locked(ctx context.Context, c keyClaim, f func(tx lockedGroup, changed bool) error) error {
-	if k.name != Postgres {
-		return k.groups.locked(ctx, k.relaxed, c.group, func(tx lockedGroup) error { return f(tx, false) })
+	if k.Name != Postgres {
+		return k.groups.locked(ctx, k.Relaxed, c.group, func(tx lockedGroup) error { return f(tx, false) })
 	}
-	return k.relaxed.inTx(ctx, func(tx executor) error {
+	return k.Relaxed.InTx(ctx, func(tx database.Executor) error {
 		began := time.Now()
 		type row struct{ returns, fence int64 }
-		turn, err := collect(ctx, tx, func(r rows, x *row) error { return r.Scan(&x.returns, &x.fence) },
-			k.sql(`SELECT created_at, `+k.fenceColumn()+` FROM {turns} WHERE group_id = ?
+		turn, err := database.Collect(ctx, tx, func(r database.Rows, x *row) error { return r.Scan(&x.returns, &x.fence) },
+			k.SQL(`SELECT created_at, `+fenceColumn(k.DB)+` FROM {turns} WHERE group_id = ?
 			AND set_config('idle_in_transaction_session_timeout', '10s', true) IS NOT NULL
 			AND set_config('synchronous_commit', 'off', true) IS NOT NULL FOR UPDATE`), c.group.id)
 		if err != nil {
@@ -149,7 +150,7 @@ func (k keyQueues) locked(ctx context.Context, c keyClaim, f func(tx lockedGroup
 }
 
 // hinted returns the first messages of the key queues that the hints name.
-func (k keyQueues) hinted(ctx context.Context, tx executor, c keyClaim, found *keysFound) (heads []keyHead, err error) {
+func (k keyQueues) hinted(ctx context.Context, tx database.Executor, c keyClaim, found *keysFound) (heads []keyHead, err error) {
 	heads = slices.Clone(c.due)
 	if len(c.queues) > 0 {
 		began := time.Now()
@@ -171,25 +172,25 @@ func (k keyQueues) hinted(ctx context.Context, tx executor, c keyClaim, found *k
 }
 
 // headsOf returns the first message of each of the key queues that the claim names.
-func (k keyQueues) headsOf(ctx context.Context, tx executor, c keyClaim) (heads []keyHead, err error) {
+func (k keyQueues) headsOf(ctx context.Context, tx database.Executor, c keyClaim) (heads []keyHead, err error) {
 	const first = `SELECT l.pos, (SELECT m.id FROM {messages} m {force} WHERE m.group_id = ? AND m.state = {keyed} AND m.pos = l.pos ORDER BY m.pos, m.id LIMIT 1) FROM `
 	var query string
 	args := []any{c.group.id}
-	if k.name == Postgres {
-		query = k.sql(headsOfPostgres)
+	if k.Name == Postgres {
+		query = k.SQL(headsOfPostgres)
 		args = append(args, c.queues, c.lows.of(c.queues))
 	} else {
 		selects := make([]string, len(c.queues))
 		for i, queue := range c.queues {
 			selects[i] = "SELECT " + strconv.FormatInt(queue, 10) + " AS pos"
 		}
-		query = k.complete(first + `(` + strings.Join(selects, " UNION ALL ") + `) l`)
+		query = k.Complete(first + `(` + strings.Join(selects, " UNION ALL ") + `) l`)
 	}
 	type row struct {
 		queue int64
 		id    stdsql.NullInt64
 	}
-	found, err := collect(ctx, tx, func(r rows, x *row) error { return r.Scan(&x.queue, &x.id) }, query, args...)
+	found, err := database.Collect(ctx, tx, func(r database.Rows, x *row) error { return r.Scan(&x.queue, &x.id) }, query, args...)
 	for _, x := range found {
 		if x.id.Valid {
 			heads = append(heads, keyHead{x.queue, x.id.Int64})
@@ -200,12 +201,12 @@ func (k keyQueues) headsOf(ctx context.Context, tx executor, c keyClaim) (heads 
 
 // freshHeads returns messages of the group's key queues with ids beyond c.fresh. It reads the rows of all groups in
 // their order: the sums keep the planner from the index that has all key queues of the group.
-func (k keyQueues) freshHeads(ctx context.Context, tx executor, c keyClaim, found *keysFound) (heads []keyHead, err error) {
+func (k keyQueues) freshHeads(ctx context.Context, tx database.Executor, c keyClaim, found *keysFound) (heads []keyHead, err error) {
 	type row struct {
 		keyHead
 		own int
 	}
-	all, err := collect(ctx, tx, func(r rows, x *row) error { return r.Scan(&x.queue, &x.id, &x.own) }, k.sql(`
+	all, err := database.Collect(ctx, tx, func(r database.Rows, x *row) error { return r.Scan(&x.queue, &x.id, &x.own) }, k.SQL(`
 		SELECT pos, id, CASE WHEN group_id + 0 = ? AND state + 0 = {keyed} THEN 1 ELSE 0 END FROM {messages} WHERE id > ? ORDER BY id LIMIT ?`),
 		c.group.id, c.fresh, freshLimit)
 	for _, x := range all {
@@ -220,7 +221,7 @@ func (k keyQueues) freshHeads(ctx context.Context, tx executor, c keyClaim, foun
 
 // any reports whether the group has messages in key queues.
 func (k keyQueues) any(ctx context.Context, g group) (bool, error) {
-	_, ok, err := number(ctx, k.pool, k.sql(`SELECT id FROM {messages} WHERE group_id = ? AND state IN ({keyed}, {keyhead}) LIMIT 1`), g.id)
+	_, ok, err := database.Number(ctx, k.Pool, k.SQL(`SELECT id FROM {messages} WHERE group_id = ? AND state IN ({keyed}, {keyhead}) LIMIT 1`), g.id)
 	return ok, err
 }
 
@@ -228,14 +229,14 @@ func (k keyQueues) any(ctx context.Context, g group) (bool, error) {
 // still work on them, so what is handed out from now on has a higher fencing number, and the number waits for the disk: a crash of the
 // server must not give it out twice.
 func (k keyQueues) orphans(ctx context.Context, tx *lockedGroup) error {
-	n, err := tx.exec(ctx, k.sql(`UPDATE {messages} SET state = {keyed}, owner = 0 WHERE group_id = ? AND state = {keyhead} AND owner NOT IN ({live})`), tx.group.id, tx.group.id)
-	if err != nil || n == 0 || !k.fenced {
+	n, err := tx.Exec(ctx, k.SQL(`UPDATE {messages} SET state = {keyed}, owner = 0 WHERE group_id = ? AND state = {keyhead} AND owner NOT IN ({live})`), tx.group.id, tx.group.id)
+	if err != nil || n == 0 || !k.Fenced {
 		return err
 	}
-	if err := k.raiseFence(ctx, tx); err != nil || k.name != Postgres {
+	if err := raiseFence(ctx, k.DB, tx); err != nil || k.Name != Postgres {
 		return err
 	}
-	_, err = tx.exec(ctx, `SET LOCAL synchronous_commit TO DEFAULT`)
+	_, err = tx.Exec(ctx, `SET LOCAL synchronous_commit TO DEFAULT`)
 	return err
 }
 
@@ -285,13 +286,13 @@ func (k keyQueues) walk(ctx context.Context, tx lockedGroup, c keyClaim, heads [
 	}
 }
 
-func (k keyQueues) heads(ctx context.Context, tx executor, g group, after int64, limit int) (found []keyHead, last int64, err error) {
-	scan := func(r rows, h *keyHead) error { return r.Scan(&h.queue, &h.id) }
-	switch k.name {
+func (k keyQueues) heads(ctx context.Context, tx database.Executor, g group, after int64, limit int) (found []keyHead, last int64, err error) {
+	scan := func(r database.Rows, h *keyHead) error { return r.Scan(&h.queue, &h.id) }
+	switch k.Name {
 	case Postgres:
-		found, err = collect(ctx, tx, scan, k.sql(headsPostgres), g.id, after, g.id, g.id, limit)
+		found, err = database.Collect(ctx, tx, scan, k.SQL(headsPostgres), g.id, after, g.id, g.id, limit)
 	case SQLite:
-		found, err = collect(ctx, tx, scan, k.sql(headsSQLite), g.id, after, g.id, g.id, limit)
+		found, err = database.Collect(ctx, tx, scan, k.SQL(headsSQLite), g.id, after, g.id, g.id, limit)
 	default:
 		found, err = k.pagedHeads(ctx, tx, g, after, limit)
 	}
@@ -303,9 +304,9 @@ func (k keyQueues) heads(ctx context.Context, tx executor, g group, after int64,
 }
 
 // pagedHeads does what heads does if the rows of a key queue can't be skipped within a statement.
-func (k keyQueues) pagedHeads(ctx context.Context, tx executor, g group, after int64, limit int) (found []keyHead, err error) {
+func (k keyQueues) pagedHeads(ctx context.Context, tx database.Executor, g group, after int64, limit int) (found []keyHead, err error) {
 	for page := limit + walkAhead; len(found) < limit; {
-		rows, err := collect(ctx, tx, func(r rows, h *keyHead) error { return r.Scan(&h.queue, &h.id) }, k.sql(headsMySQL), g.id, after, page)
+		rows, err := database.Collect(ctx, tx, func(r database.Rows, h *keyHead) error { return r.Scan(&h.queue, &h.id) }, k.SQL(headsMySQL), g.id, after, page)
 		if err != nil {
 			return nil, err
 		}
@@ -337,17 +338,17 @@ func (k keyQueues) freeHeads(ctx context.Context, tx lockedGroup, c keyClaim, he
 		args = append(args, tx.group.id)
 	}
 	size := "octet_length(m.payload) + octet_length(m.headers)"
-	if k.name == MySQL {
+	if k.Name == MySQL {
 		size = "0" // it reads the whole payload to know its length
 	}
 	query := `SELECT m.id, CASE WHEN m.due_at > 0 THEN m.due_at ELSE 0 END - {now}, m.pos, ` + size + `, ` + heldBack
-	if k.name == Postgres {
-		query, args = k.sql(query+freeHeadsPostgres), append(args, queues, ids, c.lows.of(queues), tx.group.id)
+	if k.Name == Postgres {
+		query, args = k.SQL(query+freeHeadsPostgres), append(args, queues, ids, c.lows.of(queues), tx.group.id)
 	} else {
-		query, args = k.withIDs(query+freeHeads, ids, args...)
+		query, args = k.WithIDs(query+freeHeads, ids, args...)
 	}
 	began := time.Now()
-	all, err := collect(ctx, tx, func(r rows, h *head) error { return r.Scan(&h.id, &h.wait, &h.queue, &h.size, &h.held) }, query, args...)
+	all, err := database.Collect(ctx, tx, func(r database.Rows, h *head) error { return r.Scan(&h.id, &h.wait, &h.queue, &h.size, &h.held) }, query, args...)
 	if err != nil {
 		return nil, err
 	}

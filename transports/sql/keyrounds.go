@@ -3,6 +3,8 @@ package sql
 import (
 	"context"
 	"time"
+
+	"github.com/leatbus/leat/transports/sql/internal/database"
 )
 
 // keyRounds decides how soon the walk over the key queues of a group goes on that finds nothing, and which rows
@@ -37,11 +39,11 @@ type keyRounds struct {
 const walkEvery = 20 * time.Millisecond
 
 // open remembers which rows are there already.
-func (l *keyRounds) open(ctx context.Context, d *database) (err error) {
+func (l *keyRounds) open(ctx context.Context, d *database.DB) (err error) {
 	if l.opened {
 		return nil
 	}
-	newest, err := d.newest(ctx)
+	newest, err := newestID(ctx, d)
 	if err != nil {
 		return err
 	}

@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/leatbus/leat/transports/sql/internal/database"
 )
 
 // keyRuns claims several messages of a key queue at once, a run, for relays. A relay publishes the messages of a key in
 // order, so it can claim the next one before the previous one is settled. No message behind a run can be claimed until
 // all of the run are settled for good.
-type keyRuns struct{ *database }
+type keyRuns struct{ *database.DB }
 
 // runsFrom is the number of free key queues up to which runs are claimed. If there are more, their heads make a batch.
 const runsFrom = 64
@@ -29,14 +31,14 @@ const (
 
 // extend returns the messages to claim from the key queues with these free heads: as many of each as there is room for, and at
 // least one message. It returns no message without those in front of it.
-func (k keyRuns) extend(ctx context.Context, tx executor, c claim, heads []int64) (ids []int64, err error) {
+func (k keyRuns) extend(ctx context.Context, tx database.Executor, c claim, heads []int64) (ids []int64, err error) {
 	ids = heads
 	if each := c.limit / len(heads); len(heads) <= runsFrom && each > 1 {
 		if ids, err = k.lengthen(ctx, tx, c.group, heads, each); err != nil {
 			return nil, err
 		}
 	}
-	sized, err := k.sized(ctx, tx, ids)
+	sized, err := sized(ctx, k.DB, tx, ids)
 	if err != nil {
 		return nil, err
 	}
@@ -46,15 +48,15 @@ func (k keyRuns) extend(ctx context.Context, tx executor, c claim, heads []int64
 
 // lengthen returns the heads and the messages behind them, up to a number of messages in each key queue and up to the first one that
 // waits for its redelivery.
-func (k keyRuns) lengthen(ctx context.Context, tx executor, g group, heads []int64, each int) (ids []int64, err error) {
-	query, args := k.withIDs(`SELECT pos FROM {messages} WHERE id {in}`, heads)
-	queues, err := numbers(ctx, tx, query, args...)
+func (k keyRuns) lengthen(ctx context.Context, tx database.Executor, g group, heads []int64, each int) (ids []int64, err error) {
+	query, args := k.WithIDs(`SELECT pos FROM {messages} WHERE id {in}`, heads)
+	queues, err := database.Numbers(ctx, tx, query, args...)
 	if err != nil {
 		return nil, err
 	}
 	query, args = k.query(g, queues, each)
 	type row struct{ id, pos, wait int64 }
-	found, err := collect(ctx, tx, func(r rows, m *row) error { return r.Scan(&m.id, &m.pos, &m.wait) }, query, args...)
+	found, err := database.Collect(ctx, tx, func(r database.Rows, m *row) error { return r.Scan(&m.id, &m.pos, &m.wait) }, query, args...)
 	if err != nil {
 		return nil, err
 	}
@@ -73,7 +75,7 @@ func (k keyRuns) lengthen(ctx context.Context, tx executor, g group, heads []int
 
 func (k keyRuns) query(g group, queues []int64, each int) (query string, args []any) {
 	one := runMySQL
-	switch k.name {
+	switch k.Name {
 	case Postgres:
 		one = runPostgres
 	case SQLite:
@@ -83,9 +85,9 @@ func (k keyRuns) query(g group, queues []int64, each int) (query string, args []
 	one = fmt.Sprintf(one, each)
 	for _, queue := range queues {
 		args = append(args, g.id, queue)
-		if k.name == Postgres {
+		if k.Name == Postgres {
 			args = append(args, g.id, queue)
 		}
 	}
-	return k.complete(strings.Join(slices.Repeat([]string{one}, len(queues)), " UNION ALL ")), args
+	return k.Complete(strings.Join(slices.Repeat([]string{one}, len(queues)), " UNION ALL ")), args
 }

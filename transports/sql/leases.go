@@ -9,6 +9,7 @@ import (
 
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/internal/backoff"
+	"github.com/leatbus/leat/transports/sql/internal/database"
 )
 
 // A holder is a receiver that has a lease.
@@ -25,6 +26,7 @@ type leases struct {
 	mu      sync.Mutex
 	holders map[*consumer]holder
 	closed  bool
+	removed error // groups of this process that an operator has removed
 }
 
 func newLeases(life *lifetime, all consumers) *leases {
@@ -81,12 +83,12 @@ func (l *leases) end(ctx context.Context, c *consumer) error {
 	if !there {
 		return nil
 	}
-	return l.retry(ctx, func(ctx context.Context) error { return l.leave(ctx, c.id) })
+	return l.Retry(ctx, func(ctx context.Context) error { return l.leave(ctx, c.id) })
 }
 
 // keep renews the leases until the transport closes, and more often while the database can't be reached.
 func (l *leases) keep() {
-	interval := l.cfg.Lease / 3
+	interval := l.Config.Lease / 3
 	wait := interval
 	for backoff.Sleep(l.ctx, wait) {
 		all := l.all()
@@ -94,8 +96,8 @@ func (l *leases) keep() {
 		if len(all) == 0 {
 			continue
 		}
-		ctx, cancel := context.WithTimeout(l.ctx, min(statementTimeout, interval/2))
-		err := l.renew(ctx, l.relaxed, all)
+		ctx, cancel := context.WithTimeout(l.ctx, min(database.StatementTimeout, interval/2))
+		err := l.renew(ctx, l.Relaxed, all)
 		cancel()
 		if err != nil && l.ctx.Err() == nil {
 			err = l.renewOnExtraConn(all, err)
@@ -103,30 +105,44 @@ func (l *leases) keep() {
 		switch {
 		case l.ctx.Err() != nil:
 		case err == nil:
-			l.link.works()
-			l.link.misses(nil)
+			l.Link.Works()
+			l.misses(nil)
 		case errors.Is(err, errRemoved):
-			l.link.misses(err)
+			l.misses(err)
 		default:
-			l.temporary(err)
-			wait = min(interval, longestBackoff)
+			l.Temporary(err)
+			wait = min(interval, database.LongestBackoff)
 		}
 		if err != nil && l.ctx.Err() == nil {
-			l.cfg.Logger.Warn("leat: sql: leases not renewed", "error", err)
+			l.Config.Logger.Warn("leat: sql: leases not renewed", "error", err)
 		}
 	}
+}
+
+// misses records that groups of this process were removed; nil means none.
+func (l *leases) misses(removed error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.removed = removed
+}
+
+// missing returns what misses has recorded.
+func (l *leases) missing() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.removed
 }
 
 // renewOnExtraConn renews leases on an additional connection if all connections of the pool are in use, perhaps by handlers of the messages
 // whose leases would expire. It returns failed if that is not the reason.
 func (l *leases) renewOnExtraConn(all []*consumer, failed error) error {
-	crowded, ok := l.pool.(exhaustible)
-	if !ok || l.name == SQLite || !crowded.exhausted() { // SQLite's only connection is in use during every statement
+	crowded, ok := l.Pool.(database.Exhaustible)
+	if !ok || l.Name == SQLite || !crowded.Exhausted() { // SQLite's only connection is in use during every statement
 		return failed
 	}
-	l.cfg.Logger.Warn("leat: sql: pool exhausted", "error", failed,
+	l.Config.Logger.Warn("leat: sql: pool exhausted", "error", failed,
 		"hint", "give the pool a connection for each handler that holds one, and three more; in a transaction, publish by InTx")
-	ctx, cancel := context.WithTimeout(l.ctx, statementTimeout)
+	ctx, cancel := context.WithTimeout(l.ctx, database.StatementTimeout)
 	defer cancel()
-	return crowded.onExtraConn(ctx, failed, func(ex executor) error { return l.renew(ctx, ex, all) })
+	return crowded.OnExtraConn(ctx, failed, func(ex database.Executor) error { return l.renew(ctx, ex, all) })
 }

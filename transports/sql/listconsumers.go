@@ -10,18 +10,18 @@ var _ driver.ConsumerLister = (*Transport)(nil)
 
 // Consumers implements [driver.ConsumerLister]. Tables of a release before programs were recorded do not support it.
 func (t *Transport) Consumers(ctx context.Context, group string) (all driver.GroupConsumers, err error) {
-	if !t.programs {
+	if !t.core.Programs {
 		return all, driver.ErrUnsupported
 	}
 	err = t.inspect(ctx, "list consumers", func(ctx context.Context) error {
-		g, there, err := t.groups.find(ctx, group)
+		g, there, err := t.core.groups.find(ctx, group)
 		if err != nil || !there {
 			return err
 		}
-		if all.Topics, err = t.groups.topics(ctx, g); err != nil {
+		if all.Topics, err = t.core.groups.topics(ctx, g); err != nil {
 			return err
 		}
-		all.Consumers, err = t.groups.consumers.of(ctx, g)
+		all.Consumers, err = t.core.groups.consumers.of(ctx, g)
 		return err
 	})
 	return all, err

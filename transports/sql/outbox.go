@@ -15,6 +15,7 @@ import (
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/sql/internal/database"
 )
 
 // OutboxConfig configures an [Outbox]. The zero value is ready to use on PostgreSQL.
@@ -103,7 +104,7 @@ func OpenOutbox(ctx context.Context, u *url.URL, cfg OutboxConfig) (*Outbox, err
 func newOutbox(ctx context.Context, t *Transport, cfg OutboxConfig) (*Outbox, error) {
 	unnamed := cfg.Service == ""
 	cfg = cfg.withDefaults()
-	o := &Outbox{cfg: cfg, transport: t, outcomes: newOutcomes(t.cfg.Logger.With("outbox", cfg.group()))}
+	o := &Outbox{cfg: cfg, transport: t, outcomes: newOutcomes(t.core.Config.Logger.With("outbox", cfg.group()))}
 	err := cfg.validate()
 	if err == nil {
 		err = driver.Subscription{Group: o.Group(), Topics: []string{">"}, Concurrency: 1}.Validate()
@@ -112,7 +113,7 @@ func newOutbox(ctx context.Context, t *Transport, cfg OutboxConfig) (*Outbox, er
 		err = driver.CheckDefaultService(ctx, t, outboxHandler)
 	}
 	if err == nil {
-		err = t.retry(ctx, o.prepare)
+		err = t.core.Retry(ctx, o.prepare)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("sql: %w", err), t.Close(ctx))
@@ -123,10 +124,10 @@ func newOutbox(ctx context.Context, t *Transport, cfg OutboxConfig) (*Outbox, er
 // prepare finds or creates the group.
 func (o *Outbox) prepare(ctx context.Context) (err error) {
 	t := o.transport
-	if o.group, err = t.groups.ensure(ctx, o.Group(), driver.OrderedByKey); err != nil {
+	if o.group, err = t.core.groups.ensure(ctx, o.Group(), driver.OrderedByKey); err != nil {
 		return err
 	}
-	o.born, _, err = number(ctx, t.pool, t.sql(`SELECT created_at FROM {groups} WHERE id = ?`), o.group.id)
+	o.born, _, err = database.Number(ctx, t.core.Pool, t.core.SQL(`SELECT created_at FROM {groups} WHERE id = ?`), o.group.id)
 	return err
 }
 
@@ -138,10 +139,10 @@ func (c OutboxConfig) group() string { return c.Service + "." + outboxHandler }
 // PublishTx inserts the messages into the outbox in the user's transaction. It returns an error, and no [driver.UnroutableError],
 // if tx is not a transaction on the outbox's database. The relay publishes the messages after the commit.
 func (o *Outbox) PublishTx(ctx context.Context, tx any, topic string, msgs ...*message.Message) error {
-	if o.transport.leases.isClosed() {
+	if o.transport.core.leases.isClosed() {
 		return fmt.Errorf("sql: outbox: %w", driver.ErrClosed)
 	}
-	inserted, err := o.transport.publisher.insertTx(ctx, tx, topic, msgs, o.insert)
+	inserted, err := o.transport.core.publisher.insertTx(ctx, tx, topic, msgs, o.insert)
 	if err == nil && inserted == 0 && len(msgs) > 0 {
 		err = o.noRowsError(ctx, tx)
 	}
@@ -149,33 +150,33 @@ func (o *Outbox) PublishTx(ctx context.Context, tx any, topic string, msgs ...*m
 		return fmt.Errorf("sql: outbox: %w", err)
 	}
 	// The transaction is about to commit; the relays now poll often for a while.
-	o.transport.waker.published(topic)
+	o.transport.core.waker.published(topic)
 	return nil
 }
 
 // noRowsError returns the reason why nothing was inserted.
 func (o *Outbox) noRowsError(ctx context.Context, tx any) error {
-	ex, _, err := o.transport.userTx(tx)
+	ex, _, err := o.transport.core.UserTx(tx)
 	if err == nil {
-		err = o.transport.rolledBack(ctx, ex)
+		err = o.transport.core.RolledBack(ctx, ex)
 	}
 	if err == nil {
-		err = fmt.Errorf("%w (or the group %s was deleted: restart the service)", errElsewhere, o.Group())
+		err = fmt.Errorf("%w (or the group %s was deleted: restart the service)", database.ErrElsewhere, o.Group())
 	}
 	return err
 }
 
 // insert returns the statement that inserts a batch into this outbox, and not into one of the same name in another database.
 func (o *Outbox) insert(b batch, arrays bool) (query string, args []any) {
-	p, m := o.transport.publisher, b.rows[0]
-	if p.name != Postgres || len(b.rows) > 1 || m.delay > 0 {
+	p, m := o.transport.core.publisher, b.rows[0]
+	if p.Name != Postgres || len(b.rows) > 1 || m.delay > 0 {
 		return p.insertSome(b, arrays, p.inOpenTx(o.group.only(o.born)))
 	}
-	in := stateReady
+	in := database.StateReady
 	if m.key != 0 {
-		in = stateKeyed
+		in = database.StateKeyed
 	}
-	return p.sql(insertOnePostgres), []any{int(in), m.key, m.key, b.topic, m.uuid, m.headers, m.payload, o.group.id, o.born}
+	return p.SQL(insertOnePostgres), []any{int(in), m.key, m.key, b.topic, m.uuid, m.headers, m.payload, o.group.id, o.born}
 }
 
 // PoisonQueue returns the poison queue of the outbox, with the messages that the transport has refused.
@@ -199,7 +200,7 @@ const (
 func (o *Outbox) Stats(ctx context.Context) (stats driver.OutboxStats, err error) {
 	type row struct{ n, age int64 }
 	args := slices.Repeat([]any{o.group.id, inspectAtMost}, 4)
-	all, err := collect(ctx, o.transport.pool, func(r rows, v *row) error { return r.Scan(&v.n, &v.age) }, o.transport.sql(pendingQuery), args...)
+	all, err := database.Collect(ctx, o.transport.core.Pool, func(r database.Rows, v *row) error { return r.Scan(&v.n, &v.age) }, o.transport.core.SQL(pendingQuery), args...)
 	if err != nil {
 		return stats, fmt.Errorf("sql: outbox: %w", err)
 	}

@@ -21,21 +21,22 @@ import (
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports/memory"
 	"github.com/leatbus/leat/transports/sql"
+	"github.com/leatbus/leat/transports/sql/internal/sqltest"
 )
 
 // outbox opens an instance of the system's outbox, closed at the end of the test.
 func (s system) outbox(t testing.TB, cfg sql.OutboxConfig, options ...string) *sql.Outbox {
-	raw := s.url
+	raw := s.URL
 	for i := 0; i < len(options); i += 2 {
-		raw = withOption(t, raw, options[i], options[i+1])
+		raw = sqltest.WithOption(t, raw, options[i], options[i+1])
 	}
 	u, err := url.Parse(raw)
 	require.NoError(t, err)
 	cfg.Service = "shop"
-	o, err := sql.OpenOutbox(testContext(t), u, cfg)
+	o, err := sql.OpenOutbox(sqltest.Context(t), u, cfg)
 	require.NoError(t, err)
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		ctx, cancel := context.WithTimeout(context.Background(), sqltest.Patience)
 		defer cancel()
 		require.NoError(t, o.Close(ctx))
 	})
@@ -82,7 +83,7 @@ func (f *far) ids() (ids []string) {
 
 func (f *far) await(t testing.TB, n int) []string {
 	t.Helper()
-	require.Eventually(t, func() bool { return len(f.ids()) >= n }, patience, 2*time.Millisecond, "only %d of %d came", len(f.ids()), n)
+	require.Eventually(t, func() bool { return len(f.ids()) >= n }, sqltest.Patience, 2*time.Millisecond, "only %d of %d came", len(f.ids()), n)
 	return f.ids()
 }
 
@@ -99,24 +100,11 @@ func relay(t testing.TB, o driver.Outbox, f *far) (stop func()) {
 	return stop
 }
 
-// service returns a pool of a service.
-func (s system) service(t testing.TB) *stdsql.DB {
-	if s.cfg.Dialect != sql.SQLite {
-		return s.db(t)
-	}
-	u, err := url.Parse(s.url)
-	require.NoError(t, err)
-	db, err := stdsql.Open("sqlite", "file:"+u.Path+"?_pragma=busy_timeout(180000)&_txlock=immediate")
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, db.Close()) })
-	return db
-}
-
 // inTx publishes messages in a new transaction, and commits.
 func inTx(t testing.TB, db *stdsql.DB, p driver.TxPublisher, msgs ...*message.Message) {
 	t.Helper()
 	testenv.Insist(t, func() error {
-		tx, err := published(testContext(t), db, p, msgs...)
+		tx, err := published(sqltest.Context(t), db, p, msgs...)
 		if err != nil {
 			return err
 		}
@@ -139,26 +127,26 @@ func published(ctx context.Context, db *stdsql.DB, p driver.TxPublisher, msgs ..
 }
 
 func keyed(topic, key string, n int) *message.Message {
-	msg := newMessage(topic, fmt.Sprintf("%s-%04d", key, n))
+	msg := sqltest.NewMessage(topic, fmt.Sprintf("%s-%04d", key, n))
 	msg.Metadata[driver.HeaderPartitionKey] = key
 	return msg
 }
 
 func TestRelay_publishesCommittedMessagesOnly(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
-		o, db, f := s.outbox(t, sql.OutboxConfig{}), s.service(t), &far{}
+		o, db, f := s.outbox(t, sql.OutboxConfig{}), s.Service(t), &far{}
 		relay(t, o, f)
 		var want []string
 		for i := range 30 {
-			msg := newMessage("order.paid.v1", fmt.Sprintf("m-%02d", i))
+			msg := sqltest.NewMessage("order.paid.v1", fmt.Sprintf("m-%02d", i))
 			msg.Metadata[driver.HeaderTraceParent] = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 			if i%3 > 0 {
 				inTx(t, db, o, msg)
 				want = append(want, msg.UUID)
 				continue
 			}
-			tx := begin(t, db, stdsql.LevelDefault)
-			_ = o.PublishTx(testContext(t), tx, "order.paid.v1", msg)
+			tx := sqltest.Begin(t, db, stdsql.LevelDefault)
+			_ = o.PublishTx(sqltest.Context(t), tx, "order.paid.v1", msg)
 			require.NoError(t, tx.Rollback())
 		}
 		require.ElementsMatch(t, want, f.await(t, len(want)))
@@ -167,10 +155,10 @@ func TestRelay_publishesCommittedMessagesOnly(t *testing.T) {
 		f.mu.Unlock()
 		require.Equal(t, "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", first.Metadata[driver.HeaderTraceParent])
 		require.Eventually(t, func() bool {
-			stats, err := o.Stats(testContext(t))
+			stats, err := o.Stats(sqltest.Context(t))
 			require.NoError(t, err)
 			return stats == driver.OutboxStats{}
-		}, patience, 5*time.Millisecond)
+		}, sqltest.Patience, 5*time.Millisecond)
 	})
 }
 
@@ -178,7 +166,7 @@ func TestRelay_publishesCommittedMessagesOnly(t *testing.T) {
 // refuses some messages, accepts a part of a batch, and is sometimes unreachable.
 func TestRelay_manyKeepTheOrderByKey(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
-		db, f := s.service(t), &far{}
+		db, f := s.Service(t), &far{}
 		f.fail = func(msgs []*message.Message) error {
 			switch rand.IntN(12) {
 			case 0:
@@ -227,7 +215,7 @@ func TestRelay_manyKeepTheOrderByKey(t *testing.T) {
 
 func TestRelay_poisonsRefusedMessages(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
-		db, f := s.service(t), &far{}
+		db, f := s.Service(t), &far{}
 		f.fail = func(msgs []*message.Message) error {
 			if slices.ContainsFunc(msgs, func(m *message.Message) bool { return m.UUID == "a-0001" }) {
 				return errors.New("too large for the broker")
@@ -243,8 +231,8 @@ func TestRelay_poisonsRefusedMessages(t *testing.T) {
 		a := slices.DeleteFunc(slices.Clone(ids), func(id string) bool { return id[0] != 'a' })
 		require.Equal(t, []string{"a-0000", "a-0002", "a-0003"}, a)
 
-		queue := s.start(t).PoisonQueue("shop.outbox") // as for the command line
-		list, err := queue.List(testContext(t), "", 10)
+		queue := s.Start(t).PoisonQueue("shop.outbox") // as for the command line
+		list, err := queue.List(sqltest.Context(t), "", 10)
 		require.NoError(t, err)
 		require.Len(t, list, 1)
 		require.Equal(t, "a-0001", driver.MessageID(list[0].Message))
@@ -253,7 +241,7 @@ func TestRelay_poisonsRefusedMessages(t *testing.T) {
 		f.mu.Lock()
 		f.fail = nil
 		f.mu.Unlock()
-		_, err = queue.Replay(testContext(t), list[0].ID)
+		_, err = queue.Replay(sqltest.Context(t), list[0].ID)
 		require.NoError(t, err)
 		require.Contains(t, f.await(t, 12), "a-0001")
 	})
@@ -262,14 +250,14 @@ func TestRelay_poisonsRefusedMessages(t *testing.T) {
 // TestRelay_staysWithinItsBytes checks the limit of bytes with and without keys.
 func TestRelay_staysWithinItsBytes(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
-		db, f, largest := s.service(t), &far{}, 0
+		db, f, largest := s.Service(t), &far{}, 0
 		f.fail = func(msgs []*message.Message) error {
 			largest = max(largest, len(msgs))
 			return nil
 		}
-		tables := s.cfg
+		tables := s.Config
 		tables.PrefetchBytes = 2500
-		o, err := sql.NewOutbox(testContext(t), db, sql.OutboxConfig{Service: "shop", Tables: tables})
+		o, err := sql.NewOutbox(sqltest.Context(t), db, sql.OutboxConfig{Service: "shop", Tables: tables})
 		require.NoError(t, err)
 		defer func() { require.NoError(t, o.Close(context.Background())) }()
 		for i := range 100 {
@@ -288,7 +276,7 @@ func TestRelay_staysWithinItsBytes(t *testing.T) {
 
 func TestRelay_countsNoTryWhileTheTransportIsUnreachable(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
-		db, f := s.service(t), &far{}
+		db, f := s.Service(t), &far{}
 		tries := 0
 		f.fail = func([]*message.Message) error {
 			tries++
@@ -297,7 +285,7 @@ func TestRelay_countsNoTryWhileTheTransportIsUnreachable(t *testing.T) {
 		o := s.outbox(t, sql.OutboxConfig{Retry: bus.RetryPolicy{Delays: []time.Duration{time.Millisecond}}})
 		inTx(t, db, o, keyed("order.paid.v1", "a", 0), keyed("order.paid.v1", "", 0))
 		relay(t, o, f)
-		require.Eventually(t, func() bool { return o.Problem() != nil }, patience, time.Millisecond)
+		require.Eventually(t, func() bool { return o.Problem() != nil }, sqltest.Patience, time.Millisecond)
 		require.ErrorContains(t, o.Problem(), "no broker")
 		require.Eventually(t, func() bool {
 			f.mu.Lock()
@@ -306,10 +294,10 @@ func TestRelay_countsNoTryWhileTheTransportIsUnreachable(t *testing.T) {
 				f.fail = nil
 			}
 			return f.fail == nil
-		}, patience, time.Millisecond)
+		}, sqltest.Patience, time.Millisecond)
 		f.await(t, 2)
-		require.Eventually(t, func() bool { return o.Problem() == nil }, patience, time.Millisecond)
-		n, err := o.PoisonQueue().Len(testContext(t))
+		require.Eventually(t, func() bool { return o.Problem() == nil }, sqltest.Patience, time.Millisecond)
+		n, err := o.PoisonQueue().Len(sqltest.Context(t))
 		require.NoError(t, err)
 		require.Zero(t, n)
 	})
@@ -319,23 +307,23 @@ func TestRelay_countsNoTryWhileTheTransportIsUnreachable(t *testing.T) {
 func TestInTx_onABus(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
 		transport := memory.New(memory.Config{})
-		feed, err := transport.Subscribe(testContext(t), subscription("shop.ledger", 1, "order.>"))
+		feed, err := transport.Subscribe(sqltest.Context(t), sqltest.Subscription("shop.ledger", 1, "order.>"))
 		require.NoError(t, err)
 		b, err := bus.New(transport, bus.Config{Service: "shop", Outbox: s.outbox(t, sql.OutboxConfig{})})
 		require.NoError(t, err)
-		db, ctx := s.service(t), testContext(t)
+		db, ctx := s.Service(t), sqltest.Context(t)
 		running, stop := context.WithCancel(ctx)
 		ended := make(chan error, 1)
 		go func() { ended <- b.Run(running) }()
 		<-b.Running()
 
-		parent := &driver.Delivery{Message: newMessage("order.placed.v1", "cause")}
+		parent := &driver.Delivery{Message: sqltest.NewMessage("order.placed.v1", "cause")}
 		parent.Message.Metadata[driver.HeaderTraceParent] = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-		tx := begin(t, db, stdsql.LevelDefault)
-		require.NoError(t, b.InTx(tx).PublishAll((&bus.Delivery{Delivery: *parent}).NewContext(ctx), []bus.Event{paid{"o-1"}, paid{"o-2"}}))
+		tx := sqltest.Begin(t, db, stdsql.LevelDefault)
+		require.NoError(t, b.InTx(tx).PublishAll((&bus.Delivery{Delivery: *parent}).NewContext(ctx), []bus.Event{sqltest.Paid{OrderID: "o-1"}, sqltest.Paid{OrderID: "o-2"}}))
 		require.NoError(t, tx.Commit())
 		for _, want := range []string{"o-1", "o-2"} {
-			d := next(t, feed, patience)
+			d := next(t, feed, sqltest.Patience)
 			require.JSONEq(t, `{"OrderID":"`+want+`"}`, string(d.Message.Payload))
 			require.Equal(t, want, driver.PartitionKey(d.Message))
 			require.Contains(t, d.Message.Metadata[driver.HeaderTraceParent], "0af7651916cd43dd8448eb211c80319c")
@@ -352,24 +340,19 @@ func TestInTx_onABus(t *testing.T) {
 	})
 }
 
-type paid struct{ OrderID string }
-
-func (paid) EventType() (name string, version int) { return "order.paid", 1 }
-func (p paid) PartitionKey() string                { return p.OrderID }
-
 // TestRelay_postgresIsRestarted restarts PostgreSQL during transactions of which 30 % roll back. All committed messages must be
 // relayed, and no others.
 func TestRelay_postgresIsRestarted(t *testing.T) {
 	t.Parallel()
 	server := newPrivatePostgres(t)
 	s := server.system()
-	s.cfg.Dialect = sql.Postgres
+	s.Config.Dialect = sql.Postgres
 	server.run(t, `CREATE TABLE orders (id text PRIMARY KEY)`)
 	f := &far{}
 	first, second := s.outbox(t, sql.OutboxConfig{}, "lease", "1s"), s.outbox(t, sql.OutboxConfig{}, "lease", "1s")
 	relay(t, first, f)
 	relay(t, second, f)
-	db, ctx := s.service(t), testContext(t)
+	db, ctx := s.Service(t), sqltest.Context(t)
 	writing, stop := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	for w := range 4 {
@@ -382,7 +365,7 @@ func TestRelay_postgresIsRestarted(t *testing.T) {
 	}
 	for range 3 {
 		before := len(f.ids())
-		require.Eventually(t, func() bool { return len(f.ids()) > before+50 }, patience, 5*time.Millisecond)
+		require.Eventually(t, func() bool { return len(f.ids()) > before+50 }, sqltest.Patience, 5*time.Millisecond)
 		server.stop(t, syscall.SIGQUIT)
 		server.start(t)
 	}
@@ -397,7 +380,7 @@ func TestRelay_postgresIsRestarted(t *testing.T) {
 	require.Eventually(t, func() bool {
 		stats, err := first.Stats(ctx)
 		return err == nil && stats.Pending == 0
-	}, patience, 5*time.Millisecond)
+	}, sqltest.Patience, 5*time.Millisecond)
 	got := f.ids()
 	require.ElementsMatch(t, want, got)
 	last := map[string]string{}

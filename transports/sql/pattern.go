@@ -18,7 +18,22 @@ type stored struct {
 	matches string // the pattern for LIKE or GLOB
 }
 
-func (d dialect) row(pattern string) stored {
+// patternSyntax is the syntax of a database's patterns.
+type patternSyntax struct {
+	like    string   // compares a text with a pattern; %s is the pattern
+	anyText string   // matches any text
+	escapes []string // pairs that escape a text for a pattern
+}
+
+func patternOf(dialect Dialect) patternSyntax {
+	if dialect == SQLite { // its LIKE ignores case
+		return patternSyntax{"GLOB %s", "*", []string{"[", "[[]", "*", "[*]", "?", "[?]"}}
+	}
+	return patternSyntax{"LIKE %s ESCAPE '|'", "%", []string{"|", "||", "%", "|%", "_", "|_"}}
+}
+
+func storedPattern(dialect Dialect, pattern string) stored {
+	syntax := patternOf(dialect)
 	if !driver.IsPattern(pattern) {
 		return stored{pattern: pattern}
 	}
@@ -29,9 +44,9 @@ func (d dialect) row(pattern string) stored {
 	}
 	for i, s := range segments {
 		if s == "*" {
-			segments[i] = d.anyText
+			segments[i] = syntax.anyText
 		} else {
-			segments[i] = d.literal.Replace(s)
+			segments[i] = strings.NewReplacer(syntax.escapes...).Replace(s)
 		}
 	}
 	return stored{pattern: pattern, depth: depth, matches: strings.Join(segments, ".")}

@@ -14,11 +14,12 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/sql/internal/database"
 )
 
 // backlog subscribes groups to one topic and inserts n messages for each, interleaved as a publish does.
 // Every key has eight messages.
-func backlog(t testing.TB, s *database, order driver.Order, groups, n int) (all []group) {
+func backlog(t testing.TB, s *database.DB, order driver.Order, groups, n int) (all []group) {
 	ctx := context.Background()
 	for i := range groups {
 		sub := driver.Subscription{Group: fmt.Sprintf("shop.group%d", i), Topics: []string{"order.paid.v1"}, Concurrency: 1, Order: order}
@@ -26,7 +27,7 @@ func backlog(t testing.TB, s *database, order driver.Order, groups, n int) (all 
 		require.NoError(t, err)
 		all = append(all, g)
 	}
-	_, err := s.pool.exec(ctx, s.sql(`INSERT INTO {messages} (group_id, state, pos, lane, first_at, topic, uuid, headers, payload)
+	_, err := s.Pool.Exec(ctx, s.SQL(`INSERT INTO {messages} (group_id, state, pos, lane, first_at, topic, uuid, headers, payload)
 		SELECT g.id, CASE WHEN g.ordering = 0 THEN 0 ELSE 4 END, CASE WHEN g.ordering = 0 THEN 0 ELSE hashint8(m.n / 8) END,
 		hashint8(m.n / 8), {now}, 'order.paid.v1', m.n::text, '', 'payload'
 		FROM generate_series(1, ?::integer) AS m(n) CROSS JOIN {groups} g ORDER BY m.n, g.id`), n)
@@ -44,9 +45,9 @@ type planNode struct {
 }
 
 // explain returns the plan of a prepared statement, for its arguments or generic, as mode says.
-func explain(t testing.TB, db *pgxPool, mode, query string, args ...any) (root planNode, text string) {
+func explain(t testing.TB, db *database.PgxPool, mode, query string, args ...any) (root planNode, text string) {
 	ctx := context.Background()
-	conn, err := db.pool.Acquire(ctx)
+	conn, err := db.Pool.Acquire(ctx)
 	require.NoError(t, err)
 	defer conn.Release()
 	tx, err := conn.Begin(ctx)
@@ -84,24 +85,24 @@ func (p planNode) find(f func(planNode) bool) (all []planNode) {
 func TestClaim_readsTheIndexInOrderAfterAnalyze(t *testing.T) {
 	s, _ := pgxStore(t)
 	groups := backlog(t, s, driver.Unordered, 5, 20_000)
-	_, err := s.pool.exec(t.Context(), s.sql(`ANALYZE {messages}`))
+	_, err := s.Pool.Exec(t.Context(), s.SQL(`ANALYZE {messages}`))
 	require.NoError(t, err)
 	requireClaimsInOrder(t, s, groups[2].id)
 
 	// In the middle of the backlog, with some messages handled and some claimed.
-	_, err = s.pool.exec(t.Context(), s.sql(`DELETE FROM {messages} WHERE id % 3 = 0`))
+	_, err = s.Pool.Exec(t.Context(), s.SQL(`DELETE FROM {messages} WHERE id % 3 = 0`))
 	require.NoError(t, err)
-	_, err = s.pool.exec(t.Context(), s.sql(`UPDATE {messages} SET owner = 1 + id % 7 WHERE id % 50 = 1`))
+	_, err = s.Pool.Exec(t.Context(), s.SQL(`UPDATE {messages} SET owner = 1 + id % 7 WHERE id % 50 = 1`))
 	require.NoError(t, err)
-	_, err = s.pool.exec(t.Context(), s.sql(`ANALYZE {messages}`))
+	_, err = s.Pool.Exec(t.Context(), s.SQL(`ANALYZE {messages}`))
 	require.NoError(t, err)
 	requireClaimsInOrder(t, s, groups[2].id)
 }
 
-func requireClaimsInOrder(t *testing.T, s *database, g int64) {
+func requireClaimsInOrder(t *testing.T, s *database.DB, g int64) {
 	for _, mode := range []string{"force_custom_plan", "force_generic_plan"} {
 		for _, limit := range []int{1, 10, 1000} {
-			plan, text := explain(t, s.pool.(*pgxPool), mode, s.sql(claimPostgres), g, 0, g, g, limit, 1, 1<<20)
+			plan, text := explain(t, s.Pool.(*database.PgxPool), mode, s.SQL(claimPostgres), g, 0, g, g, limit, 1, 1<<20)
 			read := plan.find(func(p planNode) bool { return p.Subplan == "CTE free" })
 			require.Len(t, read, 1, text)
 			inOrder := read[0].find(func(p planNode) bool { return strings.HasPrefix(p.Type, "Index") && p.Index == "leat_messages_queue" })
@@ -125,7 +126,7 @@ func TestDrain_isAsQuickAfterAnalyze(t *testing.T) {
 	ctx := t.Context()
 	s, _ := pgxStore(t)
 	groups := backlog(t, s, driver.Unordered, 5, n)
-	transport, err := NewPgx(ctx, s.pool.(*pgxPool).pool, s.cfg)
+	transport, err := NewPgx(ctx, s.Pool.(*database.PgxPool).Pool, s.Config)
 	require.NoError(t, err)
 	defer func() { require.NoError(t, transport.Close(context.Background())) }()
 	drain := func(g group) time.Duration {
@@ -142,7 +143,7 @@ func TestDrain_isAsQuickAfterAnalyze(t *testing.T) {
 		return took
 	}
 	before := min(drain(groups[0]), drain(groups[1]))
-	_, err = s.pool.exec(ctx, s.sql(`ANALYZE {messages}`))
+	_, err = s.Pool.Exec(ctx, s.SQL(`ANALYZE {messages}`))
 	require.NoError(t, err)
 	after := min(drain(groups[2]), drain(groups[3]))
 	t.Logf("%d messages: %s before ANALYZE, %s after", n, before, after)

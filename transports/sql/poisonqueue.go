@@ -12,6 +12,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/sql/internal/database"
 )
 
 // A poisonQueue is a group's poison queue. The id of a message is the time when it was poisoned, and the id of its row.
@@ -32,7 +33,7 @@ const poisonedColumns = "pos, " + messageColumns
 const listPoisoned = `SELECT ` + poisonedColumns + ` FROM {messages} WHERE group_id = ? AND state = {poisoned}
 	AND pos >= ? AND (pos > ? OR id > ?) ORDER BY pos, id LIMIT ?`
 
-func scanPoisoned(r rows, p *poisoned) error {
+func scanPoisoned(r database.Rows, p *poisoned) error {
 	return r.Scan(&p.pos, &p.id, &p.state, &p.attempt, &p.firstAt, &p.topic, &p.uuid, &p.headers, &p.payload)
 }
 
@@ -42,7 +43,7 @@ func (q *poisonQueue) List(ctx context.Context, after string, limit int) (list [
 		return nil, err
 	}
 	err = q.do(ctx, "list", func(ctx context.Context, g group) error {
-		found, err := collect(ctx, q.core.pool, scanPoisoned, q.core.sql(listPoisoned), g.id, pos, pos, id, max(limit, 0))
+		found, err := database.Collect(ctx, q.core.Pool, scanPoisoned, q.core.SQL(listPoisoned), g.id, pos, pos, id, max(limit, 0))
 		if err != nil {
 			return err
 		}
@@ -59,8 +60,8 @@ func (q *poisonQueue) Get(ctx context.Context, id string) (m driver.PoisonedMess
 	}
 	found := false
 	err = q.do(ctx, "get", func(ctx context.Context, g group) error {
-		all, err := collect(ctx, q.core.pool, scanPoisoned,
-			q.core.sql(`SELECT `+poisonedColumns+` FROM {messages} WHERE id = ? AND group_id = ? AND state = {poisoned}`), row, g.id)
+		all, err := database.Collect(ctx, q.core.Pool, scanPoisoned,
+			q.core.SQL(`SELECT `+poisonedColumns+` FROM {messages} WHERE id = ? AND group_id = ? AND state = {poisoned}`), row, g.id)
 		if err != nil || len(all) == 0 {
 			return err
 		}
@@ -93,7 +94,7 @@ func (q *poisonQueue) Put(ctx context.Context, msgs ...driver.PoisonedMessage) (
 		if err := driver.ValidateTopic(m.Topic()); err != nil {
 			return fmt.Errorf("sql: poisoned message %s: %w", driver.MessageID(m.Message), err)
 		}
-		if records[i], err = q.core.newPublication(m.Message); err != nil {
+		if records[i], err = newPublication(q.core.Statements, m.Message); err != nil {
 			return fmt.Errorf("sql: %w", err)
 		}
 	}
@@ -101,9 +102,9 @@ func (q *poisonQueue) Put(ctx context.Context, msgs ...driver.PoisonedMessage) (
 	var missing error
 	err = q.do(ctx, "write", func(ctx context.Context, g group) error {
 		there = true
-		return q.core.pool.inTx(ctx, func(tx executor) error {
+		return q.core.Pool.InTx(ctx, func(tx database.Executor) error {
 			missing = nil
-			last, _, err := number(ctx, tx, q.core.sql(`SELECT COALESCE(max(id), 0) FROM {messages}`))
+			last, _, err := database.Number(ctx, tx, q.core.SQL(`SELECT COALESCE(max(id), 0) FROM {messages}`))
 			if err != nil {
 				return err
 			}
@@ -125,16 +126,16 @@ func (q *poisonQueue) Put(ctx context.Context, msgs ...driver.PoisonedMessage) (
 	return errors.Join(err, missing)
 }
 
-func (q *poisonQueue) put(ctx context.Context, tx executor, g group, m driver.PoisonedMessage, p publication) (int64, error) {
+func (q *poisonQueue) put(ctx context.Context, tx database.Executor, g group, m driver.PoisonedMessage, p publication) (int64, error) {
 	if m.ID != "" {
 		_, row, err := q.position(m.ID)
 		if err != nil {
 			return 0, nil //nolint:nilerr // there is no message with an invalid id
 		}
-		n, err := tx.exec(ctx, q.core.sql(`UPDATE {messages} SET lane = ?, topic = ?, uuid = ?, headers = ?, payload = ?
+		n, err := tx.Exec(ctx, q.core.SQL(`UPDATE {messages} SET lane = ?, topic = ?, uuid = ?, headers = ?, payload = ?
 			WHERE id = ? AND group_id = ? AND state = {poisoned}`), p.key, m.Topic(), p.uuid, p.headers, p.payload, row, g.id)
 		if n == 0 && err == nil { // MySQL does not count rows whose values did not change
-			n, _, err = number(ctx, tx, q.core.sql(`SELECT count(*) FROM {messages} WHERE id = ? AND group_id = ? AND state = {poisoned}`), row, g.id)
+			n, _, err = database.Number(ctx, tx, q.core.SQL(`SELECT count(*) FROM {messages} WHERE id = ? AND group_id = ? AND state = {poisoned}`), row, g.id)
 		}
 		return n, err
 	}
@@ -142,13 +143,13 @@ func (q *poisonQueue) put(ctx context.Context, tx executor, g group, m driver.Po
 	if firstAt.IsZero() {
 		firstAt = time.Now()
 	}
-	return tx.exec(ctx, q.core.sql(`INSERT INTO {messages} (group_id, state, pos, lane, first_at, topic, uuid, headers, payload)
+	return tx.Exec(ctx, q.core.SQL(`INSERT INTO {messages} (group_id, state, pos, lane, first_at, topic, uuid, headers, payload)
 		VALUES (?, {poisoned}, {now}, ?, ?, ?, ?, ?, ?)`), g.id, p.key, firstAt.UnixMicro(), m.Topic(), p.uuid, p.headers, p.payload)
 }
 
 func (q *poisonQueue) Len(ctx context.Context) (n int, err error) {
 	err = q.do(ctx, "count", func(ctx context.Context, g group) error {
-		count, _, err := number(ctx, q.core.pool, q.core.sql(`SELECT count(*) FROM {messages} WHERE group_id = ? AND state = {poisoned}`), g.id)
+		count, _, err := database.Number(ctx, q.core.Pool, q.core.SQL(`SELECT count(*) FROM {messages} WHERE group_id = ? AND state = {poisoned}`), g.id)
 		n = int(count)
 		return err
 	})
@@ -181,7 +182,7 @@ func (q *poisonQueue) each(ctx context.Context, what string, ids []string,
 				return nil
 			}
 			var found []int64
-			err = q.core.groups.locked(ctx, q.core.pool, g, func(tx lockedGroup) (err error) {
+			err = q.core.groups.locked(ctx, q.core.Pool, g, func(tx lockedGroup) (err error) {
 				found, n, err = change(ctx, tx, rows)
 				return err
 			})
@@ -210,7 +211,7 @@ func (q *poisonQueue) do(ctx context.Context, what string, f func(context.Contex
 	}
 	ctx, cancel := q.core.while(ctx)
 	defer cancel()
-	err := q.core.retry(ctx, func(ctx context.Context) error {
+	err := q.core.Retry(ctx, func(ctx context.Context) error {
 		g, ok, err := q.core.groups.find(ctx, q.group)
 		if err != nil || !ok {
 			return err

@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/internal/testenv"
+	"github.com/leatbus/leat/transports/sql/internal/sqltest"
 )
 
 // A private is a server for one test, which may stop and kill it.
@@ -61,11 +62,11 @@ func (p *private) standby(t testing.TB) *private {
 	t.Cleanup(func() { s.stop(t, syscall.SIGQUIT) })
 	p.run(t, `ALTER SYSTEM SET synchronous_standby_names = '*'`)
 	p.run(t, `SELECT pg_reload_conf()`)
-	db := openDB(t, p.url)
+	db := sqltest.OpenDB(t, p.url)
 	defer func() { require.NoError(t, db.Close()) }()
 	require.Eventually(t, func() bool {
-		return count(t, db, `SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'`) == 1
-	}, patience, 20*time.Millisecond)
+		return sqltest.Count(t, db, `SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'`) == 1
+	}, sqltest.Patience, 20*time.Millisecond)
 	return s
 }
 
@@ -155,9 +156,9 @@ func (p *private) start(t testing.TB) {
 	p.cmd = exec.Command(p.command[0], p.command[1:]...)
 	p.cmd.SysProcAttr, p.cmd.Dir = p.as, p.dir
 	require.NoError(t, p.cmd.Start())
-	db := openDB(t, p.url)
+	db := sqltest.OpenDB(t, p.url)
 	defer func() { _ = db.Close() }()
-	require.Eventually(t, func() bool { return db.PingContext(context.Background()) == nil }, patience, 50*time.Millisecond)
+	require.Eventually(t, func() bool { return db.PingContext(context.Background()) == nil }, sqltest.Patience, 50*time.Millisecond)
 }
 
 // stop stops the server. On PostgreSQL, SIGQUIT is an immediate and SIGINT a fast shutdown; on MariaDB, SIGKILL is a crash.
@@ -172,10 +173,10 @@ func (p *private) stop(t testing.TB, how syscall.Signal) {
 
 func (p *private) run(t testing.TB, query string, args ...any) {
 	t.Helper()
-	db := openDB(t, p.url)
+	db := sqltest.OpenDB(t, p.url)
 	defer func() { _ = db.Close() }()
-	run(t, db, query, args...)
+	sqltest.Run(t, db, query, args...)
 }
 
 // system returns the server as a system.
-func (p *private) system() system { return system{url: p.url} }
+func (p *private) system() system { return system{sqltest.System{URL: p.url}} }

@@ -7,6 +7,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/sql/internal/database"
 )
 
 // The limits of one insert. Servers limit the size of a statement and the number of its arguments.
@@ -15,11 +16,11 @@ const (
 	maxInsertBytes = 4 << 20
 )
 
-func (s *statements) publications(msgs []*message.Message) ([]publication, error) {
+func publications(s *database.Statements, msgs []*message.Message) ([]publication, error) {
 	rows := make([]publication, len(msgs))
 	for i, msg := range msgs {
 		var err error
-		if rows[i], err = s.newPublication(msg); err != nil {
+		if rows[i], err = newPublication(s, msg); err != nil {
 			return nil, err
 		}
 	}
@@ -27,7 +28,7 @@ func (s *statements) publications(msgs []*message.Message) ([]publication, error
 }
 
 // A publisher inserts messages.
-type publisher struct{ *database }
+type publisher struct{ *database.DB }
 
 // A batch has messages of one topic.
 type batch struct {
@@ -57,21 +58,21 @@ func (p publisher) insertAll(ctx context.Context, batches []batch) (inserted []i
 
 // insertChunks inserts all chunks or none, in one round trip if small is set and the pool supports it.
 func (p publisher) insertChunks(ctx context.Context, chunks []batch, small bool) (affected []int64, err error) {
-	statements := make([]statement, len(chunks))
+	statements := make([]database.Statement, len(chunks))
 	for i, c := range chunks {
-		statements[i].query, statements[i].args = p.insertSome(c, p.arrays, p.wanted(c.topic))
+		statements[i].Query, statements[i].Args = p.insertSome(c, p.Arrays, wanted(p.Statements, c.topic))
 	}
 	affected = make([]int64, len(chunks))
 	if len(statements) == 1 {
-		affected[0], err = p.pool.exec(ctx, statements[0].query, statements[0].args...)
+		affected[0], err = p.Pool.Exec(ctx, statements[0].Query, statements[0].Args...)
 		return affected, err
 	}
-	if db, ok := p.pool.(pipeliner); ok && small {
-		return db.pipeline(ctx, statements)
+	if db, ok := p.Pool.(database.Pipeliner); ok && small {
+		return db.Pipeline(ctx, statements)
 	}
-	return affected, p.pool.inTx(ctx, func(tx executor) error {
+	return affected, p.Pool.InTx(ctx, func(tx database.Executor) error {
 		for i, st := range statements {
-			if affected[i], err = tx.exec(ctx, st.query, st.args...); err != nil {
+			if affected[i], err = tx.Exec(ctx, st.Query, st.Args...); err != nil {
 				return err
 			}
 		}
@@ -96,53 +97,61 @@ func (b batch) chunks() (all []batch) {
 // wantedHere returns the condition of wanted, which here matches no groups of other tables with the same names.
 func (p publisher) wantedHere(topic string) routeFilter {
 	return func(args []any) (string, []any) {
-		where, args := p.route(topic, args)
-		return where + insertHere, append(args, p.born)
+		where, args := route(p.Statements, topic, args)
+		return where + insertHere, append(args, p.Born)
+	}
+}
+
+// inOpenTx adds a condition to the filter: it matches no group if the server has rolled the transaction back.
+func (p publisher) inOpenTx(to routeFilter) routeFilter {
+	return func(args []any) (string, []any) {
+		where, args := to(args)
+		return where + p.InOpenTx(), args
 	}
 }
 
 // noRowsError returns the reason why no row was inserted.
 func (p publisher) noRowsError(ctx context.Context, tx any, topic string, n int) error {
-	ex, _, err := p.userTx(tx)
+	ex, _, err := p.UserTx(tx)
 	if err != nil {
 		return err
 	}
-	_, here, err := number(ctx, ex, p.sql(`SELECT version FROM {migrations} WHERE version = 1 AND applied_at = ?`), p.born)
+	_, here, err := database.Number(ctx, ex, p.SQL(`SELECT version FROM {migrations} WHERE version = 1 AND applied_at = ?`), p.Born)
 	if err != nil {
-		return p.txError(err)
+		return p.TxError(err)
 	}
 	if !here {
-		return errElsewhere
+		return database.ErrElsewhere
 	}
-	if err := p.rolledBack(ctx, ex); err != nil {
+	if err := p.RolledBack(ctx, ex); err != nil {
 		return err
 	}
-	return &driver.UnroutableError{Topics: slices.Repeat([]string{topic}, n), Strict: p.cfg.StrictRoutes}
+	return &driver.UnroutableError{Topics: slices.Repeat([]string{topic}, n), Strict: p.Config.StrictRoutes}
 }
 
 // insertTx inserts messages in the user's transaction with the statements that insert returns, and returns the number of rows.
 func (p publisher) insertTx(ctx context.Context, tx any, topic string, msgs []*message.Message,
 	insert func(b batch, arrays bool) (query string, args []any),
 ) (inserted int64, err error) {
-	if err := p.file.gone(); err != nil {
+	if err := p.FileGone(); err != nil {
 		return 0, err
 	}
-	ex, arrays, err := p.userTx(tx)
+	ex, arrays, err := p.UserTx(tx)
 	if err != nil {
 		return 0, err
 	}
 	if err := driver.ValidateTopic(topic); err != nil {
 		return 0, err
 	}
-	rows, err := p.publications(msgs)
+	rows, err := publications(p.Statements, msgs)
 	if err != nil {
 		return 0, err
 	}
 	for _, c := range (batch{topic, rows}).chunks() {
 		query, args := insert(c, arrays)
-		n, err := ex.exec(ctx, query, args...)
+		n, err := ex.Exec(ctx, query, args...)
 		if err != nil {
-			return 0, p.txError(err)
+			return 0, p.TxError(err)
 		}
 		inserted += n
 	}
@@ -152,7 +161,7 @@ func (p publisher) insertTx(ctx context.Context, tx any, topic string, msgs []*m
 // insertSome returns the statement that inserts a batch, in the form for the driver.
 func (p publisher) insertSome(b batch, arrays bool, to routeFilter) (query string, args []any) {
 	if arrays {
-		return p.insertArrays(b.topic, b.rows, to)
+		return insertArrays(p.Statements, b.topic, b.rows, to)
 	}
-	return p.insert(b.topic, b.rows, to)
+	return insert(p.Statements, b.topic, b.rows, to)
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/sql/internal/database"
 )
 
 // A receiver delivers one group's messages. One goroutine, the fetcher, claims them from the database into a buffer; another one
@@ -42,7 +43,7 @@ func newReceiver(shared *core, of *consumer, s driver.Subscription) *receiver {
 		consumer:     of,
 		core:         shared,
 		singleWorker: s.Concurrency == 1,
-		buffer:       make(chan *delivery, shared.cfg.Prefetch+s.Concurrency),
+		buffer:       make(chan *delivery, shared.Config.Prefetch+s.Concurrency),
 		settlements:  newSettlements(shared, of),
 	}
 	f.ctx, f.cancel = context.WithCancel(shared.ctx)
@@ -82,7 +83,7 @@ func (f *receiver) Next(ctx context.Context) (*driver.Delivery, error) {
 
 func (f *receiver) hand(d *delivery) *driver.Delivery {
 	f.handed.Add(1)
-	left, half := f.bytes.Add(-d.size), int64(f.core.cfg.PrefetchBytes/2)
+	left, half := f.bytes.Add(-d.size), int64(f.core.Config.PrefetchBytes/2)
 	if len(f.buffer) == f.cap()/4 || left < half && left+d.size >= half {
 		f.poke()
 	}
@@ -166,11 +167,11 @@ const refuseAgain = 30 * time.Second
 
 // refuse poisons a message that can't be delivered.
 func (f *receiver) refuse(d *delivery, err error) {
-	f.core.cfg.Logger.Error("leat: sql: message poisoned", "group", f.group.name, "id", d.id, "error", err)
-	ctx, cancel := context.WithTimeout(f.talking, statementTimeout)
+	f.core.Config.Logger.Error("leat: sql: message poisoned", "group", f.group.name, "id", d.id, "error", err)
+	ctx, cancel := context.WithTimeout(f.talking, database.StatementTimeout)
 	defer cancel()
 	if err := d.Poison(ctx, driver.NewFault(&d.delivery, err)); err != nil {
-		f.core.cfg.Logger.Error("leat: sql: poison queue unreachable", "group", f.group.name, "id", d.id, "error", err)
+		f.core.Config.Logger.Error("leat: sql: poison queue unreachable", "group", f.group.name, "id", d.id, "error", err)
 		_ = d.Redeliver(refuseAgain) // fails only if the receiver is closed, which gives the message back
 	}
 }
@@ -184,7 +185,7 @@ func (f *receiver) newDelivery(m *record) (*delivery, error) {
 	d.history = driver.TakeHistory(headers)
 	driver.DropPrivate(headers) // others may have written the row
 	d.headers = m.headers
-	if m.state == stateKeyHead {
+	if m.state == database.StateKeyHead {
 		d.keyQueue = keyQueueOf(&message.Message{Metadata: headers})
 	}
 	d.delivery = driver.Delivery{

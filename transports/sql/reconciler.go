@@ -3,6 +3,8 @@ package sql
 import (
 	"context"
 	"time"
+
+	"github.com/leatbus/leat/transports/sql/internal/database"
 )
 
 // A reconciler periodically moves messages that are in a wrong state, for one receiver.
@@ -40,13 +42,13 @@ func (r *reconciler) run(ctx context.Context) error {
 		return nil
 	}
 	r.unpark = now.Add(reconcileEvery) // after an error, too
-	err := r.groups.pool.inTx(ctx, func(tx executor) error { return r.groups.holds.unpark(ctx, tx, r.group) })
+	err := r.groups.Pool.InTx(ctx, func(tx database.Executor) error { return r.groups.holds.unpark(ctx, tx, r.group) })
 	if err != nil {
 		return err
 	}
 	if !now.Before(r.rearrange) {
-		moved, err := r.groups.rearrange(ctx, r.groups.pool, r.group, func(f func(executor) error) error {
-			return r.groups.returning(ctx, r.group, f)
+		moved, err := r.groups.rearrange(ctx, r.groups.Pool, r.group, func(f func(database.Executor) error) error {
+			return returning(ctx, r.groups.DB, r.group, f)
 		})
 		if err != nil {
 			return err

@@ -10,11 +10,13 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/sql/internal/config"
+	"github.com/leatbus/leat/transports/sql/internal/database"
 )
 
 // askedPool is a pool that counts statements by a part of their text, and returns its ids for queries.
 type askedPool struct {
-	pool
+	database.Pool
 	took  time.Duration
 	asked map[string]int
 	ids   []int64
@@ -29,17 +31,17 @@ func (d *askedPool) note(query string) {
 	}
 }
 
-func (d *askedPool) exec(_ context.Context, query string, _ ...any) (int64, error) {
+func (d *askedPool) Exec(_ context.Context, query string, _ ...any) (int64, error) {
 	d.note(query)
 	return 0, nil
 }
 
-func (d *askedPool) query(_ context.Context, query string, _ ...any) (rows, error) {
+func (d *askedPool) Query(_ context.Context, query string, _ ...any) (database.Rows, error) {
 	d.note(query)
 	return &idRows{ids: d.ids}, nil
 }
 
-func (d *askedPool) inTx(_ context.Context, f func(executor) error) error { return f(d) }
+func (d *askedPool) InTx(_ context.Context, f func(database.Executor) error) error { return f(d) }
 
 // idRows are rows of one number.
 type idRows struct {
@@ -62,9 +64,9 @@ func TestReconciler_backsOff(t *testing.T) {
 	looks := func(db *askedPool, span time.Duration) (rearrange, unpark int) {
 		db.asked = map[string]int{misplaced: 0, parked: 0}
 		synctest.Test(t, func(t *testing.T) {
-			s, err := newDatabase(db, Config{Dialect: Postgres})
+			s, err := database.New(db, Config{Dialect: Postgres})
 			require.NoError(t, err)
-			r := newReconciler(groups{database: s, holds: holds{s}}, group{id: 1})
+			r := newReconciler(groups{DB: s, holds: holds{s}}, group{id: 1})
 			for end := time.Now().Add(span); time.Now().Before(end); time.Sleep(time.Second) {
 				require.NoError(t, r.run(context.Background()))
 			}
@@ -85,39 +87,39 @@ func TestReconciler_backsOff(t *testing.T) {
 // TestReconciler_movesMisplacedMessages checks that messages in the states of every other order are moved, and found by the index.
 func TestReconciler_movesMisplacedMessages(t *testing.T) {
 	ctx := t.Context()
-	db, err := source{url: mustParse(t, "sqlite://"+t.TempDir()+"/test.db"), cfg: Config{Dialect: SQLite}}.connect()
+	db, err := database.Connect(config.Source{URL: mustParse(t, "sqlite://"+t.TempDir()+"/test.db"), Config: Config{Dialect: SQLite}})
 	require.NoError(t, err)
-	defer db.close()
-	s, err := newDatabase(db, Config{Dialect: SQLite})
+	defer db.Close()
+	s, err := database.New(db, Config{Dialect: SQLite})
 	require.NoError(t, err)
-	require.NoError(t, schema{s}.prepare(ctx))
+	require.NoError(t, s.Prepare(ctx))
 	orders := []driver.Order{driver.Unordered, driver.OrderedByKey, driver.OrderedStrictly}
 	for _, from := range orders {
 		for _, to := range orders {
-			g, err := groups{database: s}.ensure(ctx, "shop.ledger", to)
+			g, err := groups{DB: s}.ensure(ctx, "shop.ledger", to)
 			require.NoError(t, err)
 			g.order = from
-			_, err = db.exec(ctx, s.sql(`DELETE FROM {messages}`))
+			_, err = db.Exec(ctx, s.SQL(`DELETE FROM {messages}`))
 			require.NoError(t, err)
 			for _, lane := range []int64{0, -7, 7} { // positive and negative hashes, and none
-				_, err = db.exec(ctx, s.sql(`INSERT INTO {messages} (group_id, state, pos, lane, first_at, topic, uuid, headers, payload)
+				_, err = db.Exec(ctx, s.SQL(`INSERT INTO {messages} (group_id, state, pos, lane, first_at, topic, uuid, headers, payload)
 					VALUES (?, 1, 0, ?, 0, 'order.paid.v1', 'm', '', '')`), g.id, lane)
 				require.NoError(t, err)
 			}
-			_, err = db.exec(ctx, s.sql(`UPDATE {messages} SET `+g.readyColumns()))
+			_, err = db.Exec(ctx, s.SQL(`UPDATE {messages} SET `+g.readyColumns()))
 			require.NoError(t, err)
 			g.order = to
-			_, err = groups{database: s}.rearrange(ctx, db, g, func(f func(executor) error) error { return f(db) })
+			_, err = groups{DB: s}.rearrange(ctx, db, g, func(f func(database.Executor) error) error { return f(db) })
 			require.NoError(t, err)
-			wrong, err := numbers(ctx, db, s.sql(`SELECT id FROM {messages} EXCEPT SELECT id FROM {messages} WHERE (state, pos) = (`+placeValues(g)+`)`))
+			wrong, err := database.Numbers(ctx, db, s.SQL(`SELECT id FROM {messages} EXCEPT SELECT id FROM {messages} WHERE (state, pos) = (`+placeValues(g)+`)`))
 			require.NoError(t, err)
 			require.Empty(t, wrong, "from %s to %s", from, to)
 		}
 	}
 	for _, order := range orders {
 		for _, misplaced := range (group{order: order}).misplacedConditions() {
-			plan, err := collect(ctx, db, func(r rows, text *string) error { var n int; return r.Scan(&n, &n, &n, text) },
-				s.sql(`EXPLAIN QUERY PLAN SELECT id FROM {messages} WHERE group_id = 1 AND `+misplaced))
+			plan, err := database.Collect(ctx, db, func(r database.Rows, text *string) error { var n int; return r.Scan(&n, &n, &n, text) },
+				s.SQL(`EXPLAIN QUERY PLAN SELECT id FROM {messages} WHERE group_id = 1 AND `+misplaced))
 			require.NoError(t, err)
 			require.Contains(t, plan[0], "(group_id=? AND state=?", "%s: %s", order, misplaced)
 			require.Equal(t, strings.Contains(misplaced, "pos"), strings.Contains(plan[0], "pos"), "%s: %s", order, misplaced)

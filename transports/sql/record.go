@@ -1,9 +1,11 @@
 package sql
 
+import "github.com/leatbus/leat/transports/sql/internal/database"
+
 // A record is a row of {messages}.
 type record struct {
 	id      int64
-	state   state
+	state   database.State
 	attempt int
 	firstAt int64
 	topic   string
@@ -15,6 +17,6 @@ type record struct {
 
 const messageColumns = "id, state, attempt, first_at, topic, uuid, headers, payload"
 
-func scanRecord(r rows, m *record) error {
+func scanRecord(r database.Rows, m *record) error {
 	return r.Scan(&m.id, &m.state, &m.attempt, &m.firstAt, &m.topic, &m.uuid, &m.headers, &m.payload)
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/sql/internal/database"
 )
 
 // TestRedeliver_manyShareAStatement checks that messages that are redelivered later share statements, with and without the
@@ -45,7 +46,7 @@ func TestRedeliver_manyShareAStatement(t *testing.T) {
 		}
 		require.NoError(t, receiver.settlements.flush(ctx))
 		require.Less(t, trips.n.Load()-before, int64(n/3))
-		delayed, _, err := number(ctx, db, transport.sql(`SELECT count(*) FROM {messages} WHERE group_id = ? AND owner = 0 AND attempt = 1
+		delayed, _, err := database.Number(ctx, db, transport.core.SQL(`SELECT count(*) FROM {messages} WHERE group_id = ? AND owner = 0 AND attempt = 1
 			AND CASE WHEN state = 1 THEN pos ELSE due_at END BETWEEN {now} + 3000000000 AND {now} + 3600000000`), receiver.group.id)
 		require.NoError(t, err)
 		require.EqualValues(t, n, delayed)
@@ -56,6 +57,6 @@ func TestRedeliver_manyShareAStatement(t *testing.T) {
 // TestPoisonQueue_aPageReadsNoneBefore checks that a page is read by the index from its position.
 func TestPoisonQueue_aPageReadsNoneBefore(t *testing.T) {
 	s, _ := pgxStore(t)
-	_, text := explain(t, s.pool.(*pgxPool), "force_custom_plan", s.sql(listPoisoned), 1, 5, 5, 7, 10)
+	_, text := explain(t, s.Pool.(*database.PgxPool), "force_custom_plan", s.SQL(listPoisoned), 1, 5, 5, 7, 10)
 	require.True(t, strings.Contains(text, `"Index Cond"`) && strings.Contains(text, "(pos >= "), text)
 }

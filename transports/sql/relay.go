@@ -13,6 +13,7 @@ import (
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/internal/backoff"
+	"github.com/leatbus/leat/transports/sql/internal/database"
 )
 
 const (
@@ -182,7 +183,7 @@ func (b *bundle) settleRefused(ctx context.Context) (down bool) {
 	}
 	for topic, t := range b.topics {
 		for _, r := range t.refused {
-			if t.succeeded || len(t.refused) == 1 && len(t.untried) == 0 && !connectionLost(r.err) && b.outbox.outcomes.othersSucceed(topic, r.d.id) {
+			if t.succeeded || len(t.refused) == 1 && len(t.untried) == 0 && !database.ConnectionLost(r.err) && b.outbox.outcomes.othersSucceed(topic, r.d.id) {
 				b.refused(ctx, r.d, r.err)
 				continue
 			}
@@ -331,7 +332,7 @@ func ackSafe(batch []*delivery, err error) (rest []*delivery) {
 // key queue wait until then. The attempts include those of relays that died, so the first refusal never poisons
 // the message if there are delays.
 func (b *bundle) refused(ctx context.Context, d *delivery, err error) {
-	logger, attempt := b.receiver.core.cfg.Logger, d.delivery.Attempt
+	logger, attempt := b.receiver.core.Config.Logger, d.delivery.Attempt
 	retry := b.outbox.cfg.Retry
 	first := d.delivery.FailedSince.IsZero()
 	if tries := len(retry.Delays); attempt <= tries || first && tries > 0 {

@@ -15,6 +15,7 @@ import (
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/sql"
+	"github.com/leatbus/leat/transports/sql/internal/sqltest"
 )
 
 // twoTries returns a configuration that poisons a message at its third refusal, without delays.
@@ -48,7 +49,7 @@ func (f *far) works() {
 }
 
 func poisonedIn(t testing.TB, o *sql.Outbox) int {
-	n, err := o.PoisonQueue().Len(testContext(t))
+	n, err := o.PoisonQueue().Len(sqltest.Context(t))
 	require.NoError(t, err)
 	return n
 }
@@ -63,7 +64,7 @@ func TestRelay_countsNoTryWhileEverythingIsRefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			eachSystem(t, func(t *testing.T, s system) {
-				db, f, o := s.service(t), &far{}, s.outbox(t, twoTries())
+				db, f, o := s.Service(t), &far{}, s.outbox(t, twoTries())
 				relay(t, o, f)
 				inTx(t, db, o, keyed("order.paid.v1", "first", 0)) // the broker works at first
 				f.await(t, 1)
@@ -77,7 +78,7 @@ func TestRelay_countsNoTryWhileEverythingIsRefused(t *testing.T) {
 					}
 					inTx(t, db, o, msgs...)
 				}
-				require.Eventually(t, func() bool { return calls() > 300 }, patience, 5*time.Millisecond)
+				require.Eventually(t, func() bool { return calls() > 300 }, sqltest.Patience, 5*time.Millisecond)
 				require.ErrorContains(t, o.Problem(), err.Error())
 				require.Zero(t, poisonedIn(t, o))
 				f.works()
@@ -93,7 +94,7 @@ func TestRelay_countsNoTryWhileEverythingIsRefused(t *testing.T) {
 					require.Less(t, last[id[:2]], id, "the order of a key")
 					last[id[:2]] = id
 				}
-				require.Eventually(t, func() bool { return o.Problem() == nil }, patience, time.Millisecond)
+				require.Eventually(t, func() bool { return o.Problem() == nil }, sqltest.Patience, time.Millisecond)
 				require.Zero(t, poisonedIn(t, o))
 			})
 		})
@@ -104,13 +105,13 @@ func TestRelay_countsNoTryWhileEverythingIsRefused(t *testing.T) {
 func TestRelay_countsNoTryOfALoneMessageWhoseConnectionFails(t *testing.T) {
 	t.Parallel()
 	s := onSQLite(t)
-	db, f, o := s.service(t), &far{}, s.outbox(t, twoTries())
+	db, f, o := s.Service(t), &far{}, s.outbox(t, twoTries())
 	relay(t, o, f)
 	inTx(t, db, o, keyed("order.paid.v1", "first", 0))
 	f.await(t, 1)
 	calls := f.refuse(fmt.Errorf("dial tcp: %w", syscall.ECONNREFUSED), func(*message.Message) bool { return true })
 	inTx(t, db, o, keyed("order.paid.v1", "lone", 0))
-	require.Eventually(t, func() bool { return calls() > 6 }, patience, 5*time.Millisecond)
+	require.Eventually(t, func() bool { return calls() > 6 }, sqltest.Patience, 5*time.Millisecond)
 	require.Zero(t, poisonedIn(t, o))
 	f.works()
 	f.await(t, 2)
@@ -121,7 +122,7 @@ func TestRelay_countsNoTryOfALoneMessageWhoseConnectionFails(t *testing.T) {
 func TestRelay_countsNoTryWhileAWholeTopicIsRefused(t *testing.T) {
 	t.Parallel()
 	s := onSQLite(t)
-	db, f, o := s.service(t), &far{}, s.outbox(t, twoTries())
+	db, f, o := s.Service(t), &far{}, s.outbox(t, twoTries())
 	calls := f.refuse(errors.New("queue is full"), func(msg *message.Message) bool { return driver.TopicOf(msg) == "order.full.v1" })
 	for i := range 100 {
 		inTx(t, db, o, keyed("order.full.v1", fmt.Sprintf("full%d", i), 0), keyed("order.paid.v1", fmt.Sprintf("paid%d", i), 0))
@@ -129,14 +130,14 @@ func TestRelay_countsNoTryWhileAWholeTopicIsRefused(t *testing.T) {
 	relay(t, o, f)
 	f.await(t, 100)
 	before := calls()
-	require.Eventually(t, func() bool { return calls() > before+20 }, patience, 5*time.Millisecond)
+	require.Eventually(t, func() bool { return calls() > before+20 }, sqltest.Patience, 5*time.Millisecond)
 	require.ErrorContains(t, o.Problem(), "queue is full")
 	inTx(t, db, o, keyed("order.paid.v1", "more", 0))
 	f.await(t, 101)
 	require.Zero(t, poisonedIn(t, o))
 	f.works()
 	f.await(t, 201)
-	require.Eventually(t, func() bool { return o.Problem() == nil }, patience, time.Millisecond)
+	require.Eventually(t, func() bool { return o.Problem() == nil }, sqltest.Patience, time.Millisecond)
 }
 
 // TestRelay_findsGoodMessagesBehindManyBadOnes uses the error of an unreachable broker for bad messages: clients return it if the
@@ -144,7 +145,7 @@ func TestRelay_countsNoTryWhileAWholeTopicIsRefused(t *testing.T) {
 func TestRelay_findsGoodMessagesBehindManyBadOnes(t *testing.T) {
 	t.Parallel()
 	s := onSQLite(t)
-	db, f, o := s.service(t), &far{}, s.outbox(t, twoTries())
+	db, f, o := s.Service(t), &far{}, s.outbox(t, twoTries())
 	f.refuse(fmt.Errorf("write: %w", syscall.EPIPE), func(msg *message.Message) bool { return strings.HasPrefix(msg.UUID, "bad") })
 	for i := range 30 {
 		inTx(t, db, o, keyed("order.paid.v1", fmt.Sprintf("bad%d", i), 0))
@@ -164,7 +165,7 @@ func TestRelay_findsGoodMessagesBehindManyBadOnes(t *testing.T) {
 func TestRelay_countsRefusalsNotCrashes(t *testing.T) {
 	t.Parallel()
 	s := onSQLite(t)
-	db, f, o := s.service(t), &far{}, s.outbox(t, sql.OutboxConfig{Retry: bus.RetryPolicy{Delays: []time.Duration{time.Millisecond, time.Hour}}})
+	db, f, o := s.Service(t), &far{}, s.outbox(t, sql.OutboxConfig{Retry: bus.RetryPolicy{Delays: []time.Duration{time.Millisecond, time.Hour}}})
 	refused := 0
 	f.fail = func(msgs []*message.Message) error {
 		for _, msg := range msgs {
@@ -178,16 +179,16 @@ func TestRelay_countsRefusalsNotCrashes(t *testing.T) {
 		return nil
 	}
 	inTx(t, db, o, keyed("order.paid.v1", "bad", 0), keyed("order.paid.v1", "good", 0))
-	run(t, s.db(t), "UPDATE "+s.table("messages")+" SET attempt = 7")
+	sqltest.Run(t, s.DB(t), "UPDATE "+s.Table("messages")+" SET attempt = 7")
 	relay(t, o, f)
 	f.await(t, 1)
 	require.Eventually(t, func() bool {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		return refused > 0
-	}, patience, time.Millisecond)
+	}, sqltest.Patience, time.Millisecond)
 	require.Eventually(t, func() bool {
-		return count(t, db, "SELECT count(*) FROM "+s.table("messages")+" WHERE state = 4 AND due_at > 0") == 1
-	}, patience, time.Millisecond, "it waits for its last try")
+		return sqltest.Count(t, db, "SELECT count(*) FROM "+s.Table("messages")+" WHERE state = 4 AND due_at > 0") == 1
+	}, sqltest.Patience, time.Millisecond, "it waits for its last try")
 	require.Zero(t, poisonedIn(t, o))
 }

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/sql/internal/database"
 )
 
 var _ driver.GroupRemover = (*Transport)(nil)
@@ -22,25 +23,25 @@ var errRemoved = errors.New("the group was deleted by an operator; a process tha
 func (t *Transport) RemoveGroup(ctx context.Context, name string) error {
 	var tried group // its transaction may have been committed although an error was returned
 	return t.inspect(ctx, "remove group "+name, func(ctx context.Context) error {
-		g, there, err := t.groups.find(ctx, name)
+		g, there, err := t.core.groups.find(ctx, name)
 		switch {
 		case err != nil:
 			return err
 		case !there && tried.id != 0:
-			return t.groups.deleteMessages(ctx, tried)
+			return t.core.groups.deleteMessages(ctx, tried)
 		case !there, isTail(name):
 			return driver.ErrNotFound
 		}
 		tried = g
-		return t.groups.remove(ctx, g)
+		return t.core.groups.remove(ctx, g)
 	})
 }
 
 // remove deletes the group's rows in all tables. The group is locked, so no consumer can join it meanwhile.
 func (gs groups) remove(ctx context.Context, g group) error {
-	err := gs.locked(ctx, gs.pool, g, func(tx lockedGroup) error {
+	err := gs.locked(ctx, gs.Pool, g, func(tx lockedGroup) error {
 		if strings.HasSuffix(g.name, "."+outboxHandler) {
-			topics, _, err := number(ctx, tx, gs.sql(`SELECT count(*) FROM {subscriptions} WHERE group_id = ?`), g.id)
+			topics, _, err := database.Number(ctx, tx, gs.SQL(`SELECT count(*) FROM {subscriptions} WHERE group_id = ?`), g.id)
 			if err != nil {
 				return err
 			}
@@ -48,7 +49,7 @@ func (gs groups) remove(ctx context.Context, g group) error {
 				return fmt.Errorf("%q is an outbox, and no group of a handler", g.name)
 			}
 		}
-		live, _, err := number(ctx, tx, gs.sql(`SELECT count(*) FROM {consumers} WHERE group_id = ? AND expires_at > {now}`), g.id)
+		live, _, err := database.Number(ctx, tx, gs.SQL(`SELECT count(*) FROM {consumers} WHERE group_id = ? AND expires_at > {now}`), g.id)
 		if err != nil {
 			return err
 		}
@@ -63,7 +64,7 @@ func (gs groups) remove(ctx context.Context, g group) error {
 			`DELETE FROM {consumers} WHERE group_id = ?`,
 			`DELETE FROM {turns} WHERE group_id = ?`,
 		} {
-			if _, err := tx.exec(ctx, gs.sql(query), g.id); err != nil {
+			if _, err := tx.Exec(ctx, gs.SQL(query), g.id); err != nil {
 				return err
 			}
 		}
@@ -76,7 +77,7 @@ func (gs groups) remove(ctx context.Context, g group) error {
 }
 
 func (gs groups) deleteMessages(ctx context.Context, g group) error {
-	_, err := gs.pool.exec(ctx, gs.sql(deleteMessages), g.id)
+	_, err := gs.Pool.Exec(ctx, gs.SQL(deleteMessages), g.id)
 	return err
 }
 

@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/sql/internal/database"
 )
 
 // A consumer may find the group just before an operator removes it.
@@ -15,38 +16,38 @@ func TestRemoveGroup_consumerSubscribesMeanwhile(t *testing.T) {
 	t.Parallel()
 	eachStore(t, func(t *testing.T, transport *Transport) {
 		s := transport
-		if s.name == SQLite {
+		if s.core.Name == SQLite {
 			t.Skip("it has one writer at a time")
 		}
 		ctx := t.Context()
 		sub := driver.Subscription{Group: "shop.ledger", Topics: []string{"order.paid.v1", "order.void.v1"}, Concurrency: 1, Order: driver.OrderedByKey}
-		g, err := s.groups.ensure(ctx, sub.Group, sub.Order)
+		g, err := s.core.groups.ensure(ctx, sub.Group, sub.Order)
 		require.NoError(t, err)
-		require.NoError(t, s.groups.addTopics(ctx, g, sub.Topics[:1]))
+		require.NoError(t, s.core.groups.addTopics(ctx, g, sub.Topics[:1]))
 
 		subscribed := make(chan error, 1)
-		require.NoError(t, s.groups.locked(ctx, s.pool, g, func(tx lockedGroup) error {
+		require.NoError(t, s.core.groups.locked(ctx, s.core.Pool, g, func(tx lockedGroup) error {
 			go func() {
 				_, err := transport.Subscribe(ctx, sub)
 				subscribed <- err
 			}()
 			require.Eventually(t, func() bool {
-				topics, err := s.groups.topics(ctx, g)
+				topics, err := s.core.groups.topics(ctx, g)
 				return err == nil && len(topics) == 2
 			}, time.Minute, 5*time.Millisecond, "the consumer has found the group")
 			for _, query := range []string{`DELETE FROM {groups} WHERE id = ?`, `DELETE FROM {turns} WHERE group_id = ?`} {
-				if _, err := tx.exec(ctx, s.sql(query), g.id); err != nil {
+				if _, err := tx.Exec(ctx, s.core.SQL(query), g.id); err != nil {
 					return err
 				}
 			}
 			return nil
 		}))
 		require.NoError(t, <-subscribed)
-		again, there, err := s.groups.find(ctx, sub.Group)
+		again, there, err := s.core.groups.find(ctx, sub.Group)
 		require.NoError(t, err)
 		require.True(t, there)
 		require.NotEqual(t, g.id, again.id)
-		topics, err := s.groups.topics(ctx, again)
+		topics, err := s.core.groups.topics(ctx, again)
 		require.NoError(t, err)
 		require.Equal(t, sub.Topics, topics)
 		require.ErrorIs(t, transport.RemoveGroup(ctx, sub.Group), driver.ErrConsumed)
@@ -56,10 +57,10 @@ func TestRemoveGroup_consumerSubscribesMeanwhile(t *testing.T) {
 func TestRemoveGroup_refusesOutboxes(t *testing.T) {
 	t.Parallel()
 	eachStore(t, func(t *testing.T, transport *Transport) {
-		_, err := transport.groups.ensure(t.Context(), "shop.outbox", driver.OrderedByKey)
+		_, err := transport.core.groups.ensure(t.Context(), "shop.outbox", driver.OrderedByKey)
 		require.NoError(t, err)
 		require.ErrorContains(t, transport.RemoveGroup(t.Context(), "shop.outbox"), "is an outbox")
-		_, there, err := transport.groups.find(t.Context(), "shop.outbox")
+		_, there, err := transport.core.groups.find(t.Context(), "shop.outbox")
 		require.NoError(t, err)
 		require.True(t, there)
 	})
@@ -81,11 +82,11 @@ func TestRemoveGroup_leavesNoRow(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, d.Settler.Poison(ctx, driver.Fault{Class: "test"}))
 		require.NoError(t, receiver.Close(ctx))
-		g, _, err := s.groups.find(ctx, "shop.ledger")
+		g, _, err := s.core.groups.find(ctx, "shop.ledger")
 		require.NoError(t, err)
 		require.Eventually(t, func() bool { return transport.RemoveGroup(ctx, g.name) == nil }, time.Minute, 5*time.Millisecond)
 		for _, table := range []string{"subscriptions", "messages", "holds", "consumers", "turns"} {
-			n, _, err := number(ctx, s.pool, s.sql(`SELECT count(*) FROM {`+table+`} WHERE group_id = ?`), g.id)
+			n, _, err := database.Number(ctx, s.core.Pool, s.core.SQL(`SELECT count(*) FROM {`+table+`} WHERE group_id = ?`), g.id)
 			require.NoError(t, err)
 			require.Zero(t, n, table)
 		}
@@ -97,15 +98,15 @@ func TestRemoveGroup_isNoticedByAConsumerThatStoodStill(t *testing.T) {
 	t.Parallel()
 	eachStore(t, func(t *testing.T, transport *Transport) {
 		ctx := t.Context()
-		all := consumers{database: transport.database, place: "test"}
+		all := consumers{DB: transport.core.DB, place: "test"}
 		var both []*consumer
 		for _, name := range []string{"shop.ledger", "shop.mail"} {
-			g, err := transport.groups.ensure(ctx, name, driver.Unordered)
+			g, err := transport.core.groups.ensure(ctx, name, driver.Unordered)
 			require.NoError(t, err)
 			both = append(both, newConsumer(newConsumerID(), g, subscriber{}))
 		}
 		require.NoError(t, transport.RemoveGroup(ctx, "shop.ledger"))
-		missing := all.renew(ctx, transport.pool, both)
+		missing := all.renew(ctx, transport.core.Pool, both)
 		require.ErrorIs(t, missing, errRemoved)
 		require.ErrorContains(t, missing, "shop.ledger: ")
 		live, err := all.unexpired(ctx)
@@ -113,11 +114,11 @@ func TestRemoveGroup_isNoticedByAConsumerThatStoodStill(t *testing.T) {
 		require.Equal(t, []int64{both[1].id}, live, "the other group's lease is renewed")
 
 		require.True(t, transport.Health().Connected)
-		transport.link.misses(missing)
+		transport.core.leases.misses(missing)
 		require.ErrorIs(t, transport.Health().Err, errRemoved)
-		transport.link.works()
+		transport.core.Link.Works()
 		require.False(t, transport.Health().Connected, "until no group is missing")
-		transport.link.misses(nil)
+		transport.core.leases.misses(nil)
 		require.True(t, transport.Health().Connected)
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/leatbus/leat/transports/internal/backoff"
+	"github.com/leatbus/leat/transports/sql/internal/database"
 )
 
 const (
@@ -20,20 +21,21 @@ const (
 type retention struct{ *core }
 
 func (r retention) run() {
-	for backoff.Sleep(r.ctx, r.cfg.cleanEvery()) {
+	for backoff.Sleep(r.ctx, r.interval()) {
 		ctx, cancel := context.WithTimeout(r.ctx, cleanEvery)
 		err := r.clean(ctx, r.leases.groups())
 		cancel()
 		if err != nil && r.ctx.Err() == nil {
-			r.temporary(err)
-			r.cfg.Logger.Warn("leat: sql: cleanup failed", "error", err)
+			r.Temporary(err)
+			r.Config.Logger.Warn("leat: sql: cleanup failed", "error", err)
 		}
 	}
 }
 
-func (c Config) cleanEvery() time.Duration {
+// interval returns the time between two deletions.
+func (r retention) interval() time.Duration {
 	every := cleanEvery
-	for _, keep := range []time.Duration{c.KeepHandled, c.KeepPoisoned} {
+	for _, keep := range []time.Duration{r.Config.KeepHandled, r.Config.KeepPoisoned} {
 		if keep > 0 {
 			every = min(every, max(keep, time.Second))
 		}
@@ -42,7 +44,7 @@ func (c Config) cleanEvery() time.Duration {
 }
 
 func (r retention) clean(ctx context.Context, groups []group) error {
-	if err := r.file.gone(); err != nil {
+	if err := r.FileGone(); err != nil {
 		return err
 	}
 	if err := r.leases.deleteExpired(ctx); err != nil {
@@ -51,16 +53,16 @@ func (r retention) clean(ctx context.Context, groups []group) error {
 	if err := r.groups.cleanTails(ctx); err != nil {
 		return err
 	}
-	err := r.cleanState(ctx, groups, stateHandled, r.cfg.KeepHandled, func(ids []int64, _ group) error {
-		query, args := r.withIDs(`DELETE FROM {messages} WHERE state = {handled} AND id {in}`, ids)
-		_, err := r.relaxed.exec(ctx, query, args...)
+	err := r.cleanState(ctx, groups, database.StateHandled, r.Config.KeepHandled, func(ids []int64, _ group) error {
+		query, args := r.WithIDs(`DELETE FROM {messages} WHERE state = {handled} AND id {in}`, ids)
+		_, err := r.Relaxed.Exec(ctx, query, args...)
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	return r.cleanState(ctx, groups, statePoisoned, r.cfg.KeepPoisoned, func(ids []int64, g group) error {
-		return r.groups.locked(ctx, r.relaxed, g, func(tx lockedGroup) error {
+	return r.cleanState(ctx, groups, database.StatePoisoned, r.Config.KeepPoisoned, func(ids []int64, g group) error {
+		return r.groups.locked(ctx, r.Relaxed, g, func(tx lockedGroup) error {
 			_, _, err := r.poison.drop(ctx, tx, ids)
 			return err
 		})
@@ -69,13 +71,13 @@ func (r retention) clean(ctx context.Context, groups []group) error {
 
 // cleanState calls remove, in batches, with the messages of the groups that have been in a state for longer than
 // keep. 0 means to keep them.
-func (r retention) cleanState(ctx context.Context, groups []group, in state, keep time.Duration, remove func([]int64, group) error) error {
+func (r retention) cleanState(ctx context.Context, groups []group, in database.State, keep time.Duration, remove func([]int64, group) error) error {
 	if keep == 0 {
 		return nil
 	}
 	for _, g := range groups {
 		for n := cleanAtOnce; n == cleanAtOnce; {
-			ids, err := numbers(ctx, r.pool, r.sql(`SELECT id FROM {messages} WHERE group_id = ? AND state = ? AND pos < {now} - ? ORDER BY pos LIMIT ?`),
+			ids, err := database.Numbers(ctx, r.Pool, r.SQL(`SELECT id FROM {messages} WHERE group_id = ? AND state = ? AND pos < {now} - ? ORDER BY pos LIMIT ?`),
 				g.id, int(in), keep.Microseconds(), cleanAtOnce)
 			if err != nil {
 				return err

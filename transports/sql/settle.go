@@ -11,6 +11,7 @@ import (
 
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/internal/backoff"
+	"github.com/leatbus/leat/transports/sql/internal/database"
 )
 
 // A delivery is a message that the receiver has claimed. It is the [driver.Settler] of its delivery.
@@ -18,10 +19,10 @@ type delivery struct {
 	delivery    driver.Delivery
 	settlements *settlements
 	id          int64
-	state       state       // ready, or head of its key's queue
-	keyQueue    int64       // the number of that queue
-	behind      []*delivery // the rest of its bundle, for a relay
-	size        int64       // in bytes, for the limit of the receiver's buffer
+	state       database.State // ready, or head of its key's queue
+	keyQueue    int64          // the number of that queue
+	behind      []*delivery    // the rest of its bundle, for a relay
+	size        int64          // in bytes, for the limit of the receiver's buffer
 	headers     []byte
 
 	history driver.History // as claimed
@@ -234,8 +235,8 @@ func (s *settlements) awaited() bool {
 // carryOut writes a batch. It retries until it succeeds or the receiver is closed.
 func (s *settlements) carryOut(batch []settlement) {
 	again := slices.ContainsFunc(batch, func(x settlement) bool { return !x.ack })
-	err := s.core.retryAlways(s.ctx, func(ctx context.Context) error { return s.try(ctx, batch, again) }, func(err error) {
-		s.core.cfg.Logger.Warn("leat: sql: settle failed", "group", s.consumer.group.name, "messages", len(batch), "error", err)
+	err := s.core.RetryAlways(s.ctx, func(ctx context.Context) error { return s.try(ctx, batch, again) }, func(err error) {
+		s.core.Config.Logger.Warn("leat: sql: settle failed", "group", s.consumer.group.name, "messages", len(batch), "error", err)
 	})
 	if err != nil {
 		return
@@ -256,7 +257,7 @@ func (s *settlements) carryOut(batch []settlement) {
 
 // try writes a batch once. again says that some of its messages are given back.
 func (s *settlements) try(ctx context.Context, batch []settlement, again bool) error {
-	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	ctx, cancel := context.WithTimeout(ctx, database.StatementTimeout)
 	defer cancel()
 	if again {
 		s.claimLock.Lock()
@@ -291,7 +292,7 @@ func (s *settlements) delayed(after time.Duration) {
 // hintKey gives the fetcher a hint that a message of a key queue may be claimed, since the queue's head is settled.
 func (s *settlements) hintKey(x settlement) {
 	switch {
-	case x.d.state != stateKeyHead || s.consumer.group.order != driver.OrderedByKey:
+	case x.d.state != database.StateKeyHead || s.consumer.group.order != driver.OrderedByKey:
 	case x.ack:
 		s.keys.settle(x.d.keyQueue)
 	default:
@@ -305,11 +306,11 @@ func (s *settlements) poison(ctx context.Context, d *delivery, fault driver.Faul
 	kept := d.headers
 	if headers, err := decodeHeaders(d.headers); err == nil { // not the message's headers, which the handler may have changed
 		fault.Record(headers)
-		kept = s.core.encodeHeaders(headers)
+		kept = encodeHeaders(headers, s.core.JSON)
 	}
 	ctx, cancel := s.core.while(ctx)
 	defer cancel()
-	err := s.core.retry(ctx, func(ctx context.Context) error {
+	err := s.core.Retry(ctx, func(ctx context.Context) error {
 		return s.core.poison.set(ctx, s.consumer.group, s.consumer.id, d.id, kept)
 	})
 	if err != nil {
@@ -330,7 +331,7 @@ func (s *settlements) write(ctx context.Context, batch []settlement) error {
 		return err
 	}
 	var put [2][]int64 // by cost
-	later := make(map[state][]delayed)
+	later := make(map[database.State][]delayed)
 	cl, owner := s.core.claims, s.consumer.id
 	for _, x := range batch {
 		switch {
@@ -343,18 +344,18 @@ func (s *settlements) write(ctx context.Context, batch []settlement) error {
 		}
 	}
 	for was, some := range later {
-		if err := cl.delay(ctx, cl.relaxed, owner, was, some); err != nil {
+		if err := cl.delay(ctx, cl.Relaxed, owner, was, some); err != nil {
 			return err
 		}
 	}
 	if len(acked) > 0 {
-		if err := cl.ack(ctx, cl.relaxed, owner, acked); err != nil {
+		if err := cl.ack(ctx, cl.Relaxed, owner, acked); err != nil {
 			return err
 		}
 	}
 	for cost, ids := range put {
 		if len(ids) > 0 {
-			if err := cl.put(ctx, cl.relaxed, owner, ids, cost); err != nil {
+			if err := cl.put(ctx, cl.Relaxed, owner, ids, cost); err != nil {
 				return err
 			}
 		}
@@ -376,9 +377,9 @@ func (s *settlements) writeFailures(ctx context.Context, batch []settlement) err
 			continue // it was never delivered
 		}
 		driver.SetHistory(headers, now.History)
-		all = append(all, rewritten{x.d.id, s.core.encodeHeaders(headers)})
+		all = append(all, rewritten{x.d.id, encodeHeaders(headers, s.core.JSON)})
 	}
-	return s.core.claims.rewrite(ctx, s.core.relaxed, s.consumer.id, all)
+	return s.core.claims.rewrite(ctx, s.core.Relaxed, s.consumer.id, all)
 }
 
 // flush blocks until all settlements are written.

@@ -12,6 +12,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/sql/internal/config"
+	"github.com/leatbus/leat/transports/sql/internal/database"
 )
 
 // TestSettle_releasesTheMessage: bodies of messages that are handled take no memory while the database is slow to delete them.
@@ -50,7 +52,7 @@ func TestSettle_errorsHaveOneShortLine(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	db, err := source{url: mustParse(t, "sqlite://"+t.TempDir()+"/test.db"), cfg: Config{Dialect: SQLite}}.connect()
+	db, err := database.Connect(config.Source{URL: mustParse(t, "sqlite://"+t.TempDir()+"/test.db"), Config: Config{Dialect: SQLite}})
 	require.NoError(t, err)
 	transport, err := open(ctx, db, Config{Dialect: SQLite})
 	require.NoError(t, err)
@@ -59,7 +61,7 @@ func TestSettle_errorsHaveOneShortLine(t *testing.T) {
 	receiver, err := transport.Subscribe(ctx, driver.Subscription{Group: "shop.ledger", Topics: []string{topic}, Concurrency: 1})
 	require.NoError(t, err)
 	require.NoError(t, transport.Publish(ctx, topic, message.NewMessage("m", nil)))
-	_, err = db.exec(ctx, transport.core.sql(`UPDATE {messages} SET uuid = ?`), "first\nsecond"+strings.Repeat("x", 1<<20))
+	_, err = db.Exec(ctx, transport.core.SQL(`UPDATE {messages} SET uuid = ?`), "first\nsecond"+strings.Repeat("x", 1<<20))
 	require.NoError(t, err)
 	d, err := receiver.Next(ctx)
 	require.NoError(t, err)

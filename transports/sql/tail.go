@@ -12,6 +12,7 @@ import (
 	"github.com/leatbus/leat/internal/ids"
 	"github.com/leatbus/leat/transports/internal/backoff"
 	"github.com/leatbus/leat/transports/internal/tail"
+	"github.com/leatbus/leat/transports/sql/internal/database"
 )
 
 // A tail is a temporary group, to which messages are published as to every group. They are acked at once, however
@@ -51,8 +52,8 @@ var errTailRemoved = errors.New("this process was suspended for over a minute, a
 
 // watchTail ends a tail that another process has removed, since it gets no more copies.
 func (t *Transport) watchTail(ctx context.Context, group string, end context.CancelCauseFunc) {
-	for backoff.Sleep(ctx, t.cfg.Lease/3) {
-		n, ok, err := number(ctx, t.pool, t.sql(`SELECT count(*) FROM {subscriptions} s JOIN {groups} g ON g.id = s.group_id WHERE g.name = ? AND s.pattern <> ''`), group)
+	for backoff.Sleep(ctx, t.core.Config.Lease/3) {
+		n, ok, err := database.Number(ctx, t.core.Pool, t.core.SQL(`SELECT count(*) FROM {subscriptions} s JOIN {groups} g ON g.id = s.group_id WHERE g.name = ? AND s.pattern <> ''`), group)
 		if err == nil && ok && n == 0 {
 			end(fmt.Errorf("sql: tail: %w", errTailRemoved))
 			return
@@ -75,14 +76,14 @@ func readTail(ctx context.Context, receiver driver.Receiver, copies *tail.Buffer
 
 // endTail removes a tail. If it fails, another process removes the tail later.
 func (t *Transport) endTail(ctx context.Context, group string, receiver driver.Receiver) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), statementTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), database.StatementTimeout)
 	defer cancel()
 	err := receiver.Close(ctx)
-	g, ok, findErr := t.groups.find(ctx, group)
+	g, ok, findErr := t.core.groups.find(ctx, group)
 	if ok {
-		err = errors.Join(err, t.groups.silence(ctx, g.id))
+		err = errors.Join(err, t.core.groups.silence(ctx, g.id))
 	}
-	if err = errors.Join(err, findErr); err != nil && !t.leases.isClosed() {
-		t.cfg.Logger.Warn("leat: sql: tail not removed", "error", err)
+	if err = errors.Join(err, findErr); err != nil && !t.core.leases.isClosed() {
+		t.core.Config.Logger.Warn("leat: sql: tail not removed", "error", err)
 	}
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"strings"
 	"time"
+
+	"github.com/leatbus/leat/transports/sql/internal/database"
 )
 
 const (
@@ -20,10 +22,10 @@ func isTail(group string) bool { return strings.HasPrefix(group, tailPrefix) }
 // silence removes a group's subscriptions and messages. It changes the rows of subscriptions instead of deleting them, for which a
 // service needs no right.
 func (gs groups) silence(ctx context.Context, id int64) error {
-	if _, err := gs.pool.exec(ctx, gs.sql(`UPDATE {subscriptions} SET pattern = '', depth = 0, matches = '' WHERE group_id = ? AND pattern <> ''`), id); err != nil {
+	if _, err := gs.Pool.Exec(ctx, gs.SQL(`UPDATE {subscriptions} SET pattern = '', depth = 0, matches = '' WHERE group_id = ? AND pattern <> ''`), id); err != nil {
 		return err
 	}
-	_, err := gs.pool.exec(ctx, gs.sql(`DELETE FROM {messages} WHERE group_id = ?`), id)
+	_, err := gs.Pool.Exec(ctx, gs.SQL(`DELETE FROM {messages} WHERE group_id = ?`), id)
 	return err
 }
 
@@ -34,7 +36,7 @@ func (gs groups) cleanTails(ctx context.Context) error {
 		name string
 		old  bool
 	}
-	all, err := collect(ctx, gs.pool, func(r rows, x *row) error { return r.Scan(&x.id, &x.name, &x.old) }, gs.sql(`
+	all, err := database.Collect(ctx, gs.Pool, func(r database.Rows, x *row) error { return r.Scan(&x.id, &x.name, &x.old) }, gs.SQL(`
 		SELECT id, name, created_at < {now} - ? FROM {groups} WHERE name LIKE '`+tailPrefix+`%' AND created_at < {now} - ?
 		AND id NOT IN (SELECT group_id FROM {consumers} WHERE expires_at > {now})`),
 		tailForgotten.Microseconds(), tailAbandoned.Microseconds())
@@ -51,7 +53,7 @@ func (gs groups) cleanTails(ctx context.Context) error {
 		for _, table := range []string{
 			`DELETE FROM {subscriptions} WHERE group_id = ?`, `DELETE FROM {turns} WHERE group_id = ?`, `DELETE FROM {groups} WHERE id = ?`,
 		} {
-			if _, err := gs.pool.exec(ctx, gs.sql(table), x.id); err != nil {
+			if _, err := gs.Pool.Exec(ctx, gs.SQL(table), x.id); err != nil {
 				return nil //nolint:nilerr // without the right to delete, three rows are left that have no effect
 			}
 		}

@@ -8,11 +8,13 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
+	"github.com/leatbus/leat/transports/sql/internal/database"
 )
 
 // tripCounter counts the round trips of a pool.
@@ -32,15 +34,15 @@ func (c *tripCounter) TraceBatchQuery(context.Context, *pgx.Conn, pgx.TraceBatch
 func (c *tripCounter) TraceBatchEnd(context.Context, *pgx.Conn, pgx.TraceBatchEndData)     {}
 
 // pgxStore returns a database with its own schema, over a pgx pool.
-func pgxStore(t *testing.T) (*database, *tripCounter) {
+func pgxStore(t *testing.T) (*database.DB, *tripCounter) {
 	db, cfg, trips := pgxSchema(t)
-	s, err := newDatabase(db, cfg)
+	s, err := database.New(db, cfg)
 	require.NoError(t, err)
-	require.NoError(t, schema{s}.prepare(t.Context()))
+	require.NoError(t, s.Prepare(t.Context()))
 	return s, trips
 }
 
-func pgxSchema(t *testing.T) (*pgxPool, Config, *tripCounter) {
+func pgxSchema(t *testing.T) (*database.PgxPool, Config, *tripCounter) {
 	ctx := t.Context()
 	cfg, err := pgxpool.ParseConfig(testenv.Postgres(t))
 	require.NoError(t, err)
@@ -60,7 +62,7 @@ func pgxSchema(t *testing.T) (*pgxPool, Config, *tripCounter) {
 		run(context.Background(), "DROP SCHEMA "+schema+" CASCADE")
 		pool.Close()
 	})
-	return &pgxPool{pool: pool}, Config{Dialect: Postgres, Schema: schema}, trips
+	return &database.PgxPool{Pool: pool}, Config{Dialect: Postgres, Schema: schema}, trips
 }
 
 // TestGroupCommit_topicsShareARoundTrip checks that messages of different topics are inserted in one round trip, all or none.
@@ -90,8 +92,10 @@ func TestGroupCommit_topicsShareARoundTrip(t *testing.T) {
 		require.EqualValues(t, 1, trips.n.Load())
 	}
 	_, err := publisher{s}.insertAll(ctx, batches("a", "b", "a NUL\x00"))
-	require.Equal(t, "22021", postgresCode(err))
-	n, _, err := number(ctx, s.pool, s.sql(`SELECT count(*) FROM {messages}`))
+	var refused *pgconn.PgError
+	require.ErrorAs(t, err, &refused)
+	require.Equal(t, "22021", refused.Code)
+	n, _, err := database.Number(ctx, s.Pool, s.SQL(`SELECT count(*) FROM {messages}`))
 	require.NoError(t, err)
 	require.EqualValues(t, 12, n)
 }

@@ -16,12 +16,13 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/intx"
 	"github.com/leatbus/leat/internal/waitcounter"
+	"github.com/leatbus/leat/transports/sql/internal/database"
 )
 
 // A Transport is a [driver.Transport] over a database. Its methods may be called concurrently. [New], [NewPgx] and
 // [Open] return one; close it after use.
 type Transport struct {
-	*core
+	core    *core
 	commits *groupCommit
 
 	unroutable atomic.Int64
@@ -39,35 +40,35 @@ var (
 // New returns a transport over a pool of database/sql, which the caller owns. It creates and migrates the tables,
 // or checks them, as [Config].Migrate says. It blocks until the database can be reached or ctx is done. The transport
 // uses no connection while a handler runs, so two connections are enough. If handlers use connections of the same pool,
-// as those of an [Inbox] do, the pool needs one for each of them and three more.
+// as those of an inbox do, the pool needs one for each of them and three more.
 func New(ctx context.Context, db *stdsql.DB, cfg Config) (*Transport, error) {
 	tx := &stdsql.TxOptions{Isolation: stdsql.LevelReadCommitted}
 	if cfg.Dialect == SQLite {
 		tx = nil // SQLite has only one level, the highest
 	}
-	return open(ctx, &stdPool{db: db, tx: tx}, cfg)
+	return open(ctx, &database.StdPool{DB: db, Tx: tx}, cfg)
 }
 
 // NewPgx does the same as [New] with a pgx pool. While it consumes, the transport has one more connection besides the pool's, to listen
 // for notifications.
 func NewPgx(ctx context.Context, pool *pgxpool.Pool, cfg Config) (*Transport, error) {
 	cfg.Dialect = Postgres
-	return open(ctx, &pgxPool{pool: pool}, cfg)
+	return open(ctx, &database.PgxPool{Pool: pool}, cfg)
 }
 
-func open(ctx context.Context, over pool, cfg Config) (*Transport, error) {
-	d, err := newDatabase(over, cfg)
+func open(ctx context.Context, over database.Pool, cfg Config) (*Transport, error) {
+	d, err := database.New(over, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("sql: %w", err)
 	}
-	if err := (schema{d}).prepare(ctx); err != nil {
+	if err := d.Prepare(ctx); err != nil {
 		return nil, fmt.Errorf("sql: open: %w", err)
 	}
 	t := &Transport{core: newCore(d)}
-	t.commits = newGroupCommit(t.lifetime, t.publisher, d.committers)
-	t.waker.start()
-	t.work.Go(t.leases.keep)
-	t.work.Go(retention{t.core}.run)
+	t.commits = newGroupCommit(t.core.lifetime, t.core.publisher, committers(d.Name))
+	t.core.waker.start()
+	t.core.work.Go(t.core.leases.keep)
+	t.core.work.Go(retention{t.core}.run)
 	return t, nil
 }
 
@@ -95,18 +96,18 @@ func (t *Transport) Subscribe(ctx context.Context, s driver.Subscription) (drive
 
 // join registers a consumer of the group.
 func (t *Transport) join(ctx context.Context, s driver.Subscription) (*receiver, error) {
-	if t.leases.isClosed() {
+	if t.core.leases.isClosed() {
 		return nil, driver.ErrClosed
 	}
-	ctx, cancel := t.while(ctx)
+	ctx, cancel := t.core.while(ctx)
 	defer cancel()
-	callerInTx := intx.Is(ctx) && t.name == SQLite
+	callerInTx := intx.Is(ctx) && t.core.Name == SQLite
 	if callerInTx {
 		ctx, cancel = context.WithTimeout(ctx, sqliteTxWait)
 		defer cancel()
 	}
 	id := newConsumerID()
-	g, err := t.groups.subscribe(ctx, s, id)
+	g, err := t.core.groups.subscribe(ctx, s, id)
 	if callerInTx && errors.Is(err, context.DeadlineExceeded) {
 		err = errSQLiteTx
 	}
@@ -124,8 +125,8 @@ var errSQLiteTx = errors.New("SQLite has one writer, which is the open transacti
 
 // begin starts the receiver, which is woken by messages of the topics.
 func (t *Transport) begin(f *receiver, topics []string) error {
-	return t.leases.add(f.consumer, f, func() {
-		t.waker.add(f.consumer, topics)
+	return t.core.leases.add(f.consumer, f, func() {
+		t.core.waker.add(f.consumer, topics)
 		f.start()
 	})
 }
@@ -141,7 +142,7 @@ func (t *Transport) Publish(ctx context.Context, topic string, msgs ...*message.
 	}
 	t.publishing.Add(1) // before it is checked whether Close was called, which waits for it
 	defer t.publishing.Add(-1)
-	if t.leases.isClosed() {
+	if t.core.leases.isClosed() {
 		return driver.ErrClosed
 	}
 	if len(msgs) == 0 {
@@ -150,13 +151,13 @@ func (t *Transport) Publish(ctx context.Context, topic string, msgs ...*message.
 	if err := driver.ValidateTopic(topic); err != nil {
 		return fmt.Errorf("sql: %w", err)
 	}
-	rows, err := t.publications(msgs)
+	rows, err := publications(t.core.Statements, msgs)
 	if err != nil {
 		return fmt.Errorf("sql: publish %s: %w", topic, err)
 	}
 	inserted, err := t.insert(ctx, topic, rows)
 	if err == nil {
-		err = t.file.gone()
+		err = t.core.FileGone()
 	}
 	if errors.Is(err, driver.ErrClosed) { // it may be committed
 		err = driver.ClosedMeanwhile(msgs)
@@ -166,9 +167,9 @@ func (t *Transport) Publish(ctx context.Context, topic string, msgs ...*message.
 	}
 	if inserted == 0 {
 		t.unroutable.Add(int64(len(msgs)))
-		return &driver.UnroutableError{Topics: slices.Repeat([]string{topic}, len(msgs)), Strict: t.cfg.StrictRoutes}
+		return &driver.UnroutableError{Topics: slices.Repeat([]string{topic}, len(msgs)), Strict: t.core.Config.StrictRoutes}
 	}
-	t.waker.published(topic)
+	t.core.waker.published(topic)
 	return nil
 }
 
@@ -177,10 +178,10 @@ func (t *Transport) insert(ctx context.Context, topic string, rows []publication
 	if len(rows) < maxInsert {
 		return t.commits.insert(ctx, batch{topic, rows})
 	}
-	ctx, cancel := t.while(ctx)
+	ctx, cancel := t.core.while(ctx)
 	defer cancel()
-	err = t.retry(ctx, func(ctx context.Context) error {
-		counts, err := t.publisher.insertAll(ctx, []batch{{topic, rows}})
+	err = t.core.Retry(ctx, func(ctx context.Context) error {
+		counts, err := t.core.publisher.insertAll(ctx, []batch{{topic, rows}})
 		if err == nil {
 			inserted = counts[0]
 		}
@@ -193,19 +194,19 @@ func (t *Transport) insert(ctx context.Context, topic string, rows []publication
 // get them after its commit, those of this process within milliseconds. It returns a [*driver.UnroutableError] if no group
 // subscribes to the topic, and another error if tx is not a transaction on the transport's database.
 func (t *Transport) PublishTx(ctx context.Context, tx any, topic string, msgs ...*message.Message) error {
-	if t.leases.isClosed() {
+	if t.core.leases.isClosed() {
 		return driver.ErrClosed
 	}
-	inserted, err := t.publisher.insertTx(ctx, tx, topic, msgs, func(b batch, arrays bool) (string, []any) {
-		return t.publisher.insertSome(b, arrays, t.inOpenTx(t.publisher.wantedHere(topic)))
+	inserted, err := t.core.publisher.insertTx(ctx, tx, topic, msgs, func(b batch, arrays bool) (string, []any) {
+		return t.core.publisher.insertSome(b, arrays, t.core.publisher.inOpenTx(t.core.publisher.wantedHere(topic)))
 	})
 	if err == nil && inserted == 0 {
-		err = t.publisher.noRowsError(ctx, tx, topic, len(msgs))
+		err = t.core.publisher.noRowsError(ctx, tx, topic, len(msgs))
 	}
 	if err != nil {
 		return fmt.Errorf("sql: publish %s in transaction: %w", topic, err)
 	}
-	t.waker.published(topic)
+	t.core.waker.published(topic)
 	return nil
 }
 
@@ -219,7 +220,7 @@ func (t *Transport) PoisonQueue(group string) driver.PoisonQueue {
 // redelivered when the lease has expired. Further calls return the result of the first one.
 func (t *Transport) Close(ctx context.Context) error {
 	t.closeOnce.Do(func() {
-		receivers := t.leases.close()
+		receivers := t.core.leases.close()
 		var errs []error
 		for _, f := range receivers {
 			errs = append(errs, f.Close(ctx))
@@ -228,7 +229,7 @@ func (t *Transport) Close(ctx context.Context) error {
 			errs = append(errs, f.end(ctx))
 		}
 		t.awaitPublishers(ctx)
-		t.cancel(driver.ErrClosed)
+		t.core.cancel(driver.ErrClosed)
 		errs = append(errs, t.release(ctx))
 		t.closeErr = errors.Join(errs...)
 	})
@@ -255,8 +256,8 @@ func (t *Transport) release(ctx context.Context) error {
 	released := make(chan struct{})
 	go func() {
 		defer close(released)
-		t.work.Wait()
-		t.pool.close()
+		t.core.work.Wait()
+		t.core.Pool.Close()
 	}()
 	select {
 	case <-released:

@@ -18,6 +18,7 @@ import (
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports/memory"
 	"github.com/leatbus/leat/transports/sql"
+	"github.com/leatbus/leat/transports/sql/internal/sqltest"
 )
 
 // unencodable has a field that JSON can't encode.
@@ -36,23 +37,23 @@ func busWith(t testing.TB, o driver.Outbox) *bus.Bus {
 // TestInTx_mistakes checks that each mistake is an error, and that nothing is written.
 func TestInTx_mistakes(t *testing.T) {
 	t.Run("no outbox", func(t *testing.T) {
-		require.ErrorIs(t, busWith(t, nil).InTx(new(stdsql.Tx)).Publish(t.Context(), paid{"1"}), bus.ErrNoOutbox)
+		require.ErrorIs(t, busWith(t, nil).InTx(new(stdsql.Tx)).Publish(t.Context(), sqltest.Paid{OrderID: "1"}), bus.ErrNoOutbox)
 	})
 	eachSystem(t, func(t *testing.T, s system) {
 		o := s.outbox(t, sql.OutboxConfig{})
-		b, db, ctx := busWith(t, o), s.service(t), testContext(t)
-		require.ErrorContains(t, b.InTx(nil).Publish(ctx, paid{"1"}), "the transaction is nil")
-		require.ErrorContains(t, b.InTx((*stdsql.Tx)(nil)).Publish(ctx, paid{"1"}), "a nil *sql.Tx: it is not a supported transaction")
-		require.ErrorContains(t, b.InTx(db).Publish(ctx, paid{"1"}), "a *sql.DB: it is not a supported transaction")
-		over := begin(t, db, stdsql.LevelDefault)
+		b, db, ctx := busWith(t, o), s.Service(t), sqltest.Context(t)
+		require.ErrorContains(t, b.InTx(nil).Publish(ctx, sqltest.Paid{OrderID: "1"}), "the transaction is nil")
+		require.ErrorContains(t, b.InTx((*stdsql.Tx)(nil)).Publish(ctx, sqltest.Paid{OrderID: "1"}), "a nil *sql.Tx: it is not a supported transaction")
+		require.ErrorContains(t, b.InTx(db).Publish(ctx, sqltest.Paid{OrderID: "1"}), "a *sql.DB: it is not a supported transaction")
+		over := sqltest.Begin(t, db, stdsql.LevelDefault)
 		require.NoError(t, over.Rollback())
-		require.ErrorContains(t, b.InTx(over).Publish(ctx, paid{"1"}), "the transaction is over; publish before its commit")
+		require.ErrorContains(t, b.InTx(over).Publish(ctx, sqltest.Paid{OrderID: "1"}), "the transaction is over; publish before its commit")
 
-		tx := begin(t, db, stdsql.LevelDefault)
+		tx := sqltest.Begin(t, db, stdsql.LevelDefault)
 		require.ErrorContains(t, b.InTx(tx).Publish(ctx, nil), "event is nil")
-		require.ErrorContains(t, b.InTx(tx).PublishAll(ctx, []bus.Event{paid{"1"}, unencodable{}}), "event 2 of 2: order.paid.v1: encode")
-		require.ErrorContains(t, b.InTx(tx).Publish(ctx, paid{"1"}, bus.RequireRoute()), "RequireRoute doesn't work with an outbox")
-		require.ErrorContains(t, b.InTx(tx).Publish(ctx, paid{strings.Repeat("x", 17<<20)}), "at most 16777216 are allowed")
+		require.ErrorContains(t, b.InTx(tx).PublishAll(ctx, []bus.Event{sqltest.Paid{OrderID: "1"}, unencodable{}}), "event 2 of 2: order.paid.v1: encode")
+		require.ErrorContains(t, b.InTx(tx).Publish(ctx, sqltest.Paid{OrderID: "1"}, bus.RequireRoute()), "RequireRoute doesn't work with an outbox")
+		require.ErrorContains(t, b.InTx(tx).Publish(ctx, sqltest.Paid{OrderID: strings.Repeat("x", 17<<20)}), "at most 16777216 are allowed")
 		require.NoError(t, tx.Commit())
 		stats, err := b.OutboxStats(ctx)
 		require.NoError(t, err)
@@ -64,56 +65,56 @@ func TestInTx_mistakes(t *testing.T) {
 func TestInTx_anotherDatabase(t *testing.T) {
 	t.Parallel()
 	publish := func(t *testing.T, b *bus.Bus, db *stdsql.DB, opts ...bus.PublishOption) error {
-		tx := begin(t, db, stdsql.LevelDefault)
+		tx := sqltest.Begin(t, db, stdsql.LevelDefault)
 		defer func() { _ = tx.Rollback() }()
-		return b.InTx(tx).Publish(testContext(t), paid{"1"}, opts...)
+		return b.InTx(tx).Publish(sqltest.Context(t), sqltest.Paid{OrderID: "1"}, opts...)
 	}
 	for name, on := range systems() {
 		t.Run(name, func(t *testing.T) {
 			s, twin, empty := on(t), on(t), on(t)
 			if name == "postgres" { // the tables are found by the search path
-				s.url, twin.url, empty.url = s.searched(t), twin.searched(t), empty.searched(t)
+				s.URL, twin.URL, empty.URL = s.searched(t), twin.searched(t), empty.searched(t)
 			}
 			twin.outbox(t, sql.OutboxConfig{})
-			b, ctx := busWith(t, s.outbox(t, sql.OutboxConfig{})), testContext(t)
+			b, ctx := busWith(t, s.outbox(t, sql.OutboxConfig{})), sqltest.Context(t)
 			const want = "the transaction is not on the database that has these tables"
-			require.ErrorContains(t, publish(t, b, twin.service(t)), want)
-			require.ErrorContains(t, publish(t, b, empty.service(t)), want)
+			require.ErrorContains(t, publish(t, b, twin.Service(t)), want)
+			require.ErrorContains(t, publish(t, b, empty.Service(t)), want)
 			for other, onOther := range systems() {
 				if other != name {
-					require.ErrorContains(t, publish(t, b, onOther(t).service(t)), want, other)
+					require.ErrorContains(t, publish(t, b, onOther(t).Service(t)), want, other)
 				}
 			}
-			own, err := bus.New(s.open(t), bus.Config{Service: "shop"})
+			own, err := bus.New(s.Open(t), bus.Config{Service: "shop"})
 			require.NoError(t, err)
 			defer func() { require.NoError(t, own.Close(ctx)) }()
-			require.ErrorContains(t, publish(t, own, twin.service(t)), want)
-			require.NoError(t, publish(t, own, s.service(t)), "nobody wants it, which is counted")
-			require.ErrorIs(t, publish(t, own, s.service(t), bus.RequireRoute()), driver.ErrUnroutable)
+			require.ErrorContains(t, publish(t, own, twin.Service(t)), want)
+			require.NoError(t, publish(t, own, s.Service(t)), "nobody wants it, which is counted")
+			require.ErrorIs(t, publish(t, own, s.Service(t), bus.RequireRoute()), driver.ErrUnroutable)
 		})
 	}
 }
 
 // searched returns a URL that finds the system's tables by the search path.
 func (s system) searched(t testing.TB) string {
-	return withOption(t, withOption(t, s.url, "search_path", s.cfg.Schema), "schema", "")
+	return sqltest.WithOption(t, sqltest.WithOption(t, s.URL, "search_path", s.Config.Schema), "schema", "")
 }
 
 // TestInTx_onItsOwnTransport checks that messages are inserted for the groups in the user's transaction.
 func TestInTx_onItsOwnTransport(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
-		transport, ctx := s.open(t), testContext(t)
-		feed, err := transport.Subscribe(ctx, subscription("shop.ledger", 1, "order.*"))
+		transport, ctx := s.Open(t), sqltest.Context(t)
+		feed, err := transport.Subscribe(ctx, sqltest.Subscription("shop.ledger", 1, "order.*"))
 		require.NoError(t, err)
-		all, err := transport.Subscribe(ctx, subscription("shop.audit", 1, "order.>"))
+		all, err := transport.Subscribe(ctx, sqltest.Subscription("shop.audit", 1, "order.>"))
 		require.NoError(t, err)
 		b, err := bus.New(transport, bus.Config{Service: "shop"})
 		require.NoError(t, err)
 		defer func() { require.NoError(t, b.Close(ctx)) }()
-		db := s.service(t)
+		db := s.Service(t)
 		for i := range 4 {
-			tx := begin(t, db, stdsql.LevelDefault)
-			require.NoError(t, b.InTx(tx).Publish(ctx, paid{fmt.Sprint(i)}))
+			tx := sqltest.Begin(t, db, stdsql.LevelDefault)
+			require.NoError(t, b.InTx(tx).Publish(ctx, sqltest.Paid{OrderID: fmt.Sprint(i)}))
 			if i%2 == 0 {
 				require.NoError(t, tx.Rollback())
 			} else {
@@ -121,7 +122,7 @@ func TestInTx_onItsOwnTransport(t *testing.T) {
 			}
 		}
 		for _, want := range []string{"1", "3"} {
-			d := next(t, all, patience)
+			d := next(t, all, sqltest.Patience)
 			require.Equal(t, want, driver.PartitionKey(d.Message))
 			require.NoError(t, d.Settler.Ack())
 		}
@@ -135,9 +136,9 @@ func TestInTx_onItsOwnTransport(t *testing.T) {
 func TestInTx_pgx(t *testing.T) {
 	t.Parallel()
 	s := onPostgres(t)
-	pool, _ := s.pool(t)
-	ctx := testContext(t)
-	o, err := sql.NewPgxOutbox(ctx, pool, sql.OutboxConfig{Service: "shop", Tables: s.cfg})
+	pool, _ := s.Pool(t)
+	ctx := sqltest.Context(t)
+	o, err := sql.NewPgxOutbox(ctx, pool, sql.OutboxConfig{Service: "shop", Tables: s.Config})
 	require.NoError(t, err)
 	defer func() { require.NoError(t, o.Close(context.Background())) }()
 	f := &far{}
@@ -145,7 +146,7 @@ func TestInTx_pgx(t *testing.T) {
 	errUndone := errors.New("undone")
 	for i := range 10 {
 		err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
-			require.NoError(t, o.PublishTx(ctx, tx, "order.paid.v1", newMessage("order.paid.v1", fmt.Sprintf("m-%d", i)), newMessage("order.paid.v1", fmt.Sprintf("n-%d", i))))
+			require.NoError(t, o.PublishTx(ctx, tx, "order.paid.v1", sqltest.NewMessage("order.paid.v1", fmt.Sprintf("m-%d", i)), sqltest.NewMessage("order.paid.v1", fmt.Sprintf("n-%d", i))))
 			if i%2 == 0 {
 				return errUndone
 			}
@@ -158,7 +159,7 @@ func TestInTx_pgx(t *testing.T) {
 	over, err := pool.Begin(ctx)
 	require.NoError(t, err)
 	require.NoError(t, over.Rollback(ctx))
-	require.ErrorContains(t, o.PublishTx(ctx, over, "order.paid.v1", newMessage("order.paid.v1", "x")), "the transaction is over")
+	require.ErrorContains(t, o.PublishTx(ctx, over, "order.paid.v1", sqltest.NewMessage("order.paid.v1", "x")), "the transaction is over")
 }
 
 // TestRelay_lateCommitIsNotLost runs transactions A and B: A has the lower id, and B commits first.
@@ -168,7 +169,7 @@ func TestRelay_lateCommitIsNotLost(t *testing.T) {
 		for _, key := range []string{"", "a"} {
 			t.Run(name+" key="+key, func(t *testing.T) {
 				s := on(t)
-				o, db, f, ctx := s.outbox(t, sql.OutboxConfig{}), s.service(t), &far{}, testContext(t)
+				o, db, f, ctx := s.outbox(t, sql.OutboxConfig{}), s.Service(t), &far{}, sqltest.Context(t)
 				relay(t, o, f)
 				for i := range 10 {
 					var a *stdsql.Tx
@@ -193,15 +194,15 @@ func TestRelay_blocksNoUserTransaction(t *testing.T) {
 	for name, on := range map[string]func(testing.TB) system{"postgres": onPostgres, "mysql": onMySQL} {
 		t.Run(name, func(t *testing.T) {
 			s := on(t)
-			o, db, ctx := s.outbox(t, sql.OutboxConfig{}), s.service(t), testContext(t)
+			o, db, ctx := s.outbox(t, sql.OutboxConfig{}), s.Service(t), sqltest.Context(t)
 			for i := range 20 {
 				inTx(t, db, o, keyed("order.paid.v1", "a", i), keyed("order.paid.v1", "", i))
 			}
-			hung := begin(t, s.db(t), stdsql.LevelReadCommitted)
+			hung := sqltest.Begin(t, s.DB(t), stdsql.LevelReadCommitted)
 			for _, query := range []string{
-				"SELECT group_id FROM " + s.named("leat_turns") + " FOR UPDATE",
-				"SELECT id FROM " + s.named("leat_messages") + " FOR UPDATE",
-				"UPDATE " + s.named("leat_messages") + " SET attempt = attempt + 1",
+				"SELECT group_id FROM " + s.Named("leat_turns") + " FOR UPDATE",
+				"SELECT id FROM " + s.Named("leat_messages") + " FOR UPDATE",
+				"UPDATE " + s.Named("leat_messages") + " SET attempt = attempt + 1",
 			} {
 				_, err := hung.ExecContext(ctx, query)
 				require.NoError(t, err)
@@ -220,12 +221,12 @@ func TestRelay_blocksNoUserTransaction(t *testing.T) {
 // TestInTx_delayed checks that the outbox keeps a message until it is due, whether its transport supports delays or not.
 func TestInTx_delayed(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
-		o, db, f, ctx := s.outbox(t, sql.OutboxConfig{}), s.service(t), &far{}, testContext(t)
+		o, db, f, ctx := s.outbox(t, sql.OutboxConfig{}), s.Service(t), &far{}, sqltest.Context(t)
 		b := busWith(t, o)
 		relay(t, o, f)
 		due := time.Now().Add(300 * time.Millisecond)
-		tx := begin(t, db, stdsql.LevelDefault)
-		require.NoError(t, b.InTx(tx).Publish(ctx, paid{"1"}, bus.WithDelay(time.Until(due))))
+		tx := sqltest.Begin(t, db, stdsql.LevelDefault)
+		require.NoError(t, b.InTx(tx).Publish(ctx, sqltest.Paid{OrderID: "1"}, bus.WithDelay(time.Until(due))))
 		require.NoError(t, tx.Commit())
 		f.await(t, 1)
 		require.False(t, time.Now().Before(due))
@@ -237,7 +238,7 @@ func TestInTx_delayed(t *testing.T) {
 func TestTx_errorsNameConflictsOfSnapshots(t *testing.T) {
 	t.Parallel()
 	s := onPostgres(t)
-	o, db, ctx := s.outbox(t, sql.OutboxConfig{}), s.service(t), testContext(t)
+	o, db, ctx := s.outbox(t, sql.OutboxConfig{}), s.Service(t), sqltest.Context(t)
 	requireConflict := func(err error) {
 		t.Helper()
 		require.ErrorContains(t, err, "run the whole transaction again, or begin it at READ COMMITTED")
@@ -250,29 +251,14 @@ func TestTx_errorsNameConflictsOfSnapshots(t *testing.T) {
 		_, err := tx.ExecContext(ctx, query)
 		require.NoError(t, err)
 	}
-	run(t, db, "CREATE TABLE "+s.named("orders")+" (id text)")
+	sqltest.Run(t, db, "CREATE TABLE "+s.Named("orders")+" (id text)")
 
 	// Each reads what the other writes.
-	publishes, other := begin(t, db, stdsql.LevelSerializable), begin(t, db, stdsql.LevelSerializable)
+	publishes, other := sqltest.Begin(t, db, stdsql.LevelSerializable), sqltest.Begin(t, db, stdsql.LevelSerializable)
 	defer func() { _, _ = publishes.Rollback(), other.Rollback() }()
-	runIn(publishes, "SELECT count(*) FROM "+s.named("orders"))
-	runIn(other, "SELECT count(*) FROM "+s.table("messages"))
-	runIn(other, "INSERT INTO "+s.named("orders")+" VALUES ('other')")
+	runIn(publishes, "SELECT count(*) FROM "+s.Named("orders"))
+	runIn(other, "SELECT count(*) FROM "+s.Table("messages"))
+	runIn(other, "INSERT INTO "+s.Named("orders")+" VALUES ('other')")
 	require.NoError(t, other.Commit())
-	requireConflict(o.PublishTx(ctx, publishes, "order.paid.v1", newMessage("order.paid.v1", "m")))
-
-	// The same message is handled twice at once.
-	inbox := s.inbox(t, db, sql.InboxConfig{Isolation: stdsql.LevelRepeatableRead})
-	second := make(chan error, 1)
-	_, err := inbox.Once(ctx, "shop.ledger", "m", func(ctx context.Context, _ *stdsql.Tx) error {
-		go func() {
-			_, err := inbox.Once(ctx, "shop.ledger", "m", func(context.Context, *stdsql.Tx) error { return nil })
-			second <- err
-		}()
-		waits := "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%" + s.cfg.Schema + "%'"
-		require.Eventually(t, func() bool { return count(t, db, waits) > 0 }, patience, time.Millisecond)
-		return nil
-	})
-	require.NoError(t, err)
-	requireConflict(<-second)
+	requireConflict(o.PublishTx(ctx, publishes, "order.paid.v1", sqltest.NewMessage("order.paid.v1", "m")))
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/internal/backoff"
+	"github.com/leatbus/leat/transports/sql/internal/database"
 )
 
 // A waker wakes receivers when there may be messages for them. It learns of messages in three ways: from publishers of this process; by
@@ -60,7 +61,7 @@ const (
 
 func newWaker(life *lifetime, all consumers) *waker {
 	h := fnv.New64a()
-	_, _ = h.Write([]byte(all.table("messages"))) // never fails
+	_, _ = h.Write([]byte(all.Table("messages"))) // never fails
 	return &waker{
 		lifetime:  life,
 		consumers: all,
@@ -72,7 +73,7 @@ func newWaker(life *lifetime, all consumers) *waker {
 }
 
 func (w *waker) start() {
-	if _, ok := w.pool.(*pgxPool); ok {
+	if _, ok := w.Pool.(*database.PgxPool); ok {
 		w.notify = make(chan struct{}, 1)
 		w.work.Go(w.sendNotifications)
 	}
@@ -86,7 +87,7 @@ func (w *waker) add(f *consumer, patterns []string) {
 	w.topics.Set(f, patterns...)
 	w.started.Do(func() {
 		w.work.Go(w.poll)
-		if db, ok := w.pool.(*pgxPool); ok {
+		if db, ok := w.Pool.(*database.PgxPool); ok {
 			w.work.Go(func() { w.listen(db) })
 		}
 	})
@@ -142,18 +143,18 @@ func (w *waker) sendNotifications() {
 			return
 		}
 		text := w.notification()
-		ctx, cancel := context.WithTimeout(w.ctx, statementTimeout)
+		ctx, cancel := context.WithTimeout(w.ctx, database.StatementTimeout)
 		var err error
 		if time.Since(asked) > askOthers {
 			others, err = w.others(ctx)
 			asked = time.Now()
 		}
 		if err == nil && others {
-			_, err = w.pool.exec(ctx, w.sql(`SELECT pg_notify(?, ?)`), w.channel, text)
+			_, err = w.Pool.Exec(ctx, w.SQL(`SELECT pg_notify(?, ?)`), w.channel, text)
 		}
 		cancel()
 		if err != nil {
-			w.temporary(err) // other processes poll
+			w.Temporary(err) // other processes poll
 		}
 		if !backoff.Sleep(w.ctx, notifyEvery) {
 			return
@@ -209,28 +210,19 @@ func (w *waker) notified(text string) {
 }
 
 // listen receives notifications on its own connection, and reconnects when that is lost.
-func (w *waker) listen(db *pgxPool) {
-	wait := newBackoff()
+func (w *waker) listen(db *database.PgxPool) {
+	wait := database.NewBackoff()
 	for w.ctx.Err() == nil {
-		err := w.listenOnce(db, wait.Reset)
+		err := db.OnConn(w.ctx, func(conn *pgx.Conn) error { return w.listenOn(conn, wait.Reset) })
 		if w.ctx.Err() != nil || !backoff.Sleep(w.ctx, wait.Next()) {
 			return
 		}
-		w.cfg.Logger.Debug("leat: sql: listen connection lost", "error", err)
+		w.Config.Logger.Debug("leat: sql: listen connection lost", "error", err)
 	}
 }
 
-func (w *waker) listenOnce(db *pgxPool, connected func()) error {
+func (w *waker) listenOn(conn *pgx.Conn, connected func()) error {
 	ctx := w.ctx
-	conn, err := pgx.ConnectConfig(ctx, db.pool.Config().ConnConfig)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		ctx, cancel := context.WithTimeout(context.Background(), recycleTimeout)
-		defer cancel()
-		_ = conn.Close(ctx)
-	}()
 	if _, err := conn.Exec(ctx, "LISTEN "+w.channel); err != nil {
 		return err
 	}
@@ -250,9 +242,9 @@ func (w *waker) listenOnce(db *pgxPool, connected func()) error {
 // ping sends a notification to this process, which shows that notifications arrive. It uses another connection than listen, as other
 // processes do, because a pooler may deliver a connection's own notifications only.
 func (w *waker) ping() {
-	ctx, cancel := context.WithTimeout(w.ctx, statementTimeout)
+	ctx, cancel := context.WithTimeout(w.ctx, database.StatementTimeout)
 	defer cancel()
-	_, _ = w.pool.exec(ctx, w.sql(`SELECT pg_notify(?, ?)`), w.channel, w.id+"\n"+pingTopic) // if it fails, the waker polls more often
+	_, _ = w.Pool.Exec(ctx, w.SQL(`SELECT pg_notify(?, ?)`), w.channel, w.id+"\n"+pingTopic) // if it fails, the waker polls more often
 }
 
 // poll wakes the receivers of groups that have messages. One query serves all receivers of the process: often for new rows, and once a
@@ -267,8 +259,8 @@ func (w *waker) poll() {
 		if len(consumed) == 0 {
 			continue
 		}
-		ctx, cancel := context.WithTimeout(w.ctx, statementTimeout)
-		groups, all, err := rows.read(ctx, w.database)
+		ctx, cancel := context.WithTimeout(w.ctx, database.StatementTimeout)
+		groups, all, err := rows.read(ctx, w.DB)
 		if now := time.Now(); err == nil && now.Sub(readAll) > longestPoll {
 			readAll = now
 			var more []int64
@@ -278,8 +270,8 @@ func (w *waker) poll() {
 		cancel()
 		switch {
 		case err != nil:
-			w.temporary(err)
-			backoff.Sleep(w.ctx, longestBackoff/2)
+			w.Temporary(err)
+			backoff.Sleep(w.ctx, database.LongestBackoff/2)
 		case all:
 			w.all()
 		default:
@@ -301,9 +293,9 @@ func (w *waker) consumed() (ids []int64) {
 // pause returns the time until the next poll, which is longer if notifications arrive. Behind a pooler they may never arrive.
 func (w *waker) pause() time.Duration {
 	if w.receives.Load() {
-		return max(w.cfg.Poll, pollListening)
+		return max(w.Config.Poll, pollListening)
 	}
-	return w.cfg.Poll
+	return w.Config.Poll
 }
 
 // groups wakes the receivers of some groups.
@@ -330,7 +322,7 @@ type newRows struct {
 const newRowsLimit = 1000
 
 // read returns the groups of new rows. all is true if there are too many rows.
-func (r *newRows) read(ctx context.Context, d *database) (groups []int64, all bool, err error) {
+func (r *newRows) read(ctx context.Context, d *database.DB) (groups []int64, all bool, err error) {
 	newest, found, err := r.ask(ctx, d)
 	if err != nil {
 		return nil, false, err
@@ -358,14 +350,14 @@ const newRowsByGroup = `SELECT group_id, count(*) AS n FROM (SELECT group_id FRO
 
 // ask reads the highest id and the new rows. On PostgreSQL that is one query. On other databases the second query runs only if the
 // highest id has changed.
-func (r *newRows) ask(ctx context.Context, d *database) (newest int64, found []rowsOf, err error) {
-	if d.name == Postgres {
+func (r *newRows) ask(ctx context.Context, d *database.DB) (newest int64, found []rowsOf, err error) {
+	if d.Name == Postgres {
 		type row struct {
 			newest   int64
 			group, n stdsql.NullInt64
 		}
-		all, err := collect(ctx, d.pool, func(r rows, x *row) error { return r.Scan(&x.newest, &x.group, &x.n) },
-			d.sql(`SELECT `+newestOfSequence+`, n.group_id, n.n FROM {messages_id_seq} s LEFT JOIN (`+newRowsByGroup+`) n ON true`), r.seen.older, newRowsLimit)
+		all, err := database.Collect(ctx, d.Pool, func(r database.Rows, x *row) error { return r.Scan(&x.newest, &x.group, &x.n) },
+			d.SQL(`SELECT `+newestOfSequence+`, n.group_id, n.n FROM {messages_id_seq} s LEFT JOIN (`+newRowsByGroup+`) n ON true`), r.seen.older, newRowsLimit)
 		for _, x := range all {
 			newest = x.newest
 			if x.group.Valid {
@@ -374,22 +366,36 @@ func (r *newRows) ask(ctx context.Context, d *database) (newest int64, found []r
 		}
 		return newest, found, err
 	}
-	newest, err = d.newest(ctx)
+	newest, err = newestID(ctx, d)
 	newest = max(newest, r.newest) // newest decreases when rows are deleted
 	if err != nil || newest == r.newest && newest == r.seen.older || newest-r.seen.older > 10*newRowsLimit {
 		return newest, nil, err
 	}
-	found, err = collect(ctx, d.pool, func(r rows, x *rowsOf) error { return r.Scan(&x.group, &x.n) }, d.sql(newRowsByGroup), r.seen.older, newRowsLimit)
+	found, err = database.Collect(ctx, d.Pool, func(r database.Rows, x *rowsOf) error { return r.Scan(&x.group, &x.n) }, d.SQL(newRowsByGroup), r.seen.older, newRowsLimit)
 	return newest, found, err
 }
 
 // claimable returns those of the groups that have a message that can be claimed, is due, or waits in a key queue.
 func (w *waker) claimable(ctx context.Context, ids []int64) ([]int64, error) {
-	query, args := w.withIDs(`SELECT g.id FROM {groups} g WHERE (
+	query, args := w.WithIDs(`SELECT g.id FROM {groups} g WHERE (
 		EXISTS (SELECT 1 FROM {messages} m WHERE m.group_id = g.id AND m.state = {ready}
 			AND (m.owner = 0 OR m.owner NOT IN (SELECT c.id FROM {consumers} c WHERE c.group_id = g.id AND c.expires_at > {now})))
 		OR EXISTS (SELECT 1 FROM {messages} m WHERE m.group_id = g.id AND m.state = {delayed} AND m.pos <= {now})
 		OR EXISTS (SELECT 1 FROM {messages} m WHERE m.group_id = g.id AND m.state IN ({keyed}, {keyhead}))
 	) AND g.id {in}`, ids)
-	return numbers(ctx, w.pool, query, args...)
+	return database.Numbers(ctx, w.Pool, query, args...)
+}
+
+// newestOfSequence is the highest id. Before the first one, last_value is 1 too.
+const newestOfSequence = `CASE WHEN s.is_called THEN s.last_value ELSE 0 END`
+
+// newestID returns the highest id, 0 if there was never a message. It changes when messages are inserted, sometimes before they are
+// committed.
+func newestID(ctx context.Context, d *database.DB) (int64, error) {
+	query := `SELECT max(id) FROM {messages}`
+	if d.Name == Postgres {
+		query = `SELECT ` + newestOfSequence + ` FROM {messages_id_seq} s`
+	}
+	n, _, err := database.Number(ctx, d.Pool, d.SQL(query))
+	return n, err
 }

@@ -31,7 +31,7 @@ func TestWaker_notifiesOtherProcesses(t *testing.T) {
 	}
 	here, elsewhere := start(), start()
 	others := func() bool {
-		yes, err := here.waker.others(ctx)
+		yes, err := here.core.waker.others(ctx)
 		require.NoError(t, err)
 		return yes
 	}
@@ -41,10 +41,10 @@ func TestWaker_notifiesOtherProcesses(t *testing.T) {
 	receiver := subscribe(elsewhere)
 	require.True(t, others())
 
-	conn, err := pgx.ConnectConfig(ctx, db.pool.Config().ConnConfig)
+	conn, err := pgx.ConnectConfig(ctx, db.Pool.Config().ConnConfig)
 	require.NoError(t, err)
 	defer func() { require.NoError(t, conn.Close(context.Background())) }()
-	_, err = conn.Exec(ctx, "LISTEN "+here.waker.channel)
+	_, err = conn.Exec(ctx, "LISTEN "+here.core.waker.channel)
 	require.NoError(t, err)
 	require.NoError(t, here.Publish(ctx, "order.paid.v1", message.NewMessage("m", nil)))
 	payload := ""
@@ -53,7 +53,7 @@ func TestWaker_notifiesOtherProcesses(t *testing.T) {
 		require.NoError(t, err)
 		payload = n.Payload
 	}
-	require.Equal(t, []string{here.waker.id, "order.paid.v1"}, strings.Split(payload, "\n"))
+	require.Equal(t, []string{here.core.waker.id, "order.paid.v1"}, strings.Split(payload, "\n"))
 
 	require.NoError(t, receiver.Close(ctx))
 	require.False(t, others())
@@ -65,14 +65,14 @@ func TestNewRows_findTheVeryFirst(t *testing.T) {
 	t.Parallel()
 	s, _ := pgxStore(t)
 	_, f := keyedFeed(t, s, driver.OrderedByKey)
-	newest, err := s.newest(t.Context())
+	newest, err := newestID(t.Context(), s)
 	require.NoError(t, err)
 	require.Zero(t, newest)
 	var r newRows
 	_, all, err := r.read(t.Context(), s)
 	require.NoError(t, err)
 	require.True(t, all, "the first read")
-	require.Equal(t, int64(1), insertKeyed(t, s.pool, s, f.group, 7))
+	require.Equal(t, int64(1), insertKeyed(t, s.Pool, s, f.group, 7))
 	groups, all, err := r.read(t.Context(), s)
 	require.NoError(t, err)
 	require.False(t, all)

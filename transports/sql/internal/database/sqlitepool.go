@@ -1,4 +1,4 @@
-package sql
+package database
 
 import (
 	"context"
@@ -11,10 +11,10 @@ import (
 	"github.com/leatbus/leat/transports/internal/backoff"
 )
 
-// sqlitePool implements pool with one connection to a file. SQLite has one writer at a time. Waiting for the
+// sqlitePool implements [Pool] with one connection to a file. SQLite has one writer at a time. Waiting for the
 // connection is fair and has no delay, while SQLite's own waiting sleeps.
 type sqlitePool struct {
-	stdPool
+	StdPool
 	wait *waitForDisk
 	want bool // whether commits wait for the disk
 }
@@ -27,19 +27,19 @@ type waitForDisk struct {
 
 func newSQLitePool(db *stdsql.DB) *sqlitePool {
 	return &sqlitePool{
-		stdPool: stdPool{db: db, owned: true},
+		StdPool: StdPool{DB: db, owned: true},
 		wait:    &waitForDisk{on: true},
 		want:    true,
 	}
 }
 
-func (d *sqlitePool) relaxed() pool {
-	return &sqlitePool{stdPool: d.stdPool, wait: d.wait, want: false}
+func (d *sqlitePool) relaxed() Pool {
+	return &sqlitePool{StdPool: d.StdPool, wait: d.wait, want: false}
 }
 
 // conn returns the connection, and changes its setting if necessary.
 func (d *sqlitePool) conn(ctx context.Context) (*stdsql.Conn, error) {
-	conn, err := d.db.Conn(ctx)
+	conn, err := d.DB.Conn(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -59,7 +59,7 @@ func (d *sqlitePool) conn(ctx context.Context) (*stdsql.Conn, error) {
 	return conn, nil
 }
 
-func (d *sqlitePool) exec(ctx context.Context, query string, args ...any) (affected int64, err error) {
+func (d *sqlitePool) Exec(ctx context.Context, query string, args ...any) (affected int64, err error) {
 	err = d.withConn(ctx, func(conn *stdsql.Conn) error {
 		affected, err = stdExec(ctx, conn, query, args)
 		return err
@@ -67,7 +67,7 @@ func (d *sqlitePool) exec(ctx context.Context, query string, args ...any) (affec
 	return affected, err
 }
 
-func (d *sqlitePool) query(ctx context.Context, query string, args ...any) (r rows, err error) {
+func (d *sqlitePool) Query(ctx context.Context, query string, args ...any) (r Rows, err error) {
 	conn, err := d.conn(ctx)
 	if err != nil {
 		return nil, err
@@ -82,7 +82,7 @@ func (d *sqlitePool) query(ctx context.Context, query string, args ...any) (r ro
 	return connRows{r, conn}, nil
 }
 
-func (d *sqlitePool) inTx(ctx context.Context, f func(executor) error) error {
+func (d *sqlitePool) InTx(ctx context.Context, f func(Executor) error) error {
 	return d.withConn(ctx, func(conn *stdsql.Conn) error { return inStdTx(ctx, conn, nil, f) })
 }
 
@@ -115,11 +115,11 @@ const busyTimeout = 10 * time.Second
 
 // connRows releases its connection when it is closed.
 type connRows struct {
-	rows
+	Rows
 	conn *stdsql.Conn
 }
 
 func (r connRows) Close() {
-	r.rows.Close()
+	r.Rows.Close()
 	_ = r.conn.Close()
 }

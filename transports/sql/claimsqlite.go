@@ -2,63 +2,18 @@ package sql
 
 import (
 	"context"
-	"errors"
-	"strings"
+
+	"github.com/leatbus/leat/transports/sql/internal/database"
 )
-
-// sqliteDriver is the name under which package transports/sqlite registers its driver.
-const sqliteDriver = "sqlite"
-
-var errNoDriver = errors.New(`sqlite:// needs the driver; add import _ "github.com/leatbus/leat/transports/sqlite" to the main package`)
-
-// A sqliteError is an error of the driver. It is an interface, because this package must not import the driver.
-type sqliteError interface {
-	error
-	Code() int // SQLite's result code
-}
-
-func sqliteDialect() dialect {
-	return dialect{
-		name:    SQLite,
-		now:     "CAST(unixepoch('now', 'subsec') * 1000000 AS INTEGER)",
-		quote:   func(s string) string { return `"` + s + `"` },
-		ignore:  "ON CONFLICT DO NOTHING",
-		like:    "GLOB %s", // LIKE ignores case
-		anyText: "*",
-		literal: strings.NewReplacer("[", "[[]", "*", "[*]", "?", "[?]"),
-
-		rowValues:   "(?, ?, ?, ?, ?, %d)",
-		rowSeparate: ", ",
-		rowsTable: "(SELECT column1 AS uuid, column2 AS headers, column3 AS payload, column4 AS lane, " +
-			"column5 AS delay, column6 AS n FROM (VALUES %s)) m",
-		whenHeaders: " WHEN ? THEN ?",
-		committers:  1,
-		retryable:   sqliteRetryable,
-		readOnly:    func(error) bool { return false },
-	}
-}
-
-func sqliteRetryable(err error) bool {
-	e, ok := errors.AsType[sqliteError](err)
-	if !ok {
-		return connectionLost(err)
-	}
-	switch e.Code() & 0xff {
-	case 5, 6: // busy, locked
-		return true
-	default:
-		return false
-	}
-}
 
 // takenColumns are messageColumns for RETURNING, but without a large payload, and with the payload's size. SQLite keeps what a statement
 // returns in memory until the statement ends, beside the two copies of a row that it has while it writes the row.
 const takenColumns = "id, state, attempt, first_at, topic, uuid, headers, CASE WHEN length(payload) <= 65536 THEN payload END, length(payload)"
 
 // collectTaken runs a statement that returns takenColumns. It reads the large payloads afterwards, one at a time.
-func (cl claims) collectTaken(ctx context.Context, ex executor, query string, args ...any) ([]record, error) {
+func (cl claims) collectTaken(ctx context.Context, ex database.Executor, query string, args ...any) ([]record, error) {
 	var sizes []int
-	taken, err := collect(ctx, ex, func(r rows, m *record) error {
+	taken, err := database.Collect(ctx, ex, func(r database.Rows, m *record) error {
 		size := 0
 		err := r.Scan(&m.id, &m.state, &m.attempt, &m.firstAt, &m.topic, &m.uuid, &m.headers, &m.payload, &size)
 		sizes = append(sizes, size)
@@ -70,8 +25,8 @@ func (cl claims) collectTaken(ctx context.Context, ex executor, query string, ar
 	kept := taken[:0]
 	for i, m := range taken {
 		if len(m.payload) < sizes[i] {
-			found, err := collect(ctx, ex, func(r rows, payload *[]byte) error { return r.Scan(payload) },
-				cl.sql(`SELECT payload FROM {messages} WHERE id = ?`), m.id)
+			found, err := database.Collect(ctx, ex, func(r database.Rows, payload *[]byte) error { return r.Scan(payload) },
+				cl.SQL(`SELECT payload FROM {messages} WHERE id = ?`), m.id)
 			if err != nil {
 				return nil, err
 			}

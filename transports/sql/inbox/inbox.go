@@ -1,4 +1,7 @@
-package sql
+// Package inbox records handled messages in the transactions of their handlers, so that the effects of each message happen once. The
+// records are in a table of leat's, on PostgreSQL, MySQL, MariaDB or SQLite; package transports/sql describes the tables and the rights
+// that they need.
+package inbox
 
 import (
 	"cmp"
@@ -20,13 +23,17 @@ import (
 
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/internal/backoff"
+	"github.com/leatbus/leat/transports/sql/internal/config"
+	"github.com/leatbus/leat/transports/sql/internal/database"
 )
 
-// InboxConfig configures an [Inbox]. The zero value is ready to use on PostgreSQL.
-type InboxConfig struct {
-	// Tables configures the tables of the inbox: the same as a transport's, created and migrated the
+// Config configures an [Inbox]. The zero value is ready to use on PostgreSQL.
+type Config struct {
+	// Tables, a [sql.Config], configures the tables of the inbox: the same as a transport's, created and migrated the
 	// same way. Several services may share them.
-	Tables Config
+	//
+	// [sql.Config]: https://pkg.go.dev/github.com/leatbus/leat/transports/sql#Config
+	Tables config.Config
 	// Keep is how long ids are kept. A message that is redelivered later is handled again. It applies to the
 	// groups that this inbox has recorded messages for; ids of a group without handlers stay. 0 means 7 days.
 	Keep time.Duration
@@ -36,14 +43,18 @@ type InboxConfig struct {
 }
 
 const (
-	defaultInboxKeep = 7 * 24 * time.Hour
-	// maxInboxID is the size of the column, in bytes. A longer id, or one that is not valid text, is hashed.
-	maxInboxID = 255
+	defaultKeep = 7 * 24 * time.Hour
+	// maxID is the size of the column, in bytes. A longer id, or one that is not valid text, is hashed.
+	maxID = 255
 	// undoTimeout bounds a rollback, since the caller's context may be done.
 	undoTimeout = 5 * time.Second
+	// cleanInterval is how often expired ids are deleted. The interval is shorter if they are kept for a shorter time.
+	cleanInterval = 30 * time.Second
+	// cleanBatch is how many rows one statement deletes.
+	cleanBatch = 1000
 )
 
-// An Inbox is a [handlers.Inbox] in the tables of this package: the handler's transaction also records the
+// An Inbox is a [handlers.Inbox] in leat's tables: the handler's transaction also records the
 // message, so that both are committed or neither is. TX is *sql.Tx or pgx.Tx. Its methods may be called
 // concurrently. Close it after the bus.
 //
@@ -52,10 +63,10 @@ const (
 //
 // [handlers.Inbox]: https://pkg.go.dev/github.com/leatbus/leat/handlers#Inbox
 type Inbox[TX any] struct {
-	database *database
+	database *database.DB
 	keep     time.Duration
-	cursor   inboxCursor
-	begin    func(ctx context.Context) (inboxTx[TX], error)
+	cursor   cursor
+	begin    func(ctx context.Context) (transaction[TX], error)
 
 	ctx     context.Context
 	cancel  context.CancelFunc
@@ -63,33 +74,31 @@ type Inbox[TX any] struct {
 	release func() error // closes the pool if the inbox owns it
 }
 
-// An inboxTx is an open transaction.
-type inboxTx[TX any] struct {
-	executor
+// A transaction is an open transaction.
+type transaction[TX any] struct {
 	tx       TX
 	commit   func(ctx context.Context) error
 	rollback func(ctx context.Context) error
 }
 
-// NewInbox returns an inbox that begins the handlers' transactions on db, which the caller owns. Like
-// [New], it creates and migrates the tables, and blocks until the database can be reached or ctx is done.
+// New returns an inbox that begins the handlers' transactions on db, which the caller owns. Like sql.New, it creates
+// and migrates the tables, or checks them, and blocks until the database can be reached or ctx is done.
 //
 // Each handler uses a connection of the pool while it runs, and waits for one if all are in use. Give the pool
 // as many as the sum of the handlers' concurrencies, and three more for a transport on the same pool. A handler
 // that calls [bus.Bus.Publish] needs one more connection meanwhile; publish by [bus.Bus.InTx].
-func NewInbox(ctx context.Context, db *stdsql.DB, cfg InboxConfig) (*Inbox[*stdsql.Tx], error) {
+func New(ctx context.Context, db *stdsql.DB, cfg Config) (*Inbox[*stdsql.Tx], error) {
 	isolation := cfg.Isolation
 	if isolation == stdsql.LevelDefault {
 		isolation = stdsql.LevelReadCommitted
 	}
 	options := &stdsql.TxOptions{Isolation: isolation}
-	if cfg.Tables.Dialect == SQLite {
+	if cfg.Tables.Dialect == config.SQLite {
 		options = nil
 	}
-	return newInbox(ctx, &stdPool{db: db, tx: options}, cfg, func(ctx context.Context) (u inboxTx[*stdsql.Tx], err error) {
+	return newInbox(ctx, &database.StdPool{DB: db, Tx: options}, cfg, func(ctx context.Context) (u transaction[*stdsql.Tx], err error) {
 		tx, err := db.BeginTx(ctx, options)
-		return inboxTx[*stdsql.Tx]{
-			stdExecutor{tx},
+		return transaction[*stdsql.Tx]{
 			tx,
 			func(context.Context) error { return tx.Commit() },
 			func(context.Context) error { return tx.Rollback() },
@@ -97,34 +106,38 @@ func NewInbox(ctx context.Context, db *stdsql.DB, cfg InboxConfig) (*Inbox[*stds
 	})
 }
 
-// NewPgxInbox does the same as [NewInbox] with a pgx pool.
-func NewPgxInbox(ctx context.Context, pool *pgxpool.Pool, cfg InboxConfig) (*Inbox[pgx.Tx], error) {
-	cfg.Tables.Dialect = Postgres
+// NewPgx does the same as [New] with a pgx pool.
+func NewPgx(ctx context.Context, pool *pgxpool.Pool, cfg Config) (*Inbox[pgx.Tx], error) {
+	cfg.Tables.Dialect = config.Postgres
 	options := pgx.TxOptions{IsoLevel: pgx.ReadCommitted}
 	if cfg.Isolation != stdsql.LevelDefault {
 		options.IsoLevel = pgx.TxIsoLevel(strings.ToLower(cfg.Isolation.String()))
 	}
-	return newInbox(ctx, &pgxPool{pool: pool}, cfg, func(ctx context.Context) (u inboxTx[pgx.Tx], err error) {
+	return newInbox(ctx, &database.PgxPool{Pool: pool}, cfg, func(ctx context.Context) (u transaction[pgx.Tx], err error) {
 		tx, err := pool.BeginTx(ctx, options)
 		if err != nil {
 			return u, err
 		}
-		return inboxTx[pgx.Tx]{pgxExecutor{tx}, tx, tx.Commit, tx.Rollback}, nil
+		return transaction[pgx.Tx]{tx, tx.Commit, tx.Rollback}, nil
 	})
 }
 
-// OpenInbox returns an inbox with its own connections, for the URL of a transport. The URL's options replace
+// Open returns an inbox with its own connections, for the URL of a transport. The URL's options replace
 // cfg.Tables.
-func OpenInbox(ctx context.Context, u *url.URL, cfg InboxConfig) (*Inbox[*stdsql.Tx], error) {
-	db, tables, err := OpenDB(u)
+func Open(ctx context.Context, u *url.URL, cfg Config) (*Inbox[*stdsql.Tx], error) {
+	source, err := config.Parse(u)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("sql: %w", err)
 	}
-	cfg.Tables = tables
+	db, err := database.OpenDB(source)
+	if err != nil {
+		return nil, fmt.Errorf("sql: %w", err)
+	}
+	cfg.Tables = source.Config
 	cfg.Tables.Logger = driver.LoggerFrom(ctx)
-	ctx, cancel := backoff.Bound(ctx, 0, defaultWait)
+	ctx, cancel := backoff.Bound(ctx, 0, config.DefaultWait)
 	defer cancel()
-	i, err := NewInbox(ctx, db, cfg)
+	i, err := New(ctx, db, cfg)
 	if err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
@@ -132,20 +145,20 @@ func OpenInbox(ctx context.Context, u *url.URL, cfg InboxConfig) (*Inbox[*stdsql
 	return i, nil
 }
 
-func newInbox[TX any](ctx context.Context, over pool, cfg InboxConfig, begin func(context.Context) (inboxTx[TX], error)) (*Inbox[TX], error) {
-	d, err := newDatabase(over, cfg.Tables)
+func newInbox[TX any](ctx context.Context, over database.Pool, cfg Config, begin func(context.Context) (transaction[TX], error)) (*Inbox[TX], error) {
+	d, err := database.New(over, cfg.Tables)
 	if err == nil && cfg.Keep < 0 {
 		err = fmt.Errorf("inbox: keep is %s; it can't be negative", cfg.Keep)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("sql: %w", err)
 	}
-	if err := (schema{d}).prepare(ctx); err != nil {
+	if err := d.Prepare(ctx); err != nil {
 		return nil, fmt.Errorf("sql: inbox: %w", err)
 	}
 	i := &Inbox[TX]{database: d, keep: cfg.Keep, begin: begin, release: func() error { return nil }}
 	i.cursor.groups = make(map[string]bool)
-	i.keep = cmp.Or(i.keep, defaultInboxKeep)
+	i.keep = cmp.Or(i.keep, defaultKeep)
 	i.ctx, i.cancel = context.WithCancel(context.Background()) //nolint:gosec // Close calls it
 	i.work.Go(i.cleanUp)
 	return i, nil
@@ -174,13 +187,17 @@ func (i *Inbox[TX]) Once(ctx context.Context, group, id string, fn func(ctx cont
 			_ = u.rollback(ctx) // nothing is committed, even if this fails
 		}
 	}()
+	ex, _, err := i.database.UserTx(u.tx)
+	if err != nil {
+		return false, err
+	}
 	query := `INSERT INTO {inbox} (seen_at, group_name, message_id) VALUES ({now}, ?, ?) ON CONFLICT DO NOTHING`
-	if i.database.name == MySQL { // IGNORE also truncates values without an error, but inboxID fits the column
+	if i.database.Name == config.MySQL { // IGNORE also truncates values without an error, but columnID fits the column
 		query = `INSERT IGNORE INTO {inbox} (seen_at, group_name, message_id) VALUES ({now}, ?, ?)`
 	}
-	recorded, err := u.exec(ctx, i.database.sql(query), group, inboxID(id))
+	recorded, err := ex.Exec(ctx, i.database.SQL(query), group, columnID(id))
 	if err != nil {
-		return false, fmt.Errorf("sql: record message %s: %w", id, i.database.txError(err))
+		return false, fmt.Errorf("sql: record message %s: %w", id, i.database.TxError(err))
 	}
 	if recorded == 0 {
 		return true, nil
@@ -188,34 +205,35 @@ func (i *Inbox[TX]) Once(ctx context.Context, group, id string, fn func(ctx cont
 	if err := fn(ctx, u.tx); err != nil {
 		return false, err
 	}
-	if err := i.recorded(ctx, u, group, id); err != nil {
+	if err := i.recorded(ctx, ex, group, id); err != nil {
 		return false, err
 	}
 	done = true
 	if err := u.commit(ctx); err != nil {
-		return false, fmt.Errorf("sql: commit: %w", i.database.txError(err))
+		return false, fmt.Errorf("sql: commit: %w", i.database.TxError(err))
 	}
 	return false, nil
 }
 
 // recorded returns an error if the transaction has been rolled back: InnoDB does that for a deadlock. If the handler
 // does not return the deadlock's error, its next statements run outside the transaction.
-func (i *Inbox[TX]) recorded(ctx context.Context, u inboxTx[TX], group, id string) error {
-	if i.database.name != MySQL {
+func (i *Inbox[TX]) recorded(ctx context.Context, ex database.Executor, group, id string) error {
+	if i.database.Name != config.MySQL {
 		return nil // on other databases the commit fails
 	}
-	_, there, err := number(ctx, u, i.database.sql(`SELECT seen_at FROM {inbox} WHERE group_name = ? AND message_id = ?`), group, inboxID(id))
+	_, there, err := database.Number(ctx, ex, i.database.SQL(`SELECT seen_at FROM {inbox} WHERE group_name = ? AND message_id = ?`), group, columnID(id))
 	if err == nil && !there {
-		err = errRolledBack
+		err = database.ErrRolledBack
 	}
 	if err != nil {
-		return fmt.Errorf("sql: message %s: %w", id, i.database.txError(err))
+		return fmt.Errorf("sql: message %s: %w", id, i.database.TxError(err))
 	}
 	return nil
 }
 
-func inboxID(id string) string {
-	if len(id) <= maxInboxID && utf8.ValidString(id) && strings.IndexByte(id, 0) < 0 {
+// columnID returns the value of the column for an id.
+func columnID(id string) string {
+	if len(id) <= maxID && utf8.ValidString(id) && strings.IndexByte(id, 0) < 0 {
 		return id
 	}
 	sum := sha256.Sum256([]byte(id))
@@ -224,7 +242,7 @@ func inboxID(id string) string {
 
 // Check returns an error if the inbox's table can't be read.
 func (i *Inbox[TX]) Check(ctx context.Context) error {
-	_, _, err := number(ctx, i.database.pool, i.database.sql(`SELECT max(seen_at) FROM {inbox}`))
+	_, _, err := database.Number(ctx, i.database.Pool, i.database.SQL(`SELECT max(seen_at) FROM {inbox}`))
 	if err != nil {
 		return fmt.Errorf("sql: inbox: %w", err)
 	}
@@ -241,21 +259,21 @@ func (i *Inbox[TX]) Close() error {
 
 // cleanUp deletes expired ids until the inbox is closed.
 func (i *Inbox[TX]) cleanUp() {
-	every := min(cleanEvery, max(i.keep, time.Second))
+	every := min(cleanInterval, max(i.keep, time.Second))
 	for backoff.Sleep(i.ctx, every) {
-		ctx, cancel := context.WithTimeout(i.ctx, cleanEvery)
+		ctx, cancel := context.WithTimeout(i.ctx, cleanInterval)
 		err := i.clean(ctx)
 		cancel()
 		if err != nil && i.ctx.Err() == nil {
-			i.database.temporary(err)
-			i.database.cfg.Logger.Warn("leat: sql: inbox cleanup failed", "error", err)
+			i.database.Temporary(err)
+			i.database.Config.Logger.Warn("leat: sql: inbox cleanup failed", "error", err)
 		}
 	}
 }
 
-// An inboxCursor is the position of the cleanup. Rows of all groups are read by their time, so that each pass
+// A cursor is the position of the cleanup. Rows of all groups are read by their time, so that each pass
 // reads only the rows that have expired since the previous one.
-type inboxCursor struct {
+type cursor struct {
 	mu     sync.Mutex
 	groups map[string]bool // those that this inbox has recorded messages for
 	seenAt int64           // rows up to this time are cleaned
@@ -269,7 +287,7 @@ const fullPassEvery = time.Hour
 
 // use records that the inbox is used for a group. For a new group it rewinds the cursor, because rows that
 // an earlier process has recorded may be behind it.
-func (c *inboxCursor) use(group string) {
+func (c *cursor) use(group string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.groups[group] {
@@ -279,12 +297,12 @@ func (c *inboxCursor) use(group string) {
 }
 
 // rewind makes the next pass start at the first row. The caller holds mu.
-func (c *inboxCursor) rewind() {
+func (c *cursor) rewind() {
 	c.seenAt, c.whole = 0, time.Now()
 	c.passes++
 }
 
-func (c *inboxCursor) start() (groups []any, seenAt int64, pass int) {
+func (c *cursor) start() (groups []any, seenAt int64, pass int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if time.Since(c.whole) > fullPassEvery {
@@ -297,7 +315,7 @@ func (c *inboxCursor) start() (groups []any, seenAt int64, pass int) {
 }
 
 // move sets the cursor to a time, unless rewind was called since the pass started.
-func (c *inboxCursor) move(pass int, to int64) {
+func (c *cursor) move(pass int, to int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.passes == pass {
@@ -314,9 +332,9 @@ func (i *Inbox[TX]) clean(ctx context.Context) error {
 	}
 	s := i.database
 	for {
-		limit, some, err := number(ctx, s.pool, s.sql(`
+		limit, some, err := database.Number(ctx, s.Pool, s.SQL(`
 			SELECT max(seen_at) FROM (SELECT seen_at FROM {inbox} WHERE seen_at > ? AND seen_at < {now} - ? ORDER BY seen_at LIMIT ?) old`),
-			from, i.keep.Microseconds(), cleanAtOnce)
+			from, i.keep.Microseconds(), cleanBatch)
 		if err != nil || !some {
 			return err
 		}
@@ -332,8 +350,8 @@ func (i *Inbox[TX]) clean(ctx context.Context) error {
 func (i *Inbox[TX]) cleanSpan(ctx context.Context, groups []any, from, limit int64) error {
 	type row struct{ group, id string }
 	s := i.database
-	old, err := collect(ctx, s.pool, func(r rows, x *row) error { return r.Scan(&x.group, &x.id) },
-		s.complete(`SELECT group_name, message_id FROM {inbox} WHERE seen_at > ? AND seen_at <= ?
+	old, err := database.Collect(ctx, s.Pool, func(r database.Rows, x *row) error { return r.Scan(&x.group, &x.id) },
+		s.Complete(`SELECT group_name, message_id FROM {inbox} WHERE seen_at > ? AND seen_at <= ?
 			AND group_name IN (?`+strings.Repeat(", ?", len(groups)-1)+`)`), append([]any{from, limit}, groups...)...)
 	if err != nil {
 		return err
@@ -343,14 +361,14 @@ func (i *Inbox[TX]) cleanSpan(ctx context.Context, groups []any, from, limit int
 		ids[x.group] = append(ids[x.group], x.id)
 	}
 	remove := `DELETE FROM {inbox}`
-	if s.name == MySQL { // the other index would lock the gaps between the rows, and wait for their writers
+	if s.Name == config.MySQL { // the other index would lock the gaps between the rows, and wait for their writers
 		remove = `DELETE i FROM {inbox} i FORCE INDEX (PRIMARY)`
 	}
 	for group, all := range ids {
-		for some := range slices.Chunk(all, cleanAtOnce) {
-			query := s.complete(remove + ` WHERE seen_at <= ? AND group_name = ? AND message_id IN (?` + strings.Repeat(", ?", len(some)-1) + `)`)
-			err := s.pool.inTx(ctx, func(tx executor) error {
-				_, err := tx.exec(ctx, query, append([]any{limit, group}, some...)...)
+		for some := range slices.Chunk(all, cleanBatch) {
+			query := s.Complete(remove + ` WHERE seen_at <= ? AND group_name = ? AND message_id IN (?` + strings.Repeat(", ?", len(some)-1) + `)`)
+			err := s.Pool.InTx(ctx, func(tx database.Executor) error {
+				_, err := tx.Exec(ctx, query, append([]any{limit, group}, some...)...)
 				return err
 			})
 			if err != nil {

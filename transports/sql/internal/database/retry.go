@@ -1,4 +1,4 @@
-package sql
+package database
 
 import (
 	"context"
@@ -15,13 +15,15 @@ import (
 )
 
 const (
-	firstBackoff   = 5 * time.Millisecond
-	longestBackoff = time.Second
+	firstBackoff = 5 * time.Millisecond
+	// LongestBackoff is the longest wait between two attempts.
+	LongestBackoff = time.Second
 	recycleTimeout = time.Second
 )
 
-func newBackoff() backoff.Backoff {
-	return backoff.Backoff{First: firstBackoff, Longest: longestBackoff}
+// NewBackoff returns the waits between the attempts of a statement.
+func NewBackoff() backoff.Backoff {
+	return backoff.Backoff{First: firstBackoff, Longest: LongestBackoff}
 }
 
 // contextError returns the cause of ctx's end, with the latest error of the database.
@@ -42,8 +44,8 @@ func (e *waitError) Error() string {
 
 func (e *waitError) Unwrap() error { return e.cause }
 
-// connectionLost reports whether err is a network error. It works for every driver.
-func connectionLost(err error) bool {
+// ConnectionLost reports whether err is a network error. It works for every driver.
+func ConnectionLost(err error) bool {
 	var network net.Error
 	return errors.Is(err, driver.ErrBadConn) || errors.Is(err, stdsql.ErrConnDone) ||
 		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) ||
