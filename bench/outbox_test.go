@@ -26,6 +26,7 @@ import (
 	"github.com/leatbus/leat/transports/amqp"
 	"github.com/leatbus/leat/transports/sql"
 	"github.com/leatbus/leat/transports/sql/inbox"
+	"github.com/leatbus/leat/transports/sql/outbox"
 )
 
 //	go test ./bench -run xxx -bench OutboxDrain -benchtime 50000x
@@ -33,8 +34,8 @@ import (
 //	go test ./bench -run xxx -bench OutboxInsert -benchtime 1x -v
 //	go test ./bench -run xxx -bench Inbox -benchtime 1x -v
 
-func (w sqlWorld) outbox(tb testing.TB) *sql.Outbox {
-	o, err := sql.NewPgxOutbox(context.Background(), w.pool, sql.OutboxConfig{Service: "bench", Tables: sql.Config{Schema: w.schema}})
+func (w sqlWorld) outbox(tb testing.TB) *outbox.Outbox {
+	o, err := outbox.NewPgx(context.Background(), w.pool, outbox.Config{Service: "bench", Tables: sql.Config{Schema: w.schema}})
 	require.NoError(tb, err)
 	return o
 }
@@ -56,7 +57,7 @@ func (w *amqpWorld) openAlone() *amqp.Transport {
 }
 
 // write commits messages to the outbox, and waits until the server is idle.
-func (w sqlWorld) write(tb testing.TB, o *sql.Outbox, msgs []*message.Message) {
+func (w sqlWorld) write(tb testing.TB, o *outbox.Outbox, msgs []*message.Message) {
 	ctx := context.Background()
 	for chunk := range slices.Chunk(msgs, 1000) {
 		require.NoError(tb, pgx.BeginFunc(ctx, w.pool, func(tx pgx.Tx) error { return o.PublishTx(ctx, tx, sqlTopic, chunk...) }))

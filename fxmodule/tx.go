@@ -16,15 +16,15 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/handlers"
 	"github.com/leatbus/leat/internal/urlopt"
-	"github.com/leatbus/leat/transports/sql"
 	"github.com/leatbus/leat/transports/sql/inbox"
+	"github.com/leatbus/leat/transports/sql/outbox"
 )
 
 // Outbox makes the bus use an outbox over the application's connection pool, so that bus.InTx publishes in its transactions. The
 // constructor returns any type that implements driver.Outbox, with an error if needed. fx provides its dependencies:
 //
-//	fxmodule.Outbox(func(db *pgxpool.Pool, c fxmodule.Config) (*sql.Outbox, error) {
-//		return sql.NewPgxOutbox(context.Background(), db, sql.OutboxConfig{Service: c.Service})
+//	fxmodule.Outbox(func(db *pgxpool.Pool, c fxmodule.Config) (*outbox.Outbox, error) {
+//		return outbox.NewPgx(context.Background(), db, outbox.Config{Service: c.Service})
 //	})
 //
 // LEAT_OUTBOX_URL does the same without code. The outbox then has its own connections.
@@ -41,7 +41,7 @@ func (p BusParams) outbox(ctx context.Context) (driver.Outbox, error) {
 	if err != nil {
 		return nil, err
 	}
-	o, err := sql.OpenOutbox(ctx, u, sql.OutboxConfig{Service: p.Config.Service})
+	o, err := outbox.Open(ctx, u, outbox.Config{Service: p.Config.Service})
 	if err != nil {
 		return nil, fmt.Errorf("fxmodule: %sOUTBOX_URL: %w", Prefix, err)
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/sql/internal/database"
+	"github.com/leatbus/leat/transports/sql/internal/queue"
 )
 
 // A SchemaAdapter lets a watermill-sql publisher insert into leat's tables, in the user's own
@@ -59,19 +60,18 @@ func (a SchemaAdapter) InsertQuery(topic string, msgs message.Messages) (wsql.Qu
 	if len(msgs) == 0 {
 		return wsql.Query{}, fmt.Errorf("sql: publish %s: %w", topic, errNoMessages)
 	}
-	if len(msgs) > maxInsert {
-		return wsql.Query{}, fmt.Errorf("sql: publish %s: %d messages; publish at most %d at once", topic, len(msgs), maxInsert)
+	if len(msgs) > queue.MaxInsert {
+		return wsql.Query{}, fmt.Errorf("sql: publish %s: %d messages; publish at most %d at once", topic, len(msgs), queue.MaxInsert)
 	}
 	for _, msg := range msgs {
 		if err := driver.RefusePrivate(msg); err != nil {
 			return wsql.Query{}, fmt.Errorf("sql: publish %s: %w", topic, err)
 		}
 	}
-	rows, err := publications(a.statements, msgs)
+	query, args, err := queue.InsertQuery(a.statements, topic, msgs)
 	if err != nil {
 		return wsql.Query{}, fmt.Errorf("sql: publish %s: %w", topic, err)
 	}
-	query, args := insert(a.statements, topic, rows, wanted(a.statements, topic))
 	return wsql.Query{Query: query, Args: args}, nil
 }
 

@@ -58,7 +58,7 @@ func TestSchemaAdapter_publishesInTheUsersTransaction(t *testing.T) {
 		}
 		for _, feed := range []driver.Receiver{plain, all} {
 			for _, want := range []string{"committed", "committed/2"} {
-				d := next(t, feed, sqltest.Patience)
+				d := sqltest.Next(t, feed, sqltest.Patience)
 				require.Equal(t, want, driver.MessageID(d.Message))
 				require.Equal(t, "order.paid.v1", d.Topic)
 				require.NoError(t, d.Settler.Ack())

@@ -8,20 +8,21 @@ import (
 	"github.com/leatbus/leat/transports/sql"
 	"github.com/leatbus/leat/transports/sql/inbox"
 	"github.com/leatbus/leat/transports/sql/internal/sqltest"
+	"github.com/leatbus/leat/transports/sql/outbox"
 )
 
 // TestAutocommit_offOnTheServer checks that leat's own connections commit, whatever the server's default is.
 func TestAutocommit_offOnTheServer(t *testing.T) {
 	t.Parallel()
-	server := newPrivateMariaDB(t, "--autocommit=0")
-	s, ctx := server.system(), sqltest.Context(t)
+	server := sqltest.NewPrivateMariaDB(t, "--autocommit=0")
+	s, ctx := system{server.System()}, sqltest.Context(t)
 	consumer := s.Start(t)
 	feed, err := consumer.Subscribe(ctx, sqltest.Subscription("shop.ledger", 1, "order.paid.v1"))
 	require.NoError(t, err)
 	publisher := s.Open(t)
 	require.NoError(t, publisher.Publish(ctx, "order.paid.v1", sqltest.NewMessage("order.paid.v1", "m")))
 	sqltest.CloseNow(t, publisher)
-	require.NoError(t, next(t, feed, sqltest.Patience).Settler.Ack())
+	require.NoError(t, sqltest.Next(t, feed, sqltest.Patience).Settler.Ack())
 }
 
 // TestAutocommit_offOnAUsersPool expects an error when the transport, the outbox or the inbox opens, because their
@@ -34,7 +35,7 @@ func TestAutocommit_offOnAUsersPool(t *testing.T) {
 	const want = "autocommit is off on the pool's connections, so that nothing would be committed; set autocommit=1"
 	_, err := sql.New(ctx, pool, s.Config)
 	require.ErrorContains(t, err, want)
-	_, err = sql.NewOutbox(ctx, pool, sql.OutboxConfig{Service: "shop", Tables: s.Config})
+	_, err = outbox.New(ctx, pool, outbox.Config{Service: "shop", Tables: s.Config})
 	require.ErrorContains(t, err, want)
 	_, err = inbox.New(ctx, pool, inbox.Config{Tables: s.Config})
 	require.ErrorContains(t, err, want)

@@ -39,7 +39,7 @@ func TestClock_skewedClocksChangeNothing(t *testing.T) {
 			late.Metadata[driver.HeaderDeliverAt] = began.Add(400 * time.Millisecond).Format(time.RFC3339Nano)
 			require.NoError(t, one.Publish(ctx, "order.paid.v1", late))
 			require.NoError(t, one.Publish(ctx, "order.paid.v1", sqltest.NewMessage("order.paid.v1", "held")))
-			held, d := next(t, feed, sqltest.Patience), next(t, feed, sqltest.Patience) // an hour is longer than patience
+			held, d := sqltest.Next(t, feed, sqltest.Patience), sqltest.Next(t, feed, sqltest.Patience) // an hour is longer than patience
 			require.GreaterOrEqual(t, time.Since(began).Milliseconds(), int64(399))
 			if driver.MessageID(held.Message) == "late" { // a busy machine may take longer to publish the other
 				held, d = d, held
@@ -48,7 +48,7 @@ func TestClock_skewedClocksChangeNothing(t *testing.T) {
 
 			began = time.Now()
 			require.NoError(t, d.Settler.Redeliver(400*time.Millisecond))
-			d = next(t, feed, sqltest.Patience)
+			d = sqltest.Next(t, feed, sqltest.Patience)
 			require.Equal(t, 2, d.Attempt)
 			require.GreaterOrEqual(t, time.Since(began).Milliseconds(), int64(399))
 			require.NoError(t, d.Settler.Poison(ctx, driver.Fault{Text: "test"}))

@@ -35,7 +35,7 @@ func closeStalled(t *testing.T, s system) time.Duration {
 	feed, err := transport.Subscribe(sqltest.Context(t), sqltest.Subscription("shop.ledger", 1, "order.paid.v1"))
 	require.NoError(t, err)
 	require.NoError(t, transport.Publish(sqltest.Context(t), "order.paid.v1", sqltest.NewMessage("order.paid.v1", "m")))
-	next(t, feed, sqltest.Patience)
+	sqltest.Next(t, feed, sqltest.Patience)
 	proxy.Stall()
 	defer proxy.Resume()
 	ctx, cancel := context.WithTimeout(sqltest.Context(t), time.Second)

@@ -3,6 +3,7 @@ package sql
 import (
 	"github.com/leatbus/leat/transports/sql/internal/config"
 	"github.com/leatbus/leat/transports/sql/internal/database"
+	"github.com/leatbus/leat/transports/sql/internal/queue"
 )
 
 // A Dialect names a kind of database.
@@ -27,6 +28,11 @@ const (
 // Config configures a [Transport], and the tables of an outbox or an inbox. The zero value is ready to use on PostgreSQL. Its fields
 // are the options of a URL, which the package's documentation lists, the dialect and the logger.
 type Config = config.Config
+
+// A Transport is a [driver.Transport] over a database, with what [driver.TxPublisher], [driver.Inspector], [driver.ConsumerLister],
+// [driver.GroupFinder], [driver.GroupRemover] and [driver.HealthChecker] ask for. Its methods may be called concurrently. [New],
+// [NewPgx] and [Open] return one; close it after use.
+type Transport = queue.Transport
 
 // A SchemaError reports that the tables are missing or have a version that the program can't use.
 type SchemaError = database.SchemaError

@@ -71,7 +71,7 @@ func conflict(t *testing.T, s system, transport driver.Transport) (tx foreign, c
 	require.NoError(t, transport.Publish(ctx, "order.paid.v1", newMessages(6)...))
 	deliveries := make([]*driver.Delivery, 6)
 	for i := range deliveries {
-		deliveries[i] = next(t, feed, sqltest.Patience)
+		deliveries[i] = sqltest.Next(t, feed, sqltest.Patience)
 	}
 	db := s.DB(t)
 	id := func(n int) (id int64) {

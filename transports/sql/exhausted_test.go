@@ -36,7 +36,7 @@ func TestExhaustedPool_leasesAreRenewed(t *testing.T) {
 	feed, err := transport.Subscribe(ctx, sub)
 	require.NoError(t, err)
 	require.NoError(t, transport.Publish(ctx, "order.paid.v1", sqltest.NewMessage("order.paid.v1", "m")))
-	d := next(t, feed, sqltest.Patience)
+	d := sqltest.Next(t, feed, sqltest.Patience)
 
 	var held []*pgxpool.Conn
 	for range 2 {

@@ -31,21 +31,21 @@ import (
 // MariaDB by a crash: clients lose their connections and their open transactions.
 func TestServer_isRestarted(t *testing.T) {
 	t.Parallel()
-	restarted := func(t *testing.T, server *private, how syscall.Signal) {
+	restarted := func(t *testing.T, server *sqltest.Private, how syscall.Signal) {
 		t.Parallel()
 		transporttest.Run(t, transporttest.Harness{
-			Open:    func(t testing.TB) driver.Transport { return server.system().Open(t) },
-			URL:     server.url,
+			Open:    func(t testing.TB) driver.Transport { return server.System().Open(t) },
+			URL:     server.URL,
 			OpenURL: sqltest.OpenURL,
 			Restart: func(t testing.TB) {
-				server.stop(t, how)
-				server.start(t)
+				server.Stop(t, how)
+				server.Start(t)
 			},
 			OnlyRestart: true,
 		})
 	}
-	t.Run("postgres", func(t *testing.T) { restarted(t, newPrivatePostgres(t), syscall.SIGQUIT) })
-	t.Run("mariadb", func(t *testing.T) { restarted(t, newPrivateMariaDB(t), syscall.SIGKILL) })
+	t.Run("postgres", func(t *testing.T) { restarted(t, sqltest.NewPrivatePostgres(t), syscall.SIGQUIT) })
+	t.Run("mariadb", func(t *testing.T) { restarted(t, sqltest.NewPrivateMariaDB(t), syscall.SIGKILL) })
 }
 
 func TestConnections_terminatedUnderLoad(t *testing.T) {
@@ -117,42 +117,42 @@ func TestServer_isReadOnlyForAWhile(t *testing.T) {
 		require.Zero(t, missing)
 	}
 	t.Run("postgres", func(t *testing.T) {
-		server := newPrivatePostgres(t)
-		readOnly(t, server.system(), func() {
-			server.run(t, `ALTER SYSTEM SET default_transaction_read_only = on`)
-			server.run(t, `SELECT pg_reload_conf()`)
+		server := sqltest.NewPrivatePostgres(t)
+		readOnly(t, system{server.System()}, func() {
+			server.Run(t, `ALTER SYSTEM SET default_transaction_read_only = on`)
+			server.Run(t, `SELECT pg_reload_conf()`)
 		}, func() {
-			server.run(t, `ALTER SYSTEM RESET default_transaction_read_only`)
-			server.run(t, `SELECT pg_reload_conf()`)
+			server.Run(t, `ALTER SYSTEM RESET default_transaction_read_only`)
+			server.Run(t, `SELECT pg_reload_conf()`)
 		})
 	})
 	t.Run("mariadb", func(t *testing.T) {
-		server := newPrivateMariaDB(t)
-		server.run(t, `CREATE USER service@'%' IDENTIFIED BY 'leat'`) // root may write to a read-only server
-		server.run(t, `GRANT ALL ON test.* TO service@'%'`)
-		s := server.system()
+		server := sqltest.NewPrivateMariaDB(t)
+		server.Run(t, `CREATE USER service@'%' IDENTIFIED BY 'leat'`) // root may write to a read-only server
+		server.Run(t, `GRANT ALL ON test.* TO service@'%'`)
+		s := system{server.System()}
 		s.URL = as(t, s.URL, "service")
-		readOnly(t, s, func() { server.run(t, `SET GLOBAL read_only = ON`) }, func() { server.run(t, `SET GLOBAL read_only = OFF`) })
+		readOnly(t, s, func() { server.Run(t, `SET GLOBAL read_only = ON`) }, func() { server.Run(t, `SET GLOBAL read_only = OFF`) })
 	})
 }
 
 // TestServer_failsOverToAStandby kills the primary under load and promotes its standby. The URL has both.
 func TestServer_failsOverToAStandby(t *testing.T) {
 	t.Parallel()
-	primary := newPrivatePostgres(t)
-	standby := primary.standby(t)
-	both, err := url.Parse(primary.url)
+	primary := sqltest.NewPrivatePostgres(t)
+	standby := primary.Standby(t)
+	both, err := url.Parse(primary.URL)
 	require.NoError(t, err)
-	other, err := url.Parse(standby.url)
+	other, err := url.Parse(standby.URL)
 	require.NoError(t, err)
 	both.Host += "," + other.Host
 	s := system{sqltest.System{URL: sqltest.WithOption(t, both.String(), "target_session_attrs", "read-write")}}
 	transport := s.Start(t)
 	l, stop := load(t, transport, transport, sqltest.Subscription("shop.ledger", 4, "order.paid.v1"))
 	l.waitAccepted(t, 300)
-	primary.stop(t, syscall.SIGQUIT)
+	primary.Stop(t, syscall.SIGQUIT)
 	accepted, _, _ := l.balance()
-	standby.run(t, `SELECT pg_promote()`)
+	standby.Run(t, `SELECT pg_promote()`)
 	l.waitAccepted(t, accepted+300)
 	stop()
 	accepted, missing, twice := l.balance()
@@ -163,16 +163,16 @@ func TestServer_failsOverToAStandby(t *testing.T) {
 // TestPublish_waitsWithinItsContext checks that Publish ends with its context, and that the error has the database's last one.
 func TestPublish_waitsWithinItsContext(t *testing.T) {
 	t.Parallel()
-	server := newPrivatePostgres(t)
-	transport := server.system().Start(t)
+	server := sqltest.NewPrivatePostgres(t)
+	transport := server.System().Start(t)
 	_, err := transport.Subscribe(sqltest.Context(t), sqltest.Subscription("shop.ledger", 1, "order.paid.v1"))
 	require.NoError(t, err)
-	server.stop(t, syscall.SIGINT)
+	server.Stop(t, syscall.SIGINT)
 	ctx, cancel := context.WithTimeout(sqltest.Context(t), 300*time.Millisecond)
 	defer cancel()
 	err = transport.Publish(ctx, "order.paid.v1", sqltest.NewMessage("order.paid.v1", "m"))
 	require.ErrorIs(t, err, context.DeadlineExceeded)
-	server.start(t)
+	server.Start(t)
 	require.NoError(t, transport.Publish(sqltest.Context(t), "order.paid.v1", sqltest.NewMessage("order.paid.v1", "m")))
 }
 
@@ -220,7 +220,7 @@ func TestInTx_openTransactionDelaysNothing(t *testing.T) {
 
 			require.NoError(t, tx.Commit())
 			require.NoError(t, <-subscribed)
-			d := next(t, feed, sqltest.Patience)
+			d := sqltest.Next(t, feed, sqltest.Patience)
 			require.Equal(t, "foreign", driver.MessageID(d.Message))
 			require.NoError(t, d.Settler.Ack())
 		})
@@ -234,11 +234,11 @@ func latencies(t *testing.T, transport driver.Transport, feed driver.Receiver, s
 		id := fmt.Sprintf("m-%d", i)
 		began := time.Now()
 		require.NoError(t, transport.Publish(sqltest.Context(t), "order.paid.v1", sqltest.NewMessage("order.paid.v1", id)))
-		d := next(t, feed, sqltest.Patience)
+		d := sqltest.Next(t, feed, sqltest.Patience)
 		all = append(all, time.Since(began))
 		require.Equal(t, id, driver.MessageID(d.Message))
 		require.NoError(t, d.Settler.Ack())
-		pace(sqltest.Context(t))
+		sqltest.Pace(sqltest.Context(t))
 	}
 	slices.Sort(all)
 	return [2]time.Duration{all[0], all[len(all)/2]}
@@ -262,9 +262,9 @@ func TestOpen_manyInstancesAtOnce(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, sql.SchemaVersion, version)
 	}
-	t.Run("postgres", func(t *testing.T) { start(t, newPrivatePostgres(t).system(), 50) })
+	t.Run("postgres", func(t *testing.T) { start(t, system{sqltest.NewPrivatePostgres(t).System()}, 50) })
 	t.Run("mariadb", func(t *testing.T) { // a server of its own, since it uses all connections
-		s := newPrivateMariaDB(t).system()
+		s := system{sqltest.NewPrivateMariaDB(t).System()}
 		s.Config.Dialect = sql.MySQL
 		start(t, s, 50)
 	})
@@ -273,31 +273,31 @@ func TestOpen_manyInstancesAtOnce(t *testing.T) {
 
 func TestServer_dumpIsRestored(t *testing.T) {
 	t.Parallel()
-	dump, psql := program(t, "postgres", "pg_dump"), program(t, "postgres", "psql")
-	old, fresh := newPrivatePostgres(t), newPrivatePostgres(t)
+	dump, psql := sqltest.Program(t, "postgres", "pg_dump"), sqltest.Program(t, "postgres", "psql")
+	old, fresh := sqltest.NewPrivatePostgres(t), sqltest.NewPrivatePostgres(t)
 	for range 100 { // advances the old server's transaction ids
-		old.run(t, `SELECT pg_current_xact_id()`)
+		old.Run(t, `SELECT pg_current_xact_id()`)
 	}
-	first := old.system().Open(t)
+	first := old.System().Open(t)
 	ctx := sqltest.Context(t)
 	feed, err := first.Subscribe(ctx, sqltest.Subscription("shop.ledger", 1, "order.>"))
 	require.NoError(t, err)
 	for i := range 20 {
 		require.NoError(t, first.Publish(ctx, "order.paid.v1", sqltest.NewMessage("order.paid.v1", fmt.Sprintf("m-%d", i))))
 	}
-	require.NoError(t, next(t, feed, sqltest.Patience).Settler.Redeliver(10*time.Millisecond))
+	require.NoError(t, sqltest.Next(t, feed, sqltest.Patience).Settler.Redeliver(10*time.Millisecond))
 	sqltest.CloseNow(t, first)
-	restore := exec.Command("sh", "-c", fmt.Sprintf("%s '%s' | %s -q -v ON_ERROR_STOP=1 '%s'", dump, old.url, psql, fresh.url))
+	restore := exec.Command("sh", "-c", fmt.Sprintf("%s '%s' | %s -q -v ON_ERROR_STOP=1 '%s'", dump, old.URL, psql, fresh.URL))
 	out, err := restore.CombinedOutput()
 	require.NoError(t, err, string(out))
 
-	second := fresh.system().Start(t)
+	second := fresh.System().Start(t)
 	feed, err = second.Subscribe(ctx, sqltest.Subscription("shop.ledger", 1, "order.>"))
 	require.NoError(t, err)
 	require.NoError(t, second.Publish(ctx, "order.paid.v1", sqltest.NewMessage("order.paid.v1", "after")))
 	seen := map[string]int{}
 	for range 21 {
-		d := next(t, feed, sqltest.Patience)
+		d := sqltest.Next(t, feed, sqltest.Patience)
 		seen[driver.MessageID(d.Message)]++
 		require.NoError(t, d.Settler.Ack())
 	}
@@ -330,7 +330,7 @@ func TestServer_diskIsFull(t *testing.T) {
 	sqltest.Run(t, db, "PRAGMA max_page_count = 1000") // the disk has space again
 	require.NoError(t, transport.Publish(ctx, "order.paid.v1", sqltest.NewMessage("order.paid.v1", "after")))
 	for range accepted + 1 {
-		require.NoError(t, next(t, feed, sqltest.Patience).Settler.Ack())
+		require.NoError(t, sqltest.Next(t, feed, sqltest.Patience).Settler.Ack())
 	}
 }
 
@@ -353,7 +353,7 @@ func TestLease_killedConsumersMessagesAreRedelivered(t *testing.T) {
 		require.Len(t, taken, 3)
 		attempts := map[string]int{}
 		for range 10 {
-			d := next(t, feed, sqltest.Patience)
+			d := sqltest.Next(t, feed, sqltest.Patience)
 			attempts[driver.MessageID(d.Message)] = d.Attempt
 			require.NoError(t, d.Settler.Ack())
 		}
@@ -386,7 +386,7 @@ func TestLease_crashesCountAttempts(t *testing.T) {
 		feed, err = transport.Subscribe(ctx, sub)
 		require.NoError(t, err)
 		for range 3 {
-			d := next(t, feed, sqltest.Patience)
+			d := sqltest.Next(t, feed, sqltest.Patience)
 			require.Equal(t, crashes+1, d.Attempt)
 			require.NoError(t, d.Settler.Poison(ctx, driver.NewFault(d, errors.New("it kills"))))
 		}
@@ -456,7 +456,7 @@ func TestLease_isRenewed(t *testing.T) {
 		slow, err := first.Subscribe(ctx, sqltest.Subscription("shop.ledger", 1, "order.paid.v1"))
 		require.NoError(t, err)
 		require.NoError(t, first.Publish(ctx, "order.paid.v1", sqltest.NewMessage("order.paid.v1", "m")))
-		d := next(t, slow, sqltest.Patience)
+		d := sqltest.Next(t, slow, sqltest.Patience)
 		other, err := second.Subscribe(ctx, sqltest.Subscription("shop.ledger", 1, "order.paid.v1"))
 		require.NoError(t, err)
 		s.awaitRenewal(t, s.DB(t), "m")

@@ -59,7 +59,7 @@ func TestTransport_survivesKills(t *testing.T) {
 				require.Greater(t, accepted, rounds)
 				return
 			}
-			d := next(t, feed, sqltest.Patience)
+			d := sqltest.Next(t, feed, sqltest.Patience)
 			l.handle(driver.MessageID(d.Message))
 			require.NoError(t, d.Settler.Ack())
 		}

@@ -82,7 +82,7 @@ func load(t *testing.T, publisher, consumer driver.Transport, sub driver.Subscri
 				} else {
 					t.Errorf("publish %s: %v", id, err)
 				}
-				pace(ctx)
+				sqltest.Pace(ctx)
 			}
 		})
 	}
@@ -100,30 +100,12 @@ func load(t *testing.T, publisher, consumer driver.Transport, sub driver.Subscri
 	return l, stop
 }
 
-// pace limits the rate of a load.
-func pace(ctx context.Context) {
-	select {
-	case <-time.After(time.Millisecond):
-	case <-ctx.Done():
-	}
-}
-
 func (l *ledger) waitAccepted(t *testing.T, n int) {
 	t.Helper()
 	require.Eventually(t, func() bool {
 		accepted, _, _ := l.balance()
 		return accepted >= n
 	}, sqltest.Patience, 5*time.Millisecond, "publishing stands still")
-}
-
-// next returns the next delivery.
-func next(t testing.TB, feed driver.Receiver, within time.Duration) *driver.Delivery {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), within)
-	defer cancel()
-	d, err := feed.Next(ctx)
-	require.NoError(t, err)
-	return d
 }
 
 func newMessages(n int) []*message.Message {

@@ -177,7 +177,7 @@ func TestClaim_readsPayloadsOfAnySize(t *testing.T) {
 				require.NoError(t, transport.Publish(ctx, topic, m))
 			}
 			for range sizes {
-				d := next(t, feed, sqltest.Patience)
+				d := sqltest.Next(t, feed, sqltest.Patience)
 				require.True(t, bytes.Equal(payloads[d.Message.UUID], d.Message.Payload), "%s: message %s has %d bytes", order, d.Message.UUID, len(d.Message.Payload))
 				delete(payloads, d.Message.UUID)
 				require.NoError(t, d.Settler.Ack())

@@ -124,7 +124,7 @@ func TestMigrate_longNamesDoNotCollide(t *testing.T) {
 		}
 		for i, last := range []string{"a", "A"} {
 			require.NoError(t, transport.Publish(ctx, long+"."+last, sqltest.NewMessage("x", last)))
-			d := next(t, feeds[i], sqltest.Patience)
+			d := sqltest.Next(t, feeds[i], sqltest.Patience)
 			require.Equal(t, last, driver.MessageID(d.Message))
 			require.Equal(t, long+"."+last, d.Topic)
 			require.NoError(t, d.Settler.Ack())
@@ -153,7 +153,7 @@ func TestPublish_manyMessagesInOneCall(t *testing.T) {
 		msgs := newMessages(n)
 		require.NoError(t, transport.Publish(ctx, "order.paid.v1", msgs...))
 		for _, msg := range msgs {
-			d := next(t, feed, sqltest.Patience)
+			d := sqltest.Next(t, feed, sqltest.Patience)
 			require.Equal(t, msg.UUID, d.Message.UUID)
 			require.NoError(t, d.Settler.Ack())
 		}
@@ -171,7 +171,7 @@ func TestSubscribe_changesTheOrder(t *testing.T) {
 			feed, err := transport.Subscribe(ctx, sub)
 			require.NoError(t, err)
 			if i > 0 {
-				d := next(t, feed, sqltest.Patience)
+				d := sqltest.Next(t, feed, sqltest.Patience)
 				require.NoError(t, d.Settler.Ack())
 			}
 			for range 2 {
@@ -185,7 +185,7 @@ func TestSubscribe_changesTheOrder(t *testing.T) {
 		feed, err := transport.Subscribe(ctx, sub)
 		require.NoError(t, err)
 		for range 5 {
-			require.NoError(t, next(t, feed, sqltest.Patience).Settler.Ack())
+			require.NoError(t, sqltest.Next(t, feed, sqltest.Patience).Settler.Ack())
 		}
 	})
 }
@@ -198,7 +198,7 @@ func TestRetention_keepsHandledMessages(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, transport.Publish(ctx, "order.paid.v1", newMessages(3)...))
 		for range 3 {
-			require.NoError(t, next(t, feed, sqltest.Patience).Settler.Ack())
+			require.NoError(t, sqltest.Next(t, feed, sqltest.Patience).Settler.Ack())
 		}
 		sqltest.CloseNow(t, transport)
 		require.Equal(t, 3, sqltest.Count(t, s.DB(t), "SELECT count(*) FROM "+s.Table("messages")+" WHERE state = 3"))
@@ -248,7 +248,7 @@ func TestMigrate_oldTables(t *testing.T) {
 		require.Equal(t, sql.MinSchemaVersion, version)
 		feed, err := transport.Subscribe(ctx, sqltest.Subscription("shop.ledger", 1, "order.paid.v1"))
 		require.NoError(t, err)
-		d := next(t, feed, sqltest.Patience)
+		d := sqltest.Next(t, feed, sqltest.Patience)
 		require.Equal(t, "old", d.Message.UUID)
 		require.NoError(t, d.Settler.Ack())
 	})

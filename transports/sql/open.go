@@ -7,14 +7,36 @@ import (
 	"net/url"
 	"os"
 
+	"github.com/jackc/pgx/v5/pgxpool"
+
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/internal/backoff"
 	"github.com/leatbus/leat/transports/sql/internal/config"
 	"github.com/leatbus/leat/transports/sql/internal/database"
+	"github.com/leatbus/leat/transports/sql/internal/queue"
 )
 
 // Schemes returns the URL schemes that [Open] supports.
 func Schemes() []string { return []string{"postgres", "postgresql", "mysql", "mariadb", "sqlite"} }
+
+// New returns a transport over a pool of database/sql, which the caller owns. It creates and migrates the tables,
+// or checks them, as [Config].Migrate says. It blocks until the database can be reached or ctx is done. The transport
+// uses no connection while a handler runs, so two connections are enough. If handlers use connections of the same pool,
+// as those of an inbox do, the pool needs one for each of them and three more.
+func New(ctx context.Context, db *stdsql.DB, cfg Config) (*Transport, error) {
+	tx := &stdsql.TxOptions{Isolation: stdsql.LevelReadCommitted}
+	if cfg.Dialect == SQLite {
+		tx = nil // SQLite has only one level, the highest
+	}
+	return queue.Open(ctx, &database.StdPool{DB: db, Tx: tx}, cfg)
+}
+
+// NewPgx does the same as [New] with a pgx pool. While it consumes, the transport has one more connection besides the pool's, to listen
+// for notifications.
+func NewPgx(ctx context.Context, pool *pgxpool.Pool, cfg Config) (*Transport, error) {
+	cfg.Dialect = Postgres
+	return queue.Open(ctx, &database.PgxPool{Pool: pool}, cfg)
+}
 
 // Open returns a transport for a URL; see the package's documentation for the options. It connects,
 // and creates and migrates the tables. If the server is starting, it blocks until ctx is done or the time of
@@ -24,7 +46,6 @@ func Open(ctx context.Context, u *url.URL) (driver.Transport, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sql: %w", err)
 	}
-	source.Silence = config.MySQLIdleTimeout
 	source.Config.Logger = driver.LoggerFrom(ctx)
 	db, err := database.Connect(source)
 	if err != nil {
@@ -32,7 +53,7 @@ func Open(ctx context.Context, u *url.URL) (driver.Transport, error) {
 	}
 	waiting, cancel := backoff.Bound(ctx, source.Wait, config.DefaultWait)
 	defer cancel()
-	t, err := open(waiting, db, source.Config)
+	t, err := queue.Open(waiting, db, source.Config)
 	if err != nil {
 		db.Close()
 		return nil, err

@@ -43,7 +43,7 @@ func publishKeyed(t testing.TB, transport driver.Transport, ids ...string) {
 
 func poisonNext(t testing.TB, feed driver.Receiver, id string) {
 	t.Helper()
-	d := next(t, feed, sqltest.Patience)
+	d := sqltest.Next(t, feed, sqltest.Patience)
 	require.Equal(t, id, driver.MessageID(d.Message))
 	require.NoError(t, d.Settler.Poison(sqltest.Context(t), driver.NewFault(d, errNotMended)))
 }
@@ -51,7 +51,7 @@ func poisonNext(t testing.TB, feed driver.Receiver, id string) {
 func ackNext(t testing.TB, feed driver.Receiver, ids ...string) {
 	t.Helper()
 	for _, id := range ids {
-		d := next(t, feed, sqltest.Patience)
+		d := sqltest.Next(t, feed, sqltest.Patience)
 		require.Equal(t, id, driver.MessageID(d.Message))
 		require.NoError(t, d.Settler.Ack())
 	}
@@ -87,7 +87,7 @@ func TestPark_manyKeys(t *testing.T) {
 			publishKeyed(t, transport, fmt.Sprintf("%d/0", k))
 		}
 		for range keys {
-			d := next(t, feed, sqltest.Patience)
+			d := sqltest.Next(t, feed, sqltest.Patience)
 			require.NoError(t, d.Settler.Poison(sqltest.Context(t), driver.NewFault(d, errNotMended)))
 		}
 		for i := 1; i < each; i++ {
@@ -140,7 +140,7 @@ func TestPark_manyKeys(t *testing.T) {
 			}
 		}
 		for range keys*each - 1 {
-			d := next(t, feed, sqltest.Patience)
+			d := sqltest.Next(t, feed, sqltest.Patience)
 			key := driver.PartitionKey(d.Message)
 			got[key] = append(got[key], driver.MessageID(d.Message))
 			require.NoError(t, d.Settler.Ack())
@@ -208,7 +208,7 @@ func TestPark_survivesAChangeOfOrder(t *testing.T) {
 		feed := subscribe(driver.OrderedByKey)
 		publishKeyed(t, transport, "a/1", "a/2", "b/1")
 		for id := ""; id != "a/1"; {
-			d := next(t, feed, sqltest.Patience)
+			d := sqltest.Next(t, feed, sqltest.Patience)
 			if id = driver.MessageID(d.Message); id == "a/1" {
 				require.NoError(t, d.Settler.Poison(sqltest.Context(t), driver.NewFault(d, errNotMended)))
 			} else {

@@ -23,14 +23,14 @@ import (
 
 // behindPgbouncer returns a system behind its own pooler, in transaction mode and with few connections.
 func behindPgbouncer(t testing.TB) system {
-	pgbouncer := program(t, "pgbouncer", "pgbouncer")
+	pgbouncer := sqltest.Program(t, "pgbouncer", "pgbouncer")
 	s := onPostgres(t)
 	u, err := url.Parse(s.URL)
 	require.NoError(t, err)
-	p, port := newPrivate(t, "postgres"), testenv.FreePort(t)
+	p, port := sqltest.NewPrivate(t, "postgres"), testenv.FreePort(t)
 	host, serverPort, err := net.SplitHostPort(u.Host)
 	require.NoError(t, err)
-	config := filepath.Join(p.dir, "pgbouncer.ini")
+	config := filepath.Join(p.Dir, "pgbouncer.ini")
 	require.NoError(t, os.WriteFile(config, fmt.Appendf(nil, `
 [databases]
 * = host=%s port=%s user=%s
@@ -42,14 +42,14 @@ auth_type = any
 pool_mode = transaction
 default_pool_size = 3
 logfile = %s
-`, host, serverPort, u.User.Username(), port, filepath.Join(p.dir, "log")), 0o600))
-	if c := p.as.Credential; c != nil {
+`, host, serverPort, u.User.Username(), port, filepath.Join(p.Dir, "log")), 0o600))
+	if c := p.As.Credential; c != nil {
 		require.NoError(t, os.Chown(config, int(c.Uid), int(c.Gid)))
 	}
 	u.Host = net.JoinHostPort("127.0.0.1", port)
-	p.command, p.url = []string{pgbouncer, config}, sqltest.WithOption(t, u.String(), "default_query_exec_mode", "simple_protocol")
-	p.start(t)
-	t.Cleanup(func() { p.stop(t, syscall.SIGKILL) })
+	p.Command, p.URL = []string{pgbouncer, config}, sqltest.WithOption(t, u.String(), "default_query_exec_mode", "simple_protocol")
+	p.Start(t)
+	t.Cleanup(func() { p.Stop(t, syscall.SIGKILL) })
 	s.URL = u.String()
 	return s
 }
@@ -74,13 +74,13 @@ func TestPgbouncer_transactionModeWorksWithTheOptionOfTheDocumentation(t *testin
 				feed, err := one.Subscribe(ctx, sqltest.Subscription(sub.Group+".poison", 1, "order.bad.v1"))
 				require.NoError(t, err)
 				require.NoError(t, other.Publish(ctx, "order.bad.v1", sqltest.NewMessage("order.bad.v1", "m")))
-				require.NoError(t, next(t, feed, sqltest.Patience).Settler.Poison(ctx, driver.Fault{Text: "test"}))
+				require.NoError(t, sqltest.Next(t, feed, sqltest.Patience).Settler.Poison(ctx, driver.Fault{Text: "test"}))
 				list, err := other.PoisonQueue(sub.Group+".poison").List(ctx, "", 10)
 				require.NoError(t, err)
 				n, err := other.PoisonQueue(sub.Group+".poison").Replay(ctx, list[0].ID)
 				require.NoError(t, err)
 				require.Equal(t, 1, n)
-				require.NoError(t, next(t, feed, sqltest.Patience).Settler.Ack())
+				require.NoError(t, sqltest.Next(t, feed, sqltest.Patience).Settler.Ack())
 				require.NoError(t, feed.Close(ctx))
 			}
 		})

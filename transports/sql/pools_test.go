@@ -147,7 +147,7 @@ func TestUserPools_keepEveryByte(t *testing.T) {
 				}
 			}
 			for range want {
-				d := next(t, feed, sqltest.Patience)
+				d := sqltest.Next(t, feed, sqltest.Patience)
 				same(d.Message)
 				require.NoError(t, d.Settler.Poison(ctx, driver.Fault{Text: "test"}))
 			}
@@ -165,7 +165,7 @@ func TestUserPools_keepEveryByte(t *testing.T) {
 			require.NoError(t, err)
 			require.Equal(t, len(ids), n)
 			for range ids {
-				d := next(t, feed, sqltest.Patience)
+				d := sqltest.Next(t, feed, sqltest.Patience)
 				same(d.Message)
 				require.NoError(t, d.Settler.Ack())
 			}

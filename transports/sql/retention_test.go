@@ -25,7 +25,7 @@ func TestRetention(t *testing.T) {
 		require.NoError(t, transport.Publish(ctx, "order.paid.v1", newMessages(5)...))
 		var out []*driver.Delivery
 		for range 5 {
-			out = append(out, next(t, feed, sqltest.Patience))
+			out = append(out, sqltest.Next(t, feed, sqltest.Patience))
 		}
 		require.NoError(t, out[0].Settler.Ack())
 		require.NoError(t, out[1].Settler.Ack())
@@ -46,7 +46,7 @@ func TestRetention(t *testing.T) {
 		require.Equal(t, 7, number("0, 1"), "one delayed, one out, and what the other group has not handled")
 		require.NoError(t, out[4].Settler.Ack())
 		for range 5 {
-			require.NoError(t, next(t, waiting, sqltest.Patience).Settler.Ack())
+			require.NoError(t, sqltest.Next(t, waiting, sqltest.Patience).Settler.Ack())
 		}
 	})
 }
@@ -61,8 +61,8 @@ func TestRetention_leavesGroupsOfOthersAlone(t *testing.T) {
 			feed, err := transport.Subscribe(ctx, sqltest.Subscription(group, 2, "order.paid.v1"))
 			require.NoError(t, err)
 			require.NoError(t, transport.Publish(ctx, "order.paid.v1", newMessages(2)...))
-			require.NoError(t, next(t, feed, sqltest.Patience).Settler.Ack())
-			require.NoError(t, next(t, feed, sqltest.Patience).Settler.Poison(ctx, driver.Fault{Text: "test"}))
+			require.NoError(t, sqltest.Next(t, feed, sqltest.Patience).Settler.Ack())
+			require.NoError(t, sqltest.Next(t, feed, sqltest.Patience).Settler.Poison(ctx, driver.Fault{Text: "test"}))
 			require.NoError(t, feed.Close(ctx))
 		}
 		db := s.DB(t)
@@ -87,7 +87,7 @@ func TestRetention_tablesDoNotGrow(t *testing.T) {
 	for name, sizes := range map[string]func(t *testing.T) (system, func(*stdsql.DB) int){
 		"postgres": func(t *testing.T) (system, func(*stdsql.DB) int) {
 			// An open transaction anywhere in the database keeps VACUUM from removing deleted rows.
-			s := newPrivatePostgres(t).system()
+			s := system{sqltest.NewPrivatePostgres(t).System()}
 			return s, func(db *stdsql.DB) int {
 				sqltest.Run(t, db, "VACUUM "+s.Table("messages")) // does not wait for autovacuum
 				return sqltest.Count(t, db, "SELECT pg_total_relation_size('"+s.Table("messages")+"')")
@@ -108,7 +108,7 @@ func TestRetention_tablesDoNotGrow(t *testing.T) {
 				ids := newMessages(2000)
 				require.NoError(t, transport.Publish(sqltest.Context(t), "order.paid.v1", ids...))
 				for range ids {
-					require.NoError(t, next(t, feed, sqltest.Patience).Settler.Ack())
+					require.NoError(t, sqltest.Next(t, feed, sqltest.Patience).Settler.Ack())
 				}
 				require.Eventually(t, func() bool { return sqltest.Count(t, db, "SELECT count(*) FROM "+s.Table("messages")) == 0 }, sqltest.Patience, time.Millisecond)
 				after = append(after, size(db))

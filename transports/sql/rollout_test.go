@@ -64,7 +64,7 @@ func TestHeaders_areWrittenAsTheTablesAreOld(t *testing.T) {
 
 		headers := message.Metadata{"a=b": "é\n\\", "bytes": "\x00\xff", driver.HeaderPartitionKey: "key"}
 		s.insert(t, db, "shop.ledger", 0, 0, "old", []byte("a\\=b=é\\n\\\\\nbytes=\x00\xff\nce_partitionkey=key\n"))
-		d := next(t, firstFeed, sqltest.Patience)
+		d := sqltest.Next(t, firstFeed, sqltest.Patience)
 		require.Equal(t, headers, d.Message.Metadata)
 		require.NoError(t, d.Settler.GiveBack(0))
 
@@ -75,10 +75,10 @@ func TestHeaders_areWrittenAsTheTablesAreOld(t *testing.T) {
 			return s.headersOf(t, db, uuid)
 		}
 		require.True(t, strings.HasSuffix(publish(first, "by first"), "\n"))
-		d = next(t, firstFeed, sqltest.Patience)
+		d = sqltest.Next(t, firstFeed, sqltest.Patience)
 		for d.Message.UUID != "old" {
 			require.NoError(t, d.Settler.GiveBack(0))
-			d = next(t, firstFeed, sqltest.Patience)
+			d = sqltest.Next(t, firstFeed, sqltest.Patience)
 		}
 		require.NoError(t, d.Settler.Poison(ctx, driver.Fault{Text: "test"}))
 		require.True(t, strings.HasSuffix(s.headersOf(t, db, "old"), "\n"))
@@ -97,7 +97,7 @@ func TestHeaders_areWrittenAsTheTablesAreOld(t *testing.T) {
 
 		seen := make(map[string]bool)
 		for range 4 {
-			d := next(t, firstFeed, sqltest.Patience)
+			d := sqltest.Next(t, firstFeed, sqltest.Patience)
 			require.Equal(t, headers, d.Message.Metadata, d.Message.UUID)
 			seen[d.Message.UUID] = true
 			require.NoError(t, d.Settler.GiveBack(time.Hour))
@@ -108,7 +108,7 @@ func TestHeaders_areWrittenAsTheTablesAreOld(t *testing.T) {
 		secondFeed, err := second.Subscribe(ctx, sqltest.Subscription("shop.ledger", 1, "order.paid.v1"))
 		require.NoError(t, err)
 		for range 4 {
-			d := next(t, secondFeed, sqltest.Patience)
+			d := sqltest.Next(t, secondFeed, sqltest.Patience)
 			require.Equal(t, headers, d.Message.Metadata, d.Message.UUID)
 			require.NoError(t, d.Settler.Ack())
 		}

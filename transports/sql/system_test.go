@@ -15,11 +15,6 @@ func TestMain(m *testing.M) {
 // A system is a database for one test.
 type system struct{ sqltest.System }
 
-// systems returns a constructor for each dialect.
-func systems() map[string]func(t testing.TB) system {
-	return map[string]func(t testing.TB) system{"postgres": onPostgres, "mysql": onMySQL, "sqlite": onSQLite}
-}
-
 // eachSystem runs a parallel test on each system.
 func eachSystem(t *testing.T, test func(t *testing.T, s system)) {
 	sqltest.EachSystem(t, func(t *testing.T, s sqltest.System) { test(t, system{s}) })

@@ -23,7 +23,7 @@ var errScheme = errors.New("use postgres, postgresql, mysql (MariaDB's too) or s
 
 // Parse reads a URL. Its errors never contain the URL, which may have a password.
 func Parse(u *url.URL) (Source, error) {
-	s := Source{URL: u, Driver: url.Values{}}
+	s := Source{URL: u, Driver: url.Values{}, Silence: MySQLIdleTimeout}
 	o := urlopt.New(u)
 	var forDriver []string
 	switch u.Scheme {

@@ -36,6 +36,7 @@ func Connect(s config.Source) (Pool, error) {
 
 // OpenDB opens the database of a URL through database/sql, and does not connect.
 func OpenDB(s config.Source) (*stdsql.DB, error) {
+	s.Silence = 0 // the caller configures the pool
 	over, err := Connect(s)
 	if err != nil {
 		return nil, err

@@ -19,11 +19,11 @@ import (
 //go:embed migrations/*.sql
 var migrations embed.FS
 
-// SchemaVersion is the newest version of the tables that this program knows. [Migrate] migrates to it, and new tables
+// SchemaVersion is the newest version of the tables that this program knows. [DB.Migrate] migrates to it, and new tables
 // have it.
 const SchemaVersion = 7
 
-// MinSchemaVersion is the oldest version of the tables that this program works with. Opening with [MigrateAuto] migrates
+// MinSchemaVersion is the oldest version of the tables that this program works with. Opening with [config.MigrateAuto] migrates
 // older tables to it and no further: processes of the previous release may still run while this one is rolled out, and
 // do not understand later versions.
 const MinSchemaVersion = 3
@@ -176,7 +176,7 @@ func (d *DB) Version(ctx context.Context, ex Executor) (int, error) {
 	return int(version), err
 }
 
-// Prepare creates, migrates and checks the tables when a transport opens, as [Config].Migrate says.
+// Prepare creates, migrates and checks the tables when a transport opens, as Config.Migrate says.
 func (d *DB) Prepare(ctx context.Context) error {
 	if err := d.checkAutocommit(ctx); err != nil {
 		return err

@@ -348,3 +348,21 @@ func Deadlock(t *testing.T, s System, db *stdsql.DB, tx *stdsql.Tx) {
 
 // KillsVariable is how often TestTransport_survivesKills kills workers, for example 200 in a nightly run.
 const KillsVariable = "LEAT_TEST_KILLS"
+
+// Next returns the next delivery.
+func Next(t testing.TB, feed driver.Receiver, within time.Duration) *driver.Delivery {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), within)
+	defer cancel()
+	d, err := feed.Next(ctx)
+	require.NoError(t, err)
+	return d
+}
+
+// Pace limits the rate of a load.
+func Pace(ctx context.Context) {
+	select {
+	case <-time.After(time.Millisecond):
+	case <-ctx.Done():
+	}
+}
