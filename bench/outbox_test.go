@@ -25,6 +25,8 @@ import (
 	"github.com/leatbus/leat/middleware"
 	"github.com/leatbus/leat/transports/amqp"
 	"github.com/leatbus/leat/transports/sql"
+	"github.com/leatbus/leat/transports/sql/inbox"
+	"github.com/leatbus/leat/transports/sql/outbox"
 )
 
 //	go test ./bench -run xxx -bench OutboxDrain -benchtime 50000x
@@ -32,8 +34,8 @@ import (
 //	go test ./bench -run xxx -bench OutboxInsert -benchtime 1x -v
 //	go test ./bench -run xxx -bench Inbox -benchtime 1x -v
 
-func (w sqlWorld) outbox(tb testing.TB) *sql.Outbox {
-	o, err := sql.NewPgxOutbox(context.Background(), w.pool, sql.OutboxConfig{Service: "bench", Tables: sql.Config{Schema: w.schema}})
+func (w sqlWorld) outbox(tb testing.TB) *outbox.Outbox {
+	o, err := outbox.NewPgx(context.Background(), w.pool, outbox.Config{Service: "bench", Tables: sql.Config{Schema: w.schema}})
 	require.NoError(tb, err)
 	return o
 }
@@ -55,7 +57,7 @@ func (w *amqpWorld) openAlone() *amqp.Transport {
 }
 
 // write commits messages to the outbox, and waits until the server is idle.
-func (w sqlWorld) write(tb testing.TB, o *sql.Outbox, msgs []*message.Message) {
+func (w sqlWorld) write(tb testing.TB, o *outbox.Outbox, msgs []*message.Message) {
 	ctx := context.Background()
 	for chunk := range slices.Chunk(msgs, 1000) {
 		require.NoError(tb, pgx.BeginFunc(ctx, w.pool, func(tx pgx.Tx) error { return o.PublishTx(ctx, tx, sqlTopic, chunk...) }))
@@ -291,7 +293,7 @@ func BenchmarkInbox(b *testing.B) {
 		_, err := tx.Exec(ctx, `UPDATE accounts SET cents = cents + 1 WHERE id = $1`, n%1000+1)
 		return err
 	}
-	inboxes := map[*pgxpool.Pool]*sql.Inbox[pgx.Tx]{}
+	inboxes := map[*pgxpool.Pool]*inbox.Inbox[pgx.Tx]{}
 	defer func() {
 		for _, inbox := range inboxes {
 			require.NoError(b, inbox.Close())
@@ -300,7 +302,7 @@ func BenchmarkInbox(b *testing.B) {
 	compareTx(b, sw, effect, func(pool *pgxpool.Pool) {
 		if inboxes[pool] == nil {
 			var err error
-			inboxes[pool], err = sql.NewPgxInbox(ctx, pool, sql.InboxConfig{Tables: sql.Config{Schema: sw.schema}})
+			inboxes[pool], err = inbox.NewPgx(ctx, pool, inbox.Config{Tables: sql.Config{Schema: sw.schema}})
 			require.NoError(b, err)
 		}
 		seen, err := inboxes[pool].Once(ctx, "bench.ledger", bus.NewID(), func(_ context.Context, tx pgx.Tx) error { return effect(tx) })

@@ -35,7 +35,7 @@ var (
 	ErrGoexit = errors.New("handler ended its goroutine (runtime.Goexit, as testing.T.FailNow does)")
 
 	// ErrNoOutbox is returned by [InTx] if the bus has no outbox and its transport does not publish in transactions.
-	ErrNoOutbox = errors.New("no outbox: give bus.Config an Outbox over the transaction's database, such as sql.NewOutbox " +
+	ErrNoOutbox = errors.New("no outbox: give bus.Config an Outbox over the transaction's database, such as outbox.New " +
 		"(with fxmodule, LEAT_OUTBOX_URL), or use that database as the transport")
 )
 

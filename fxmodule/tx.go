@@ -16,14 +16,15 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/handlers"
 	"github.com/leatbus/leat/internal/urlopt"
-	"github.com/leatbus/leat/transports/sql"
+	"github.com/leatbus/leat/transports/sql/inbox"
+	"github.com/leatbus/leat/transports/sql/outbox"
 )
 
 // Outbox makes the bus use an outbox over the application's connection pool, so that bus.InTx publishes in its transactions. The
 // constructor returns any type that implements driver.Outbox, with an error if needed. fx provides its dependencies:
 //
-//	fxmodule.Outbox(func(db *pgxpool.Pool, c fxmodule.Config) (*sql.Outbox, error) {
-//		return sql.NewPgxOutbox(context.Background(), db, sql.OutboxConfig{Service: c.Service})
+//	fxmodule.Outbox(func(db *pgxpool.Pool, c fxmodule.Config) (*outbox.Outbox, error) {
+//		return outbox.NewPgx(context.Background(), db, outbox.Config{Service: c.Service})
 //	})
 //
 // LEAT_OUTBOX_URL does the same without code. The outbox then has its own connections.
@@ -40,7 +41,7 @@ func (p BusParams) outbox(ctx context.Context) (driver.Outbox, error) {
 	if err != nil {
 		return nil, err
 	}
-	o, err := sql.OpenOutbox(ctx, u, sql.OutboxConfig{Service: p.Config.Service})
+	o, err := outbox.Open(ctx, u, outbox.Config{Service: p.Config.Service})
 	if err != nil {
 		return nil, fmt.Errorf("fxmodule: %sOUTBOX_URL: %w", Prefix, err)
 	}
@@ -67,8 +68,8 @@ func databaseURL(name, raw string) (*url.URL, error) {
 // Inbox provides the inbox of [HandleTx], over the application's connection pool. The constructor returns a type that implements
 // handlers.Inbox[TX], with an error if needed:
 //
-//	fxmodule.Inbox[pgx.Tx](func(db *pgxpool.Pool) (*sql.Inbox[pgx.Tx], error) {
-//		return sql.NewPgxInbox(context.Background(), db, sql.InboxConfig{})
+//	fxmodule.Inbox[pgx.Tx](func(db *pgxpool.Pool) (*inbox.Inbox[pgx.Tx], error) {
+//		return inbox.NewPgx(context.Background(), db, inbox.Config{})
 //	})
 //
 // If the inbox has a method Close, it is called after the bus has drained.
@@ -92,14 +93,14 @@ type inboxURLParams struct {
 	Logger *slog.Logger `optional:"true"`
 }
 
-func openInbox(p inboxURLParams) (*sql.Inbox[*stdsql.Tx], error) {
+func openInbox(p inboxURLParams) (*inbox.Inbox[*stdsql.Tx], error) {
 	u, err := databaseURL("INBOX_URL", p.Config.InboxURL)
 	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := p.Config.opening(p.Logger)
 	defer cancel()
-	i, err := sql.OpenInbox(ctx, u, sql.InboxConfig{})
+	i, err := inbox.Open(ctx, u, inbox.Config{})
 	if err != nil {
 		return nil, fmt.Errorf("fxmodule: %sINBOX_URL: %w", Prefix, err)
 	}

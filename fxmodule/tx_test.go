@@ -13,6 +13,8 @@ import (
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/fxmodule"
 	"github.com/leatbus/leat/transports/sql"
+	"github.com/leatbus/leat/transports/sql/inbox"
+	"github.com/leatbus/leat/transports/sql/outbox"
 	_ "github.com/leatbus/leat/transports/sqlite"
 )
 
@@ -65,11 +67,11 @@ func TestTx_outboxAndInboxOverAPool(t *testing.T) {
 	db, _ := openFile(t)
 	tables := sql.Config{Dialect: sql.SQLite}
 	trade(t, db, fx.Supply(db),
-		fxmodule.Outbox(func(db *stdsql.DB, c fxmodule.Config) (*sql.Outbox, error) {
-			return sql.NewOutbox(context.Background(), db, sql.OutboxConfig{Service: c.Service, Tables: tables})
+		fxmodule.Outbox(func(db *stdsql.DB, c fxmodule.Config) (*outbox.Outbox, error) {
+			return outbox.New(context.Background(), db, outbox.Config{Service: c.Service, Tables: tables})
 		}),
-		fxmodule.Inbox[*stdsql.Tx](func(db *stdsql.DB) (*sql.Inbox[*stdsql.Tx], error) {
-			return sql.NewInbox(context.Background(), db, sql.InboxConfig{Tables: tables})
+		fxmodule.Inbox[*stdsql.Tx](func(db *stdsql.DB) (*inbox.Inbox[*stdsql.Tx], error) {
+			return inbox.New(context.Background(), db, inbox.Config{Tables: tables})
 		}))
 }
 

@@ -18,6 +18,7 @@ import (
 	"github.com/leatbus/leat/handlers"
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports/sql"
+	"github.com/leatbus/leat/transports/sql/outbox"
 )
 
 // TestOutbox runs the commands on a service with an outbox, one of whose messages RabbitMQ refuses.
@@ -55,7 +56,7 @@ type shop struct {
 	name, bus, tables string
 	b                 *bus.Bus
 	db                *stdsql.DB
-	outbox            *sql.Outbox
+	outbox            *outbox.Outbox
 	ch                *rabbit.Channel
 	shut              func()
 }
@@ -65,7 +66,7 @@ func sell(t *testing.T, atEnd func(func()), at, tables string) *shop {
 	s := &shop{T: t, name: unique(), bus: at, tables: tables}
 	u, err := url.Parse(tables)
 	require.NoError(t, err)
-	s.outbox, err = sql.OpenOutbox(patience(t), u, sql.OutboxConfig{Service: s.name, Retry: bus.RetryPolicy{Delays: []time.Duration{}}})
+	s.outbox, err = outbox.Open(patience(t), u, outbox.Config{Service: s.name, Retry: bus.RetryPolicy{Delays: []time.Duration{}}})
 	require.NoError(t, err)
 	s.db, _, err = sql.OpenDB(u)
 	require.NoError(t, err)
@@ -128,7 +129,7 @@ func (s *shop) order(id, topic string) {
 func (s *shop) commit(id string) {
 	u, err := url.Parse(s.tables)
 	require.NoError(s, err)
-	outbox, err := sql.OpenOutbox(patience(s.T), u, sql.OutboxConfig{Service: s.name})
+	outbox, err := outbox.Open(patience(s.T), u, outbox.Config{Service: s.name})
 	require.NoError(s, err)
 	tx, err := s.db.BeginTx(patience(s.T), nil)
 	require.NoError(s, err)

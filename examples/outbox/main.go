@@ -25,6 +25,8 @@ import (
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/fxmodule"
 	"github.com/leatbus/leat/transports/sql"
+	"github.com/leatbus/leat/transports/sql/inbox"
+	"github.com/leatbus/leat/transports/sql/outbox"
 )
 
 // OrderPlaced is published for each order.
@@ -141,12 +143,12 @@ func main() {
 		fx.NopLogger,
 		fxmodule.Module,
 		fx.Provide(NewPool, NewShop),
-		fxmodule.Outbox(func(pool *pgxpool.Pool) (*sql.Outbox, error) {
+		fxmodule.Outbox(func(pool *pgxpool.Pool) (*outbox.Outbox, error) {
 			// With a short lease, another process soon relays the messages of one that died.
-			return sql.NewPgxOutbox(context.Background(), pool, sql.OutboxConfig{Service: "shop", Tables: sql.Config{Lease: 3 * time.Second}})
+			return outbox.NewPgx(context.Background(), pool, outbox.Config{Service: "shop", Tables: sql.Config{Lease: 3 * time.Second}})
 		}),
-		fxmodule.Inbox[pgx.Tx](func(pool *pgxpool.Pool) (*sql.Inbox[pgx.Tx], error) {
-			return sql.NewPgxInbox(context.Background(), pool, sql.InboxConfig{})
+		fxmodule.Inbox[pgx.Tx](func(pool *pgxpool.Pool) (*inbox.Inbox[pgx.Tx], error) {
+			return inbox.NewPgx(context.Background(), pool, inbox.Config{})
 		}),
 		fxmodule.HandleTx("receipts", WriteReceipt),
 		fx.Invoke(Serve),

@@ -15,14 +15,14 @@ import (
 	"github.com/leatbus/leat/internal/admin"
 	"github.com/leatbus/leat/middleware"
 	"github.com/leatbus/leat/transports/memory"
-	"github.com/leatbus/leat/transports/sql"
+	"github.com/leatbus/leat/transports/sql/outbox"
 	_ "github.com/leatbus/leat/transports/sqlite"
 )
 
 // TestWithOutbox_addsAGroup uses a service in memory whose outbox has a poisoned message.
 func TestWithOutbox_addsAGroup(t *testing.T) {
 	tables := &url.URL{Scheme: "sqlite", Path: filepath.Join(t.TempDir(), "shop.db")}
-	outbox, err := sql.OpenOutbox(t.Context(), tables, sql.OutboxConfig{Service: "shop"})
+	outbox, err := outbox.Open(t.Context(), tables, outbox.Config{Service: "shop"})
 	require.NoError(t, err)
 	b, err := bus.New(memory.New(memory.Config{}), bus.Config{Service: "shop", Outbox: outbox, Logger: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)

@@ -24,7 +24,7 @@ import (
 	"github.com/leatbus/leat/middleware"
 	"github.com/leatbus/leat/middleware/oteltrace"
 	"github.com/leatbus/leat/transports"
-	"github.com/leatbus/leat/transports/sql"
+	"github.com/leatbus/leat/transports/sql/outbox"
 	_ "github.com/leatbus/leat/transports/sqlite"
 )
 
@@ -49,7 +49,7 @@ func openShop(t *testing.T, p recording) shop {
 	broker.RawQuery = q.Encode()
 	t.Cleanup(func() { testenv.Forget(t, broker.String(), name+".pay", name+".mail") })
 	file := filepath.Join(t.TempDir(), "shop.db")
-	outbox, err := sql.OpenOutbox(ctx, &url.URL{Scheme: "sqlite", Path: file}, sql.OutboxConfig{Service: name})
+	outbox, err := outbox.Open(ctx, &url.URL{Scheme: "sqlite", Path: file}, outbox.Config{Service: name})
 	require.NoError(t, err)
 	transport, err := transports.Open(ctx, broker.String())
 	require.NoError(t, err)

@@ -9,6 +9,8 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/sql/internal/database"
+	"github.com/leatbus/leat/transports/sql/internal/queue"
 )
 
 // A SchemaAdapter lets a watermill-sql publisher insert into leat's tables, in the user's own
@@ -25,18 +27,14 @@ import (
 // it writes headers in the form that every release reads, which is not JSON; ForVersion changes that.
 //
 // A SchemaAdapter is immutable and may be used concurrently.
-type SchemaAdapter struct{ statements *statements }
+type SchemaAdapter struct{ statements *database.Statements }
 
 var _ wsql.SchemaAdapter = SchemaAdapter{}
 
 // NewSchemaAdapter returns an adapter for the tables that the configuration names. The tables must
 // exist; see [Migrate]. It returns an error if the configuration is invalid.
 func NewSchemaAdapter(cfg Config) (SchemaAdapter, error) {
-	cfg = cfg.withDefaults()
-	if err := cfg.validate(); err != nil {
-		return SchemaAdapter{}, fmt.Errorf("sql: %w", err)
-	}
-	s, err := newStatements(cfg)
+	s, err := database.NewStatements(cfg)
 	if err != nil {
 		return SchemaAdapter{}, fmt.Errorf("sql: %w", err)
 	}
@@ -46,8 +44,7 @@ func NewSchemaAdapter(cfg Config) (SchemaAdapter, error) {
 // ForVersion returns an adapter for tables of a version that [MigrationStatus] has returned. It writes headers as JSON if
 // that version supports it.
 func (a SchemaAdapter) ForVersion(version int) SchemaAdapter {
-	s := a.statements
-	return SchemaAdapter{&statements{dialect: s.dialect, cfg: s.cfg, names: s.names, bounded: s.bounded, json: version >= versionJSON}}
+	return SchemaAdapter{a.statements.ForVersion(version)}
 }
 
 var (
@@ -63,19 +60,18 @@ func (a SchemaAdapter) InsertQuery(topic string, msgs message.Messages) (wsql.Qu
 	if len(msgs) == 0 {
 		return wsql.Query{}, fmt.Errorf("sql: publish %s: %w", topic, errNoMessages)
 	}
-	if len(msgs) > maxInsert {
-		return wsql.Query{}, fmt.Errorf("sql: publish %s: %d messages; publish at most %d at once", topic, len(msgs), maxInsert)
+	if len(msgs) > queue.MaxInsert {
+		return wsql.Query{}, fmt.Errorf("sql: publish %s: %d messages; publish at most %d at once", topic, len(msgs), queue.MaxInsert)
 	}
 	for _, msg := range msgs {
 		if err := driver.RefusePrivate(msg); err != nil {
 			return wsql.Query{}, fmt.Errorf("sql: publish %s: %w", topic, err)
 		}
 	}
-	rows, err := a.statements.publications(msgs)
+	query, args, err := queue.InsertQuery(a.statements, topic, msgs)
 	if err != nil {
 		return wsql.Query{}, fmt.Errorf("sql: publish %s: %w", topic, err)
 	}
-	query, args := a.statements.insert(topic, rows, a.statements.wanted(topic))
 	return wsql.Query{Query: query, Args: args}, nil
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports/sql"
+	"github.com/leatbus/leat/transports/sql/internal/sqltest"
 )
 
 // publishInTx publishes with watermill-sql's publisher in a transaction.
@@ -34,21 +35,21 @@ func publishWithAdapter(t testing.TB, tx *stdsql.Tx, cfg sql.Config, topic strin
 // TestSchemaAdapter_publishesInTheUsersTransaction checks that the messages are committed and rolled back with the user's rows.
 func TestSchemaAdapter_publishesInTheUsersTransaction(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
-		transport := s.start(t)
-		ctx := testContext(t)
-		plain, err := transport.Subscribe(ctx, subscription("shop.ledger", 1, "order.paid.v1"))
+		transport := s.Start(t)
+		ctx := sqltest.Context(t)
+		plain, err := transport.Subscribe(ctx, sqltest.Subscription("shop.ledger", 1, "order.paid.v1"))
 		require.NoError(t, err)
-		all, err := transport.Subscribe(ctx, subscription("shop.mail", 1, "order.*.v1", "order.>"))
+		all, err := transport.Subscribe(ctx, sqltest.Subscription("shop.mail", 1, "order.*.v1", "order.>"))
 		require.NoError(t, err)
-		db := s.db(t)
-		if s.cfg.Dialect == sql.MySQL {
+		db := s.DB(t)
+		if s.Config.Dialect == sql.MySQL {
 			db = s.stdPool(t) // with prepared statements, as in a user's program
 		}
 		for _, end := range []string{"rolled back", "committed"} {
-			tx := begin(t, db, stdsql.LevelDefault)
-			msg := newMessage("order.paid.v1", end)
+			tx := sqltest.Begin(t, db, stdsql.LevelDefault)
+			msg := sqltest.NewMessage("order.paid.v1", end)
 			msg.Payload = []byte("\x00\xff" + end)
-			publishInTx(t, tx, s.cfg, "order.paid.v1", msg, newMessage("order.paid.v1", end+"/2"))
+			publishInTx(t, tx, s.Config, "order.paid.v1", msg, sqltest.NewMessage("order.paid.v1", end+"/2"))
 			if end == "committed" {
 				require.NoError(t, tx.Commit())
 			} else {
@@ -57,7 +58,7 @@ func TestSchemaAdapter_publishesInTheUsersTransaction(t *testing.T) {
 		}
 		for _, feed := range []driver.Receiver{plain, all} {
 			for _, want := range []string{"committed", "committed/2"} {
-				d := next(t, feed, patience)
+				d := sqltest.Next(t, feed, sqltest.Patience)
 				require.Equal(t, want, driver.MessageID(d.Message))
 				require.Equal(t, "order.paid.v1", d.Topic)
 				require.NoError(t, d.Settler.Ack())
@@ -69,14 +70,14 @@ func TestSchemaAdapter_publishesInTheUsersTransaction(t *testing.T) {
 // TestClaim_oneConsumerKeepsTheOrderOfACommit checks that a claim sees all messages of a commit or none.
 func TestClaim_oneConsumerKeepsTheOrderOfACommit(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
-		if s.cfg.Dialect == sql.SQLite {
+		if s.Config.Dialect == sql.SQLite {
 			t.Skip("one connection writes at a time, and the user's would be in the way")
 		}
-		transport, ctx := s.start(t, "poll", "1ms"), testContext(t)
-		feed, err := transport.Subscribe(ctx, subscription("shop.ledger", 1, "order.paid.v1"))
+		transport, ctx := s.Start(t, "poll", "1ms"), sqltest.Context(t)
+		feed, err := transport.Subscribe(ctx, sqltest.Subscription("shop.ledger", 1, "order.paid.v1"))
 		require.NoError(t, err)
 		const rounds, each = 200, 10
-		db := s.db(t)
+		db := s.DB(t)
 		got := make(chan string, rounds*each)
 		go func() {
 			defer close(got)
@@ -96,8 +97,8 @@ func TestClaim_oneConsumerKeepsTheOrderOfACommit(t *testing.T) {
 				msg.UUID = fmt.Sprintf("%03d/%d", round, i)
 			}
 			testenv.Insist(t, func() error {
-				tx := begin(t, db, stdsql.LevelDefault)
-				if err := publishWithAdapter(t, tx, s.cfg, "order.paid.v1", msgs...); err != nil {
+				tx := sqltest.Begin(t, db, stdsql.LevelDefault)
+				if err := publishWithAdapter(t, tx, s.Config, "order.paid.v1", msgs...); err != nil {
 					return errors.Join(err, tx.Rollback())
 				}
 				return tx.Commit()
@@ -116,7 +117,7 @@ func TestSchemaAdapter_rejectsUnsupportedCalls(t *testing.T) {
 	require.NoError(t, err)
 	_, err = adapter.InsertQuery("order.paid.v1", nil)
 	require.ErrorContains(t, err, "no messages")
-	_, err = adapter.InsertQuery("order..v1", message.Messages{newMessage("a", "m")})
+	_, err = adapter.InsertQuery("order..v1", message.Messages{sqltest.NewMessage("a", "m")})
 	require.ErrorContains(t, err, "empty segment")
 	_, err = adapter.InsertQuery("order.paid.v1", make(message.Messages, 1000))
 	require.ErrorContains(t, err, "at most")
@@ -128,7 +129,7 @@ func TestSchemaAdapter_rejectsUnsupportedCalls(t *testing.T) {
 	_, err = sql.NewSchemaAdapter(sql.Config{Dialect: "oracle"})
 	require.ErrorContains(t, err, "oracle")
 
-	query, err := adapter.InsertQuery(strings.Repeat("a.", 100)+"b", message.Messages{newMessage("a", "m")})
+	query, err := adapter.InsertQuery(strings.Repeat("a.", 100)+"b", message.Messages{sqltest.NewMessage("a", "m")})
 	require.NoError(t, err)
 	require.Less(t, len(query.Args), 120)
 }
@@ -137,9 +138,9 @@ func TestSchemaAdapter_refusesPrivateHeaders(t *testing.T) {
 	adapter, err := sql.NewSchemaAdapter(sql.Config{})
 	require.NoError(t, err)
 	for _, name := range []string{driver.HeaderFaultFailures, "leat_anything"} {
-		msg := newMessage("order.paid.v1", "m")
+		msg := sqltest.NewMessage("order.paid.v1", "m")
 		msg.Metadata[name] = "1"
-		_, err = adapter.InsertQuery("order.paid.v1", message.Messages{newMessage("order.paid.v1", "good"), msg})
+		_, err = adapter.InsertQuery("order.paid.v1", message.Messages{sqltest.NewMessage("order.paid.v1", "good"), msg})
 		require.ErrorContains(t, err, `header "`+name+`"`)
 		require.ErrorContains(t, err, "delete it")
 	}
@@ -148,7 +149,7 @@ func TestSchemaAdapter_refusesPrivateHeaders(t *testing.T) {
 func TestSchemaAdapter_writesHeadersInTheFormOfTheTables(t *testing.T) {
 	adapter, err := sql.NewSchemaAdapter(sql.Config{})
 	require.NoError(t, err)
-	msg := newMessage("order.paid.v1", "m")
+	msg := sqltest.NewMessage("order.paid.v1", "m")
 	msg.Metadata = message.Metadata{"colour": "red"}
 	for version, want := range map[int]string{0: "colour=red\n", 3: "colour=red\n", 4: `{"colour":"red"}`} {
 		query, err := adapter.ForVersion(version).InsertQuery("order.paid.v1", message.Messages{msg})

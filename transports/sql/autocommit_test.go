@@ -6,20 +6,23 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/transports/sql"
+	"github.com/leatbus/leat/transports/sql/inbox"
+	"github.com/leatbus/leat/transports/sql/internal/sqltest"
+	"github.com/leatbus/leat/transports/sql/outbox"
 )
 
 // TestAutocommit_offOnTheServer checks that leat's own connections commit, whatever the server's default is.
 func TestAutocommit_offOnTheServer(t *testing.T) {
 	t.Parallel()
-	server := newPrivateMariaDB(t, "--autocommit=0")
-	s, ctx := server.system(), testContext(t)
-	consumer := s.start(t)
-	feed, err := consumer.Subscribe(ctx, subscription("shop.ledger", 1, "order.paid.v1"))
+	server := sqltest.NewPrivateMariaDB(t, "--autocommit=0")
+	s, ctx := system{server.System()}, sqltest.Context(t)
+	consumer := s.Start(t)
+	feed, err := consumer.Subscribe(ctx, sqltest.Subscription("shop.ledger", 1, "order.paid.v1"))
 	require.NoError(t, err)
-	publisher := s.open(t)
-	require.NoError(t, publisher.Publish(ctx, "order.paid.v1", newMessage("order.paid.v1", "m")))
-	closeNow(t, publisher)
-	require.NoError(t, next(t, feed, patience).Settler.Ack())
+	publisher := s.Open(t)
+	require.NoError(t, publisher.Publish(ctx, "order.paid.v1", sqltest.NewMessage("order.paid.v1", "m")))
+	sqltest.CloseNow(t, publisher)
+	require.NoError(t, sqltest.Next(t, feed, sqltest.Patience).Settler.Ack())
 }
 
 // TestAutocommit_offOnAUsersPool expects an error when the transport, the outbox or the inbox opens, because their
@@ -27,13 +30,13 @@ func TestAutocommit_offOnTheServer(t *testing.T) {
 func TestAutocommit_offOnAUsersPool(t *testing.T) {
 	t.Parallel()
 	s := onMySQL(t)
-	closeNow(t, s.open(t)) // creates the tables
-	pool, ctx := s.stdPool(t, "autocommit", "0"), testContext(t)
+	sqltest.CloseNow(t, s.Open(t)) // creates the tables
+	pool, ctx := s.stdPool(t, "autocommit", "0"), sqltest.Context(t)
 	const want = "autocommit is off on the pool's connections, so that nothing would be committed; set autocommit=1"
-	_, err := sql.New(ctx, pool, s.cfg)
+	_, err := sql.New(ctx, pool, s.Config)
 	require.ErrorContains(t, err, want)
-	_, err = sql.NewOutbox(ctx, pool, sql.OutboxConfig{Service: "shop", Tables: s.cfg})
+	_, err = outbox.New(ctx, pool, outbox.Config{Service: "shop", Tables: s.Config})
 	require.ErrorContains(t, err, want)
-	_, err = sql.NewInbox(ctx, pool, sql.InboxConfig{Tables: s.cfg})
+	_, err = inbox.New(ctx, pool, inbox.Config{Tables: s.Config})
 	require.ErrorContains(t, err, want)
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/sql/internal/sqltest"
 )
 
 // TestClock_skewedClocksChangeNothing checks leases, delays and scheduled messages while the clocks of the processes and the
@@ -21,24 +22,24 @@ func TestClock_skewedClocksChangeNothing(t *testing.T) {
 			t.Parallel()
 			const lease = 30 * time.Second // a busy machine may renew it some seconds late
 			s := onPostgres(t)
-			db := s.db(t)
-			run(t, db, fmt.Sprintf(`CREATE FUNCTION %s.statement_timestamp() RETURNS timestamptz LANGUAGE sql STABLE AS
-				$$ SELECT pg_catalog.statement_timestamp() + interval '%d hours' $$`, s.cfg.Schema, hours))
-			s.url = withOption(t, s.url, "search_path", s.cfg.Schema+",pg_catalog")
+			db := s.DB(t)
+			sqltest.Run(t, db, fmt.Sprintf(`CREATE FUNCTION %s.statement_timestamp() RETURNS timestamptz LANGUAGE sql STABLE AS
+				$$ SELECT pg_catalog.statement_timestamp() + interval '%d hours' $$`, s.Config.Schema, hours))
+			s.URL = sqltest.WithOption(t, s.URL, "search_path", s.Config.Schema+",pg_catalog")
 			options := []string{"lease", lease.String(), "keep_poisoned", "30m", "keep_handled", "30m"}
-			one, other := s.start(t, options...), s.start(t, options...)
-			require.Equal(t, hours, count(t, s.db(t), `SELECT round(extract(epoch FROM statement_timestamp() - now()) / 3600)`), "the clock is not wrong")
-			ctx := testContext(t)
-			sub := subscription("shop.ledger", 1, "order.paid.v1")
+			one, other := s.Start(t, options...), s.Start(t, options...)
+			require.Equal(t, hours, sqltest.Count(t, s.DB(t), `SELECT round(extract(epoch FROM statement_timestamp() - now()) / 3600)`), "the clock is not wrong")
+			ctx := sqltest.Context(t)
+			sub := sqltest.Subscription("shop.ledger", 1, "order.paid.v1")
 			feed, err := one.Subscribe(ctx, sub)
 			require.NoError(t, err)
 
 			began := time.Now()
-			late := newMessage("order.paid.v1", "late")
+			late := sqltest.NewMessage("order.paid.v1", "late")
 			late.Metadata[driver.HeaderDeliverAt] = began.Add(400 * time.Millisecond).Format(time.RFC3339Nano)
 			require.NoError(t, one.Publish(ctx, "order.paid.v1", late))
-			require.NoError(t, one.Publish(ctx, "order.paid.v1", newMessage("order.paid.v1", "held")))
-			held, d := next(t, feed, patience), next(t, feed, patience) // an hour is longer than patience
+			require.NoError(t, one.Publish(ctx, "order.paid.v1", sqltest.NewMessage("order.paid.v1", "held")))
+			held, d := sqltest.Next(t, feed, sqltest.Patience), sqltest.Next(t, feed, sqltest.Patience) // an hour is longer than patience
 			require.GreaterOrEqual(t, time.Since(began).Milliseconds(), int64(399))
 			if driver.MessageID(held.Message) == "late" { // a busy machine may take longer to publish the other
 				held, d = d, held
@@ -47,7 +48,7 @@ func TestClock_skewedClocksChangeNothing(t *testing.T) {
 
 			began = time.Now()
 			require.NoError(t, d.Settler.Redeliver(400*time.Millisecond))
-			d = next(t, feed, patience)
+			d = sqltest.Next(t, feed, sqltest.Patience)
 			require.Equal(t, 2, d.Attempt)
 			require.GreaterOrEqual(t, time.Since(began).Milliseconds(), int64(399))
 			require.NoError(t, d.Settler.Poison(ctx, driver.Fault{Text: "test"}))

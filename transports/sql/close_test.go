@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/sql/internal/sqltest"
 )
 
 // TestClose_keepsWithinItsContext checks that Close returns in time also if the network drops all packets.
@@ -29,15 +30,15 @@ func TestClose_keepsWithinItsContext(t *testing.T) {
 
 // closeStalled returns how long Close with a context of one second takes while the network drops all packets.
 func closeStalled(t *testing.T, s system) time.Duration {
-	proxy := s.throughProxy(t)
-	transport := s.open(t)
-	feed, err := transport.Subscribe(testContext(t), subscription("shop.ledger", 1, "order.paid.v1"))
+	proxy := s.ThroughProxy(t)
+	transport := s.Open(t)
+	feed, err := transport.Subscribe(sqltest.Context(t), sqltest.Subscription("shop.ledger", 1, "order.paid.v1"))
 	require.NoError(t, err)
-	require.NoError(t, transport.Publish(testContext(t), "order.paid.v1", newMessage("order.paid.v1", "m")))
-	next(t, feed, patience)
+	require.NoError(t, transport.Publish(sqltest.Context(t), "order.paid.v1", sqltest.NewMessage("order.paid.v1", "m")))
+	sqltest.Next(t, feed, sqltest.Patience)
 	proxy.Stall()
 	defer proxy.Resume()
-	ctx, cancel := context.WithTimeout(testContext(t), time.Second)
+	ctx, cancel := context.WithTimeout(sqltest.Context(t), time.Second)
 	defer cancel()
 	began := time.Now()
 	require.Error(t, transport.Close(ctx), "unsettled messages are redelivered when the lease has expired")
@@ -50,24 +51,24 @@ func TestClose_doesNotCallAPublishRefusedThatMayBeStored(t *testing.T) {
 	for name, on := range map[string]func(testing.TB) system{"postgres": onPostgres, "mysql": onMySQL} {
 		t.Run(name, func(t *testing.T) {
 			s := on(t)
-			proxy := s.throughProxy(t)
-			transport := s.open(t)
-			feed, err := transport.Subscribe(testContext(t), subscription("shop.ledger", 1, "order.paid.v1"))
+			proxy := s.ThroughProxy(t)
+			transport := s.Open(t)
+			feed, err := transport.Subscribe(sqltest.Context(t), sqltest.Subscription("shop.ledger", 1, "order.paid.v1"))
 			require.NoError(t, err)
-			require.NoError(t, feed.Close(testContext(t)))
+			require.NoError(t, feed.Close(sqltest.Context(t)))
 			published := make(chan error, 1)
 			var tried, safe atomic.Int64
 			go func() {
 				for {
 					tried.Add(1)
-					if err := transport.Publish(testContext(t), "order.paid.v1", newMessage("order.paid.v1", "m")); err != nil {
+					if err := transport.Publish(sqltest.Context(t), "order.paid.v1", sqltest.NewMessage("order.paid.v1", "m")); err != nil {
 						published <- err
 						return
 					}
 					safe.Add(1)
 				}
 			}()
-			require.Eventually(t, func() bool { return safe.Load() > 0 }, patience, time.Millisecond)
+			require.Eventually(t, func() bool { return safe.Load() > 0 }, sqltest.Patience, time.Millisecond)
 			proxy.Stall()
 			before := int64(-1)
 			require.Eventually(t, func() bool {
@@ -75,8 +76,8 @@ func TestClose_doesNotCallAPublishRefusedThatMayBeStored(t *testing.T) {
 				stands := now == before && tried.Load() == now+1
 				before = now
 				return stands
-			}, patience, 500*time.Millisecond, "a publish is under way")
-			ctx, cancel := context.WithTimeout(testContext(t), time.Second)
+			}, sqltest.Patience, 500*time.Millisecond, "a publish is under way")
+			ctx, cancel := context.WithTimeout(sqltest.Context(t), time.Second)
 			defer cancel()
 			_ = transport.Close(ctx)
 			proxy.Resume()

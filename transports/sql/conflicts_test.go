@@ -1,79 +1,29 @@
 package sql_test
 
 import (
-	"context"
 	stdsql "database/sql"
 	"errors"
 	"fmt"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/go-sql-driver/mysql"
-	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/sql"
+	"github.com/leatbus/leat/transports/sql/internal/sqltest"
 )
-
-// failures counts the errors of a pool's statements by their code.
-type failures struct {
-	mu    sync.Mutex
-	codes map[string]int
-}
-
-func (f *failures) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
-	return ctx
-}
-
-func (f *failures) TraceQueryEnd(_ context.Context, _ *pgx.Conn, data pgx.TraceQueryEndData) {
-	if coded, ok := errors.AsType[*pgconn.PgError](data.Err); ok {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		f.codes[coded.Code]++
-	}
-}
-
-func (f *failures) count(code string) int {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.codes[code]
-}
-
-// pool returns a pool of a user with settings of the server.
-func (s system) pool(t testing.TB, settings ...string) (*pgxpool.Pool, *failures) {
-	raw, _, _ := strings.Cut(s.url, "?")
-	cfg, err := pgxpool.ParseConfig(raw + "?sslmode=disable")
-	require.NoError(t, err)
-	for i := 0; i < len(settings); i += 2 {
-		cfg.ConnConfig.RuntimeParams[settings[i]] = settings[i+1]
-	}
-	f := &failures{codes: map[string]int{}}
-	cfg.ConnConfig.Tracer = f
-	pool, err := pgxpool.NewWithConfig(testContext(t), cfg)
-	require.NoError(t, err)
-	t.Cleanup(pool.Close)
-	return pool, f
-}
 
 // onPool returns a transport over a pool.
 func (s system) onPool(t testing.TB, pool *pgxpool.Pool) driver.Transport {
-	transport, err := sql.NewPgx(testContext(t), pool, s.cfg)
+	transport, err := sql.NewPgx(sqltest.Context(t), pool, s.Config)
 	require.NoError(t, err)
-	t.Cleanup(func() { closeNow(t, transport) })
+	t.Cleanup(func() { sqltest.CloseNow(t, transport) })
 	return transport
-}
-
-func (s system) table(name string) string {
-	if s.cfg.Schema == "" {
-		return "leat_" + name
-	}
-	return s.cfg.Schema + ".leat_" + name
 }
 
 // A foreign is a transaction of another application.
@@ -84,14 +34,14 @@ type foreign struct {
 }
 
 func (s system) foreign(t testing.TB, db *stdsql.DB) foreign {
-	tx := begin(t, db, stdsql.LevelReadCommitted)
+	tx := sqltest.Begin(t, db, stdsql.LevelReadCommitted)
 	t.Cleanup(func() { _ = tx.Rollback() }) // if the test fails
 	return foreign{tx, t, s}
 }
 
 func (f foreign) run(query string, args ...any) {
 	f.t.Helper()
-	_, err := f.ExecContext(testContext(f.t), query, args...)
+	_, err := f.ExecContext(sqltest.Context(f.t), query, args...)
 	require.NoError(f.t, err)
 }
 
@@ -109,35 +59,23 @@ func (f foreign) lock(id int64, how string) bool {
 // lockRow does the same and returns the error, for goroutines other than the test's.
 func (f foreign) lockRow(id int64, how string) error {
 	var got int64
-	return f.QueryRowContext(testContext(f.t), fmt.Sprintf("SELECT id FROM %s WHERE id = %d FOR UPDATE %s", f.s.table("messages"), id, how)).Scan(&got)
-}
-
-// waitBlocked blocks until a statement with this beginning, of the transport or of another one, waits for a lock.
-func (s system) waitBlocked(t testing.TB, db *stdsql.DB, statement string) {
-	t.Helper()
-	query := `SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '` + statement + `%` + s.cfg.Schema + `%'`
-	if s.cfg.Dialect == sql.MySQL {
-		query = `SELECT count(*) FROM information_schema.processlist p JOIN information_schema.innodb_trx x ON x.trx_mysql_thread_id = p.id
-			WHERE x.trx_state = 'LOCK WAIT' AND p.db = DATABASE() AND p.info LIKE '` + statement + `%'`
-	}
-	// InnoDB caches its list of transactions until it was not read for 100 ms.
-	require.Eventually(t, func() bool { return count(t, db, query) > 0 }, patience, 250*time.Millisecond, "no statement waits")
+	return f.QueryRowContext(sqltest.Context(f.t), fmt.Sprintf("SELECT id FROM %s WHERE id = %d FOR UPDATE %s", f.s.Table("messages"), id, how)).Scan(&got)
 }
 
 // conflict makes an ack of several messages wait for one of them, which the returned transaction has locked. The ack
 // has locked the messages in front of that one, and not those behind it.
 func conflict(t *testing.T, s system, transport driver.Transport) (tx foreign, c conflicting) {
-	ctx := testContext(t)
-	feed, err := transport.Subscribe(ctx, subscription("shop.ledger", 6, "order.paid.v1"))
+	ctx := sqltest.Context(t)
+	feed, err := transport.Subscribe(ctx, sqltest.Subscription("shop.ledger", 6, "order.paid.v1"))
 	require.NoError(t, err)
 	require.NoError(t, transport.Publish(ctx, "order.paid.v1", newMessages(6)...))
 	deliveries := make([]*driver.Delivery, 6)
 	for i := range deliveries {
-		deliveries[i] = next(t, feed, patience)
+		deliveries[i] = sqltest.Next(t, feed, sqltest.Patience)
 	}
-	db := s.db(t)
+	db := s.DB(t)
 	id := func(n int) (id int64) {
-		require.NoError(t, db.QueryRowContext(ctx, fmt.Sprintf("SELECT id FROM %s WHERE uuid = '%s'", s.table("messages"), deliveries[n].Message.UUID)).Scan(&id))
+		require.NoError(t, db.QueryRowContext(ctx, fmt.Sprintf("SELECT id FROM %s WHERE uuid = '%s'", s.Table("messages"), deliveries[n].Message.UUID)).Scan(&id))
 		return id
 	}
 	c = conflicting{locked: id(1), awaited: id(4), beyond: id(5)}
@@ -145,19 +83,19 @@ func conflict(t *testing.T, s system, transport driver.Transport) (tx foreign, c
 	require.True(t, before.lock(id(0), ""))
 	require.True(t, tx.lock(c.awaited, ""))
 	require.NoError(t, deliveries[0].Settler.Ack())
-	s.waitBlocked(t, db, "DELETE") // the other acks wait behind it
+	s.WaitBlocked(t, db, "DELETE") // the other acks wait behind it
 	for _, d := range deliveries[1:] {
 		require.NoError(t, d.Settler.Ack())
 	}
 	require.NoError(t, before.Rollback())
 	require.Eventually(t, func() bool {
-		return count(t, db, "SELECT count(*) FROM "+s.table("messages")) == 5
-	}, patience, 10*time.Millisecond)
+		return sqltest.Count(t, db, "SELECT count(*) FROM "+s.Table("messages")) == 5
+	}, sqltest.Patience, 10*time.Millisecond)
 	require.Eventually(t, func() bool { // the ack has started, and runs until the locked message
 		probe := s.foreign(t, db)
 		free := probe.lock(c.locked, "SKIP LOCKED")
 		return assert.NoError(t, probe.Rollback()) && !free
-	}, patience, 10*time.Millisecond, "the ack has not locked anything")
+	}, sqltest.Patience, 10*time.Millisecond, "the ack has not locked anything")
 	return tx, c
 }
 
@@ -166,9 +104,9 @@ type conflicting struct{ locked, awaited, beyond int64 }
 
 func requireAllHandled(t *testing.T, s system) {
 	t.Helper()
-	db := s.db(t)
-	require.Eventually(t, func() bool { return count(t, db, "SELECT count(*) FROM "+s.table("messages")) == 0 },
-		patience, 10*time.Millisecond, "the acks were lost")
+	db := s.DB(t)
+	require.Eventually(t, func() bool { return sqltest.Count(t, db, "SELECT count(*) FROM "+s.Table("messages")) == 0 },
+		sqltest.Patience, 10*time.Millisecond, "the acks were lost")
 }
 
 // TestDeadlock checks that an ack is retried after a deadlock with a foreign transaction. The ack is the last of
@@ -178,14 +116,14 @@ func TestDeadlock(t *testing.T) {
 	for name, open := range map[string]func(testing.TB) system{"postgres": onPostgres, "mysql": onMySQL} {
 		t.Run(name, func(t *testing.T) {
 			s := open(t)
-			transport := s.start(t)
-			db := s.db(t)
-			if s.cfg.Dialect == sql.MySQL {
-				run(t, db, "CREATE TABLE heavy (id INT PRIMARY KEY)")
+			transport := s.Start(t)
+			db := s.DB(t)
+			if s.Config.Dialect == sql.MySQL {
+				sqltest.Run(t, db, "CREATE TABLE heavy (id INT PRIMARY KEY)")
 			}
 			gate, ids := conflict(t, s, transport)
 			tx := s.foreign(t, db)
-			if s.cfg.Dialect == sql.MySQL { // InnoDB rolls back the transaction with fewer changes
+			if s.Config.Dialect == sql.MySQL { // InnoDB rolls back the transaction with fewer changes
 				tx.run("INSERT INTO heavy VALUES (0)" + manyValues(500))
 			} else {
 				tx.run("SET LOCAL deadlock_timeout = '1min'")
@@ -193,7 +131,7 @@ func TestDeadlock(t *testing.T) {
 			require.True(t, tx.lock(ids.beyond, ""))
 			locked := make(chan bool, 1)
 			go func() { locked <- assert.NoError(t, tx.lockRow(ids.locked, "")) }()
-			s.waitBlocked(t, db, "SELECT id")
+			s.WaitBlocked(t, db, "SELECT id")
 			require.NoError(t, gate.Rollback()) // the ack continues to the row that tx has locked
 			require.True(t, <-locked)
 			require.NoError(t, tx.Rollback())
@@ -216,18 +154,18 @@ func TestSerializationFailure(t *testing.T) {
 	t.Parallel()
 	t.Run("of an ack", func(t *testing.T) {
 		s := onPostgres(t)
-		pool, failures := s.pool(t, "default_transaction_isolation", "serializable")
+		pool, failures := s.Pool(t, "default_transaction_isolation", "serializable")
 		tx, ids := conflict(t, s, s.onPool(t, pool))
-		tx.run(fmt.Sprintf("UPDATE %s SET first_at = first_at WHERE id = %d", s.table("messages"), ids.awaited))
+		tx.run(fmt.Sprintf("UPDATE %s SET first_at = first_at WHERE id = %d", s.Table("messages"), ids.awaited))
 		require.NoError(t, tx.Commit())
 		requireAllHandled(t, s)
-		require.Positive(t, failures.count("40001"))
+		require.Positive(t, failures.Count("40001"))
 	})
 	t.Run("under load", func(t *testing.T) {
 		s := onPostgres(t)
-		pool, failures := s.pool(t, "default_transaction_isolation", "serializable")
+		pool, failures := s.Pool(t, "default_transaction_isolation", "serializable")
 		one, other := s.onPool(t, pool), s.onPool(t, pool)
-		sub := subscription("shop.ledger", 4, "order.paid.v1")
+		sub := sqltest.Subscription("shop.ledger", 4, "order.paid.v1")
 		l, stop := load(t, one, one, sub)
 		l.join(t, other, sub)
 		l.waitAccepted(t, 1000)
@@ -235,26 +173,26 @@ func TestSerializationFailure(t *testing.T) {
 		_, missing, twice := l.balance()
 		require.Zero(t, missing)
 		require.Zero(t, twice)
-		t.Logf("%d serialization failures", failures.count("40001"))
+		t.Logf("%d serialization failures", failures.Count("40001"))
 	})
 }
 
 // TestStatementTimeout checks that statements are retried that the server cancels while the table is locked.
 func TestStatementTimeout(t *testing.T) {
 	t.Parallel()
-	sub := subscription("shop.ledger", 4, "order.paid.v1")
+	sub := sqltest.Subscription("shop.ledger", 4, "order.paid.v1")
 	t.Run("postgres", func(t *testing.T) {
 		s := onPostgres(t)
-		closeNow(t, s.open(t)) // creates the tables without the timeout
-		pool, failures := s.pool(t, "statement_timeout", "100")
+		sqltest.CloseNow(t, s.Open(t)) // creates the tables without the timeout
+		pool, failures := s.Pool(t, "statement_timeout", "100")
 		transport := s.onPool(t, pool)
 		l, stop := load(t, transport, transport, sub)
-		db := s.db(t)
+		db := s.DB(t)
 		for round := range 3 {
 			l.waitAccepted(t, 200*(round+1))
-			before, tx := failures.count("57014"), s.foreign(t, db)
-			tx.run("LOCK TABLE " + s.table("messages") + " IN ACCESS EXCLUSIVE MODE")
-			require.Eventually(t, func() bool { return failures.count("57014") > before+5 }, patience, 10*time.Millisecond)
+			before, tx := failures.Count("57014"), s.foreign(t, db)
+			tx.run("LOCK TABLE " + s.Table("messages") + " IN ACCESS EXCLUSIVE MODE")
+			require.Eventually(t, func() bool { return failures.Count("57014") > before+5 }, sqltest.Patience, 10*time.Millisecond)
 			require.NoError(t, tx.Rollback())
 		}
 		stop()
@@ -264,29 +202,29 @@ func TestStatementTimeout(t *testing.T) {
 	})
 	t.Run("mariadb", func(t *testing.T) {
 		s := onMySQL(t)
-		db := s.db(t)
+		db := s.DB(t)
 		var version string
-		require.NoError(t, db.QueryRowContext(testContext(t), "SELECT VERSION()").Scan(&version))
+		require.NoError(t, db.QueryRowContext(sqltest.Context(t), "SELECT VERSION()").Scan(&version))
 		if !strings.Contains(version, "MariaDB") {
 			t.Skip("MySQL has a timeout for SELECT only")
 		}
-		closeNow(t, s.open(t)) // creates the tables without the timeout
-		transport, err := sql.New(testContext(t), s.stdPool(t, "max_statement_time", "0.1"), s.cfg)
+		sqltest.CloseNow(t, s.Open(t)) // creates the tables without the timeout
+		transport, err := sql.New(sqltest.Context(t), s.stdPool(t, "max_statement_time", "0.1"), s.Config)
 		require.NoError(t, err)
-		t.Cleanup(func() { closeNow(t, transport) })
+		t.Cleanup(func() { sqltest.CloseNow(t, transport) })
 		l, stop := load(t, transport, transport, sub)
 		exceeded := func() int {
-			return count(t, db, "SELECT variable_value FROM information_schema.global_status WHERE variable_name = 'Max_statement_time_exceeded'")
+			return sqltest.Count(t, db, "SELECT variable_value FROM information_schema.global_status WHERE variable_name = 'Max_statement_time_exceeded'")
 		}
 		for round := range 3 {
 			l.waitAccepted(t, 200*(round+1))
 			before := exceeded()
-			conn, err := db.Conn(testContext(t))
+			conn, err := db.Conn(sqltest.Context(t))
 			require.NoError(t, err)
-			_, err = conn.ExecContext(testContext(t), "LOCK TABLES leat_messages WRITE")
+			_, err = conn.ExecContext(sqltest.Context(t), "LOCK TABLES leat_messages WRITE")
 			require.NoError(t, err)
-			require.Eventually(t, func() bool { return exceeded() > before+5 }, patience, 10*time.Millisecond)
-			_, err = conn.ExecContext(testContext(t), "UNLOCK TABLES")
+			require.Eventually(t, func() bool { return exceeded() > before+5 }, sqltest.Patience, 10*time.Millisecond)
+			_, err = conn.ExecContext(sqltest.Context(t), "UNLOCK TABLES")
 			require.NoError(t, err)
 			require.NoError(t, conn.Close())
 		}
@@ -299,7 +237,7 @@ func TestStatementTimeout(t *testing.T) {
 
 // stdPool returns a pool of a user on MySQL with settings of the server.
 func (s system) stdPool(t testing.TB, settings ...string) *stdsql.DB {
-	cfg, err := mysql.ParseDSN(s.dsn(t))
+	cfg, err := mysql.ParseDSN(s.DSN(t))
 	require.NoError(t, err)
 	cfg.Params = map[string]string{}
 	for i := 0; i < len(settings); i += 2 {

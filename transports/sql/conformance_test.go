@@ -1,19 +1,18 @@
 package sql_test
 
 import (
-	"context"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/ThreeDotsLabs/watermill/pubsub/tests"
-	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports/sql"
+	"github.com/leatbus/leat/transports/sql/internal/sqltest"
 	"github.com/leatbus/leat/transports/transporttest"
 )
 
@@ -29,13 +28,13 @@ func TestConformance(t *testing.T) {
 				if instances++; overPool != nil && instances%2 == 0 {
 					return overPool(t)
 				}
-				return s.open(t)
+				return s.Open(t)
 			},
-			Operator: func(t testing.TB) driver.Transport { return owner.open(t) },
-			URL:      s.url,
-			OpenURL:  openURL,
+			Operator: func(t testing.TB) driver.Transport { return owner.Open(t) },
+			URL:      s.URL,
+			OpenURL:  sqltest.OpenURL,
 
-			Patience: patience,
+			Patience: sqltest.Patience,
 		})
 	})
 }
@@ -48,7 +47,7 @@ func TestWatermillSuite(t *testing.T) {
 		// subscribers each.
 		var transports [3]driver.Transport
 		for i := range transports {
-			transports[i] = s.start(t)
+			transports[i] = s.Start(t)
 		}
 		var n atomic.Int32
 		open := func(_ *testing.T, group string) (message.Publisher, message.Subscriber) {
@@ -61,14 +60,8 @@ func TestWatermillSuite(t *testing.T) {
 				GuaranteedOrder:                     false, // with competing consumers
 				GuaranteedOrderWithSingleSubscriber: true,
 				Persistent:                          true,
-				ForceShort:                          s.cfg.Dialect == sql.SQLite, // a larger size tests nothing more in one process
+				ForceShort:                          s.Config.Dialect == sql.SQLite, // a larger size tests nothing more in one process
 			}, func(t *testing.T) (message.Publisher, message.Subscriber) { return open(t, "test") }, open)
 		})
 	})
-}
-
-func closeNow(t testing.TB, transport driver.Transport) {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	require.NoError(t, transport.Close(ctx))
 }

@@ -23,11 +23,11 @@
 // # Outbox and inbox
 //
 // [Bus.InTx] publishes in the user's transaction. If the bus's transport uses the database of that
-// transaction, the messages are inserted for their groups directly. Otherwise an [Outbox] stores them in these
+// transaction, the messages are inserted for their groups directly. Otherwise an [outbox.Outbox] stores them in these
 // tables, in a group of its own. Its relay is a consumer of that group: it publishes the messages in batches to
 // the bus's transport, those of one key in order, and acks the ones that the transport has accepted. Leases,
 // any number of relays, order by key, late commits, delays and the poison queue work as in every group. An
-// [Inbox] is for the consuming side: the handler's transaction also records the message, so that its effects
+// [inbox.Inbox] is for the consuming side: the handler's transaction also records the message, so that its effects
 // happen once.
 //
 // The transaction itself sends no notification: a NOTIFY in it would serialize all commits of the
@@ -133,4 +133,6 @@
 // A group without consumers keeps its messages and its topics until an operator deletes it with leat groups rm.
 //
 // [Bus.InTx]: https://pkg.go.dev/github.com/leatbus/leat/bus#Bus.InTx
+// [outbox.Outbox]: https://pkg.go.dev/github.com/leatbus/leat/transports/sql/outbox#Outbox
+// [inbox.Inbox]: https://pkg.go.dev/github.com/leatbus/leat/transports/sql/inbox#Inbox
 package sql

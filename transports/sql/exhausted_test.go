@@ -11,6 +11,7 @@ import (
 
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports/sql"
+	"github.com/leatbus/leat/transports/sql/internal/sqltest"
 )
 
 // TestExhaustedPool_leasesAreRenewed checks that leases are renewed although handlers use all connections of a pool
@@ -18,24 +19,24 @@ import (
 func TestExhaustedPool_leasesAreRenewed(t *testing.T) {
 	t.Parallel()
 	const lease = 30 * time.Second // a busy machine may renew it some seconds late
-	s, ctx := onPostgres(t), testContext(t)
-	shared, _ := s.pool(t)
+	s, ctx := onPostgres(t), sqltest.Context(t)
+	shared, _ := s.Pool(t)
 	cfg := shared.Config()
 	cfg.MaxConns = 2
 	pool, err := pgxpool.NewWithConfig(ctx, cfg)
 	require.NoError(t, err)
 	defer pool.Close()
 	var log testenv.Buffer
-	tables := s.cfg
+	tables := s.Config
 	tables.Lease, tables.Logger = lease, slog.New(slog.NewTextHandler(&log, nil))
 	transport, err := sql.NewPgx(ctx, pool, tables)
 	require.NoError(t, err)
-	defer closeNow(t, transport)
-	sub := subscription("shop.ledger", 1, "order.paid.v1")
+	defer sqltest.CloseNow(t, transport)
+	sub := sqltest.Subscription("shop.ledger", 1, "order.paid.v1")
 	feed, err := transport.Subscribe(ctx, sub)
 	require.NoError(t, err)
-	require.NoError(t, transport.Publish(ctx, "order.paid.v1", newMessage("order.paid.v1", "m")))
-	d := next(t, feed, patience)
+	require.NoError(t, transport.Publish(ctx, "order.paid.v1", sqltest.NewMessage("order.paid.v1", "m")))
+	d := sqltest.Next(t, feed, sqltest.Patience)
 
 	var held []*pgxpool.Conn
 	for range 2 {
@@ -43,9 +44,9 @@ func TestExhaustedPool_leasesAreRenewed(t *testing.T) {
 		require.NoError(t, err)
 		held = append(held, conn)
 	}
-	other, err := s.start(t, "lease", lease.String()).Subscribe(ctx, sub)
+	other, err := s.Start(t, "lease", lease.String()).Subscribe(ctx, sub)
 	require.NoError(t, err)
-	s.awaitRenewal(t, s.db(t), "m")
+	s.awaitRenewal(t, s.DB(t), "m")
 	waiting, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
 	defer cancel()
 	_, err = other.Next(waiting)

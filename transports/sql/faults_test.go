@@ -23,6 +23,7 @@ import (
 
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/sql"
+	"github.com/leatbus/leat/transports/sql/internal/sqltest"
 	"github.com/leatbus/leat/transports/transporttest"
 )
 
@@ -30,33 +31,33 @@ import (
 // MariaDB by a crash: clients lose their connections and their open transactions.
 func TestServer_isRestarted(t *testing.T) {
 	t.Parallel()
-	restarted := func(t *testing.T, server *private, how syscall.Signal) {
+	restarted := func(t *testing.T, server *sqltest.Private, how syscall.Signal) {
 		t.Parallel()
 		transporttest.Run(t, transporttest.Harness{
-			Open:    func(t testing.TB) driver.Transport { return server.system().open(t) },
-			URL:     server.url,
-			OpenURL: openURL,
+			Open:    func(t testing.TB) driver.Transport { return server.System().Open(t) },
+			URL:     server.URL,
+			OpenURL: sqltest.OpenURL,
 			Restart: func(t testing.TB) {
-				server.stop(t, how)
-				server.start(t)
+				server.Stop(t, how)
+				server.Start(t)
 			},
 			OnlyRestart: true,
 		})
 	}
-	t.Run("postgres", func(t *testing.T) { restarted(t, newPrivatePostgres(t), syscall.SIGQUIT) })
-	t.Run("mariadb", func(t *testing.T) { restarted(t, newPrivateMariaDB(t), syscall.SIGKILL) })
+	t.Run("postgres", func(t *testing.T) { restarted(t, sqltest.NewPrivatePostgres(t), syscall.SIGQUIT) })
+	t.Run("mariadb", func(t *testing.T) { restarted(t, sqltest.NewPrivateMariaDB(t), syscall.SIGKILL) })
 }
 
 func TestConnections_terminatedUnderLoad(t *testing.T) {
 	t.Parallel()
 	s := onPostgres(t)
-	name := "leat_" + s.cfg.Schema
-	transport := s.start(t, "application_name", name)
-	l, stop := load(t, transport, transport, subscription("shop.ledger", 4, "order.paid.v1"))
-	db := s.db(t)
+	name := "leat_" + s.Config.Schema
+	transport := s.Start(t, "application_name", name)
+	l, stop := load(t, transport, transport, sqltest.Subscription("shop.ledger", 4, "order.paid.v1"))
+	db := s.DB(t)
 	for round := range 5 {
 		l.waitAccepted(t, (round+1)*200)
-		run(t, db, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1`, name)
+		sqltest.Run(t, db, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1`, name)
 	}
 	stop()
 	accepted, missing, twice := l.balance()
@@ -67,9 +68,9 @@ func TestConnections_terminatedUnderLoad(t *testing.T) {
 func TestConnections_killedUnderLoadOnMySQL(t *testing.T) {
 	t.Parallel()
 	s := onMySQL(t)
-	transport := s.start(t)
-	l, stop := load(t, transport, transport, subscription("shop.ledger", 4, "order.paid.v1"))
-	db := s.db(t)
+	transport := s.Start(t)
+	l, stop := load(t, transport, transport, sqltest.Subscription("shop.ledger", 4, "order.paid.v1"))
+	db := s.DB(t)
 	for round := range 3 {
 		l.waitAccepted(t, (round+1)*200)
 		killConnections(t, db)
@@ -81,7 +82,7 @@ func TestConnections_killedUnderLoadOnMySQL(t *testing.T) {
 }
 
 func killConnections(t *testing.T, db *stdsql.DB) {
-	rows, err := db.QueryContext(testContext(t), `SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()`)
+	rows, err := db.QueryContext(sqltest.Context(t), `SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()`)
 	require.NoError(t, err)
 	defer rows.Close()
 	var ids []int64
@@ -92,15 +93,15 @@ func killConnections(t *testing.T, db *stdsql.DB) {
 	}
 	require.NoError(t, rows.Err())
 	for _, id := range ids {
-		_, _ = db.ExecContext(testContext(t), fmt.Sprintf("KILL %d", id)) // the connection may have ended
+		_, _ = db.ExecContext(sqltest.Context(t), fmt.Sprintf("KILL %d", id)) // the connection may have ended
 	}
 }
 
 func TestServer_isReadOnlyForAWhile(t *testing.T) {
 	t.Parallel()
 	readOnly := func(t *testing.T, s system, on, off func()) {
-		transport := s.start(t)
-		l, stop := load(t, transport, transport, subscription("shop.ledger", 2, "order.paid.v1"))
+		transport := s.Start(t)
+		l, stop := load(t, transport, transport, sqltest.Subscription("shop.ledger", 2, "order.paid.v1"))
 		l.waitAccepted(t, 100)
 		on()
 		before := -1
@@ -108,7 +109,7 @@ func TestServer_isReadOnlyForAWhile(t *testing.T) {
 			last := before
 			before, _, _ = l.balance()
 			return before == last
-		}, patience, 200*time.Millisecond, "the server is not read-only")
+		}, sqltest.Patience, 200*time.Millisecond, "the server is not read-only")
 		off()
 		l.waitAccepted(t, before+100)
 		stop()
@@ -116,42 +117,42 @@ func TestServer_isReadOnlyForAWhile(t *testing.T) {
 		require.Zero(t, missing)
 	}
 	t.Run("postgres", func(t *testing.T) {
-		server := newPrivatePostgres(t)
-		readOnly(t, server.system(), func() {
-			server.run(t, `ALTER SYSTEM SET default_transaction_read_only = on`)
-			server.run(t, `SELECT pg_reload_conf()`)
+		server := sqltest.NewPrivatePostgres(t)
+		readOnly(t, system{server.System()}, func() {
+			server.Run(t, `ALTER SYSTEM SET default_transaction_read_only = on`)
+			server.Run(t, `SELECT pg_reload_conf()`)
 		}, func() {
-			server.run(t, `ALTER SYSTEM RESET default_transaction_read_only`)
-			server.run(t, `SELECT pg_reload_conf()`)
+			server.Run(t, `ALTER SYSTEM RESET default_transaction_read_only`)
+			server.Run(t, `SELECT pg_reload_conf()`)
 		})
 	})
 	t.Run("mariadb", func(t *testing.T) {
-		server := newPrivateMariaDB(t)
-		server.run(t, `CREATE USER service@'%' IDENTIFIED BY 'leat'`) // root may write to a read-only server
-		server.run(t, `GRANT ALL ON test.* TO service@'%'`)
-		s := server.system()
-		s.url = as(t, s.url, "service")
-		readOnly(t, s, func() { server.run(t, `SET GLOBAL read_only = ON`) }, func() { server.run(t, `SET GLOBAL read_only = OFF`) })
+		server := sqltest.NewPrivateMariaDB(t)
+		server.Run(t, `CREATE USER service@'%' IDENTIFIED BY 'leat'`) // root may write to a read-only server
+		server.Run(t, `GRANT ALL ON test.* TO service@'%'`)
+		s := system{server.System()}
+		s.URL = as(t, s.URL, "service")
+		readOnly(t, s, func() { server.Run(t, `SET GLOBAL read_only = ON`) }, func() { server.Run(t, `SET GLOBAL read_only = OFF`) })
 	})
 }
 
 // TestServer_failsOverToAStandby kills the primary under load and promotes its standby. The URL has both.
 func TestServer_failsOverToAStandby(t *testing.T) {
 	t.Parallel()
-	primary := newPrivatePostgres(t)
-	standby := primary.standby(t)
-	both, err := url.Parse(primary.url)
+	primary := sqltest.NewPrivatePostgres(t)
+	standby := primary.Standby(t)
+	both, err := url.Parse(primary.URL)
 	require.NoError(t, err)
-	other, err := url.Parse(standby.url)
+	other, err := url.Parse(standby.URL)
 	require.NoError(t, err)
 	both.Host += "," + other.Host
-	s := system{url: withOption(t, both.String(), "target_session_attrs", "read-write")}
-	transport := s.start(t)
-	l, stop := load(t, transport, transport, subscription("shop.ledger", 4, "order.paid.v1"))
+	s := system{sqltest.System{URL: sqltest.WithOption(t, both.String(), "target_session_attrs", "read-write")}}
+	transport := s.Start(t)
+	l, stop := load(t, transport, transport, sqltest.Subscription("shop.ledger", 4, "order.paid.v1"))
 	l.waitAccepted(t, 300)
-	primary.stop(t, syscall.SIGQUIT)
+	primary.Stop(t, syscall.SIGQUIT)
 	accepted, _, _ := l.balance()
-	standby.run(t, `SELECT pg_promote()`)
+	standby.Run(t, `SELECT pg_promote()`)
 	l.waitAccepted(t, accepted+300)
 	stop()
 	accepted, missing, twice := l.balance()
@@ -162,17 +163,17 @@ func TestServer_failsOverToAStandby(t *testing.T) {
 // TestPublish_waitsWithinItsContext checks that Publish ends with its context, and that the error has the database's last one.
 func TestPublish_waitsWithinItsContext(t *testing.T) {
 	t.Parallel()
-	server := newPrivatePostgres(t)
-	transport := server.system().start(t)
-	_, err := transport.Subscribe(testContext(t), subscription("shop.ledger", 1, "order.paid.v1"))
+	server := sqltest.NewPrivatePostgres(t)
+	transport := server.System().Start(t)
+	_, err := transport.Subscribe(sqltest.Context(t), sqltest.Subscription("shop.ledger", 1, "order.paid.v1"))
 	require.NoError(t, err)
-	server.stop(t, syscall.SIGINT)
-	ctx, cancel := context.WithTimeout(testContext(t), 300*time.Millisecond)
+	server.Stop(t, syscall.SIGINT)
+	ctx, cancel := context.WithTimeout(sqltest.Context(t), 300*time.Millisecond)
 	defer cancel()
-	err = transport.Publish(ctx, "order.paid.v1", newMessage("order.paid.v1", "m"))
+	err = transport.Publish(ctx, "order.paid.v1", sqltest.NewMessage("order.paid.v1", "m"))
 	require.ErrorIs(t, err, context.DeadlineExceeded)
-	server.start(t)
-	require.NoError(t, transport.Publish(testContext(t), "order.paid.v1", newMessage("order.paid.v1", "m")))
+	server.Start(t)
+	require.NoError(t, transport.Publish(sqltest.Context(t), "order.paid.v1", sqltest.NewMessage("order.paid.v1", "m")))
 }
 
 // foreignVariable is how long TestInTx_openTransactionDelaysNothing keeps its transaction open; with 30s no timeout
@@ -191,27 +192,27 @@ func TestInTx_openTransactionDelaysNothing(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := on(t)
-			transport := s.start(t)
-			ctx, cancel := context.WithTimeout(context.Background(), open+patience)
+			transport := s.Start(t)
+			ctx, cancel := context.WithTimeout(context.Background(), open+sqltest.Patience)
 			defer cancel()
-			feed, err := transport.Subscribe(ctx, subscription("shop.ledger", 1, "order.paid.v1"))
+			feed, err := transport.Subscribe(ctx, sqltest.Subscription("shop.ledger", 1, "order.paid.v1"))
 			require.NoError(t, err)
 			before := latencies(t, transport, feed, time.Second)
 
-			tx := begin(t, s.db(t), stdsql.LevelRepeatableRead)
-			publishInTx(t, tx, s.cfg, "order.paid.v1", newMessage("order.paid.v1", "foreign"))
-			newcomer := s.start(t)
+			tx := sqltest.Begin(t, s.DB(t), stdsql.LevelRepeatableRead)
+			publishInTx(t, tx, s.Config, "order.paid.v1", sqltest.NewMessage("order.paid.v1", "foreign"))
+			newcomer := s.Start(t)
 			subscribed := make(chan error, 1)
 			go func() {
-				_, err := newcomer.Subscribe(ctx, subscription("shop.newcomer", 1, "order.new.v1"))
+				_, err := newcomer.Subscribe(ctx, sqltest.Subscription("shop.newcomer", 1, "order.new.v1"))
 				subscribed <- err
 			}()
-			if s.cfg.Dialect == sql.Postgres { // on MySQL it waits; see the package's documentation
+			if s.Config.Dialect == sql.Postgres { // on MySQL it waits; see the package's documentation
 				require.NoError(t, <-subscribed)
 				close(subscribed)
 			}
 			during := latencies(t, transport, feed, open)
-			again, err := s.start(t).Subscribe(ctx, subscription("shop.ledger", 1, "order.paid.v1"))
+			again, err := s.Start(t).Subscribe(ctx, sqltest.Subscription("shop.ledger", 1, "order.paid.v1"))
 			require.NoError(t, err, "start an instance meanwhile")
 			require.NoError(t, again.Close(ctx))
 			t.Logf("best %s, p50 %s; with the transaction open %s, %s", before[0], before[1], during[0], during[1])
@@ -219,7 +220,7 @@ func TestInTx_openTransactionDelaysNothing(t *testing.T) {
 
 			require.NoError(t, tx.Commit())
 			require.NoError(t, <-subscribed)
-			d := next(t, feed, patience)
+			d := sqltest.Next(t, feed, sqltest.Patience)
 			require.Equal(t, "foreign", driver.MessageID(d.Message))
 			require.NoError(t, d.Settler.Ack())
 		})
@@ -232,12 +233,12 @@ func latencies(t *testing.T, transport driver.Transport, feed driver.Receiver, s
 	for i, end := 0, time.Now().Add(span); i < 20 || time.Now().Before(end); i++ {
 		id := fmt.Sprintf("m-%d", i)
 		began := time.Now()
-		require.NoError(t, transport.Publish(testContext(t), "order.paid.v1", newMessage("order.paid.v1", id)))
-		d := next(t, feed, patience)
+		require.NoError(t, transport.Publish(sqltest.Context(t), "order.paid.v1", sqltest.NewMessage("order.paid.v1", id)))
+		d := sqltest.Next(t, feed, sqltest.Patience)
 		all = append(all, time.Since(began))
 		require.Equal(t, id, driver.MessageID(d.Message))
 		require.NoError(t, d.Settler.Ack())
-		pace(testContext(t))
+		sqltest.Pace(sqltest.Context(t))
 	}
 	slices.Sort(all)
 	return [2]time.Duration{all[0], all[len(all)/2]}
@@ -250,21 +251,21 @@ func TestOpen_manyInstancesAtOnce(t *testing.T) {
 		errs := make([]error, n)
 		var wg sync.WaitGroup
 		for i := range transports {
-			wg.Go(func() { transports[i], errs[i] = openURL(testContext(t), s.url) })
+			wg.Go(func() { transports[i], errs[i] = sqltest.OpenURL(sqltest.Context(t), s.URL) })
 		}
 		wg.Wait()
 		require.NoError(t, errors.Join(errs...))
 		for _, transport := range transports {
-			closeNow(t, transport)
+			sqltest.CloseNow(t, transport)
 		}
-		version, err := sql.MigrationStatus(testContext(t), s.db(t), s.cfg)
+		version, err := sql.MigrationStatus(sqltest.Context(t), s.DB(t), s.Config)
 		require.NoError(t, err)
 		require.Equal(t, sql.SchemaVersion, version)
 	}
-	t.Run("postgres", func(t *testing.T) { start(t, newPrivatePostgres(t).system(), 50) })
+	t.Run("postgres", func(t *testing.T) { start(t, system{sqltest.NewPrivatePostgres(t).System()}, 50) })
 	t.Run("mariadb", func(t *testing.T) { // a server of its own, since it uses all connections
-		s := newPrivateMariaDB(t).system()
-		s.cfg.Dialect = sql.MySQL
+		s := system{sqltest.NewPrivateMariaDB(t).System()}
+		s.Config.Dialect = sql.MySQL
 		start(t, s, 50)
 	})
 	t.Run("sqlite", func(t *testing.T) { start(t, onSQLite(t), 50) })
@@ -272,31 +273,31 @@ func TestOpen_manyInstancesAtOnce(t *testing.T) {
 
 func TestServer_dumpIsRestored(t *testing.T) {
 	t.Parallel()
-	dump, psql := program(t, "postgres", "pg_dump"), program(t, "postgres", "psql")
-	old, fresh := newPrivatePostgres(t), newPrivatePostgres(t)
+	dump, psql := sqltest.Program(t, "postgres", "pg_dump"), sqltest.Program(t, "postgres", "psql")
+	old, fresh := sqltest.NewPrivatePostgres(t), sqltest.NewPrivatePostgres(t)
 	for range 100 { // advances the old server's transaction ids
-		old.run(t, `SELECT pg_current_xact_id()`)
+		old.Run(t, `SELECT pg_current_xact_id()`)
 	}
-	first := old.system().open(t)
-	ctx := testContext(t)
-	feed, err := first.Subscribe(ctx, subscription("shop.ledger", 1, "order.>"))
+	first := old.System().Open(t)
+	ctx := sqltest.Context(t)
+	feed, err := first.Subscribe(ctx, sqltest.Subscription("shop.ledger", 1, "order.>"))
 	require.NoError(t, err)
 	for i := range 20 {
-		require.NoError(t, first.Publish(ctx, "order.paid.v1", newMessage("order.paid.v1", fmt.Sprintf("m-%d", i))))
+		require.NoError(t, first.Publish(ctx, "order.paid.v1", sqltest.NewMessage("order.paid.v1", fmt.Sprintf("m-%d", i))))
 	}
-	require.NoError(t, next(t, feed, patience).Settler.Redeliver(10*time.Millisecond))
-	closeNow(t, first)
-	restore := exec.Command("sh", "-c", fmt.Sprintf("%s '%s' | %s -q -v ON_ERROR_STOP=1 '%s'", dump, old.url, psql, fresh.url))
+	require.NoError(t, sqltest.Next(t, feed, sqltest.Patience).Settler.Redeliver(10*time.Millisecond))
+	sqltest.CloseNow(t, first)
+	restore := exec.Command("sh", "-c", fmt.Sprintf("%s '%s' | %s -q -v ON_ERROR_STOP=1 '%s'", dump, old.URL, psql, fresh.URL))
 	out, err := restore.CombinedOutput()
 	require.NoError(t, err, string(out))
 
-	second := fresh.system().start(t)
-	feed, err = second.Subscribe(ctx, subscription("shop.ledger", 1, "order.>"))
+	second := fresh.System().Start(t)
+	feed, err = second.Subscribe(ctx, sqltest.Subscription("shop.ledger", 1, "order.>"))
 	require.NoError(t, err)
-	require.NoError(t, second.Publish(ctx, "order.paid.v1", newMessage("order.paid.v1", "after")))
+	require.NoError(t, second.Publish(ctx, "order.paid.v1", sqltest.NewMessage("order.paid.v1", "after")))
 	seen := map[string]int{}
 	for range 21 {
-		d := next(t, feed, patience)
+		d := sqltest.Next(t, feed, sqltest.Patience)
 		seen[driver.MessageID(d.Message)]++
 		require.NoError(t, d.Settler.Ack())
 	}
@@ -305,20 +306,20 @@ func TestServer_dumpIsRestored(t *testing.T) {
 
 func TestServer_diskIsFull(t *testing.T) {
 	t.Parallel()
-	ctx := testContext(t)
+	ctx := sqltest.Context(t)
 	db, err := stdsql.Open("sqlite", "file:"+filepath.Join(t.TempDir(), "small.db")+"?_pragma=busy_timeout(5000)&_pragma=journal_mode(WAL)&_txlock=immediate")
 	require.NoError(t, err)
 	defer func() { require.NoError(t, db.Close()) }()
 	db.SetMaxOpenConns(1)
 	transport, err := sql.New(ctx, db, sql.Config{Dialect: sql.SQLite})
 	require.NoError(t, err)
-	defer closeNow(t, transport)
-	feed, err := transport.Subscribe(ctx, subscription("shop.ledger", 1, "order.paid.v1"))
+	defer sqltest.CloseNow(t, transport)
+	feed, err := transport.Subscribe(ctx, sqltest.Subscription("shop.ledger", 1, "order.paid.v1"))
 	require.NoError(t, err)
-	run(t, db, "PRAGMA max_page_count = 60")
+	sqltest.Run(t, db, "PRAGMA max_page_count = 60")
 	accepted := 0
 	for err == nil {
-		msg := newMessage("order.paid.v1", fmt.Sprintf("m-%d", accepted))
+		msg := sqltest.NewMessage("order.paid.v1", fmt.Sprintf("m-%d", accepted))
 		msg.Payload = make([]byte, 8<<10)
 		if err = transport.Publish(ctx, "order.paid.v1", msg); err == nil {
 			accepted++
@@ -326,10 +327,10 @@ func TestServer_diskIsFull(t *testing.T) {
 		require.Less(t, accepted, 100)
 	}
 	require.ErrorContains(t, err, "full")
-	run(t, db, "PRAGMA max_page_count = 1000") // the disk has space again
-	require.NoError(t, transport.Publish(ctx, "order.paid.v1", newMessage("order.paid.v1", "after")))
+	sqltest.Run(t, db, "PRAGMA max_page_count = 1000") // the disk has space again
+	require.NoError(t, transport.Publish(ctx, "order.paid.v1", sqltest.NewMessage("order.paid.v1", "after")))
 	for range accepted + 1 {
-		require.NoError(t, next(t, feed, patience).Settler.Ack())
+		require.NoError(t, sqltest.Next(t, feed, sqltest.Patience).Settler.Ack())
 	}
 }
 
@@ -340,19 +341,19 @@ const childVariable = "LEAT_SQL_TEST_CHILD"
 // their attempts counted, and no others are.
 func TestLease_killedConsumersMessagesAreRedelivered(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
-		transport := s.start(t) // with a lease that is long enough for a busy machine
-		ctx := testContext(t)
-		sub := subscription("shop.ledger", 3, "order.paid.v1")
+		transport := s.Start(t) // with a lease that is long enough for a busy machine
+		ctx := sqltest.Context(t)
+		sub := sqltest.Subscription("shop.ledger", 3, "order.paid.v1")
 		feed, err := transport.Subscribe(ctx, sub)
 		require.NoError(t, err)
 		for i := range 10 {
-			require.NoError(t, transport.Publish(ctx, "order.paid.v1", newMessage("order.paid.v1", fmt.Sprintf("m-%d", i))))
+			require.NoError(t, transport.Publish(ctx, "order.paid.v1", sqltest.NewMessage("order.paid.v1", fmt.Sprintf("m-%d", i))))
 		}
-		taken := startAndKill(t, withOption(t, s.url, "lease", "10s")) // a shorter one may expire before it is killed
+		taken := startAndKill(t, sqltest.WithOption(t, s.URL, "lease", "10s")) // a shorter one may expire before it is killed
 		require.Len(t, taken, 3)
 		attempts := map[string]int{}
 		for range 10 {
-			d := next(t, feed, patience)
+			d := sqltest.Next(t, feed, sqltest.Patience)
 			attempts[driver.MessageID(d.Message)] = d.Attempt
 			require.NoError(t, d.Settler.Ack())
 		}
@@ -371,21 +372,21 @@ func TestLease_killedConsumersMessagesAreRedelivered(t *testing.T) {
 // the retry step can poison it.
 func TestLease_crashesCountAttempts(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
-		transport, ctx := s.start(t), testContext(t)
-		sub := subscription("shop.ledger", 3, "order.paid.v1")
+		transport, ctx := s.Start(t), sqltest.Context(t)
+		sub := sqltest.Subscription("shop.ledger", 3, "order.paid.v1")
 		feed, err := transport.Subscribe(ctx, sub)
 		require.NoError(t, err)
 		require.NoError(t, feed.Close(ctx))
 		require.NoError(t, transport.Publish(ctx, "order.paid.v1", newMessages(3)...))
 		const crashes = 4
 		for range crashes {
-			require.Len(t, startAndKill(t, withOption(t, s.url, "lease", "1h")), 3)
-			run(t, s.db(t), "UPDATE "+s.table("consumers")+" SET expires_at = 0") // its lease expires
+			require.Len(t, startAndKill(t, sqltest.WithOption(t, s.URL, "lease", "1h")), 3)
+			sqltest.Run(t, s.DB(t), "UPDATE "+s.Table("consumers")+" SET expires_at = 0") // its lease expires
 		}
 		feed, err = transport.Subscribe(ctx, sub)
 		require.NoError(t, err)
 		for range 3 {
-			d := next(t, feed, patience)
+			d := sqltest.Next(t, feed, sqltest.Patience)
 			require.Equal(t, crashes+1, d.Attempt)
 			require.NoError(t, d.Settler.Poison(ctx, driver.NewFault(d, errors.New("it kills"))))
 		}
@@ -423,7 +424,7 @@ func TestChild(t *testing.T) {
 	require.NoError(t, err)
 	transport, err := sql.Open(context.Background(), u)
 	require.NoError(t, err)
-	feed, err := transport.Subscribe(context.Background(), subscription("shop.ledger", 3, "order.paid.v1"))
+	feed, err := transport.Subscribe(context.Background(), sqltest.Subscription("shop.ledger", 3, "order.paid.v1"))
 	require.NoError(t, err)
 	for range 3 {
 		go func() {
@@ -440,25 +441,25 @@ func TestChild(t *testing.T) {
 func (s system) awaitRenewal(t *testing.T, db *stdsql.DB, uuid string) {
 	t.Helper()
 	expiry := func() int {
-		return count(t, db, fmt.Sprintf("SELECT c.expires_at FROM %s c JOIN %s m ON m.owner = c.id WHERE m.uuid = '%s'", s.table("consumers"), s.table("messages"), uuid))
+		return sqltest.Count(t, db, fmt.Sprintf("SELECT c.expires_at FROM %s c JOIN %s m ON m.owner = c.id WHERE m.uuid = '%s'", s.Table("consumers"), s.Table("messages"), uuid))
 	}
 	before := expiry()
-	require.Eventually(t, func() bool { return expiry() > before }, patience, 100*time.Millisecond, "the lease is not renewed")
+	require.Eventually(t, func() bool { return expiry() > before }, sqltest.Patience, 100*time.Millisecond, "the lease is not renewed")
 }
 
 // TestLease_isRenewed checks that a handler may take much longer than the lease.
 func TestLease_isRenewed(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
 		const lease = 45 * time.Second // a busy machine may renew it some seconds late
-		first, second := s.start(t, "lease", lease.String()), s.start(t, "lease", lease.String())
-		ctx := testContext(t)
-		slow, err := first.Subscribe(ctx, subscription("shop.ledger", 1, "order.paid.v1"))
+		first, second := s.Start(t, "lease", lease.String()), s.Start(t, "lease", lease.String())
+		ctx := sqltest.Context(t)
+		slow, err := first.Subscribe(ctx, sqltest.Subscription("shop.ledger", 1, "order.paid.v1"))
 		require.NoError(t, err)
-		require.NoError(t, first.Publish(ctx, "order.paid.v1", newMessage("order.paid.v1", "m")))
-		d := next(t, slow, patience)
-		other, err := second.Subscribe(ctx, subscription("shop.ledger", 1, "order.paid.v1"))
+		require.NoError(t, first.Publish(ctx, "order.paid.v1", sqltest.NewMessage("order.paid.v1", "m")))
+		d := sqltest.Next(t, slow, sqltest.Patience)
+		other, err := second.Subscribe(ctx, sqltest.Subscription("shop.ledger", 1, "order.paid.v1"))
 		require.NoError(t, err)
-		s.awaitRenewal(t, s.db(t), "m")
+		s.awaitRenewal(t, s.DB(t), "m")
 		waiting, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
 		defer cancel()
 		_, err = other.Next(waiting)
@@ -471,18 +472,18 @@ func TestLease_isRenewed(t *testing.T) {
 func TestConflicts_locksOfOthers(t *testing.T) {
 	t.Parallel()
 	s := onPostgres(t)
-	transport := s.start(t)
-	l, stop := load(t, transport, transport, subscription("shop.ledger", 4, "order.paid.v1"))
-	db := s.db(t)
-	table := pgx.Identifier{s.cfg.Schema, "leat_messages"}.Sanitize()
+	transport := s.Start(t)
+	l, stop := load(t, transport, transport, sqltest.Subscription("shop.ledger", 4, "order.paid.v1"))
+	db := s.DB(t)
+	table := pgx.Identifier{s.Config.Schema, "leat_messages"}.Sanitize()
 	for round := range 10 {
 		l.waitAccepted(t, (round+1)*50)
-		tx := begin(t, db, stdsql.LevelDefault)
-		_, err := tx.ExecContext(testContext(t), "SET LOCAL deadlock_timeout = '1min'") // so that a deadlock ends leat's transaction, not this one
+		tx := sqltest.Begin(t, db, stdsql.LevelDefault)
+		_, err := tx.ExecContext(sqltest.Context(t), "SET LOCAL deadlock_timeout = '1min'") // so that a deadlock ends leat's transaction, not this one
 		require.NoError(t, err)
-		_, err = tx.ExecContext(testContext(t), "SELECT id FROM "+table+" ORDER BY id DESC FOR UPDATE")
+		_, err = tx.ExecContext(sqltest.Context(t), "SELECT id FROM "+table+" ORDER BY id DESC FOR UPDATE")
 		require.NoError(t, err)
-		_, err = tx.ExecContext(testContext(t), `SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND state = 'active' AND query LIKE '%'||$1||'%'`, s.cfg.Schema)
+		_, err = tx.ExecContext(sqltest.Context(t), `SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND state = 'active' AND query LIKE '%'||$1||'%'`, s.Config.Schema)
 		require.NoError(t, err)
 		require.NoError(t, tx.Rollback())
 	}

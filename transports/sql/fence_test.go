@@ -7,6 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/sql/internal/sqltest"
 )
 
 // TestFence_growsWhenMessagesAreTakenFromAConsumerThatDoesNotKnow checks that the fencing number grows when a lease expires while
@@ -14,28 +15,28 @@ import (
 func TestFence_growsWhenMessagesAreTakenFromAConsumerThatDoesNotKnow(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
 		for _, order := range []driver.Order{driver.OrderedByKey, driver.OrderedStrictly} {
-			ctx, db := testContext(t), s.db(t)
-			sub := subscription(fmt.Sprintf("shop.ledger%d", order), 1, "order.paid.v1")
+			ctx, db := sqltest.Context(t), s.DB(t)
+			sub := sqltest.Subscription(fmt.Sprintf("shop.ledger%d", order), 1, "order.paid.v1")
 			sub.Order = order
-			late, other := s.start(t, "lease", "1h"), s.start(t, "lease", "1h")
+			late, other := s.Start(t, "lease", "1h"), s.Start(t, "lease", "1h")
 			lateFeed, err := late.Subscribe(ctx, sub)
 			require.NoError(t, err)
-			lease := count(t, db, fmt.Sprintf("SELECT c.id FROM %s c JOIN %s g ON g.id = c.group_id WHERE g.name = '%s'", s.table("consumers"), s.table("groups"), sub.Group))
+			lease := sqltest.Count(t, db, fmt.Sprintf("SELECT c.id FROM %s c JOIN %s g ON g.id = c.group_id WHERE g.name = '%s'", s.Table("consumers"), s.Table("groups"), sub.Group))
 			publishKeyed(t, late, "a/1")
-			d := next(t, lateFeed, patience)
+			d := sqltest.Next(t, lateFeed, sqltest.Patience)
 			require.Positive(t, d.Fence)
 			otherFeed, err := other.Subscribe(ctx, sub)
 			require.NoError(t, err)
 
-			run(t, db, fmt.Sprintf("UPDATE %s SET expires_at = 0 WHERE id = %d", s.table("consumers"), lease))
-			again := next(t, otherFeed, patience)
+			sqltest.Run(t, db, fmt.Sprintf("UPDATE %s SET expires_at = 0 WHERE id = %d", s.Table("consumers"), lease))
+			again := sqltest.Next(t, otherFeed, sqltest.Patience)
 			require.Equal(t, "a/1", driver.MessageID(again.Message))
 			require.Equal(t, 2, again.Attempt)
 			joined := d.Fence + 1
 			require.Greater(t, again.Fence, joined, "the other consumer has joined and claimed the message")
 			require.NoError(t, again.Settler.Ack())
 			publishKeyed(t, other, "a/2")
-			last := next(t, otherFeed, patience)
+			last := sqltest.Next(t, otherFeed, sqltest.Patience)
 			require.Equal(t, again.Fence, last.Fence, "the consumer is the same")
 			require.NoError(t, last.Settler.Ack())
 			require.NoError(t, lateFeed.Close(ctx))
@@ -47,15 +48,15 @@ func TestFence_growsWhenMessagesAreTakenFromAConsumerThatDoesNotKnow(t *testing.
 // TestFence_tablesThatAreOlderHaveNone checks that older tables work without fencing numbers.
 func TestFence_tablesThatAreOlderHaveNone(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
-		ctx := testContext(t)
-		s.makeVersion3(t, s.db(t))
-		transport := s.start(t)
-		sub := subscription("shop.ledger", 1, "order.paid.v1")
+		ctx := sqltest.Context(t)
+		s.makeVersion3(t, s.DB(t))
+		transport := s.Start(t)
+		sub := sqltest.Subscription("shop.ledger", 1, "order.paid.v1")
 		sub.Order = driver.OrderedByKey
 		feed, err := transport.Subscribe(ctx, sub)
 		require.NoError(t, err)
 		publishKeyed(t, transport, "a/1")
-		d := next(t, feed, patience)
+		d := sqltest.Next(t, feed, sqltest.Patience)
 		require.Zero(t, d.Fence)
 		require.NoError(t, d.Settler.Ack())
 	})

@@ -19,6 +19,7 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/middleware"
 	"github.com/leatbus/leat/transports/sql"
+	"github.com/leatbus/leat/transports/sql/internal/sqltest"
 )
 
 // A hostileRow is a row that another application has inserted.
@@ -30,14 +31,14 @@ type hostileRow struct {
 
 func (s system) insertHostile(t *testing.T, group string, lane int64, r hostileRow) {
 	marks := []any{"?", "?", "?"}
-	if s.cfg.Dialect == sql.Postgres {
+	if s.Config.Dialect == sql.Postgres {
 		marks = []any{"$1", "$2", "$3"}
 	}
 	query := fmt.Sprintf(`INSERT INTO %s (group_id, state, pos, lane, first_at, due_at, owner, attempt, topic, uuid, headers, payload)
 		SELECT id, %d, %d, %d, %d, %d, %d, %d, 'order.paid.v1', 'bad%d', `,
-		s.table("messages"), r.state, r.pos, lane, r.first, r.due, r.own, r.attempt, rand.Uint32())
-	query += fmt.Sprintf(`%s, %s FROM %s WHERE name = %s`, marks[0], marks[1], s.table("groups"), marks[2])
-	run(t, s.db(t), query, r.headers, r.payload, group)
+		s.Table("messages"), r.state, r.pos, lane, r.first, r.due, r.own, r.attempt, rand.Uint32())
+	query += fmt.Sprintf(`%s, %s FROM %s WHERE name = %s`, marks[0], marks[1], s.Table("groups"), marks[2])
+	sqltest.Run(t, s.DB(t), query, r.headers, r.payload, group)
 }
 
 // TestHostileRows_stopNobody checks that, whatever numbers, headers and payloads others insert, valid messages are handled
@@ -53,9 +54,9 @@ func TestHostileRows_stopNobody(t *testing.T) {
 	private := `{"leat_fault_failures":"9223372036854775807","leat_fault_failed_at":"0001-01-01T00:00:00Z","leat_fault_group":"other",
 		"leat_fault_due":"9999-12-31T23:59:59Z","leat_fault_waiting":"x","leat_instance":"x","leat_deliver_at":"x","leat_position":"1"}`
 	eachSystem(t, func(t *testing.T, s system) {
-		ctx := testContext(t)
+		ctx := sqltest.Context(t)
 		for _, order := range []driver.Order{driver.Unordered, driver.OrderedByKey} {
-			transport := s.start(t)
+			transport := s.Start(t)
 			b, err := bus.New(transport, bus.Config{Service: "shop", Stack: middleware.Standard(middleware.Config{}), Logger: slog.New(slog.DiscardHandler)})
 			require.NoError(t, err)
 			var handled, leaked atomic.Int64
@@ -78,7 +79,7 @@ func TestHostileRows_stopNobody(t *testing.T) {
 			}
 			require.NoError(t, b.Handle(h))
 			group := "shop." + h.Name
-			sub := subscription(group, 1, "order.paid.v1")
+			sub := sqltest.Subscription(group, 1, "order.paid.v1")
 			sub.Order, sub.Park = order, order == driver.OrderedByKey
 			feed, err := transport.Subscribe(ctx, sub) // creates the group
 			require.NoError(t, err)
@@ -124,7 +125,7 @@ func TestHostileRows_stopNobody(t *testing.T) {
 			for round := range good / 100 {
 				var msgs []*message.Message
 				for i := range 100 {
-					m := newMessage("order.paid.v1", fmt.Sprint("good", 100*round+i))
+					m := sqltest.NewMessage("order.paid.v1", fmt.Sprint("good", 100*round+i))
 					m.Metadata[driver.HeaderPartitionKey] = fmt.Sprint("key", i%10)
 					msgs = append(msgs, m)
 				}
@@ -132,7 +133,7 @@ func TestHostileRows_stopNobody(t *testing.T) {
 			}
 			queue := transport.PoisonQueue(group)
 			poisoned := 0
-			for deadline := time.Now().Add(patience); poisoned != len(rows) || handled.Load() < good; {
+			for deadline := time.Now().Add(sqltest.Patience); poisoned != len(rows) || handled.Load() < good; {
 				require.True(t, time.Now().Before(deadline), "the group stands still: %d of %d bad ones are poisoned, %d of %d good ones handled",
 					poisoned, len(rows), handled.Load(), good)
 				time.Sleep(20 * time.Millisecond)

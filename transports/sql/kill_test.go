@@ -18,28 +18,26 @@ import (
 
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/sql"
+	"github.com/leatbus/leat/transports/sql/internal/sqltest"
 )
 
 // workerVariable makes this program a worker that publishes and consumes until it is killed. It prints lines with
 // "ok" and "out" for accepted and handled messages.
 const workerVariable = "LEAT_SQL_TEST_WORKER"
 
-// killsVariable is how often TestTransport_survivesKills kills workers, for example 200 in a nightly run.
-const killsVariable = "LEAT_TEST_KILLS"
-
 // TestTransport_survivesKills repeatedly kills processes that publish and consume by key, and starts others. No message may be
 // lost, and no key may have two messages in flight.
 func TestTransport_survivesKills(t *testing.T) {
 	rounds := 10 // for each of two workers
-	if n, err := strconv.Atoi(os.Getenv(killsVariable)); err == nil {
+	if n, err := strconv.Atoi(os.Getenv(sqltest.KillsVariable)); err == nil {
 		rounds = (n + 1) / 2
 	}
 	eachSystem(t, func(t *testing.T, s system) {
-		raw := withOption(t, s.url, "lease", "1s")
-		transport := s.start(t, "lease", "1s")
-		sub := subscription("shop.ledger", 4, "order.paid.v1")
+		raw := sqltest.WithOption(t, s.URL, "lease", "1s")
+		transport := s.Start(t, "lease", "1s")
+		sub := sqltest.Subscription("shop.ledger", 4, "order.paid.v1")
 		sub.Order = driver.OrderedByKey
-		_, err := transport.Subscribe(testContext(t), sub) // creates the group; this receiver claims nothing
+		_, err := transport.Subscribe(sqltest.Context(t), sub) // creates the group; this receiver claims nothing
 		require.NoError(t, err)
 		l := newLedger()
 		var wg sync.WaitGroup
@@ -52,7 +50,7 @@ func TestTransport_survivesKills(t *testing.T) {
 		}
 		wg.Wait()
 
-		feed, err := transport.Subscribe(testContext(t), sub)
+		feed, err := transport.Subscribe(sqltest.Context(t), sub)
 		require.NoError(t, err)
 		for {
 			accepted, missing, twice := l.balance()
@@ -61,7 +59,7 @@ func TestTransport_survivesKills(t *testing.T) {
 				require.Greater(t, accepted, rounds)
 				return
 			}
-			d := next(t, feed, patience)
+			d := sqltest.Next(t, feed, sqltest.Patience)
 			l.handle(driver.MessageID(d.Message))
 			require.NoError(t, d.Settler.Ack())
 		}
@@ -105,7 +103,7 @@ func TestWorker(t *testing.T) {
 	require.NoError(t, err)
 	transport, err := sql.Open(ctx, u)
 	require.NoError(t, err)
-	sub := subscription("shop.ledger", 4, "order.paid.v1")
+	sub := sqltest.Subscription("shop.ledger", 4, "order.paid.v1")
 	sub.Order = driver.OrderedByKey
 	feed, err := transport.Subscribe(ctx, sub)
 	require.NoError(t, err)
@@ -122,7 +120,7 @@ func TestWorker(t *testing.T) {
 		}()
 	}
 	for i := 0; ; i++ {
-		msg := newMessage("order.paid.v1", fmt.Sprintf("%s-%d", name, i))
+		msg := sqltest.NewMessage("order.paid.v1", fmt.Sprintf("%s-%d", name, i))
 		msg.Metadata[driver.HeaderPartitionKey] = fmt.Sprintf("key-%d", i%5)
 		if transport.Publish(ctx, "order.paid.v1", msg) == nil {
 			fmt.Printf("ok %s\n", driver.MessageID(msg))
@@ -134,8 +132,8 @@ func TestWorker(t *testing.T) {
 // instances, while some fail and are redelivered.
 func TestKeyQueues_orderAcrossInstances(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
-		ctx := testContext(t)
-		sub := subscription("shop.ledger", 4, "order.paid.v1")
+		ctx := sqltest.Context(t)
+		sub := sqltest.Subscription("shop.ledger", 4, "order.paid.v1")
 		sub.Order = driver.OrderedByKey
 		const keys, each = 10, 15
 		var mu sync.Mutex
@@ -143,7 +141,7 @@ func TestKeyQueues_orderAcrossInstances(t *testing.T) {
 		var wg sync.WaitGroup
 		consuming, stop := context.WithCancel(ctx)
 		for range 3 {
-			feed, err := s.start(t).Subscribe(ctx, sub)
+			feed, err := s.Start(t).Subscribe(ctx, sub)
 			require.NoError(t, err)
 			for range sub.Concurrency {
 				wg.Go(func() {
@@ -174,11 +172,11 @@ func TestKeyQueues_orderAcrossInstances(t *testing.T) {
 				})
 			}
 		}
-		publisher := s.start(t)
+		publisher := s.Start(t)
 		want := map[string][]string{}
 		for i := range each {
 			for k := range keys {
-				msg := newMessage("order.paid.v1", fmt.Sprintf("%d/%03d", k, i))
+				msg := sqltest.NewMessage("order.paid.v1", fmt.Sprintf("%d/%03d", k, i))
 				key := fmt.Sprintf("key-%d", k)
 				msg.Metadata[driver.HeaderPartitionKey] = key
 				want[key] = append(want[key], msg.UUID)
@@ -193,7 +191,7 @@ func TestKeyQueues_orderAcrossInstances(t *testing.T) {
 				n += len(ids)
 			}
 			return n == keys*each
-		}, patience, 10*time.Millisecond)
+		}, sqltest.Patience, 10*time.Millisecond)
 		stop()
 		wg.Wait()
 		require.Equal(t, want, seen)

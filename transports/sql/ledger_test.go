@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/sql/internal/sqltest"
 )
 
 // A ledger records which messages were accepted and which were handled.
@@ -63,7 +64,7 @@ func (l *ledger) deliveries(id string) int {
 // handled.
 func load(t *testing.T, publisher, consumer driver.Transport, sub driver.Subscription) (l *ledger, stop func()) {
 	l = newLedger()
-	ctx, cancel := context.WithCancel(testContext(t))
+	ctx, cancel := context.WithCancel(sqltest.Context(t))
 	var wg sync.WaitGroup
 	feed, err := consumer.Subscribe(ctx, sub)
 	require.NoError(t, err)
@@ -76,12 +77,12 @@ func load(t *testing.T, publisher, consumer driver.Transport, sub driver.Subscri
 		publishers.Go(func() {
 			for i := 0; publishing.Err() == nil; i++ {
 				id := fmt.Sprintf("m-%d-%06d", p, i)
-				if err := publisher.Publish(ctx, sub.Topics[0], newMessage(sub.Topics[0], id)); err == nil {
+				if err := publisher.Publish(ctx, sub.Topics[0], sqltest.NewMessage(sub.Topics[0], id)); err == nil {
 					l.accept(id)
 				} else {
 					t.Errorf("publish %s: %v", id, err)
 				}
-				pace(ctx)
+				sqltest.Pace(ctx)
 			}
 		})
 	}
@@ -91,7 +92,7 @@ func load(t *testing.T, publisher, consumer driver.Transport, sub driver.Subscri
 		require.Eventually(t, func() bool {
 			_, missing, _ := l.balance()
 			return missing == 0
-		}, patience, 10*time.Millisecond, "messages are lost")
+		}, sqltest.Patience, 10*time.Millisecond, "messages are lost")
 		cancel()
 		wg.Wait()
 	})
@@ -99,53 +100,25 @@ func load(t *testing.T, publisher, consumer driver.Transport, sub driver.Subscri
 	return l, stop
 }
 
-// pace limits the rate of a load.
-func pace(ctx context.Context) {
-	select {
-	case <-time.After(time.Millisecond):
-	case <-ctx.Done():
-	}
-}
-
 func (l *ledger) waitAccepted(t *testing.T, n int) {
 	t.Helper()
 	require.Eventually(t, func() bool {
 		accepted, _, _ := l.balance()
 		return accepted >= n
-	}, patience, 5*time.Millisecond, "publishing stands still")
-}
-
-func subscription(group string, concurrency int, topics ...string) driver.Subscription {
-	return driver.Subscription{Group: group, Topics: topics, Known: topics, Concurrency: concurrency}
-}
-
-func newMessage(topic, id string) *message.Message {
-	msg := message.NewMessage(id, []byte(`{"id":"`+id+`"}`))
-	msg.Metadata = message.Metadata{driver.HeaderID: id, driver.HeaderType: topic}
-	return msg
-}
-
-// next returns the next delivery.
-func next(t testing.TB, feed driver.Receiver, within time.Duration) *driver.Delivery {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), within)
-	defer cancel()
-	d, err := feed.Next(ctx)
-	require.NoError(t, err)
-	return d
+	}, sqltest.Patience, 5*time.Millisecond, "publishing stands still")
 }
 
 func newMessages(n int) []*message.Message {
 	msgs := make([]*message.Message, n)
 	for i := range msgs {
-		msgs[i] = newMessage("order.paid.v1", fmt.Sprintf("m-%05d", i))
+		msgs[i] = sqltest.NewMessage("order.paid.v1", fmt.Sprintf("m-%05d", i))
 	}
 	return msgs
 }
 
 // join adds a consumer of messages that are published until the test's load stops.
 func (l *ledger) join(t *testing.T, consumer driver.Transport, sub driver.Subscription) {
-	ctx, cancel := context.WithCancel(testContext(t))
+	ctx, cancel := context.WithCancel(sqltest.Context(t))
 	var wg sync.WaitGroup
 	t.Cleanup(func() { cancel(); wg.Wait() })
 	feed, err := consumer.Subscribe(ctx, sub)

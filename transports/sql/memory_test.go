@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/sql/internal/sqltest"
 )
 
 const (
@@ -38,9 +39,9 @@ func largeMessages() (n, size int) {
 // writes its whole row again in SQLite.
 func largePatience() time.Duration {
 	if n, size := largeMessages(); size > 1_500_000 {
-		return patience + time.Duration(n)*5*time.Second
+		return sqltest.Patience + time.Duration(n)*5*time.Second
 	}
-	return patience
+	return sqltest.Patience
 }
 
 // TestMemory_largeMessagesAreFetchedWithinTheBytes checks that a receiver whose prefetch small messages have raised claims no more
@@ -51,17 +52,17 @@ func TestMemory_largeMessagesAreFetchedWithinTheBytes(t *testing.T) {
 		for _, order := range []driver.Order{driver.Unordered, driver.OrderedByKey} {
 			ctx, cancel := context.WithTimeout(t.Context(), 2*largePatience())
 			defer cancel()
-			transport := s.start(t)
+			transport := s.Start(t)
 			group := fmt.Sprintf("shop.ledger%d", order)
 			topic := eaterTopic(order)
-			sub := subscription(group, 1, topic)
+			sub := sqltest.Subscription(group, 1, topic)
 			sub.Order = order
 			feed, err := transport.Subscribe(ctx, sub) // creates the group
 			require.NoError(t, err)
 			require.NoError(t, feed.Close(ctx))
 			publish := func(n, size int) {
 				for i := range n {
-					m := newMessage(topic, fmt.Sprintf("%d-%d", size, i))
+					m := sqltest.NewMessage(topic, fmt.Sprintf("%d-%d", size, i))
 					if size > 1000 { // else keys of small messages would be taken with those of large ones
 						m.Metadata[driver.HeaderPartitionKey] = fmt.Sprint("key-", i)
 					}
@@ -72,7 +73,7 @@ func TestMemory_largeMessagesAreFetchedWithinTheBytes(t *testing.T) {
 			publish(smallMessages, 10)
 			publish(largeMessages())
 			eater := exec.Command(os.Args[0], "-test.run=TestEater$", "-test.v")
-			eater.Env = append(os.Environ(), fmt.Sprintf("%s=%s %d %s %s", eaterVariable, group, order, s.table("messages"), s.url))
+			eater.Env = append(os.Environ(), fmt.Sprintf("%s=%s %d %s %s", eaterVariable, group, order, s.Table("messages"), s.URL))
 			out, err := eater.CombinedOutput()
 			require.NoError(t, err, string(out))
 			buffered := regexp.MustCompile(`at most (\d+) large`).FindSubmatch(out)
@@ -107,13 +108,13 @@ func TestEater(t *testing.T) {
 	require.NoError(t, err)
 	ctx, cancel := context.WithTimeout(context.Background(), largePatience())
 	defer cancel()
-	transport, err := openURL(ctx, raw)
+	transport, err := sqltest.OpenURL(ctx, raw)
 	require.NoError(t, err)
-	sub := subscription(group, 2, eaterTopic(driver.Order(order)))
+	sub := sqltest.Subscription(group, 2, eaterTopic(driver.Order(order)))
 	sub.Order = driver.Order(order)
 	feed, err := transport.Subscribe(ctx, sub)
 	require.NoError(t, err)
-	db := openDB(t, raw)
+	db := sqltest.OpenDB(t, raw)
 	defer func() { require.NoError(t, db.Close()) }()
 	handled, counted := make(chan int), make(chan struct{})
 	for range 2 {
@@ -138,7 +139,7 @@ func TestEater(t *testing.T) {
 	acked := 0
 	for left := smallMessages + large; left > 0; left-- {
 		if size := <-handled; size > 1000 {
-			waiting := count(t, db, fmt.Sprintf("SELECT count(*) FROM %s WHERE owner = 0 AND uuid LIKE '%d-%%'", table, largeSize)) // MySQL would read payloads to tell their length
+			waiting := sqltest.Count(t, db, fmt.Sprintf("SELECT count(*) FROM %s WHERE owner = 0 AND uuid LIKE '%d-%%'", table, largeSize)) // MySQL would read payloads to tell their length
 			most = max(most, large-acked-waiting)
 			acked++ // perhaps not in the database yet
 		}
@@ -152,31 +153,31 @@ func TestEater(t *testing.T) {
 			}
 		}
 	}
-	closeNow(t, transport)
+	sqltest.CloseNow(t, transport)
 }
 
 // TestClaim_readsPayloadsOfAnySize checks that large payloads are whole, which SQLite reads by statements of their own.
 func TestClaim_readsPayloadsOfAnySize(t *testing.T) {
 	sizes := []int{0, 1, 65_536, 65_537, 300_000}
 	eachSystem(t, func(t *testing.T, s system) {
-		ctx := testContext(t)
-		transport := s.start(t)
+		ctx := sqltest.Context(t)
+		transport := s.Start(t)
 		for _, order := range []driver.Order{driver.Unordered, driver.OrderedByKey, driver.OrderedStrictly} {
 			topic := eaterTopic(order)
-			sub := subscription("shop."+topic, 1, topic)
+			sub := sqltest.Subscription("shop."+topic, 1, topic)
 			sub.Order = order
 			feed, err := transport.Subscribe(ctx, sub)
 			require.NoError(t, err)
 			payloads := make(map[string][]byte)
 			for i, size := range sizes {
-				m := newMessage(topic, fmt.Sprint("m-", i))
+				m := sqltest.NewMessage(topic, fmt.Sprint("m-", i))
 				m.Metadata[driver.HeaderPartitionKey] = fmt.Sprint("key-", i)
 				m.Payload = bytes.Repeat([]byte{byte('a' + i)}, size)
 				payloads[m.UUID] = m.Payload
 				require.NoError(t, transport.Publish(ctx, topic, m))
 			}
 			for range sizes {
-				d := next(t, feed, patience)
+				d := sqltest.Next(t, feed, sqltest.Patience)
 				require.True(t, bytes.Equal(payloads[d.Message.UUID], d.Message.Payload), "%s: message %s has %d bytes", order, d.Message.UUID, len(d.Message.Payload))
 				delete(payloads, d.Message.UUID)
 				require.NoError(t, d.Settler.Ack())

@@ -18,6 +18,7 @@ import (
 
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/sql"
+	"github.com/leatbus/leat/transports/sql/internal/sqltest"
 )
 
 const parkTopic = "order.paid.v1"
@@ -25,7 +26,7 @@ const parkTopic = "order.paid.v1"
 var errNotMended = errors.New("not mended yet")
 
 func parking(concurrency int) driver.Subscription {
-	sub := subscription("shop.ledger", concurrency, parkTopic)
+	sub := sqltest.Subscription("shop.ledger", concurrency, parkTopic)
 	sub.Order, sub.Park = driver.OrderedByKey, true
 	return sub
 }
@@ -34,23 +35,23 @@ func parking(concurrency int) driver.Subscription {
 func publishKeyed(t testing.TB, transport driver.Transport, ids ...string) {
 	t.Helper()
 	for _, id := range ids {
-		msg := newMessage(parkTopic, id)
+		msg := sqltest.NewMessage(parkTopic, id)
 		msg.Metadata[driver.HeaderPartitionKey], _, _ = strings.Cut(id, "/")
-		require.NoError(t, transport.Publish(testContext(t), parkTopic, msg))
+		require.NoError(t, transport.Publish(sqltest.Context(t), parkTopic, msg))
 	}
 }
 
 func poisonNext(t testing.TB, feed driver.Receiver, id string) {
 	t.Helper()
-	d := next(t, feed, patience)
+	d := sqltest.Next(t, feed, sqltest.Patience)
 	require.Equal(t, id, driver.MessageID(d.Message))
-	require.NoError(t, d.Settler.Poison(testContext(t), driver.NewFault(d, errNotMended)))
+	require.NoError(t, d.Settler.Poison(sqltest.Context(t), driver.NewFault(d, errNotMended)))
 }
 
 func ackNext(t testing.TB, feed driver.Receiver, ids ...string) {
 	t.Helper()
 	for _, id := range ids {
-		d := next(t, feed, patience)
+		d := sqltest.Next(t, feed, sqltest.Patience)
 		require.Equal(t, id, driver.MessageID(d.Message))
 		require.NoError(t, d.Settler.Ack())
 	}
@@ -58,7 +59,7 @@ func ackNext(t testing.TB, feed driver.Receiver, ids ...string) {
 
 func deadLetters(t testing.TB, transport driver.Transport) []driver.PoisonedMessage {
 	t.Helper()
-	list, err := transport.PoisonQueue("shop.ledger").List(testContext(t), "", 10_000)
+	list, err := transport.PoisonQueue("shop.ledger").List(sqltest.Context(t), "", 10_000)
 	require.NoError(t, err)
 	return list
 }
@@ -69,7 +70,7 @@ func replayAll(t testing.TB, transport driver.Transport, list []driver.PoisonedM
 	for i, p := range list {
 		ids[i] = p.ID
 	}
-	n, err := transport.PoisonQueue("shop.ledger").Replay(testContext(t), ids...)
+	n, err := transport.PoisonQueue("shop.ledger").Replay(sqltest.Context(t), ids...)
 	require.NoError(t, err)
 	require.Equal(t, len(ids), n)
 }
@@ -79,15 +80,15 @@ func replayAll(t testing.TB, transport driver.Transport, list []driver.PoisonedM
 func TestPark_manyKeys(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
 		const keys, each = 70, 4
-		transport := s.start(t)
-		feed, err := transport.Subscribe(testContext(t), parking(8))
+		transport := s.Start(t)
+		feed, err := transport.Subscribe(sqltest.Context(t), parking(8))
 		require.NoError(t, err)
 		for k := range keys {
 			publishKeyed(t, transport, fmt.Sprintf("%d/0", k))
 		}
 		for range keys {
-			d := next(t, feed, patience)
-			require.NoError(t, d.Settler.Poison(testContext(t), driver.NewFault(d, errNotMended)))
+			d := sqltest.Next(t, feed, sqltest.Patience)
+			require.NoError(t, d.Settler.Poison(sqltest.Context(t), driver.NewFault(d, errNotMended)))
 		}
 		for i := 1; i < each; i++ {
 			for k := range keys {
@@ -96,39 +97,39 @@ func TestPark_manyKeys(t *testing.T) {
 		}
 		waiting := make(chan *driver.Delivery, 1)
 		go func() {
-			d, err := feed.Next(testContext(t))
+			d, err := feed.Next(sqltest.Context(t))
 			if err != nil {
 				t.Error(err)
 			}
 			waiting <- d
 		}()
-		db := s.db(t)
-		moved := "SELECT count(*) FROM " + s.table("messages") + " WHERE state = 6"
-		require.Eventually(t, func() bool { return count(t, db, moved) >= (keys-32)*(each-1) }, patience, 10*time.Millisecond, "nobody moves them")
+		db := s.DB(t)
+		moved := "SELECT count(*) FROM " + s.Table("messages") + " WHERE state = 6"
+		require.Eventually(t, func() bool { return sqltest.Count(t, db, moved) >= (keys-32)*(each-1) }, sqltest.Patience, 10*time.Millisecond, "nobody moves them")
 		publishKeyed(t, transport, "free/0")
 		d := <-waiting
 		require.Equal(t, "free/0", driver.MessageID(d.Message))
 		require.NoError(t, d.Settler.Ack())
 
-		operator := s.start(t)
+		operator := s.Start(t)
 		dead := deadLetters(t, operator)
 		require.Len(t, dead, keys)
 		for _, p := range dead {
 			require.Equal(t, each-1, p.Parked, driver.MessageID(p.Message))
 		}
 		parkedKeys := func() int {
-			groups, err := operator.(driver.Inspector).Groups(testContext(t))
+			groups, err := operator.(driver.Inspector).Groups(sqltest.Context(t))
 			require.NoError(t, err)
 			require.Len(t, groups, 1)
 			return groups[0].ParkedKeys
 		}
 		require.Equal(t, keys, parkedKeys())
 		replayAll(t, operator, dead[1:])
-		n, err := operator.PoisonQueue("shop.ledger").Drop(testContext(t), dead[0].ID)
+		n, err := operator.PoisonQueue("shop.ledger").Drop(sqltest.Context(t), dead[0].ID)
 		require.NoError(t, err)
 		require.Equal(t, 1, n)
-		require.Zero(t, count(t, db, moved))
-		require.Zero(t, count(t, db, "SELECT count(*) FROM "+s.table("holds")))
+		require.Zero(t, sqltest.Count(t, db, moved))
+		require.Zero(t, sqltest.Count(t, db, "SELECT count(*) FROM "+s.Table("holds")))
 		require.Zero(t, parkedKeys())
 		got, want := map[string][]string{}, map[string][]string{}
 		for k := range keys {
@@ -139,7 +140,7 @@ func TestPark_manyKeys(t *testing.T) {
 			}
 		}
 		for range keys*each - 1 {
-			d := next(t, feed, patience)
+			d := sqltest.Next(t, feed, sqltest.Patience)
 			key := driver.PartitionKey(d.Message)
 			got[key] = append(got[key], driver.MessageID(d.Message))
 			require.NoError(t, d.Settler.Ack())
@@ -152,16 +153,16 @@ func TestPark_manyKeys(t *testing.T) {
 // was delayed.
 func TestPark_continuesUpToTheNextPoisonedMessage(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
-		transport := s.start(t)
-		feed, err := transport.Subscribe(testContext(t), parking(2))
+		transport := s.Start(t)
+		feed, err := transport.Subscribe(sqltest.Context(t), parking(2))
 		require.NoError(t, err)
-		late := newMessage(parkTopic, "a/1")
+		late := sqltest.NewMessage(parkTopic, "a/1")
 		late.Metadata[driver.HeaderPartitionKey] = "a"
 		late.Metadata[driver.HeaderDeliverAt] = time.Now().Add(time.Hour).Format(time.RFC3339Nano)
-		require.NoError(t, transport.Publish(testContext(t), parkTopic, late))
+		require.NoError(t, transport.Publish(sqltest.Context(t), parkTopic, late))
 		publishKeyed(t, transport, "a/2", "a/3")
 		poisonNext(t, feed, "a/2")
-		run(t, s.db(t), "UPDATE "+s.table("messages")+" SET pos = 0 WHERE state = 1") // makes the message due
+		sqltest.Run(t, s.DB(t), "UPDATE "+s.Table("messages")+" SET pos = 0 WHERE state = 1") // makes the message due
 		poisonNext(t, feed, "a/1")
 		dead := deadLetters(t, transport)
 		require.Equal(t, []int{1, 0}, []int{dead[0].Parked, dead[1].Parked})
@@ -175,47 +176,47 @@ func TestPark_continuesUpToTheNextPoisonedMessage(t *testing.T) {
 // TestRetention_releasesParkedMessages checks that messages are released when the retention deletes the poisoned one.
 func TestRetention_releasesParkedMessages(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
-		transport := s.start(t, "keep_poisoned", "1s")
-		feed, err := transport.Subscribe(testContext(t), parking(2))
+		transport := s.Start(t, "keep_poisoned", "1s")
+		feed, err := transport.Subscribe(sqltest.Context(t), parking(2))
 		require.NoError(t, err)
 		publishKeyed(t, transport, "a/1", "a/2")
 		poisonNext(t, feed, "a/1")
 		ackNext(t, feed, "a/2")
-		require.Zero(t, count(t, s.db(t), "SELECT count(*) FROM "+s.table("holds")))
+		require.Zero(t, sqltest.Count(t, s.DB(t), "SELECT count(*) FROM "+s.Table("holds")))
 	})
 }
 
 // TestPark_survivesAChangeOfOrder checks that a poisoned message holds back its key, or its group after a change to strict order.
 func TestPark_survivesAChangeOfOrder(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
-		transport := s.start(t)
+		transport := s.Start(t)
 		subscribe := func(order driver.Order) driver.Receiver {
 			sub := parking(1)
 			sub.Order = order
-			feed, err := transport.Subscribe(testContext(t), sub)
+			feed, err := transport.Subscribe(sqltest.Context(t), sub)
 			require.NoError(t, err)
 			return feed
 		}
 		stopped := func(feed driver.Receiver) {
 			t.Helper()
-			ctx, cancel := context.WithTimeout(testContext(t), 100*time.Millisecond)
+			ctx, cancel := context.WithTimeout(sqltest.Context(t), 100*time.Millisecond)
 			defer cancel()
 			_, err := feed.Next(ctx)
 			require.ErrorIs(t, err, context.DeadlineExceeded)
-			require.NoError(t, feed.Close(testContext(t)))
+			require.NoError(t, feed.Close(sqltest.Context(t)))
 		}
 		feed := subscribe(driver.OrderedByKey)
 		publishKeyed(t, transport, "a/1", "a/2", "b/1")
 		for id := ""; id != "a/1"; {
-			d := next(t, feed, patience)
+			d := sqltest.Next(t, feed, sqltest.Patience)
 			if id = driver.MessageID(d.Message); id == "a/1" {
-				require.NoError(t, d.Settler.Poison(testContext(t), driver.NewFault(d, errNotMended)))
+				require.NoError(t, d.Settler.Poison(sqltest.Context(t), driver.NewFault(d, errNotMended)))
 			} else {
 				require.NoError(t, d.Settler.Ack())
 				publishKeyed(t, transport, "b/1")
 			}
 		}
-		require.NoError(t, feed.Close(testContext(t)))
+		require.NoError(t, feed.Close(sqltest.Context(t)))
 
 		stopped(subscribe(driver.OrderedStrictly))
 		require.Equal(t, 2, deadLetters(t, transport)[0].Parked)
@@ -239,12 +240,12 @@ const parkerVariable = "LEAT_SQL_TEST_PARKER"
 // messages behind it, in the order of publishing.
 func TestPark_threeProcessesKeepTheOrder(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
-		transport, dir := s.start(t), t.TempDir()
-		feed, err := transport.Subscribe(testContext(t), parking(1)) // creates the group; this receiver claims nothing
+		transport, dir := s.Start(t), t.TempDir()
+		feed, err := transport.Subscribe(sqltest.Context(t), parking(1)) // creates the group; this receiver claims nothing
 		require.NoError(t, err)
-		require.NoError(t, feed.Close(testContext(t)))
+		require.NoError(t, feed.Close(sqltest.Context(t)))
 		for range 3 {
-			startParker(t, s.url, dir)
+			startParker(t, s.URL, dir)
 		}
 		const keys, each = 20, 15
 		want := map[string][]string{}
@@ -280,7 +281,7 @@ func TestPark_threeProcessesKeepTheOrder(t *testing.T) {
 					got += len(ids)
 				}
 				return got == n
-			}, patience, 10*time.Millisecond, what)
+			}, sqltest.Patience, 10*time.Millisecond, what)
 		}
 		parked := func() (n int) {
 			for _, p := range deadLetters(t, transport) {
@@ -289,7 +290,7 @@ func TestPark_threeProcessesKeepTheOrder(t *testing.T) {
 			return n
 		}
 		wait("the others are handled", keys*each-2*(each-3))
-		require.Eventually(t, func() bool { return len(deadLetters(t, transport)) == 2 }, patience, 10*time.Millisecond)
+		require.Eventually(t, func() bool { return len(deadLetters(t, transport)) == 2 }, sqltest.Patience, 10*time.Millisecond)
 		require.Equal(t, 2*(each-4), parked())
 		require.Equal(t, want["0"][:3], handled()["0"])
 
@@ -360,5 +361,5 @@ func TestParker(t *testing.T) {
 	}
 	fmt.Print("ready")
 	_, _ = io.Copy(io.Discard, os.Stdin) // until it ends
-	closeNow(t, transport)
+	sqltest.CloseNow(t, transport)
 }

@@ -18,18 +18,19 @@ import (
 
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
+	"github.com/leatbus/leat/transports/sql/internal/sqltest"
 )
 
 // behindPgbouncer returns a system behind its own pooler, in transaction mode and with few connections.
 func behindPgbouncer(t testing.TB) system {
-	pgbouncer := program(t, "pgbouncer", "pgbouncer")
+	pgbouncer := sqltest.Program(t, "pgbouncer", "pgbouncer")
 	s := onPostgres(t)
-	u, err := url.Parse(s.url)
+	u, err := url.Parse(s.URL)
 	require.NoError(t, err)
-	p, port := newPrivate(t, "postgres"), testenv.FreePort(t)
+	p, port := sqltest.NewPrivate(t, "postgres"), testenv.FreePort(t)
 	host, serverPort, err := net.SplitHostPort(u.Host)
 	require.NoError(t, err)
-	config := filepath.Join(p.dir, "pgbouncer.ini")
+	config := filepath.Join(p.Dir, "pgbouncer.ini")
 	require.NoError(t, os.WriteFile(config, fmt.Appendf(nil, `
 [databases]
 * = host=%s port=%s user=%s
@@ -41,15 +42,15 @@ auth_type = any
 pool_mode = transaction
 default_pool_size = 3
 logfile = %s
-`, host, serverPort, u.User.Username(), port, filepath.Join(p.dir, "log")), 0o600))
-	if c := p.as.Credential; c != nil {
+`, host, serverPort, u.User.Username(), port, filepath.Join(p.Dir, "log")), 0o600))
+	if c := p.As.Credential; c != nil {
 		require.NoError(t, os.Chown(config, int(c.Uid), int(c.Gid)))
 	}
 	u.Host = net.JoinHostPort("127.0.0.1", port)
-	p.command, p.url = []string{pgbouncer, config}, withOption(t, u.String(), "default_query_exec_mode", "simple_protocol")
-	p.start(t)
-	t.Cleanup(func() { p.stop(t, syscall.SIGKILL) })
-	s.url = u.String()
+	p.Command, p.URL = []string{pgbouncer, config}, sqltest.WithOption(t, u.String(), "default_query_exec_mode", "simple_protocol")
+	p.Start(t)
+	t.Cleanup(func() { p.Stop(t, syscall.SIGKILL) })
+	s.URL = u.String()
 	return s
 }
 
@@ -59,10 +60,10 @@ func TestPgbouncer_transactionModeWorksWithTheOptionOfTheDocumentation(t *testin
 	s := behindPgbouncer(t)
 	for _, mode := range []string{"exec", "simple_protocol"} {
 		t.Run(mode, func(t *testing.T) {
-			ctx := testContext(t)
-			one, other := s.start(t, "default_query_exec_mode", mode), s.start(t, "default_query_exec_mode", mode)
+			ctx := sqltest.Context(t)
+			one, other := s.Start(t, "default_query_exec_mode", mode), s.Start(t, "default_query_exec_mode", mode)
 			for _, order := range []driver.Order{driver.Unordered, driver.OrderedByKey, driver.OrderedStrictly} {
-				sub := subscription(fmt.Sprintf("shop.%s%d", mode[:4], order), 4, "order.paid.v1")
+				sub := sqltest.Subscription(fmt.Sprintf("shop.%s%d", mode[:4], order), 4, "order.paid.v1")
 				sub.Order = order
 				l, stop := load(t, one, other, sub)
 				l.waitAccepted(t, 100)
@@ -70,16 +71,16 @@ func TestPgbouncer_transactionModeWorksWithTheOptionOfTheDocumentation(t *testin
 				_, missing, twice := l.balance()
 				require.Zero(t, missing)
 				require.Zero(t, twice)
-				feed, err := one.Subscribe(ctx, subscription(sub.Group+".poison", 1, "order.bad.v1"))
+				feed, err := one.Subscribe(ctx, sqltest.Subscription(sub.Group+".poison", 1, "order.bad.v1"))
 				require.NoError(t, err)
-				require.NoError(t, other.Publish(ctx, "order.bad.v1", newMessage("order.bad.v1", "m")))
-				require.NoError(t, next(t, feed, patience).Settler.Poison(ctx, driver.Fault{Text: "test"}))
+				require.NoError(t, other.Publish(ctx, "order.bad.v1", sqltest.NewMessage("order.bad.v1", "m")))
+				require.NoError(t, sqltest.Next(t, feed, sqltest.Patience).Settler.Poison(ctx, driver.Fault{Text: "test"}))
 				list, err := other.PoisonQueue(sub.Group+".poison").List(ctx, "", 10)
 				require.NoError(t, err)
 				n, err := other.PoisonQueue(sub.Group+".poison").Replay(ctx, list[0].ID)
 				require.NoError(t, err)
 				require.Equal(t, 1, n)
-				require.NoError(t, next(t, feed, patience).Settler.Ack())
+				require.NoError(t, sqltest.Next(t, feed, sqltest.Patience).Settler.Ack())
 				require.NoError(t, feed.Close(ctx))
 			}
 		})
@@ -98,16 +99,16 @@ func TestPgbouncer_withoutTheOption(t *testing.T) {
 		var wg sync.WaitGroup
 		for range 4 {
 			wg.Go(func() {
-				ctx, cancel := context.WithTimeout(testContext(t), 10*time.Second)
+				ctx, cancel := context.WithTimeout(sqltest.Context(t), 10*time.Second)
 				defer cancel()
 				err := func() error {
-					transport, err := openURL(ctx, s.url)
+					transport, err := sqltest.OpenURL(ctx, s.URL)
 					if err != nil {
 						return err
 					}
 					defer func() { _ = transport.Close(ctx) }()
-					_, err = transport.Subscribe(ctx, subscription("shop.ledger", 1, "order.paid.v1"))
-					return errors.Join(err, transport.Publish(ctx, "order.paid.v1", newMessage("order.paid.v1", "m")))
+					_, err = transport.Subscribe(ctx, sqltest.Subscription("shop.ledger", 1, "order.paid.v1"))
+					return errors.Join(err, transport.Publish(ctx, "order.paid.v1", sqltest.NewMessage("order.paid.v1", "m")))
 				}()
 				mu.Lock()
 				defer mu.Unlock()

@@ -17,6 +17,7 @@ import (
 
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/sql"
+	"github.com/leatbus/leat/transports/sql/internal/sqltest"
 )
 
 // mysqlVariable is the URL of another MySQL server, of another version, for the tests of users' pools.
@@ -33,24 +34,24 @@ func userPools() map[string]func(t testing.TB) userPool {
 	pools := map[string]func(t testing.TB) userPool{
 		"pgx": func(t testing.TB) userPool {
 			s := onPostgres(t)
-			pool, _ := s.pool(t)
+			pool, _ := s.Pool(t)
 			return onPgx(s, pool)
 		},
 		"pgx with settings of the role": func(t testing.TB) userPool {
 			s := onPostgres(t)
-			pool, _ := s.pool(t, "default_transaction_isolation", "serializable", "idle_in_transaction_session_timeout", "5s",
+			pool, _ := s.Pool(t, "default_transaction_isolation", "serializable", "idle_in_transaction_session_timeout", "5s",
 				"lock_timeout", "5s", "standard_conforming_strings", "off", "bytea_output", "escape", "TimeZone", "Asia/Kolkata",
 				"plan_cache_mode", "force_generic_plan", "synchronous_commit", "off")
 			return onPgx(s, pool)
 		},
 		"database/sql on pgx": func(t testing.TB) userPool {
 			s := onPostgres(t)
-			pool, _ := s.pool(t)
+			pool, _ := s.Pool(t)
 			return onStd(t, s, stdlib.OpenDBFromPool(pool))
 		},
 		"sqlite": func(t testing.TB) userPool {
 			s := onSQLite(t)
-			return onStd(t, s, s.service(t))
+			return onStd(t, s, s.Service(t))
 		},
 	}
 	for server, on := range map[string]func(t testing.TB) system{"mysql": onMySQL, "mysql 9": onOtherMySQL} {
@@ -65,7 +66,7 @@ func userPools() map[string]func(t testing.TB) userPool {
 		pools[server+" with settings of the session"] = func(t testing.TB) userPool {
 			s := on(t)
 			var isolation string // MySQL and newer versions of MariaDB know the first, older ones the second
-			require.NoError(t, s.stdPool(t).QueryRowContext(testContext(t),
+			require.NoError(t, s.stdPool(t).QueryRowContext(sqltest.Context(t),
 				`SHOW VARIABLES WHERE Variable_name IN ('transaction_isolation', 'tx_isolation')`).Scan(&isolation, new(string)))
 			return onStd(t, s, s.stdPool(t, "sql_mode", "'ANSI,TRADITIONAL,NO_BACKSLASH_ESCAPES'", "sql_safe_updates", "1",
 				isolation, "'SERIALIZABLE'", "time_zone", "'+05:30'"))
@@ -79,16 +80,16 @@ func onOtherMySQL(t testing.TB) system {
 	if raw == "" {
 		t.Skipf("no other version of MySQL to test with; set %s", mysqlVariable)
 	}
-	return onMySQLAt(t, raw)
+	return system{sqltest.OnMySQLAt(t, raw)}
 }
 
 func onPgx(s system, pool *pgxpool.Pool) userPool {
 	return userPool{
 		open: func(t testing.TB) driver.Transport { return s.onPool(t, pool) },
 		begin: func(t testing.TB) (any, func()) {
-			tx, err := pool.Begin(testContext(t))
+			tx, err := pool.Begin(sqltest.Context(t))
 			require.NoError(t, err)
-			return tx, func() { require.NoError(t, tx.Commit(testContext(t))) }
+			return tx, func() { require.NoError(t, tx.Commit(sqltest.Context(t))) }
 		},
 	}
 }
@@ -97,9 +98,9 @@ func onStd(t testing.TB, s system, db *stdsql.DB) userPool {
 	t.Cleanup(func() { _ = db.Close() })
 	return userPool{
 		open: func(t testing.TB) driver.Transport {
-			transport, err := sql.New(testContext(t), db, s.cfg)
+			transport, err := sql.New(sqltest.Context(t), db, s.Config)
 			require.NoError(t, err)
-			t.Cleanup(func() { closeNow(t, transport) })
+			t.Cleanup(func() { sqltest.CloseNow(t, transport) })
 			return transport
 		},
 		begin: func(t testing.TB) (any, func()) {
@@ -117,9 +118,9 @@ func TestUserPools_keepEveryByte(t *testing.T) {
 	for name, open := range userPools() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			pool, ctx := open(t), testContext(t)
+			pool, ctx := open(t), sqltest.Context(t)
 			transport := pool.open(t)
-			sub := subscription("shop.ledger", 1, "order.paid.v1")
+			sub := sqltest.Subscription("shop.ledger", 1, "order.paid.v1")
 			sub.Order = driver.OrderedByKey
 			feed, err := transport.Subscribe(ctx, sub)
 			require.NoError(t, err)
@@ -146,7 +147,7 @@ func TestUserPools_keepEveryByte(t *testing.T) {
 				}
 			}
 			for range want {
-				d := next(t, feed, patience)
+				d := sqltest.Next(t, feed, sqltest.Patience)
 				same(d.Message)
 				require.NoError(t, d.Settler.Poison(ctx, driver.Fault{Text: "test"}))
 			}
@@ -164,7 +165,7 @@ func TestUserPools_keepEveryByte(t *testing.T) {
 			require.NoError(t, err)
 			require.Equal(t, len(ids), n)
 			for range ids {
-				d := next(t, feed, patience)
+				d := sqltest.Next(t, feed, sqltest.Patience)
 				same(d.Message)
 				require.NoError(t, d.Settler.Ack())
 			}
@@ -178,7 +179,7 @@ func TestUserPools_keepEveryByte(t *testing.T) {
 
 // largeMessage returns a message with a payload and a header of more than 64 KiB that have every byte.
 func largeMessage(id string) *message.Message {
-	msg := newMessage("order.paid.v1", id)
+	msg := sqltest.NewMessage("order.paid.v1", id)
 	msg.Metadata[driver.HeaderPartitionKey] = "k'\"\\%_" + id
 	random := make([]byte, 300_000)
 	for i := range random {

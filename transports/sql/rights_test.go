@@ -13,46 +13,47 @@ import (
 
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/sql"
+	"github.com/leatbus/leat/transports/sql/internal/sqltest"
 )
 
 // withDocumentedRights returns the system for a user with the rights that the package's documentation lists, and a function that
 // opens a transport over a pool of that user. The function is nil for SQLite, which has no users.
 func (s system) withDocumentedRights(t testing.TB) (system, func(t testing.TB) driver.Transport) {
-	if s.cfg.Dialect == sql.SQLite {
+	if s.Config.Dialect == sql.SQLite {
 		return s, nil
 	}
-	closeNow(t, s.open(t)) // another user creates the tables
+	sqltest.CloseNow(t, s.Open(t)) // another user creates the tables
 	name := fmt.Sprintf("leat_test_%08x", rand.Uint32())
-	db, on := s.db(t), ""
-	if s.cfg.Dialect == sql.Postgres {
-		on = s.cfg.Schema + "."
-		run(t, db, "CREATE ROLE "+name+" LOGIN PASSWORD 'leat'")
+	db, on := s.DB(t), ""
+	if s.Config.Dialect == sql.Postgres {
+		on = s.Config.Schema + "."
+		sqltest.Run(t, db, "CREATE ROLE "+name+" LOGIN PASSWORD 'leat'")
 		t.Cleanup(func() {
-			run(t, db, "DROP OWNED BY "+name)
-			run(t, db, "DROP ROLE "+name)
+			sqltest.Run(t, db, "DROP OWNED BY "+name)
+			sqltest.Run(t, db, "DROP ROLE "+name)
 		})
 	} else {
-		run(t, db, "CREATE USER "+name+"@'%' IDENTIFIED BY 'leat'")
-		t.Cleanup(func() { run(t, db, "DROP USER "+name) })
+		sqltest.Run(t, db, "CREATE USER "+name+"@'%' IDENTIFIED BY 'leat'")
+		t.Cleanup(func() { sqltest.Run(t, db, "DROP USER "+name) })
 	}
 	for _, grant := range documentedGrants(t) {
 		switch {
-		case grant.postgres && s.cfg.Dialect != sql.Postgres:
+		case grant.postgres && s.Config.Dialect != sql.Postgres:
 		case grant.schema:
-			run(t, db, fmt.Sprintf("GRANT %s ON SCHEMA %s TO %s", grant.rights, s.cfg.Schema, name))
+			sqltest.Run(t, db, fmt.Sprintf("GRANT %s ON SCHEMA %s TO %s", grant.rights, s.Config.Schema, name))
 		default:
 			for _, table := range grant.on {
-				run(t, db, fmt.Sprintf("GRANT %s ON %s%s TO %s", grant.rights, on, table, name))
+				sqltest.Run(t, db, fmt.Sprintf("GRANT %s ON %s%s TO %s", grant.rights, on, table, name))
 			}
 		}
 	}
-	s.url = as(t, withOption(t, s.url, "migrate", "check"), name)
-	s.cfg.Migrate = sql.MigrateCheck
-	if s.cfg.Dialect == sql.Postgres {
-		pool, _ := s.pool(t)
+	s.URL = as(t, sqltest.WithOption(t, s.URL, "migrate", "check"), name)
+	s.Config.Migrate = sql.MigrateCheck
+	if s.Config.Dialect == sql.Postgres {
+		pool, _ := s.Pool(t)
 		t.Cleanup(func() { require.NoError(t, pool.Ping(context.Background()), "the pool is the user's to close") })
 		return s, func(t testing.TB) driver.Transport {
-			transport, err := sql.NewPgx(testContext(t), pool, s.cfg)
+			transport, err := sql.NewPgx(sqltest.Context(t), pool, s.Config)
 			require.NoError(t, err)
 			return transport
 		}
@@ -60,7 +61,7 @@ func (s system) withDocumentedRights(t testing.TB) (system, func(t testing.TB) d
 	pool := s.stdPool(t)
 	t.Cleanup(func() { require.NoError(t, pool.PingContext(context.Background()), "the pool is the user's to close") })
 	return s, func(t testing.TB) driver.Transport {
-		transport, err := sql.New(testContext(t), pool, s.cfg)
+		transport, err := sql.New(sqltest.Context(t), pool, s.Config)
 		require.NoError(t, err)
 		return transport
 	}
@@ -101,12 +102,12 @@ func as(t testing.TB, raw, name string) string {
 func TestPostgres_throughDatabaseSQL(t *testing.T) {
 	t.Parallel()
 	s := onPostgres(t)
-	pool := s.db(t)
-	one, err := sql.New(testContext(t), pool, s.cfg)
+	pool := s.DB(t)
+	one, err := sql.New(sqltest.Context(t), pool, s.Config)
 	require.NoError(t, err)
-	other, err := sql.New(testContext(t), pool, s.cfg)
+	other, err := sql.New(sqltest.Context(t), pool, s.Config)
 	require.NoError(t, err)
-	sub := subscription("shop.ledger", 4, "order.paid.v1", "order.>")
+	sub := sqltest.Subscription("shop.ledger", 4, "order.paid.v1", "order.>")
 	sub.Order = driver.OrderedByKey
 	l, stop := load(t, one, other, sub)
 	l.waitAccepted(t, 500)
@@ -114,7 +115,7 @@ func TestPostgres_throughDatabaseSQL(t *testing.T) {
 	_, missing, twice := l.balance()
 	require.Zero(t, missing)
 	require.Zero(t, twice)
-	closeNow(t, one)
-	closeNow(t, other)
-	require.NoError(t, pool.PingContext(testContext(t)), "the pool is the user's to close")
+	sqltest.CloseNow(t, one)
+	sqltest.CloseNow(t, other)
+	require.NoError(t, pool.PingContext(sqltest.Context(t)), "the pool is the user's to close")
 }

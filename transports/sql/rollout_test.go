@@ -13,37 +13,38 @@ import (
 
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/sql"
+	"github.com/leatbus/leat/transports/sql/internal/sqltest"
 )
 
 // makeVersion3 creates the tables of the last release without JSON headers.
 func (s system) makeVersion3(t testing.TB, db *stdsql.DB) {
-	script, err := sql.MigrationSQL(s.cfg, 0)
+	script, err := sql.MigrationSQL(s.Config, 0)
 	require.NoError(t, err)
 	for statement := range strings.SplitSeq(script, ";\n\n") {
 		if strings.Contains(statement, "leat_states") {
 			return
 		}
-		run(t, db, statement)
+		sqltest.Run(t, db, statement)
 	}
 }
 
 // insert inserts a message for a group, with any headers.
 func (s system) insert(t testing.TB, db *stdsql.DB, group string, state, queue int, uuid string, headers []byte) {
 	arg := func(n int) string {
-		if s.cfg.Dialect == sql.Postgres {
+		if s.Config.Dialect == sql.Postgres {
 			return fmt.Sprintf("$%d", n)
 		}
 		return "?"
 	}
-	run(t, db, fmt.Sprintf(`INSERT INTO %s (group_id, state, pos, lane, first_at, topic, uuid, headers, payload)
+	sqltest.Run(t, db, fmt.Sprintf(`INSERT INTO %s (group_id, state, pos, lane, first_at, topic, uuid, headers, payload)
 		SELECT id, %d, %d, %d, 0, 'order.paid.v1', '%s', %s, '{}' FROM %s WHERE name = '%s'`,
-		s.table("messages"), state, queue, queue, uuid, arg(1), s.table("groups"), group), headers)
+		s.Table("messages"), state, queue, queue, uuid, arg(1), s.Table("groups"), group), headers)
 }
 
 // headersOf returns the column headers of a message.
 func (s system) headersOf(t testing.TB, db *stdsql.DB, uuid string) (headers string) {
 	var text []byte
-	row := db.QueryRowContext(t.Context(), fmt.Sprintf("SELECT headers FROM %s WHERE uuid = '%s'", s.table("messages"), uuid))
+	row := db.QueryRowContext(t.Context(), fmt.Sprintf("SELECT headers FROM %s WHERE uuid = '%s'", s.Table("messages"), uuid))
 	require.NoError(t, row.Scan(&text))
 	return string(text)
 }
@@ -52,18 +53,18 @@ func (s system) headersOf(t testing.TB, db *stdsql.DB, uuid string) (headers str
 // previous release. Processes that started before and after the migration must read each other's headers.
 func TestHeaders_areWrittenAsTheTablesAreOld(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
-		ctx, db := testContext(t), s.db(t)
+		ctx, db := sqltest.Context(t), s.DB(t)
 		s.makeVersion3(t, db)
-		first := s.start(t)
-		version, err := sql.MigrationStatus(ctx, db, s.cfg)
+		first := s.Start(t)
+		version, err := sql.MigrationStatus(ctx, db, s.Config)
 		require.NoError(t, err)
 		require.Equal(t, 3, version, "opening goes no further than it must")
-		firstFeed, err := first.Subscribe(ctx, subscription("shop.ledger", 1, "order.paid.v1"))
+		firstFeed, err := first.Subscribe(ctx, sqltest.Subscription("shop.ledger", 1, "order.paid.v1"))
 		require.NoError(t, err)
 
 		headers := message.Metadata{"a=b": "é\n\\", "bytes": "\x00\xff", driver.HeaderPartitionKey: "key"}
 		s.insert(t, db, "shop.ledger", 0, 0, "old", []byte("a\\=b=é\\n\\\\\nbytes=\x00\xff\nce_partitionkey=key\n"))
-		d := next(t, firstFeed, patience)
+		d := sqltest.Next(t, firstFeed, sqltest.Patience)
 		require.Equal(t, headers, d.Message.Metadata)
 		require.NoError(t, d.Settler.GiveBack(0))
 
@@ -74,16 +75,16 @@ func TestHeaders_areWrittenAsTheTablesAreOld(t *testing.T) {
 			return s.headersOf(t, db, uuid)
 		}
 		require.True(t, strings.HasSuffix(publish(first, "by first"), "\n"))
-		d = next(t, firstFeed, patience)
+		d = sqltest.Next(t, firstFeed, sqltest.Patience)
 		for d.Message.UUID != "old" {
 			require.NoError(t, d.Settler.GiveBack(0))
-			d = next(t, firstFeed, patience)
+			d = sqltest.Next(t, firstFeed, sqltest.Patience)
 		}
 		require.NoError(t, d.Settler.Poison(ctx, driver.Fault{Text: "test"}))
 		require.True(t, strings.HasSuffix(s.headersOf(t, db, "old"), "\n"))
 
-		require.NoError(t, sql.Migrate(ctx, db, s.cfg))
-		second := s.start(t)
+		require.NoError(t, sql.Migrate(ctx, db, s.Config))
+		second := s.Start(t)
 		require.True(t, strings.HasSuffix(publish(first, "by first later"), "\n"), "until it is restarted")
 		require.True(t, strings.HasPrefix(publish(second, "by second"), "{"))
 		list, err := second.PoisonQueue("shop.ledger").List(ctx, "", 10)
@@ -96,18 +97,18 @@ func TestHeaders_areWrittenAsTheTablesAreOld(t *testing.T) {
 
 		seen := make(map[string]bool)
 		for range 4 {
-			d := next(t, firstFeed, patience)
+			d := sqltest.Next(t, firstFeed, sqltest.Patience)
 			require.Equal(t, headers, d.Message.Metadata, d.Message.UUID)
 			seen[d.Message.UUID] = true
 			require.NoError(t, d.Settler.GiveBack(time.Hour))
 		}
 		require.Len(t, seen, 4)
 		require.NoError(t, firstFeed.Close(ctx))
-		run(t, db, fmt.Sprintf("UPDATE %s SET pos = 0", s.table("messages"))) // makes the delayed messages due
-		secondFeed, err := second.Subscribe(ctx, subscription("shop.ledger", 1, "order.paid.v1"))
+		sqltest.Run(t, db, fmt.Sprintf("UPDATE %s SET pos = 0", s.Table("messages"))) // makes the delayed messages due
+		secondFeed, err := second.Subscribe(ctx, sqltest.Subscription("shop.ledger", 1, "order.paid.v1"))
 		require.NoError(t, err)
 		for range 4 {
-			d := next(t, secondFeed, patience)
+			d := sqltest.Next(t, secondFeed, sqltest.Patience)
 			require.Equal(t, headers, d.Message.Metadata, d.Message.UUID)
 			require.NoError(t, d.Settler.Ack())
 		}
@@ -117,9 +118,9 @@ func TestHeaders_areWrittenAsTheTablesAreOld(t *testing.T) {
 // TestHeaders_canBeQueriedByOperators runs the queries of the documentation.
 func TestHeaders_canBeQueriedByOperators(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
-		ctx, db := testContext(t), s.db(t)
-		transport := s.start(t)
-		feed, err := transport.Subscribe(ctx, subscription("shop.ledger", 1, "order.paid.v1"))
+		ctx, db := sqltest.Context(t), s.DB(t)
+		transport := s.Start(t)
+		feed, err := transport.Subscribe(ctx, sqltest.Subscription("shop.ledger", 1, "order.paid.v1"))
 		require.NoError(t, err)
 		require.NoError(t, feed.Close(ctx))
 		msg := message.NewMessage("m", nil)
@@ -129,12 +130,12 @@ func TestHeaders_canBeQueriedByOperators(t *testing.T) {
 			sql.Postgres: `SELECT convert_from(headers, 'UTF8')::jsonb ->> 'ce_partitionkey' FROM `,
 			sql.MySQL:    `SELECT JSON_UNQUOTE(JSON_EXTRACT(CONVERT(headers USING utf8mb4), '$.ce_partitionkey')) FROM `,
 			sql.SQLite:   `SELECT json_extract(CAST(headers AS TEXT), '$.ce_partitionkey') FROM `,
-		}[s.cfg.Dialect]
+		}[s.Config.Dialect]
 		var key string
-		require.NoError(t, db.QueryRowContext(ctx, query+s.table("messages")).Scan(&key))
+		require.NoError(t, db.QueryRowContext(ctx, query+s.Table("messages")).Scan(&key))
 		require.Equal(t, "Ünï \"key\"\n", key)
 		var name string
-		require.NoError(t, db.QueryRowContext(ctx, fmt.Sprintf("SELECT s.name FROM %s m JOIN %s s ON s.state = m.state", s.table("messages"), s.table("states"))).Scan(&name))
+		require.NoError(t, db.QueryRowContext(ctx, fmt.Sprintf("SELECT s.name FROM %s m JOIN %s s ON s.state = m.state", s.Table("messages"), s.Table("states"))).Scan(&name))
 		require.Equal(t, "ready", name)
 	})
 }
@@ -154,9 +155,9 @@ func TestHostileHeaders_endInThePoisonQueue(t *testing.T) {
 	}
 	eachSystem(t, func(t *testing.T, s system) {
 		for _, order := range []driver.Order{driver.Unordered, driver.OrderedByKey} {
-			ctx, db := testContext(t), s.db(t)
-			transport := s.start(t)
-			sub := subscription(fmt.Sprintf("shop.ledger%d", order), 4, "order.paid.v1")
+			ctx, db := sqltest.Context(t), s.DB(t)
+			transport := s.Start(t)
+			sub := sqltest.Subscription(fmt.Sprintf("shop.ledger%d", order), 4, "order.paid.v1")
 			sub.Order, sub.Park = order, order == driver.OrderedByKey
 			feed, err := transport.Subscribe(ctx, sub)
 			require.NoError(t, err)
@@ -175,7 +176,7 @@ func TestHostileHeaders_endInThePoisonQueue(t *testing.T) {
 				require.Eventually(t, func() bool {
 					list, err = queue.List(ctx, "", 100)
 					return err != nil || len(list) == n
-				}, patience, 10*time.Millisecond)
+				}, sqltest.Patience, 10*time.Millisecond)
 				require.NoError(t, err)
 				return list
 			}

@@ -1,4 +1,4 @@
-package sql
+package sql_test
 
 import (
 	"context"
@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/transports/sql"
 )
 
 func TestSQLiteFile_isForItsUserAlone(t *testing.T) {
@@ -19,7 +20,7 @@ func TestSQLiteFile_isForItsUserAlone(t *testing.T) {
 		t.Skip("files have no mode")
 	}
 	path := filepath.Join(t.TempDir(), "leat.db")
-	transport, err := Open(t.Context(), &url.URL{Scheme: "sqlite", Path: path})
+	transport, err := sql.Open(t.Context(), &url.URL{Scheme: "sqlite", Path: path})
 	require.NoError(t, err)
 	receiver, err := transport.Subscribe(t.Context(), driver.Subscription{Group: "shop.mail", Topics: []string{"order.>"}, Concurrency: 1})
 	require.NoError(t, err)
@@ -35,10 +36,10 @@ func TestSQLiteFile_isForItsUserAlone(t *testing.T) {
 	require.NoError(t, receiver.Close(context.Background()))
 	require.NoError(t, transport.Close(context.Background()))
 
-	_, err = Open(t.Context(), &url.URL{Scheme: "sqlite", Opaque: "a%00b"})
+	_, err = sql.Open(t.Context(), &url.URL{Scheme: "sqlite", Opaque: "a%00b"})
 	require.ErrorContains(t, err, "NUL")
 	other := filepath.Join(t.TempDir(), "other.db")
-	_, _, err = OpenExistingDB(&url.URL{Scheme: "sqlite", Path: other})
+	_, _, err = sql.OpenExistingDB(&url.URL{Scheme: "sqlite", Path: other})
 	require.ErrorIs(t, err, os.ErrNotExist)
 	require.NoFileExists(t, other)
 }

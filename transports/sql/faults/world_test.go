@@ -20,6 +20,7 @@ import (
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports"
 	"github.com/leatbus/leat/transports/sql"
+	"github.com/leatbus/leat/transports/sql/outbox"
 )
 
 func TestMain(m *testing.M) { testenv.Main(m) }
@@ -200,7 +201,7 @@ func orders(t *testing.T, db *stdsql.DB) map[string]bool {
 type service struct {
 	db     *stdsql.DB
 	bus    *bus.Bus
-	outbox *sql.Outbox
+	outbox *outbox.Outbox
 }
 
 // newService returns a service whose transport is wrapped by wrap, which may be nil.
@@ -210,7 +211,7 @@ func newService(t testing.TB, p place, wrap func(driver.Transport) driver.Transp
 	s := &service{db: openDB(t, p.Postgres)}
 	u, err := url.Parse(p.Postgres)
 	require.NoError(t, err)
-	s.outbox, err = sql.OpenOutbox(ctx, u, sql.OutboxConfig{Service: "shop", Patience: time.Second})
+	s.outbox, err = outbox.Open(ctx, u, outbox.Config{Service: "shop", Patience: time.Second})
 	require.NoError(t, err)
 	transport, err := transports.Open(ctx, p.Broker)
 	require.NoError(t, err)

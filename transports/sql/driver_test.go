@@ -1,3 +1,0 @@
-package sql_test
-
-import _ "github.com/leatbus/leat/transports/sqlite"
