@@ -11,10 +11,12 @@ import (
 	"github.com/leatbus/leat/transports/sql/sqlconfig"
 )
 
-// The names of package sqlconfig.
 type (
-	Config    = sqlconfig.Config
-	Dialect   = sqlconfig.Dialect
+	// Config is that of package sqlconfig.
+	Config = sqlconfig.Config
+	// Dialect is that of package sqlconfig.
+	Dialect = sqlconfig.Dialect
+	// Migration is that of package sqlconfig.
 	Migration = sqlconfig.Migration
 )
 
