@@ -89,6 +89,8 @@ func (p *parkedQueues) read(it *item) {
 		p.m.ack(it)
 	case p.state.lost && p.state.pairOf(msg.Key) != 0 && p.state.pairOf(msg.Key) != p.pair: // where its key is parked now
 		p.m.pairs[p.state.pairOf(msg.Key)-1].add(it)
+	case p.state.isAway(msg): // as the first delivery of it, which was sent away
+		p.m.leader.fence(func() { p.m.ack(it) })
 	case !p.counts(it):
 		p.m.ack(it)
 	default:
@@ -100,7 +102,7 @@ func (p *parkedQueues) read(it *item) {
 // the original. If the log was lost, all copies count, because a duplicate is better than a loss.
 func (p *parkedQueues) counts(it *item) bool {
 	key, pair := it.msg.Key, p.state.pairOf(it.msg.Key)
-	if p.state.isAway(&it.msg) || key == "" {
+	if key == "" {
 		return false
 	}
 	if p.state.lost && (pair == 0 || pair == p.pair && it.msg.Seq.Epoch < p.state.keys[key].since) {

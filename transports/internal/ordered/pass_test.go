@@ -280,3 +280,21 @@ func TestMachine_dropWaitsForTheRecordOfWhatItDrops(t *testing.T) {
 	b.confirm()
 	b.wants("ack 4")
 }
+
+// The parked queue takes back what the process has, and delivers it again. If the process does not lead any more, the record that the
+// message is away may be void, and an ack in a parked queue is valid all the same.
+func TestPass_acksWhatIsAwayBehindAFence(t *testing.T) {
+	b := inPass(t, true)
+	parked := Message{Key: "k", Print: printOf(8), Seq: b.seq(5)}
+	b.Failed(b.now, b.reads(parked), time.Minute)
+	b.wants("deliver 6", "copy 6 to delay")
+	b.confirm()
+	b.wants("block")
+	b.confirm()
+	b.wants("fence")
+	parked.Redelivered = true
+	b.reads(parked)
+	b.wants("fence")
+	b.arrives(Message{Control: ControlFence, Name: b.seq(b.names)})
+	b.wants("ack 7", "ack 8")
+}
