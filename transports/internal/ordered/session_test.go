@@ -26,8 +26,9 @@ type job struct {
 
 // command is on its way to a queue.
 type command struct {
-	queue any
-	do    func()
+	queue     any
+	publishes bool
+	do        func()
 }
 
 type step int
@@ -47,6 +48,7 @@ type modelSession struct {
 	inbox    []func()  // events on their way to the session
 	confirms []func()  // confirmations, which may be earlier or later than deliveries
 	cut      bool      // the broker has ended it
+	gap      bool      // a publishing was lost
 	closed   bool      // the process has ended it
 	stopping bool
 	step     step
@@ -79,7 +81,17 @@ func (p *process) begin() {
 	p.tick = w.b.now
 }
 
-func (s *modelSession) send(queue any, f func()) { s.wire = append(s.wire, command{queue, f}) }
+func (s *modelSession) send(queue any, f func()) { s.wire = append(s.wire, command{queue, false, f}) }
+
+// publish sends a publishing, which is confirmed if all before it were.
+func (s *modelSession) publish(queue any, op uint64, f func()) {
+	s.wire = append(s.wire, command{queue, true, func() {
+		f()
+		if !s.gap {
+			s.confirm(op)
+		}
+	}})
+}
 
 // lose carries out n commands that are on the wire. Of the others, each queue gets some of the first that are for it,
 // now and then.
@@ -96,6 +108,8 @@ func (s *modelSession) lose(n int) {
 		if left[c.queue] > 0 {
 			left[c.queue]--
 			c.do()
+		} else if c.publishes {
+			s.gap = true
 		}
 	}
 	s.wire = nil
@@ -294,16 +308,12 @@ func (s *modelSession) effects() {
 		case Copy:
 			s.sendCopy(e)
 		case Send:
-			s.send(s.w.b.queue(e.To), func() {
+			s.publish(s.w.b.queue(e.To), e.Op, func() {
 				s.w.b.control(s.w.b.queue(e.To), body{control: e.Control, name: e.Name, head: e.Head})
-				s.confirm(e.Op)
 			})
 		case Write:
 			r := e.Record.Encode()
-			s.send(s.w.b.log, func() {
-				s.w.b.log.publish(&body{record: r})
-				s.confirm(e.Op)
-			})
+			s.publish(s.w.b.log, e.Op, func() { s.w.b.log.publish(&body{record: r}) })
 		case Return:
 			s.send(s.w.b.group, func() { s.w.b.group.giveBackOne(e.Tag, s) })
 		case Renew:
@@ -357,7 +367,7 @@ func (s *modelSession) sendCopy(e Copy) {
 	if e.To == ToParked {
 		queue = s.w.b.parked[Source{e.Pair, e.Side}]
 	}
-	s.send(queue, func() {
+	s.publish(queue, e.Op, func() {
 		b := s.w.b
 		switch e.To {
 		case ToDelay:
@@ -372,7 +382,6 @@ func (s *modelSession) sendCopy(e Copy) {
 				s.w.parked++
 			}
 		}
-		s.confirm(e.Op)
 	})
 }
 
