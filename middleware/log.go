@@ -13,7 +13,8 @@ import (
 )
 
 // Log returns an observer that logs one line for each delivery: at debug level if the message was handled, else as a warning or
-// an error. An event of a type that the handler does not take is at debug level, too: the bus warns of each type once. A nil logger means slog.Default(). The observer may be used concurrently.
+// an error. An event of a type that the handler does not take is at debug level, too: the bus warns of each type once. A nil logger
+// means slog.Default(). The observer may be used concurrently.
 func Log(logger *slog.Logger) bus.Observer {
 	logger = cmp.Or(logger, slog.Default())
 	return logObserver{logger}

@@ -31,13 +31,13 @@ func systems() map[string]func(t *testing.T) (bus func() string) {
 	tables := func(database func(*testing.T) string) func(*testing.T) func() string {
 		return func(t *testing.T) func() string {
 			at := database(t)
-			return func() string { return withOption(t, at, "prefix", unique()[len("leat_"):]) }
+			return func() string { return testenv.WithOption(t, at, "prefix", unique()[len("leat_"):]) }
 		}
 	}
 	queues := func(kind string) func(*testing.T) func() string {
 		return func(t *testing.T) func() string {
 			// The doctor of one script must not see the groups of another while they are being declared.
-			return func() string { return withOption(t, testenv.RabbitMQVhost(t), "queue", kind) }
+			return func() string { return testenv.WithOption(t, testenv.RabbitMQVhost(t), "queue", kind) }
 		}
 	}
 	return map[string]func(*testing.T) func() string{

@@ -46,7 +46,7 @@ func TestTables(t *testing.T) {
 				Dir: "testdata/tables",
 				Setup: func(e *testscript.Env) error {
 					n := scripts.Add(1) // each script has tables of its own, and they run at once
-					e.Setenv("LEAT_URL", withOption(t, address, "prefix", fmt.Sprintf("cli%d_", n)))
+					e.Setenv("LEAT_URL", testenv.WithOption(t, address, "prefix", fmt.Sprintf("cli%d_", n)))
 					return setup(e)
 				},
 			})
@@ -58,7 +58,7 @@ func onPostgres(t *testing.T) string {
 	address, schema := testenv.Postgres(t), unique()
 	statement(t, address, "CREATE SCHEMA "+schema)
 	t.Cleanup(func() { statement(t, address, "DROP SCHEMA "+schema+" CASCADE") })
-	return withOption(t, address, "schema", schema)
+	return testenv.WithOption(t, address, "schema", schema)
 }
 
 func onMySQL(t *testing.T) string {
@@ -84,13 +84,4 @@ func statement(t *testing.T, address, query string) {
 	defer func() { require.NoError(t, db.Close()) }()
 	_, err = db.ExecContext(context.Background(), query)
 	require.NoError(t, err)
-}
-
-func withOption(t *testing.T, address, name, value string) string {
-	u, err := url.Parse(address)
-	require.NoError(t, err)
-	q := u.Query()
-	q.Set(name, value)
-	u.RawQuery = q.Encode()
-	return u.String()
 }

@@ -29,7 +29,7 @@ func TestOutbox(t *testing.T) {
 			testscript.Run(t, testscript.Params{
 				Dir: "testdata/outbox",
 				Setup: func(e *testscript.Env) error {
-					s := sell(t, e.Defer, withOption(t, broker, "exchange", unique()), withOption(t, at, "prefix", unique()[len("leat_"):]))
+					s := sell(t, e.Defer, testenv.WithOption(t, broker, "exchange", unique()), testenv.WithOption(t, at, "prefix", unique()[len("leat_"):]))
 					e.Setenv("LEAT_URL", s.bus)
 					e.Setenv("LEAT_OUTBOX_URL", s.tables)
 					e.Setenv("LEAT_INBOX_URL", s.tables)

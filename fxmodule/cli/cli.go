@@ -8,9 +8,8 @@
 //	}
 //
 // The program runs as it does with fxmodule.Main, unless it has arguments: the first must be one of the commands poison,
-// groups, topics, publish, tail, top, describe, doctor and console, or --help or --version. Then it runs that command of leat on the message
-// system that the service is configured for, and consumes nothing: constructors run, and start hooks run only for
-// a dry run.
+// groups, topics, publish, tail, top, describe, doctor and console, or --help or --version. Then it runs that command of leat on the
+// message system that the service is configured for, and consumes nothing: constructors run, and start hooks run only for a dry run.
 //
 //	$ shop poison stats
 //	$ shop poison replay --group shop.send-receipt --dry-run
@@ -179,11 +178,11 @@ func (*notSharedError) Error() string {
 		"with the same LEAT_ADMIN on its machine"
 }
 
-// Fix is for the command doctor.
+// Fix returns what doctor prints.
 func (*notSharedError) Fix() string { return "set LEAT_ADMIN for both, or a LEAT_URL that they share" }
 
-// openProcess connects to the admin endpoint of the running process, or returns unreachable if that has none. It reads the application's configuration and constructs nothing
-// else, so that it also works while the message system is away.
+// openProcess connects to the admin endpoint of the running process, or returns unreachable if that has none. It reads the
+// application's configuration and constructs nothing else, so that it also works while the message system is away.
 func openProcess(ctx context.Context, e *cli.Env, unreachable error, options ...fx.Option) (bus.Transport, error) {
 	var config configured
 	read := false

@@ -128,7 +128,7 @@ func onRabbitMQ(t testing.TB, queue string) system {
 	var mu sync.Mutex
 	groups := map[string]bool{}
 	exchange := unique("failing") // others publish the same topics
-	s := system{url: with(t, with(t, broker, "queue", queue), "exchange", exchange)}
+	s := system{url: testenv.WithOption(t, testenv.WithOption(t, broker, "queue", queue), "exchange", exchange)}
 	s.open = func(t testing.TB) driver.Transport {
 		return &noting{Transport: dial(t, s.url), note: func(group string) {
 			mu.Lock()
@@ -172,7 +172,7 @@ func onPostgres(t testing.TB, service string) system {
 	db := database(t, "pgx", raw)
 	execute(t, db, `CREATE SCHEMA `+service)
 	t.Cleanup(func() { execute(t, db, `DROP SCHEMA `+service+` CASCADE`) })
-	return onSQL(with(t, raw, "schema", service), db, []string{
+	return onSQL(testenv.WithOption(t, raw, "schema", service), db, []string{
 		`CREATE FUNCTION ` + service + `.leat_away() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'the poison queue is away'; END $$`,
 		`CREATE TRIGGER leat_away BEFORE UPDATE ON ` + service + `.leat_messages FOR EACH ROW WHEN (NEW.state = 2) EXECUTE FUNCTION ` + service + `.leat_away()`,
 	}, []string{`DROP FUNCTION ` + service + `.leat_away() CASCADE`})
@@ -242,15 +242,6 @@ func execute(t testing.TB, db *stdsql.DB, statement string) {
 		}
 		return nil
 	})
-}
-
-func with(t testing.TB, rawURL, name, value string) string {
-	u, err := url.Parse(rawURL)
-	require.NoError(t, err)
-	options := u.Query()
-	options.Set(name, value)
-	u.RawQuery = options.Encode()
-	return u.String()
 }
 
 // unique returns a unique name that is a valid name for a database.

@@ -149,7 +149,7 @@ func boundedPoison(t testing.TB, own *system, l *ledger, group string) tap {
 	_, err = ch.QueueDeclare(name, true, false, false, false, rabbit.Table{"x-max-length": bound, "x-overflow": "reject-publish"})
 	require.NoError(t, err)
 	declaring := own.url
-	own.url = with(t, declaring, "declare", "false")
+	own.url = testenv.WithOption(t, declaring, "declare", "false")
 	own.open = func(t testing.TB) driver.Transport { return dial(t, own.url) }
 	var mu sync.Mutex // the channel is one goroutine's at a time
 	read := func(l *ledger) {

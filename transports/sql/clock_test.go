@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports/sql/internal/sqltest"
 )
 
@@ -25,7 +26,7 @@ func TestClock_skewedClocksChangeNothing(t *testing.T) {
 			db := s.DB(t)
 			sqltest.Run(t, db, fmt.Sprintf(`CREATE FUNCTION %s.statement_timestamp() RETURNS timestamptz LANGUAGE sql STABLE AS
 				$$ SELECT pg_catalog.statement_timestamp() + interval '%d hours' $$`, s.Config.Schema, hours))
-			s.URL = sqltest.WithOption(t, s.URL, "search_path", s.Config.Schema+",pg_catalog")
+			s.URL = testenv.WithOption(t, s.URL, "search_path", s.Config.Schema+",pg_catalog")
 			options := []string{"lease", lease.String(), "keep_poisoned", "30m", "keep_handled", "30m"}
 			one, other := s.Start(t, options...), s.Start(t, options...)
 			require.Equal(t, hours, sqltest.Count(t, s.DB(t), `SELECT round(extract(epoch FROM statement_timestamp() - now()) / 3600)`), "the clock is not wrong")

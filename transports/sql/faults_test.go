@@ -22,6 +22,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports/sql"
 	"github.com/leatbus/leat/transports/sql/internal/sqltest"
 	"github.com/leatbus/leat/transports/transporttest"
@@ -146,7 +147,7 @@ func TestServer_failsOverToAStandby(t *testing.T) {
 	other, err := url.Parse(standby.URL)
 	require.NoError(t, err)
 	both.Host += "," + other.Host
-	s := system{sqltest.System{URL: sqltest.WithOption(t, both.String(), "target_session_attrs", "read-write")}}
+	s := system{sqltest.System{URL: testenv.WithOption(t, both.String(), "target_session_attrs", "read-write")}}
 	transport := s.Start(t)
 	l, stop := load(t, transport, transport, sqltest.Subscription("shop.ledger", 4, "order.paid.v1"))
 	l.waitAccepted(t, 300)
@@ -349,7 +350,7 @@ func TestLease_killedConsumersMessagesAreRedelivered(t *testing.T) {
 		for i := range 10 {
 			require.NoError(t, transport.Publish(ctx, "order.paid.v1", sqltest.NewMessage("order.paid.v1", fmt.Sprintf("m-%d", i))))
 		}
-		taken := startAndKill(t, sqltest.WithOption(t, s.URL, "lease", "10s")) // a shorter one may expire before it is killed
+		taken := startAndKill(t, testenv.WithOption(t, s.URL, "lease", "10s")) // a shorter one may expire before it is killed
 		require.Len(t, taken, 3)
 		attempts := map[string]int{}
 		for range 10 {
@@ -380,7 +381,7 @@ func TestLease_crashesCountAttempts(t *testing.T) {
 		require.NoError(t, transport.Publish(ctx, "order.paid.v1", newMessages(3)...))
 		const crashes = 4
 		for range crashes {
-			require.Len(t, startAndKill(t, sqltest.WithOption(t, s.URL, "lease", "1h")), 3)
+			require.Len(t, startAndKill(t, testenv.WithOption(t, s.URL, "lease", "1h")), 3)
 			sqltest.Run(t, s.DB(t), "UPDATE "+s.Table("consumers")+" SET expires_at = 0") // its lease expires
 		}
 		feed, err = transport.Subscribe(ctx, sub)

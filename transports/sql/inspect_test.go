@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports/sql/internal/sqltest"
 )
 
@@ -27,7 +28,7 @@ func TestDiagnose_listsMissingRights(t *testing.T) {
 	})
 	sqltest.Run(t, db, "GRANT USAGE ON SCHEMA "+s.Config.Schema+" TO "+name)
 	sqltest.Run(t, db, "GRANT SELECT ON ALL TABLES IN SCHEMA "+s.Config.Schema+" TO "+name)
-	s.URL = as(t, sqltest.WithOption(t, s.URL, "migrate", "check"), name)
+	s.URL = as(t, testenv.WithOption(t, s.URL, "migrate", "check"), name)
 
 	findings := make(map[string]driver.Finding)
 	for _, f := range s.Start(t).(driver.Inspector).Diagnose(sqltest.Context(t)) {

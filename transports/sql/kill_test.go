@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports/sql"
 	"github.com/leatbus/leat/transports/sql/internal/sqltest"
 )
@@ -33,7 +34,7 @@ func TestTransport_survivesKills(t *testing.T) {
 		rounds = (n + 1) / 2
 	}
 	eachSystem(t, func(t *testing.T, s system) {
-		raw := sqltest.WithOption(t, s.URL, "lease", "1s")
+		raw := testenv.WithOption(t, s.URL, "lease", "1s")
 		transport := s.Start(t, "lease", "1s")
 		sub := sqltest.Subscription("shop.ledger", 4, "order.paid.v1")
 		sub.Order = driver.OrderedByKey

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports/sql"
 	"github.com/leatbus/leat/transports/sql/internal/sqltest"
 )
@@ -69,7 +70,7 @@ func TestSQLite_paths(t *testing.T) {
 func TestOpen_wrongPasswordFailsAtOnce(t *testing.T) {
 	t.Parallel()
 	s := onMySQL(t)
-	raw := sqltest.WithOption(t, strings.Replace(s.URL, "root@", "leat_nobody:s3cret@", 1), "wait", (2 * sqltest.Patience).String())
+	raw := testenv.WithOption(t, strings.Replace(s.URL, "root@", "leat_nobody:s3cret@", 1), "wait", (2 * sqltest.Patience).String())
 	began := time.Now()
 	_, err := sqltest.OpenURL(sqltest.Context(t), raw)
 	require.ErrorContains(t, err, "Access denied")
@@ -79,7 +80,7 @@ func TestOpen_wrongPasswordFailsAtOnce(t *testing.T) {
 
 func TestMigrate_missingTables(t *testing.T) {
 	eachSystem(t, func(t *testing.T, s system) {
-		_, err := sqltest.OpenURL(sqltest.Context(t), sqltest.WithOption(t, s.URL, "migrate", "check"))
+		_, err := sqltest.OpenURL(sqltest.Context(t), testenv.WithOption(t, s.URL, "migrate", "check"))
 		var missing *sql.SchemaError
 		require.ErrorContains(t, err, "leat migrate up")
 		require.ErrorContains(t, err, "are missing")
@@ -233,7 +234,7 @@ func TestMigrate_oldTables(t *testing.T) {
 			SELECT id, 0, 0, 0, 0, 'order.paid.v1', 'old', '', '{}' FROM %s`, s.Table("messages"), s.Table("groups")))
 
 		var old *sql.SchemaError
-		_, err = sqltest.OpenURL(ctx, sqltest.WithOption(t, s.URL, "migrate", "check"))
+		_, err = sqltest.OpenURL(ctx, testenv.WithOption(t, s.URL, "migrate", "check"))
 		require.ErrorAs(t, err, &old)
 		require.Equal(t, 1, old.Found)
 		require.ErrorContains(t, err, "are at version 1")

@@ -47,7 +47,7 @@ logfile = %s
 		require.NoError(t, os.Chown(config, int(c.Uid), int(c.Gid)))
 	}
 	u.Host = net.JoinHostPort("127.0.0.1", port)
-	p.Command, p.URL = []string{pgbouncer, config}, sqltest.WithOption(t, u.String(), "default_query_exec_mode", "simple_protocol")
+	p.Command, p.URL = []string{pgbouncer, config}, testenv.WithOption(t, u.String(), "default_query_exec_mode", "simple_protocol")
 	p.Start(t)
 	t.Cleanup(func() { p.Stop(t, syscall.SIGKILL) })
 	s.URL = u.String()

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports/sql"
 	"github.com/leatbus/leat/transports/sql/internal/sqltest"
 )
@@ -47,7 +48,7 @@ func (s system) withDocumentedRights(t testing.TB) (system, func(t testing.TB) d
 			}
 		}
 	}
-	s.URL = as(t, sqltest.WithOption(t, s.URL, "migrate", "check"), name)
+	s.URL = as(t, testenv.WithOption(t, s.URL, "migrate", "check"), name)
 	s.Config.Migrate = sql.MigrateCheck
 	if s.Config.Dialect == sql.Postgres {
 		pool, _ := s.Pool(t)

@@ -165,7 +165,7 @@ func (m *Machine) control(it *item) {
 		m.ack(it)
 		return
 	}
-	m.afterRecords(func() { m.ack(it) }) // it has no effect, perhaps because of a record; also if a later version has sent it
+	m.afterRecords(func() { m.ack(it) }) // a record may be why it has no effect; a later version may have sent it
 }
 
 // Handled reports that a worker has handled a message.

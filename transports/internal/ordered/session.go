@@ -60,7 +60,8 @@ func (s *session) write(r *Record, then func()) {
 	s.emit(Write{s.op(then), r})
 }
 
-// afterRecords calls then when all publishings so far are confirmed. What the state says is lost before that, if the session ends.
+// afterRecords calls then when all publishings so far are confirmed. A record that is not confirmed may be lost with the session, although
+// the state has it.
 func (s *session) afterRecords(then func()) {
 	if len(s.pending) == 0 {
 		then()

@@ -56,8 +56,8 @@ const customers = 48
 func newPlace(t testing.TB) (place, *collector) {
 	name := fmt.Sprintf("leat_faults_%08x", rand.Uint32())
 	p := place{Schema: name}
-	p.Postgres = withOption(t, withOption(t, withOption(t, testenv.Postgres(t), "schema", name), "search_path", name), "lease", "1s")
-	p.Broker = withOption(t, testenv.RabbitMQ(t), "exchange", name)
+	p.Postgres = testenv.WithOption(t, testenv.WithOption(t, testenv.WithOption(t, testenv.Postgres(t), "schema", name), "search_path", name), "lease", "1s")
+	p.Broker = testenv.WithOption(t, testenv.RabbitMQ(t), "exchange", name)
 	admin := openDB(t, testenv.Postgres(t))
 	execute(t, admin, "CREATE SCHEMA "+name)
 	t.Cleanup(func() { execute(t, admin, "DROP SCHEMA "+name+" CASCADE"); require.NoError(t, admin.Close()) })
@@ -66,21 +66,14 @@ func newPlace(t testing.TB) (place, *collector) {
 	execute(t, db, `CREATE TABLE orders (id text PRIMARY KEY, customer text NOT NULL, n int NOT NULL)`)
 	execute(t, db, `INSERT INTO customers SELECT 'c' || n, 0 FROM generate_series(0, 47) n`)
 	require.NoError(t, db.Close())
-	t.Cleanup(func() { testenv.Forget(t, withOption(t, testenv.RabbitMQ(t), "exchange", name), name+".collector") })
+	t.Cleanup(func() {
+		testenv.Forget(t, testenv.WithOption(t, testenv.RabbitMQ(t), "exchange", name), name+".collector")
+	})
 	return p, collect(t, p)
 }
 
-func withOption(t testing.TB, raw, name, value string) string {
-	u, err := url.Parse(raw)
-	require.NoError(t, err)
-	q := u.Query()
-	q.Set(name, value)
-	u.RawQuery = q.Encode()
-	return u.String()
-}
-
 func openDB(t testing.TB, raw string) *stdsql.DB {
-	raw = withOption(t, raw, "connect_timeout", "60") // the machine may be busy
+	raw = testenv.WithOption(t, raw, "connect_timeout", "60") // the machine may be busy
 	u, err := url.Parse(raw)
 	require.NoError(t, err)
 	db, _, err := sql.OpenDB(u)

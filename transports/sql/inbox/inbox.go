@@ -92,7 +92,7 @@ func New(ctx context.Context, db *stdsql.DB, cfg Config) (*Inbox[*stdsql.Tx], er
 		isolation = stdsql.LevelReadCommitted
 	}
 	options := &stdsql.TxOptions{Isolation: isolation}
-	if cfg.Tables.Dialect == config.SQLite {
+	if cfg.Tables.Dialect == sqlconfig.SQLite {
 		options = nil
 	}
 	return newInbox(ctx, &database.StdPool{DB: db, Tx: options}, cfg, func(ctx context.Context) (u transaction[*stdsql.Tx], err error) {
@@ -107,7 +107,7 @@ func New(ctx context.Context, db *stdsql.DB, cfg Config) (*Inbox[*stdsql.Tx], er
 
 // NewPgx does the same as [New] with a pgx pool.
 func NewPgx(ctx context.Context, pool *pgxpool.Pool, cfg Config) (*Inbox[pgx.Tx], error) {
-	cfg.Tables.Dialect = config.Postgres
+	cfg.Tables.Dialect = sqlconfig.Postgres
 	options := pgx.TxOptions{IsoLevel: pgx.ReadCommitted}
 	if cfg.Isolation != stdsql.LevelDefault {
 		options.IsoLevel = pgx.TxIsoLevel(strings.ToLower(cfg.Isolation.String()))
@@ -191,7 +191,7 @@ func (i *Inbox[TX]) Once(ctx context.Context, group, id string, fn func(ctx cont
 		return false, err
 	}
 	query := `INSERT INTO {inbox} (seen_at, group_name, message_id) VALUES ({now}, ?, ?) ON CONFLICT DO NOTHING`
-	if i.database.Name == config.MySQL { // IGNORE also truncates values without an error, but columnID fits the column
+	if i.database.Name == sqlconfig.MySQL { // IGNORE also truncates values without an error, but columnID fits the column
 		query = `INSERT IGNORE INTO {inbox} (seen_at, group_name, message_id) VALUES ({now}, ?, ?)`
 	}
 	recorded, err := ex.Exec(ctx, i.database.SQL(query), group, columnID(id))
@@ -217,7 +217,7 @@ func (i *Inbox[TX]) Once(ctx context.Context, group, id string, fn func(ctx cont
 // recorded returns an error if the transaction has been rolled back: InnoDB does that for a deadlock. If the handler
 // does not return the deadlock's error, its next statements run outside the transaction.
 func (i *Inbox[TX]) recorded(ctx context.Context, ex database.Executor, group, id string) error {
-	if i.database.Name != config.MySQL {
+	if i.database.Name != sqlconfig.MySQL {
 		return nil // on other databases the commit fails
 	}
 	_, there, err := database.Number(ctx, ex, i.database.SQL(`SELECT seen_at FROM {inbox} WHERE group_name = ? AND message_id = ?`), group, columnID(id))
@@ -360,7 +360,7 @@ func (i *Inbox[TX]) cleanSpan(ctx context.Context, groups []any, from, limit int
 		ids[x.group] = append(ids[x.group], x.id)
 	}
 	remove := `DELETE FROM {inbox}`
-	if s.Name == config.MySQL { // the other index would lock the gaps between the rows, and wait for their writers
+	if s.Name == sqlconfig.MySQL { // the other index would lock the gaps between the rows, and wait for their writers
 		remove = `DELETE i FROM {inbox} i FORCE INDEX (PRIMARY)`
 	}
 	for group, all := range ids {

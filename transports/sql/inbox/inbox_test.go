@@ -22,6 +22,7 @@ import (
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/handlers"
+	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/middleware"
 	"github.com/leatbus/leat/transports/memory"
 	"github.com/leatbus/leat/transports/sql"
@@ -255,9 +256,9 @@ func TestInbox_survivesKills(t *testing.T) {
 					require.NoError(t, transport.Publish(ctx, "order.paid.v1", msg))
 				}
 			}
-			bookAndDie(t, sqltest.WithOption(t, s.URL, "lease", "1s")+" "+s.Config.Schema, &booked)
+			bookAndDie(t, testenv.WithOption(t, s.URL, "lease", "1s")+" "+s.Config.Schema, &booked)
 		}
-		last := startBooker(t, sqltest.WithOption(t, s.URL, "lease", "1s")+" "+s.Config.Schema)
+		last := startBooker(t, testenv.WithOption(t, s.URL, "lease", "1s")+" "+s.Config.Schema)
 		defer func() {
 			require.NoError(t, last.Process.Kill())
 			_ = last.Wait()

@@ -29,7 +29,7 @@ import (
 func (s system) outbox(t testing.TB, cfg outbox.Config, options ...string) *outbox.Outbox {
 	raw := s.URL
 	for i := 0; i < len(options); i += 2 {
-		raw = sqltest.WithOption(t, raw, options[i], options[i+1])
+		raw = testenv.WithOption(t, raw, options[i], options[i+1])
 	}
 	u, err := url.Parse(raw)
 	require.NoError(t, err)

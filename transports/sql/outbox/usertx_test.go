@@ -97,7 +97,7 @@ func TestInTx_anotherDatabase(t *testing.T) {
 
 // searched returns a URL that finds the system's tables by the search path.
 func (s system) searched(t testing.TB) string {
-	return sqltest.WithOption(t, sqltest.WithOption(t, s.URL, "search_path", s.Config.Schema), "schema", "")
+	return testenv.WithOption(t, testenv.WithOption(t, s.URL, "search_path", s.Config.Schema), "schema", "")
 }
 
 // TestInTx_onItsOwnTransport checks that messages are inserted for the groups in the user's transaction.

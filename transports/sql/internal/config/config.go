@@ -11,24 +11,6 @@ import (
 	"github.com/leatbus/leat/transports/sql/sqlconfig"
 )
 
-type (
-	// Config is that of package sqlconfig.
-	Config = sqlconfig.Config
-	// Dialect is that of package sqlconfig.
-	Dialect = sqlconfig.Dialect
-	// Migration is that of package sqlconfig.
-	Migration = sqlconfig.Migration
-)
-
-// The values of package sqlconfig.
-const (
-	Postgres     = sqlconfig.Postgres
-	MySQL        = sqlconfig.MySQL
-	SQLite       = sqlconfig.SQLite
-	MigrateAuto  = sqlconfig.MigrateAuto
-	MigrateCheck = sqlconfig.MigrateCheck
-)
-
 const (
 	defaultPrefix        = "leat_"
 	defaultLease         = 30 * time.Second
@@ -38,10 +20,10 @@ const (
 )
 
 // Complete returns the configuration with its defaults, or an error if it is invalid.
-func Complete(c Config) (Config, error) {
-	c.Dialect = cmp.Or(c.Dialect, Postgres)
+func Complete(c sqlconfig.Config) (sqlconfig.Config, error) {
+	c.Dialect = cmp.Or(c.Dialect, sqlconfig.Postgres)
 	c.Prefix = cmp.Or(c.Prefix, defaultPrefix)
-	c.Migrate = cmp.Or(c.Migrate, MigrateAuto)
+	c.Migrate = cmp.Or(c.Migrate, sqlconfig.MigrateAuto)
 	c.Lease = cmp.Or(c.Lease, defaultLease)
 	c.Prefetch = cmp.Or(c.Prefetch, defaultPrefetch)
 	c.PrefetchBytes = cmp.Or(c.PrefetchBytes, defaultPrefetchBytes)
@@ -57,17 +39,17 @@ const (
 	maxSchema = 63
 )
 
-func validate(c Config) error {
+func validate(c sqlconfig.Config) error {
 	identifier := regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 	switch {
 	case !identifier.MatchString(c.Prefix) || len(c.Prefix) > maxPrefix:
 		return fmt.Errorf("prefix %q: use at most %d letters, digits and _, not beginning with a digit", c.Prefix, maxPrefix)
 	case c.Schema != "" && (!identifier.MatchString(c.Schema) || len(c.Schema) > maxSchema):
 		return fmt.Errorf("schema %q: use at most %d letters, digits and _, not beginning with a digit", c.Schema, maxSchema)
-	case c.Schema != "" && c.Dialect != Postgres:
+	case c.Schema != "" && c.Dialect != sqlconfig.Postgres:
 		return fmt.Errorf("schema %q: only PostgreSQL has schemas; choose the database by the URL, or use a prefix", c.Schema)
-	case c.Migrate != MigrateAuto && c.Migrate != MigrateCheck:
-		return fmt.Errorf("migrate %q: it is %s or %s", c.Migrate, MigrateAuto, MigrateCheck)
+	case c.Migrate != sqlconfig.MigrateAuto && c.Migrate != sqlconfig.MigrateCheck:
+		return fmt.Errorf("migrate %q: it is %s or %s", c.Migrate, sqlconfig.MigrateAuto, sqlconfig.MigrateCheck)
 	case c.Lease < time.Second:
 		return fmt.Errorf("lease %s: it is at least 1s", c.Lease)
 	case c.Prefetch < 1 || c.PrefetchBytes < 1 || c.Poll < time.Millisecond || c.KeepHandled < 0 || c.KeepPoisoned < 0:

@@ -7,12 +7,13 @@ import (
 	"time"
 
 	"github.com/leatbus/leat/internal/urlopt"
+	"github.com/leatbus/leat/transports/sql/sqlconfig"
 )
 
 // A Source has the contents of a URL. Package database connects to it.
 type Source struct {
 	URL         *url.URL
-	Config      Config
+	Config      sqlconfig.Config
 	Connections int           // size of the pool
 	Silence     time.Duration // after which MySQL closes an idle connection; 0 for the server's setting
 	Wait        time.Duration // for a server that is starting; 0 for DefaultWait
@@ -28,22 +29,22 @@ func Parse(u *url.URL) (Source, error) {
 	var forDriver []string
 	switch u.Scheme {
 	case "postgres", "postgresql":
-		s.Config.Dialect = Postgres
+		s.Config.Dialect = sqlconfig.Postgres
 		s.Config.Schema = o.String("schema", "")
 		forDriver = []string{
 			"sslmode", "sslrootcert", "sslcert", "sslkey", "connect_timeout", "application_name",
 			"search_path", "target_session_attrs", "default_query_exec_mode",
 		}
 	case "mysql", "mariadb":
-		s.Config.Dialect = MySQL
+		s.Config.Dialect = sqlconfig.MySQL
 		forDriver = []string{"tls", "socket", "connect_timeout"}
 	case "sqlite":
-		s.Config.Dialect = SQLite
+		s.Config.Dialect = sqlconfig.SQLite
 	default:
 		return s, fmt.Errorf("scheme %q: %w", u.Scheme, errScheme)
 	}
 	s.Config.Prefix = o.String("prefix", defaultPrefix)
-	s.Config.Migrate = Migration(o.Choice("migrate", string(MigrateAuto), string(MigrateAuto), string(MigrateCheck)))
+	s.Config.Migrate = sqlconfig.Migration(o.Choice("migrate", string(sqlconfig.MigrateAuto), string(sqlconfig.MigrateAuto), string(sqlconfig.MigrateCheck)))
 	s.Config.StrictRoutes = o.StrictRoutes()
 	s.Config.Lease = o.Duration("lease", defaultLease)
 	s.Config.Prefetch = o.Int("prefetch", defaultPrefetch, 1)
@@ -51,7 +52,7 @@ func Parse(u *url.URL) (Source, error) {
 	s.Config.KeepHandled = o.Duration("keep_handled", 0)
 	s.Config.KeepPoisoned = o.Duration("keep_poisoned", 0)
 	s.Wait = o.Duration("wait", 0)
-	if s.Config.Dialect != SQLite {
+	if s.Config.Dialect != sqlconfig.SQLite {
 		o.RequireHost(u)
 		s.Connections = o.Int("connections", defaultConnections, 2)
 	}

@@ -20,14 +20,15 @@ import (
 	"github.com/jackc/pgx/v5/stdlib"
 
 	"github.com/leatbus/leat/transports/sql/internal/config"
+	"github.com/leatbus/leat/transports/sql/sqlconfig"
 )
 
 // Connect opens the pool of a URL.
 func Connect(s config.Source) (Pool, error) {
 	switch s.Config.Dialect {
-	case config.Postgres:
+	case sqlconfig.Postgres:
 		return connectPostgres(s)
-	case config.MySQL:
+	case sqlconfig.MySQL:
 		return connectMySQL(s)
 	default:
 		return connectSQLite(s)
@@ -174,7 +175,7 @@ func connectSQLite(s config.Source) (Pool, error) {
 		return nil, err
 	}
 	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
-		if s.Config.Migrate == config.MigrateCheck {
+		if s.Config.Migrate == sqlconfig.MigrateCheck {
 			return nil, &SchemaError{Found: 0, Want: MinSchemaVersion, Prefix: s.Config.Prefix} // opening would create an empty file
 		}
 		// SQLite would create the file readable by all users. The -wal and -shm files get the mode of the file.

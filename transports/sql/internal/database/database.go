@@ -7,7 +7,7 @@ import (
 
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/internal/backoff"
-	"github.com/leatbus/leat/transports/sql/internal/config"
+	"github.com/leatbus/leat/transports/sql/sqlconfig"
 )
 
 // A DB is a pool of connections and one set of tables. Only Retry and RetryAlways retry. Its methods may be called
@@ -26,7 +26,7 @@ type DB struct {
 }
 
 // New returns a DB over a pool, which stays the caller's. It does not connect. It returns an error if the configuration is invalid.
-func New(over Pool, cfg config.Config) (*DB, error) {
+func New(over Pool, cfg sqlconfig.Config) (*DB, error) {
 	statements, err := NewStatements(cfg)
 	if err != nil {
 		return nil, err
@@ -95,7 +95,7 @@ func (d *DB) Temporary(err error) bool {
 // Explain adds a hint to errors whose text has none.
 func (d *DB) Explain(err error) error {
 	switch code := postgresCode(err); {
-	case d.Name != config.Postgres:
+	case d.Name != sqlconfig.Postgres:
 	case code == "26000", code == "42P05":
 		return fmt.Errorf("%w; behind pgbouncer in transaction mode, set default_query_exec_mode=exec, an option of the URL", err)
 	}

@@ -1,10 +1,10 @@
 package database
 
-import "github.com/leatbus/leat/transports/sql/internal/config"
+import "github.com/leatbus/leat/transports/sql/sqlconfig"
 
 // A dialect has what differs between the databases.
 type dialect struct {
-	Name    config.Dialect
+	Name    sqlconfig.Dialect
 	now     string
 	quote   func(identifier string) string
 	dollars bool   // arguments are $1, $2, …, and a list of ids is one argument

@@ -9,13 +9,13 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/require"
 
-	"github.com/leatbus/leat/transports/sql/internal/config"
+	"github.com/leatbus/leat/transports/sql/sqlconfig"
 )
 
 // TestStates_haveTheSameNamesInTheTable compares the names in the table with those in statements.
 func TestStates_haveTheSameNamesInTheTable(t *testing.T) {
-	for _, name := range []config.Dialect{config.Postgres, config.MySQL, config.SQLite} {
-		script, err := MigrationScript(config.Config{Dialect: name}, 0)
+	for _, name := range []sqlconfig.Dialect{sqlconfig.Postgres, sqlconfig.MySQL, sqlconfig.SQLite} {
+		script, err := MigrationScript(sqlconfig.Config{Dialect: name}, 0)
 		require.NoError(t, err)
 		for n, state := range stateNames {
 			require.Contains(t, script, fmt.Sprintf("(%d, '%s', '", n, state), name)

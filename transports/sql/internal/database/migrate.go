@@ -10,7 +10,7 @@ import (
 	"os"
 	"strings"
 
-	"github.com/leatbus/leat/transports/sql/internal/config"
+	"github.com/leatbus/leat/transports/sql/sqlconfig"
 )
 
 // There is one file for each version, or for each version and dialect if they differ, with the tables' names in braces. A released file
@@ -23,7 +23,7 @@ var migrations embed.FS
 // have it.
 const SchemaVersion = 7
 
-// MinSchemaVersion is the oldest version of the tables that this program works with. Opening with [config.MigrateAuto] migrates
+// MinSchemaVersion is the oldest version of the tables that this program works with. Opening with [sqlconfig.MigrateAuto] migrates
 // older tables to it and no further: processes of the previous release may still run while this one is rolled out, and
 // do not understand later versions.
 const MinSchemaVersion = 3
@@ -58,7 +58,7 @@ func (e *SchemaError) Error() string {
 func (e *SchemaError) Fix() string { return "run leat migrate up with this URL, or a newer service" }
 
 // MigrationScript returns the statements that migrate tables of the version from to [SchemaVersion], as a script for other tools.
-func MigrationScript(cfg config.Config, from int) (string, error) {
+func MigrationScript(cfg sqlconfig.Config, from int) (string, error) {
 	s, err := NewStatements(cfg)
 	if err != nil {
 		return "", err
@@ -140,17 +140,17 @@ func (d *DB) lockMigration(ctx context.Context, tx Executor) (unlock func(), err
 	_, _ = h.Write([]byte("leat migration of " + d.Table("messages"))) // never fails
 	key := int64(h.Sum64())                                            //nolint:gosec // any number will do
 	switch d.Name {
-	case config.Postgres:
+	case sqlconfig.Postgres:
 		_, err := tx.Exec(ctx, d.SQL(`SELECT pg_advisory_xact_lock(?)`), key)
 		return func() {}, err
-	case config.MySQL:
+	case sqlconfig.MySQL:
 		name := fmt.Sprintf("leat migration %x", key)
 		got, _, err := Number(ctx, tx, d.SQL(`SELECT GET_LOCK(?, 60)`), name)
 		if err == nil && got != 1 {
 			err = errLocked
 		}
 		return func() { _, _, _ = Number(context.WithoutCancel(ctx), tx, d.SQL(`SELECT RELEASE_LOCK(?)`), name) }, err
-	case config.SQLite:
+	case sqlconfig.SQLite:
 	}
 	return func() {}, nil
 }
@@ -160,13 +160,13 @@ func (d *DB) Version(ctx context.Context, ex Executor) (int, error) {
 	args := []any{d.Config.Prefix + "migrations"}
 	there := `SELECT count(*) FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = ?`
 	switch d.Name {
-	case config.Postgres: // not to_regclass, which may return what the connection has cached
+	case sqlconfig.Postgres: // not to_regclass, which may return what the connection has cached
 		there = `SELECT count(*) FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 			WHERE c.relname = ?::text AND (n.nspname = ?::text OR ?::text = '' AND n.nspname = ANY (current_schemas(false)))`
 		args = append(args, d.Config.Schema, d.Config.Schema)
-	case config.SQLite:
+	case sqlconfig.SQLite:
 		there = `SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ?`
-	case config.MySQL:
+	case sqlconfig.MySQL:
 	}
 	n, _, err := Number(ctx, ex, d.SQL(there), args...)
 	if err != nil || n == 0 {
@@ -199,7 +199,7 @@ var errAutocommit = errors.New("autocommit is off on the pool's connections, so 
 // checkAutocommit returns an error if autocommit is off on the connections of a user's MySQL pool. Statements outside of a transaction
 // would never be committed: Publish would return nil for messages that are lost.
 func (d *DB) checkAutocommit(ctx context.Context) error {
-	if d.Name != config.MySQL {
+	if d.Name != sqlconfig.MySQL {
 		return nil
 	}
 	return d.Retry(ctx, func(ctx context.Context) error {
@@ -219,7 +219,7 @@ func (d *DB) checkAutocommit(ctx context.Context) error {
 }
 
 func (d *DB) prepareTables(ctx context.Context) error {
-	if d.Config.Migrate == config.MigrateAuto {
+	if d.Config.Migrate == sqlconfig.MigrateAuto {
 		if err := d.Migrate(ctx, MinSchemaVersion); err != nil {
 			return err
 		}
@@ -230,14 +230,14 @@ func (d *DB) prepareTables(ctx context.Context) error {
 			err = &SchemaError{Found: version, Want: MinSchemaVersion, Prefix: d.Config.Prefix}
 		}
 		d.JSON, d.Fenced, d.Programs = version >= versionJSON, version >= versionFences, version >= versionPrograms
-		d.Bounded = version >= versionReturns && d.Name == config.Postgres
+		d.Bounded = version >= versionReturns && d.Name == sqlconfig.Postgres
 		return err
 	})
 }
 
 // findFile records the file of a SQLite database, unless it is in memory.
 func (d *DB) findFile(ctx context.Context) error {
-	if d.Name != config.SQLite {
+	if d.Name != sqlconfig.SQLite {
 		return nil
 	}
 	paths, err := Collect(ctx, d.Pool, func(r Rows, path *string) error { return r.Scan(path) },

@@ -5,12 +5,12 @@ import (
 
 	"github.com/go-sql-driver/mysql"
 
-	"github.com/leatbus/leat/transports/sql/internal/config"
+	"github.com/leatbus/leat/transports/sql/sqlconfig"
 )
 
 func mysqlDialect() dialect {
 	return dialect{
-		Name: config.MySQL,
+		Name: sqlconfig.MySQL,
 		// UTC_TIMESTAMP has no daylight saving time; UNIX_TIMESTAMP(NOW(6)) is ambiguous for an hour a year.
 		now:       "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))",
 		quote:     func(s string) string { return "`" + s + "`" },

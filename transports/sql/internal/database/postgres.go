@@ -5,12 +5,12 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 
-	"github.com/leatbus/leat/transports/sql/internal/config"
+	"github.com/leatbus/leat/transports/sql/sqlconfig"
 )
 
 func postgresDialect() dialect {
 	return dialect{
-		Name:      config.Postgres,
+		Name:      sqlconfig.Postgres,
 		now:       "(extract(epoch from statement_timestamp()) * 1000000)::bigint",
 		quote:     func(s string) string { return `"` + s + `"` },
 		dollars:   true,

@@ -3,7 +3,7 @@ package database
 import (
 	"errors"
 
-	"github.com/leatbus/leat/transports/sql/internal/config"
+	"github.com/leatbus/leat/transports/sql/sqlconfig"
 )
 
 // sqliteDriver is the name under which package transports/sqlite registers its driver.
@@ -19,7 +19,7 @@ type sqliteError interface {
 
 func sqliteDialect() dialect {
 	return dialect{
-		Name:      config.SQLite,
+		Name:      sqlconfig.SQLite,
 		now:       "CAST(unixepoch('now', 'subsec') * 1000000 AS INTEGER)",
 		quote:     func(s string) string { return `"` + s + `"` },
 		Ignore:    "ON CONFLICT DO NOTHING",

@@ -8,17 +8,18 @@ import (
 	"sync"
 
 	"github.com/leatbus/leat/transports/sql/internal/config"
+	"github.com/leatbus/leat/transports/sql/sqlconfig"
 )
 
 var errDialect = errors.New("use postgres, mysql (MariaDB's too) or sqlite")
 
-func dialectOf(name config.Dialect) (dialect, error) {
+func dialectOf(name sqlconfig.Dialect) (dialect, error) {
 	switch name {
-	case config.Postgres:
+	case sqlconfig.Postgres:
 		return postgresDialect(), nil
-	case config.MySQL:
+	case sqlconfig.MySQL:
 		return mysqlDialect(), nil
-	case config.SQLite:
+	case sqlconfig.SQLite:
 		return sqliteDialect(), nil
 	default:
 		return dialect{}, fmt.Errorf("dialect %q: %w", name, errDialect)
@@ -28,7 +29,7 @@ func dialectOf(name config.Dialect) (dialect, error) {
 // Statements replaces the placeholders of statements, for one dialect and one set of tables. It may be used concurrently.
 type Statements struct {
 	dialect
-	Config config.Config
+	Config sqlconfig.Config
 	names  *strings.Replacer
 	done   sync.Map // statement as written → statement as sent
 
@@ -44,7 +45,7 @@ type Statements struct {
 const moreAttempts = "CASE WHEN attempt < 2000000000 THEN attempt + 1 ELSE attempt END"
 
 // NewStatements returns the statements for the tables of a configuration. It returns an error if the configuration is invalid.
-func NewStatements(cfg config.Config) (*Statements, error) {
+func NewStatements(cfg sqlconfig.Config) (*Statements, error) {
 	cfg, err := config.Complete(cfg)
 	if err != nil {
 		return nil, err
@@ -56,7 +57,7 @@ func NewStatements(cfg config.Config) (*Statements, error) {
 	s := &Statements{dialect: d, Config: cfg}
 	queue := d.quote(cfg.Prefix + "messages_queue")
 	force := "" // the planners of the others choose the index by themselves
-	if d.Name == config.MySQL {
+	if d.Name == sqlconfig.MySQL {
 		force = "FORCE INDEX (" + queue + ")"
 	}
 	pairs := append(statePairs(), "{now}", d.now, "{more}", moreAttempts, "{queue}", queue, "{force}", force)

@@ -9,7 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/leatbus/leat/transports/sql/internal/config"
+	"github.com/leatbus/leat/transports/sql/sqlconfig"
 )
 
 // The user's transaction may be one on another database that also has leat's tables. Its rows would be
@@ -74,7 +74,7 @@ func (d *DB) UserTx(tx any) (ex Executor, arrays bool, err error) {
 	case stdTx:
 		return stdExecutor{tx}, false, nil
 	case pgxTx:
-		if d.Name == config.Postgres {
+		if d.Name == sqlconfig.Postgres {
 			return pgxExecutor{tx}, true, nil
 		}
 		return nil, false, ErrElsewhere
@@ -102,11 +102,11 @@ func (d *DB) foreign(err error) bool {
 	_, lite := errors.AsType[sqliteError](err)
 	switch {
 	case postgresCode(err) != "":
-		return d.Name != config.Postgres || postgresCode(err) == "42P01"
+		return d.Name != sqlconfig.Postgres || postgresCode(err) == "42P01"
 	case mysqlNumber(err) != 0:
-		return d.Name != config.MySQL || mysqlNumber(err) == 1146
+		return d.Name != sqlconfig.MySQL || mysqlNumber(err) == 1146
 	case lite:
-		return d.Name != config.SQLite || strings.Contains(err.Error(), "no such table")
+		return d.Name != sqlconfig.SQLite || strings.Contains(err.Error(), "no such table")
 	default:
 		return false
 	}

@@ -8,8 +8,8 @@ import (
 	"time"
 
 	"github.com/leatbus/leat/transports/internal/backoff"
-	"github.com/leatbus/leat/transports/sql/internal/config"
 	"github.com/leatbus/leat/transports/sql/internal/database"
+	"github.com/leatbus/leat/transports/sql/sqlconfig"
 )
 
 // claims claims ready messages for consumers, and writes how they were settled.
@@ -63,10 +63,10 @@ func (c claim) fitting(all []sizedID) (ids []int64) {
 // ready claims ready messages for their owner, in the order of their arrival.
 func (cl claims) ready(ctx context.Context, c claim) (taken []record, err error) {
 	switch cl.Name {
-	case config.Postgres:
+	case sqlconfig.Postgres:
 		taken, err = database.Collect(ctx, cl.Relaxed, scanRecord, cl.SQL(claimPostgres),
 			c.group.id, c.from, c.group.id, c.group.id, c.limit, c.owner, c.bytes)
-	case config.SQLite:
+	case sqlconfig.SQLite:
 		taken, err = cl.collectTaken(ctx, cl.Relaxed, cl.SQL(claimSQLite),
 			c.owner, c.group.id, c.from, c.group.id, c.limit, c.bytes)
 	default:
@@ -126,9 +126,9 @@ func (cl claims) lockAndTake(ctx context.Context, c claim, order []int64, query 
 func (cl claims) take(ctx context.Context, tx database.Executor, ids []int64, to database.State, owner int64) ([]record, error) {
 	query, args := cl.WithIDs(`UPDATE {messages} SET state = ?, owner = ?, attempt = {more} WHERE id {in}`, ids, to, owner)
 	switch cl.Name {
-	case config.Postgres:
+	case sqlconfig.Postgres:
 		return database.Collect(ctx, tx, scanRecord, query+` RETURNING `+messageColumns, args...)
-	case config.SQLite:
+	case sqlconfig.SQLite:
 		return cl.collectTaken(ctx, tx, query+` RETURNING `+takenColumns, args...)
 	}
 	if _, err := tx.Exec(ctx, query, args...); err != nil {
@@ -202,7 +202,7 @@ func (cl claims) delay(ctx context.Context, ex database.Executor, owner int64, w
 	}
 	for some := range slices.Chunk(all, delayAtOnce) {
 		query, args := cl.delayCases(set, mine, owner, some)
-		if cl.Name == config.Postgres {
+		if cl.Name == sqlconfig.Postgres {
 			query, args = cl.delayArrays(set, mine, owner, some)
 		}
 		if _, err := ex.Exec(ctx, query, args...); err != nil {

@@ -13,6 +13,7 @@ import (
 	"github.com/leatbus/leat/transports/internal/backoff"
 	"github.com/leatbus/leat/transports/sql/internal/config"
 	"github.com/leatbus/leat/transports/sql/internal/database"
+	"github.com/leatbus/leat/transports/sql/sqlconfig"
 )
 
 // clockless is a pool that fails the test if a statement has a time of this process as an argument.
@@ -77,10 +78,10 @@ func TestClock_onlyTheDatabasesIsWritten(t *testing.T) {
 	require.True(t, isNow(time.Now().UnixMicro()))
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
-	file := config.Source{URL: mustParse(t, "sqlite://"+t.TempDir()+"/test.db"), Config: config.Config{Dialect: config.SQLite}}
+	file := config.Source{URL: mustParse(t, "sqlite://"+t.TempDir()+"/test.db"), Config: sqlconfig.Config{Dialect: sqlconfig.SQLite}}
 	db, err := database.Connect(file)
 	require.NoError(t, err)
-	cfg := config.Config{Dialect: config.SQLite, KeepHandled: time.Second, KeepPoisoned: time.Hour}
+	cfg := sqlconfig.Config{Dialect: sqlconfig.SQLite, KeepHandled: time.Second, KeepPoisoned: time.Hour}
 	transport, err := Open(ctx, clockless{db, t}, cfg)
 	require.NoError(t, err)
 	for _, order := range []driver.Order{driver.Unordered, driver.OrderedByKey, driver.OrderedStrictly} {

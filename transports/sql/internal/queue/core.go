@@ -8,8 +8,8 @@ import (
 
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/intx"
-	"github.com/leatbus/leat/transports/sql/internal/config"
 	"github.com/leatbus/leat/transports/sql/internal/database"
+	"github.com/leatbus/leat/transports/sql/sqlconfig"
 )
 
 // core has what a transport and its receivers share: the database, the types that change its tables, and the goroutines that
@@ -50,7 +50,7 @@ func (c *core) join(ctx context.Context, s driver.Subscription) (*receiver, erro
 	}
 	ctx, cancel := c.while(ctx)
 	defer cancel()
-	callerInTx := intx.Is(ctx) && c.Name == config.SQLite
+	callerInTx := intx.Is(ctx) && c.Name == sqlconfig.SQLite
 	if callerInTx {
 		ctx, cancel = context.WithTimeout(ctx, sqliteTxWait)
 		defer cancel()

@@ -17,6 +17,7 @@ import (
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports/sql/internal/config"
 	"github.com/leatbus/leat/transports/sql/internal/database"
+	"github.com/leatbus/leat/transports/sql/sqlconfig"
 )
 
 // crowdVariable is the number of waiting keys in the tests of large groups.
@@ -104,7 +105,7 @@ func waitingKeys(t testing.TB, s *database.DB, group string, n int, wait time.Du
 }
 
 func integer(s *database.DB) string {
-	if s.Name == config.MySQL {
+	if s.Name == sqlconfig.MySQL {
 		return "SIGNED"
 	}
 	return "bigint"
@@ -127,7 +128,7 @@ func TestKeyQueues_aFreshKeyBehindManyThatWait(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, first.Close(ctx))
 		n := waitingCrowd()
-		if transport.core.Name != config.Postgres { // SQLite's driver is many times slower under the race detector
+		if transport.core.Name != sqlconfig.Postgres { // SQLite's driver is many times slower under the race detector
 			n /= 5
 		}
 		waitingKeys(t, transport.core.DB, sub.Group, n, time.Hour)

@@ -7,8 +7,8 @@ import (
 	"time"
 
 	"github.com/leatbus/leat/bus/driver"
-	"github.com/leatbus/leat/transports/sql/internal/config"
 	"github.com/leatbus/leat/transports/sql/internal/database"
+	"github.com/leatbus/leat/transports/sql/sqlconfig"
 )
 
 // Diagnose connects to the database and checks its version, the tables and the user's rights on them. It
@@ -19,7 +19,7 @@ func (t *Transport) Diagnose(ctx context.Context) []driver.Finding {
 		return findings // the other checks would fail for the same reason
 	}
 	findings = append(findings, doctor{t.core.DB}.checkRights(ctx, busTables())...)
-	if t.core.Name == config.Postgres {
+	if t.core.Name == sqlconfig.Postgres {
 		findings = append(findings, doctor{t.core.DB}.checkSequences(ctx)...)
 	}
 	return findings
@@ -84,9 +84,9 @@ func (d doctor) checkTables(ctx context.Context) (findings []driver.Finding, ok 
 
 func (d doctor) askVersion() string {
 	switch d.Name {
-	case config.Postgres:
+	case sqlconfig.Postgres:
 		return `SELECT 'PostgreSQL ' || current_setting('server_version')`
-	case config.SQLite:
+	case sqlconfig.SQLite:
 		return `SELECT 'SQLite ' || sqlite_version()`
 	default:
 		return `SELECT CASE WHEN version() LIKE '%MariaDB%' THEN version() ELSE concat('MySQL ', version()) END`

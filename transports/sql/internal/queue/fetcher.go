@@ -7,8 +7,8 @@ import (
 
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/internal/backoff"
-	"github.com/leatbus/leat/transports/sql/internal/config"
 	"github.com/leatbus/leat/transports/sql/internal/database"
+	"github.com/leatbus/leat/transports/sql/sqlconfig"
 )
 
 // fetcher is the goroutine that claims messages from the database.
@@ -50,7 +50,7 @@ const (
 
 func newFetcher(f *receiver) *fetcher {
 	size := 0
-	if f.core.Name == config.MySQL {
+	if f.core.Name == sqlconfig.MySQL {
 		size = unknownSize
 	}
 	return &fetcher{receiver: f, sure: true, size: size, lows: &keyLows{DB: f.core.DB}, rounds: keyRounds{walk: newKeyWalk()}, reconciler: newReconciler(f.core.groups, f.group)}

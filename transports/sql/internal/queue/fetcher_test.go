@@ -13,6 +13,7 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/sql/internal/config"
 	"github.com/leatbus/leat/transports/sql/internal/database"
+	"github.com/leatbus/leat/transports/sql/sqlconfig"
 )
 
 // TestFetcher_claimsMoreForQuickWorkers: workers that handle a message in a millisecond get as many at once as keep them busy
@@ -34,7 +35,7 @@ func prefetchWith(t *testing.T, order driver.Order, claim, handler time.Duration
 		ctx, stop := context.WithCancel(t.Context())
 		defer stop()
 		const workers = 10
-		cfg, err := config.Complete(config.Config{})
+		cfg, err := config.Complete(sqlconfig.Config{})
 		require.NoError(t, err)
 		shared := &core{DB: &database.DB{Statements: &database.Statements{Config: cfg}}}
 		f := &fetcher{receiver: &receiver{

@@ -16,8 +16,8 @@ import (
 
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/internal/backoff"
-	"github.com/leatbus/leat/transports/sql/internal/config"
 	"github.com/leatbus/leat/transports/sql/internal/database"
+	"github.com/leatbus/leat/transports/sql/sqlconfig"
 )
 
 // slowPool is a pool whose statements take some time. It counts them.
@@ -48,7 +48,7 @@ func (d *slowPool) takes(took time.Duration) {
 // combining runs f with a groupCommit over the pool, and ends its lifetime.
 func combining(t *testing.T, db database.Pool, f func(t *testing.T, c *groupCommit)) {
 	synctest.Test(t, func(t *testing.T) {
-		s, err := database.New(db, config.Config{Dialect: config.Postgres})
+		s, err := database.New(db, sqlconfig.Config{Dialect: sqlconfig.Postgres})
 		require.NoError(t, err)
 		life := newLifetime()
 		c := newGroupCommit(life, publisher{s}, 3)

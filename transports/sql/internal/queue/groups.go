@@ -7,8 +7,8 @@ import (
 	"slices"
 
 	"github.com/leatbus/leat/bus/driver"
-	"github.com/leatbus/leat/transports/sql/internal/config"
 	"github.com/leatbus/leat/transports/sql/internal/database"
+	"github.com/leatbus/leat/transports/sql/sqlconfig"
 )
 
 // errDisagree is returned to a consumer whose order differs from that of the others of its group.
@@ -198,10 +198,10 @@ func (gs groups) locked(ctx context.Context, over database.Pool, g group, f func
 func (gs groups) lock(ctx context.Context, tx database.Executor, g group) (fence int64, err error) {
 	query := `SELECT ` + fenceColumn(gs.DB) + ` FROM {turns} WHERE group_id = ?`
 	switch gs.Name {
-	case config.Postgres: // a process that hangs in the transaction must not block the others
+	case sqlconfig.Postgres: // a process that hangs in the transaction must not block the others
 		query += ` AND set_config('idle_in_transaction_session_timeout', '10s', true) IS NOT NULL FOR UPDATE`
-	case config.SQLite: // there is one writer anyway
-	case config.MySQL:
+	case sqlconfig.SQLite: // there is one writer anyway
+	case sqlconfig.MySQL:
 		query += ` FOR UPDATE`
 	}
 	fence, there, err := database.Number(ctx, tx, gs.SQL(query), g.id)

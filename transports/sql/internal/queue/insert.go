@@ -13,8 +13,8 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/leatbus/leat/bus/driver"
-	"github.com/leatbus/leat/transports/sql/internal/config"
 	"github.com/leatbus/leat/transports/sql/internal/database"
+	"github.com/leatbus/leat/transports/sql/sqlconfig"
 )
 
 // A publish is one statement, which finds the groups of the topic and inserts a row for each. Groups are not cached outside of the
@@ -168,7 +168,7 @@ func insertArrays(s *database.Statements, topic string, msgs []publication, to r
 
 // textArgument returns the placeholder of a text argument. PostgreSQL needs its type.
 func textArgument(s *database.Statements) string {
-	if s.Name == config.Postgres {
+	if s.Name == sqlconfig.Postgres {
 		return "?::text"
 	}
 	return "?"

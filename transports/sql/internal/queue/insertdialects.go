@@ -1,7 +1,7 @@
 package queue
 
 import (
-	"github.com/leatbus/leat/transports/sql/internal/config"
+	"github.com/leatbus/leat/transports/sql/sqlconfig"
 )
 
 // insertRows is how an insert passes the values of its messages.
@@ -11,15 +11,15 @@ type insertRows struct {
 	table     string // all messages as the table m
 }
 
-func insertRowsOf(dialect config.Dialect) insertRows {
+func insertRowsOf(dialect sqlconfig.Dialect) insertRows {
 	switch dialect {
-	case config.Postgres:
+	case sqlconfig.Postgres:
 		return insertRows{
 			values:    "(?::text, ?::bytea, ?::bytea, ?::bigint, ?::bigint, %d)",
 			separator: ", ",
 			table:     "(VALUES %s) AS m(uuid, headers, payload, lane, delay, n)",
 		}
-	case config.MySQL:
+	case sqlconfig.MySQL:
 		// The casts are for prepared statements, which would reject bytes that are not valid text. The first SELECT
 		// returns no row; it gives the columns their types. Without it, MySQL limits a column of parameters to 65,535
 		// bytes, and truncates longer values without an error.
@@ -40,11 +40,11 @@ func insertRowsOf(dialect config.Dialect) insertRows {
 }
 
 // whenHeaders is a branch of a CASE with the headers of one id.
-func whenHeaders(dialect config.Dialect) string {
+func whenHeaders(dialect sqlconfig.Dialect) string {
 	switch dialect {
-	case config.Postgres:
+	case sqlconfig.Postgres:
 		return " WHEN ?::bigint THEN ?::bytea"
-	case config.MySQL:
+	case sqlconfig.MySQL:
 		return " WHEN ? THEN CAST(? AS BINARY)"
 	default:
 		return " WHEN ? THEN ?"
@@ -52,8 +52,8 @@ func whenHeaders(dialect config.Dialect) string {
 }
 
 // committers returns how many publishers' commits run at once. SQLite has one writer.
-func committers(dialect config.Dialect) int {
-	if dialect == config.SQLite {
+func committers(dialect sqlconfig.Dialect) int {
+	if dialect == sqlconfig.SQLite {
 		return 1
 	}
 	return 3

@@ -10,8 +10,8 @@ import (
 	"time"
 
 	"github.com/leatbus/leat/bus/driver"
-	"github.com/leatbus/leat/transports/sql/internal/config"
 	"github.com/leatbus/leat/transports/sql/internal/database"
+	"github.com/leatbus/leat/transports/sql/sqlconfig"
 )
 
 var _ driver.Inspector = (*Transport)(nil)
@@ -149,7 +149,7 @@ func (i inspector) countMessages(ctx context.Context, groups map[int64]*driver.G
 		}
 	}
 	atOnce := 1
-	if i.Name == config.Postgres {
+	if i.Name == sqlconfig.Postgres {
 		atOnce = groupsAtOnce
 	}
 	for ids := range slices.Chunk(slices.Sorted(maps.Keys(totals)), atOnce) {
@@ -217,7 +217,7 @@ type part struct {
 // front returns a query for the first rows of each part, and its arguments.
 func (i inspector) front(parts []part) (query string, args []any) {
 	const columns = `SELECT group_id, state, first_at, due_at, owner FROM {messages} `
-	if i.Name == config.Postgres {
+	if i.Name == sqlconfig.Postgres {
 		groups, states := make([]int64, len(parts)), make([]int64, len(parts))
 		for n, p := range parts {
 			groups[n], states[n] = p.group, int64(p.state)

@@ -6,8 +6,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/leatbus/leat/transports/sql/internal/config"
 	"github.com/leatbus/leat/transports/sql/internal/database"
+	"github.com/leatbus/leat/transports/sql/sqlconfig"
 )
 
 // keyLows has lower bounds of ids at which look-ups in key queues begin. On PostgreSQL, deleted rows stay in the index as long as a
@@ -96,7 +96,7 @@ func (l *keyLows) slow() bool { return !l.until.IsZero() }
 
 // walksOver reports whether a look-up has probably read deleted rows, because it was slow.
 func (l *keyLows) walksOver(took time.Duration) bool {
-	return l.Name == config.Postgres && took > slowLookUp+2*l.baseline
+	return l.Name == sqlconfig.Postgres && took > slowLookUp+2*l.baseline
 }
 
 // took records how long the look-ups of a claim took.

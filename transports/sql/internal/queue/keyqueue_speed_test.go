@@ -12,8 +12,8 @@ import (
 
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/internal/backoff"
-	"github.com/leatbus/leat/transports/sql/internal/config"
 	"github.com/leatbus/leat/transports/sql/internal/database"
+	"github.com/leatbus/leat/transports/sql/sqlconfig"
 )
 
 // TestKeyQueues_quickHandlersAreKeptBusy compares the speed of a group that is ordered by key with an unordered one, with
@@ -21,7 +21,7 @@ import (
 func TestKeyQueues_quickHandlersAreKeptBusy(t *testing.T) {
 	eachStore(t, func(t *testing.T, transport *Transport) {
 		ctx := t.Context()
-		if transport.core.Name == config.SQLite {
+		if transport.core.Name == sqlconfig.SQLite {
 			t.Skip("its driver is many times slower under the race detector")
 		}
 		const messages, keys, workers = 3000, 200, 10
@@ -76,7 +76,7 @@ func TestKeyQueues_quickHandlersAreKeptBusy(t *testing.T) {
 // however long the queues are.
 func TestKeyQueues_claimsReadNoWholeQueues(t *testing.T) {
 	eachStore(t, func(t *testing.T, transport *Transport) {
-		if transport.core.Name != config.MySQL {
+		if transport.core.Name != sqlconfig.MySQL {
 			t.Skip("the other planners read the index from its start")
 		}
 		ctx := t.Context()

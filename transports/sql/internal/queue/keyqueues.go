@@ -9,8 +9,8 @@ import (
 	"time"
 
 	"github.com/leatbus/leat/bus/driver"
-	"github.com/leatbus/leat/transports/sql/internal/config"
 	"github.com/leatbus/leat/transports/sql/internal/database"
+	"github.com/leatbus/leat/transports/sql/sqlconfig"
 )
 
 const (
@@ -99,7 +99,7 @@ func (k keyQueues) claim(ctx context.Context, c keyClaim) (found keysFound, err 
 			return err
 		}
 		slices.SortFunc(free, func(a, b sizedID) int { return int(a.id - b.id) })
-		if k.Name == config.MySQL {
+		if k.Name == sqlconfig.MySQL {
 			n := min(len(free), max(c.limit, 1))
 			sized, err := sized(ctx, k.DB, tx, idsOf(free[:n]))
 			if err != nil {
@@ -132,7 +132,7 @@ func (k keyQueues) claim(ctx context.Context, c keyClaim) (found keysFound, err 
 // that undoes it is a redelivery.
 // It reports whether messages were returned to key queues since the last claim.
 func (k keyQueues) locked(ctx context.Context, c keyClaim, f func(tx lockedGroup, changed bool) error) error {
-	if k.Name != config.Postgres {
+	if k.Name != sqlconfig.Postgres {
 		return k.groups.locked(ctx, k.Relaxed, c.group, func(tx lockedGroup) error { return f(tx, false) })
 	}
 	return k.Relaxed.InTx(ctx, func(tx database.Executor) error {
@@ -177,7 +177,7 @@ func (k keyQueues) headsOf(ctx context.Context, tx database.Executor, c keyClaim
 	const first = `SELECT l.pos, (SELECT m.id FROM {messages} m {force} WHERE m.group_id = ? AND m.state = {keyed} AND m.pos = l.pos ORDER BY m.pos, m.id LIMIT 1) FROM `
 	var query string
 	args := []any{c.group.id}
-	if k.Name == config.Postgres {
+	if k.Name == sqlconfig.Postgres {
 		query = k.SQL(headsOfPostgres)
 		args = append(args, c.queues, c.lows.of(c.queues))
 	} else {
@@ -234,7 +234,7 @@ func (k keyQueues) orphans(ctx context.Context, tx *lockedGroup) error {
 	if err != nil || n == 0 || !k.Fenced {
 		return err
 	}
-	if err := raiseFence(ctx, k.DB, tx); err != nil || k.Name != config.Postgres {
+	if err := raiseFence(ctx, k.DB, tx); err != nil || k.Name != sqlconfig.Postgres {
 		return err
 	}
 	_, err = tx.Exec(ctx, `SET LOCAL synchronous_commit TO DEFAULT`)
@@ -290,9 +290,9 @@ func (k keyQueues) walk(ctx context.Context, tx lockedGroup, c keyClaim, heads [
 func (k keyQueues) heads(ctx context.Context, tx database.Executor, g group, after int64, limit int) (found []keyHead, last int64, err error) {
 	scan := func(r database.Rows, h *keyHead) error { return r.Scan(&h.queue, &h.id) }
 	switch k.Name {
-	case config.Postgres:
+	case sqlconfig.Postgres:
 		found, err = database.Collect(ctx, tx, scan, k.SQL(headsPostgres), g.id, after, g.id, g.id, limit)
-	case config.SQLite:
+	case sqlconfig.SQLite:
 		found, err = database.Collect(ctx, tx, scan, k.SQL(headsSQLite), g.id, after, g.id, g.id, limit)
 	default:
 		found, err = k.pagedHeads(ctx, tx, g, after, limit)
@@ -339,11 +339,11 @@ func (k keyQueues) freeHeads(ctx context.Context, tx lockedGroup, c keyClaim, he
 		args = append(args, tx.group.id)
 	}
 	size := "octet_length(m.payload) + octet_length(m.headers)"
-	if k.Name == config.MySQL {
+	if k.Name == sqlconfig.MySQL {
 		size = "0" // it reads the whole payload to know its length
 	}
 	query := `SELECT m.id, CASE WHEN m.due_at > 0 THEN m.due_at ELSE 0 END - {now}, m.pos, ` + size + `, ` + heldBack
-	if k.Name == config.Postgres {
+	if k.Name == sqlconfig.Postgres {
 		query, args = k.SQL(query+freeHeadsPostgres), append(args, queues, ids, c.lows.of(queues), tx.group.id)
 	} else {
 		query, args = k.WithIDs(query+freeHeads, ids, args...)

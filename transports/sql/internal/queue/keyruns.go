@@ -6,8 +6,8 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/leatbus/leat/transports/sql/internal/config"
 	"github.com/leatbus/leat/transports/sql/internal/database"
+	"github.com/leatbus/leat/transports/sql/sqlconfig"
 )
 
 // keyRuns claims several messages of a key queue at once, a run, for relays. A relay publishes the messages of a key in
@@ -77,16 +77,16 @@ func (k keyRuns) lengthen(ctx context.Context, tx database.Executor, g group, he
 func (k keyRuns) query(g group, queues []int64, each int) (query string, args []any) {
 	one := runMySQL
 	switch k.Name {
-	case config.Postgres:
+	case sqlconfig.Postgres:
 		one = runPostgres
-	case config.SQLite:
+	case sqlconfig.SQLite:
 		one = runSQLite
-	case config.MySQL:
+	case sqlconfig.MySQL:
 	}
 	one = fmt.Sprintf(one, each)
 	for _, queue := range queues {
 		args = append(args, g.id, queue)
-		if k.Name == config.Postgres {
+		if k.Name == sqlconfig.Postgres {
 			args = append(args, g.id, queue)
 		}
 	}

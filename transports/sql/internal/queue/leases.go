@@ -9,8 +9,8 @@ import (
 
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/internal/backoff"
-	"github.com/leatbus/leat/transports/sql/internal/config"
 	"github.com/leatbus/leat/transports/sql/internal/database"
+	"github.com/leatbus/leat/transports/sql/sqlconfig"
 )
 
 // A holder is a receiver that has a lease.
@@ -138,7 +138,7 @@ func (l *leases) missing() error {
 // whose leases would expire. It returns failed if that is not the reason.
 func (l *leases) renewOnExtraConn(all []*consumer, failed error) error {
 	crowded, ok := l.Pool.(database.Exhaustible)
-	if !ok || l.Name == config.SQLite || !crowded.Exhausted() { // SQLite's only connection is in use during every statement
+	if !ok || l.Name == sqlconfig.SQLite || !crowded.Exhausted() { // SQLite's only connection is in use during every statement
 		return failed
 	}
 	l.Config.Logger.Warn("leat: sql: pool exhausted", "error", failed,

@@ -4,7 +4,7 @@ import (
 	"strings"
 
 	"github.com/leatbus/leat/bus/driver"
-	"github.com/leatbus/leat/transports/sql/internal/config"
+	"github.com/leatbus/leat/transports/sql/sqlconfig"
 )
 
 // The database matches patterns, in the statement that inserts, so no publisher uses a stale list of
@@ -26,14 +26,14 @@ type patternSyntax struct {
 	escapes []string // pairs that escape a text for a pattern
 }
 
-func patternOf(dialect config.Dialect) patternSyntax {
-	if dialect == config.SQLite { // its LIKE ignores case
+func patternOf(dialect sqlconfig.Dialect) patternSyntax {
+	if dialect == sqlconfig.SQLite { // its LIKE ignores case
 		return patternSyntax{"GLOB %s", "*", []string{"[", "[[]", "*", "[*]", "?", "[?]"}}
 	}
 	return patternSyntax{"LIKE %s ESCAPE '|'", "%", []string{"|", "||", "%", "|%", "_", "|_"}}
 }
 
-func storedPattern(dialect config.Dialect, pattern string) stored {
+func storedPattern(dialect sqlconfig.Dialect, pattern string) stored {
 	syntax := patternOf(dialect)
 	if !driver.IsPattern(pattern) {
 		return stored{pattern: pattern}

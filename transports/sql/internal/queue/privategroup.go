@@ -10,8 +10,8 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/leatbus/leat/bus/driver"
-	"github.com/leatbus/leat/transports/sql/internal/config"
 	"github.com/leatbus/leat/transports/sql/internal/database"
+	"github.com/leatbus/leat/transports/sql/sqlconfig"
 )
 
 // A PrivateGroup is a group without subscriptions, ordered by key: it gets the messages that are inserted for it alone. Its methods may
@@ -69,7 +69,7 @@ func (g *PrivateGroup) noRowsError(ctx context.Context, tx any) error {
 // insert returns the statement that inserts a batch into this group, and not into one of the same name in another database.
 func (g *PrivateGroup) insert(b batch, arrays bool) (query string, args []any) {
 	p, m := g.core.publisher, b.rows[0]
-	if p.Name != config.Postgres || len(b.rows) > 1 || m.delay > 0 {
+	if p.Name != sqlconfig.Postgres || len(b.rows) > 1 || m.delay > 0 {
 		return p.insertSome(b, arrays, p.inOpenTx(g.group.only(g.born)))
 	}
 	in := database.StateReady

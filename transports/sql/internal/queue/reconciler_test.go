@@ -12,6 +12,7 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/sql/internal/config"
 	"github.com/leatbus/leat/transports/sql/internal/database"
+	"github.com/leatbus/leat/transports/sql/sqlconfig"
 )
 
 // askedPool is a pool that counts statements by a part of their text, and returns its ids for queries.
@@ -64,7 +65,7 @@ func TestReconciler_backsOff(t *testing.T) {
 	looks := func(db *askedPool, span time.Duration) (rearrange, unpark int) {
 		db.asked = map[string]int{misplaced: 0, parked: 0}
 		synctest.Test(t, func(t *testing.T) {
-			s, err := database.New(db, config.Config{Dialect: config.Postgres})
+			s, err := database.New(db, sqlconfig.Config{Dialect: sqlconfig.Postgres})
 			require.NoError(t, err)
 			r := newReconciler(groups{DB: s, holds: holds{s}}, group{id: 1})
 			for end := time.Now().Add(span); time.Now().Before(end); time.Sleep(time.Second) {
@@ -87,10 +88,10 @@ func TestReconciler_backsOff(t *testing.T) {
 // TestReconciler_movesMisplacedMessages checks that messages in the states of every other order are moved, and found by the index.
 func TestReconciler_movesMisplacedMessages(t *testing.T) {
 	ctx := t.Context()
-	db, err := database.Connect(config.Source{URL: mustParse(t, "sqlite://"+t.TempDir()+"/test.db"), Config: config.Config{Dialect: config.SQLite}})
+	db, err := database.Connect(config.Source{URL: mustParse(t, "sqlite://"+t.TempDir()+"/test.db"), Config: sqlconfig.Config{Dialect: sqlconfig.SQLite}})
 	require.NoError(t, err)
 	defer db.Close()
-	s, err := database.New(db, config.Config{Dialect: config.SQLite})
+	s, err := database.New(db, sqlconfig.Config{Dialect: sqlconfig.SQLite})
 	require.NoError(t, err)
 	require.NoError(t, s.Prepare(ctx))
 	orders := []driver.Order{driver.Unordered, driver.OrderedByKey, driver.OrderedStrictly}

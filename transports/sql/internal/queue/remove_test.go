@@ -8,8 +8,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/leatbus/leat/bus/driver"
-	"github.com/leatbus/leat/transports/sql/internal/config"
 	"github.com/leatbus/leat/transports/sql/internal/database"
+	"github.com/leatbus/leat/transports/sql/sqlconfig"
 )
 
 // A consumer may find the group just before an operator removes it.
@@ -17,7 +17,7 @@ func TestRemoveGroup_consumerSubscribesMeanwhile(t *testing.T) {
 	t.Parallel()
 	eachStore(t, func(t *testing.T, transport *Transport) {
 		s := transport
-		if s.core.Name == config.SQLite {
+		if s.core.Name == sqlconfig.SQLite {
 			t.Skip("it has one writer at a time")
 		}
 		ctx := t.Context()

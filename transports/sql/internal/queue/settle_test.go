@@ -14,6 +14,7 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/sql/internal/config"
 	"github.com/leatbus/leat/transports/sql/internal/database"
+	"github.com/leatbus/leat/transports/sql/sqlconfig"
 )
 
 // TestSettle_releasesTheMessage: bodies of messages that are handled take no memory while the database is slow to delete them.
@@ -52,9 +53,9 @@ func TestSettle_errorsHaveOneShortLine(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	db, err := database.Connect(config.Source{URL: mustParse(t, "sqlite://"+t.TempDir()+"/test.db"), Config: config.Config{Dialect: config.SQLite}})
+	db, err := database.Connect(config.Source{URL: mustParse(t, "sqlite://"+t.TempDir()+"/test.db"), Config: sqlconfig.Config{Dialect: sqlconfig.SQLite}})
 	require.NoError(t, err)
-	transport, err := Open(ctx, db, config.Config{Dialect: config.SQLite})
+	transport, err := Open(ctx, db, sqlconfig.Config{Dialect: sqlconfig.SQLite})
 	require.NoError(t, err)
 	defer func() { require.NoError(t, transport.Close(ctx)) }()
 	const topic = "order.paid.v1"

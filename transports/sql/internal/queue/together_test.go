@@ -14,8 +14,8 @@ import (
 
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
-	"github.com/leatbus/leat/transports/sql/internal/config"
 	"github.com/leatbus/leat/transports/sql/internal/database"
+	"github.com/leatbus/leat/transports/sql/sqlconfig"
 )
 
 // tripCounter counts the round trips of a pool.
@@ -43,7 +43,7 @@ func pgxStore(t *testing.T) (*database.DB, *tripCounter) {
 	return s, trips
 }
 
-func pgxSchema(t *testing.T) (*database.PgxPool, config.Config, *tripCounter) {
+func pgxSchema(t *testing.T) (*database.PgxPool, sqlconfig.Config, *tripCounter) {
 	ctx := t.Context()
 	cfg, err := pgxpool.ParseConfig(testenv.Postgres(t))
 	require.NoError(t, err)
@@ -63,7 +63,7 @@ func pgxSchema(t *testing.T) (*database.PgxPool, config.Config, *tripCounter) {
 		run(context.Background(), "DROP SCHEMA "+schema+" CASCADE")
 		pool.Close()
 	})
-	return &database.PgxPool{Pool: pool}, config.Config{Dialect: config.Postgres, Schema: schema}, trips
+	return &database.PgxPool{Pool: pool}, sqlconfig.Config{Dialect: sqlconfig.Postgres, Schema: schema}, trips
 }
 
 // TestGroupCommit_topicsShareARoundTrip checks that messages of different topics are inserted in one round trip, all or none.

@@ -13,8 +13,8 @@ import (
 
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/waitcounter"
-	"github.com/leatbus/leat/transports/sql/internal/config"
 	"github.com/leatbus/leat/transports/sql/internal/database"
+	"github.com/leatbus/leat/transports/sql/sqlconfig"
 )
 
 // A Transport is a [driver.Transport] over a database. Its methods may be called concurrently. [Open]
@@ -37,7 +37,7 @@ var (
 
 // Open returns a transport over a pool, and closes the pool with it. It creates, migrates or checks the tables, and blocks until the
 // database can be reached or ctx is done.
-func Open(ctx context.Context, over database.Pool, cfg config.Config) (*Transport, error) {
+func Open(ctx context.Context, over database.Pool, cfg sqlconfig.Config) (*Transport, error) {
 	d, err := database.New(over, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("sql: %w", err)

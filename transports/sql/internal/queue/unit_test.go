@@ -13,6 +13,7 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/sql/internal/config"
 	"github.com/leatbus/leat/transports/sql/internal/database"
+	"github.com/leatbus/leat/transports/sql/sqlconfig"
 )
 
 // TestPattern_matchesAsTheBus compares the database's matching of patterns with [driver.MatchTopic].
@@ -54,10 +55,10 @@ func TestPattern_matchesAsTheBus(t *testing.T) {
 
 // newTestStore returns empty tables in a SQLite file.
 func newTestStore(t *testing.T) (database.Pool, *database.DB) {
-	db, err := database.Connect(config.Source{URL: mustParse(t, "sqlite://"+t.TempDir()+"/test.db"), Config: config.Config{Dialect: config.SQLite}})
+	db, err := database.Connect(config.Source{URL: mustParse(t, "sqlite://"+t.TempDir()+"/test.db"), Config: sqlconfig.Config{Dialect: sqlconfig.SQLite}})
 	require.NoError(t, err)
 	t.Cleanup(db.Close)
-	s, err := database.New(db, config.Config{Dialect: config.SQLite})
+	s, err := database.New(db, sqlconfig.Config{Dialect: sqlconfig.SQLite})
 	require.NoError(t, err)
 	require.NoError(t, s.Migrate(context.Background(), database.SchemaVersion))
 	return db, s
@@ -82,7 +83,7 @@ func TestPrivateGroup_pendingStopsCountingAtABound(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, 100, n)
 		require.Positive(t, oldest)
-		if transport.core.Name != config.SQLite {
+		if transport.core.Name != sqlconfig.SQLite {
 			return // the query is the same, and the rows take seconds
 		}
 		waitingKeys(t, transport.core.DB, g.group.name, inspectAtMost, 0)

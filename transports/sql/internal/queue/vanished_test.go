@@ -12,6 +12,7 @@ import (
 	"github.com/leatbus/leat/internal/testenv"
 	"github.com/leatbus/leat/transports/sql/internal/config"
 	"github.com/leatbus/leat/transports/sql/internal/database"
+	"github.com/leatbus/leat/transports/sql/sqlconfig"
 )
 
 // TestVanished_theGroupGoesOn checks that other consumers get the group's lock after a while if a host vanishes during a
@@ -20,7 +21,7 @@ func TestVanished_theGroupGoesOn(t *testing.T) {
 	t.Parallel()
 	eachStore(t, func(t *testing.T, transport *Transport) {
 		s := transport
-		if s.core.Name != config.MySQL {
+		if s.core.Name != sqlconfig.MySQL {
 			t.Skip("PostgreSQL bounds it for each claim, SQLite has no network")
 		}
 		ctx := t.Context()

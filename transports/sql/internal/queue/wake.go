@@ -15,8 +15,8 @@ import (
 
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/transports/internal/backoff"
-	"github.com/leatbus/leat/transports/sql/internal/config"
 	"github.com/leatbus/leat/transports/sql/internal/database"
+	"github.com/leatbus/leat/transports/sql/sqlconfig"
 )
 
 // A waker wakes receivers when there may be messages for them. It learns of messages in three ways: from publishers of this process; by
@@ -352,7 +352,7 @@ const newRowsByGroup = `SELECT group_id, count(*) AS n FROM (SELECT group_id FRO
 // ask reads the highest id and the new rows. On PostgreSQL that is one query. On other databases the second query runs only if the
 // highest id has changed.
 func (r *newRows) ask(ctx context.Context, d *database.DB) (newest int64, found []rowsOf, err error) {
-	if d.Name == config.Postgres {
+	if d.Name == sqlconfig.Postgres {
 		type row struct {
 			newest   int64
 			group, n stdsql.NullInt64
@@ -394,7 +394,7 @@ const newestOfSequence = `CASE WHEN s.is_called THEN s.last_value ELSE 0 END`
 // committed.
 func newestID(ctx context.Context, d *database.DB) (int64, error) {
 	query := `SELECT max(id) FROM {messages}`
-	if d.Name == config.Postgres {
+	if d.Name == sqlconfig.Postgres {
 		query = `SELECT ` + newestOfSequence + ` FROM {messages_id_seq} s`
 	}
 	n, _, err := database.Number(ctx, d.Pool, d.SQL(query))

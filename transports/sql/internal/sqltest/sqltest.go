@@ -62,7 +62,7 @@ func OnPostgres(t testing.TB) System {
 		Run(t, admin, "DROP SCHEMA "+schema+" CASCADE")
 		require.NoError(t, admin.Close())
 	})
-	return System{URL: WithOption(t, raw, "schema", schema), Config: sql.Config{Dialect: sql.Postgres, Schema: schema}}
+	return System{URL: testenv.WithOption(t, raw, "schema", schema), Config: sql.Config{Dialect: sql.Postgres, Schema: schema}}
 }
 
 // OnMySQL returns a system with its own database.
@@ -120,7 +120,7 @@ func (s *System) ThroughProxy(t testing.TB) *testenv.Proxy {
 func (s System) Open(t testing.TB, options ...string) driver.Transport {
 	raw := s.URL
 	for i := 0; i < len(options); i += 2 {
-		raw = WithOption(t, raw, options[i], options[i+1])
+		raw = testenv.WithOption(t, raw, options[i], options[i+1])
 	}
 	transport, err := OpenURL(Context(t), raw)
 	require.NoError(t, err)
@@ -150,7 +150,7 @@ func OpenURL(ctx context.Context, raw string) (driver.Transport, error) {
 // OpenDB opens the database of a URL through database/sql.
 func OpenDB(t testing.TB, raw string) *stdsql.DB {
 	if !strings.HasPrefix(raw, "sqlite") {
-		raw = WithOption(t, raw, "connect_timeout", "60") // the machine may be busy
+		raw = testenv.WithOption(t, raw, "connect_timeout", "60") // the machine may be busy
 	}
 	u, err := url.Parse(raw)
 	require.NoError(t, err)
@@ -183,16 +183,6 @@ func Begin(t testing.TB, db *stdsql.DB, level stdsql.IsolationLevel) (tx *stdsql
 		return err
 	})
 	return tx
-}
-
-// WithOption returns a URL with one more option.
-func WithOption(t testing.TB, raw, name, value string) string {
-	u, err := url.Parse(raw)
-	require.NoError(t, err)
-	q := u.Query()
-	q.Set(name, value)
-	u.RawQuery = q.Encode()
-	return u.String()
 }
 
 // Context returns a context that ends after the test, or when the test has waited too long.
