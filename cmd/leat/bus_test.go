@@ -36,6 +36,7 @@ func systems() map[string]func(t *testing.T) (bus func() string) {
 	}
 	queues := func(kind string) func(*testing.T) func() string {
 		return func(t *testing.T) func() string {
+			testenv.ManagedRabbitMQ(t) // skips t, and not a script, where there is none
 			// The doctor of one script must not see the groups of another while they are being declared.
 			return func() string { return testenv.WithOption(t, testenv.RabbitMQVhost(t), "queue", kind) }
 		}

@@ -127,6 +127,9 @@ func TestPublish_namesTheGroupsBefore(t *testing.T) {
 
 		require.Equal(t, http.StatusBadRequest, s.post(t, "publish", answer{}, "type", "order.>", "data", "{}").status)
 		require.Equal(t, http.StatusBadRequest, s.post(t, "publish", answer{}, "type", "order.paid.v2", "data", "{").status)
+		refused := s.post(t, "publish", answer{}, "type", "order.paid.v2", "data", `{"order":7}`)
+		require.Equal(t, http.StatusBadRequest, refused.status)
+		require.Contains(t, refused.text, "the handler send-receipt would refuse it")
 		require.Equal(t, http.StatusUnprocessableEntity, s.post(t, "publish", answer{}, "type", "nobody.asks", "data", "{}", "do", "publish").status)
 	})
 }

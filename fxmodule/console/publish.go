@@ -55,6 +55,9 @@ func (c *console) publish(w http.ResponseWriter, r *http.Request) error {
 		Review: true,
 	}
 	msg, err := admin.Event{Type: page.Type, Key: page.Key, Subject: page.Subject, Source: "leat", Data: []byte(page.Data)}.Message()
+	if err == nil && c.Bus != nil { // else the service checks it
+		err = admin.CheckMessage(c.Bus, msg)
+	}
 	if err != nil {
 		return &pageError{http.StatusBadRequest, err.Error()}
 	}

@@ -381,10 +381,13 @@ func (a Endpoint) publish(w http.ResponseWriter, r *http.Request) error {
 	if err == nil {
 		err = driver.ValidateTopic(record.Topic)
 	}
+	if err == nil {
+		driver.ClearFault(m.Message.Metadata)
+		err = CheckMessage(a.Bus, m.Message)
+	}
 	if err != nil {
 		return &statusError{http.StatusBadRequest, err.Error()}
 	}
-	driver.ClearFault(m.Message.Metadata)
 	if err := a.Bus.Transport().Publish(r.Context(), record.Topic, m.Message); err != nil {
 		return err
 	}
