@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -76,8 +77,14 @@ type reader struct {
 }
 
 // perReader returns how many unacked messages a channel may have before the browser opens the next one. It grows, so that a long queue
-// does not need more channels than a connection may have.
-func (b *browser) perReader() int { return max(stride, b.visited/32) }
+// does not need more channels than a connection may have. A classic queue puts messages of any channel back at their positions, which
+// takes it less time if they are of one, and acks come only if messages are taken.
+func (b *browser) perReader() int {
+	if b.t.cfg.QueueType == Classic && b.removed == 0 {
+		return math.MaxInt
+	}
+	return max(stride, b.visited/32)
+}
 
 // open opens a channel, which is closed when ctx is done: no call waits for an answer after that.
 func (b *browser) open() error {
