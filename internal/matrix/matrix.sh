@@ -10,24 +10,25 @@
 #
 # A server runs in a container if docker or podman answers. Otherwise root gets it from Debian's packages, each suite in
 # a chroot below LEAT_MATRIX_DIR (~/.cache/leat-matrix), which is kept for the next time; the first start downloads 100 to
-# 400 MB. All servers listen on loopback only, and their data is deleted at each start. GOTESTFLAGS is passed to go
-# test. The exit code is 1 if a suite has failed.
+# 400 MB. All servers listen on loopback only, and their data is deleted at each start. The tests of RabbitMQ run in its
+# chroot, so that the brokers and clusters that they start themselves are of that version, too; LEAT_TEST_LONG=1 kills and
+# hangs the nodes of a cluster for minutes. GOTESTFLAGS is passed to go test. The exit code is 1 if a suite has failed.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-# name           port  image                 suite     package          variable (LEAT_TEST_…_URL)
+# name           port  image                    suite     package          variable (LEAT_TEST_…_URL)
 table='
-rabbitmq-3.10    5676  rabbitmq:3.10         bookworm  rabbitmq-server  RABBITMQ
-rabbitmq-4.0     5675  rabbitmq:4.0          trixie    rabbitmq-server  RABBITMQ
-rabbitmq-4.3     5674  rabbitmq:4.3          forky     rabbitmq-server  RABBITMQ
-postgres-15      5415  postgres:15           bookworm  postgresql       POSTGRES
-postgres-17      5417  postgres:17           trixie    postgresql       POSTGRES
-postgres-18      5418  postgres:18           forky     postgresql       POSTGRES
-mariadb-10.11    3310  mariadb:10.11         bookworm  mariadb-server   MYSQL
-mariadb-11.8     3318  mariadb:11.8          trixie    mariadb-server   MYSQL
-mysql-9          3397  mysql:9               sid       mysql-server     MYSQL
-redis-7          6397  redis:7               bookworm  redis-server     REDIS
-redis-8          6398  redis:8               trixie    redis-server     REDIS
+rabbitmq-3.10    5676  rabbitmq:3.10-management bookworm  rabbitmq-server  RABBITMQ
+rabbitmq-4.0     5675  rabbitmq:4.0-management  trixie    rabbitmq-server  RABBITMQ
+rabbitmq-4.3     5674  rabbitmq:4.3-management  forky     rabbitmq-server  RABBITMQ
+postgres-15      5415  postgres:15              bookworm  postgresql       POSTGRES
+postgres-17      5417  postgres:17              trixie    postgresql       POSTGRES
+postgres-18      5418  postgres:18              forky     postgresql       POSTGRES
+mariadb-10.11    3310  mariadb:10.11            bookworm  mariadb-server   MYSQL
+mariadb-11.8     3318  mariadb:11.8             trixie    mariadb-server   MYSQL
+mysql-9          3397  mysql:9                  sid       mysql-server     MYSQL
+redis-7          6397  redis:7                  bookworm  redis-server     REDIS
+redis-8          6398  redis:8                  trixie    redis-server     REDIS
 '
 dir=${LEAT_MATRIX_DIR:-$HOME/.cache/leat-matrix}
 
@@ -44,7 +45,7 @@ row() {
 
 url() {
 	case $name in
-	rabbitmq-*) echo "amqp://guest:guest@127.0.0.1:$port/" ;;
+	rabbitmq-*) echo "amqp://guest:guest@127.0.0.1:$port/?management=http://127.0.0.1:$((port + 10000))" ;;
 	postgres-*) echo "postgres://postgres@127.0.0.1:$port/postgres?sslmode=disable" ;;
 	mysql-* | mariadb-*) echo "mysql://root@127.0.0.1:$port/test" ;;
 	redis-*) echo "redis://127.0.0.1:$port/0" ;;
@@ -81,7 +82,7 @@ engine() {
 in_container() {
 	local options=() command=()
 	case $name in
-	rabbitmq-*) options=(-p "127.0.0.1:$port:5672") ;;
+	rabbitmq-*) options=(-p "127.0.0.1:$port:5672" -p "127.0.0.1:$((port + 10000)):15672") ;;
 	postgres-*)
 		options=(-p "127.0.0.1:$port:5432" -e POSTGRES_HOST_AUTH_METHOD=trust)
 		command=(postgres -c max_connections=300)
@@ -134,10 +135,12 @@ command_of() {
 	case $name in
 	rabbitmq-*)
 		cat <<-END
-			mkdir -p $data/log; touch $data/plugins; chown -R rabbitmq $data; cd $data
+			mkdir -p $data/log; echo '[rabbitmq_management].' >$data/plugins
+			printf 'management.tcp.ip = 127.0.0.1\\nmanagement.tcp.port = $((port + 10000))\\ncollect_statistics_interval = 100\\n' >$data/rabbitmq.conf
+			chown -R rabbitmq $data; cd $data
 			exec $as rabbitmq env HOME=$data RABBITMQ_NODENAME=leat${name//[.-]/}@localhost RABBITMQ_NODE_IP_ADDRESS=127.0.0.1 \\
 			  RABBITMQ_NODE_PORT=$port RABBITMQ_DIST_PORT=$((port + 20000)) ERL_EPMD_ADDRESS=127.0.0.1 RABBITMQ_MNESIA_BASE=$data \\
-			  RABBITMQ_LOG_BASE=$data/log RABBITMQ_ENABLED_PLUGINS_FILE=$data/plugins /usr/lib/rabbitmq/bin/rabbitmq-server
+			  RABBITMQ_LOG_BASE=$data/log RABBITMQ_CONFIG_FILE=$data/rabbitmq.conf RABBITMQ_ENABLED_PLUGINS_FILE=$data/plugins /usr/lib/rabbitmq/bin/rabbitmq-server
 		END
 		;;
 	postgres-*)
@@ -229,17 +232,36 @@ stop() {
 	fi
 }
 
+# runner prints the program with which go test runs the tests; it prints nothing if go test can run them itself.
+runner() {
+	case $name in rabbitmq-*) ;; *) return ;; esac
+	[ -z "$(engine)" ] || return 0
+	cat >"$dir/$suite.sh" <<-END
+		#!/bin/sh
+		# Runs a program in the chroot.
+		copy=\$(mktemp "$dir/$suite/tmp/leat.XXXXXX") && cp "\$1" "\$copy" && chmod 755 "\$copy" || exit
+		shift
+		chroot "$dir/$suite" "/tmp/\${copy##*/}" "\$@"
+		result=\$?
+		rm -f "\$copy"
+		exit "\$result"
+	END
+	chmod 755 "$dir/$suite.sh"
+	echo "$dir/$suite.sh"
+}
+
 run() {
-	local results='' failed=0 at
+	local results='' failed=0 at runner
 	for at in "$@"; do
 		echo "== $at"
 		start "$at"
 		at=$name
+		runner=$(runner)
 		# Only this server is named: tests of others are skipped, and those of this one must not be.
 		# shellcheck disable=SC2046,SC2086 # words on purpose
 		if env -u LEAT_TEST_REDIS_URL -u LEAT_TEST_RABBITMQ_URL -u LEAT_TEST_POSTGRES_URL -u LEAT_TEST_MYSQL_URL \
 			"LEAT_TEST_${variable}_URL=$(url)" "LEAT_TEST_REQUIRE=$(service)" \
-			go test -race -gcflags=modernc.org/sqlite/lib=-race=false -timeout 60m ${GOTESTFLAGS:-} $(packages); then
+			go test -race -gcflags=modernc.org/sqlite/lib=-race=false -timeout 60m ${runner:+-exec "$runner"} ${GOTESTFLAGS:-} $(packages); then
 			results+=$(printf '%-14s ok' "$at")$'\n'
 		else
 			results+=$(printf '%-14s FAILED' "$at")$'\n'
@@ -255,7 +277,7 @@ case ${1:-} in
 -list) printf '%s' "${table#?}" ;;
 -start) start "${2:?which server?}" ;;
 -stop) stop "${2:?which server?}" ;;
--*) sed -n '2,15s/^# \{0,1\}//p' "$0" >&2 && exit 2 ;;
+-*) sed -n '2,17s/^# \{0,1\}//p' "$0" >&2 && exit 2 ;;
 '') run $(awk 'NF {print $1}' <<<"$table") ;;
 *) run "$@" ;;
 esac

@@ -33,12 +33,16 @@ func RabbitMQ(t testing.TB) string {
 }
 
 // ManagedRabbitMQ returns the URL of a RabbitMQ with a management API, which the URL's option management names. Without
-// one it skips the test.
+// one it skips the test, or fails it if LEAT_TEST_REQUIRE has rabbitmq.
 func ManagedRabbitMQ(t testing.TB) string {
 	t.Helper()
 	u := managed(t)
 	if err := manage(u, http.MethodGet, "/api/whoami", ""); err != nil {
-		t.Skipf("no management API (%v); enable the broker's plugin rabbitmq_management, or run: go run ./internal/check", err)
+		const fix = "enable the broker's plugin rabbitmq_management, or run: go run ./internal/check"
+		if required("rabbitmq") {
+			t.Fatalf("LEAT_TEST_REQUIRE names rabbitmq, but it has no management API (%v); "+fix, err)
+		}
+		t.Skipf("no management API (%v); "+fix, err)
 	}
 	return u.String()
 }
@@ -121,9 +125,14 @@ func serviceURL(t testing.TB, service, variable string) string {
 		return url
 	}
 	const fix = "set %s or run: go run ./internal/check"
-	if required := strings.Split(os.Getenv("LEAT_TEST_REQUIRE"), ","); slices.Contains(required, service) {
+	if required(service) {
 		t.Fatalf("LEAT_TEST_REQUIRE names "+service+", but it has no URL; "+fix, variable)
 	}
 	t.Skipf("no "+service+" to test with; "+fix, variable)
 	return ""
+}
+
+// required reports whether a test must fail if it can't have a service.
+func required(service string) bool {
+	return slices.Contains(strings.Split(os.Getenv("LEAT_TEST_REQUIRE"), ","), service)
 }
