@@ -365,7 +365,9 @@ func TestMemory_commandsAskTheRunningProcess(t *testing.T) {
 	require.NoError(t, err)
 	bad := message.NewMessage("bad", []byte(`{"order":"x"}`))
 	bad.Metadata = message.Metadata{driver.HeaderType: "order.paid.v1"}
-	require.NoError(t, process.Publish(w.patience(), "order.paid.v1", bad))
+	require.ErrorContains(t, process.Publish(w.patience(), "order.paid.v1", bad), "would refuse it: ")
+	driver.Fault{Text: "it failed", Class: "test", Topic: "order.paid.v1", At: time.Now()}.Set(bad.Metadata)
+	require.NoError(t, process.PoisonQueue(w.group("mail")).Put(w.patience(), driver.PoisonedMessage{Message: bad}))
 	require.NoError(t, process.Close(w.patience()))
 	require.Eventually(t, func() bool {
 		out, _ = w.shop("poison", "stats", "--group", w.group("mail"))
