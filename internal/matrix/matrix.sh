@@ -236,12 +236,14 @@ stop() {
 runner() {
 	case $name in rabbitmq-*) ;; *) return ;; esac
 	[ -z "$(engine)" ] || return 0
+	mkdir -p "$dir/$suite$PWD"
+	mountpoint -q "$dir/$suite$PWD" || mount --bind -o ro "$PWD" "$dir/$suite$PWD"
 	cat >"$dir/$suite.sh" <<-END
 		#!/bin/sh
-		# Runs a program in the chroot.
+		# Runs a program in the chroot, which has this repository at its place.
 		copy=\$(mktemp "$dir/$suite/tmp/leat.XXXXXX") && cp "\$1" "\$copy" && chmod 755 "\$copy" || exit
 		shift
-		chroot "$dir/$suite" "/tmp/\${copy##*/}" "\$@"
+		chroot "$dir/$suite" env -C "\$PWD" "/tmp/\${copy##*/}" "\$@"
 		result=\$?
 		rm -f "\$copy"
 		exit "\$result"

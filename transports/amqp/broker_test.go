@@ -5,6 +5,7 @@ package amqp_test
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net"
 	"net/http"
 	"net/url"
@@ -338,8 +339,25 @@ func (b *broker) eval(t testing.TB, expressions string) string {
 func (b *broker) setting(t testing.TB, name, value string) (reset func()) {
 	t.Helper()
 	before := b.eval(t, "{ok, Value} = application:get_env(rabbit, "+name+"), Value.")
-	b.eval(t, "application:set_env(rabbit, "+name+", "+value+").")
-	return func() { b.eval(t, "application:set_env(rabbit, "+name+", "+before+").") }
+	set := func(value string) {
+		// RabbitMQ 4 reads some variables once, at its start.
+		b.eval(t, "application:set_env(rabbit, "+name+", "+value+"), "+
+			"persistent_term:get("+name+", none) =:= none orelse persistent_term:put("+name+", "+value+").")
+	}
+	set(value)
+	return func() { set(before) }
+}
+
+// atLeast reports whether the broker has this version, or a later one.
+func (b *broker) atLeast(t testing.TB, major, minor int) bool {
+	t.Helper()
+	conn, err := rabbit.Dial(b.url())
+	require.NoError(t, err)
+	defer func() { _ = conn.Close() }()
+	var x, y int
+	_, err = fmt.Sscanf(fmt.Sprint(conn.Properties["version"]), "%d.%d", &x, &y)
+	require.NoError(t, err)
+	return x > major || x == major && y >= minor
 }
 
 // closeConnections closes all connections of clients.

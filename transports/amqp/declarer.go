@@ -100,6 +100,8 @@ func conflict(err error, passive bool) error {
 		}
 	case refused.Code == amqp.NotFound && passive:
 		return fmt.Errorf("it does not exist and declare=false; declare it, or leave declare out: %w", err)
+	case refused.Code == amqp.AccessRefused && passive:
+		return fmt.Errorf("the user has no right to it; grant write or read (RabbitMQ 4.2.6 and 4.3.0 want configure, others any right): %w", err)
 	case refused.Code == amqp.AccessRefused:
 		return fmt.Errorf("the user has no right to it; grant configure, write and read, or declare it yourself and use declare=false: %w", err)
 	}

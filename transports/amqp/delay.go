@@ -149,8 +149,12 @@ func (l levels) room(key string, n uint64) int {
 const deathOverhead = 160
 
 // declare declares what is missing. A queue or exchange is declared before anything leads to it, so that no message is lost or
-// early.
+// early. With declare=false it only looks for the entrance; see declareExit.
 func (l levels) declare(ctx context.Context, d *declarer) error {
+	if d.passive {
+		d.exchange(l.entrance(), amqp.ExchangeHeaders, nil)
+		return d.err
+	}
 	l.declareExit(d)
 	for n := range delayLevels {
 		if ctx.Err() != nil {
@@ -164,7 +168,12 @@ func (l levels) declare(ctx context.Context, d *declarer) error {
 	return d.err
 }
 
+// declareExit declares what is behind the levels. With declare=false it does nothing: services need no right to it, and RabbitMQ 4.3
+// shows nobody whether it exists without one.
 func (l levels) declareExit(d *declarer) {
+	if d.passive {
+		return
+	}
 	if l.direction == toGroup {
 		d.queue(l.undelivered(), plainArgs(l.queueType))
 		d.exchange(l.undelivered(), amqp.ExchangeFanout, nil)

@@ -243,7 +243,7 @@ func (d *diagnosis) delays() error {
 			return d.add(f, err, "grant the user the rights to configure, write and read leat.*, or declare them as another user and use declare=false")
 		}
 		for n := range delayLevels {
-			q, _, err := d.queue(set.queue(n))
+			q, _, err := d.peek(set.queue(n))
 			if err != nil {
 				return err
 			}
@@ -251,11 +251,13 @@ func (d *diagnosis) delays() error {
 		}
 	}
 	undelivered := topology.redelivering().undelivered()
-	kept, _, err := d.queue(undelivered)
+	kept, _, err := d.peek(undelivered)
 	if err != nil {
 		return err
 	}
-	f.Text = fmt.Sprintf("%d messages wait in them", waiting)
+	if f.Text = fmt.Sprintf("%d messages wait in them", waiting); d.hidden {
+		f.Text = "this user has no right to see how many messages wait in them"
+	}
 	if kept.Messages > 0 {
 		f.Text += fmt.Sprintf("; %d redeliveries to groups whose queues were deleted are in %s", kept.Messages, undelivered)
 	}
@@ -274,7 +276,7 @@ func (d *diagnosis) has(set levels) (there bool, err error) {
 	err = d.do(func(ch *amqp.Channel) error {
 		return ch.ExchangeDeclarePassive(set.entrance(), amqp.ExchangeHeaders, durable, autoDelete, internal, noWait, nil)
 	})
-	if isCode(err, amqp.NotFound) {
+	if isCode(err, amqp.NotFound) || isCode(err, amqp.AccessRefused) {
 		return false, nil
 	}
 	return err == nil, err
@@ -282,14 +284,14 @@ func (d *diagnosis) has(set levels) (there bool, err error) {
 
 // oldDelays reports the queues that earlier versions used for delays; see migrate.go.
 func (d *diagnosis) oldDelays() error {
-	near, there, err := d.queue(oldDelayName(d.t.cfg.QueueType, "near"))
+	near, there, err := d.peek(oldDelayName(d.t.cfg.QueueType, "near"))
 	if err != nil || !there {
 		return err
 	}
 	f := driver.Finding{Check: "queues for delays of an older version"}
 	left := near.Messages
 	for n := range oldDelayLevels {
-		q, _, err := d.queue(oldDelayName(d.t.cfg.QueueType, fmt.Sprintf("%02d", n)))
+		q, _, err := d.peek(oldDelayName(d.t.cfg.QueueType, fmt.Sprintf("%02d", n)))
 		if err != nil {
 			return err
 		}
@@ -319,11 +321,16 @@ func (d *diagnosis) groups() error {
 
 // group checks one group.
 func (d *diagnosis) group(s driver.Subscription) error {
+	f := driver.Finding{Check: "group " + s.Group}
+	const mayRead = "grant the user the right to read the group's queues, or connect as the user of the service that has the group"
 	info, there, err := d.count(s)
-	if err != nil || !there { // the consumer declares it, or logs why it can't
+	switch {
+	case isCode(err, amqp.AccessRefused):
+		return d.add(f, fmt.Errorf("the user may not read queue %q: %w", s.Group, err), mayRead)
+	case err != nil || !there: // the consumer declares it, or logs why it can't
 		return err
 	}
-	f := driver.Finding{Check: "group " + s.Group, Text: describe(s.Order.String(), info)}
+	f.Text = describe(s.Order.String(), info)
 	if !d.passive() {
 		if err := d.conflictWith(s); err != nil {
 			return d.add(f, err, "")
@@ -331,7 +338,7 @@ func (d *diagnosis) group(s driver.Subscription) error {
 	}
 	for _, queue := range d.t.topology.queues(s) {
 		if err := d.mayRead(queue); err != nil {
-			return d.add(f, err, "grant the user the right to read the group's queues, or connect as the user of the service that has the group")
+			return d.add(f, err, mayRead)
 		}
 	}
 	text, err := d.parked(s)

@@ -190,9 +190,10 @@ func (i *inspection) conflictWith(s driver.Subscription) error {
 
 // A prober queries one queue after the other. The broker closes the channel for each queue that does not exist.
 type prober struct {
-	conn  *amqp.Connection
-	ch    *amqp.Channel
-	asker asker
+	conn   *amqp.Connection
+	ch     *amqp.Channel
+	asker  asker
+	hidden bool // the user has no right to some of the queues
 }
 
 // do calls what with an open channel.
@@ -215,6 +216,15 @@ func (p *prober) queue(name string) (q amqp.Queue, ok bool, err error) {
 // counts is as queue, and waits for a quorum queue that takes long.
 func (p *prober) counts(name string) (q amqp.Queue, ok bool, err error) {
 	return p.ask(name, p.asker.counts)
+}
+
+// peek is as counts, and takes a queue for missing to which the user has no right: RabbitMQ 4.3 does not show it to that user.
+func (p *prober) peek(name string) (q amqp.Queue, ok bool, err error) {
+	q, ok, err = p.counts(name)
+	if isCode(err, amqp.AccessRefused) {
+		p.hidden, err = true, nil
+	}
+	return q, ok, err
 }
 
 func (p *prober) ask(name string, count func(*amqp.Channel, string) (amqp.Queue, error)) (q amqp.Queue, ok bool, err error) {

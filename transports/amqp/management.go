@@ -407,7 +407,7 @@ func (t *Transport) complete(ctx context.Context, s *survey) error {
 	}
 	return t.inspect(ctx, "count", func(i *inspection) error {
 		for _, name := range fresh {
-			counted, there, err := i.counts(name)
+			counted, there, err := i.peek(name)
 			if err != nil {
 				return err
 			}

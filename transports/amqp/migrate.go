@@ -62,7 +62,7 @@ func (t *Transport) emptyNear(queueType QueueType) error {
 	}
 	p := prober{conn: conn}
 	defer p.close()
-	q, there, err := p.queue(oldDelayName(queueType, "near"))
+	q, there, err := p.peek(oldDelayName(queueType, "near"))
 	if err != nil || !there || q.Messages == 0 || q.Consumers > 0 {
 		return err
 	}

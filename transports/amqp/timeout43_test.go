@@ -7,7 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
-	"os"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -18,41 +18,23 @@ import (
 	"github.com/leatbus/leat/transports/amqp"
 )
 
-// management calls the HTTP API of the broker that tests share.
-func management(t testing.TB, method, path string, body any) {
-	t.Helper()
-	base := os.Getenv("LEAT_TEST_RABBITMQ_MANAGEMENT")
-	if base == "" {
-		t.Skip("set LEAT_TEST_RABBITMQ_MANAGEMENT to the management API of a RabbitMQ 4.3, like http://guest:guest@127.0.0.1:15672, and LEAT_TEST_RABBITMQ_URL to the same broker")
-	}
-	text, err := json.Marshal(body)
-	require.NoError(t, err)
-	u, err := url.Parse(base + path)
-	require.NoError(t, err)
-	request, err := http.NewRequestWithContext(t.Context(), method, u.String(), strings.NewReader(string(text)))
-	require.NoError(t, err)
-	password, _ := u.User.Password()
-	request.SetBasicAuth(u.User.Username(), password)
-	response, err := http.DefaultClient.Do(request)
-	require.NoError(t, err)
-	_ = response.Body.Close()
-	require.Less(t, response.StatusCode, 300, "%s %s: %s", method, path, response.Status)
-	http.DefaultClient.CloseIdleConnections()
-}
-
 // RabbitMQ 4.3 cancels the consumer of a message that is not acked in time: the group goes on, nothing is lost, and the
 // log names the fix.
 func TestConsumerTimeout_cancelsTheConsumer(t *testing.T) {
-	broker := sharedBroker(t)
+	b := calmBroker(t)
+	if !b.atLeast(t, 4, 3) {
+		t.Skip("RabbitMQ 4.3 and later do so")
+	}
 	for _, order := range []driver.Order{driver.Unordered, driver.OrderedByKey} {
 		t.Run(order.String(), func(t *testing.T) {
 			group, topic := unique("ledger"), unique("order.paid.v1")
 			policy := "/api/policies/%2F/" + group
-			management(t, http.MethodPut, policy, map[string]any{
-				"pattern": "^" + strings.ReplaceAll(group, ".", "\\.") + "$", "apply-to": "queues", "definition": map[string]any{"consumer-timeout": 2000},
-			})
-			defer management(t, http.MethodDelete, policy, nil)
-			u, err := url.Parse(broker)
+			pattern := "^" + regexp.QuoteMeta(group) + "$"
+			definition, err := json.Marshal(map[string]any{"pattern": pattern, "apply-to": "queues", "definition": map[string]any{"consumer-timeout": 2000}})
+			require.NoError(t, err)
+			b.call(t, http.MethodPut, policy, string(definition))
+			defer b.call(t, http.MethodDelete, policy, "")
+			u, err := url.Parse(b.url())
 			require.NoError(t, err)
 			cfg, err := amqp.ConfigFromURL(u)
 			require.NoError(t, err)
@@ -60,7 +42,7 @@ func TestConsumerTimeout_cancelsTheConsumer(t *testing.T) {
 			cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
 			transport, err := amqp.New(t.Context(), cfg)
 			require.NoError(t, err)
-			t.Cleanup(func() { cleanUp(t, broker, transport.QueuesForTest()) })
+			t.Cleanup(func() { cleanUp(t, b.url(), transport.QueuesForTest()) })
 			feed := subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 4, Order: order})
 			publishKeyed(t, transport, topic, "a/1", "b/1")
 			slow := next(t, feed)

@@ -111,6 +111,9 @@ func (t *topology) declareTopic(d *declarer, topic string) {
 		return // the default exchange
 	}
 	d.exchange(exchange, stock.exchangeKind, stock.exchangeArgs)
+	if d.passive {
+		return
+	}
 	if key, err := stock.delayKey(topic); err == nil { // else publishing with a delay fails
 		delays := t.publishing().topics()
 		d.exchange(delays, amqp.ExchangeDirect, nil)
@@ -151,7 +154,7 @@ func (t *topology) bindStock(d *declarer, s driver.Subscription) {
 		t.declareTopic(d, queue.topic)
 		if a := stock.of(queue.topic); a.exchange != "" {
 			d.bind(queue.name, stock.bindingKey(queue.name), a.exchange, stock.bindingArgs)
-		} else if key, err := stock.delayKey(queue.topic); err == nil {
+		} else if key, err := stock.delayKey(queue.topic); err == nil && !d.passive {
 			delays := t.publishing().topics()
 			d.exchange(delays, amqp.ExchangeDirect, nil)
 			d.bind(queue.name, key, delays, nil)
