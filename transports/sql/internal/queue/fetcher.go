@@ -27,6 +27,7 @@ type fetcher struct {
 	wait       backoff.Backoff // until the database is asked again without a hint
 	nextPoll   time.Time
 	sure       bool // everything taken is known
+	doubts     doubts
 	low        lowest
 	lows       *keyLows
 	rounds     keyRounds
@@ -147,7 +148,7 @@ func (f *fetcher) worthwhile() bool {
 	if local := f.settlements.dueAt.Swap(0); local != 0 {
 		f.dueIn(time.Duration(local - now.UnixNano()))
 	}
-	return !f.empty || f.hints.Load() != f.seen || !now.Before(f.nextPoll) || f.isDue(now) || f.isKeyDue(now) || f.isWalkDue(now)
+	return !f.empty || f.doubts.due(now) || f.hints.Load() != f.seen || !now.Before(f.nextPoll) || f.isDue(now) || f.isKeyDue(now) || f.isWalkDue(now)
 }
 
 func (f *fetcher) isDue(now time.Time) bool {
@@ -185,7 +186,7 @@ func (f *fetcher) rest() {
 // pause blocks until there may be messages.
 func (f *fetcher) pause() {
 	until := f.nextPoll
-	for _, due := range []time.Time{f.due, f.keyDue, f.rounds.walkDue()} {
+	for _, due := range []time.Time{f.due, f.keyDue, f.rounds.walkDue(), f.doubts.again} {
 		if !due.IsZero() && due.Before(until) {
 			until = due
 		}
@@ -380,7 +381,8 @@ func (f *fetcher) dueIn(wait time.Duration) {
 // settleDoubts gives back the messages of a claim whose answer was lost: in the database this receiver owns them, but it does not
 // have them.
 func (f *fetcher) settleDoubts(ctx context.Context) error {
-	if f.sure {
+	now := time.Now()
+	if f.sure && !f.doubts.due(now) {
 		return nil
 	}
 	ids, err := f.core.claims.owned(ctx, f.group, f.consumer.id)
@@ -390,8 +392,33 @@ func (f *fetcher) settleDoubts(ctx context.Context) error {
 	if ids = f.settlements.unknown(ids); len(ids) > 0 {
 		err = f.core.claims.put(ctx, f.core.Pool, f.consumer.id, ids, 1)
 	}
-	f.sure = err == nil
+	if err == nil {
+		f.doubts.settled(now, f.sure)
+		f.sure = true
+	}
 	return err
+}
+
+// doubts says when to look again for the messages of claims whose answers were lost. A server may carry out the commit of such a
+// claim after the connection is lost and after the next statement: on MySQL 9 one in twenty killed connections did.
+type doubts struct {
+	again time.Time // zero if no answer was lost so far
+	wait  time.Duration
+}
+
+const (
+	firstDoubt   = time.Second
+	longestDoubt = 5 * time.Minute
+)
+
+func (d *doubts) due(now time.Time) bool { return !d.again.IsZero() && !now.Before(d.again) }
+
+// settled is called after a look. The waits grow if no other answer was lost meanwhile, and never end.
+func (d *doubts) settled(now time.Time, noOther bool) {
+	if d.wait = min(2*d.wait, longestDoubt); !noOther {
+		d.wait = firstDoubt
+	}
+	d.again = now.Add(d.wait)
 }
 
 // trouble waits before the next try after an error.
