@@ -50,7 +50,7 @@ func (c *console) newPausePage(r *http.Request) (page pausePage, err error) {
 	}
 	page = pausePage{Group: r.FormValue("group")}
 	if d := c.describe(r.Context()); d != nil {
-		page.LosesWaiting = !slices.Contains(d.Capabilities, "durable")
+		page.LosesWaiting = !d.Durable
 		page.Broken = slices.ContainsFunc(d.Groups, func(g admin.GroupDescription) bool {
 			return g.Group == page.Group && g.Degraded[driver.PausedByBreaker] != ""
 		})
