@@ -65,7 +65,7 @@ type confirmPage struct {
 	Again   bool // more are there now than the Was that were confirmed
 	Was     int
 	Cut     bool
-	Classes []admin.Class
+	Classes classTable
 	Samples []admin.Record
 	Lasting bool // not everything that a dry run does is undone
 }
@@ -108,7 +108,7 @@ func (c *console) ask(w http.ResponseWriter, r *http.Request, page confirmPage) 
 		page.Lasting = !undoes
 		page.Cut, page.Count = page.Cut || page.Count > maxDryRun, min(page.Count, maxDryRun)
 	}
-	page.Classes, page.Fields = classes.List(), which.Values()
+	page.Classes, page.Fields = classTable{Rows: classes.List(), Chosen: which}, which.Values()
 	page.Fields.Set("do", d.Do)
 	page.Fields.Set("count", strconv.Itoa(page.Count))
 	return c.render(w, r, http.StatusOK, "confirm", "overview", d.Title, page)

@@ -16,7 +16,7 @@ const maxClasses = 200
 // findPage is the poisoned messages of all groups, or those in which a text was found.
 type findPage struct {
 	Find        string
-	Classes     []admin.Class
+	Classes     classTable
 	MoreClasses int // that are not shown
 	Messages    []admin.Record
 	Matching    int
@@ -63,9 +63,9 @@ func (c *console) find(w http.ResponseWriter, r *http.Request) error {
 			page.Unread = append(page.Unread, group)
 		}
 	}
-	page.Classes = classes.List()
-	page.MoreClasses = max(len(page.Classes)-maxClasses, 0)
-	page.Classes = page.Classes[:len(page.Classes)-page.MoreClasses]
+	all := classes.List()
+	page.Classes = classTable{Rows: all[:min(len(all), maxClasses)], Link: true}
+	page.MoreClasses = len(all) - len(page.Classes.Rows)
 	return c.render(w, r, http.StatusOK, "find", "find", "Poisoned messages", page)
 }
 

@@ -96,7 +96,7 @@ func (c chosen) Filters() bool { return len(c.Values()) > 1 }
 type scan struct {
 	Messages []admin.Record // of the page
 	Next     string         // the id behind which the next page begins; "" if there is none
-	Classes  []admin.Class
+	Classes  classTable
 	Matching int  // how many messages of those that were read were chosen
 	Cut      bool // not all messages were read
 }
@@ -133,8 +133,21 @@ func (c *console) scan(ctx context.Context, which chosen, after string) (found s
 	if errors.Is(err, errEnough) {
 		err = nil
 	}
-	found.Classes = classes.List()
+	found.Classes = classTable{classes.List(), which, true}
 	return found, err
+}
+
+// classTable is a table of the classes of errors of chosen messages. If no group is chosen, it names the group of each class.
+type classTable struct {
+	Rows   []admin.Class
+	Chosen chosen
+	Link   bool // each class leads to its messages
+}
+
+// Query returns the query string for the messages of a class.
+func (t classTable) Query(c admin.Class) template.URL {
+	t.Chosen.Group = c.Group
+	return t.Chosen.With("class", c.Class)
 }
 
 // groupPage is a group and a page of its poison queue.

@@ -22,8 +22,7 @@ import (
 func parseTemplates() map[string]*template.Template {
 	shared := template.Must(template.New("").Funcs(template.FuncMap{
 		"number": number, "count": count, "ago": ago, "span": span, "stamp": stamp, "print": admin.Printable, "printLines": admin.PrintableLines,
-		"query": query, "classesOf": func(g groupPage, link bool) classesPart { return classesPart{g.Classes, g.Chosen, link} }, "ageName": ageName, "plural": plural, "topics": shownTopics,
-		"confirmClasses": func(p confirmPage) classesPart { return classesPart{p.Classes, p.Chosen, false} },
+		"query": query, "ageName": ageName, "plural": plural, "topics": shownTopics,
 	}).ParseFS(files, "templates/layout.html", "templates/parts.html"))
 	names, err := fs.Glob(files, "templates/*.html")
 	if err != nil {
@@ -35,13 +34,6 @@ func parseTemplates() map[string]*template.Template {
 		pages[strings.TrimSuffix(path.Base(name), ".html")] = page
 	}
 	return pages
-}
-
-// classesPart is what the table of classes needs.
-type classesPart struct {
-	Classes []admin.Class
-	Chosen  chosen
-	Link    bool // each class leads to its messages
 }
 
 // ageName returns an age, as the filter has it, in words.
