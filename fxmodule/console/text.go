@@ -18,8 +18,10 @@ import (
 	"github.com/leatbus/leat/internal/admin"
 )
 
-// parseTemplates returns the pages by name. Each has the layout and the shared parts.
-func parseTemplates() map[string]*template.Template {
+// templates has the pages by name. Each has the layout and the shared parts.
+type templates map[string]*template.Template
+
+func parseTemplates() templates {
 	shared := template.Must(template.New("").Funcs(template.FuncMap{
 		"number": number, "count": count, "ago": ago, "span": span, "stamp": stamp, "print": admin.Printable, "printLines": admin.PrintableLines,
 		"query": query, "ageName": ageName, "plural": plural, "topics": shownTopics,
@@ -28,12 +30,19 @@ func parseTemplates() map[string]*template.Template {
 	if err != nil {
 		panic(err) // the pattern is right
 	}
-	pages := make(map[string]*template.Template)
+	pages := make(templates)
 	for _, name := range names {
 		page := template.Must(template.Must(shared.Clone()).ParseFS(files, name))
 		pages[strings.TrimSuffix(path.Base(name), ".html")] = page
 	}
 	return pages
+}
+
+// execute returns the text of a part of a page.
+func (t templates) execute(page, part string, data any) (string, error) {
+	var b strings.Builder
+	err := t[page].ExecuteTemplate(&b, part, data)
+	return b.String(), err
 }
 
 // ageName returns an age, as the filter has it, in words.
