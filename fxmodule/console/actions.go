@@ -2,10 +2,8 @@ package console
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
-	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"slices"
@@ -18,7 +16,6 @@ import (
 
 // Limits of actions.
 const (
-	maxIDs        = 200 // messages that a form names one by one
 	maxDryRun     = 1000
 	dryRunAtOnce  = 100     // messages in memory
 	dryRunBytes   = 8 << 20 // of payloads in memory
@@ -40,17 +37,21 @@ func deeds() []deed {
 	}
 }
 
+// actions replays, drops, tries and edits poisoned messages.
+type actions struct {
+	transport driver.Transport
+	dryRunner admin.DryRunner // nil if nobody here has the handlers
+	log       actionLog
+}
+
 // deedOf returns the action that a form names.
-func (c *console) deedOf(r *http.Request) (deed, error) {
-	if !c.Actions {
-		return deed{}, &pageError{http.StatusForbidden, "This console is read-only."}
-	}
+func (a actions) deedOf(r *http.Request) (deed, error) {
 	all := deeds()
 	i := slices.IndexFunc(all, func(d deed) bool { return d.Do == r.FormValue("do") })
 	switch {
 	case i < 0:
-		return deed{}, &pageError{http.StatusBadRequest, "There is no such action."}
-	case all[i].Do == "dry-run" && c.dryRunner == nil:
+		return deed{}, errNoAction
+	case all[i].Do == "dry-run" && a.dryRunner == nil:
 		return deed{}, &pageError{http.StatusNotImplemented, "A dry run needs the handlers: open the console at the service's admin endpoint."}
 	}
 	return all[i], nil
@@ -65,31 +66,31 @@ type confirmPage struct {
 	Again   bool // more are there now than the Was that were confirmed
 	Was     int
 	Cut     bool
-	Classes []admin.Class
+	Classes classTable
 	Samples []admin.Record
 	Lasting bool // not everything that a dry run does is undone
 }
 
-func (c *console) confirm(w http.ResponseWriter, r *http.Request) error {
+func (a actions) confirm(r *http.Request) (view, error) {
 	which, err := choose(r)
 	if err != nil {
-		return err
+		return view{}, err
 	}
 	which.Before = time.Now().UTC().Format(time.RFC3339Nano) // what is poisoned while somebody thinks is not meant
 	which.filter.Until = time.Now()
-	return c.ask(w, r, confirmPage{Chosen: which})
+	return a.ask(r, confirmPage{Chosen: which})
 }
 
 // ask shows the confirmation.
-func (c *console) ask(w http.ResponseWriter, r *http.Request, page confirmPage) error {
-	d, err := c.deedOf(r)
+func (a actions) ask(r *http.Request, page confirmPage) (view, error) {
+	d, err := a.deedOf(r)
 	if err != nil {
-		return err
+		return view{}, err
 	}
 	which := page.Chosen
 	page.deed = d
 	var classes admin.Classes
-	page.Cut, err = c.each(r.Context(), which, func(m driver.PoisonedMessage) error {
+	page.Cut, err = each(r.Context(), a.transport.PoisonQueue(which.Group), which, func(m driver.PoisonedMessage) error {
 		page.Count++
 		classes.Add(which.Group, m)
 		if len(page.Samples) < maxSamples {
@@ -98,71 +99,20 @@ func (c *console) ask(w http.ResponseWriter, r *http.Request, page confirmPage) 
 		return nil
 	})
 	if err != nil {
-		return err
+		return view{}, err
 	}
 	if d.Do == "dry-run" {
-		undoes, err := c.dryRunner.Undoes(r.Context(), which.Group)
+		undoes, err := a.dryRunner.Undoes(r.Context(), which.Group)
 		if err != nil {
-			return err
+			return view{}, err
 		}
 		page.Lasting = !undoes
 		page.Cut, page.Count = page.Cut || page.Count > maxDryRun, min(page.Count, maxDryRun)
 	}
-	page.Classes, page.Fields = classes.List(), which.Values()
+	page.Classes, page.Fields = classTable{Rows: classes.List(), Chosen: which}, which.Values()
 	page.Fields.Set("do", d.Do)
 	page.Fields.Set("count", strconv.Itoa(page.Count))
-	return c.render(w, r, http.StatusOK, "confirm", "overview", d.Title, page)
-}
-
-// each calls visit with the messages that are chosen, and reports whether there may be more than it has read.
-func (c *console) each(ctx context.Context, which chosen, visit func(driver.PoisonedMessage) error) (cut bool, err error) {
-	queue := c.transport.PoisonQueue(which.Group)
-	_, walks := queue.(driver.PoisonWalker)
-	if len(which.IDs) > maxIDs {
-		return false, &pageError{http.StatusBadRequest, fmt.Sprintf("The form names more than %d messages.", maxIDs)}
-	}
-	if len(which.IDs) > 0 && !walks {
-		for _, id := range which.IDs {
-			m, err := queue.Get(ctx, id)
-			if errors.Is(err, driver.ErrNotFound) {
-				continue
-			}
-			if err == nil {
-				err = visit(m)
-			}
-			if err != nil {
-				return false, err
-			}
-		}
-		return false, nil
-	}
-	read, found := 0, 0
-	err = admin.Each(ctx, queue, "", func(m driver.PoisonedMessage) error {
-		if len(which.IDs) > 0 {
-			if !slices.Contains(which.IDs, m.ID) {
-				return nil
-			}
-			if err := visit(m); err != nil {
-				return err
-			}
-			if found++; found == len(which.IDs) {
-				return errEnough
-			}
-			return nil
-		}
-		if read++; read > maxScan {
-			cut = true
-			return errEnough
-		}
-		if !which.filter.Match(m) {
-			return nil
-		}
-		return visit(m)
-	})
-	if errors.Is(err, errEnough) {
-		err = nil
-	}
-	return cut, err
+	return view{"confirm", "overview", d.Title, page}, nil
 }
 
 // donePage is what an action has done.
@@ -175,46 +125,46 @@ type donePage struct {
 }
 
 // act does what was confirmed. If there is more to do than was confirmed, it asks again.
-func (c *console) act(w http.ResponseWriter, r *http.Request) error {
+func (a actions) act(r *http.Request) (view, error) {
 	r, cancel := patient(r)
 	defer cancel()
 	which, err := choose(r)
 	if err != nil {
-		return err
+		return view{}, err
 	}
-	d, err := c.deedOf(r)
+	d, err := a.deedOf(r)
 	if err != nil {
-		return err
+		return view{}, err
 	}
 	confirmed, err := strconv.Atoi(r.PostFormValue("count"))
 	if err != nil || which.Before == "" && len(which.IDs) == 0 {
-		return &pageError{http.StatusBadRequest, "The action was not confirmed."}
+		return view{}, errNotConfirmed
 	}
 	if d.Do == "dry-run" {
-		return c.dryRun(w, r, d, which)
+		return a.dryRun(r, d, which)
 	}
+	queue := a.transport.PoisonQueue(which.Group)
 	var ids []string
-	if _, err := c.each(r.Context(), which, func(m driver.PoisonedMessage) error {
+	if _, err := each(r.Context(), queue, which, func(m driver.PoisonedMessage) error {
 		ids = append(ids, m.ID)
 		return nil
 	}); err != nil {
-		return err
+		return view{}, err
 	}
 	if len(ids) > confirmed {
-		return c.ask(w, r, confirmPage{Chosen: which, Again: true, Was: confirmed})
+		return a.ask(r, confirmPage{Chosen: which, Again: true, Was: confirmed})
 	}
-	queue := c.transport.PoisonQueue(which.Group)
 	move := admin.Move{IDs: ids, Act: queue.Replay}
 	if d.Do == "drop" {
 		move.Act = queue.Drop
 	}
 	moved, err := move.Run(r.Context())
-	c.log(r, d.Do, which.Group, moved.Done, err)
+	a.log.record(r, d.Do, which.Group, moved.Done, err)
 	if err != nil {
-		return fmt.Errorf("%d of %d messages were %s, the rest is where it was: %w", moved.Done, len(ids), d.Did, err)
+		return view{}, fmt.Errorf("%d of %d messages were %s, the rest is where it was: %w", moved.Done, len(ids), d.Did, err)
 	}
 	moved.Gone += confirmed - len(ids)
-	return c.render(w, r, http.StatusOK, "done", "overview", d.Title, donePage{deed: d, Group: which.Group, Moved: moved})
+	return view{"done", "overview", d.Title, donePage{deed: d, Group: which.Group, Moved: moved}}, nil
 }
 
 // patient returns the request with the timeout of an action in place of that of a page.
@@ -223,19 +173,25 @@ func patient(r *http.Request) (*http.Request, context.CancelFunc) {
 	return r.WithContext(ctx), cancel
 }
 
-// log notes an action. The next page shows what it has changed.
-func (c *console) log(r *http.Request, do, group string, n int, err error) {
-	c.sampler.expire(r.Context())
-	c.Logger.InfoContext(r.Context(), "leat: console action", "action", do, "group", group, "messages", n, "remote", r.RemoteAddr, "error", err)
+// actionLog logs actions, and makes the next page show what they have changed.
+type actionLog struct {
+	logger  *slog.Logger
+	sampler *sampler
+}
+
+// record logs an action. n is a number of messages.
+func (l actionLog) record(r *http.Request, do, group string, n int, err error) {
+	l.sampler.expire(r.Context())
+	l.logger.InfoContext(r.Context(), "leat: console action", "action", do, "group", group, "messages", n, "remote", r.RemoteAddr, "error", err)
 }
 
 // dryRun tries the messages, some at once.
-func (c *console) dryRun(w http.ResponseWriter, r *http.Request, d deed, which chosen) error {
+func (a actions) dryRun(r *http.Request, d deed, which chosen) (view, error) {
 	page := donePage{deed: d, Group: which.Group}
 	var some []driver.PoisonedMessage
 	size, n := 0, 0
 	try := func() error {
-		results, err := c.dryRunner.DryRun(r.Context(), which.Group, some)
+		results, err := a.dryRunner.DryRun(r.Context(), which.Group, some)
 		if err != nil {
 			return err
 		}
@@ -248,7 +204,7 @@ func (c *console) dryRun(w http.ResponseWriter, r *http.Request, d deed, which c
 		some, size = nil, 0
 		return nil
 	}
-	_, err := c.each(r.Context(), which, func(m driver.PoisonedMessage) error {
+	_, err := each(r.Context(), a.transport.PoisonQueue(which.Group), which, func(m driver.PoisonedMessage) error {
 		if n++; n > maxDryRun {
 			return errEnough
 		}
@@ -258,20 +214,10 @@ func (c *console) dryRun(w http.ResponseWriter, r *http.Request, d deed, which c
 		}
 		return try()
 	})
-	if (err == nil || errors.Is(err, errEnough)) && len(some) > 0 {
+	if err == nil && len(some) > 0 {
 		err = try()
 	}
-	c.log(r, d.Do, which.Group, min(n, maxDryRun), err)
-	if err != nil && !errors.Is(err, errEnough) {
-		return err
-	}
+	a.log.record(r, d.Do, which.Group, min(n, maxDryRun), err)
 	page.Moved.Done = min(n, maxDryRun)
-	return c.render(w, r, http.StatusOK, "done", "overview", d.Title, page)
-}
-
-// fingerprint tells whether a message is as it was when its form was made.
-func fingerprint(m driver.PoisonedMessage) string {
-	hash := sha256.New()
-	fmt.Fprintf(hash, "%q %q", m.Message.Metadata, []byte(m.Message.Payload))
-	return hex.EncodeToString(hash.Sum(nil))
+	return view{"done", "overview", d.Title, page}, err
 }

@@ -12,12 +12,11 @@
 package console
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"embed"
 	"errors"
-	"html/template"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net/http"
@@ -77,82 +76,75 @@ func anyone(*http.Request) bool { return true }
 // [http.StripPrefix]. Its live parts end with their request's context. It panics if neither a bus nor a transport is
 // configured, or if TraceURL is no HTTP URL with {trace_id}.
 func New(cfg Config) http.Handler {
-	c := &console{Config: cfg, transport: cfg.Transport, protection: http.NewCrossOriginProtection(), streams: make(chan struct{}, maxStreams)}
-	if cfg.Bus != nil {
-		c.transport = admin.WithOutbox(cfg.Bus.Transport(), cfg.Bus.Outbox())
-		c.pauser = localPauser{cfg.Bus}
-		c.dryRunner, c.describer = admin.NewLocalDryRunner(cfg.Bus, cfg.Stack), admin.NewLocalDescriber(cfg.Bus, cfg.Bus.Transport(), cfg.Stack)
-	}
-	if c.transport == nil {
+	if cfg.Bus == nil && cfg.Transport == nil {
 		panic("console: the Config has neither a Bus nor a Transport")
 	}
-	if err := CheckTraceURL(c.TraceURL); err != nil {
+	if err := CheckTraceURL(cfg.TraceURL); err != nil {
 		panic(err)
 	}
-	if c.Authorize == nil {
-		c.Authorize = fromThisMachine
+	if cfg.Authorize == nil {
+		cfg.Authorize = fromThisMachine
 	}
-	c.Logger = cmp.Or(c.Logger, slog.Default())
-	if remote, ok := c.transport.(admin.DryRunner); ok {
-		c.dryRunner = remote
-	}
-	c.lister, _ = c.transport.(driver.ConsumerLister)
-	if cfg.Bus != nil {
-		c.lister, _ = cfg.Bus.Transport().(driver.ConsumerLister)
-	}
-	if remote, ok := c.transport.(pauser); ok {
-		c.pauser = remote
-	}
-	if remote, ok := c.transport.(admin.Describer); ok {
-		c.describer = remote
-	}
-	c.templates = parseTemplates()
-	c.sampler = newSampler(c.sample)
-	c.routes = c.newRoutes()
+	cfg.Logger = cmp.Or(cfg.Logger, slog.Default())
+	c := &console{authorize: cfg.Authorize, actions: cfg.Actions, protection: http.NewCrossOriginProtection(), templates: parseTemplates()}
+	c.routes = c.newRoutes(cfg)
 	return c
 }
 
-// console serves the pages. It may be used concurrently.
+// console serves the pages: it decides which requests are served, and writes the page that the part for a path returns. It
+// may be used concurrently, as may its parts.
 type console struct {
-	Config
-	transport  driver.Transport
-	dryRunner  admin.DryRunner       // nil if nobody here has the handlers
-	describer  admin.Describer       // nil if nobody here knows the wiring
-	pauser     pauser                // nil if no process can be paused from here
-	lister     driver.ConsumerLister // nil if the message system lists no consumers
+	authorize  func(*http.Request) bool
+	actions    bool
 	protection *http.CrossOriginProtection
-	templates  map[string]*template.Template
-	sampler    *sampler
+	templates  templates
 	routes     map[string]route
-	streams    chan struct{} // a slot for each stream
 }
+
+// handler serves a request, or returns why it does not.
+type handler func(http.ResponseWriter, *http.Request) error
 
 // route is what a path serves. All paths have one segment, so that every link is relative to the same place.
 type route struct {
-	get, post func(http.ResponseWriter, *http.Request) error
+	get, post handler
+	acts      bool // it is a part of an action, and not served by a console that is read-only
+	streams   bool // it has no timeout
 }
 
-func (c *console) newRoutes() map[string]route {
+// newRoutes makes the parts of the console, each with what it needs.
+func (c *console) newRoutes(cfg Config) map[string]route {
+	shown := newSystem(cfg)
+	sampler := newSampler(shown.sample)
+	log := actionLog{cfg.Logger, sampler}
+	groups := groupPages{sampler, cfg.Actions && shown.setPaused != nil, cfg.Actions && shown.remover != nil}
+	poisoned := poisonPages{shown, groups, cfg.TraceURL}
+	streams := streams{shown, groups, c.templates, make(chan struct{}, maxStreams)}
+
+	actions := actions{shown.transport, shown.dryRunner, log}
+	pausing := pausing{shown, groups, log}
+	removal := removal{shown.remover, groups, log}
+	publishing := publishing{shown.transport, cfg.Bus, sampler, log}
+
 	return map[string]route{
-		"":            {get: c.overview("overview", "Overview")},
-		"group":       {get: c.group},
-		"find":        {get: c.find},
-		"message":     {get: c.message},
-		"payload":     {get: c.payload},
-		"tail":        {get: c.tail},
-		"tail-stream": {get: c.tailStream},
-		"live":        {get: c.live},
-		"confirm":     {get: c.confirm},
-		"pause":       {get: c.askPause, post: c.setPaused},
-		"act":         {post: c.act},
-		"remove":      {get: c.askRemove, post: c.remove},
-		"edit":        {get: c.edit, post: c.change},
-		"publish":     {get: c.publishForm, post: c.publish},
-		"outbox":      {get: c.overview("outbox", "Outbox")},
-		"doctor":      {get: c.doctor},
-		"wiring":      {get: c.wiring},
-		"wiring.mmd":  {get: c.graph},
-		"wiring.json": {get: c.wiringJSON},
+		"":            {get: c.page(groups.overview("overview", "Overview"))},
+		"group":       {get: c.page(poisoned.group)},
+		"find":        {get: c.page(poisoned.find)},
+		"message":     {get: c.page(poisoned.message)},
+		"payload":     {get: poisoned.payload},
+		"tail":        {get: c.page(streams.tail)},
+		"tail-stream": {get: streams.tailStream, streams: true},
+		"live":        {get: streams.live, streams: true},
+		"confirm":     {get: c.page(actions.confirm), acts: true},
+		"act":         {post: c.page(actions.act), acts: true},
+		"edit":        {get: c.page(actions.edit), post: c.page(actions.change), acts: true},
+		"pause":       {get: c.page(pausing.ask), post: c.page(pausing.set), acts: true},
+		"remove":      {get: c.page(removal.ask), post: c.page(removal.remove), acts: true},
+		"publish":     {get: c.page(publishing.form), post: c.page(publishing.publish), acts: true},
+		"outbox":      {get: c.page(groups.overview("outbox", "Outbox"))},
+		"doctor":      {get: c.page(shown.doctor)},
+		"wiring":      {get: c.page(shown.wiring)},
+		"wiring.mmd":  {get: groups.graph},
+		"wiring.json": {get: shown.wiringJSON},
 		"style.css":   {get: asset("style.css", "text/css; charset=utf-8")},
 		"console.js":  {get: asset("console.js", "text/javascript; charset=utf-8")},
 	}
@@ -180,19 +172,18 @@ func (c *console) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func (c *console) serve(w http.ResponseWriter, r *http.Request) error {
-	if !c.Authorize(r) {
+	if !c.authorize(r) {
 		return &pageError{http.StatusForbidden, "This console serves only requests from its own machine."}
 	}
 	if err := c.checkSite(r); err != nil {
 		return err
 	}
-	name := strings.TrimPrefix(r.URL.Path, "/")
 	if r.URL.Path == "" { // the prefix without its slash, from which relative links would lead astray
 		w.Header().Set("Location", "./"+path.Base(strings.SplitN(r.RequestURI, "?", 2)[0])+"/")
 		w.WriteHeader(http.StatusPermanentRedirect)
 		return nil
 	}
-	found, ok := c.routes[name]
+	found, ok := c.routes[strings.TrimPrefix(r.URL.Path, "/")]
 	if !ok {
 		return &pageError{http.StatusNotFound, "There is no such page."}
 	}
@@ -200,18 +191,18 @@ func (c *console) serve(w http.ResponseWriter, r *http.Request) error {
 	switch r.Method {
 	case http.MethodGet, http.MethodHead:
 	case http.MethodPost:
-		if !c.Actions {
-			return &pageError{http.StatusForbidden, "This console is read-only."}
-		}
 		r.Body = http.MaxBytesReader(w, r.Body, maxForm)
 		do = found.post
 	default:
 		do = nil
 	}
-	if do == nil {
+	switch {
+	case !c.actions && (r.Method == http.MethodPost || found.acts && do != nil):
+		return errReadOnly
+	case do == nil:
 		return &pageError{http.StatusMethodNotAllowed, "This page does not take " + r.Method + "."}
 	}
-	if name != "live" && name != "tail-stream" {
+	if !found.streams {
 		ctx, cancel := context.WithTimeout(r.Context(), requestTimeout)
 		defer cancel()
 		r = r.WithContext(ctx)
@@ -245,6 +236,14 @@ type pageError struct {
 
 func (e *pageError) Error() string { return e.text }
 
+// Errors of several pages.
+var (
+	errReadOnly     = &pageError{http.StatusForbidden, "This console is read-only."}
+	errNoAction     = &pageError{http.StatusBadRequest, "There is no such action."}
+	errNotConfirmed = &pageError{http.StatusBadRequest, "The action was not confirmed."}
+	errMessageGone  = &pageError{http.StatusNotFound, "The message is not in this poison queue any more. It may have been replayed or dropped."}
+)
+
 // fail shows an error.
 func (c *console) fail(w http.ResponseWriter, r *http.Request, err error) {
 	status := http.StatusBadGateway
@@ -259,14 +258,20 @@ func (c *console) fail(w http.ResponseWriter, r *http.Request, err error) {
 	if errors.As(err, &knows) {
 		text += "; " + knows.Fix()
 	}
-	_ = c.render(w, r, status, "error", "", http.StatusText(status), text)
+	_ = c.render(w, r, status, view{"error", "", http.StatusText(status), text})
 }
 
 //go:embed static templates
 var files embed.FS
 
+// attach announces a file to download.
+func attach(w http.ResponseWriter, contentType, name string) {
+	w.Header().Set("Content-Type", contentType)
+	w.Header().Set("Content-Disposition", `attachment; filename="`+name+`"`)
+}
+
 // asset serves a file that is part of the program.
-func asset(name, contentType string) func(http.ResponseWriter, *http.Request) error {
+func asset(name, contentType string) handler {
 	text, err := fs.ReadFile(files, "static/"+name)
 	if err != nil {
 		panic(err) // it is embedded
@@ -279,19 +284,33 @@ func asset(name, contentType string) func(http.ResponseWriter, *http.Request) er
 	}
 }
 
-// view is what the layout of every page needs.
+// view is a page that is to be rendered.
 type view struct {
-	Title   string
-	Nav     string // the current entry of the navigation
-	Actions bool
-	Body    any
+	template string
+	Nav      string // the current entry of the navigation
+	Title    string
+	Body     any
+}
+
+// page returns the handler that renders the page that makePage returns.
+func (c *console) page(makePage func(*http.Request) (view, error)) handler {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		v, err := makePage(r)
+		if err != nil {
+			return err
+		}
+		return c.render(w, r, http.StatusOK, v)
+	}
 }
 
 // render writes a page. Nothing is written before the page is complete.
-func (c *console) render(w http.ResponseWriter, r *http.Request, status int, name, nav, title string, body any) error {
-	var page bytes.Buffer
-	if err := c.templates[name].ExecuteTemplate(&page, "layout", view{title, nav, c.Actions, body}); err != nil {
-		if name == "error" {
+func (c *console) render(w http.ResponseWriter, r *http.Request, status int, v view) error {
+	text, err := c.templates.execute(v.template, "layout", struct {
+		view
+		Actions bool
+	}{v, c.actions})
+	if err != nil {
+		if v.template == "error" {
 			http.Error(w, "The page could not be made.", http.StatusInternalServerError)
 			return nil
 		}
@@ -300,16 +319,7 @@ func (c *console) render(w http.ResponseWriter, r *http.Request, status int, nam
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	w.WriteHeader(status)
 	if r.Method != http.MethodHead {
-		_, _ = page.WriteTo(w)
+		_, _ = io.WriteString(w, text)
 	}
 	return nil
-}
-
-// inspector returns what shows the groups.
-func (c *console) inspector() (driver.Inspector, error) {
-	inspector, ok := c.transport.(driver.Inspector)
-	if !ok {
-		return nil, &pageError{http.StatusNotImplemented, "This transport shows operators nothing but poison queues."}
-	}
-	return inspector, nil
 }

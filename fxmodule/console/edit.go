@@ -2,6 +2,8 @@ package console
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -29,19 +31,21 @@ type change struct{ What, Before, After string }
 // errNotText says that a form can't carry a message.
 var errNotText = &pageError{http.StatusUnprocessableEntity, "A form can't carry this payload unchanged. Use leat poison edit with a file."}
 
-func (c *console) edit(w http.ResponseWriter, r *http.Request) error {
-	if !c.Actions {
-		return &pageError{http.StatusForbidden, "This console is read-only."}
-	}
-	group, m, err := c.one(r)
+func (a actions) edit(r *http.Request) (view, error) {
+	group, m, err := messageOf(a.transport, r)
 	if err != nil {
-		return err
+		return view{}, err
 	}
 	page := editPage{Record: admin.Summary(group, m), Was: fingerprint(m), Headers: headerLines(editable(m))}
-	if page.Payload, err = formPayload(m.Message.Payload); err != nil {
-		return err
-	}
-	return c.render(w, r, http.StatusOK, "edit", "overview", "Edit", page)
+	page.Payload, err = formPayload(m.Message.Payload)
+	return view{"edit", "overview", "Edit", page}, err
+}
+
+// fingerprint tells whether a message is as it was when its form was made.
+func fingerprint(m driver.PoisonedMessage) string {
+	hash := sha256.New()
+	fmt.Fprintf(hash, "%q %q", m.Message.Metadata, []byte(m.Message.Payload))
+	return hex.EncodeToString(hash.Sum(nil))
 }
 
 // formPayload returns a payload as a form shows it. JSON is indented.
@@ -112,23 +116,23 @@ func headersOf(form string, was map[string]string) (map[string]string, error) {
 }
 
 // change shows what an edit would change and, once that is confirmed, does it.
-func (c *console) change(w http.ResponseWriter, r *http.Request) error {
+func (a actions) change(r *http.Request) (view, error) {
 	r, cancel := patient(r)
 	defer cancel()
-	group, m, err := c.one(r)
+	group, m, err := messageOf(a.transport, r)
 	if err != nil {
-		return err
+		return view{}, err
 	}
 	if r.PostFormValue("was") != fingerprint(m) {
-		return &pageError{http.StatusConflict, "Somebody has changed the message meanwhile. Nothing was changed; open it again."}
+		return view{}, &pageError{http.StatusConflict, "Somebody has changed the message meanwhile. Nothing was changed; open it again."}
 	}
 	headers, err := headersOf(r.PostFormValue("headers"), editable(m))
 	if err != nil {
-		return err
+		return view{}, err
 	}
 	edited, err := admin.Edit(m, payloadOf(r.PostFormValue("payload"), m.Message.Payload), headers)
 	if err != nil {
-		return &pageError{http.StatusBadRequest, err.Error()}
+		return view{}, &pageError{http.StatusBadRequest, err.Error()}
 	}
 	do := r.PostFormValue("do")
 	if do != "save" && do != "replay" {
@@ -136,38 +140,30 @@ func (c *console) change(w http.ResponseWriter, r *http.Request) error {
 			Record: admin.Summary(group, m), Payload: r.PostFormValue("payload"), Headers: r.PostFormValue("headers"), Was: r.PostFormValue("was"),
 			Changes: changes(m, edited), Review: true,
 		}
-		return c.render(w, r, http.StatusOK, "edit", "overview", "Edit", page)
+		return view{"edit", "overview", "Edit", page}, nil
 	}
-	queue, moved := c.transport.PoisonQueue(group), admin.Moved{}
+	queue, moved := a.transport.PoisonQueue(group), admin.Moved{}
 	if err = queue.Put(r.Context(), edited); err == nil && do == "replay" {
 		if moved.Done, err = queue.Replay(r.Context(), m.ID); err != nil {
 			err = fmt.Errorf("the message was changed, and not replayed: %w", err)
 		}
 	}
-	c.log(r, "edit, "+do, group, 1, err)
+	a.log.record(r, "edit, "+do, group, 1, err)
 	if errors.Is(err, driver.ErrNotFound) {
-		return &pageError{http.StatusNotFound, "The message is not in this poison queue any more. It may have been replayed or dropped."}
-	}
-	if err != nil {
-		return err
+		err = errMessageGone
 	}
 	page := donePage{deed: deed{Do: "edit", Title: "Edit", Did: "changed"}, Group: group, Moved: admin.Moved{Done: 1}}
 	if do == "replay" {
 		page.Did = "changed and replayed"
 	}
-	return c.render(w, r, http.StatusOK, "done", "overview", "Edit", page)
+	return view{"done", "overview", "Edit", page}, err
 }
 
 // changes returns what differs.
 func changes(m, edited driver.PoisonedMessage) (all []change) {
 	before, after := m.Message.Metadata, edited.Message.Metadata
-	names := make(map[string]bool)
-	for name := range before {
-		names[name] = true
-	}
-	for name := range after {
-		names[name] = true
-	}
+	names := maps.Clone(after)
+	maps.Copy(names, before)
 	if !bytes.Equal(m.Message.Payload, edited.Message.Payload) {
 		all = append(all, change{"Payload", showPayload(m.Message.Payload).Text, showPayload(edited.Message.Payload).Text})
 	}

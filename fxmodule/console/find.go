@@ -15,20 +15,17 @@ const maxClasses = 200
 
 // findPage is the poisoned messages of all groups, or those in which a text was found.
 type findPage struct {
+	scan
 	Find        string
-	Classes     []admin.Class
-	MoreClasses int // that are not shown
-	Messages    []admin.Record
-	Matching    int
-	Cut         bool     // not all messages were read
+	MoreClasses int      // that are not shown
 	Unread      []string // groups whose poison queues could not be read
 }
 
 // find shows the poisoned messages of all groups by class of error, and finds one by what an operator has of it.
-func (c *console) find(w http.ResponseWriter, r *http.Request) error {
+func (p poisonPages) find(r *http.Request) (view, error) {
 	page := findPage{Find: strings.TrimSpace(r.FormValue("find"))}
 	var groups []string
-	err := c.sampler.now(r.Context(), func(s sample, _ map[string][]point) {
+	err := p.groups.sampler.now(r.Context(), func(s sample, _ map[string][]point) {
 		for _, g := range s.groups {
 			if g.Poisoned != 0 { // it may be unknown
 				groups = append(groups, g.Name)
@@ -36,24 +33,19 @@ func (c *console) find(w http.ResponseWriter, r *http.Request) error {
 		}
 	})
 	if err != nil {
-		return err
+		return view{}, err
 	}
 	var classes admin.Classes
 	filter := admin.Filter{Text: page.Find}
-	read := 0
+	left := maxScan
 	for _, group := range groups {
-		err := admin.Each(r.Context(), c.transport.PoisonQueue(group), "", func(m driver.PoisonedMessage) error {
-			if read++; read > maxScan {
-				page.Cut = true
-				return errEnough
-			}
+		page.Cut, err = read(r.Context(), p.system.transport.PoisonQueue(group), "", left, func(m driver.PoisonedMessage) error {
+			left--
 			if page.Find != "" && !filter.Match(m) && !named(page.Find, m) {
 				return nil
 			}
 			classes.Add(group, m)
-			if page.Matching++; page.Matching <= pageLength {
-				page.Messages = append(page.Messages, admin.Summary(group, m))
-			}
+			page.add(group, m)
 			return nil
 		})
 		if page.Cut {
@@ -63,10 +55,10 @@ func (c *console) find(w http.ResponseWriter, r *http.Request) error {
 			page.Unread = append(page.Unread, group)
 		}
 	}
-	page.Classes = classes.List()
-	page.MoreClasses = max(len(page.Classes)-maxClasses, 0)
-	page.Classes = page.Classes[:len(page.Classes)-page.MoreClasses]
-	return c.render(w, r, http.StatusOK, "find", "find", "Poisoned messages", page)
+	all := classes.List()
+	page.Classes = classTable{Rows: all[:min(len(all), maxClasses)], Link: true}
+	page.MoreClasses = len(all) - len(page.Classes.Rows)
+	return view{"find", "find", "Poisoned messages", page}, nil
 }
 
 // named reports whether a text is a name of the message: its key, or the id of its event, of its trace, or of what began it.

@@ -1,9 +1,7 @@
 package console
 
 import (
-	"encoding/json"
 	"fmt"
-	"net/http"
 	"slices"
 	"strings"
 
@@ -11,19 +9,7 @@ import (
 	"github.com/leatbus/leat/internal/admin"
 )
 
-// graph sends topics and the groups that subscribe to them as a Mermaid flowchart, which documents and wikis draw.
-func (c *console) graph(w http.ResponseWriter, r *http.Request) error {
-	var text string
-	err := c.sampler.now(r.Context(), func(s sample, _ map[string][]point) { text = mermaid(s.groups) })
-	if err != nil {
-		return err
-	}
-	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	w.Header().Set("Content-Disposition", `attachment; filename="wiring.mmd"`)
-	_, _ = fmt.Fprint(w, text)
-	return nil
-}
-
+// mermaid returns topics and the groups that subscribe to them as a Mermaid flowchart, which documents and wikis draw.
 func mermaid(groups []driver.GroupInfo) string {
 	label := strings.NewReplacer(`#`, "#35;", `"`, "#quot;", "<", "#lt;", ">", "#gt;", "`", "#96;")
 	var nodes, edges strings.Builder
@@ -44,20 +30,4 @@ func mermaid(groups []driver.GroupInfo) string {
 		}
 	}
 	return "flowchart LR\n" + nodes.String() + edges.String()
-}
-
-// wiringJSON sends what the service is made of, as leat describe --json does.
-func (c *console) wiringJSON(w http.ResponseWriter, r *http.Request) error {
-	d := c.describe(r.Context())
-	if d == nil {
-		return &pageError{http.StatusNotFound, "The wiring is known in the service's process only."}
-	}
-	text, err := json.MarshalIndent(d, "", "  ")
-	if err != nil {
-		return err
-	}
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Content-Disposition", `attachment; filename="wiring.json"`)
-	_, _ = w.Write(text)
-	return nil
 }

@@ -1,12 +1,12 @@
 package console
 
 import (
+	"fmt"
 	"html/template"
 	"maps"
 	"net/http"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/bus/driver"
@@ -150,14 +150,19 @@ type overviewPage struct {
 	Outboxes []groupView
 	Service  *admin.Description
 	Flow     template.HTML
-	At       time.Time
 
 	Attention, Waiting, Delayed, InFlight, Poisoned int
 }
 
-func (c *console) overviewPage(r *http.Request) (page overviewPage, err error) {
-	err = c.sampler.now(r.Context(), func(s sample, points map[string][]point) {
-		page.At, page.Service = s.at, s.service
+// groupPages shows the groups.
+type groupPages struct {
+	sampler         *sampler
+	pauses, removes bool // the console may pause groups, or delete them
+}
+
+func (p groupPages) overviewPage(r *http.Request) (page overviewPage, err error) {
+	err = p.sampler.now(r.Context(), func(s sample, points map[string][]point) {
+		page.Service = s.service
 		for _, g := range viewsOf(s, points) {
 			if g.NeedsAttention() {
 				page.Attention++
@@ -177,26 +182,23 @@ func (c *console) overviewPage(r *http.Request) (page overviewPage, err error) {
 	return page, err
 }
 
-// overview returns the handler that shows all groups in a template.
-func (c *console) overview(name, title string) func(http.ResponseWriter, *http.Request) error {
-	return func(w http.ResponseWriter, r *http.Request) error {
-		page, err := c.overviewPage(r)
-		if err != nil {
-			return err
-		}
-		return c.render(w, r, http.StatusOK, name, name, title, page)
+// overview returns the maker of the page that shows all groups in a template.
+func (p groupPages) overview(name, title string) func(*http.Request) (view, error) {
+	return func(r *http.Request) (view, error) {
+		page, err := p.overviewPage(r)
+		return view{name, name, title, page}, err
 	}
 }
 
-// groupNow returns the group that a request names.
-func (c *console) groupNow(r *http.Request) (found groupView, err error) {
+// groupOf returns the group that a request names.
+func (p groupPages) groupOf(r *http.Request) (found groupView, err error) {
 	name := r.FormValue("group")
-	err = c.sampler.now(r.Context(), func(s sample, points map[string][]point) {
+	err = p.sampler.now(r.Context(), func(s sample, points map[string][]point) {
 		for _, g := range viewsOf(s, points) {
 			if g.Name == name {
 				found = g
-				found.Removable = c.removable(g)
-				found.Pausable = c.Actions && c.pauser != nil && g.Service != nil
+				found.Pausable = p.pauses && g.Service != nil
+				found.Removable = p.removes && !g.Outbox && g.Consumers == 0
 			}
 		}
 	})
@@ -204,4 +206,16 @@ func (c *console) groupNow(r *http.Request) (found groupView, err error) {
 		err = &pageError{http.StatusNotFound, "There is no group " + admin.Printable(name) + "."}
 	}
 	return found, err
+}
+
+// graph sends the Mermaid flowchart of the groups as a file.
+func (p groupPages) graph(w http.ResponseWriter, r *http.Request) error {
+	var text string
+	err := p.sampler.now(r.Context(), func(s sample, _ map[string][]point) { text = mermaid(s.groups) })
+	if err != nil {
+		return err
+	}
+	attach(w, "text/plain; charset=utf-8", "wiring.mmd")
+	_, _ = fmt.Fprint(w, text)
+	return nil
 }

@@ -1,28 +1,13 @@
 package console
 
 import (
-	"context"
 	"errors"
 	"net/http"
 	"slices"
 
-	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/admin"
 )
-
-// pauser is a process whose groups can be paused.
-type pauser interface {
-	SetPaused(ctx context.Context, group string, paused bool) error
-}
-
-// localPauser is this process.
-type localPauser struct{ bus *bus.Bus }
-
-// SetPaused pauses a group of the bus, or resumes it.
-func (p localPauser) SetPaused(_ context.Context, group string, paused bool) error {
-	return p.bus.SetPaused(group, paused)
-}
 
 // pausePage asks whether to pause a group, or to resume it, and says afterwards what was done.
 type pausePage struct {
@@ -41,16 +26,20 @@ func (p pausePage) Verb() string {
 	return "Resume"
 }
 
-func (c *console) newPausePage(r *http.Request) (page pausePage, err error) {
-	switch {
-	case !c.Actions:
-		return page, &pageError{http.StatusForbidden, "This console is read-only."}
-	case c.pauser == nil:
+// pausing pauses and resumes the groups of a process.
+type pausing struct {
+	system system
+	groups groupPages
+	log    actionLog
+}
+
+func (p pausing) newPage(r *http.Request) (page pausePage, err error) {
+	if p.system.setPaused == nil {
 		return page, &pageError{http.StatusNotImplemented, "A process is paused in itself: open the console at the service's admin endpoint."}
 	}
 	page = pausePage{Group: r.FormValue("group")}
-	if d := c.describe(r.Context()); d != nil {
-		page.LosesWaiting = !slices.Contains(d.Capabilities, "durable")
+	if d := p.system.describe(r.Context()); d != nil {
+		page.LosesWaiting = !d.Durable
 		page.Broken = slices.ContainsFunc(d.Groups, func(g admin.GroupDescription) bool {
 			return g.Group == page.Group && g.Degraded[driver.PausedByBreaker] != ""
 		})
@@ -60,41 +49,38 @@ func (c *console) newPausePage(r *http.Request) (page pausePage, err error) {
 		page.Pause = true
 	case "resume":
 	default:
-		return page, &pageError{http.StatusBadRequest, "There is no such action."}
+		return page, errNoAction
 	}
 	return page, nil
 }
 
-// askPause asks whether to pause a group, or to resume it.
-func (c *console) askPause(w http.ResponseWriter, r *http.Request) error {
-	page, err := c.newPausePage(r)
+// ask asks whether to pause a group, or to resume it.
+func (p pausing) ask(r *http.Request) (view, error) {
+	page, err := p.newPage(r)
 	if err != nil {
-		return err
+		return view{}, err
 	}
-	if g, err := c.groupNow(r); err != nil {
-		return err
+	if g, err := p.groups.groupOf(r); err != nil {
+		return view{}, err
 	} else if g.Service == nil {
-		return errNotHere(page.Group)
+		return view{}, errNotHere(page.Group)
 	}
-	return c.render(w, r, http.StatusOK, "pause", "overview", page.Verb(), page)
+	return view{"pause", "overview", page.Verb(), page}, nil
 }
 
-// setPaused pauses a group of the process, or resumes it.
-func (c *console) setPaused(w http.ResponseWriter, r *http.Request) error {
-	page, err := c.newPausePage(r)
+// set pauses a group of the process, or resumes it.
+func (p pausing) set(r *http.Request) (view, error) {
+	page, err := p.newPage(r)
 	if err != nil {
-		return err
+		return view{}, err
 	}
-	err = c.pauser.SetPaused(r.Context(), page.Group, page.Pause)
-	c.log(r, r.FormValue("do"), page.Group, 0, err)
+	err = p.system.setPaused(r.Context(), page.Group, page.Pause)
+	p.log.record(r, r.FormValue("do"), page.Group, 0, err)
 	if errors.Is(err, driver.ErrNotFound) {
-		return errNotHere(page.Group)
-	}
-	if err != nil {
-		return err
+		err = errNotHere(page.Group)
 	}
 	page.Done = true
-	return c.render(w, r, http.StatusOK, "pause", "overview", page.Verb(), page)
+	return view{"pause", "overview", page.Verb(), page}, err
 }
 
 func errNotHere(group string) error {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"html/template"
+	"math"
 	"net/http"
 	"net/url"
 	"slices"
@@ -20,6 +21,7 @@ import (
 const (
 	pageLength = 50
 	maxScan    = 10_000 // messages that one request reads
+	maxIDs     = 200    // messages that a form names one by one
 )
 
 // chosen is which messages of a poison queue a request means, as the form fields say it.
@@ -92,28 +94,94 @@ func (c chosen) With(name, value string) template.URL {
 // Filters reports whether it leaves something out.
 func (c chosen) Filters() bool { return len(c.Values()) > 1 }
 
-// scan is what one look into a poison queue has found.
+var errEnough = errors.New("enough was read")
+
+// read calls visit with the messages of a queue from behind the one with the id after, limit at most, and reports whether
+// there are more. It also ends, without an error, if visit returns errEnough.
+func read(ctx context.Context, queue driver.PoisonQueue, after string, limit int, visit func(driver.PoisonedMessage) error) (more bool, err error) {
+	n := 0
+	err = admin.Each(ctx, queue, after, func(m driver.PoisonedMessage) error {
+		if n++; n > limit {
+			more = true
+			return errEnough
+		}
+		return visit(m)
+	})
+	if errors.Is(err, errEnough) {
+		err = nil
+	}
+	return more, err
+}
+
+// each calls visit with the messages that are chosen, and reports whether there may be more behind the maxScan first ones.
+func each(ctx context.Context, queue driver.PoisonQueue, which chosen, visit func(driver.PoisonedMessage) error) (cut bool, err error) {
+	if len(which.IDs) > maxIDs {
+		return false, &pageError{http.StatusBadRequest, fmt.Sprintf("The form names more than %d messages.", maxIDs)}
+	}
+	if len(which.IDs) == 0 {
+		return read(ctx, queue, "", maxScan, func(m driver.PoisonedMessage) error {
+			if !which.filter.Match(m) {
+				return nil
+			}
+			return visit(m)
+		})
+	}
+	if _, walks := queue.(driver.PoisonWalker); walks { // it is read once, not once for each id
+		found := 0
+		return read(ctx, queue, "", math.MaxInt, func(m driver.PoisonedMessage) error {
+			if !slices.Contains(which.IDs, m.ID) {
+				return nil
+			}
+			if err := visit(m); err != nil {
+				return err
+			}
+			if found++; found == len(which.IDs) {
+				return errEnough
+			}
+			return nil
+		})
+	}
+	for _, id := range which.IDs {
+		m, err := queue.Get(ctx, id)
+		if errors.Is(err, driver.ErrNotFound) {
+			continue
+		}
+		if err == nil {
+			err = visit(m)
+		}
+		if err != nil {
+			return false, err
+		}
+	}
+	return false, nil
+}
+
+// scan is what one look into poison queues has found.
 type scan struct {
-	Messages []admin.Record // of the page
+	Messages []admin.Record // the first ones that were chosen, pageLength at most
 	Next     string         // the id behind which the next page begins; "" if there is none
-	Classes  []admin.Class
+	Classes  classTable
 	Matching int  // how many messages of those that were read were chosen
 	Cut      bool // not all messages were read
 }
 
-var errEnough = errors.New("enough was read")
+// add adds a message that was chosen.
+func (s *scan) add(group string, m driver.PoisonedMessage) {
+	s.Matching++
+	switch n := len(s.Messages); {
+	case n < pageLength:
+		s.Messages = append(s.Messages, admin.Summary(group, m))
+	case s.Next == "":
+		s.Next = s.Messages[n-1].ID
+	}
+}
 
-// scan reads up to maxScan messages of the queue from behind the one with the id after.
-func (c *console) scan(ctx context.Context, which chosen, after string) (found scan, err error) {
+// newScan reads up to maxScan messages of the queue from behind the one with the id after.
+func newScan(ctx context.Context, queue driver.PoisonQueue, which chosen, after string) (found scan, err error) {
 	var classes admin.Classes
-	read := 0
 	ofAnyClass := which.filter
 	ofAnyClass.Class = ""
-	err = admin.Each(ctx, c.transport.PoisonQueue(which.Group), after, func(m driver.PoisonedMessage) error {
-		if read++; read > maxScan {
-			found.Cut = true
-			return errEnough
-		}
+	found.Cut, err = read(ctx, queue, after, maxScan, func(m driver.PoisonedMessage) error {
 		if !ofAnyClass.Match(m) {
 			return nil
 		}
@@ -121,20 +189,24 @@ func (c *console) scan(ctx context.Context, which chosen, after string) (found s
 		if !which.filter.Match(m) {
 			return nil
 		}
-		found.Matching++
-		switch n := len(found.Messages); {
-		case n < pageLength:
-			found.Messages = append(found.Messages, admin.Summary(which.Group, m))
-		case found.Next == "":
-			found.Next = found.Messages[n-1].ID
-		}
+		found.add(which.Group, m)
 		return nil
 	})
-	if errors.Is(err, errEnough) {
-		err = nil
-	}
-	found.Classes = classes.List()
+	found.Classes = classTable{classes.List(), which, true}
 	return found, err
+}
+
+// classTable is a table of the classes of errors of chosen messages. If no group is chosen, it names the group of each class.
+type classTable struct {
+	Rows   []admin.Class
+	Chosen chosen
+	Link   bool // each class leads to its messages
+}
+
+// Query returns the query string for the messages of a class.
+func (t classTable) Query(c admin.Class) template.URL {
+	t.Chosen.Group = c.Group
+	return t.Chosen.With("class", c.Class)
 }
 
 // groupPage is a group and a page of its poison queue.
@@ -156,38 +228,34 @@ type description struct {
 	Values []string
 }
 
-func (c *console) group(w http.ResponseWriter, r *http.Request) error {
+// poisonPages shows groups with their poison queues, and poisoned messages.
+type poisonPages struct {
+	system   system
+	groups   groupPages
+	traceURL string // Config.TraceURL
+}
+
+func (p poisonPages) group(r *http.Request) (view, error) {
 	which, err := choose(r)
 	if err != nil {
-		return err
+		return view{}, err
 	}
-	page := groupPage{Chosen: which, After: r.Form.Get("after"), Ages: []string{"10m", "1h", "24h", "168h"}, CanDryRun: c.dryRunner != nil}
-	if page.groupView, err = c.groupNow(r); err != nil {
-		return err
+	page := groupPage{Chosen: which, After: r.Form.Get("after"), Ages: []string{"10m", "1h", "24h", "168h"}, CanDryRun: p.system.dryRunner != nil}
+	if page.groupView, err = p.groups.groupOf(r); err != nil {
+		return view{}, err
 	}
 	if which.Since != "" && !slices.Contains(page.Ages, which.Since) {
 		page.Ages = append(page.Ages, which.Since)
 	}
-	if page.scan, err = c.scan(r.Context(), which, page.After); err != nil && !errors.Is(err, driver.ErrUnsupported) {
-		return err
+	page.scan, err = newScan(r.Context(), p.system.transport.PoisonQueue(which.Group), which, page.After)
+	if err != nil && !errors.Is(err, driver.ErrUnsupported) {
+		return view{}, err
 	}
 	page.Description = describeGroup(page.groupView)
-	if page.Processes, err = c.consumers(r.Context(), which.Group); err != nil {
+	if page.Processes, err = p.system.consumers(r.Context(), which.Group); err != nil {
 		page.Unlisted = err.Error() // the rest of the page is worth as much without them
 	}
-	return c.render(w, r, http.StatusOK, "group", "overview", which.Group, page)
-}
-
-// consumers returns who consumes a group, nothing if the message system does not say.
-func (c *console) consumers(ctx context.Context, group string) ([]driver.Consumer, error) {
-	if c.lister == nil {
-		return nil, nil
-	}
-	found, err := c.lister.Consumers(ctx, group)
-	if errors.Is(err, driver.ErrUnsupported) {
-		return nil, nil
-	}
-	return found.Consumers, err
+	return view{"group", "overview", which.Group, page}, nil
 }
 
 func describeGroup(g groupView) []description {
@@ -212,11 +280,11 @@ func describeGroup(g groupView) []description {
 	return slices.DeleteFunc(all, func(d description) bool { return len(d.Values) == 0 })
 }
 
-// one returns the message that a request names.
-func (c *console) one(r *http.Request) (group string, m driver.PoisonedMessage, err error) {
+// messageOf returns the message that a request names.
+func messageOf(t driver.Transport, r *http.Request) (group string, m driver.PoisonedMessage, err error) {
 	group = r.FormValue("group")
-	if m, err = c.transport.PoisonQueue(group).Get(r.Context(), r.FormValue("id")); errors.Is(err, driver.ErrNotFound) {
-		err = &pageError{http.StatusNotFound, "The message is not in this poison queue any more. It may have been replayed or dropped."}
+	if m, err = t.PoisonQueue(group).Get(r.Context(), r.FormValue("id")); errors.Is(err, driver.ErrNotFound) {
+		err = errMessageGone
 	}
 	return group, m, err
 }
@@ -242,15 +310,15 @@ type event struct {
 // header is a header, ready to show.
 type header struct{ Name, Value string }
 
-func (c *console) message(w http.ResponseWriter, r *http.Request) error {
-	group, m, err := c.one(r)
+func (p poisonPages) message(r *http.Request) (view, error) {
+	group, m, err := messageOf(p.system.transport, r)
 	if err != nil {
-		return err
+		return view{}, err
 	}
 	record, envelope := admin.Full(group, m), bus.EnvelopeOf(m.Message)
 	headers := m.Message.Copy().Metadata
 	driver.ClearFault(headers)
-	page := messagePage{Record: record, Envelope: envelope, Payload: showPayload(m.Message.Payload), Text: len(record.RawData) == 0, TraceLink: c.traceLink(record.TraceID)}
+	page := messagePage{Record: record, Envelope: envelope, Payload: showPayload(m.Message.Payload), Text: len(record.RawData) == 0, TraceLink: traceLink(p.traceURL, record.TraceID)}
 	for name, value := range headers {
 		page.Own = append(page.Own, header{admin.Printable(name), admin.Printable(value)})
 	}
@@ -266,7 +334,7 @@ func (c *console) message(w http.ResponseWriter, r *http.Request) error {
 			page.Story = append(page.Story, e)
 		}
 	}
-	return c.render(w, r, http.StatusOK, "message", "overview", "Message "+record.EventID, page)
+	return view{"message", "overview", "Message " + record.EventID, page}, nil
 }
 
 // plural returns a number of things in words.
@@ -278,13 +346,12 @@ func plural(n int, one, many string) string {
 }
 
 // payload sends the payload byte for byte, as a file that no browser runs.
-func (c *console) payload(w http.ResponseWriter, r *http.Request) error {
-	_, m, err := c.one(r)
+func (p poisonPages) payload(w http.ResponseWriter, r *http.Request) error {
+	_, m, err := messageOf(p.system.transport, r)
 	if err != nil {
 		return err
 	}
-	w.Header().Set("Content-Type", "application/octet-stream")
-	w.Header().Set("Content-Disposition", `attachment; filename="payload"`)
+	attach(w, "application/octet-stream", "payload")
 	_, _ = w.Write(m.Message.Payload)
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"strings"
 
+	"github.com/leatbus/leat/bus"
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/admin"
 )
@@ -18,16 +19,21 @@ type publishPage struct {
 	Published                string   // its id
 }
 
-func (c *console) publishForm(w http.ResponseWriter, r *http.Request) error {
-	if !c.Actions {
-		return &pageError{http.StatusForbidden, "This console is read-only."}
-	}
-	page := publishPage{Type: r.FormValue("type"), Data: "{}"}
-	return c.showPublish(w, r, page)
+// publishing publishes test events.
+type publishing struct {
+	transport driver.Transport
+	bus       *bus.Bus // whose handlers take the events; nil if it is in another process
+	sampler   *sampler
+	log       actionLog
 }
 
-func (c *console) showPublish(w http.ResponseWriter, r *http.Request, page publishPage) error {
-	err := c.sampler.now(r.Context(), func(s sample, _ map[string][]point) {
+func (p publishing) form(r *http.Request) (view, error) {
+	return p.show(r, publishPage{Type: r.FormValue("type"), Data: "{}"})
+}
+
+// show returns a page with the groups that get the event.
+func (p publishing) show(r *http.Request, page publishPage) (view, error) {
+	err := p.sampler.now(r.Context(), func(s sample, _ map[string][]point) {
 		if s.service != nil {
 			for _, g := range s.service.Groups {
 				page.Topics = append(page.Topics, g.Types...)
@@ -42,36 +48,33 @@ func (c *console) showPublish(w http.ResponseWriter, r *http.Request, page publi
 			}
 		}
 	})
-	if err != nil {
-		return err
-	}
-	return c.render(w, r, http.StatusOK, "publish", "publish", "Publish a test event", page)
+	return view{"publish", "publish", "Publish a test event", page}, err
 }
 
 // publish shows who would get the event and, once that is confirmed, publishes it.
-func (c *console) publish(w http.ResponseWriter, r *http.Request) error {
+func (p publishing) publish(r *http.Request) (view, error) {
 	page := publishPage{
 		Type: strings.TrimSpace(r.PostFormValue("type")), Key: r.PostFormValue("key"), Subject: r.PostFormValue("subject"), Data: r.PostFormValue("data"),
 		Review: true,
 	}
 	msg, err := admin.Event{Type: page.Type, Key: page.Key, Subject: page.Subject, Source: "leat", Data: []byte(page.Data)}.Message()
-	if err == nil && c.Bus != nil { // else the service checks it
-		err = admin.CheckMessage(c.Bus, msg)
+	if err == nil && p.bus != nil { // else the service checks it
+		err = admin.CheckMessage(p.bus, msg)
 	}
 	if err != nil {
-		return &pageError{http.StatusBadRequest, err.Error()}
+		return view{}, &pageError{http.StatusBadRequest, err.Error()}
 	}
 	if r.PostFormValue("do") != "publish" {
-		return c.showPublish(w, r, page)
+		return p.show(r, page)
 	}
-	err = c.transport.Publish(r.Context(), page.Type, msg)
-	c.log(r, "publish "+page.Type, "", 1, err)
+	err = p.transport.Publish(r.Context(), page.Type, msg)
+	p.log.record(r, "publish "+page.Type, "", 1, err)
 	if errors.Is(err, driver.ErrUnroutable) {
-		return &pageError{http.StatusUnprocessableEntity, "No group wants " + page.Type + ", so it went nowhere."}
+		return view{}, &pageError{http.StatusUnprocessableEntity, "No group wants " + page.Type + ", so it went nowhere."}
 	}
 	if err != nil {
-		return err
+		return view{}, err
 	}
 	page.Review, page.Published = false, driver.MessageID(msg)
-	return c.showPublish(w, r, page)
+	return p.show(r, page)
 }

@@ -18,23 +18,21 @@ type removePage struct {
 	Done  bool
 }
 
-// removable reports whether a console with actions may delete the group.
-func (c *console) removable(g groupView) bool {
-	_, removes := c.transport.(driver.GroupRemover)
-	return c.Actions && removes && c.transport.Capabilities().Durable && !g.Outbox && g.Consumers == 0
+// removal deletes groups that nobody consumes.
+type removal struct {
+	remover driver.GroupRemover // nil if groups can't be deleted
+	groups  groupPages
+	log     actionLog
 }
 
-func (c *console) newRemovePage(r *http.Request) (page removePage, err error) {
-	if !c.Actions {
-		return page, &pageError{http.StatusForbidden, "This console is read-only."}
-	}
-	if page.groupView, err = c.groupNow(r); err != nil {
+func (d removal) newPage(r *http.Request) (page removePage, err error) {
+	if page.groupView, err = d.groups.groupOf(r); err != nil {
 		return page, err
 	}
 	if page.Consumers > 0 {
 		return page, errConsumed(page.Name)
 	}
-	if !c.removable(page.groupView) {
+	if !page.Removable {
 		return page, &pageError{http.StatusNotImplemented, "This group can't be deleted here. Groups in memory end with the service's process, and an outbox is no group of a handler."}
 	}
 	for _, n := range []int{page.Waiting, page.Delayed, page.Parked, page.Poisoned, page.InFlight} {
@@ -48,40 +46,34 @@ func errConsumed(group string) error {
 	return &pageError{http.StatusConflict, "A process consumes the group " + admin.Printable(group) + ". Nothing was deleted; stop the process first."}
 }
 
-// askRemove asks whether to delete a group, and says which messages are lost.
-func (c *console) askRemove(w http.ResponseWriter, r *http.Request) error {
-	page, err := c.newRemovePage(r)
-	if err != nil {
-		return err
-	}
-	return c.render(w, r, http.StatusOK, "remove", "overview", "Delete a group", page)
+// ask asks whether to delete a group, and says which messages are lost.
+func (d removal) ask(r *http.Request) (view, error) {
+	page, err := d.newPage(r)
+	return view{"remove", "overview", "Delete a group", page}, err
 }
 
 // remove deletes a group. If more messages would be lost than was confirmed, it asks again.
-func (c *console) remove(w http.ResponseWriter, r *http.Request) error {
+func (d removal) remove(r *http.Request) (view, error) {
 	r, cancel := patient(r)
 	defer cancel()
 	confirmed, err := strconv.Atoi(r.PostFormValue("lost"))
 	if err != nil {
-		return &pageError{http.StatusBadRequest, "The action was not confirmed."}
+		return view{}, errNotConfirmed
 	}
-	c.sampler.expire(r.Context()) // what was counted a second ago may be less
-	page, err := c.newRemovePage(r)
+	d.groups.sampler.expire(r.Context()) // what was counted a second ago may be less
+	page, err := d.newPage(r)
 	if err != nil {
-		return err
+		return view{}, err
 	}
 	if page.Lost > confirmed {
 		page.Again = true
-		return c.render(w, r, http.StatusOK, "remove", "overview", "Delete a group", page)
+		return view{"remove", "overview", "Delete a group", page}, nil
 	}
-	err = c.transport.(driver.GroupRemover).RemoveGroup(r.Context(), page.Name)
-	c.log(r, "delete group", page.Name, page.Lost, err)
+	err = d.remover.RemoveGroup(r.Context(), page.Name)
+	d.log.record(r, "delete group", page.Name, page.Lost, err)
 	if errors.Is(err, driver.ErrConsumed) {
-		return errConsumed(page.Name)
-	}
-	if err != nil {
-		return err
+		err = errConsumed(page.Name)
 	}
 	page.Done = true
-	return c.render(w, r, http.StatusOK, "remove", "overview", "Delete a group", page)
+	return view{"remove", "overview", "Delete a group", page}, err
 }

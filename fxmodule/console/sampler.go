@@ -166,28 +166,3 @@ func quantiles(was, is []driver.DurationBucket) (p50, p99 float64) {
 	}
 	return p50, p99
 }
-
-// sample asks for the groups, and for the wiring.
-func (c *console) sample(ctx context.Context) (sample, error) {
-	inspector, err := c.inspector()
-	if err != nil {
-		return sample{}, err
-	}
-	groups, err := inspector.Groups(ctx)
-	if err != nil {
-		return sample{}, err
-	}
-	return sample{at: time.Now(), groups: groups, service: c.describe(ctx)}, nil
-}
-
-// describe returns the wiring, nil if nobody knows it.
-func (c *console) describe(ctx context.Context) *admin.Description {
-	if c.describer == nil {
-		return nil
-	}
-	d, err := c.describer.Describe(ctx)
-	if err != nil { // an endpoint of an older version has none
-		return nil
-	}
-	return &d
-}

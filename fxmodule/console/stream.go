@@ -29,6 +29,14 @@ const (
 	maxListened  = 50
 )
 
+// streams serves the live parts of pages.
+type streams struct {
+	system    system
+	groups    groupPages
+	templates templates
+	slots     chan struct{} // has an element for each stream that is open
+}
+
 // stream is a response of server-sent events.
 type stream struct {
 	w    http.ResponseWriter
@@ -36,17 +44,16 @@ type stream struct {
 	free func()
 }
 
-// stream begins a response of server-sent events. The caller calls free.
-func (c *console) stream(w http.ResponseWriter) (*stream, error) {
+// open begins a response of server-sent events. The caller calls free.
+func (s streams) open(w http.ResponseWriter) (*stream, error) {
 	select {
-	case c.streams <- struct{}{}:
+	case s.slots <- struct{}{}:
 	default:
 		return nil, &pageError{http.StatusServiceUnavailable, "Too many pages are live. Close some of them."}
 	}
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("X-Accel-Buffering", "no")
-	s := &stream{w, http.NewResponseController(w), func() { <-c.streams }}
-	return s, nil
+	return &stream{w, http.NewResponseController(w), func() { <-s.slots }}, nil
 }
 
 // send writes an event. An error means that the browser has gone.
@@ -66,25 +73,25 @@ func (s *stream) send(name, data string) error {
 }
 
 // live sends the live part of a page whenever it has changed.
-func (c *console) live(w http.ResponseWriter, r *http.Request) error {
-	s, err := c.stream(w)
+func (s streams) live(w http.ResponseWriter, r *http.Request) error {
+	out, err := s.open(w)
 	if err != nil {
 		return err
 	}
-	defer s.free()
+	defer out.free()
 	ticker := time.NewTicker(liveEvery)
 	defer ticker.Stop()
 	for last := ""; ; {
-		part, err := c.livePart(r)
+		part, err := s.livePart(r)
 		if err != nil {
 			if known, ok := errors.AsType[*pageError](err); ok && last == "" {
 				return known
 			}
-			err = s.send("trouble", admin.Printable(err.Error()))
+			err = out.send("trouble", admin.Printable(err.Error()))
 		} else if part != last {
-			err = s.send("part", part)
+			err = out.send("part", part)
 		} else {
-			err = s.send("same", "")
+			err = out.send("same", "")
 		}
 		if err != nil { // the browser has gone
 			return nil
@@ -98,25 +105,22 @@ func (c *console) live(w http.ResponseWriter, r *http.Request) error {
 	}
 }
 
-func (c *console) livePart(r *http.Request) (string, error) {
+func (s streams) livePart(r *http.Request) (string, error) {
 	ctx, cancel := context.WithTimeout(r.Context(), requestTimeout)
 	defer cancel()
 	r = r.WithContext(ctx)
-	var b strings.Builder
 	if r.FormValue("group") != "" {
-		g, err := c.groupNow(r)
+		g, err := s.groups.groupOf(r)
 		if err != nil {
 			return "", err
 		}
-		err = c.templates["group"].ExecuteTemplate(&b, "live-group", g)
-		return b.String(), err
+		return s.templates.execute("group", "live-group", g)
 	}
-	page, err := c.overviewPage(r)
+	page, err := s.groups.overviewPage(r)
 	if err != nil {
 		return "", err
 	}
-	err = c.templates["overview"].ExecuteTemplate(&b, "live-overview", page)
-	return b.String(), err
+	return s.templates.execute("overview", "live-overview", page)
 }
 
 // tailed is a message that a tail shows.
@@ -143,27 +147,23 @@ type tailPage struct {
 	Messages []tailed
 }
 
-// patternOf returns the pattern that a request asks for.
-func patternOf(r *http.Request) (string, error) {
-	pattern := strings.TrimSpace(r.FormValue("pattern"))
-	pattern = cmp.Or(pattern, ">")
+// tailOf returns the pattern that a request asks for, and what shows the messages.
+func (s streams) tailOf(r *http.Request) (pattern string, inspector driver.Inspector, err error) {
+	pattern = cmp.Or(strings.TrimSpace(r.FormValue("pattern")), ">")
 	if err := driver.ValidatePattern(pattern); err != nil {
-		return "", &pageError{http.StatusBadRequest, err.Error()}
+		return "", nil, &pageError{http.StatusBadRequest, err.Error()}
 	}
-	return pattern, nil
+	inspector, err = s.system.inspector()
+	return pattern, inspector, err
 }
 
 // tail shows the page of the live tail. Without JavaScript it listens for some seconds and shows what came.
-func (c *console) tail(w http.ResponseWriter, r *http.Request) error {
-	pattern, err := patternOf(r)
+func (s streams) tail(r *http.Request) (view, error) {
+	pattern, inspector, err := s.tailOf(r)
 	if err != nil {
-		return err
+		return view{}, err
 	}
 	page := tailPage{Pattern: pattern, Listened: r.FormValue("listen") != ""}
-	inspector, err := c.inspector()
-	if err != nil {
-		return err
-	}
 	if page.Listened {
 		ctx, cancel := context.WithTimeout(r.Context(), listenFor)
 		defer cancel()
@@ -174,28 +174,24 @@ func (c *console) tail(w http.ResponseWriter, r *http.Request) error {
 			return nil
 		})
 		if err != nil && ctx.Err() == nil && !errors.Is(err, errEnough) {
-			return err
+			return view{}, err
 		}
 	}
-	return c.render(w, r, http.StatusOK, "tail", "tail", "Live tail", page)
+	return view{"tail", "tail", "Live tail", page}, nil
 }
 
 // tailStream sends copies of what is published, a bounded number a second, and how many were left out.
-func (c *console) tailStream(w http.ResponseWriter, r *http.Request) error {
-	pattern, err := patternOf(r)
+func (s streams) tailStream(w http.ResponseWriter, r *http.Request) error {
+	pattern, inspector, err := s.tailOf(r)
 	if err != nil {
 		return err
 	}
-	inspector, err := c.inspector()
+	out, err := s.open(w)
 	if err != nil {
 		return err
 	}
-	s, err := c.stream(w)
-	if err != nil {
-		return err
-	}
-	defer s.free()
-	if err := s.send("left-out", "0"); err != nil { // so that the browser sees the connection
+	defer out.free()
+	if err := out.send("left-out", "0"); err != nil { // so that the browser sees the connection
 		return nil
 	}
 	ctx, cancel := context.WithCancel(r.Context())
@@ -215,10 +211,10 @@ func (c *console) tailStream(w http.ResponseWriter, r *http.Request) error {
 		cancel()
 		<-ended //nolint:errcheck // it ends with the stream
 	}()
-	return c.sendTail(ctx, s, messages, &leftOut, ended)
+	return s.sendTail(ctx, out, messages, &leftOut, ended)
 }
 
-func (c *console) sendTail(ctx context.Context, s *stream, messages <-chan tailed, leftOut *atomic.Int64, ended chan error) error {
+func (s streams) sendTail(ctx context.Context, out *stream, messages <-chan tailed, leftOut *atomic.Int64, ended chan error) error {
 	second := time.NewTicker(time.Second)
 	defer second.Stop()
 	sent := 0
@@ -230,17 +226,17 @@ func (c *console) sendTail(ctx context.Context, s *stream, messages <-chan taile
 				leftOut.Add(1)
 				continue
 			}
-			var b strings.Builder
-			if err = c.templates["tail"].ExecuteTemplate(&b, "tailed", m); err == nil {
-				err = s.send("message", b.String())
+			var row string
+			if row, err = s.templates.execute("tail", "tailed", m); err == nil {
+				err = out.send("message", row)
 			}
 		case <-second.C:
 			sent = 0
-			err = s.send("left-out", fmt.Sprint(leftOut.Swap(0))) // also shows that the connection stands
+			err = out.send("left-out", fmt.Sprint(leftOut.Swap(0))) // also shows that the connection stands
 		case err = <-ended:
 			ended <- err
 			if ctx.Err() == nil && err != nil {
-				_ = s.send("trouble", admin.Printable(err.Error()))
+				_ = out.send("trouble", admin.Printable(err.Error()))
 			}
 			return nil
 		case <-ctx.Done():

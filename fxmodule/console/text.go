@@ -18,18 +18,19 @@ import (
 	"github.com/leatbus/leat/internal/admin"
 )
 
-// parseTemplates returns the pages by name. Each has the layout and the shared parts.
-func parseTemplates() map[string]*template.Template {
+// templates has the pages by name. Each has the layout and the shared parts.
+type templates map[string]*template.Template
+
+func parseTemplates() templates {
 	shared := template.Must(template.New("").Funcs(template.FuncMap{
 		"number": number, "count": count, "ago": ago, "span": span, "stamp": stamp, "print": admin.Printable, "printLines": admin.PrintableLines,
-		"query": query, "classesOf": func(g groupPage, link bool) classesPart { return classesPart{g.Classes, g.Chosen, link} }, "ageName": ageName, "plural": plural, "topics": shownTopics,
-		"confirmClasses": func(p confirmPage) classesPart { return classesPart{p.Classes, p.Chosen, false} },
+		"query": query, "ageName": ageName, "plural": plural, "topics": shownTopics,
 	}).ParseFS(files, "templates/layout.html", "templates/parts.html"))
 	names, err := fs.Glob(files, "templates/*.html")
 	if err != nil {
 		panic(err) // the pattern is right
 	}
-	pages := make(map[string]*template.Template)
+	pages := make(templates)
 	for _, name := range names {
 		page := template.Must(template.Must(shared.Clone()).ParseFS(files, name))
 		pages[strings.TrimSuffix(path.Base(name), ".html")] = page
@@ -37,11 +38,11 @@ func parseTemplates() map[string]*template.Template {
 	return pages
 }
 
-// classesPart is what the table of classes needs.
-type classesPart struct {
-	Classes []admin.Class
-	Chosen  chosen
-	Link    bool // each class leads to its messages
+// execute returns the text of a part of a page.
+func (t templates) execute(page, part string, data any) (string, error) {
+	var b strings.Builder
+	err := t[page].ExecuteTemplate(&b, part, data)
+	return b.String(), err
 }
 
 // ageName returns an age, as the filter has it, in words.

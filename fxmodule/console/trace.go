@@ -21,10 +21,10 @@ func CheckTraceURL(address string) error {
 	return nil
 }
 
-// traceLink returns the address of a trace in the trace viewer, "" if there is no viewer or no trace.
-func (c *console) traceLink(traceID string) string {
-	if c.TraceURL == "" || traceID == "" {
+// traceLink returns the address of a trace in the viewer of a TraceURL, "" if there is no viewer or no trace.
+func traceLink(traceURL, traceID string) string {
+	if traceURL == "" || traceID == "" {
 		return ""
 	}
-	return strings.ReplaceAll(c.TraceURL, traceIDPlace, url.QueryEscape(traceID))
+	return strings.ReplaceAll(traceURL, traceIDPlace, url.QueryEscape(traceID))
 }

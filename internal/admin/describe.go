@@ -30,6 +30,7 @@ type Description struct {
 	Build        string             `json:"build,omitempty"` // version of the main module
 	Transport    string             `json:"transport"`
 	Capabilities []string           `json:"capabilities"`
+	Durable      bool               `json:"durable"`
 	Outbox       string             `json:"outbox,omitempty"` // its group
 	Published    uint64             `json:"published"`        // messages, since the start
 	Groups       []GroupDescription `json:"groups"`
@@ -94,6 +95,7 @@ func (l *LocalDescriber) Describe(context.Context) (Description, error) {
 		Service:      strings.TrimSuffix(l.bus.GroupName(""), "."),
 		Transport:    transportName(l.transport),
 		Capabilities: CapabilityNames(l.transport.Capabilities()),
+		Durable:      l.transport.Capabilities().Durable,
 		Groups:       []GroupDescription{},
 	}
 	if info, ok := debug.ReadBuildInfo(); ok {
