@@ -54,8 +54,8 @@ func (t *declaredTopology) delaysKnown() bool {
 }
 
 // publishDelayed declares the levels for publishers.
-func (t *declaredTopology) publishDelayed(ctx context.Context, declare func(func(*amqp.Channel) error) error) error {
-	err := declare(func(ch *amqp.Channel) error { return t.publishing().declare(ctx, t.declarer(ch)) })
+func (t *declaredTopology) publishDelayed(ctx context.Context, l *link) error {
+	err := l.withChannel(ctx, func(ch *amqp.Channel) error { return t.publishing().declare(ctx, t.declarer(ch)) })
 	if err != nil {
 		return err
 	}
@@ -77,7 +77,7 @@ func (t *declaredTopology) declareDelays(ctx context.Context, ch *amqp.Channel) 
 }
 
 // publishTo declares a topic's exchange if topics have their own.
-func (t *declaredTopology) publishTo(topic string, declare func(func(*amqp.Channel) error) error) error {
+func (t *declaredTopology) publishTo(ctx context.Context, l *link, topic string) error {
 	if !t.watermill() {
 		return nil
 	}
@@ -87,7 +87,7 @@ func (t *declaredTopology) publishTo(topic string, declare func(func(*amqp.Chann
 	if known {
 		return nil
 	}
-	err := declare(func(ch *amqp.Channel) error {
+	err := l.withChannel(ctx, func(ch *amqp.Channel) error {
 		d := t.declarer(ch)
 		t.declareTopic(d, topic)
 		return d.err

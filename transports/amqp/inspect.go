@@ -355,7 +355,7 @@ func (t *Transport) FindGroup(ctx context.Context, names ...string) (found strin
 
 // Health returns the state of the connections: connected if all are, blocked if one is. It does not block.
 func (t *Transport) Health() driver.TransportHealth {
-	h := driver.TransportHealth{Transport: Scheme, Connected: true, Unroutable: t.unroutable.Load()}
+	h := driver.TransportHealth{Transport: Scheme, Connected: true, Unroutable: t.publisher.unroutable.Load()}
 	for _, l := range t.links() {
 		l.mu.Lock()
 		h.Reconnects += l.reconnects

@@ -135,7 +135,7 @@ func (t *Transport) sendDue(s *refusedFinder, queueType QueueType, due []*amqp.D
 				return fmt.Errorf("queue %q does not exist", aside)
 			}
 		case o.unroutable:
-			t.unroutable.Add(1)
+			t.publisher.unroutable.Add(1)
 		}
 		if err := due[i].Ack(single); err != nil {
 			return err
