@@ -31,16 +31,15 @@ const (
 
 // A browser reads a poison queue from front to end without acking. Its owner may take messages out; the others are back at
 // their positions when the browser is closed. A browser is not safe for concurrent use. At most one browser of all processes
-// reads a queue; see lock.
+// reads a queue; see poisonQueue.browse.
 //
 // In AMQP a client can only read on in a queue, and leave the messages in it, by a larger prefetch. So the browser begins
 // another consumer when the others have fetched all that they may, and another channel when one has many unacked messages; see
 // reader. A consumer whose messages are acked fetches more, so messages that were not visited may have been delivered too.
 type browser struct {
 	ctx      context.Context
-	t        *Transport
+	link     *link // of conn, or of the browser that has opened conn
 	queue    string
-	group    string // the group of the poison queue
 	conn     *amqp.Connection
 	ch       *amqp.Channel   // for counts and publishing
 	readers  []*reader       // guarded by asks
@@ -80,7 +79,7 @@ type reader struct {
 // does not need more channels than a connection may have. A classic queue puts messages of any channel back at their positions, which
 // takes it less time if they are of one, and acks come only if messages are taken.
 func (b *browser) perReader() int {
-	if b.t.cfg.QueueType == Classic && b.removed == 0 {
+	if b.link.cfg.QueueType == Classic && b.removed == 0 {
 		return math.MaxInt
 	}
 	return max(stride, b.visited/32)
@@ -153,19 +152,14 @@ func (b *browser) countsOver(ch *amqp.Channel) (amqp.Queue, error) {
 	return b.asker.counts(ch, b.queue)
 }
 
-// browse opens the queue under a lock and calls do. A queue that does not exist is empty.
-func (t *Transport) browse(b *browser, lock string, do func(*browser) error) error {
-	unlock, err := t.lock(b.ctx, b.conn, lock)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	b.t = t
+// run opens the queue and calls do. Then it requeues the messages that do has not taken, and renews them if necessary. A queue that
+// does not exist is empty.
+func (b *browser) run(do func(*browser) error) error {
 	if err := b.open(); err != nil {
 		return err
 	}
 	defer func() { b.close() }()
-	err = do(b)
+	err := do(b)
 	outer := b.ctx
 	inner, cancel := lingering(outer)
 	defer cancel()
@@ -190,7 +184,7 @@ func (t *Transport) browse(b *browser, lock string, do func(*browser) error) err
 	}
 	if err == nil && renew && outer.Err() == nil {
 		if err := b.renew(outer); err != nil && outer.Err() == nil {
-			t.cfg.Logger.Warn("leat: amqp: poison queue not rewritten; a policy with a low delivery-limit may delete messages from it", "queue", b.queue, "error", err)
+			b.link.cfg.Logger.Warn("leat: amqp: poison queue not rewritten; a policy with a low delivery-limit may delete messages from it", "queue", b.queue, "error", err)
 		}
 	}
 	return err
@@ -426,7 +420,7 @@ func (b *browser) ack(r *reader, all []*amqp.Delivery) error {
 		if err := r.Ack(d.DeliveryTag, single); err != nil {
 			return err
 		}
-		if i%pace == pace-1 && b.t.cfg.QueueType != Classic {
+		if i%pace == pace-1 && b.link.cfg.QueueType != Classic {
 			if _, err := b.countsOver(r.Channel); err != nil { // the broker answers after it has processed the acks
 				return err
 			}
@@ -448,7 +442,7 @@ func (b *browser) send(out ...*outgoing) (err error) {
 			return err
 		}
 	}
-	pending, err := b.confirms.send(b.ctx, b.t.publishing, out)
+	pending, err := b.confirms.send(b.ctx, b.link, out)
 	if err != nil {
 		return err
 	}
@@ -510,7 +504,7 @@ var errComesBack = errors.New("the broker requeues messages that were acked; try
 // ackAgain acks again messages that were acked and are in the queue again. A quorum queue loses acks if their channel is closed while
 // more than a few of them wait for the disk.
 func (b *browser) ackAgain() error {
-	again := &browser{ctx: b.ctx, t: b.t, conn: b.conn, wire: b.wire, queue: b.queue, group: b.group}
+	again := &browser{ctx: b.ctx, link: b.link, conn: b.conn, wire: b.wire, queue: b.queue}
 	if err := again.open(); err != nil {
 		return err
 	}

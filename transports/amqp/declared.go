@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -45,6 +46,18 @@ func (t *declaredTopology) allLevels() (all []levels) {
 		all = append(all, t.publishing())
 	}
 	return all
+}
+
+// assertDelays declares the levels of the delays again and again: if a part of them is deleted, messages are delivered too early.
+func (t *declaredTopology) assertDelays(ctx context.Context, l *link) {
+	for sleep(ctx, delayAssertInterval) == nil {
+		for _, set := range t.allLevels() {
+			err := l.withChannel(ctx, func(ch *amqp.Channel) error { return set.declare(ctx, t.declarer(ch)) })
+			if err != nil && ctx.Err() == nil {
+				t.cfg.Logger.Error("leat: amqp: the queues for delays can't be declared", "error", err)
+			}
+		}
+	}
 }
 
 func (t *declaredTopology) delaysKnown() bool {
@@ -240,4 +253,13 @@ func (t *declaredTopology) subscriptions() []driver.Subscription {
 	_, all := t.remembered()
 	slices.SortFunc(all, func(a, b driver.Subscription) int { return cmp.Compare(a.Group, b.Group) })
 	return all
+}
+
+// serves reports whether this process has groups. Services use the management API only in Consumers.
+func (t *declaredTopology) serves() bool { return !t.cfg.Operator && len(t.subscriptions()) > 0 }
+
+// assertAfter returns when a group's bindings are declared again: at random, so that groups do not do so together.
+func (t *declaredTopology) assertAfter() time.Duration {
+	every := max(assertInterval, time.Duration(t.size())*assertPace)
+	return every/2 + rand.N(every)
 }

@@ -137,7 +137,7 @@ func (b *browser) renew(ctx context.Context) error {
 func (b *browser) onOwnConnection(ctx context.Context, role string, do func(*browser) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	conn, wire, err := b.t.cfg.dial(ctx, role)
+	conn, wire, err := b.link.cfg.dial(ctx, role)
 	if err != nil {
 		return err
 	}
@@ -145,7 +145,7 @@ func (b *browser) onOwnConnection(ctx context.Context, role string, do func(*bro
 	defer hangUp()
 	defer context.AfterFunc(ctx, hangUp)()
 	cancelWhenBlocked(conn, cancel)
-	return do(&browser{ctx: ctx, t: b.t, conn: conn, wire: wire, queue: b.queue, group: b.group})
+	return do(&browser{ctx: ctx, link: b.link, conn: conn, wire: wire, queue: b.queue})
 }
 
 // rewrite publishes copies of the first n messages of the queue, or a few more, to the queue, and then takes them out.
@@ -155,9 +155,7 @@ func (b *browser) rewrite(n int) error {
 		out := make([]*outgoing, len(window))
 		for i, d := range window {
 			out[i] = &outgoing{key: b.queue, msg: renewed(d)}
-			if b.group != "" {
-				out[i].msg.Headers[headerPoisonID] = idOf(d, seen)
-			}
+			out[i].msg.Headers[headerPoisonID] = idOf(d, seen)
 		}
 		return b.visited < n, b.finish(func() error {
 			if err := b.send(out...); err != nil {

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
+	"slices"
 	"sync"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -25,6 +27,7 @@ type Transport struct {
 	consuming   *link
 	extra       []*link // of groups with a connection of their own; guarded by mu
 	publisher   *publisher
+	inspector   *inspector
 	poison      sync.Map // *poisonQueue by group
 	migration   sync.Once
 
@@ -33,7 +36,12 @@ type Transport struct {
 	finished chan struct{}  // closed at the end of Close
 }
 
-var _ driver.Transport = (*Transport)(nil)
+var (
+	_ driver.Transport     = (*Transport)(nil)
+	_ driver.Inspector     = (*Transport)(nil)
+	_ driver.GroupFinder   = (*Transport)(nil)
+	_ driver.HealthChecker = (*Transport)(nil)
+)
 
 // Open opens a transport for a URL; see the package documentation. It blocks until the broker has answered and everything is
 // declared, as long as ctx and connect_timeout allow.
@@ -61,6 +69,7 @@ func New(ctx context.Context, cfg Config) (*Transport, error) {
 	}
 	t := &Transport{cfg: cfg, finished: make(chan struct{}), createSpill: newTemporaryFile, counts: counter{turn: make(chan struct{}, 1)}}
 	t.topology = newTopology(&t.cfg)
+	t.inspector = &inspector{topology: t.topology, life: &t.lifetime, countLed: t.countLed}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	if t.publishing, err = openLink(ctx, t.cfg, "publish"); err != nil {
 		return nil, fmt.Errorf("amqp: %w", err)
@@ -77,20 +86,8 @@ func New(ctx context.Context, cfg Config) (*Transport, error) {
 		return nil, fmt.Errorf("amqp: %w", err)
 	}
 	t.publisher = newPublisher(t.publishing, t.topology, &t.lifetime)
-	t.work.Go(t.assertDelays)
+	t.work.Go(func() { t.topology.assertDelays(t.ctx, t.consuming) })
 	return t, nil
-}
-
-// assertDelays declares the levels of the delays again and again: if a part of them is deleted, messages are delivered too early.
-func (t *Transport) assertDelays() {
-	for sleep(t.ctx, delayAssertInterval) == nil {
-		for _, set := range t.topology.allLevels() {
-			err := t.consuming.withChannel(t.ctx, func(ch *amqp.Channel) error { return set.declare(t.ctx, t.topology.declarer(ch)) })
-			if err != nil && t.ctx.Err() == nil {
-				t.cfg.Logger.Error("leat: amqp: the queues for delays can't be declared", "error", err)
-			}
-		}
-	}
 }
 
 // Capabilities returns all capabilities. With topology=watermill there are no patterns, and no order, because the queues have no
@@ -112,6 +109,111 @@ func (t *Transport) Publish(ctx context.Context, topic string, msgs ...*message.
 	}
 	defer t.active.Add(-1)
 	return t.publisher.publish(ctx, topic, msgs)
+}
+
+// Groups returns the groups of this exchange, or with topology=watermill those of leat processes with that topology; queues of
+// plain Watermill services can't be found. In a process that has subscribed to groups it returns these, and reads their counts
+// over AMQP, which does not show how many messages are delayed and in flight: these counts are [driver.Unknown], except for
+// ordered groups that the process leads. In any other process Groups uses the management API, whose counts are some seconds
+// old. If the API can't be read, the error is a [*ManagementError] with the fix.
+func (t *Transport) Groups(ctx context.Context) ([]driver.GroupInfo, error) {
+	var all []driver.GroupInfo
+	if !t.topology.serves() {
+		s, err := t.inspector.survey(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("amqp: groups: %w", err)
+		}
+		for _, g := range s.groups() {
+			all = append(all, s.info(g))
+		}
+		return all, nil
+	}
+	err := t.inspector.inspect(ctx, "groups", func(i *inspection) error {
+		for _, s := range t.topology.subscriptions() {
+			info, there, err := i.count(s)
+			if err != nil {
+				return err
+			}
+			if there {
+				all = append(all, info)
+			}
+		}
+		return nil
+	})
+	return all, err
+}
+
+// Topics returns the bindings of the groups that [Transport.Groups] returns; for groups of this process, their topics.
+func (t *Transport) Topics(ctx context.Context) ([]driver.TopicInfo, error) {
+	byTopic := make(map[string][]string)
+	if t.topology.serves() {
+		for _, s := range t.topology.subscriptions() {
+			for _, topic := range t.topology.topics(s) {
+				byTopic[topic] = append(byTopic[topic], s.Group)
+			}
+		}
+	} else {
+		s, err := t.inspector.survey(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("amqp: topics: %w", err)
+		}
+		for _, g := range s.groups() {
+			for _, topic := range g.topics {
+				byTopic[topic] = append(byTopic[topic], g.name)
+			}
+		}
+	}
+	all := make([]driver.TopicInfo, 0, len(byTopic))
+	for _, topic := range slices.Sorted(maps.Keys(byTopic)) {
+		all = append(all, driver.TopicInfo{Topic: topic, Groups: byTopic[topic]})
+	}
+	return all, nil
+}
+
+// countLed corrects the counts of an ordered group that this process leads, because its leader has all of them.
+func (t *Transport) countLed(info *driver.GroupInfo) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, open := range t.open {
+		if f, ok := open.(*orderedReceiver); ok && f.sub.Group == info.Name {
+			f.count(info)
+		}
+	}
+}
+
+// FindGroup implements [driver.GroupFinder]: a group exists if its queue does. With topology=watermill, where each topic has a
+// queue, it finds none.
+func (t *Transport) FindGroup(ctx context.Context, names ...string) (found string, err error) {
+	if t.topology.watermill() {
+		return "", nil
+	}
+	for _, name := range names {
+		_, there, err := t.counts.queue(ctx, t.consuming, name)
+		if err != nil {
+			return "", fmt.Errorf("amqp: find groups: %w", err)
+		}
+		if there {
+			return name, nil
+		}
+	}
+	return "", nil
+}
+
+// Health returns the state of the connections: connected if all are, blocked if one is. It does not block.
+func (t *Transport) Health() driver.TransportHealth {
+	h := driver.TransportHealth{Transport: Scheme, Connected: true, Unroutable: t.publisher.unroutable.Load()}
+	for _, l := range t.links() {
+		l.mu.Lock()
+		h.Reconnects += l.reconnects
+		if l.conn == nil {
+			h.Connected, h.Err = false, l.lastErr
+		}
+		if l.blocked != "" {
+			h.Blocked = l.blocked
+		}
+		l.mu.Unlock()
+	}
+	return h
 }
 
 // A subscription is a [driver.Receiver] that can be closed in two steps.
@@ -168,7 +270,7 @@ func (t *Transport) prepare(ctx context.Context, s driver.Subscription) error {
 	if err != nil {
 		return err
 	}
-	t.migrate()
+	t.migration.Do(func() { migrate(&t.lifetime, t.consuming, t.publisher) })
 	return nil
 }
 
