@@ -15,7 +15,7 @@ type lifetime struct {
 	active waitcounter.Counter // publishings, deliveries that are not settled, redeliveries that are being published
 	work   sync.WaitGroup      // goroutines: receivers and work in the background
 
-	mu     sync.Mutex // guards more fields of the transport
+	mu     sync.Mutex // also guards fields of the transport
 	closed bool
 }
 

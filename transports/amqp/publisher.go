@@ -251,21 +251,19 @@ func (p *publisher) prepareDelays(ctx context.Context) error {
 // deliver publishes a copy of a message, which must reach a queue. If it reaches none, the topology is declared and the copy
 // published again, once.
 func (p *publisher) deliver(ctx context.Context, o *outgoing) error {
-	if err := p.send(ctx, []*outgoing{o}); err != nil || !o.unroutable {
-		return err
+	for repaired := false; ; repaired = true {
+		if err := p.send(ctx, []*outgoing{o}); err != nil || !o.unroutable {
+			return err
+		}
+		if repaired {
+			return fmt.Errorf("queue %q does not exist", o.key)
+		}
+		err := p.link.withConnection(ctx, func(conn *amqp.Connection) error { return p.topology.repair(ctx, conn) })
+		if err != nil {
+			return err
+		}
+		o.confirmed, o.unroutable = false, false
 	}
-	err := p.link.withConnection(ctx, func(conn *amqp.Connection) error { return p.topology.repair(ctx, conn) })
-	if err != nil {
-		return err
-	}
-	o.confirmed, o.unroutable = false, false
-	if err := p.send(ctx, []*outgoing{o}); err != nil {
-		return err
-	}
-	if o.unroutable {
-		return fmt.Errorf("queue %q does not exist", o.key)
-	}
-	return nil
 }
 
 // send publishes messages and blocks until all are confirmed. Messages that were not confirmed when the connection was lost are

@@ -25,15 +25,16 @@ type Transport struct {
 	topology    *declaredTopology
 	publishing  *link
 	consuming   *link
-	extra       []*link // of groups with a connection of their own; guarded by mu
 	publisher   *publisher
 	inspector   *inspector
+	counts      counter
 	poison      sync.Map // *poisonQueue by group
 	migration   sync.Once
+	finished    chan struct{} // closed at the end of Close
 
-	counts   counter
-	open     []subscription // guarded by mu
-	finished chan struct{}  // closed at the end of Close
+	// Guarded by mu:
+	open  []subscription
+	extra []*link // of groups with a connection of their own
 }
 
 var (
@@ -77,11 +78,10 @@ func New(ctx context.Context, cfg Config) (*Transport, error) {
 	if !t.cfg.Operator {
 		err = t.publishing.withChannel(ctx, t.topology.declareShared)
 	}
-	if err != nil {
-		t.publishing.close(ctx)
-		return nil, fmt.Errorf("amqp: %w", err)
+	if err == nil {
+		t.consuming, err = openLink(ctx, t.cfg, "consume")
 	}
-	if t.consuming, err = openLink(ctx, t.cfg, "consume"); err != nil {
+	if err != nil {
 		t.publishing.close(ctx)
 		return nil, fmt.Errorf("amqp: %w", err)
 	}
