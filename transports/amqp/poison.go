@@ -58,8 +58,7 @@ func (q *poisonQueue) browse(ctx context.Context, do func(*browser) error) error
 		}
 		defer unlock()
 	}
-	b := &browser{ctx: ctx, link: q.t.publishing, conn: conn, wire: wire, queue: poisonName(q.group)}
-	return b.run(do)
+	return newBrowser(ctx, q.t.publishing, conn, wire, poisonName(q.group)).run(do)
 }
 
 // List reads the whole queue. It keeps the first 20,000 messages or 64 MiB for ten seconds, and returns further pages from memory.

@@ -47,10 +47,6 @@ func (b *browser) outlives(deliveredTimes int) (outlived bool) {
 	defer cancel()
 	sent := false
 	err := b.onOwnConnection(ctx, "pilot", func(own *browser) error {
-		if err := own.open(); err != nil {
-			return err
-		}
-		defer func() { own.close() }()
 		id := ids.New()
 		pilot := &outgoing{key: own.queue, msg: amqp.Publishing{
 			MessageId: id, DeliveryMode: amqp.Persistent, Expiration: strconv.FormatInt(pilotLife.Milliseconds(), 10), Headers: amqp.Table{headerPilot: true},
@@ -118,10 +114,6 @@ func withoutPilots(all []*amqp.Delivery) (messages, pilots []*amqp.Delivery) {
 // renew publishes copies of the messages that were visited, and then takes the old ones out.
 func (b *browser) renew(ctx context.Context) error {
 	return b.onOwnConnection(ctx, "renew", func(again *browser) error {
-		if err := again.open(); err != nil {
-			return err
-		}
-		defer func() { again.close() }()
 		// The consumers may have fetched more than was visited.
 		if err := again.rewrite(b.visited - b.removed + stride); err != nil {
 			return err
@@ -131,7 +123,7 @@ func (b *browser) renew(ctx context.Context) error {
 	})
 }
 
-// onOwnConnection calls do with a browser of the same queue that has its own connection and is not open yet. It closes the
+// onOwnConnection calls do with a browser of the same queue that has its own connection. It closes the
 // connection when the broker accepts no messages, or when ctx is done: a broker that accepts no messages does not read from
 // connections that have published, and so does not answer.
 func (b *browser) onOwnConnection(ctx context.Context, role string, do func(*browser) error) error {
@@ -145,7 +137,12 @@ func (b *browser) onOwnConnection(ctx context.Context, role string, do func(*bro
 	defer hangUp()
 	defer context.AfterFunc(ctx, hangUp)()
 	cancelWhenBlocked(conn, cancel)
-	return do(&browser{ctx: ctx, link: b.link, conn: conn, wire: wire, queue: b.queue})
+	own := newBrowser(ctx, b.link, conn, wire, b.queue)
+	if err := own.open(); err != nil {
+		return err
+	}
+	defer own.close()
+	return do(own)
 }
 
 // rewrite publishes copies of the first n messages of the queue, or a few more, to the queue, and then takes them out.
