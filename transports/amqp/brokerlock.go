@@ -18,12 +18,8 @@ const (
 	lockPause = 25 * time.Millisecond
 )
 
-// lock takes a lock on the broker: an exclusive queue, which the broker deletes when the connection ends. With
-// declare=false there is no lock, because the user may have no right to declare queues.
-func (t *Transport) lock(ctx context.Context, conn *amqp.Connection, name string) (unlock func(), err error) {
-	if t.cfg.Declare == DeclareNothing {
-		return func() {}, nil
-	}
+// lockOnBroker takes a lock on the broker: an exclusive queue, which the broker deletes when the connection ends.
+func lockOnBroker(ctx context.Context, conn *amqp.Connection, name string) (unlock func(), err error) {
 	const transient, ours = false, true
 	for {
 		ch, err := conn.Channel()

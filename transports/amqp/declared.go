@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -47,6 +48,18 @@ func (t *declaredTopology) allLevels() (all []levels) {
 	return all
 }
 
+// assertDelays declares the levels of the delays again and again: if a part of them is deleted, messages are delivered too early.
+func (t *declaredTopology) assertDelays(ctx context.Context, l *link) {
+	for sleep(ctx, delayAssertInterval) == nil {
+		for _, set := range t.allLevels() {
+			err := l.withChannel(ctx, func(ch *amqp.Channel) error { return set.declare(ctx, t.declarer(ch)) })
+			if err != nil && ctx.Err() == nil {
+				t.cfg.Logger.Error("leat: amqp: the queues for delays can't be declared", "error", err)
+			}
+		}
+	}
+}
+
 func (t *declaredTopology) delaysKnown() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -54,8 +67,8 @@ func (t *declaredTopology) delaysKnown() bool {
 }
 
 // publishDelayed declares the levels for publishers.
-func (t *declaredTopology) publishDelayed(ctx context.Context, declare func(func(*amqp.Channel) error) error) error {
-	err := declare(func(ch *amqp.Channel) error { return t.publishing().declare(ctx, t.declarer(ch)) })
+func (t *declaredTopology) publishDelayed(ctx context.Context, l *link) error {
+	err := l.withChannel(ctx, func(ch *amqp.Channel) error { return t.publishing().declare(ctx, t.declarer(ch)) })
 	if err != nil {
 		return err
 	}
@@ -77,7 +90,7 @@ func (t *declaredTopology) declareDelays(ctx context.Context, ch *amqp.Channel) 
 }
 
 // publishTo declares a topic's exchange if topics have their own.
-func (t *declaredTopology) publishTo(topic string, declare func(func(*amqp.Channel) error) error) error {
+func (t *declaredTopology) publishTo(ctx context.Context, l *link, topic string) error {
 	if !t.watermill() {
 		return nil
 	}
@@ -87,7 +100,7 @@ func (t *declaredTopology) publishTo(topic string, declare func(func(*amqp.Chann
 	if known {
 		return nil
 	}
-	err := declare(func(ch *amqp.Channel) error {
+	err := l.withChannel(ctx, func(ch *amqp.Channel) error {
 		d := t.declarer(ch)
 		t.declareTopic(d, topic)
 		return d.err
@@ -240,4 +253,13 @@ func (t *declaredTopology) subscriptions() []driver.Subscription {
 	_, all := t.remembered()
 	slices.SortFunc(all, func(a, b driver.Subscription) int { return cmp.Compare(a.Group, b.Group) })
 	return all
+}
+
+// serves reports whether this process has groups. Services use the management API only in Consumers.
+func (t *declaredTopology) serves() bool { return !t.cfg.Operator && len(t.subscriptions()) > 0 }
+
+// assertAfter returns when a group's bindings are declared again: at random, so that groups do not do so together.
+func (t *declaredTopology) assertAfter() time.Duration {
+	every := max(assertInterval, time.Duration(t.size())*assertPace)
+	return every/2 + rand.N(every)
 }

@@ -41,14 +41,13 @@ func (t *Transport) Diagnose(ctx context.Context) []driver.Finding {
 		Check: "reach the broker and log in",
 		Fix:   "start the broker, or correct the URL's host, port, user, password, virtual host and TLS options",
 	}
-	err := t.inspect(ctx, "diagnose", func(i *inspection) error {
+	err := t.inspector.inspect(ctx, "diagnose", func(i *inspection) error {
 		d.inspection = i
 		reached.Text, reached.Fix = i.where(), ""
 		d.findings = append(d.findings, reached, i.version())
-		d.findings = append(d.findings, t.accepts(ctx))
-		if !t.serves() {
-			version, _ := i.conn.Properties["version"].(string)
-			found, missing := t.examine(ctx, version)
+		d.findings = append(d.findings, d.accepts())
+		if !i.topology.serves() {
+			found, missing := d.examine()
 			if missing == nil {
 				d.findings = append(d.findings, found...)
 				return nil
@@ -75,7 +74,7 @@ func (t *Transport) Diagnose(ctx context.Context) []driver.Finding {
 // withoutManagement returns the finding that the management API can't be read. It is a fault only if the URL names one.
 func (d *diagnosis) withoutManagement(missing error) driver.Finding {
 	f := driver.Finding{Check: "management API"}
-	if d.t.cfg.Management != "" {
+	if d.topology.cfg.Management != "" {
 		f.Err, f.Fix = missing, fixOf(missing)
 		return f
 	}
@@ -84,7 +83,9 @@ func (d *diagnosis) withoutManagement(missing error) driver.Finding {
 }
 
 // passive reports whether the checks declare nothing, not even what a service declares at start.
-func (d *diagnosis) passive() bool { return !d.t.serves() || d.t.cfg.Declare == DeclareNothing }
+func (d *diagnosis) passive() bool {
+	return !d.topology.serves() || d.topology.cfg.Declare == DeclareNothing
+}
 
 // add adds the result of a check. It returns the error if the connection was lost, and adds it to the finding otherwise.
 func (d *diagnosis) add(f driver.Finding, err error, fix string) error {
@@ -95,7 +96,7 @@ func (d *diagnosis) add(f driver.Finding, err error, fix string) error {
 		if conflict, ok := errors.AsType[*ConflictError](err); ok {
 			fix = conflict.fix()
 		}
-		if !d.t.serves() && isCode(err, amqp.NotFound) {
+		if !d.topology.serves() && isCode(err, amqp.NotFound) {
 			err, fix = errors.New("it does not exist"), fixStart
 		}
 		f.Err, f.Text, f.Fix = err, "", fix
@@ -106,7 +107,7 @@ func (d *diagnosis) add(f driver.Finding, err error, fix string) error {
 
 // where describes the broker and the user.
 func (i *inspection) where() string {
-	c := i.t.cfg
+	c := i.topology.cfg
 	user, secure := "user "+c.Username, "not encrypted"
 	if c.Auth == External {
 		user = "logged in by certificate"
@@ -122,7 +123,7 @@ func (i *inspection) version() driver.Finding {
 	version, _ := i.conn.Properties["version"].(string)
 	f := driver.Finding{Check: "version of the broker", Text: strings.TrimSpace(product + " " + version)}
 	f.Text = cmp.Or(f.Text, "unknown")
-	if product == "RabbitMQ" && i.t.cfg.QueueType == Quorum && olderThan(version, oldestMajor, oldestMinor) {
+	if product == "RabbitMQ" && i.topology.cfg.QueueType == Quorum && olderThan(version, oldestMajor, oldestMinor) {
 		f.Err = fmt.Errorf("%s: delays on quorum queues need %d.%d or later", f.Text, oldestMajor, oldestMinor)
 		f.Fix = "upgrade the broker, or use the option queue=classic"
 	}
@@ -141,17 +142,17 @@ func olderThan(version string, major, minor int) bool {
 
 // accepts checks whether the user may publish: in a transaction the broker checks the right when it gets a message, and routes
 // it at the commit, which never follows. It uses its own connection, because a broker that accepts no messages stops reading.
-func (t *Transport) accepts(ctx context.Context) driver.Finding {
+func (d *diagnosis) accepts() driver.Finding {
 	f := driver.Finding{Check: "publish", Text: "the broker accepts messages, and the user may send them"}
-	ctx, stop := context.WithTimeout(ctx, diagnosePatience)
+	ctx, stop := context.WithTimeout(d.ctx, diagnosePatience)
 	defer stop()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	err := t.inspect(ctx, "publish", func(i *inspection) error {
+	err := d.inspect(ctx, "publish", func(i *inspection) error {
 		cancelWhenBlocked(i.conn, cancel)
 		exchanges := []string{""} // redeliveries and poisoned messages are published to the default exchange
-		if !t.topology.watermill() {
-			exchanges = append(exchanges, t.cfg.ExchangeName)
+		if !i.topology.watermill() {
+			exchanges = append(exchanges, i.topology.cfg.ExchangeName)
 		}
 		for _, exchange := range exchanges {
 			if err := i.do(func(ch *amqp.Channel) error { return takeBack(ctx, ch, exchange) }); err != nil {
@@ -202,13 +203,13 @@ func takeBack(ctx context.Context, ch *amqp.Channel, exchange string) error {
 
 // exchange checks the exchange as the transport does at start.
 func (d *diagnosis) exchange() error {
-	if d.t.topology.watermill() {
+	if d.topology.watermill() {
 		return nil
 	}
-	f := driver.Finding{Check: "exchange " + d.t.cfg.ExchangeName, Text: "a durable topic exchange, " + d.declared()}
+	f := driver.Finding{Check: "exchange " + d.topology.cfg.ExchangeName, Text: "a durable topic exchange, " + d.declared()}
 	err := d.do(func(ch *amqp.Channel) error {
 		dec := d.declarer(ch)
-		dec.exchange(d.t.cfg.ExchangeName, amqp.ExchangeTopic, nil)
+		dec.exchange(d.topology.cfg.ExchangeName, amqp.ExchangeTopic, nil)
 		return dec.err
 	})
 	return d.add(f, err, "grant the user the right to configure it, or declare it as another user and use declare=false")
@@ -227,10 +228,9 @@ func (d *diagnosis) declared() string {
 
 // delays checks the queues for delays, and reports their messages.
 func (d *diagnosis) delays() error {
-	topology := d.t.topology
-	f := driver.Finding{Check: "queues for delays " + oldDelayName(d.t.cfg.QueueType, "*")}
+	f := driver.Finding{Check: "queues for delays " + oldDelayName(d.topology.cfg.QueueType, "*")}
 	waiting := 0
-	for _, set := range []levels{topology.redelivering(), topology.publishing()} {
+	for _, set := range []levels{d.topology.redelivering(), d.topology.publishing()} {
 		there, err := d.has(set)
 		if err != nil {
 			return err
@@ -250,7 +250,7 @@ func (d *diagnosis) delays() error {
 			waiting += q.Messages
 		}
 	}
-	undelivered := topology.redelivering().undelivered()
+	undelivered := d.topology.redelivering().undelivered()
 	kept, _, err := d.peek(undelivered)
 	if err != nil {
 		return err
@@ -284,14 +284,14 @@ func (d *diagnosis) has(set levels) (there bool, err error) {
 
 // oldDelays reports the queues that earlier versions used for delays; see migrate.go.
 func (d *diagnosis) oldDelays() error {
-	near, there, err := d.peek(oldDelayName(d.t.cfg.QueueType, "near"))
+	near, there, err := d.peek(oldDelayName(d.topology.cfg.QueueType, "near"))
 	if err != nil || !there {
 		return err
 	}
 	f := driver.Finding{Check: "queues for delays of an older version"}
 	left := near.Messages
 	for n := range oldDelayLevels {
-		q, _, err := d.peek(oldDelayName(d.t.cfg.QueueType, fmt.Sprintf("%02d", n)))
+		q, _, err := d.peek(oldDelayName(d.topology.cfg.QueueType, fmt.Sprintf("%02d", n)))
 		if err != nil {
 			return err
 		}
@@ -304,14 +304,14 @@ func (d *diagnosis) oldDelays() error {
 		f.Text = fmt.Sprintf("%d messages wait in them; a process that consumes any group moves each at its time", left)
 	default:
 		f.Text = fmt.Sprintf("they are empty: delete the queues and exchanges %s and %s",
-			oldDelayName(d.t.cfg.QueueType, "00 to .19"), oldDelayName(d.t.cfg.QueueType, "near"))
+			oldDelayName(d.topology.cfg.QueueType, "00 to .19"), oldDelayName(d.topology.cfg.QueueType, "near"))
 	}
 	return d.add(f, nil, "")
 }
 
 // groups checks the groups of this process.
 func (d *diagnosis) groups() error {
-	for _, s := range d.t.topology.subscriptions() {
+	for _, s := range d.topology.subscriptions() {
 		if err := d.group(s); err != nil {
 			return err
 		}
@@ -336,7 +336,7 @@ func (d *diagnosis) group(s driver.Subscription) error {
 			return d.add(f, err, "")
 		}
 	}
-	for _, queue := range d.t.topology.queues(s) {
+	for _, queue := range d.topology.queues(s) {
 		if err := d.mayRead(queue); err != nil {
 			return d.add(f, err, mayRead)
 		}
@@ -347,7 +347,7 @@ func (d *diagnosis) group(s driver.Subscription) error {
 	}
 	f.Text += text
 	if d.passive() { // else a consumer declares them
-		for _, queue := range d.t.topology.own(s) {
+		for _, queue := range d.topology.own(s) {
 			_, there, err := d.queue(queue)
 			if err != nil {
 				return err

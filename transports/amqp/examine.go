@@ -25,8 +25,9 @@ type examination struct {
 }
 
 // examine returns the findings, or an error if the API does not answer.
-func (t *Transport) examine(ctx context.Context, version string) (findings []driver.Finding, err error) {
-	err = t.withManagement(ctx, func(ctx context.Context, m *management, s *survey) error {
+func (d *diagnosis) examine() (findings []driver.Finding, err error) {
+	version, _ := d.conn.Properties["version"].(string)
+	err = d.withManagement(d.ctx, func(ctx context.Context, m *management, s *survey) error {
 		e := &examination{survey: s, ctx: ctx, m: m, version: version, exchanges: make(map[string]apiExchange)}
 		exchanges, err := fetchAll[apiExchange](ctx, m, "management", m.inVhost("exchanges"), "name,type,durable", false)
 		if err != nil {

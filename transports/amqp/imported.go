@@ -14,7 +14,7 @@ import (
 // blocks gives names to messages that are added to the poison queue of an ordered group, and returns control messages by which the
 // group parks later messages of their keys until they are replayed or dropped. A group that does not park ignores them.
 func (q *poisonQueue) blocks(ctx context.Context, added []*outgoing, msgs []driver.PoisonedMessage) (blocks []*outgoing, err error) {
-	order, err := q.t.orderOf(ctx, q.group)
+	order, err := q.order(ctx)
 	if err != nil || order == driver.Unordered {
 		return nil, err
 	}
@@ -30,20 +30,20 @@ func (q *poisonQueue) blocks(ctx context.Context, added []*outgoing, msgs []driv
 	return blocks, nil
 }
 
-// orderOf returns a group's order: that of this process's subscription, or else of the group's queue.
-func (t *Transport) orderOf(ctx context.Context, group string) (order driver.Order, err error) {
-	if s, here := t.topology.subscription(group); here {
+// order returns the group's order: that of this process's subscription, or else of the group's queue.
+func (q *poisonQueue) order(ctx context.Context) (order driver.Order, err error) {
+	if s, here := q.t.topology.subscription(q.group); here {
 		return s.Order, nil
 	}
-	if t.topology.watermill() {
+	if q.t.topology.watermill() {
 		return driver.Unordered, nil
 	}
-	err = t.inspect(ctx, "order", func(i *inspection) error {
-		_, ordered, err := i.queue(keysName(group))
+	err = q.t.inspector.inspect(ctx, "order", func(i *inspection) error {
+		_, ordered, err := i.queue(keysName(q.group))
 		if err != nil || !ordered {
 			return err
 		}
-		order, err = i.orderOf(group)
+		order, err = i.orderOf(q.group)
 		return err
 	})
 	return order, err
@@ -58,7 +58,7 @@ func (i *inspection) orderOf(group string) (driver.Order, error) {
 		return 0, err
 	}
 	for _, queueType := range []QueueType{Quorum, Classic} {
-		topology := i.t.topology.forQueues(queueType)
+		topology := i.topology.forQueues(queueType)
 		for _, order := range []driver.Order{driver.Unordered, driver.OrderedByKey} {
 			if !there {
 				break

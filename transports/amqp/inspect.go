@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"time"
 
@@ -13,33 +12,34 @@ import (
 	"github.com/leatbus/leat/bus/driver"
 )
 
-var (
-	_ driver.Inspector     = (*Transport)(nil)
-	_ driver.GroupFinder   = (*Transport)(nil)
-	_ driver.HealthChecker = (*Transport)(nil)
-)
+// An inspector reads the state of the broker: over AMQP, and from the management API.
+type inspector struct {
+	topology *declaredTopology
+	life     *lifetime
+	countLed func(*driver.GroupInfo) // see Transport.countLed
+}
 
 // An inspection has its own connection, which can be closed at any time without an effect on others.
 type inspection struct {
 	prober
+	*inspector
 	ctx context.Context
-	t   *Transport
 }
 
-// inspect calls do until ctx is done or the transport closed.
-func (t *Transport) inspect(ctx context.Context, what string, do func(*inspection) error) error {
-	if !t.enter() {
+// inspect calls do with a new connection, until ctx is done or the transport closed.
+func (in *inspector) inspect(ctx context.Context, what string, do func(*inspection) error) error {
+	if !in.life.enter() {
 		return driver.ErrClosed
 	}
-	t.active.Add(-1) // Close need not wait
+	in.life.active.Add(-1) // Close need not wait
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	defer context.AfterFunc(t.ctx, func() { cancel(driver.ErrClosed) })()
-	conn, _, err := t.cfg.dial(ctx, "inspect")
+	defer context.AfterFunc(in.life.ctx, func() { cancel(driver.ErrClosed) })()
+	conn, _, err := in.topology.cfg.dial(ctx, "inspect")
 	if err == nil {
 		defer context.AfterFunc(ctx, func() { _ = conn.CloseDeadline(time.Now()) })()
 		defer func() { _ = conn.CloseDeadline(time.Now().Add(lastWords)) }()
-		err = do(&inspection{ctx: ctx, t: t, prober: prober{conn: conn}})
+		err = do(&inspection{ctx: ctx, inspector: in, prober: prober{conn: conn}})
 	}
 	if err == nil {
 		return nil
@@ -49,68 +49,6 @@ func (t *Transport) inspect(ctx context.Context, what string, do func(*inspectio
 	}
 	return fmt.Errorf("amqp: %s: %w", what, err)
 }
-
-// Groups returns the groups of this exchange, or with topology=watermill those of leat processes with that topology; queues of
-// plain Watermill services can't be found. In a process that has subscribed to groups it returns these, and reads their counts
-// over AMQP, which does not show how many messages are delayed and in flight: these counts are [driver.Unknown], except for
-// ordered groups that the process leads. In any other process Groups uses the management API, whose counts are some seconds
-// old. If the API can't be read, the error is a [*ManagementError] with the fix.
-func (t *Transport) Groups(ctx context.Context) ([]driver.GroupInfo, error) {
-	var all []driver.GroupInfo
-	if !t.serves() {
-		s, err := t.survey(ctx)
-		if err != nil {
-			return nil, fmt.Errorf("amqp: groups: %w", err)
-		}
-		for _, g := range s.groups() {
-			all = append(all, s.info(g))
-		}
-		return all, nil
-	}
-	err := t.inspect(ctx, "groups", func(i *inspection) error {
-		for _, s := range t.topology.subscriptions() {
-			info, there, err := i.count(s)
-			if err != nil {
-				return err
-			}
-			if there {
-				all = append(all, info)
-			}
-		}
-		return nil
-	})
-	return all, err
-}
-
-// Topics returns the bindings of the groups that [Transport.Groups] returns; for groups of this process, their topics.
-func (t *Transport) Topics(ctx context.Context) ([]driver.TopicInfo, error) {
-	byTopic := make(map[string][]string)
-	if t.serves() {
-		for _, s := range t.topology.subscriptions() {
-			for _, topic := range t.topology.topics(s) {
-				byTopic[topic] = append(byTopic[topic], s.Group)
-			}
-		}
-	} else {
-		s, err := t.survey(ctx)
-		if err != nil {
-			return nil, fmt.Errorf("amqp: topics: %w", err)
-		}
-		for _, g := range s.groups() {
-			for _, topic := range g.topics {
-				byTopic[topic] = append(byTopic[topic], g.name)
-			}
-		}
-	}
-	all := make([]driver.TopicInfo, 0, len(byTopic))
-	for _, topic := range slices.Sorted(maps.Keys(byTopic)) {
-		all = append(all, driver.TopicInfo{Topic: topic, Groups: byTopic[topic]})
-	}
-	return all, nil
-}
-
-// serves reports whether this process has groups. Services use the management API only in Consumers.
-func (t *Transport) serves() bool { return !t.cfg.Operator && len(t.topology.subscriptions()) > 0 }
 
 // topics returns the topics of a group, sorted.
 func (t *topology) topics(s driver.Subscription) []string {
@@ -131,8 +69,8 @@ func fixOf(err error) string {
 
 // count returns the counts of the group's queues; ok is false if it has none.
 func (i *inspection) count(s driver.Subscription) (info driver.GroupInfo, ok bool, err error) {
-	info = driver.GroupInfo{Name: s.Group, Topics: i.t.topology.topics(s), Delayed: driver.Unknown, InFlight: driver.Unknown}
-	for _, name := range i.t.topology.queues(s) {
+	info = driver.GroupInfo{Name: s.Group, Topics: i.topology.topics(s), Delayed: driver.Unknown, InFlight: driver.Unknown}
+	for _, name := range i.topology.queues(s) {
 		q, there, err := i.counts(name)
 		if err != nil {
 			return info, false, err
@@ -155,29 +93,18 @@ func (i *inspection) count(s driver.Subscription) (info driver.GroupInfo, ok boo
 		return info, false, err
 	}
 	info.Poisoned = poisoned.Messages
-	i.t.countLed(&info)
+	i.countLed(&info)
 	return info, ok, err
-}
-
-// countLed corrects the counts of an ordered group that this process leads, because its leader has all of them.
-func (t *Transport) countLed(info *driver.GroupInfo) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, open := range t.open {
-		if f, ok := open.(*orderedReceiver); ok && f.sub.Group == info.Name {
-			f.count(info)
-		}
-	}
 }
 
 // conflictWith compares the arguments of the group's queues with those that leat declares. It declares only queues that exist.
 func (i *inspection) conflictWith(s driver.Subscription) error {
-	for _, name := range i.t.topology.queues(s) {
+	for _, name := range i.topology.queues(s) {
 		_, there, err := i.queue(name)
 		if err == nil && there {
 			err = i.do(func(ch *amqp.Channel) error {
 				d := &declarer{ch: ch}
-				d.queue(name, i.t.topology.queueArgs(s))
+				d.queue(name, i.topology.queueArgs(s))
 				return d.err
 			})
 		}
@@ -343,39 +270,4 @@ func (p *prober) close() {
 	if p.ch != nil {
 		closeQuietly(p.ch)
 	}
-}
-
-// FindGroup implements [driver.GroupFinder]: a group exists if its queue does. With topology=watermill, where each topic has a
-// queue, it finds none.
-func (t *Transport) FindGroup(ctx context.Context, names ...string) (found string, err error) {
-	if t.topology.watermill() {
-		return "", nil
-	}
-	for _, name := range names {
-		_, there, err := t.counts.queue(ctx, t.consuming, name)
-		if err != nil {
-			return "", fmt.Errorf("amqp: find groups: %w", err)
-		}
-		if there {
-			return name, nil
-		}
-	}
-	return "", nil
-}
-
-// Health returns the state of the connections: connected if all are, blocked if one is. It does not block.
-func (t *Transport) Health() driver.TransportHealth {
-	h := driver.TransportHealth{Transport: Scheme, Connected: true, Unroutable: t.unroutable.Load()}
-	for _, l := range t.links() {
-		l.mu.Lock()
-		h.Reconnects += l.reconnects
-		if l.conn == nil {
-			h.Connected, h.Err = false, l.lastErr
-		}
-		if l.blocked != "" {
-			h.Blocked = l.blocked
-		}
-		l.mu.Unlock()
-	}
-	return h
 }

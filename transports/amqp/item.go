@@ -60,7 +60,7 @@ func (it *item) GiveBack(after time.Duration) error {
 
 // Poison blocks until the poison queue has confirmed its copy.
 func (it *item) Poison(ctx context.Context, fault driver.Fault) error {
-	if err := it.t.deliver(ctx, it.poisoned(fault, it.queue, it.t.publishing.frame())); err != nil {
+	if err := it.t.publisher.deliver(ctx, it.poisoned(fault, it.queue, it.t.publishing.frame())); err != nil {
 		return fmt.Errorf("amqp: poison queue of group %q: %w", it.group, err)
 	}
 	return it.Ack()

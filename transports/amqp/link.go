@@ -180,6 +180,36 @@ func (l *link) connection(ctx context.Context) (*amqp.Connection, *writeBatcher,
 	}
 }
 
+// withConnection calls do with the connection, and again if it was lost meanwhile.
+func (l *link) withConnection(ctx context.Context, do func(*amqp.Connection) error) error {
+	pause := newBackoff()
+	for {
+		conn, _, err := l.connection(ctx)
+		if err != nil {
+			return err
+		}
+		if err = do(conn); err == nil || !conn.IsClosed() {
+			return err
+		}
+		if !pause.Wait(ctx) {
+			return notConnected(ctx, err)
+		}
+	}
+}
+
+// withChannel calls do with its own channel, and again if the connection was lost. The end of ctx closes the connection.
+func (l *link) withChannel(ctx context.Context, do func(*amqp.Channel) error) error {
+	return l.withConnection(ctx, func(conn *amqp.Connection) error {
+		ch, err := conn.Channel()
+		if err != nil {
+			return err
+		}
+		defer closeQuietly(ch)
+		defer context.AfterFunc(ctx, func() { _ = conn.CloseDeadline(time.Now()) })()
+		return do(ch)
+	})
+}
+
 // notConnected returns an error with the reason why the caller stopped waiting and the reason why there is no connection.
 func notConnected(ctx context.Context, lastErr error) error {
 	if lastErr == nil {

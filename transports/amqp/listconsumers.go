@@ -56,7 +56,7 @@ func (t *Transport) Consumers(ctx context.Context, group string) (all driver.Gro
 	if err != nil || found == "" {
 		return all, err
 	}
-	m, err := newManagement(t.cfg)
+	m, err := newManagement(&t.cfg)
 	if err != nil {
 		return all, fmt.Errorf("amqp: list consumers: %w", err)
 	}

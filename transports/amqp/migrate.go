@@ -36,50 +36,61 @@ func oldDelayName(queueType QueueType, part string) string {
 	return delayPrefix + string(queueType) + "." + part
 }
 
-// migrate begins to empty the queues of the old layout, once.
-func (t *Transport) migrate() {
-	t.migration.Do(func() {
-		t.work.Go(func() {
-			for {
-				for _, queueType := range []QueueType{Quorum, Classic} {
-					if err := t.emptyNear(queueType); err != nil && t.ctx.Err() == nil {
-						t.cfg.Logger.Warn("leat: amqp: delayed messages of an earlier version not moved; will be tried again", "error", err)
-					}
-				}
-				if sleep(t.ctx, cmp.Or(t.cfg.migrateEvery, migrateEvery)) != nil {
-					return
-				}
-			}
-		})
-	})
+// A migration empties "near" of one type of queues.
+type migration struct {
+	ctx       context.Context
+	queueType QueueType
+	consuming *link
+	publisher *publisher
 }
 
-// emptyNear publishes each message of "near" when it is due, until the queue is empty.
-func (t *Transport) emptyNear(queueType QueueType) error {
-	conn, _, err := t.consuming.connection(t.ctx)
+// migrate begins to empty the queues of the old layout.
+func migrate(life *lifetime, consuming *link, p *publisher) {
+	for _, queueType := range []QueueType{Quorum, Classic} {
+		m := &migration{ctx: life.ctx, queueType: queueType, consuming: consuming, publisher: p}
+		life.work.Go(m.run)
+	}
+}
+
+// run empties the queue again and again until ctx is done.
+func (m *migration) run() {
+	cfg := &m.consuming.cfg
+	for {
+		if err := m.empty(); err != nil && m.ctx.Err() == nil {
+			cfg.Logger.Warn("leat: amqp: delayed messages of an earlier version not moved; will be tried again", "error", err)
+		}
+		if sleep(m.ctx, cmp.Or(cfg.migrateEvery, migrateEvery)) != nil {
+			return
+		}
+	}
+}
+
+// empty publishes each message of the queue when it is due, until the queue is empty.
+func (m *migration) empty() error {
+	conn, _, err := m.consuming.connection(m.ctx)
 	if err != nil {
 		return err
 	}
 	p := prober{conn: conn}
 	defer p.close()
-	q, there, err := p.peek(oldDelayName(queueType, "near"))
+	q, there, err := p.peek(oldDelayName(m.queueType, "near"))
 	if err != nil || !there || q.Messages == 0 || q.Consumers > 0 {
 		return err
 	}
 	return p.do(func(ch *amqp.Channel) error {
-		defer context.AfterFunc(t.ctx, func() { closeQuietly(ch) })()
+		defer context.AfterFunc(m.ctx, func() { closeQuietly(ch) })()
 		arrived, err := consume(ch, q.Name, byBroker, nearWindow, exclusive, nil)
 		if err != nil {
 			return err
 		}
-		s := &refusedFinder{p: t.publisher, ownConnection: true} // if the broker refuses a message, others are not affected
+		s := &refusedFinder{p: m.publisher, ownConnection: true} // if the broker refuses a message, others are not affected
 		defer s.close()
 		for {
 			window := collect(arrived, nearWindow)
 			if len(window) == 0 {
 				return nil
 			}
-			if err := t.sendOld(s, queueType, window); err != nil {
+			if err := m.sendOld(s, window); err != nil {
 				return err
 			}
 		}
@@ -87,18 +98,18 @@ func (t *Transport) emptyNear(queueType QueueType) error {
 }
 
 // sendOld publishes a window of messages, each when it is due.
-func (t *Transport) sendOld(s *refusedFinder, queueType QueueType, window []*amqp.Delivery) error {
+func (m *migration) sendOld(s *refusedFinder, window []*amqp.Delivery) error {
 	slices.SortStableFunc(window, func(a, b *amqp.Delivery) int { return cmp.Compare(oldDue(a), oldDue(b)) })
 	for len(window) > 0 {
 		wait := min(time.Until(time.UnixMicro(oldDue(window[0]))), nearMargin)
-		if err := sleep(t.ctx, wait); err != nil {
+		if err := sleep(m.ctx, wait); err != nil {
 			return err
 		}
 		n := 1
 		for n < len(window) && oldDue(window[n]) <= time.Now().UnixMicro() {
 			n++
 		}
-		if err := t.sendDue(s, queueType, window[:n]); err != nil {
+		if err := m.sendDue(s, window[:n]); err != nil {
 			return err
 		}
 		window = window[n:]
@@ -108,12 +119,12 @@ func (t *Transport) sendOld(s *refusedFinder, queueType QueueType, window []*amq
 
 // sendDue publishes messages and acks them. Messages that the broker refuses, and redeliveries to a queue that does not exist, are
 // moved to another queue. Messages that this user may not publish are requeued for a process that may.
-func (t *Transport) sendDue(s *refusedFinder, queueType QueueType, due []*amqp.Delivery) error {
+func (m *migration) sendDue(s *refusedFinder, due []*amqp.Delivery) error {
 	out := make([]*outgoing, len(due))
 	for i, d := range due {
 		out[i] = oldTarget(d)
 	}
-	if err := s.pass(t.ctx, out); err != nil {
+	if err := s.pass(m.ctx, out); err != nil {
 		return err
 	}
 	for i, o := range out {
@@ -123,19 +134,19 @@ func (t *Transport) sendDue(s *refusedFinder, queueType QueueType, due []*amqp.D
 			_ = due[i].Nack(single, requeue)
 			return o.refused
 		case o.refused != nil, o.unroutable && o.exchange == "":
-			aside := oldDelayName(queueType, "undelivered")
-			t.cfg.Logger.Error("leat: amqp: delayed message refused; kept in a queue", "exchange", o.exchange, "key", o.key, "kept_in", aside,
+			aside := oldDelayName(m.queueType, "undelivered")
+			m.consuming.cfg.Logger.Error("leat: amqp: delayed message refused; kept in a queue", "exchange", o.exchange, "key", o.key, "kept_in", aside,
 				"message_id", o.msg.MessageId, "error", o.refused)
 			o.msg.Headers[headerDelayTo], o.msg.Headers[headerKey] = o.exchange, o.key
 			kept := &outgoing{key: aside, msg: o.msg}
-			if err := t.publisher.send(t.ctx, []*outgoing{kept}); err != nil {
+			if err := m.publisher.send(m.ctx, []*outgoing{kept}); err != nil {
 				return err
 			}
 			if kept.unroutable {
 				return fmt.Errorf("queue %q does not exist", aside)
 			}
 		case o.unroutable:
-			t.unroutable.Add(1)
+			m.publisher.unroutable.Add(1)
 		}
 		if err := due[i].Ack(single); err != nil {
 			return err

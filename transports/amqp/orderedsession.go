@@ -138,7 +138,7 @@ func (s *orderedSession) bind() error {
 // run blocks until the session has ended, and returns the reason.
 func (s *orderedSession) run() error {
 	f := s.receiver
-	assert, beat := time.NewTimer(f.t.assertAfter()), time.NewTicker(beatEvery)
+	assert, beat := time.NewTimer(f.t.topology.assertAfter()), time.NewTicker(beatEvery)
 	defer assert.Stop()
 	defer beat.Stop()
 	closed := f.open.Done()
@@ -161,7 +161,7 @@ func (s *orderedSession) run() error {
 		case <-s.election.elected:
 			s.try(s.election.takeOver)
 		case <-assert.C:
-			assert.Reset(f.t.assertAfter())
+			assert.Reset(f.t.topology.assertAfter())
 			s.try(s.bind)
 		case <-beat.C:
 			f.mu.Lock()

@@ -45,13 +45,20 @@ type poisonQueue struct {
 	pagesAt time.Time
 }
 
-// browse calls do with a browser of the queue. No other process of leat has one at the same time.
+// browse calls do with a browser of the queue. No other process of leat has one at the same time, except with declare=false.
 func (q *poisonQueue) browse(ctx context.Context, do func(*browser) error) error {
 	conn, wire, err := q.t.publishing.connection(ctx)
 	if err != nil {
 		return err
 	}
-	return q.t.browse(&browser{ctx: ctx, conn: conn, wire: wire, queue: poisonName(q.group), group: q.group}, q.group+lockSuffix, do)
+	if q.t.cfg.Declare != DeclareNothing { // else the user may have no right to declare the queue that is the lock
+		unlock, err := lockOnBroker(ctx, conn, q.group+lockSuffix)
+		if err != nil {
+			return err
+		}
+		defer unlock()
+	}
+	return newBrowser(ctx, q.t.publishing, conn, wire, poisonName(q.group)).run(do)
 }
 
 // List reads the whole queue. It keeps the first 20,000 messages or 64 MiB for ten seconds, and returns further pages from memory.
@@ -67,7 +74,7 @@ func (q *poisonQueue) List(ctx context.Context, after string, limit int) ([]driv
 		for again := true; again; {
 			again = false // also if there is no queue
 			err := q.browse(ctx, func(b *browser) error {
-				all, void, err := list(b, after)
+				all, void, err := q.list(b, after)
 				if err != nil {
 					return err
 				}
@@ -99,7 +106,7 @@ func (q *poisonQueue) nextPage(after string, limit int) []driver.PoisonedMessage
 // list returns the messages after the one with the id after, up to the bounds of a list. It reads the whole queue, because its
 // order may not be that of arrival. Void are messages of which there is a later revision: the caller takes them out and reads
 // the queue again.
-func list(b *browser, after string) (all []driver.PoisonedMessage, void []*amqp.Delivery, err error) {
+func (q *poisonQueue) list(b *browser, after string) (all []driver.PoisonedMessage, void []*amqp.Delivery, err error) {
 	var first page
 	latest := make(revisions)
 	err = b.walk(func(id string, d *amqp.Delivery) (bool, error) {
@@ -107,7 +114,7 @@ func list(b *browser, after string) (all []driver.PoisonedMessage, void []*amqp.
 			void = append(void, old)
 		}
 		if id > after {
-			first.add(shown(id, d, b.t.cfg.stock))
+			first.add(shown(id, d, q.t.cfg.stock))
 		}
 		return true, nil
 	})
@@ -132,7 +139,7 @@ func (q *poisonQueue) Get(ctx context.Context, id string) (found driver.Poisoned
 func (q *poisonQueue) Replay(ctx context.Context, ids ...string) (n int, err error) {
 	err = q.all(ctx, "replay", ids, func(b *browser, _ []string, window []*amqp.Delivery) error {
 		return b.finish(func() error {
-			safe, err := b.replay(window)
+			safe, err := q.replay(b, window)
 			if err := errors.Join(err, b.take(safe...)); err != nil {
 				return err
 			}
@@ -147,7 +154,7 @@ func (q *poisonQueue) Replay(ctx context.Context, ids ...string) (n int, err err
 // Drop implements [driver.PoisonQueue].
 func (q *poisonQueue) Drop(ctx context.Context, ids ...string) (n int, err error) {
 	err = q.all(ctx, "drop", ids, func(b *browser, _ []string, window []*amqp.Delivery) error {
-		if err := b.release(window); err != nil {
+		if err := q.release(b, window); err != nil {
 			return err
 		}
 		if err := b.take(window...); err != nil {
@@ -348,12 +355,12 @@ func (q *poisonQueue) inTurn(ctx context.Context, do func(context.Context) error
 
 // replay publishes messages to the group's queue, and returns those that the broker has confirmed. In an ordered group a message is
 // handled before all others of its key, because its name is the head of the key.
-func (b *browser) replay(window []*amqp.Delivery) (safe []*amqp.Delivery, err error) {
+func (q *poisonQueue) replay(b *browser, window []*amqp.Delivery) (safe []*amqp.Delivery, err error) {
 	out := make([]*outgoing, len(window))
 	for i, d := range window {
 		target, _ := d.Headers[headerQueue].(string)
 		if target == "" || headOf(d) != "" { // an earlier version wrote the queue <group>.held
-			target = b.group
+			target = q.group
 		}
 		out[i] = &outgoing{key: target, msg: fresh(d)}
 	}
@@ -367,18 +374,18 @@ func (b *browser) replay(window []*amqp.Delivery) (safe []*amqp.Delivery, err er
 }
 
 // release publishes control messages that release the keys of messages, if the group is ordered.
-func (b *browser) release(window []*amqp.Delivery) error {
+func (q *poisonQueue) release(b *browser, window []*amqp.Delivery) error {
 	if !slices.ContainsFunc(window, func(d *amqp.Delivery) bool { return headOf(d) != "" }) {
 		return nil
 	}
-	order, err := b.t.orderOf(b.ctx, b.group)
+	order, err := q.order(b.ctx)
 	if err != nil || order == driver.Unordered {
 		return err
 	}
 	var out []*outgoing
 	for _, d := range window {
 		if head := headOf(d); head != "" {
-			out = append(out, controlMessage(b.group, ordered.ControlDrop, head, "", ordered.Name{}))
+			out = append(out, controlMessage(q.group, ordered.ControlDrop, head, "", ordered.Name{}))
 		}
 	}
 	return b.send(out...)

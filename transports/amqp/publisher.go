@@ -6,16 +6,13 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/ThreeDotsLabs/watermill/message"
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/leatbus/leat/bus/driver"
-)
-
-const (
-	// publishWindow is how many messages of one call may wait for their confirmations.
-	publishWindow = 1024
 )
 
 // outgoing is a message on its way to the broker.
@@ -38,8 +35,10 @@ type outgoing struct {
 // all callers. They are then published again over another channel, where one caller after the other finds its refused messages.
 type publisher struct {
 	link           *link
-	repair         func(context.Context, *amqp.Connection) error // declares what is missing, before a new channel is opened
-	findingRefused chan struct{}                                 // a mutex: holds a token while a caller finds its refused messages
+	topology       *declaredTopology
+	life           *lifetime
+	unroutable     atomic.Int64
+	findingRefused chan struct{} // a mutex: holds a token while a caller finds its refused messages
 	ctx            context.Context
 	cancel         context.CancelFunc
 	done           chan struct{}
@@ -51,27 +50,10 @@ type publisher struct {
 	lastErr error
 }
 
-// confirmChannel is a channel in confirm mode.
-type confirmChannel struct {
-	ch   *amqp.Channel
-	wire *writeBatcher
-	gone chan struct{} // closed after err was set
-	err  *amqp.Error   // the reason why it was closed; nil if the connection ended without one
-
-	mu       sync.Mutex
-	returned map[returnKey]int
-}
-
-// returnKey identifies a returned message, because basic.return has no delivery tag. If one of two messages in flight with the
-// same key and id is returned, both are.
-type returnKey struct{ exchange, key, id string }
-
-// maxReturned bounds the memory for returned messages whose publishers no longer wait.
-const maxReturned = 10_000
-
-func newPublisher(l *link, repair func(context.Context, *amqp.Connection) error) *publisher {
+func newPublisher(l *link, topology *declaredTopology, life *lifetime) *publisher {
 	p := &publisher{
-		link: l, repair: repair, findingRefused: make(chan struct{}, 1), intact: true, changed: make(chan struct{}), done: make(chan struct{}),
+		link: l, topology: topology, life: life, findingRefused: make(chan struct{}, 1), intact: true,
+		changed: make(chan struct{}), done: make(chan struct{}),
 	}
 	p.ctx, p.cancel = context.WithCancel(l.ctx)
 	go p.run()
@@ -114,7 +96,7 @@ func (p *publisher) open() (*confirmChannel, error) {
 		return nil, err
 	}
 	if !p.intact {
-		if err := p.repair(p.ctx, conn); err != nil {
+		if err := p.topology.repair(p.ctx, conn); err != nil {
 			return nil, err
 		}
 	}
@@ -128,62 +110,6 @@ func (p *publisher) open() (*confirmChannel, error) {
 		closeQuietly(ch)
 	}
 	return cc, err
-}
-
-// newConfirmChannel puts a channel into confirm mode.
-func newConfirmChannel(ch *amqp.Channel, wire *writeBatcher) (*confirmChannel, error) {
-	cc := &confirmChannel{wire: wire, ch: ch, gone: make(chan struct{}), returned: make(map[returnKey]int)}
-	closed := ch.NotifyClose(make(chan *amqp.Error, 1))
-	// The connection's reader passes a return to its listeners before it reads the confirmation that follows. One goroutine
-	// receives both, so a return is recorded before its confirmation is seen.
-	returns, barrier := ch.NotifyReturn(make(chan amqp.Return)), ch.NotifyReturn(make(chan amqp.Return))
-	go cc.watch(closed, returns, barrier)
-	return cc, ch.Confirm(noWait)
-}
-
-func (cc *confirmChannel) watch(closed <-chan *amqp.Error, returns, barrier <-chan amqp.Return) {
-	for returns != nil || barrier != nil {
-		select {
-		case r, ok := <-returns:
-			if !ok {
-				returns = nil
-				continue
-			}
-			cc.record(r)
-		case _, ok := <-barrier:
-			if !ok {
-				barrier = nil
-			}
-		}
-	}
-	cc.err = <-closed
-	close(cc.gone)
-}
-
-func (cc *confirmChannel) record(r amqp.Return) {
-	cc.mu.Lock()
-	defer cc.mu.Unlock()
-	if len(cc.returned) >= maxReturned {
-		clear(cc.returned)
-	}
-	cc.returned[returnKey{r.Exchange, r.RoutingKey, r.MessageId}]++
-}
-
-// cameBack reports whether the broker has returned the message as unroutable.
-func (cc *confirmChannel) cameBack(o *outgoing) bool {
-	cc.mu.Lock()
-	defer cc.mu.Unlock()
-	if len(cc.returned) == 0 {
-		return false
-	}
-	k := returnKey{o.exchange, o.key, o.msg.MessageId}
-	n := cc.returned[k]
-	if n <= 1 {
-		delete(cc.returned, k)
-	} else {
-		cc.returned[k] = n - 1
-	}
-	return n > 0
 }
 
 func (p *publisher) set(cc *confirmChannel, err error) {
@@ -210,6 +136,133 @@ func (p *publisher) current(ctx context.Context) (*confirmChannel, error) {
 		case <-p.ctx.Done():
 			return nil, driver.ErrClosed
 		}
+	}
+}
+
+// publish publishes the messages of a topic and blocks until all are confirmed.
+func (p *publisher) publish(ctx context.Context, topic string, msgs []*message.Message) error {
+	out, err := p.outgoing(ctx, topic, msgs)
+	if err != nil {
+		return fmt.Errorf("amqp: publish %s: %w", topic, err)
+	}
+	if err := p.send(ctx, out); err != nil {
+		if errors.Is(err, driver.ErrClosed) {
+			err = closedMeanwhile(msgs, out)
+		}
+		return fmt.Errorf("amqp: publish %s: %w", topic, err)
+	}
+	var topics []string
+	for _, o := range out {
+		if o.unroutable {
+			topics = append(topics, topic)
+		}
+	}
+	if topics == nil {
+		return nil
+	}
+	p.unroutable.Add(int64(len(topics)))
+	return &driver.UnroutableError{Topics: topics, Strict: p.topology.cfg.StrictRoutes}
+}
+
+// closedMeanwhile returns [driver.ErrClosed] if the broker was sent none of the messages, else an error that names those that it
+// has not confirmed.
+func closedMeanwhile(msgs []*message.Message, out []*outgoing) error {
+	if !slices.ContainsFunc(out, func(o *outgoing) bool { return o.sent }) {
+		return driver.ErrClosed
+	}
+	var unknown []*message.Message
+	for i, o := range out {
+		if !o.confirmed {
+			unknown = append(unknown, msgs[i])
+		}
+	}
+	return driver.ClosedMeanwhile(unknown)
+}
+
+// outgoing returns the publishings of messages, and declares what they need.
+func (p *publisher) outgoing(ctx context.Context, topic string, msgs []*message.Message) ([]*outgoing, error) {
+	if err := driver.ValidateTopic(topic); err != nil {
+		return nil, err
+	}
+	if err := p.topology.publishTo(ctx, p.link, topic); err != nil {
+		return nil, err
+	}
+	exchange, key := p.topology.address(topic)
+	all := make([]outgoing, len(msgs))
+	out := make([]*outgoing, len(msgs))
+	for i, msg := range msgs {
+		m, err := marshal(msg, topic, p.topology.cfg, p.link.frame())
+		if err != nil {
+			return nil, err
+		}
+		all[i] = outgoing{exchange: exchange, key: key, msg: m}
+		out[i] = &all[i]
+		due, err := driver.ParseDeliverAt(msg)
+		if err != nil {
+			return nil, err
+		}
+		if wait := time.Until(due); wait > 0 {
+			if wait > maxDelay {
+				return nil, fmt.Errorf("message %s has a delay of %s; at most %s is possible", driver.MessageID(msg), wait, maxDelay)
+			}
+			if out[i], err = p.delayed(ctx, topic, wait, m); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return out, nil
+}
+
+// delayed returns a publishing that reaches the topic's groups after the delay.
+func (p *publisher) delayed(ctx context.Context, topic string, wait time.Duration, msg amqp.Publishing) (*outgoing, error) {
+	if err := p.prepareDelays(ctx); err != nil {
+		return nil, err
+	}
+	key, err := p.topology.delayKey(topic)
+	if err != nil {
+		return nil, fmt.Errorf("message %s: %w", msg.MessageId, err)
+	}
+	l, n := p.topology.publishing(), units(wait)
+	o := l.delayed(key, n, msg)
+	size, most := tableSize(msg.Headers), p.link.frame()-l.room(key, n)
+	if size > most {
+		return nil, fmt.Errorf("message %s has %d bytes of headers; at most %d are possible with a delay; put large data into the payload",
+			msg.MessageId, size, most)
+	}
+	return o, nil
+}
+
+// prepareDelays declares the levels for publishers before the first delay. It goes on in the background when ctx is done, because
+// the end of a declaration's context closes the connection.
+func (p *publisher) prepareDelays(ctx context.Context) error {
+	if p.topology.delaysKnown() {
+		return nil
+	}
+	made := make(chan error, 1)
+	p.life.background(func(ctx context.Context) { made <- p.topology.publishDelayed(ctx, p.link) })
+	select {
+	case err := <-made:
+		return err
+	case <-ctx.Done():
+		return notConnected(ctx, p.link.state())
+	}
+}
+
+// deliver publishes a copy of a message, which must reach a queue. If it reaches none, the topology is declared and the copy
+// published again, once.
+func (p *publisher) deliver(ctx context.Context, o *outgoing) error {
+	for repaired := false; ; repaired = true {
+		if err := p.send(ctx, []*outgoing{o}); err != nil || !o.unroutable {
+			return err
+		}
+		if repaired {
+			return fmt.Errorf("queue %q does not exist", o.key)
+		}
+		err := p.link.withConnection(ctx, func(conn *amqp.Connection) error { return p.topology.repair(ctx, conn) })
+		if err != nil {
+			return err
+		}
+		o.confirmed, o.unroutable = false, false
 	}
 }
 
@@ -329,98 +382,9 @@ func (s *refusedFinder) close() {
 	}
 }
 
-// refusal returns the error with which the broker closed the channel because of a message, of this caller or another, else nil.
-func (cc *confirmChannel) refusal() error {
-	<-cc.gone
-	if cc.err == nil || !cc.err.Server { // the client has closed it
-		return nil
-	}
-	switch cc.err.Code {
-	case amqp.AccessRefused, amqp.NotFound, amqp.PreconditionFailed, amqp.ContentTooLarge, amqp.NotAllowed, amqp.NotImplemented,
-		amqp.FrameError, amqp.SyntaxError, amqp.UnexpectedFrame:
-		return fmt.Errorf("the broker refuses it: %w", cc.err)
-	}
-	return nil
-}
-
-// endsConnection reports whether the broker closes the whole connection for that reason, and not only the channel.
-func endsConnection(refused error) bool {
-	return isCode(refused, amqp.FrameError) || isCode(refused, amqp.SyntaxError) || isCode(refused, amqp.UnexpectedFrame) ||
-		isCode(refused, amqp.NotAllowed) || isCode(refused, amqp.NotImplemented)
-}
-
 func unconfirmed(pending, all []*outgoing, err error) error {
 	if len(all) == 1 {
 		return fmt.Errorf("not confirmed by the broker: %w", err)
 	}
 	return fmt.Errorf("%d of %d messages not confirmed by the broker: %w", len(pending), len(all), err)
 }
-
-// send publishes over this channel and returns the messages that were not confirmed. If err is nil, the channel was closed.
-func (cc *confirmChannel) send(ctx context.Context, l *link, out []*outgoing) (pending []*outgoing, err error) {
-	waiting := 0 // index of the first message that waits for its confirmation
-	var again []*outgoing
-	for i, o := range out {
-		if i-waiting >= publishWindow {
-			if again, err = cc.await(ctx, l, out[waiting], again); err != nil {
-				return append(again, out[waiting:]...), err
-			}
-			waiting++
-		}
-		if err := cc.publish(ctx, o); err != nil {
-			if ctx.Err() != nil {
-				return append(again, out[waiting:]...), notConnected(ctx, l.state())
-			}
-			<-cc.gone
-			o.confirm = nil
-			for _, rest := range out[i:] {
-				rest.confirm = nil
-			}
-			break
-		}
-	}
-	for i, o := range out[waiting:] {
-		if again, err = cc.await(ctx, l, o, again); err != nil {
-			return append(again, out[waiting+i:]...), err
-		}
-	}
-	return again, nil
-}
-
-func (cc *confirmChannel) publish(ctx context.Context, o *outgoing) (err error) {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	if err := cc.wire.room(ctx); err != nil {
-		return err
-	}
-	o.sent = true
-	o.confirm, err = cc.ch.PublishWithDeferredConfirm(o.exchange, o.key, mandatory, immediate, o.msg)
-	return err
-}
-
-// await waits for one confirmation. It appends a message that must be published again to again.
-func (cc *confirmChannel) await(ctx context.Context, l *link, o *outgoing, again []*outgoing) ([]*outgoing, error) {
-	if o.confirm == nil {
-		return append(again, o), nil
-	}
-	select {
-	case <-o.confirm.Done():
-	case <-ctx.Done():
-		return again, notConnected(ctx, l.state())
-	case <-cc.gone:
-	}
-	switch {
-	case o.confirm.Acked():
-		o.confirmed, o.unroutable = true, cc.cameBack(o)
-		return again, nil
-	case cc.ch.IsClosed():
-		return append(again, o), nil
-	}
-	return again, errRefused
-}
-
-var errRefused = errors.New("the broker refused a message (basic.nack): the queue may be full (x-max-length, overflow) or have lost its leader")
-
-// closeQuietly closes a channel that is not needed any more, and ignores errors.
-func closeQuietly(ch *amqp.Channel) { _ = ch.Close() }

@@ -5,6 +5,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/leatbus/leat/bus/driver"
+	"github.com/leatbus/leat/internal/ids"
 )
 
 // received is a message as the broker has delivered it, with leat's counts. It belongs to one goroutine at a time, or is guarded
@@ -96,6 +97,22 @@ func (r *received) copy(attempts int) amqp.Publishing {
 		p.MessageId = r.msg.UUID
 	}
 	return p
+}
+
+// poisoned returns a copy for the group's poison queue, with the fault in its headers. A replay publishes it to the given queue.
+// If the headers do not fit in a frame, first the stack is left out, and then headers of others.
+func (r *received) poisoned(fault driver.Fault, queue string, frame int) *outgoing {
+	p := r.copy(r.attempts)
+	recorded := make(message.Metadata)
+	fault.Record(recorded)
+	setText(p.Headers, recorded)
+	if tableSize(p.Headers) > frame-min(8<<10, frame/4) {
+		delete(p.Headers, driver.HeaderFaultStack)
+	}
+	p.Headers[headerPoisonID] = ids.New()
+	p.Headers[headerQueue] = queue
+	fit(&p, frame-brokersRoom)
+	return &outgoing{key: poisonName(r.group), msg: p}
 }
 
 // unseen counts, by the ids of messages, deliveries that were lost with a connection before they reached a handler. If the broker

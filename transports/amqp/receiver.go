@@ -236,7 +236,7 @@ func (f *receiver) move(ctx context.Context, it *item, attempts int, after time.
 	}
 	o.msg = msg
 	fit(&o.msg, f.t.publishing.frame()-room)
-	if err := f.t.deliver(ctx, o); err != nil {
+	if err := f.t.publisher.deliver(ctx, o); err != nil {
 		if ctx.Err() == nil {
 			f.t.cfg.Logger.Error("leat: amqp: redelivery not confirmed; the message is redelivered without delay",
 				"group", f.sub.Group, "message_id", driver.OneLine(driver.MessageID(&it.msg), driver.MaxClassBytes), "error", err)

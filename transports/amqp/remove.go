@@ -21,7 +21,7 @@ func (t *Transport) RemoveGroup(ctx context.Context, group string) error {
 	if t.topology.watermill() {
 		return fmt.Errorf("amqp: remove group %s: plain Watermill services may use its queues; delete them on the broker: %w", group, driver.ErrUnsupported)
 	}
-	s, err := t.survey(ctx)
+	s, err := t.inspector.survey(ctx)
 	if err != nil {
 		return fmt.Errorf("amqp: remove group %s: %w", group, err)
 	}
@@ -29,7 +29,7 @@ func (t *Transport) RemoveGroup(ctx context.Context, group string) error {
 		return fmt.Errorf("amqp: remove group %s: %w", group, driver.ErrNotFound)
 	}
 	queues := s.queuesOf(group)
-	return t.inspect(ctx, "remove group "+group, func(i *inspection) error { return i.remove(group, queues) })
+	return t.inspector.inspect(ctx, "remove group "+group, func(i *inspection) error { return i.remove(group, queues) })
 }
 
 // queuesOf returns the queues of a group, the one that it is known by last.

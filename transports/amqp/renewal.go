@@ -47,10 +47,6 @@ func (b *browser) outlives(deliveredTimes int) (outlived bool) {
 	defer cancel()
 	sent := false
 	err := b.onOwnConnection(ctx, "pilot", func(own *browser) error {
-		if err := own.open(); err != nil {
-			return err
-		}
-		defer func() { own.close() }()
 		id := ids.New()
 		pilot := &outgoing{key: own.queue, msg: amqp.Publishing{
 			MessageId: id, DeliveryMode: amqp.Persistent, Expiration: strconv.FormatInt(pilotLife.Milliseconds(), 10), Headers: amqp.Table{headerPilot: true},
@@ -118,10 +114,6 @@ func withoutPilots(all []*amqp.Delivery) (messages, pilots []*amqp.Delivery) {
 // renew publishes copies of the messages that were visited, and then takes the old ones out.
 func (b *browser) renew(ctx context.Context) error {
 	return b.onOwnConnection(ctx, "renew", func(again *browser) error {
-		if err := again.open(); err != nil {
-			return err
-		}
-		defer func() { again.close() }()
 		// The consumers may have fetched more than was visited.
 		if err := again.rewrite(b.visited - b.removed + stride); err != nil {
 			return err
@@ -131,13 +123,13 @@ func (b *browser) renew(ctx context.Context) error {
 	})
 }
 
-// onOwnConnection calls do with a browser of the same queue that has its own connection and is not open yet. It closes the
+// onOwnConnection calls do with a browser of the same queue that has its own connection. It closes the
 // connection when the broker accepts no messages, or when ctx is done: a broker that accepts no messages does not read from
 // connections that have published, and so does not answer.
 func (b *browser) onOwnConnection(ctx context.Context, role string, do func(*browser) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	conn, wire, err := b.t.cfg.dial(ctx, role)
+	conn, wire, err := b.link.cfg.dial(ctx, role)
 	if err != nil {
 		return err
 	}
@@ -145,7 +137,12 @@ func (b *browser) onOwnConnection(ctx context.Context, role string, do func(*bro
 	defer hangUp()
 	defer context.AfterFunc(ctx, hangUp)()
 	cancelWhenBlocked(conn, cancel)
-	return do(&browser{ctx: ctx, t: b.t, conn: conn, wire: wire, queue: b.queue, group: b.group})
+	own := newBrowser(ctx, b.link, conn, wire, b.queue)
+	if err := own.open(); err != nil {
+		return err
+	}
+	defer own.close()
+	return do(own)
 }
 
 // rewrite publishes copies of the first n messages of the queue, or a few more, to the queue, and then takes them out.
@@ -155,9 +152,7 @@ func (b *browser) rewrite(n int) error {
 		out := make([]*outgoing, len(window))
 		for i, d := range window {
 			out[i] = &outgoing{key: b.queue, msg: renewed(d)}
-			if b.group != "" {
-				out[i].msg.Headers[headerPoisonID] = idOf(d, seen)
-			}
+			out[i].msg.Headers[headerPoisonID] = idOf(d, seen)
 		}
 		return b.visited < n, b.finish(func() error {
 			if err := b.send(out...); err != nil {

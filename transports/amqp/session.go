@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"strconv"
 	"strings"
 	"sync"
@@ -48,12 +47,6 @@ type session struct {
 	idle    chan struct{} // closed when all deliveries are settled, after the receiver was closed
 	settled func()
 	drained bool
-}
-
-// assertAfter returns when a group's bindings are declared again: at random, so that groups do not do so together.
-func (t *Transport) assertAfter() time.Duration {
-	every := max(assertInterval, time.Duration(t.topology.size())*assertPace)
-	return every/2 + rand.N(every)
 }
 
 // runSession runs one session and returns why it has ended.
@@ -201,7 +194,7 @@ func (s *session) correctAttempt(it *item) {
 // serve blocks until the channel is closed, or until the receiver is closed and all deliveries are settled.
 func (s *session) serve() error {
 	defer s.close()
-	assert := time.NewTimer(s.receiver.t.assertAfter())
+	assert := time.NewTimer(s.receiver.t.topology.assertAfter())
 	defer assert.Stop()
 	for {
 		select {
@@ -221,7 +214,7 @@ func (s *session) serve() error {
 				return err
 			}
 		case <-assert.C:
-			assert.Reset(s.receiver.t.assertAfter())
+			assert.Reset(s.receiver.t.topology.assertAfter())
 			if err := s.receiver.t.topology.subscribe(s.ch, s.receiver.sub); err != nil {
 				s.receiver.countConnectionFailure(err)
 				return err

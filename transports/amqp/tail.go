@@ -25,10 +25,10 @@ func (t *Transport) Tail(ctx context.Context, pattern string, fn func(topic stri
 	if err := driver.ValidatePattern(pattern); err != nil {
 		return fmt.Errorf("amqp: tail: %w", err)
 	}
-	tl := tail{pattern: pattern, fn: fn}
+	tl := tail{t: t, pattern: pattern, fn: fn}
 	pause := newBackoff()
 	for {
-		err := t.inspect(ctx, "tail "+pattern, tl.run)
+		err := t.inspector.inspect(ctx, "tail "+pattern, tl.run)
 		switch {
 		case tl.ended != nil:
 			return tl.ended
@@ -46,6 +46,7 @@ func (t *Transport) Tail(ctx context.Context, pattern string, fn func(topic stri
 
 // tail is one call of Tail, over as many connections as it takes.
 type tail struct {
+	t       *Transport
 	pattern string
 	fn      func(topic string, msg *message.Message) error
 	began   bool  // it has been connected
@@ -69,7 +70,7 @@ func (tl *tail) run(i *inspection) error {
 			if !ok {
 				return errTailLost
 			}
-			if tl.ended = tl.show(i, &d); tl.ended != nil {
+			if tl.ended = tl.show(&d); tl.ended != nil {
 				return tl.ended
 			}
 		case <-i.ctx.Done():
@@ -105,8 +106,8 @@ func (tl *tail) listen(i *inspection) (<-chan amqp.Delivery, error) {
 
 // sources returns the exchanges of the copies: one, or with topology=watermill one for each topic.
 func (tl *tail) sources(i *inspection) ([]address, error) {
-	if !i.t.topology.watermill() {
-		return []address{{i.t.cfg.ExchangeName, bindingKey(tl.pattern)}}, nil
+	if !tl.t.topology.watermill() {
+		return []address{{tl.t.cfg.ExchangeName, bindingKey(tl.pattern)}}, nil
 	}
 	matching, err := tl.topics(i)
 	if err != nil {
@@ -114,7 +115,7 @@ func (tl *tail) sources(i *inspection) ([]address, error) {
 	}
 	all := make([]address, len(matching))
 	for n, topic := range matching {
-		if all[n] = i.t.cfg.stock.of(topic); all[n].exchange == "" {
+		if all[n] = tl.t.cfg.stock.of(topic); all[n].exchange == "" {
 			return nil, fmt.Errorf("topic %s is published to the default exchange, from which copies are not possible: %w", topic, driver.ErrUnsupported)
 		}
 	}
@@ -126,7 +127,7 @@ func (tl *tail) topics(i *inspection) ([]string, error) {
 	if driver.ValidateTopic(tl.pattern) == nil {
 		return []string{tl.pattern}, nil
 	}
-	topics, err := i.t.Topics(i.ctx)
+	topics, err := tl.t.Topics(i.ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -142,11 +143,11 @@ func (tl *tail) topics(i *inspection) ([]string, error) {
 	return matching, nil
 }
 
-func (tl *tail) show(i *inspection, d *amqp.Delivery) error {
+func (tl *tail) show(d *amqp.Delivery) error {
 	msg := new(message.Message)
 	dropForeignHeaders(d)
-	unmarshal(msg, d, nil, i.t.cfg.stock)
-	if err := tl.fn(topicOf(d, "", &i.t.cfg), msg); err != nil {
+	unmarshal(msg, d, nil, tl.t.cfg.stock)
+	if err := tl.fn(topicOf(d, "", &tl.t.cfg), msg); err != nil {
 		return err
 	}
 	_ = d.Ack(single) // if it fails, the connection is lost, and the next read fails too

@@ -4,46 +4,45 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
 	"slices"
 	"sync"
-	"sync/atomic"
-	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/leatbus/leat/bus/driver"
-	"github.com/leatbus/leat/internal/waitcounter"
 )
 
 // A Transport is a [driver.Transport] on RabbitMQ. Its methods may be called concurrently.
 type Transport struct {
+	lifetime
+
 	spillFailed sync.Once // logs that no temporary file can be written
 	createSpill func() (spillStore, error)
 	cfg         Config
 	topology    *declaredTopology
 	publishing  *link
 	consuming   *link
-	extra       []*link // of groups with a connection of their own; guarded by mu
 	publisher   *publisher
-	unroutable  atomic.Int64
+	inspector   *inspector
+	counts      counter
 	poison      sync.Map // *poisonQueue by group
 	migration   sync.Once
+	finished    chan struct{} // closed at the end of Close
 
-	ctx    context.Context // of work in the background; ends when Close stops waiting
-	cancel context.CancelFunc
-	active waitcounter.Counter // publishings, deliveries that are not settled, redeliveries that are being published
-	work   sync.WaitGroup      // goroutines: receivers and work in the background
-	counts counter
-
-	mu       sync.Mutex
-	open     []subscription
-	closed   bool
-	finished chan struct{} // closed at the end of Close
+	// Guarded by mu:
+	open  []subscription
+	extra []*link // of groups with a connection of their own
 }
 
-var _ driver.Transport = (*Transport)(nil)
+var (
+	_ driver.Transport     = (*Transport)(nil)
+	_ driver.Inspector     = (*Transport)(nil)
+	_ driver.GroupFinder   = (*Transport)(nil)
+	_ driver.HealthChecker = (*Transport)(nil)
+)
 
 // Open opens a transport for a URL; see the package documentation. It blocks until the broker has answered and everything is
 // declared, as long as ctx and connect_timeout allow.
@@ -71,64 +70,24 @@ func New(ctx context.Context, cfg Config) (*Transport, error) {
 	}
 	t := &Transport{cfg: cfg, finished: make(chan struct{}), createSpill: newTemporaryFile, counts: counter{turn: make(chan struct{}, 1)}}
 	t.topology = newTopology(&t.cfg)
+	t.inspector = &inspector{topology: t.topology, life: &t.lifetime, countLed: t.countLed}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	if t.publishing, err = openLink(ctx, t.cfg, "publish"); err != nil {
 		return nil, fmt.Errorf("amqp: %w", err)
 	}
 	if !t.cfg.Operator {
-		err = t.declare(ctx, t.topology.declareShared)
+		err = t.publishing.withChannel(ctx, t.topology.declareShared)
+	}
+	if err == nil {
+		t.consuming, err = openLink(ctx, t.cfg, "consume")
 	}
 	if err != nil {
 		t.publishing.close(ctx)
 		return nil, fmt.Errorf("amqp: %w", err)
 	}
-	if t.consuming, err = openLink(ctx, t.cfg, "consume"); err != nil {
-		t.publishing.close(ctx)
-		return nil, fmt.Errorf("amqp: %w", err)
-	}
-	t.publisher = newPublisher(t.publishing, t.topology.repair)
-	t.work.Go(t.assertDelays)
+	t.publisher = newPublisher(t.publishing, t.topology, &t.lifetime)
+	t.work.Go(func() { t.topology.assertDelays(t.ctx, t.consuming) })
 	return t, nil
-}
-
-// assertDelays declares the levels of the delays again and again: if a part of them is deleted, messages are delivered too early.
-func (t *Transport) assertDelays() {
-	for sleep(t.ctx, delayAssertInterval) == nil {
-		for _, set := range t.topology.allLevels() {
-			err := withChannel(t.ctx, t.consuming, func(ch *amqp.Channel) error { return set.declare(t.ctx, t.topology.declarer(ch)) })
-			if err != nil && t.ctx.Err() == nil {
-				t.cfg.Logger.Error("leat: amqp: the queues for delays can't be declared", "error", err)
-			}
-		}
-	}
-}
-
-// declare calls do with its own channel, and again if the connection was lost.
-func (t *Transport) declare(ctx context.Context, do func(*amqp.Channel) error) error {
-	return withChannel(ctx, t.publishing, do)
-}
-
-func withChannel(ctx context.Context, l *link, do func(*amqp.Channel) error) error {
-	pause := newBackoff()
-	for {
-		conn, _, err := l.connection(ctx)
-		if err != nil {
-			return err
-		}
-		ch, err := conn.Channel()
-		if err == nil {
-			giveUp := context.AfterFunc(ctx, func() { _ = conn.CloseDeadline(time.Now()) })
-			err = do(ch)
-			giveUp()
-			closeQuietly(ch)
-		}
-		if err == nil || !conn.IsClosed() {
-			return err
-		}
-		if !pause.Wait(ctx) {
-			return notConnected(ctx, err)
-		}
-	}
 }
 
 // Capabilities returns all capabilities. With topology=watermill there are no patterns, and no order, because the queues have no
@@ -149,118 +108,112 @@ func (t *Transport) Publish(ctx context.Context, topic string, msgs ...*message.
 		return driver.ErrClosed
 	}
 	defer t.active.Add(-1)
-	out, err := t.outgoing(ctx, topic, msgs)
-	if err != nil {
-		return fmt.Errorf("amqp: publish %s: %w", topic, err)
-	}
-	if err := t.publisher.send(ctx, out); err != nil {
-		if errors.Is(err, driver.ErrClosed) {
-			err = closedMeanwhile(msgs, out)
-		}
-		return fmt.Errorf("amqp: publish %s: %w", topic, err)
-	}
-	return t.report(topic, out)
+	return t.publisher.publish(ctx, topic, msgs)
 }
 
-// closedMeanwhile returns [driver.ErrClosed] if the broker was sent none of the messages, else an error that names those that it
-// has not confirmed.
-func closedMeanwhile(msgs []*message.Message, out []*outgoing) error {
-	if !slices.ContainsFunc(out, func(o *outgoing) bool { return o.sent }) {
-		return driver.ErrClosed
-	}
-	var unknown []*message.Message
-	for i, o := range out {
-		if !o.confirmed {
-			unknown = append(unknown, msgs[i])
-		}
-	}
-	return driver.ClosedMeanwhile(unknown)
-}
-
-func (t *Transport) outgoing(ctx context.Context, topic string, msgs []*message.Message) ([]*outgoing, error) {
-	if err := driver.ValidateTopic(topic); err != nil {
-		return nil, err
-	}
-	declare := func(do func(*amqp.Channel) error) error { return t.declare(ctx, do) }
-	if err := t.topology.publishTo(topic, declare); err != nil {
-		return nil, err
-	}
-	exchange, key := t.topology.address(topic)
-	all := make([]outgoing, len(msgs))
-	out := make([]*outgoing, len(msgs))
-	for i, msg := range msgs {
-		p, err := marshal(msg, topic, &t.cfg, t.publishing.frame())
+// Groups returns the groups of this exchange, or with topology=watermill those of leat processes with that topology; queues of
+// plain Watermill services can't be found. In a process that has subscribed to groups it returns these, and reads their counts
+// over AMQP, which does not show how many messages are delayed and in flight: these counts are [driver.Unknown], except for
+// ordered groups that the process leads. In any other process Groups uses the management API, whose counts are some seconds
+// old. If the API can't be read, the error is a [*ManagementError] with the fix.
+func (t *Transport) Groups(ctx context.Context) ([]driver.GroupInfo, error) {
+	var all []driver.GroupInfo
+	if !t.topology.serves() {
+		s, err := t.inspector.survey(ctx)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("amqp: groups: %w", err)
 		}
-		all[i] = outgoing{exchange: exchange, key: key, msg: p}
-		out[i] = &all[i]
-		due, err := driver.ParseDeliverAt(msg)
-		if err != nil {
-			return nil, err
+		for _, g := range s.groups() {
+			all = append(all, s.info(g))
 		}
-		if wait := time.Until(due); wait > 0 {
-			if wait > maxDelay {
-				return nil, fmt.Errorf("message %s has a delay of %s; at most %s is possible", driver.MessageID(msg), wait, maxDelay)
+		return all, nil
+	}
+	err := t.inspector.inspect(ctx, "groups", func(i *inspection) error {
+		for _, s := range t.topology.subscriptions() {
+			info, there, err := i.count(s)
+			if err != nil {
+				return err
 			}
-			if out[i], err = t.delayed(ctx, topic, wait, p); err != nil {
-				return nil, err
+			if there {
+				all = append(all, info)
 			}
 		}
-	}
-	return out, nil
-}
-
-// delayed returns a publishing that reaches the topic's groups after the delay.
-func (t *Transport) delayed(ctx context.Context, topic string, wait time.Duration, msg amqp.Publishing) (*outgoing, error) {
-	if err := t.prepareDelays(ctx); err != nil {
-		return nil, err
-	}
-	key, err := t.topology.delayKey(topic)
-	if err != nil {
-		return nil, fmt.Errorf("message %s: %w", msg.MessageId, err)
-	}
-	l, n := t.topology.publishing(), units(wait)
-	o := l.delayed(key, n, msg)
-	size, most := tableSize(msg.Headers), t.publishing.frame()-l.room(key, n)
-	if size > most {
-		return nil, fmt.Errorf("message %s has %d bytes of headers; at most %d are possible with a delay; put large data into the payload",
-			msg.MessageId, size, most)
-	}
-	return o, nil
-}
-
-// prepareDelays declares the levels for publishers before the first delay. It goes on in the background when ctx is done, because
-// the end of a declaration's context closes the connection.
-func (t *Transport) prepareDelays(ctx context.Context) error {
-	if t.topology.delaysKnown() {
 		return nil
-	}
-	made := make(chan error, 1)
-	t.background(func(ctx context.Context) {
-		made <- t.topology.publishDelayed(ctx, func(do func(*amqp.Channel) error) error { return t.declare(ctx, do) })
 	})
-	select {
-	case err := <-made:
-		return err
-	case <-ctx.Done():
-		return notConnected(ctx, t.publishing.state())
+	return all, err
+}
+
+// Topics returns the bindings of the groups that [Transport.Groups] returns; for groups of this process, their topics.
+func (t *Transport) Topics(ctx context.Context) ([]driver.TopicInfo, error) {
+	byTopic := make(map[string][]string)
+	if t.topology.serves() {
+		for _, s := range t.topology.subscriptions() {
+			for _, topic := range t.topology.topics(s) {
+				byTopic[topic] = append(byTopic[topic], s.Group)
+			}
+		}
+	} else {
+		s, err := t.inspector.survey(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("amqp: topics: %w", err)
+		}
+		for _, g := range s.groups() {
+			for _, topic := range g.topics {
+				byTopic[topic] = append(byTopic[topic], g.name)
+			}
+		}
+	}
+	all := make([]driver.TopicInfo, 0, len(byTopic))
+	for _, topic := range slices.Sorted(maps.Keys(byTopic)) {
+		all = append(all, driver.TopicInfo{Topic: topic, Groups: byTopic[topic]})
+	}
+	return all, nil
+}
+
+// countLed corrects the counts of an ordered group that this process leads, because its leader has all of them.
+func (t *Transport) countLed(info *driver.GroupInfo) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, open := range t.open {
+		if f, ok := open.(*orderedReceiver); ok && f.sub.Group == info.Name {
+			f.count(info)
+		}
 	}
 }
 
-// report counts the messages that were unroutable.
-func (t *Transport) report(topic string, out []*outgoing) error {
-	var topics []string
-	for _, o := range out {
-		if o.unroutable {
-			topics = append(topics, topic)
+// FindGroup implements [driver.GroupFinder]: a group exists if its queue does. With topology=watermill, where each topic has a
+// queue, it finds none.
+func (t *Transport) FindGroup(ctx context.Context, names ...string) (found string, err error) {
+	if t.topology.watermill() {
+		return "", nil
+	}
+	for _, name := range names {
+		_, there, err := t.counts.queue(ctx, t.consuming, name)
+		if err != nil {
+			return "", fmt.Errorf("amqp: find groups: %w", err)
+		}
+		if there {
+			return name, nil
 		}
 	}
-	if topics == nil {
-		return nil
+	return "", nil
+}
+
+// Health returns the state of the connections: connected if all are, blocked if one is. It does not block.
+func (t *Transport) Health() driver.TransportHealth {
+	h := driver.TransportHealth{Transport: Scheme, Connected: true, Unroutable: t.publisher.unroutable.Load()}
+	for _, l := range t.links() {
+		l.mu.Lock()
+		h.Reconnects += l.reconnects
+		if l.conn == nil {
+			h.Connected, h.Err = false, l.lastErr
+		}
+		if l.blocked != "" {
+			h.Blocked = l.blocked
+		}
+		l.mu.Unlock()
 	}
-	t.unroutable.Add(int64(len(topics)))
-	return &driver.UnroutableError{Topics: topics, Strict: t.cfg.StrictRoutes}
+	return h
 }
 
 // A subscription is a [driver.Receiver] that can be closed in two steps.
@@ -308,7 +261,7 @@ func (t *Transport) prepare(ctx context.Context, s driver.Subscription) error {
 	if err := t.topology.adopt(s); err != nil {
 		return err
 	}
-	err := withChannel(ctx, t.consuming, func(ch *amqp.Channel) error {
+	err := t.consuming.withChannel(ctx, func(ch *amqp.Channel) error {
 		if err := t.topology.declareDelays(ctx, ch); err != nil {
 			return err
 		}
@@ -317,7 +270,7 @@ func (t *Transport) prepare(ctx context.Context, s driver.Subscription) error {
 	if err != nil {
 		return err
 	}
-	t.migrate()
+	t.migration.Do(func() { migrate(&t.lifetime, t.consuming, t.publisher) })
 	return nil
 }
 
@@ -326,27 +279,6 @@ func (t *Transport) links() []*link {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return append(links, t.extra...)
-}
-
-// enter adds something that Close waits for. It returns false if the transport is closed.
-func (t *Transport) enter() bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.closed {
-		return false
-	}
-	t.active.Add(1)
-	return true
-}
-
-// background runs a function that may outlive its caller; Close waits for it. It must be called while something else is counted as
-// active.
-func (t *Transport) background(do func(ctx context.Context)) {
-	t.active.Add(1)
-	t.work.Go(func() {
-		defer t.active.Add(-1)
-		do(t.ctx)
-	})
 }
 
 // Close stops the receivers, waits as long as ctx allows until deliveries are settled and publishings confirmed, and closes the

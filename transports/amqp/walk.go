@@ -81,10 +81,10 @@ func (w *walk) read(ctx context.Context) error {
 				i, here := at[id]
 				switch {
 				case here && latest: // there are two revisions, and this is the later one
-					batch[i] = shown(id, d, b.t.cfg.stock)
+					batch[i] = shown(id, d, w.q.t.cfg.stock)
 				case !here && !read && !w.shown[id]:
 					at[id] = len(batch)
-					batch = append(batch, shown(id, d, b.t.cfg.stock))
+					batch = append(batch, shown(id, d, w.q.t.cfg.stock))
 				}
 			}
 			return w.show(ctx, batch)

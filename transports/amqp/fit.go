@@ -2,7 +2,6 @@ package amqp
 
 import (
 	"cmp"
-	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -11,60 +10,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/leatbus/leat/bus/driver"
-	"github.com/leatbus/leat/internal/ids"
 )
-
-// deliver publishes a copy of a message, which must reach a queue. If it reaches none, the topology is declared and the copy
-// published again, once.
-func (t *Transport) deliver(ctx context.Context, o *outgoing) error {
-	if err := t.publisher.send(ctx, []*outgoing{o}); err != nil || !o.unroutable {
-		return err
-	}
-	if err := t.repair(ctx); err != nil {
-		return err
-	}
-	o.confirmed, o.unroutable = false, false
-	if err := t.publisher.send(ctx, []*outgoing{o}); err != nil {
-		return err
-	}
-	if o.unroutable {
-		return fmt.Errorf("queue %q does not exist", o.key)
-	}
-	return nil
-}
-
-// repair declares the topology again. It retries if the connection is lost.
-func (t *Transport) repair(ctx context.Context) error {
-	pause := newBackoff()
-	for {
-		conn, _, err := t.publishing.connection(ctx)
-		if err != nil {
-			return err
-		}
-		if err = t.topology.repair(ctx, conn); err == nil || !conn.IsClosed() {
-			return err
-		}
-		if !pause.Wait(ctx) {
-			return notConnected(ctx, err)
-		}
-	}
-}
-
-// poisoned returns a copy for the group's poison queue, with the fault in its headers. A replay publishes it to the given queue.
-// If the headers do not fit in a frame, first the stack is left out, and then headers of others.
-func (r *received) poisoned(fault driver.Fault, queue string, frame int) *outgoing {
-	p := r.copy(r.attempts)
-	recorded := make(message.Metadata)
-	fault.Record(recorded)
-	setText(p.Headers, recorded)
-	if tableSize(p.Headers) > frame-min(8<<10, frame/4) {
-		delete(p.Headers, driver.HeaderFaultStack)
-	}
-	p.Headers[headerPoisonID] = ids.New()
-	p.Headers[headerQueue] = queue
-	fit(&p, frame-brokersRoom)
-	return &outgoing{key: poisonName(r.group), msg: p}
-}
 
 // brokersRoom is how many bytes of a frame are reserved for headers that the broker adds.
 const brokersRoom = 256
