@@ -103,7 +103,7 @@ func list(b *browser, after string) (all []driver.PoisonedMessage, void []*amqp.
 	var first page
 	latest := make(revisions)
 	err = b.walk(func(id string, d *amqp.Delivery) (bool, error) {
-		if old, _ := latest.enter(id, d); old != nil {
+		if old, _ := latest.enter(keyOf(id, d), d); old != nil {
 			void = append(void, old)
 		}
 		if id > after {
@@ -161,7 +161,8 @@ func (q *poisonQueue) Drop(ctx context.Context, ids ...string) (n int, err error
 }
 
 // Put publishes messages to the poison queue. A message that is changed keeps its id. It is published before the old one is taken
-// out. If the process is killed in between, both are in the queue, and the next reader takes out the one with the lower revision.
+// out. If the process is killed in between, both are in the queue, and the next List or Walk takes out the one with the lower
+// revision; until then, the other methods use the one in front. If the broker has dead-lettered the message, both stay.
 func (q *poisonQueue) Put(ctx context.Context, msgs ...driver.PoisonedMessage) error {
 	var added []*outgoing
 	var fresh []driver.PoisonedMessage
