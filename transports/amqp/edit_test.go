@@ -97,6 +97,28 @@ func TestEdit_ofOneOfSeveralWithTheSameContent(t *testing.T) {
 	})
 }
 
+// A replay may find the old revision of a message whose change was killed. It leaves the new one in the queue.
+func TestEdit_aKilledOneSurvivesAReplay(t *testing.T) {
+	eachQueue(t, sharedBroker(t), func(t *testing.T, raw string) {
+		transport := open(t, raw)
+		group, topic := unique("ledger"), unique("order.paid.v1")
+		subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+		revision := func(id string, n int64, body string) rabbit.Publishing {
+			return rabbit.Publishing{Headers: rabbit.Table{"leat-poison-id": id, "leat-poison-rev": n, "leat-topic": topic}, Body: []byte(body)}
+		}
+		putRaw(t, raw, group, revision("a", 0, "old"), revision("a", 1, "new"))
+		poison := transport.PoisonQueue(group)
+		ctx := driver.WithProgress(t.Context(), func(int) { // another message is poisoned meanwhile
+			putRaw(t, raw, group, revision("b", 0, "other"))
+		})
+		n, err := poison.Replay(ctx, "a")
+		require.NoError(t, err)
+		require.Equal(t, 1, n)
+		require.ElementsMatch(t, []string{"new", "other"}, walkBodies(t, poison))
+		closeAll(t, transport)
+	})
+}
+
 // putRaw publishes messages to the poison queue of a group.
 func putRaw(t *testing.T, raw, group string, all ...rabbit.Publishing) {
 	t.Helper()

@@ -108,6 +108,32 @@ func TestReplay_interruptedLeavesNoMessageInTwoQueues(t *testing.T) {
 	}
 }
 
+// A replay that is interrupted also removes again what the broker requeues although it was acked. The test puts the message there
+// again, since the broker rarely does that.
+func TestReplay_interruptedAcksAgain(t *testing.T) {
+	eachQueue(t, sharedBroker(t), func(t *testing.T, raw string) {
+		transport := open(t, raw)
+		group, topic := unique("ledger"), unique("order.paid.v1")
+		subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+		message := func(id string, size int) rabbit.Publishing {
+			return rabbit.Publishing{Headers: rabbit.Table{"leat-poison-id": id, "leat-topic": topic}, Body: make([]byte, size)}
+		}
+		const large = 9 << 20 // so that it is replayed alone
+		putRaw(t, raw, group, message("a", large), message("b", 0))
+		poison := transport.PoisonQueue(group)
+		ctx, interrupt := context.WithCancel(t.Context())
+		n, err := poison.Replay(driver.WithProgress(ctx, func(int) {
+			putRaw(t, raw, group, message("a", 0))
+			interrupt()
+		}), "a", "b")
+		require.ErrorIs(t, err, context.Canceled)
+		require.Equal(t, 1, n)
+		require.Equal(t, []string{"b"}, poisoned(t, transport, group))
+		require.Equal(t, 1, depth(t, raw, group))
+		closeAll(t, transport)
+	})
+}
+
 // killReplay starts a replay, and kills it when so many messages are in the group's queue.
 func killReplay(t *testing.T, raw, group string, when int) {
 	t.Helper()
