@@ -133,12 +133,12 @@ func (q *poisonQueue) Replay(ctx context.Context, ids ...string) (n int, err err
 	err = q.all(ctx, "replay", ids, func(b *browser, _ []string, window []*amqp.Delivery) error {
 		return b.finish(func() error {
 			safe, err := b.replay(window)
-			if err := errors.Join(err, b.take(safe...)); err != nil {
-				return err
+			if failed := b.take(safe...); failed != nil {
+				return errors.Join(err, failed)
 			}
 			n += len(safe)
 			driver.Progress(ctx, len(safe))
-			return nil
+			return err
 		})
 	})
 	return n, err
@@ -360,6 +360,9 @@ func (b *browser) replay(window []*amqp.Delivery) (safe []*amqp.Delivery, err er
 	}
 	err = b.send(out...)
 	for i, o := range out {
+		if err != nil && !o.confirmed { // send ends at the first message that the broker refuses
+			_, _ = b.confirms.await(b.ctx, b.t.publishing, o, nil)
+		}
 		if o.confirmed && !o.unroutable {
 			safe = append(safe, window[i])
 		}
