@@ -32,11 +32,11 @@ type browser struct {
 	confirms *confirmChannel // over the channel of the fetcher; made when it is needed
 	wire     *writeBatcher
 
-	before int             // messages that the queue had at the beginning
-	gone   int             // of those, removed by other clients
-	taken  map[string]bool // messages that were taken and have ids of their own
-	back   bool            // some of them may be in the queue again
-	count  int             // highest count of deliveries of a message that was visited
+	before int                   // messages that the queue had at the beginning
+	gone   int                   // of those, removed by other clients
+	taken  map[revisionKey]int64 // revisions of messages that were taken and have ids of their own
+	back   bool                  // some of them may be in the queue again
+	count  int                   // highest count of deliveries of a message that was visited
 }
 
 // newBrowser returns a browser that is not open yet. The connection is the link's, or one to the same broker.
@@ -56,23 +56,24 @@ func (b *browser) run(do func(*browser) error) error {
 	inner, cancel := lingering(outer)
 	defer cancel()
 	b.ctx = inner // the next reader must find all messages
-	switch {
-	case err != nil && outer.Err() != nil:
-		_ = b.requeue() // fails on a connection that is lost
-		return context.Cause(outer)
-	case isCode(err, amqp.NotFound):
+	if isCode(err, amqp.NotFound) && outer.Err() == nil {
 		return nil
 	}
-	renew := b.mustRenew()
-	if failed := b.requeue(); err == nil {
-		err = failed
-	}
-	for n := 0; err == nil && b.back; n++ {
+	renew := err == nil && b.mustRenew()
+	failed := b.requeue()
+	for n := 0; failed == nil && b.back; n++ {
 		if n == maxAckAgain {
-			return errComesBack
+			failed = errComesBack
+			break
 		}
-		err = b.ackAgain()
+		failed = b.ackAgain()
 		renew = renew || b.count >= renewAt // it was delivered once more
+	}
+	switch {
+	case err != nil && outer.Err() != nil:
+		return context.Cause(outer)
+	case err == nil:
+		err = failed
 	}
 	if err == nil && renew && outer.Err() == nil {
 		if err := b.renew(outer); err != nil && outer.Err() == nil {
@@ -137,9 +138,9 @@ func (b *browser) take(all ...*amqp.Delivery) error {
 	for _, d := range all {
 		if id, ok := d.Headers[headerPoisonID].(string); ok {
 			if b.taken == nil {
-				b.taken = make(map[string]bool)
+				b.taken = make(map[revisionKey]int64)
 			}
-			b.taken[id] = true
+			b.taken[revisionKey{id: id}] = revisionOf(d)
 		}
 	}
 	return b.remove(all)
@@ -192,7 +193,7 @@ func (b *browser) requeue() error {
 		}
 		beside := q.Consumers > 0 && time.Since(began) > settleBeside // else they are this browser's own, which end
 		if q.Messages >= left && (q.Consumers == 0 || beside) {
-			b.back = len(b.taken) > 0 && q.Messages > b.before-len(b.taken)
+			b.back = len(b.taken) > 0 && q.Messages > left
 			return nil
 		}
 		if beside {
@@ -226,7 +227,7 @@ func (b *browser) ackAgain() error {
 	}
 	defer again.close()
 	err := again.walk(func(id string, d *amqp.Delivery) (bool, error) {
-		if b.taken[id] {
+		if rev, taken := b.taken[keyOf(id, d)]; taken && rev == revisionOf(d) {
 			return true, again.take(d)
 		}
 		return true, nil

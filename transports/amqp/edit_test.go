@@ -70,3 +70,72 @@ func TestEdit_aKilledOneLeavesOneMessage(t *testing.T) {
 	ack(t, d)
 	closeAll(t, transport)
 }
+
+// Several messages that the broker has dead-lettered may have the same content. A change of one of them is no later revision of the
+// others, which have its digest as their id.
+func TestEdit_ofOneOfSeveralWithTheSameContent(t *testing.T) {
+	eachQueue(t, sharedBroker(t), func(t *testing.T, raw string) {
+		transport := open(t, raw)
+		group, topic := unique("ledger"), unique("order.paid.v1")
+		subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+		putRaw(t, raw, group, rabbit.Publishing{Body: []byte("{}")}, rabbit.Publishing{Body: []byte("{}")}, rabbit.Publishing{Body: []byte("{}")})
+		poison := transport.PoisonQueue(group)
+		before, err := poison.List(t.Context(), "", 10)
+		require.NoError(t, err)
+		require.Len(t, before, 3)
+		changed := before[0]
+		changed.Message.Payload = []byte("new")
+		driver.Fault{Topic: topic, Group: group}.Set(changed.Message.Metadata)
+		require.NoError(t, poison.Put(t.Context(), changed))
+		for range 2 {
+			require.ElementsMatch(t, []string{"{}", "{}", "new"}, walkBodies(t, poison))
+			after, err := poison.List(t.Context(), "", 10)
+			require.NoError(t, err)
+			require.Len(t, after, 3)
+		}
+		closeAll(t, transport)
+	})
+}
+
+// A replay may find the old revision of a message whose change was killed. It leaves the new one in the queue.
+func TestEdit_aKilledOneSurvivesAReplay(t *testing.T) {
+	eachQueue(t, sharedBroker(t), func(t *testing.T, raw string) {
+		transport := open(t, raw)
+		group, topic := unique("ledger"), unique("order.paid.v1")
+		subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+		revision := func(id string, n int64, body string) rabbit.Publishing {
+			return rabbit.Publishing{Headers: rabbit.Table{"leat-poison-id": id, "leat-poison-rev": n, "leat-topic": topic}, Body: []byte(body)}
+		}
+		putRaw(t, raw, group, revision("a", 0, "old"), revision("a", 1, "new"))
+		poison := transport.PoisonQueue(group)
+		ctx := driver.WithProgress(t.Context(), func(int) { // another message is poisoned meanwhile
+			putRaw(t, raw, group, revision("b", 0, "other"))
+		})
+		n, err := poison.Replay(ctx, "a")
+		require.NoError(t, err)
+		require.Equal(t, 1, n)
+		require.ElementsMatch(t, []string{"new", "other"}, walkBodies(t, poison))
+		closeAll(t, transport)
+	})
+}
+
+// putRaw publishes messages to the poison queue of a group.
+func putRaw(t *testing.T, raw, group string, all ...rabbit.Publishing) {
+	t.Helper()
+	withBroker(t, raw, func(ch *rabbit.Channel) {
+		for _, p := range all {
+			p.DeliveryMode = rabbit.Persistent
+			require.NoError(t, ch.PublishWithContext(t.Context(), "", group+".poison", true, false, p))
+		}
+	})
+}
+
+// walkBodies returns the bodies of the messages that a walk shows.
+func walkBodies(t *testing.T, poison driver.PoisonQueue) (bodies []string) {
+	t.Helper()
+	require.NoError(t, poison.(driver.PoisonWalker).Walk(t.Context(), func(p driver.PoisonedMessage) error {
+		bodies = append(bodies, string(p.Message.Payload))
+		return nil
+	}))
+	return bodies
+}

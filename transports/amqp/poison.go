@@ -110,7 +110,7 @@ func (q *poisonQueue) list(b *browser, after string) (all []driver.PoisonedMessa
 	var first page
 	latest := make(revisions)
 	err = b.walk(func(id string, d *amqp.Delivery) (bool, error) {
-		if old, _ := latest.enter(id, d); old != nil {
+		if old, _ := latest.enter(keyOf(id, d), d); old != nil {
 			void = append(void, old)
 		}
 		if id > after {
@@ -140,12 +140,12 @@ func (q *poisonQueue) Replay(ctx context.Context, ids ...string) (n int, err err
 	err = q.all(ctx, "replay", ids, func(b *browser, _ []string, window []*amqp.Delivery) error {
 		return b.finish(func() error {
 			safe, err := q.replay(b, window)
-			if err := errors.Join(err, b.take(safe...)); err != nil {
-				return err
+			if failed := b.take(safe...); failed != nil {
+				return errors.Join(err, failed)
 			}
 			n += len(safe)
 			driver.Progress(ctx, len(safe))
-			return nil
+			return err
 		})
 	})
 	return n, err
@@ -168,7 +168,8 @@ func (q *poisonQueue) Drop(ctx context.Context, ids ...string) (n int, err error
 }
 
 // Put publishes messages to the poison queue. A message that is changed keeps its id. It is published before the old one is taken
-// out. If the process is killed in between, both are in the queue, and the next reader takes out the one with the lower revision.
+// out. If the process is killed in between, both are in the queue, and the next List or Walk takes out the one with the lower
+// revision; until then, the other methods use the one in front. If the broker has dead-lettered the message, both stay.
 func (q *poisonQueue) Put(ctx context.Context, msgs ...driver.PoisonedMessage) error {
 	var added []*outgoing
 	var fresh []driver.PoisonedMessage
@@ -366,6 +367,9 @@ func (q *poisonQueue) replay(b *browser, window []*amqp.Delivery) (safe []*amqp.
 	}
 	err = b.send(out...)
 	for i, o := range out {
+		if err != nil && !o.confirmed { // send ends at the first message that the broker refuses
+			_, _ = b.confirms.await(b.ctx, b.link, o, nil)
+		}
 		if o.confirmed && !o.unroutable {
 			safe = append(safe, window[i])
 		}

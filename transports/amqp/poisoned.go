@@ -77,9 +77,21 @@ func (p *page) trim() {
 // revisionOf returns how often a poisoned message was changed in its queue.
 func revisionOf(d *amqp.Delivery) int64 { return int64(fieldInt(d.Headers[headerPoisonRev])) }
 
-// revisions has the latest revision of each message of a poison queue, by id. There are two of a message if a process was killed
-// while it changed the message.
-type revisions map[string]revision
+// revisions has the latest revision of each message of a poison queue. There are two of a message if a process was killed while it
+// changed or renewed the message.
+type revisions map[revisionKey]revision
+
+// A revisionKey is what two revisions of a message have in common. A digest is apart from the same id in a header: when one of several
+// messages with the same content is changed or renewed, its copy has its digest as an id, which another one then has too.
+type revisionKey struct {
+	id     string
+	digest bool
+}
+
+func keyOf(id string, d *amqp.Delivery) revisionKey {
+	_, own := d.Headers[headerPoisonID].(string)
+	return revisionKey{id, !own}
+}
 
 type revision struct {
 	from amqp.Acknowledger
@@ -88,14 +100,14 @@ type revision struct {
 }
 
 // enter records a message, and reports whether it is the latest revision so far. If there are two, it returns the one that is void.
-func (r revisions) enter(id string, d *amqp.Delivery) (void *amqp.Delivery, latest bool) {
+func (r revisions) enter(key revisionKey, d *amqp.Delivery) (void *amqp.Delivery, latest bool) {
 	here := revision{d.Acknowledger, d.DeliveryTag, revisionOf(d)}
-	there, twice := r[id]
+	there, twice := r[key]
 	latest = !twice || there.rev <= here.rev
 	if !latest {
 		here, there = there, here
 	}
-	r[id] = here
+	r[key] = here
 	if twice {
 		void = &amqp.Delivery{Acknowledger: there.from, DeliveryTag: there.tag} // without its id, which is that of the other revision too
 	}

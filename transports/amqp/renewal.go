@@ -118,8 +118,8 @@ func (b *browser) renew(ctx context.Context) error {
 		if err := again.rewrite(b.visited - b.removed + stride); err != nil {
 			return err
 		}
-		again.removed, again.taken = 0, nil // there is a copy of each
-		return again.requeue()              // also of copies that were delivered: the next reader must find them
+		again.taken = nil
+		return again.requeue() // also of copies that were delivered: the next reader must find them
 	})
 }
 
@@ -158,7 +158,9 @@ func (b *browser) rewrite(n int) error {
 			if err := b.send(out...); err != nil {
 				return err
 			}
-			return b.take(window...)
+			err := b.take(window...)
+			b.removed -= len(window) // there is a copy of each; pilots have none
+			return err
 		})
 	})
 	if err == nil {

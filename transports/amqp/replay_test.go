@@ -108,6 +108,62 @@ func TestReplay_interruptedLeavesNoMessageInTwoQueues(t *testing.T) {
 	}
 }
 
+// A replay that is interrupted also removes again what the broker requeues although it was acked. The test puts the message there
+// again, since the broker rarely does that.
+func TestReplay_interruptedAcksAgain(t *testing.T) {
+	eachQueue(t, sharedBroker(t), func(t *testing.T, raw string) {
+		transport := open(t, raw)
+		group, topic := unique("ledger"), unique("order.paid.v1")
+		subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+		message := func(id string, size int) rabbit.Publishing {
+			return rabbit.Publishing{Headers: rabbit.Table{"leat-poison-id": id, "leat-topic": topic}, Body: make([]byte, size)}
+		}
+		const large = 9 << 20 // so that it is replayed alone
+		putRaw(t, raw, group, message("a", large), message("b", 0))
+		poison := transport.PoisonQueue(group)
+		ctx, interrupt := context.WithCancel(t.Context())
+		n, err := poison.Replay(driver.WithProgress(ctx, func(int) {
+			putRaw(t, raw, group, message("a", 0))
+			interrupt()
+		}), "a", "b")
+		require.ErrorIs(t, err, context.Canceled)
+		require.Equal(t, 1, n)
+		require.Equal(t, []string{"b"}, poisoned(t, transport, group))
+		require.Equal(t, 1, depth(t, raw, group))
+		closeAll(t, transport)
+	})
+}
+
+// A replay of which the broker refuses a message moves the others. None of them is in both places.
+func TestReplay_refusedLeavesNoMessageInTwoQueues(t *testing.T) {
+	eachQueue(t, sharedBroker(t), func(t *testing.T, raw string) {
+		transport := open(t, raw)
+		group, topic := unique("ledger"), unique("order.paid.v1")
+		subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+		full := group + ".full"
+		withBroker(t, raw, func(ch *rabbit.Channel) {
+			_, err := ch.QueueDeclare(full, false, true, false, false, rabbit.Table{"x-max-length": int64(1), "x-overflow": "reject-publish"})
+			require.NoError(t, err)
+			require.NoError(t, ch.PublishWithContext(t.Context(), "", full, true, false, rabbit.Publishing{}))
+			eventually(t, "it is full", func() bool { return depth(t, raw, full) == 1 })
+			const others = 20
+			all := []rabbit.Publishing{{Headers: rabbit.Table{"leat-poison-id": "a", "leat-topic": topic, "leat-queue": full}}}
+			ids := []string{"a"}
+			for i := range others {
+				ids = append(ids, "b"+strconv.Itoa(i))
+				all = append(all, rabbit.Publishing{Headers: rabbit.Table{"leat-poison-id": ids[i+1], "leat-topic": topic}})
+			}
+			putRaw(t, raw, group, all...)
+			n, err := transport.PoisonQueue(group).Replay(t.Context(), ids...)
+			require.ErrorContains(t, err, "refused")
+			require.Equal(t, others, n)
+			require.Equal(t, []string{"a"}, poisoned(t, transport, group))
+			require.Equal(t, others, depth(t, raw, group))
+		})
+		closeAll(t, transport)
+	})
+}
+
 // killReplay starts a replay, and kills it when so many messages are in the group's queue.
 func killReplay(t *testing.T, raw, group string, when int) {
 	t.Helper()

@@ -70,20 +70,21 @@ func (w *walk) read(ctx context.Context) error {
 		var void []*amqp.Delivery
 		clear(w.latest)
 		err := b.walkStrides(func(all []*amqp.Delivery) (bool, error) {
-			batch, at := make([]driver.PoisonedMessage, 0, len(all)), make(map[string]int)
+			batch, at := make([]driver.PoisonedMessage, 0, len(all)), make(map[revisionKey]int)
 			for _, d := range all {
 				id := idOf(d, seen)
-				_, read := w.latest[id]
-				old, latest := w.latest.enter(id, d)
+				key := keyOf(id, d)
+				_, read := w.latest[key]
+				old, latest := w.latest.enter(key, d)
 				if old != nil {
 					void = append(void, old)
 				}
-				i, here := at[id]
+				i, here := at[key]
 				switch {
 				case here && latest: // there are two revisions, and this is the later one
 					batch[i] = shown(id, d, w.q.t.cfg.stock)
 				case !here && !read && !w.shown[id]:
-					at[id] = len(batch)
+					at[key] = len(batch)
 					batch = append(batch, shown(id, d, w.q.t.cfg.stock))
 				}
 			}
@@ -93,8 +94,8 @@ func (w *walk) read(ctx context.Context) error {
 			return err
 		}
 		if w.pending != nil {
-			for id := range w.latest {
-				w.shown[id] = true
+			for key := range w.latest {
+				w.shown[key.id] = true
 			}
 		}
 		return b.take(void...)

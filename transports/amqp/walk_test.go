@@ -1,9 +1,11 @@
 package amqp_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"testing"
 	"time"
 
@@ -13,6 +15,7 @@ import (
 
 	"github.com/leatbus/leat/bus/driver"
 	"github.com/leatbus/leat/internal/testenv"
+	"github.com/leatbus/leat/transports/amqp"
 )
 
 // A walk that its caller ends while it reads comes to its end: closing a channel gets no answer that another call takes.
@@ -220,4 +223,37 @@ func TestPoisonQueue_takesSomeAndRewritesNothing(t *testing.T) {
 	eventually(t, "it is back", func() bool { return depth(t, raw, group+".poison") == len(rest) })
 	require.ElementsMatch(t, rest, walk())
 	closeAll(t, transport)
+}
+
+// A queue in which another process has left a pilot is rewritten without it, and nothing is said to be lost.
+func TestPoisonQueue_isRewrittenWithoutPilots(t *testing.T) {
+	raw := withOptions(sharedBroker(t), "queue=quorum")
+	var log bytes.Buffer
+	transport := open(t, raw, func(c *amqp.Config) { c.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
+	group, topic := unique("ledger"), unique("order.paid.v1")
+	subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
+	const n = 150 // more than the first stride
+	msgs := make([]driver.PoisonedMessage, n)
+	for i := range msgs {
+		msgs[i].Message = message.NewMessage(fmt.Sprintf("m-%05d", i), []byte("{}"))
+		driver.Fault{Topic: topic, Group: group}.Set(msgs[i].Message.Metadata)
+	}
+	poison := transport.PoisonQueue(group)
+	require.NoError(t, poison.Put(t.Context(), msgs...))
+	first := func() string {
+		list, err := poison.List(t.Context(), "", 1)
+		require.NoError(t, err)
+		require.Len(t, list, 1)
+		return list[0].ID
+	}
+	id := first()
+	_, err := poison.Get(t.Context(), id)
+	require.NoError(t, err)
+	putRaw(t, raw, group, rabbit.Publishing{MessageId: "pilot", Headers: rabbit.Table{"leat-pilot": true}})
+	_, err = poison.Get(t.Context(), id) // reads some messages for the third time, and so rewrites all
+	require.NoError(t, err)
+	eventually(t, "the pilot is gone", func() bool { return depth(t, raw, group+".poison") == n })
+	require.Equal(t, id, first())
+	closeAll(t, transport)
+	require.NotContains(t, log.String(), "not rewritten")
 }
