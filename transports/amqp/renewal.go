@@ -2,6 +2,7 @@ package amqp
 
 import (
 	"context"
+	"errors"
 	"strconv"
 	"sync"
 	"time"
@@ -115,17 +116,17 @@ func withoutPilots(all []*amqp.Delivery) (messages, pilots []*amqp.Delivery) {
 func (b *browser) renew(ctx context.Context) error {
 	return b.onOwnConnection(ctx, "renew", func(again *browser) error {
 		// The consumers may have fetched more than was visited.
-		if err := again.rewrite(b.visited - b.removed + stride); err != nil {
-			return err
-		}
-		again.taken = nil
-		return again.requeue() // also of copies that were delivered: the next reader must find them
+		err := again.rewrite(b.visited - b.removed + stride)
+		longer, end := lingering(again.ctx)
+		defer end()
+		again.ctx, again.taken = longer, nil
+		return errors.Join(err, again.requeue()) // also of copies that were delivered: the next reader must find them
 	})
 }
 
-// onOwnConnection calls do with a browser of the same queue that has its own connection. It closes the
-// connection when the broker accepts no messages, or when ctx is done: a broker that accepts no messages does not read from
-// connections that have published, and so does not answer.
+// onOwnConnection calls do with a browser of the same queue that has its own connection. It closes the connection when the broker
+// accepts no messages, because it then does not read from connections that have published, and so does not answer; or finishWithin
+// after ctx, because messages that have copies must be taken out.
 func (b *browser) onOwnConnection(ctx context.Context, role string, do func(*browser) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -135,8 +136,13 @@ func (b *browser) onOwnConnection(ctx context.Context, role string, do func(*bro
 	}
 	hangUp := sync.OnceFunc(func() { _ = conn.CloseDeadline(time.Now().Add(lastWords)) })
 	defer hangUp()
-	defer context.AfterFunc(ctx, hangUp)()
-	cancelWhenBlocked(conn, cancel)
+	longer, end := lingering(ctx)
+	defer end()
+	defer context.AfterFunc(longer, hangUp)()
+	cancelWhenBlocked(conn, func(cause error) {
+		cancel(cause)
+		hangUp()
+	})
 	own := newBrowser(ctx, b.link, conn, wire, b.queue)
 	if err := own.open(); err != nil {
 		return err
