@@ -53,7 +53,7 @@ func (b *browser) run(do func(*browser) error) error {
 	defer b.close()
 	err := do(b)
 	outer := b.ctx
-	inner, cancel := lingering(outer)
+	inner, cancel := lingering(outer, finishWithin)
 	defer cancel()
 	b.ctx = inner // the next reader must find all messages
 	if isCode(err, amqp.NotFound) && outer.Err() == nil {

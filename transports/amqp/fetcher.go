@@ -130,7 +130,7 @@ func (f *fetcher) finish(do func() error) error {
 		return context.Cause(f.ctx)
 	}
 	outer := f.ctx
-	inner, cancel := lingering(outer)
+	inner, cancel := lingering(outer, finishWithin)
 	defer cancel()
 	f.ctx = inner
 	f.closeOnDone()
@@ -141,11 +141,11 @@ func (f *fetcher) finish(do func() error) error {
 	return err
 }
 
-// lingering returns a context that ends finishWithin after ctx.
-func lingering(ctx context.Context) (longer context.Context, cancel func()) {
+// lingering returns a context that ends a while after ctx.
+func lingering(ctx context.Context, within time.Duration) (longer context.Context, cancel func()) {
 	longer, end := context.WithCancelCause(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, func() {
-		timer := time.AfterFunc(finishWithin, func() { end(context.Cause(ctx)) })
+		timer := time.AfterFunc(within, func() { end(context.Cause(ctx)) })
 		context.AfterFunc(longer, func() { timer.Stop() })
 	})
 	return longer, func() {

@@ -117,7 +117,7 @@ func (b *browser) renew(ctx context.Context) error {
 	return b.onOwnConnection(ctx, "renew", func(again *browser) error {
 		// The consumers may have fetched more than was visited.
 		err := again.rewrite(b.visited - b.removed + stride)
-		longer, end := lingering(again.ctx)
+		longer, end := lingering(again.ctx, finishWithin)
 		defer end()
 		again.ctx, again.taken = longer, nil
 		return errors.Join(err, again.requeue()) // also of copies that were delivered: the next reader must find them
@@ -136,7 +136,7 @@ func (b *browser) onOwnConnection(ctx context.Context, role string, do func(*bro
 	}
 	hangUp := sync.OnceFunc(func() { _ = conn.CloseDeadline(time.Now().Add(lastWords)) })
 	defer hangUp()
-	longer, end := lingering(ctx)
+	longer, end := lingering(ctx, finishWithin)
 	defer end()
 	defer context.AfterFunc(longer, hangUp)()
 	cancelWhenBlocked(conn, func(cause error) {

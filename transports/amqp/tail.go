@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -16,6 +17,8 @@ const (
 	tailMessages = 10_000
 	tailBytes    = 64 << 20
 	tailPrefetch = 100
+	// unbindWithin is how long a tail that ends may take to unbind its queue.
+	unbindWithin = time.Second
 )
 
 // Tail reads copies from its own queue, which the broker deletes when the connection ends. Messages that are published while the
@@ -25,10 +28,12 @@ func (t *Transport) Tail(ctx context.Context, pattern string, fn func(topic stri
 	if err := driver.ValidatePattern(pattern); err != nil {
 		return fmt.Errorf("amqp: tail: %w", err)
 	}
-	tl := tail{t: t, pattern: pattern, fn: fn}
+	tl := tail{t: t, pattern: pattern, fn: fn, done: ctx.Done()}
+	longer, end := lingering(ctx, unbindWithin)
+	defer end()
 	pause := newBackoff()
 	for {
-		err := t.inspector.inspect(ctx, "tail "+pattern, tl.run)
+		err := t.inspector.inspect(longer, "tail "+pattern, tl.run)
 		switch {
 		case tl.ended != nil:
 			return tl.ended
@@ -49,14 +54,15 @@ type tail struct {
 	t       *Transport
 	pattern string
 	fn      func(topic string, msg *message.Message) error
-	began   bool  // it has been connected
-	ended   error // of fn
+	done    <-chan struct{} // closed when the caller gives up
+	began   bool            // it has been connected
+	ended   error           // of fn
 }
 
 var errTailLost = errors.New("the connection was lost")
 
 func (tl *tail) run(i *inspection) error {
-	deliveries, err := tl.listen(i)
+	deliveries, unbind, err := tl.listen(i)
 	switch {
 	case isCode(err, amqp.AccessRefused):
 		return fmt.Errorf("the user has no right to declare a queue for the copies (amq.gen-*) or to read from the exchange: %w", err)
@@ -64,6 +70,7 @@ func (tl *tail) run(i *inspection) error {
 		return err
 	}
 	tl.began = true
+	defer unbind()
 	for {
 		select {
 		case d, ok := <-deliveries:
@@ -73,35 +80,45 @@ func (tl *tail) run(i *inspection) error {
 			if tl.ended = tl.show(&d); tl.ended != nil {
 				return tl.ended
 			}
+		case <-tl.done:
+			return context.Canceled
 		case <-i.ctx.Done():
 			return context.Cause(i.ctx)
 		}
 	}
 }
 
-// listen declares the queue and begins to consume.
-func (tl *tail) listen(i *inspection) (<-chan amqp.Delivery, error) {
+// listen declares the queue and begins to consume. unbind must be called before the queue is deleted: RabbitMQ 4 refuses a message
+// (basic.nack) if one of its queues is deleted before it has the message.
+func (tl *tail) listen(i *inspection) (deliveries <-chan amqp.Delivery, unbind func(), err error) {
 	sources, err := tl.sources(i)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	ch, err := i.conn.Channel()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	const transient, deleted, ours = false, true, true
 	q, err := ch.QueueDeclare(byBroker, transient, deleted, ours, noWait, amqp.Table{
 		"x-queue-type": string(Classic), "x-max-length": int64(tailMessages), "x-max-length-bytes": int64(tailBytes),
 	})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for _, from := range sources {
 		if err := ch.QueueBind(q.Name, from.key, from.exchange, noWait, nil); err != nil {
-			return nil, fmt.Errorf("exchange %q: %w", from.exchange, err)
+			return nil, nil, fmt.Errorf("exchange %q: %w", from.exchange, err)
 		}
 	}
-	return consume(ch, q.Name, "tail", tailPrefetch, ours, nil)
+	unbind = func() {
+		defer time.AfterFunc(unbindWithin, func() { _ = i.conn.CloseDeadline(time.Now()) }).Stop()
+		for _, from := range sources {
+			_ = ch.QueueUnbind(q.Name, from.key, from.exchange, nil)
+		}
+	}
+	deliveries, err = consume(ch, q.Name, "tail", tailPrefetch, ours, nil)
+	return deliveries, unbind, err
 }
 
 // sources returns the exchanges of the copies: one, or with topology=watermill one for each topic.
