@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
-	"net/url"
 	"os"
 	"testing"
 	"time"
@@ -91,10 +90,10 @@ func eachGraveyard(b *testing.B, bench func(*testing.B, driver.PoisonQueue)) {
 	for name, address := range map[string]func(testing.TB) string{
 		"postgres": func(tb testing.TB) string {
 			w := newSQLWorld(tb)
-			return withQuery(tb, w.url, "schema", w.schema)
+			return testenv.WithOption(tb, w.url, "schema", w.schema)
 		},
-		"quorum":  func(tb testing.TB) string { return withQuery(tb, testenv.RabbitMQ(tb), "queue", "quorum") },
-		"classic": func(tb testing.TB) string { return withQuery(tb, testenv.RabbitMQ(tb), "queue", "classic") },
+		"quorum":  func(tb testing.TB) string { return testenv.WithOption(tb, testenv.RabbitMQ(tb), "queue", "quorum") },
+		"classic": func(tb testing.TB) string { return testenv.WithOption(tb, testenv.RabbitMQ(tb), "queue", "classic") },
 	} {
 		b.Run(name, func(b *testing.B) {
 			at, group := address(b), fmt.Sprintf("bench%08x.ledger", rand.Uint32())
@@ -110,13 +109,4 @@ func eachGraveyard(b *testing.B, bench func(*testing.B, driver.PoisonQueue)) {
 			bench(b, transport.PoisonQueue(group))
 		})
 	}
-}
-
-func withQuery(tb testing.TB, raw, name, value string) string {
-	u, err := url.Parse(raw)
-	require.NoError(tb, err)
-	q := u.Query()
-	q.Set(name, value)
-	u.RawQuery = q.Encode()
-	return u.String()
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
-	"net/url"
 	"os"
 	"os/exec"
 	"strings"
@@ -46,9 +45,9 @@ func TestExample_survivesKills(t *testing.T) {
 	_, err = admin.Exec(ctx, "CREATE SCHEMA "+name)
 	require.NoError(t, err)
 	defer func() { _, _ = admin.Exec(ctx, "DROP SCHEMA "+name+" CASCADE") }()
-	defer testenv.Forget(t, with(t, broker, "exchange", name), name+".receipts")
+	defer testenv.Forget(t, testenv.WithOption(t, broker, "exchange", name), name+".receipts")
 	environment := append(os.Environ(), programVariable+"=1", "LISTEN=127.0.0.1:0", "LEAT_SERVICE="+name,
-		"LEAT_URL="+with(t, broker, "exchange", name), "DATABASE_URL="+with(t, database, "search_path", name))
+		"LEAT_URL="+testenv.WithOption(t, broker, "exchange", name), "DATABASE_URL="+testenv.WithOption(t, database, "search_path", name))
 
 	var accepted atomic.Int64
 	for range 4 {
@@ -105,13 +104,4 @@ func order(address string, accepted *atomic.Int64) {
 			accepted.Add(1)
 		}
 	}
-}
-
-func with(t *testing.T, raw, name, value string) string {
-	u, err := url.Parse(raw)
-	require.NoError(t, err)
-	q := u.Query()
-	q.Set(name, value)
-	u.RawQuery = q.Encode()
-	return u.String()
 }

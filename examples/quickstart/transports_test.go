@@ -29,18 +29,6 @@ func TestRun_transportIsOneVariable(t *testing.T) {
 	}
 }
 
-// with adds options to a URL.
-func with(t *testing.T, rawURL, name, value string) string {
-	u, err := url.Parse(rawURL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	options := u.Query()
-	options.Set(name, value)
-	u.RawQuery = options.Encode()
-	return u.String()
-}
-
 func onPostgres(t *testing.T, service string) string {
 	rawURL := testenv.Postgres(t)
 	db, err := sql.Open("pgx", rawURL)
@@ -50,7 +38,7 @@ func onPostgres(t *testing.T, service string) string {
 	t.Cleanup(func() { _ = db.Close() })
 	execute(t, db, `CREATE SCHEMA "`+service+`"`)
 	t.Cleanup(func() { execute(t, db, `DROP SCHEMA "`+service+`" CASCADE`) })
-	return with(t, rawURL, "schema", service)
+	return testenv.WithOption(t, rawURL, "schema", service)
 }
 
 func onMariaDB(t *testing.T, service string) string {
@@ -84,7 +72,7 @@ func execute(t *testing.T, db *sql.DB, statement string) {
 
 func onRabbitMQ(queue string) func(t *testing.T, service string) string {
 	return func(t *testing.T, service string) string {
-		rawURL := with(t, with(t, testenv.RabbitMQ(t), "queue", queue), "exchange", service) // others publish the same topics
+		rawURL := testenv.WithOption(t, testenv.WithOption(t, testenv.RabbitMQ(t), "queue", queue), "exchange", service) // others publish the same topics
 		t.Cleanup(func() {
 			testenv.Forget(t, rawURL, service+".audit", service+".book-payment", service+".reserve-stock")
 		})

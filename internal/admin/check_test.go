@@ -2,8 +2,6 @@ package admin_test
 
 import (
 	"context"
-	"log/slog"
-	"net/url"
 	"path/filepath"
 	"testing"
 
@@ -16,14 +14,7 @@ import (
 func TestPublish_refusesWhatAHandlerWouldRefuse(t *testing.T) {
 	b := newBus(t)
 	require.NoError(t, b.Handle(handlers.Func("mail", func(context.Context, orderPaid) error { return nil })))
-	server, err := admin.Endpoint{Addr: filepath.Join(t.TempDir(), "s"), Bus: b, Logger: slog.New(slog.DiscardHandler)}.Start(t.Context())
-	require.NoError(t, err)
-	defer func() { require.NoError(t, server.Stop(context.Background())) }()
-	base, err := url.Parse(server.URL())
-	require.NoError(t, err)
-	client, err := admin.Dial(t.Context(), base, "")
-	require.NoError(t, err)
-	defer func() { require.NoError(t, client.Close(t.Context())) }()
+	client := clientOf(t, admin.Endpoint{Addr: filepath.Join(t.TempDir(), "s"), Bus: b})
 
 	for data, refusal := range map[string]string{
 		`{"Order":1}`:     "no group wants the message", // the bus does not run: the message got that far

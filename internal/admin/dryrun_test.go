@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"net/url"
 	"path/filepath"
 	"testing"
 
@@ -63,16 +62,7 @@ func TestDryRun_inARunningService(t *testing.T) {
 	require.NoError(t, b.Idle(t.Context()))
 	close(fixed)
 
-	server, err := admin.Endpoint{
-		Addr: filepath.Join(t.TempDir(), "s"), Bus: b, DryRunner: admin.NewLocalDryRunner(b, stack), Logger: slog.New(slog.DiscardHandler),
-	}.Start(t.Context())
-	require.NoError(t, err)
-	defer func() { require.NoError(t, server.Stop(context.Background())) }()
-	base, err := url.Parse(server.URL())
-	require.NoError(t, err)
-	client, err := admin.Dial(t.Context(), base, "")
-	require.NoError(t, err)
-	defer func() { require.NoError(t, client.Close(t.Context())) }()
+	client := clientOf(t, admin.Endpoint{Addr: filepath.Join(t.TempDir(), "s"), Bus: b, DryRunner: admin.NewLocalDryRunner(b, stack)})
 
 	queue := client.PoisonQueue("shop.mail")
 	before, err := queue.List(t.Context(), "", 10)

@@ -47,6 +47,18 @@ func dial(t *testing.T, address, token string) (*admin.Client, error) {
 	return admin.Dial(t.Context(), base, token)
 }
 
+// clientOf starts an endpoint that logs nothing, until the test ends, and returns a client of it.
+func clientOf(t *testing.T, e admin.Endpoint) *admin.Client {
+	e.Logger = quiet()
+	server, err := e.Start(t.Context())
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, server.Stop(context.Background())) })
+	client, err := dial(t, server.URL(), e.Token)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, client.Close(context.Background())) })
+	return client
+}
+
 func TestAdminSocket_isForItsUserAlone(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		t.Skip("files have no mode")

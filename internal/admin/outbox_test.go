@@ -29,14 +29,7 @@ func TestWithOutbox_addsAGroup(t *testing.T) {
 	defer func() { require.NoError(t, b.Close(context.Background())) }()
 	_, err = b.Transport().Subscribe(t.Context(), driver.Subscription{Group: "shop.zebra", Topics: []string{"order.>"}, Concurrency: 1})
 	require.NoError(t, err)
-	server, err := admin.Endpoint{Addr: filepath.Join(t.TempDir(), "s"), Bus: b, Logger: slog.New(slog.DiscardHandler)}.Start(t.Context())
-	require.NoError(t, err)
-	defer func() { require.NoError(t, server.Stop(context.Background())) }()
-	base, err := url.Parse(server.URL())
-	require.NoError(t, err)
-	client, err := admin.Dial(t.Context(), base, "")
-	require.NoError(t, err)
-	defer func() { require.NoError(t, client.Close(t.Context())) }()
+	client := clientOf(t, admin.Endpoint{Addr: filepath.Join(t.TempDir(), "s"), Bus: b})
 
 	msg := message.NewMessage("e-1", []byte("{}"))
 	msg.Metadata = message.Metadata{driver.HeaderID: "e-1", driver.HeaderType: "order.paid.v1"}

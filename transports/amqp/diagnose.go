@@ -231,14 +231,10 @@ func (d *diagnosis) delays() error {
 	f := driver.Finding{Check: "queues for delays " + oldDelayName(d.topology.cfg.QueueType, "*")}
 	waiting := 0
 	for _, set := range []levels{d.topology.redelivering(), d.topology.publishing()} {
-		there, err := d.has(set)
-		if err != nil {
-			return err
+		err := d.do(func(ch *amqp.Channel) error { return set.declare(d.ctx, d.declarer(ch)) })
+		if d.passive() && (isCode(err, amqp.NotFound) || isCode(err, amqp.AccessRefused)) {
+			continue // processes declare them for their first group, or for the first message with a delay
 		}
-		if !there {
-			continue
-		}
-		err = d.do(func(ch *amqp.Channel) error { return set.declare(d.ctx, d.declarer(ch)) })
 		if err != nil {
 			return d.add(f, err, "grant the user the rights to configure, write and read leat.*, or declare them as another user and use declare=false")
 		}
@@ -265,21 +261,6 @@ func (d *diagnosis) delays() error {
 		return err
 	}
 	return d.oldDelays()
-}
-
-// has reports whether the levels exist, or are declared by this diagnosis. Processes declare them for their first group, or for
-// the first message with a delay.
-func (d *diagnosis) has(set levels) (there bool, err error) {
-	if !d.passive() {
-		return true, nil
-	}
-	err = d.do(func(ch *amqp.Channel) error {
-		return ch.ExchangeDeclarePassive(set.entrance(), amqp.ExchangeHeaders, durable, autoDelete, internal, noWait, nil)
-	})
-	if isCode(err, amqp.NotFound) || isCode(err, amqp.AccessRefused) {
-		return false, nil
-	}
-	return err == nil, err
 }
 
 // oldDelays reports the queues that earlier versions used for delays; see migrate.go.
@@ -322,23 +303,19 @@ func (d *diagnosis) groups() error {
 // group checks one group.
 func (d *diagnosis) group(s driver.Subscription) error {
 	f := driver.Finding{Check: "group " + s.Group}
-	const mayRead = "grant the user the right to read the group's queues, or connect as the user of the service that has the group"
+	for _, queue := range d.topology.queues(s) {
+		if err := d.mayRead(queue); err != nil {
+			return d.add(f, err, "grant the user the right to read the group's queues, or connect as the user of the service that has the group")
+		}
+	}
 	info, there, err := d.count(s)
-	switch {
-	case isCode(err, amqp.AccessRefused):
-		return d.add(f, fmt.Errorf("the user may not read queue %q: %w", s.Group, err), mayRead)
-	case err != nil || !there: // the consumer declares it, or logs why it can't
+	if err != nil || !there { // the consumer declares it, or logs why it can't
 		return err
 	}
 	f.Text = describe(s.Order.String(), info)
 	if !d.passive() {
 		if err := d.conflictWith(s); err != nil {
 			return d.add(f, err, "")
-		}
-	}
-	for _, queue := range d.topology.queues(s) {
-		if err := d.mayRead(queue); err != nil {
-			return d.add(f, err, mayRead)
 		}
 	}
 	text, err := d.parked(s)

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"testing"
 
-	"github.com/ThreeDotsLabs/watermill/message"
 	rabbit "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
 
@@ -18,11 +17,7 @@ func TestEdit_aKilledOneLeavesOneMessage(t *testing.T) {
 	transport := open(t, broker)
 	group, topic := unique("ledger"), unique("order.paid.v1")
 	feed := subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
-	msgs := make([]driver.PoisonedMessage, 3)
-	for i := range msgs {
-		msgs[i].Message = message.NewMessage(fmt.Sprintf("m-%d", i), []byte("old"))
-		driver.Fault{Topic: topic, Group: group}.Set(msgs[i].Message.Metadata)
-	}
+	msgs := poisonedMessages(group, topic, 3, []byte("old"))
 	poison := transport.PoisonQueue(group)
 	require.NoError(t, poison.Put(t.Context(), msgs...))
 	before, err := poison.List(t.Context(), "", 10)

@@ -2,12 +2,15 @@ package amqp_test
 
 import (
 	"context"
+	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/ThreeDotsLabs/watermill/message"
 	rabbit "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
 
@@ -110,4 +113,14 @@ func silentServer(t testing.TB) string {
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = listener.Close() })
 	return listener.Addr().String()
+}
+
+// poisonedMessages returns n new messages for the poison queue of a group.
+func poisonedMessages(group, topic string, n int, body []byte) []driver.PoisonedMessage {
+	msgs := make([]driver.PoisonedMessage, n)
+	for i := range msgs {
+		msgs[i].Message = message.NewMessage(fmt.Sprintf("m-%05d", i), slices.Clone(body))
+		driver.Fault{Topic: topic, Group: group}.Set(msgs[i].Message.Metadata)
+	}
+	return msgs
 }

@@ -78,11 +78,7 @@ func TestPoisonQueue_listOverASlowNetworkIsComplete(t *testing.T) {
 	slow := open(t, "amqp://"+u.Username+":"+u.Password+"@"+slowly(t, u.Host+":"+itoa(u.Port))+"/")
 	group, topic := unique("ledger"), unique("order.paid.v1")
 	subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
-	msgs := make([]driver.PoisonedMessage, 40)
-	for i := range msgs {
-		msgs[i].Message = message.NewMessage(fmt.Sprintf("m-%05d", i), make([]byte, 100_000))
-		driver.Fault{Topic: topic, Group: group}.Set(msgs[i].Message.Metadata)
-	}
+	msgs := poisonedMessages(group, topic, 40, make([]byte, 100_000))
 	require.NoError(t, transport.PoisonQueue(group).Put(t.Context(), msgs...))
 	list, err := slow.PoisonQueue(group).List(t.Context(), "", len(msgs))
 	require.NoError(t, err)
@@ -234,11 +230,7 @@ func TestPoisonQueue_takenMessagesStayOut(t *testing.T) {
 	group, topic := unique("ledger"), unique("order.paid.v1")
 	feed := subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
 	const n = 600
-	msgs := make([]driver.PoisonedMessage, n)
-	for i := range msgs {
-		msgs[i].Message = message.NewMessage(fmt.Sprintf("m-%05d", i), nil)
-		driver.Fault{Topic: topic, Group: group}.Set(msgs[i].Message.Metadata)
-	}
+	msgs := poisonedMessages(group, topic, n, nil)
 	poison := transport.PoisonQueue(group)
 	require.NoError(t, poison.Put(t.Context(), msgs...))
 	list, err := poison.List(t.Context(), "", n)

@@ -28,7 +28,7 @@ func TestPoisonQueue_randomHistories(t *testing.T) {
 		var running sync.WaitGroup
 		for i := range all {
 			transport := open(t, raw)
-			h := &history{t: t, queue: transport.PoisonQueue(group), topic: topic, name: fmt.Sprint(i), fates: make(map[string]fate), random: rand.New(rand.NewPCG(rand.Uint64(), 0))}
+			h := &history{t: t, queue: transport.PoisonQueue(group), topic: topic, name: fmt.Sprint(i), fates: make(map[string]fate)}
 			all[i] = h
 			running.Go(func() {
 				h.add(each)
@@ -93,12 +93,11 @@ const (
 
 // A history is what one process does with its own messages in a poison queue that others use too.
 type history struct {
-	t      *testing.T
-	queue  driver.PoisonQueue
-	topic  string
-	name   string
-	random *rand.Rand
-	fates  map[string]fate // by message id
+	t     *testing.T
+	queue driver.PoisonQueue
+	topic string
+	name  string
+	fates map[string]fate // by message id
 }
 
 // add puts new messages into the queue.
@@ -138,8 +137,8 @@ func (h *history) call() {
 	h.add(1)
 
 	msgIDs := slices.Sorted(maps.Keys(shown))
-	h.random.Shuffle(len(msgIDs), func(i, j int) { msgIDs[i], msgIDs[j] = msgIDs[j], msgIDs[i] })
-	msgIDs = msgIDs[:min(len(msgIDs), 1+h.random.IntN(40))]
+	rand.Shuffle(len(msgIDs), func(i, j int) { msgIDs[i], msgIDs[j] = msgIDs[j], msgIDs[i] })
+	msgIDs = msgIDs[:min(len(msgIDs), 1+rand.IntN(40))]
 	ids := make([]string, len(msgIDs))
 	msgs := make([]driver.PoisonedMessage, len(msgIDs))
 	for i, id := range msgIDs {
@@ -147,11 +146,11 @@ func (h *history) call() {
 	}
 	ctx, interrupt := context.WithCancel(h.t.Context())
 	defer interrupt()
-	if h.random.IntN(2) == 0 {
-		defer time.AfterFunc(time.Duration(h.random.IntN(200))*time.Millisecond, interrupt).Stop()
+	if rand.IntN(2) == 0 {
+		defer time.AfterFunc(time.Duration(rand.IntN(200))*time.Millisecond, interrupt).Stop()
 	}
 	is, maybe := stays, stays
-	switch h.random.IntN(4) {
+	switch rand.IntN(4) {
 	case 0:
 		err = h.queue.Put(ctx, msgs...)
 	case 1:

@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill/message"
 	rabbit "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
 
@@ -60,11 +59,7 @@ func TestWalk_showsEachOnceAndRewritesNothing(t *testing.T) {
 	group, topic := unique("ledger"), unique("order.paid.v1")
 	subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
 	const n = 5000
-	msgs := make([]driver.PoisonedMessage, n)
-	for i := range msgs {
-		msgs[i].Message = message.NewMessage(fmt.Sprintf("m-%05d", i), []byte("{}"))
-		driver.Fault{Topic: topic, Group: group}.Set(msgs[i].Message.Metadata)
-	}
+	msgs := poisonedMessages(group, topic, n, []byte("{}"))
 	require.NoError(t, transport.PoisonQueue(group).Put(t.Context(), msgs...))
 	walker := transport.PoisonQueue(group).(driver.PoisonWalker)
 	walk := func(first func() error) {
@@ -111,11 +106,7 @@ func TestWalk_endsWithItsConnection(t *testing.T) {
 	group, topic := unique("ledger"), unique("order.paid.v1")
 	subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
 	const n = 300 // more than the first stride, so that the browser is in the middle
-	msgs := make([]driver.PoisonedMessage, n)
-	for i := range msgs {
-		msgs[i].Message = message.NewMessage(fmt.Sprintf("m-%05d", i), []byte("{}"))
-		driver.Fault{Topic: topic, Group: group}.Set(msgs[i].Message.Metadata)
-	}
+	msgs := poisonedMessages(group, topic, n, []byte("{}"))
 	poison := transport.PoisonQueue(group)
 	require.NoError(t, poison.Put(t.Context(), msgs...))
 	ids := make([]string, 0, n)
@@ -183,11 +174,7 @@ func TestPoisonQueue_takesSomeAndRewritesNothing(t *testing.T) {
 	group, topic := unique("ledger"), unique("order.paid.v1")
 	subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
 	const n = 3000 // more than one channel reads
-	msgs := make([]driver.PoisonedMessage, n)
-	for i := range msgs {
-		msgs[i].Message = message.NewMessage(fmt.Sprintf("m-%05d", i), []byte("{}"))
-		driver.Fault{Topic: topic, Group: group}.Set(msgs[i].Message.Metadata)
-	}
+	msgs := poisonedMessages(group, topic, n, []byte("{}"))
 	poison := transport.PoisonQueue(group)
 	require.NoError(t, poison.Put(t.Context(), msgs...))
 	walk := func() (ids []string) {
@@ -233,11 +220,7 @@ func TestPoisonQueue_isRewrittenWithoutPilots(t *testing.T) {
 	group, topic := unique("ledger"), unique("order.paid.v1")
 	subscribe(t, transport, driver.Subscription{Group: group, Topics: []string{topic}, Concurrency: 1})
 	const n = 150 // more than the first stride
-	msgs := make([]driver.PoisonedMessage, n)
-	for i := range msgs {
-		msgs[i].Message = message.NewMessage(fmt.Sprintf("m-%05d", i), []byte("{}"))
-		driver.Fault{Topic: topic, Group: group}.Set(msgs[i].Message.Metadata)
-	}
+	msgs := poisonedMessages(group, topic, n, []byte("{}"))
 	poison := transport.PoisonQueue(group)
 	require.NoError(t, poison.Put(t.Context(), msgs...))
 	first := func() string {

@@ -400,7 +400,7 @@ func (f *fetcher) settleDoubts(ctx context.Context) error {
 }
 
 // doubts says when to look again for the messages of claims whose answers were lost. A server may carry out the commit of such a
-// claim after the connection is lost and after the next statement: on MySQL 9 one in twenty killed connections did.
+// claim after the connection is lost, and even after the next statement. MySQL 9 does.
 type doubts struct {
 	again time.Time // zero if no answer was lost so far
 	wait  time.Duration
